@@ -1,7 +1,7 @@
-"""Exit 0 if every file that this environment's packages list is there in full: what `make setup` asks before it adopts one.
+"""Exit 0 if every file that this environment's packages list is there in full: `make setup` asks before adopting it.
 
-pip lists a package's files, with their sizes, in its RECORD. One killed half-way leaves files missing or cut short, and pip itself
-then takes the package for installed. Byte code is not looked at: Python writes it anew.
+pip lists a package's files, with their sizes, in its RECORD. One killed half-way leaves files missing or cut short, and
+pip itself then takes the package for installed. Byte code is not looked at: Python writes it anew.
 """
 
 import sys
