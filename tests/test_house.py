@@ -38,7 +38,7 @@ def long_functions(source: str) -> Iterator[str]:
 
 
 def broad_excepts(source: str) -> Iterator[str]:
-    """`except:` and Exception or BaseException caught, unless raised again or excused: `# noqa: BLE001 - the reason`."""
+    """`except:` or Exception, BaseException caught, unless raised again or excused: `# noqa: BLE001 - a reason`."""
     lines = source.splitlines()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ExceptHandler):
