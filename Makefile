@@ -13,12 +13,14 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 # On Linux the default torch wheel carries CUDA (several GB). To have the small CPU build, name PyTorch's CPU wheel index:
 #   make setup TORCH_INDEX=<address of the index>
 TORCH_INDEX ?=
+# Errors only: the versions are pinned, so pip's warnings are about the machine it runs on. `make setup PIP_FLAGS=` shows all.
+PIP_FLAGS ?= --quiet --quiet
 WORKERS ?= 2
 SEED ?= $(shell date +%s)
 
 BIN := .venv/bin
 STAMP := .venv/.bitbrush-setup
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check $(PIP_FLAGS)
 PINNED := --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
