@@ -22,7 +22,7 @@ BIN := .venv/bin
 STAMP := .venv/.bitbrush-setup
 PIP := $(BIN)/python -m pip --disable-pip-version-check $(PIP_FLAGS)
 PINNED := --constraint constraints.txt
-PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
