@@ -1,1 +1,1 @@
-"""Training recipe of `emoji-sd` and `emoji-clip`, the models bundled in `bitbrush.zoo`. See README.md beside this file."""
+"""Training recipe of `emoji-sd` and `emoji-clip`, the models bundled in `bitbrush.zoo`; see README.md."""

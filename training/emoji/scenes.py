@@ -62,7 +62,7 @@ class Size(Enum):
 
 
 class Position(Enum):
-    """Where the objects stand: the phrase in the caption and each object's centre (x, y) as fractions of the picture."""
+    """Where objects stand: the phrase in the caption and each object's centre (x, y) as fractions of the picture."""
 
     CENTRE = ("", (0.5, 0.5))
     LEFT = ("on the left", (0.3, 0.5))
@@ -86,7 +86,7 @@ Sprites = Mapping[tuple[str, Size], NDArray[np.float32]]
 
 
 class Style(StrEnum):
-    """How a caption is worded: sentences as in MS-COCO, or keywords as in prompts written for Stable Diffusion (sdp)."""
+    """How a caption is worded: sentences as in MS-COCO, or keywords as in Stable Diffusion prompts (sdp)."""
 
     COCO = "coco"
     SDP = "sdp"
@@ -107,14 +107,18 @@ class Scene:
     def __post_init__(self) -> None:
         for name in self.objects:
             if name not in OBJECTS:
-                raise ValueError(f"object {name!r} is not in the world; scenes.OBJECTS lists the {len(OBJECTS)} that are")
+                raise ValueError(
+                    f"object {name!r} is not in the world; scenes.OBJECTS lists the {len(OBJECTS)} that are"
+                )
         if self.colour not in COLOURS:
             raise ValueError(f"colour {self.colour!r} is not in the world; use one of {', '.join(COLOURS)}")
         if len(self.objects) != len(self.position.centres):
             places = len(self.position.centres)
             raise ValueError(f"{len(self.objects)} objects for position {self.position.name}, which has {places}")
         if (self.size is Size.PAIR) != (len(self.objects) == 2):
-            raise ValueError(f"size {self.size.name} for {len(self.objects)} objects; PAIR is for two, the others for one")
+            raise ValueError(
+                f"size {self.size.name} for {len(self.objects)} objects; PAIR is for two, the others for one"
+            )
 
 
 # Every template names the position (the shipped weights' own captions sometimes left it out), so that
@@ -183,7 +187,7 @@ def render(scene: Scene, sprites: Sprites, rng: Random | None = None) -> NDArray
 
     With `rng` every object is moved by a Gaussian of 1.5 % of the picture; without it stands exactly in its place.
     """
-    background = np.array(COLOURS[scene.colour], np.float32) / 255
+    background = np.array(COLOURS[scene.colour], np.float32) / np.float32(255)
     image = np.broadcast_to(background, (RESOLUTION, RESOLUTION, 3)).copy()
     for name, (x, y) in zip(scene.objects, scene.position.centres, strict=True):
         if rng is not None:

@@ -31,8 +31,16 @@ class NpmPackage:
     sha256: str
 
 
-FLUENT_EMOJI = NpmPackage("@lobehub/fluent-emoji-3d", "1.1.0", "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58")
-EMOJIBASE = NpmPackage("emojibase-data", "17.0.0", "d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a")
+FLUENT_EMOJI = NpmPackage(
+    name="@lobehub/fluent-emoji-3d",
+    version="1.1.0",
+    sha256="c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58",
+)
+EMOJIBASE = NpmPackage(
+    name="emojibase-data",
+    version="17.0.0",
+    sha256="d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a",
+)
 
 # The captions' names of objects that Unicode calls otherwise.
 _UNICODE_NAMES: Mapping[str, str] = {
@@ -88,7 +96,7 @@ def scale_sprites(images: Mapping[str, Image.Image]) -> Sprites:
 
 def _scaled(image: Image.Image, pixels: int) -> NDArray[np.float32]:
     small = image.resize((pixels, pixels), Image.Resampling.LANCZOS)
-    return np.asarray(small, np.float32) / 255
+    return np.asarray(small, np.float32) / np.float32(255)
 
 
 def _sprite_path(directory: Path, name: str) -> Path:

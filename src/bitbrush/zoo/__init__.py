@@ -16,7 +16,7 @@ _DIRECTORY = Path(__file__).parent
 
 
 def model_path(name: str) -> Path | None:
-    """Directory of the bundled model of that name, fit for `from_pretrained`; None where no bundled model is so called."""
+    """Directory of the bundled model of that name, for `from_pretrained`; None where no bundled model is so called."""
     return _DIRECTORY / name if name in MODELS else None
 
 
@@ -43,7 +43,9 @@ def prompt_set(model_name: str, set_name: str, split: str) -> tuple[str, ...]:
     sets = prompt_sets(model_name)
     if set_name not in sets:
         existing = f"it has {', '.join(sets)}" if sets else "it has none"
-        raise ValueError(f"model {model_name!r} has no prompt set {set_name!r}; {existing}. A file of prompts works too")
+        raise ValueError(
+            f"model {model_name!r} has no prompt set {set_name!r}; {existing}. A file of prompts works too"
+        )
     if split not in sets[set_name]:
         existing = ", ".join(sets[set_name])
         raise ValueError(f"prompt set {set_name!r} of {model_name!r} has no split {split!r}; it has {existing}")
