@@ -1,0 +1,1 @@
+"""Measures what a quantized pipeline kept of the full-precision one, and shows it."""

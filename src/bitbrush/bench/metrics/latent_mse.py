@@ -1,0 +1,29 @@
+"""Mean squared error between latents."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitbrush.bench.metrics.pairs import require_same_shape
+
+
+def latent_mse(reference: NDArray[np.floating[Any]], candidate: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """`(N,)` float64: the mean over channels and positions of `(reference - candidate)^2`, in squared latent units.
+
+    Latents are floats `(N, C, H, W)`, differences taken in float64. A pair with NaN or infinite latents gets NaN or
+    infinity; `bootstrap_mean` refuses such a value by its index. Raises ValueError where shapes or dtypes do not fit.
+    """
+    require_same_shape(reference, candidate)
+    if reference.ndim != 4 or 0 in reference.shape[1:]:
+        raise ValueError(
+            f"reference and candidate have shapes {reference.shape} and {candidate.shape}; latents are (N, C, H, W)"
+        )
+    for array in (reference, candidate):
+        if not np.issubdtype(array.dtype, np.floating):
+            raise ValueError(f"latents of shape {array.shape} are {array.dtype}; they must be floats")
+    values = np.empty(len(reference), dtype=np.float64)
+    for index, (first, second) in enumerate(zip(reference, candidate, strict=True)):
+        with np.errstate(invalid="ignore"):  # inf - inf, which the docstring promises as NaN
+            values[index] = np.mean((first.astype(np.float64) - second) ** 2)
+    return values

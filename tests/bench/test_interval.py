@@ -1,0 +1,80 @@
+"""Bootstrap intervals: coverage, agreement with SciPy, repeatability, and what they refuse."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from bitbrush.bench.metrics import interval
+from bitbrush.bench.metrics.interval import Interval, bootstrap_difference, bootstrap_mean
+
+
+def test_agrees_with_scipy() -> None:
+    values = np.random.default_rng(1).gamma(2.0, size=60)
+    expected = stats.bootstrap(
+        (values,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(5)
+    ).confidence_interval
+    ours = bootstrap_mean(values)
+    assert ours.mean == values.mean()
+    assert ours.n == 60
+    assert (ours.low, ours.high) == pytest.approx((expected.low, expected.high), abs=0.02)
+
+
+def test_covers_the_true_mean_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(2)
+    intervals = [bootstrap_mean(rng.normal(3.0, size=40), confidence=0.9, resamples=500) for _ in range(300)]
+    assert 0.83 < np.mean([low.low <= 3.0 <= low.high for low in intervals]) < 0.95
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30))
+def test_lies_within_the_values(values: list[float]) -> None:
+    result = bootstrap_mean(values, resamples=200)
+    slack = 1e-9 * max(1.0, *map(abs, values))
+    assert min(values) - slack <= result.low <= result.high <= max(values) + slack
+
+
+def test_repeatable_and_seeded() -> None:
+    values = np.random.default_rng(0).normal(size=20)
+    assert bootstrap_mean(values, seed=3) == bootstrap_mean(values, seed=3)
+    assert bootstrap_mean(values, seed=3) != bootstrap_mean(values, seed=4)
+
+
+def test_drawn_in_pieces_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).normal(size=37)
+    whole = bootstrap_mean(values, resamples=1001)
+    monkeypatch.setattr(interval, "_DRAWS_AT_ONCE", 100)
+    assert bootstrap_mean(values, resamples=1001) == whole
+
+
+def test_a_single_value_has_no_width() -> None:
+    assert bootstrap_mean([2.5]) == Interval(mean=2.5, low=2.5, high=2.5, n=1)
+
+
+def test_pairing_cancels_what_the_pairs_share() -> None:
+    rng = np.random.default_rng(0)
+    reference = rng.normal(30, 5, size=64)
+    candidate = reference + 0.5 + rng.normal(0, 0.1, size=64)
+    difference = bootstrap_difference(reference, candidate)
+    assert 0.4 < difference.low < difference.mean < difference.high < 0.6
+    assert difference.n == 64
+    reverse = bootstrap_difference(candidate, reference)
+    assert (reverse.low, reverse.high) == pytest.approx((-difference.high, -difference.low), abs=0.01)
+
+
+def test_refusals() -> None:
+    with pytest.raises(ValueError, match=r"shape \(0,\)"):
+        bootstrap_mean([])
+    with pytest.raises(ValueError, match=r"shape \(2, 2\)"):
+        bootstrap_mean(np.zeros((2, 2)))
+    with pytest.raises(ValueError, match="value 1 is nan"):
+        bootstrap_mean([1.0, np.nan])
+    with pytest.raises(ValueError, match="value 0 is inf"):
+        bootstrap_difference([np.inf], [np.inf])
+    with pytest.raises(ValueError, match="confidence is 95"):
+        bootstrap_mean([1.0], confidence=95)
+    with pytest.raises(ValueError, match="resamples is 0"):
+        bootstrap_mean([1.0], resamples=0)
+    with pytest.raises(ValueError, match=r"\(2,\), candidate \(1,\)"):
+        bootstrap_difference([1.0, 2.0], [1.0])
