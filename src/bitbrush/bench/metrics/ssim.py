@@ -17,10 +17,10 @@ def ssim(reference: NDArray[np.uint8], candidate: NDArray[np.uint8]) -> NDArray[
         (2 m1 m2 + C1)(2 c + C2) / ((m1^2 + m2^2 + C1)(v1 + v2 + C2)),   C1 = (K1 L)^2, C2 = (K2 L)^2, L = 255
 
     Images are uint8 `(N, H, W, 3)`. Raises ValueError where shapes or dtypes do not fit, or an image is smaller than
-    the window. Source: Wang, Bovik, Sheikh and Simoncelli, "Image quality assessment: from error visibility to structural
-    similarity", IEEE TIP 2004, equation 13 and section III-C (11 x 11 window, sigma 1.5, windows wholly inside the
-    image). Deviations: colour, by averaging over the channels; no downsampling of large images, which the authors'
-    later program does.
+    the window. Source: Wang, Bovik, Sheikh and Simoncelli, "Image quality assessment: from error visibility to
+    structural similarity", IEEE TIP 2004, equation 13 and section III-C (11 x 11 window, sigma 1.5, windows wholly
+    inside the image). Deviations: colour, by averaging over the channels; no downsampling of large images, which the
+    authors' later program does.
     """
     require_image_pairs(reference, candidate)
     if min(reference.shape[1:3]) < WINDOW:

@@ -1,0 +1,21 @@
+"""The templates of this room."""
+
+from functools import cache
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from bitbrush.bench.number_format import format_interval, format_number
+
+
+@cache
+def environment() -> Environment:
+    """Templates of `bench/templates`; every value is escaped, and a name that does not exist is an error."""
+    made = Environment(
+        loader=PackageLoader("bitbrush.bench"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {"number": format_number, "interval": format_interval}
+    return made
