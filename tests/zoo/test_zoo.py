@@ -1,0 +1,102 @@
+"""The bundled models load, belong together, and their prompts fit them."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline
+from transformers import CLIPModel, CLIPTokenizer
+
+from bitbrush import zoo
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> StableDiffusionPipeline:
+    pipeline = StableDiffusionPipeline.from_pretrained(zoo.model_path("emoji-sd"))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def clip() -> CLIPModel:
+    return CLIPModel.from_pretrained(zoo.model_path("emoji-clip"))
+
+
+def test_importing_needs_no_torch() -> None:
+    code = "import sys; import bitbrush.zoo; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_model_path() -> None:
+    assert (zoo.model_path("emoji-sd") / "model_index.json").is_file()
+    assert (zoo.model_path("emoji-clip") / "config.json").is_file()
+    assert zoo.model_path("someone/else") is None
+
+
+def test_attribution_travels_along() -> None:
+    notice = (zoo.model_path("emoji-sd").parent / "NOTICE").read_text(encoding="utf-8")
+    assert "Copyright (c) Microsoft Corporation" in notice
+    assert "MIT License" in notice
+
+
+def test_pipeline_is_stable_diffusion_in_full_precision(pipeline: StableDiffusionPipeline) -> None:
+    assert isinstance(pipeline.scheduler, PNDMScheduler)
+    assert isinstance(pipeline.vae, AutoencoderKL)
+    assert {p.dtype for p in pipeline.unet.parameters()} == {torch.float32}
+    assert pipeline.text_encoder.dtype == torch.float32
+
+
+def test_pipeline_draws_the_background_it_is_asked_for(pipeline: StableDiffusionPipeline) -> None:
+    prompts = ["a lemon on a blue background", "a lemon on a yellow background"]
+    generators = [torch.Generator().manual_seed(0) for _ in prompts]
+    blue, yellow = pipeline(prompts, num_inference_steps=25, generator=generators, output_type="np").images
+    assert blue.shape == (64, 64, 3)
+    corners = [np.concatenate([image[:6, :6], image[-6:, -6:]]).mean((0, 1)) for image in (blue, yellow)]
+    assert corners[0][2] > corners[0][0] + 0.2
+    assert corners[1][0] > corners[1][2] + 0.2
+
+
+def test_text_tower_of_clip_is_the_text_encoder(pipeline: StableDiffusionPipeline, clip: CLIPModel) -> None:
+    tower, encoder = clip.text_model.state_dict(), pipeline.text_encoder.state_dict()
+    assert len(encoder) == len(tower)
+    for name, tensor in encoder.items():
+        assert torch.equal(tensor, tower[name.removeprefix("text_model.")]), name
+
+
+def test_both_models_have_the_same_tokenizer(pipeline: StableDiffusionPipeline) -> None:
+    other = CLIPTokenizer.from_pretrained(zoo.model_path("emoji-clip"))
+    assert other.get_vocab() == pipeline.tokenizer.get_vocab()
+    prompts = list(zoo.prompt_set("emoji-sd", "coco", "test"))
+    assert other(prompts).input_ids == pipeline.tokenizer(prompts).input_ids
+
+
+@pytest.mark.parametrize(("set_name", "split"), [("coco", "calibration"), ("coco", "test"), ("sdp", "test")])
+def test_prompts_fit_the_text_encoder(pipeline: StableDiffusionPipeline, set_name: str, split: str) -> None:
+    limit = pipeline.text_encoder.config.max_position_embeddings
+    assert limit == pipeline.tokenizer.model_max_length == 32
+    ids = pipeline.tokenizer(list(zoo.prompt_set("emoji-sd", set_name, split))).input_ids
+    assert max(map(len, ids)) <= limit
+
+
+def test_prompt_sets() -> None:
+    assert zoo.prompt_sets("emoji-sd") == {"coco": ("calibration", "test"), "sdp": ("test",)}
+    assert zoo.prompt_sets("emoji-clip") == {}
+    assert len(zoo.prompt_set("emoji-sd", "coco", "calibration")) == 256
+    assert len(zoo.prompt_set("emoji-sd", "coco", "test")) == 512
+    assert len(zoo.prompt_set("emoji-sd", "sdp", "test")) == 512
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("sd-turbo", "coco", "test"), "'sd-turbo'; bundled are emoji-sd, emoji-clip"),
+        (("emoji-sd", "parti", "test"), "no prompt set 'parti'; it has coco, sdp"),
+        (("emoji-clip", "coco", "test"), "no prompt set 'coco'; it has none"),
+        (("emoji-sd", "sdp", "calibration"), "no split 'calibration'; it has test"),
+    ],
+)
+def test_unknown_names_say_what_exists(arguments: tuple[str, str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        zoo.prompt_set(*arguments)
