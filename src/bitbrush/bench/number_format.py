@@ -8,9 +8,12 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _SMALL, _LARGE = 1e-4, 1e6  # outside, a number is written with a power of ten
 
 
-def format_number(value: float, *, digits: int = 6) -> str:
-    """`value` with up to `digits` significant digits: `35.2`, `0.004`, `3×10⁻⁵`, `10⁻⁶`, with a true minus sign."""
-    if value == 0 or _SMALL <= abs(value) < _LARGE:
+def format_number(value: float, *, digits: int = 6, small: float = _SMALL) -> str:
+    """`value` with up to `digits` significant digits: `35.2`, `0.004`, `3×10⁻⁵`, `10⁻⁶`, with a true minus sign.
+
+    Numbers smaller than `small` get a power of ten; an axis whose ticks should look alike raises it.
+    """
+    if value == 0 or small <= abs(value) < _LARGE:
         return f"{value + 0.0:.{digits}g}".replace("-", "−")  # + 0.0 turns -0.0 into 0.0
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
     return _with_exponent(f"{float(mantissa):g}", int(exponent))

@@ -93,24 +93,28 @@ class DemoPage:
 
 def render_page(page: DemoPage) -> str:
     """The page as HTML: verdict, gallery, table, plots, facts."""
-    return environment().get_template("demo.html.j2").render(
-        page=page,
-        reference=page.candidates[0],
-        others=page.candidates[1:],
-        styles=list(dict.fromkeys(row.style for row in page.gallery)),
-        tables=_tables(page.candidates),
-        png_uri=png_uri,
+    return (
+        environment()
+        .get_template("demo.html.j2")
+        .render(
+            page=page,
+            reference=page.candidates[0],
+            others=page.candidates[1:],
+            styles=list(dict.fromkeys(row.style for row in page.gallery)),
+            tables=_tables(page.candidates),
+            png_uri=png_uri,
+        )
     )
 
 
 def write_page(page: DemoPage, path: Path) -> None:
-    """Writes the page to `path`, all of it or nothing: a reader never sees half a file, a failure leaves the old one."""
+    """Writes the page to `path`, all of it or nothing: nobody reads half a page, and a failure leaves the old one."""
     html = render_page(page)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")  # the same folder, as a rename must not cross disks
     try:
         partial.write_text(html, encoding="utf-8")
-        os.replace(partial, path)
+        partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise

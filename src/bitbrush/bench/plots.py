@@ -18,7 +18,7 @@ STEP_AXIS = Axis("denoising step (0 = noisiest)", Scale.WHOLE)
 _COLOURS = ("#1b6ac9", "#c75a00", "#0b8063", "#b03a83", "#8a6d00", "#5b6472")
 _DASHES = ("", "7 4", "2 3", "10 3 2 3", "1 5", "14 5")
 
-_WIDTH, _PLOT_HEIGHT, _RIGHT, _BOTTOM = 480.0, 210.0, 14.0, 48.0  # narrow, so that its text stays legible on a phone
+_WIDTH, _PLOT_HEIGHT, _RIGHT, _BOTTOM = 440.0, 200.0, 14.0, 48.0  # narrow, so that its text stays legible on a phone
 _CHARACTER, _LINE = 6.7, 19.0  # px, of 13 px text, on the wide side
 
 
@@ -110,8 +110,8 @@ def line_plot(series: Sequence[Series], *, title: str, x_axis: Axis, y_axis: Axi
                 for index, (colour, dash) in enumerate(zip(_COLOURS, _DASHES, strict=True), start=1)
             ],
             legend=[(index, x, 36 + _LINE * row) for row, entries in enumerate(rows) for index, x in entries],
-            x_ticks=ticks(*frame.x_limits, x_axis.scale),
-            y_ticks=ticks(*frame.y_limits, y_axis.scale),
+            x_ticks=_labelled_ticks(frame.x_limits, x_axis.scale),
+            y_ticks=_labelled_ticks(frame.y_limits, y_axis.scale),
             width=_WIDTH,
             height=frame.bottom + _BOTTOM,
         )
@@ -123,8 +123,15 @@ def _frame(series: Sequence[Series], x_axis: Axis, y_axis: Axis, *, top: float) 
     if x_axis.scale is Scale.LOG:
         x_limits = round_outward(*x_limits, x_axis.scale)
     y_limits = round_outward(*limits([value for one in series for value in one.y_values()]), y_axis.scale)
-    widest = max(len(format_number(value)) for value in ticks(*y_limits, y_axis.scale))
+    widest = max(len(label) for _, label in _labelled_ticks(y_limits, y_axis.scale))
     return _Frame(34 + _CHARACTER * widest, top, x_limits, y_limits, x_axis, y_axis)
+
+
+def _labelled_ticks(axis_limits: tuple[float, float], scale: Scale) -> list[tuple[float, str]]:
+    """Every tick with its text. A logarithmic axis that reaches 10^-3 is written in powers of ten throughout."""
+    values = ticks(*axis_limits, scale)
+    powers = scale is Scale.LOG and values[0] <= 1e-3
+    return [(value, format_number(value, small=math.inf) if powers else format_number(value)) for value in values]
 
 
 def _legend_rows(names: Sequence[str]) -> list[list[tuple[int, float]]]:
