@@ -64,18 +64,15 @@ def train_denoiser(
     """Train and, when complete, save the averaged model in `<run.directory>/denoiser`."""
     text_encoder.to(run.device).eval()
     with seeded_initialization(derive_seed(run.seed, STAGE)):
-        model = build_denoiser(config, vae, text_encoder.config.hidden_size)
-    model.to(run.device)
-    averaged = copy.deepcopy(model).eval()
-    average = Average(averaged, config.average_decay)
+        model = build_denoiser(config, vae, text_encoder.config.hidden_size).to(run.device)
     pool = make_pool(sprites, config.scenes, derive_seed(run.seed, STAGE, "scenes"))
     latents = encode(vae.to(run.device).eval(), pool.images, run) * vae.config.scaling_factor
     ids, empty = token_ids(tokenizer, pool.captions), token_ids(tokenizer, ("",))
     scheduler = DDPMScheduler(**_BETAS)
     weights = min_snr_weights(scheduler.alphas_cumprod, config.snr_limit)
+    size = config.schedule.batch_size
 
     def loss(generator: Generator) -> Tensor:
-        size = config.schedule.batch_size
         batch = sample_batch(len(latents), size, generator)
         dropped = torch.rand(size, 1, generator=generator) < config.unconditional
         captions = torch.where(dropped, empty, ids[batch]).to(run.device)
@@ -88,8 +85,11 @@ def train_denoiser(
                 text = text_encoder(captions).last_hidden_state
             predicted = model(noisy, timesteps.to(run.device), encoder_hidden_states=text).sample
         errors = (predicted.float() - noise.to(run.device)).square().mean((1, 2, 3))
-        weighted: Tensor = errors * weights[timesteps].to(run.device)
-        return weighted.mean()
+        return torch.mean(errors * weights[timesteps].to(run.device))
 
-    if train_(model, loss, stage=STAGE, schedule=config.schedule, run=run, settings=asdict(config), average=average):
+    averaged = copy.deepcopy(model).eval()
+    average = Average(averaged, config.average_decay)
+    # The scale stands for the VAE: a checkpoint made on another VAE's latents must not be resumed.
+    settings = asdict(config) | {"latent_scale": vae.config.scaling_factor}
+    if train_(model, loss, stage=STAGE, schedule=config.schedule, run=run, settings=settings, average=average):
         averaged.to(torch.device("cpu")).save_pretrained(run.directory / STAGE)
