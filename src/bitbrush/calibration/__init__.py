@@ -1,0 +1,1 @@
+"""Activation ranges over the denoising steps."""

@@ -1,0 +1,185 @@
+"""Activation grids of all layers over the steps of a plan, observed one-shot or progressively.
+
+Progressive calibration is PCR section 3.2 (arXiv 2311.06322). Deviations: latents are carried from step to step, so it
+costs two denoiser calls per step instead of restarting the pipeline for each; every step is recalibrated, the last
+included; ranges are those of the whole calibration set, no moving average; what is observed at a step is not distorted
+by older parameters of that step.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial, reduce
+from typing import Any, TypeAlias
+
+from torch import nn
+
+from bitbrush.network.inputs import InputObserver, fake_quantize_input
+from bitbrush.network.layers import LayerSpec
+from bitbrush.numerics.affine import AffineGrid
+from bitbrush.numerics.histogram import Histogram, NonFiniteError
+from bitbrush.numerics.ranges import RangeEstimator
+from bitbrush.timeline.cost import CallCounter
+from bitbrush.timeline.plan import Relaxation, bits_at
+from bitbrush.timeline.progress import Progress
+from bitbrush.timeline.schedule import ActivationSchedule
+from bitbrush.timeline.trajectory import DenoiserCall, Trajectory, pending
+
+Observations: TypeAlias = dict[float, InputObserver]
+"""What every layer was given, by timestep."""
+
+
+@dataclass(frozen=True)
+class ActivationBits:
+    """``normal`` bits, ``relaxed`` ones in the steps of ``relaxation`` and, at every step, in always-relaxed layers."""
+
+    normal: int
+    relaxed: int
+    relaxation: Relaxation | None = None
+
+    def of(self, spec: LayerSpec, timesteps: Sequence[float]) -> dict[float, int]:
+        """Bits of a layer's input at every distinct timestep."""
+        if spec.always_relaxed:
+            return dict.fromkeys(timesteps, self.relaxed)
+        return bits_at(self.normal, self.relaxation, timesteps)
+
+    def average(self, planned: Sequence[float]) -> float:
+        """Mean over all denoiser calls of a plan, given the timestep of each; always-relaxed layers not counted."""
+        bits = bits_at(self.normal, self.relaxation, planned)
+        return sum(bits[timestep] for timestep in planned) / len(planned)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What ranges are found for, and how."""
+
+    specs: tuple[LayerSpec, ...]
+    bits: ActivationBits
+    estimator: RangeEstimator
+
+    @property
+    def layers(self) -> tuple[LayerSpec, ...]:
+        return tuple(spec for spec in self.specs if spec.excluded is None)
+
+    def grids(self, observer: InputObserver, timestep: float, planned: Sequence[float]) -> dict[str, AffineGrid]:
+        """The grid of every layer for one timestep."""
+        names = [spec.name for spec in self.layers]
+        bits = [self.bits.of(spec, planned)[timestep] for spec in self.layers]
+        return dict(zip(names, self.estimator.grids([observer.histograms[name] for name in names], bits), strict=True))
+
+
+def observe(
+    denoiser: nn.Module,
+    calibration: Calibration,
+    trajectories: Sequence[Trajectory],
+    progress: Progress,
+    calls: CallCounter,
+    *,
+    record: Callable[[int, DenoiserCall], None] = lambda batch, call: None,
+) -> Observations:
+    """Runs the trajectories to their end with ``denoiser`` as it is and observes the input of every layer.
+
+    One call per step and prompt batch. ``record`` is handed every call together with the index of its batch.
+    """
+    observations: Observations = {}
+    names = [spec.name for spec in calibration.layers]
+    with progress("observe", len(_planned(trajectories))) as advance:
+        while waiting := pending(trajectories):
+            observer = observations.setdefault(waiting[0].timestep, InputObserver())
+            with observer.watching(denoiser, names):
+                for batch, (trajectory, call) in enumerate(zip(trajectories, waiting, strict=True)):
+                    record(batch, call)
+                    trajectory.answer(_run(call, denoiser))
+            calls.add()
+            advance()
+    return observations
+
+
+def static_schedules(calibration: Calibration, observations: Observations) -> dict[str, ActivationSchedule]:
+    """One range per layer for all steps: the union of what was seen at any of them."""
+    everything = InputObserver()
+    for spec in calibration.layers:
+        histograms = [observer.histograms[spec.name] for observer in observations.values()]
+        everything.histograms[spec.name] = reduce(Histogram.merge, histograms)
+    any_step = next(iter(observations))
+    grids = calibration.grids(everything, any_step, (any_step,))
+    return {name: ActivationSchedule.static(grid) for name, grid in grids.items()}
+
+
+def one_shot_schedules(calibration: Calibration, observations: Observations) -> dict[str, ActivationSchedule]:
+    """One range per layer and timestep, from a single pass."""
+    planned = tuple(observations)
+    by_step = {t: calibration.grids(observer, t, planned) for t, observer in observations.items()}
+    return _by_layer(by_step)
+
+
+def calibrate_progressively(
+    denoiser: nn.Module,
+    calibration: Calibration,
+    trajectories: Sequence[Trajectory],
+    progress: Progress,
+    calls: CallCounter,
+) -> dict[str, ActivationSchedule]:
+    """One range per layer and timestep, each observed on what the already quantized steps produced.
+
+    At every step all batches are run once in full-precision activations to observe, then once with the new grids, and
+    that output is what the trajectories go on with: two calls per step and prompt batch. A timestep that the scheduler
+    visits twice (PNDM, Heun) has one grid, from what both visits saw. ``denoiser`` holds the quantized weights already.
+    """
+    observations: Observations = {}
+    by_step: dict[float, dict[str, AffineGrid]] = {}
+    planned = _planned(trajectories)
+    current: dict[str, AffineGrid] = {}
+    names = [spec.name for spec in calibration.layers]
+    with (
+        _quantized_inputs(denoiser, names, lambda name: current.get(name)),
+        progress("calibrate", len(planned)) as advance,
+    ):
+        while waiting := pending(trajectories):
+            timestep = waiting[0].timestep
+            observer = observations.setdefault(timestep, InputObserver())
+            current.clear()
+            with observer.watching(denoiser, names):
+                for call in waiting:
+                    _run(call, denoiser)
+            calls.add()
+            by_step[timestep] = calibration.grids(observer, timestep, planned)
+            current.update(by_step[timestep])
+            for trajectory, call in zip(trajectories, waiting, strict=True):
+                trajectory.answer(call.run(denoiser))
+            calls.add()
+            advance()
+    return _by_layer(by_step)
+
+
+def _planned(trajectories: Sequence[Trajectory]) -> tuple[float, ...]:
+    return pending(trajectories)[0].planned
+
+
+def _run(call: DenoiserCall, denoiser: nn.Module) -> Any:
+    """Runs an observed call; names the step in the error if a layer is given NaN."""
+    try:
+        return call.run(denoiser)
+    except NonFiniteError as error:
+        step = call.planned.index(call.timestep)
+        raise NonFiniteError(
+            f"{error} at step {step} (timestep {call.timestep:g}) during calibration; "
+            "run the pipeline in float32, or exclude the layers before it"
+        ) from None
+
+
+@contextmanager
+def _quantized_inputs(
+    denoiser: nn.Module, names: Sequence[str], grid: Callable[[str], AffineGrid | None]
+) -> Iterator[None]:
+    handles = [fake_quantize_input(denoiser.get_submodule(name), partial(grid, name)) for name in names]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _by_layer(by_step: Mapping[float, Mapping[str, AffineGrid]]) -> dict[str, ActivationSchedule]:
+    names = next(iter(by_step.values()))
+    return {name: ActivationSchedule.of({t: grids[name] for t, grids in by_step.items()}) for name in names}

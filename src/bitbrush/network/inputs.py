@@ -1,0 +1,59 @@
+"""Watching and replacing the inputs of layers, by forward pre-hooks: the network's own code stays as it is."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from bitbrush.numerics.affine import AffineGrid, fake_quantize
+from bitbrush.numerics.histogram import Histogram, NonFiniteError
+
+
+class InputObserver:
+    """Collects a histogram of the input of each layer while :meth:`watching`."""
+
+    def __init__(self) -> None:
+        self.histograms: dict[str, Histogram] = {}
+        self._last: tuple[Tensor, Histogram] | None = None
+
+    @contextmanager
+    def watching(self, denoiser: nn.Module, layers: Iterable[str]) -> Iterator[None]:
+        """Raises NonFiniteError, naming the layer, when a layer is given NaN or infinity."""
+        handles = [denoiser.get_submodule(name).register_forward_pre_hook(self._observe(name)) for name in layers]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._last = None
+
+    def _observe(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+            histogram = self._histogram_of(args[0], name)
+            known = self.histograms.get(name)
+            self.histograms[name] = known.merge(histogram) if known else histogram
+
+        return hook
+
+    def _histogram_of(self, x: Tensor, name: str) -> Histogram:
+        # Queries, keys and values read one and the same tensor: it is counted once.
+        if self._last is not None and self._last[0] is x:
+            return self._last[1]
+        try:
+            histogram = Histogram.of(x)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"layer {name} was given {error}") from None
+        self._last = (x, histogram)
+        return histogram
+
+
+def fake_quantize_input(layer: nn.Module, grid: Callable[[], AffineGrid | None]) -> RemovableHandle:
+    """From now on ``layer`` sees its input as the integers of ``grid()`` represent it; unchanged where that is None."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        current = grid()
+        return None if current is None else (fake_quantize(args[0], current), *args[1:])
+
+    return layer.register_forward_pre_hook(hook)

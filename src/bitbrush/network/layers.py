@@ -1,0 +1,75 @@
+"""Which layers of a denoiser are quantized, and with how many bits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from bitbrush.network.family import Family
+from bitbrush.numerics.weights import QuantizedWeight
+from bitbrush.timeline.schedule import ActivationSchedule
+
+EDGE_WEIGHT_BITS = 8
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """A Conv2d or Linear of the denoiser and what is to be done with it.
+
+    ``excluded`` says why the layer stays in floating point; None for a quantized layer. ``always_relaxed`` layers run
+    relaxed activation bits at every step.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    weight_bits: int
+    always_relaxed: bool = False
+    excluded: str | None = None
+
+
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """All that a runtime needs to execute one layer in integers, apart from its geometry and bias."""
+
+    name: str
+    weight: QuantizedWeight
+    activations: ActivationSchedule
+
+
+def layer_specs(
+    denoiser: nn.Module, family: Family, *, weight_bits: int, exclude: Sequence[str] = ()
+) -> tuple[LayerSpec, ...]:
+    """Every Conv2d and Linear of ``denoiser``, in module order.
+
+    ``exclude`` holds patterns of layer names (``*`` matches anything). Raises ValueError if one matches no layer, or if
+    a weight holds NaN or infinity.
+    """
+    layers = {name: m for name, m in denoiser.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    for pattern in exclude:
+        if not any(fnmatchcase(name, pattern) for name in layers):
+            raise ValueError(f"exclude pattern {pattern!r} matches none of the {len(layers)} layers")
+    return tuple(_spec(name, layer, family, weight_bits, exclude) for name, layer in layers.items())
+
+
+def _spec(
+    name: str, layer: nn.Conv2d | nn.Linear, family: Family, weight_bits: int, exclude: Sequence[str]
+) -> LayerSpec:
+    bad = int((~torch.isfinite(layer.weight)).sum())
+    if bad:
+        raise ValueError(
+            f"{bad} of {layer.weight.numel()} weights of layer {name} are NaN or infinite; "
+            "the checkpoint is damaged, or was cast to a type too narrow for it"
+        )
+    edge = name in family.edge_layers
+    reason = next((f"recipe: exclude {p}" for p in exclude if fnmatchcase(name, p)), None)
+    return LayerSpec(
+        name=name,
+        kind="conv" if isinstance(layer, nn.Conv2d) else "linear",
+        shape=tuple(layer.weight.shape),
+        weight_bits=EDGE_WEIGHT_BITS if edge else weight_bits,
+        always_relaxed=edge,
+        excluded=reason,
+    )

@@ -1,0 +1,64 @@
+"""What is remembered of a stream of activations: exact extremes and a histogram that grows with them."""
+
+import math
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+BINS = 1024
+SAMPLES_PER_UPDATE = 1 << 16
+
+
+class NonFiniteError(ValueError):
+    """A tensor to be observed holds NaN or infinity."""
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Extremes of everything seen and counts over ``[-2^exponent, 2^exponent)``.
+
+    The bounds are powers of two, so growing merges neighbouring bins exactly: the result depends on what was seen, not
+    on the order, and two histograms merge (between prompt batches, between processes) without loss.
+
+    ``low``, ``high`` are exact over all elements; ``counts`` (BINS,), float64, are taken from at most
+    ``SAMPLES_PER_UPDATE`` evenly strided elements of each tensor, which bounds the cost of observing.
+    """
+
+    low: float
+    high: float
+    exponent: int
+    counts: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor) -> Self:
+        """Raises NonFiniteError if ``x`` holds NaN or infinity."""
+        low, high = (float(bound) for bound in torch.aminmax(x.detach()))
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise NonFiniteError(f"values from {low} to {high}")
+        exponent = math.frexp(max(-low, high, 2.0**-100))[1]
+        flat = x.detach().reshape(-1)
+        stride = -(-flat.numel() // SAMPLES_PER_UPDATE)
+        bound = math.ldexp(1.0, exponent)
+        return cls(low, high, exponent, torch.histc(flat[::stride].float(), BINS, -bound, bound).double())
+
+    def merge(self, other: Self) -> Self:
+        exponent = max(self.exponent, other.exponent)
+        counts = _widen(self.counts, exponent - self.exponent) + _widen(other.counts, exponent - other.exponent)
+        return type(self)(min(self.low, other.low), max(self.high, other.high), exponent, counts)
+
+    @property
+    def centers(self) -> Tensor:
+        """Middle of each bin, (BINS,), float64."""
+        width = math.ldexp(2.0, self.exponent) / BINS
+        return (torch.arange(BINS, dtype=torch.float64) - BINS / 2 + 0.5) * width
+
+
+def _widen(counts: Tensor, doublings: int) -> Tensor:
+    """The same counts over a range ``2^doublings`` times as wide."""
+    for _ in range(min(doublings, BINS.bit_length())):
+        wide = torch.zeros_like(counts)
+        wide[BINS // 4 : 3 * BINS // 4] = counts.view(-1, 2).sum(1)
+        counts = wide
+    return counts

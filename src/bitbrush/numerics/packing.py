@@ -1,0 +1,35 @@
+"""Integers of 2 to 8 bits packed without gaps into bytes."""
+
+import torch
+from torch import Tensor
+
+
+def pack(x_q: Tensor, bits: int) -> Tensor:
+    """The low ``bits`` bits of each element of ``x_q`` (uint8, any shape), as ``ceil(numel * bits / 8)`` bytes.
+
+    Little-endian: element i occupies bits ``i * bits`` to ``(i + 1) * bits - 1`` of the stream, so 4-bit values lie two
+    per byte, the first in the low nibble.
+    """
+    if bits == 8:
+        return x_q.reshape(-1).clone()
+    if x_q.numel() and int(x_q.max()) >> bits:
+        raise ValueError(f"value {int(x_q.max())} does not fit into {bits} bits")
+    planes = (x_q.reshape(-1, 1) >> torch.arange(bits, dtype=torch.uint8)) & 1
+    stream = planes.reshape(-1)
+    stream = torch.nn.functional.pad(stream, (0, -stream.numel() % 8)).view(-1, 8)
+    return (stream << torch.arange(8, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
+
+
+def unpack(packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
+    """The inverse of :func:`pack`: uint8 of ``shape``. Raises ValueError if the length does not fit the shape."""
+    count = 1
+    for size in shape:
+        count *= size
+    expected = -(-count * bits // 8)
+    if packed.numel() != expected:
+        raise ValueError(f"{packed.numel()} bytes hold no {shape} of {bits} bits; {expected} are needed")
+    if bits == 8:
+        return packed.clone().view(shape)
+    stream = (packed.view(-1, 1) >> torch.arange(8, dtype=torch.uint8)) & 1
+    planes = stream.reshape(-1)[: count * bits].view(-1, bits)
+    return (planes << torch.arange(bits, dtype=torch.uint8)).sum(1, dtype=torch.uint8).view(shape)

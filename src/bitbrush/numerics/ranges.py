@@ -1,0 +1,88 @@
+"""Range estimators: from histograms of activations to quantization grids."""
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from bitbrush.numerics.affine import AffineGrid
+from bitbrush.numerics.histogram import Histogram
+
+PERCENTILE = 0.9999
+
+
+class RangeEstimator(StrEnum):
+    """How the range of a grid follows from what was observed."""
+
+    MIN_MAX = "min-max"
+    """The exact extremes: nothing is clipped."""
+    PERCENTILE = "percentile"
+    """The central 99.99 % of the histogram, within the extremes."""
+    MSE = "mse"
+    """The range inside the extremes with the least expected squared error, bin by bin."""
+
+    def grids(self, histograms: Sequence[Histogram], bits: Sequence[int]) -> list[AffineGrid]:
+        """One grid per histogram; computed for all at once."""
+        match self:
+            case RangeEstimator.MIN_MAX:
+                ranges = [(histogram.low, histogram.high) for histogram in histograms]
+            case RangeEstimator.PERCENTILE:
+                ranges = [_percentile(histogram) for histogram in histograms]
+            case RangeEstimator.MSE:
+                ranges = _Search(histograms, bits).ranges()
+        return [AffineGrid.from_range(low, high, b) for (low, high), b in zip(ranges, bits, strict=True)]
+
+
+def _percentile(histogram: Histogram) -> tuple[float, float]:
+    cumulative = histogram.counts.cumsum(0) / histogram.counts.sum()
+    tail = (1 - PERCENTILE) / 2
+    centers = histogram.centers
+    low = float(centers[int(torch.searchsorted(cumulative, tail))])
+    high = float(centers[min(int(torch.searchsorted(cumulative, 1 - tail)), len(centers) - 1)])
+    return max(low, histogram.low), min(high, histogram.high)
+
+
+class _Search:
+    """Coordinate search for the range with the least squared error, of N histograms side by side.
+
+    Both ends are shrunk together, then each end alone is moved around the best so far, twice, ever finer. A range
+    never grows beyond what was observed.
+    """
+
+    _JOINT = torch.linspace(1.0, 0.05, 48).tolist()
+    _SINGLE = ((0.5, 0.625, 0.75, 0.875, 1.125, 1.25, 1.5, 2.0), (0.92, 0.94, 0.96, 0.98, 1.02, 1.04, 1.06, 1.08))
+
+    def __init__(self, histograms: Sequence[Histogram], bits: Sequence[int]) -> None:
+        self._observed_low = torch.tensor([min(h.low, 0.0) for h in histograms])[:, None]
+        self._observed_high = torch.tensor([max(h.high, 0.0) for h in histograms])[:, None]
+        self._qmax = torch.tensor([float((1 << b) - 1) for b in bits])[:, None]
+        self._weights = torch.stack([h.counts / h.counts.sum() for h in histograms]).float()
+        centers = torch.stack([h.centers for h in histograms]).float()
+        self._centers = centers.clamp(self._observed_low, self._observed_high)
+        self._low, self._high = self._observed_low, self._observed_high
+        self._least = self._error(self._low, self._high)
+
+    def ranges(self) -> list[tuple[float, float]]:
+        for factor in self._JOINT[1:]:
+            self._consider(self._observed_low * factor, self._observed_high * factor)
+        for factors in self._SINGLE:
+            start = self._low
+            for factor in factors:
+                self._consider((start * factor).maximum(self._observed_low), self._high)
+            start = self._high
+            for factor in factors:
+                self._consider(self._low, (start * factor).minimum(self._observed_high))
+        return list(zip(self._low[:, 0].tolist(), self._high[:, 0].tolist(), strict=True))
+
+    def _consider(self, low: Tensor, high: Tensor) -> None:
+        error = self._error(low, high)
+        better = error < self._least
+        self._least = torch.where(better, error, self._least)
+        self._low, self._high = torch.where(better, low, self._low), torch.where(better, high, self._high)
+
+    def _error(self, low: Tensor, high: Tensor) -> Tensor:
+        scale = ((high - low) / self._qmax).clamp_min(1e-30)
+        zero_point = (-low / scale).round_()
+        x_q = (self._centers / scale).round_().maximum(-zero_point).minimum(self._qmax - zero_point)
+        return x_q.mul_(scale).sub_(self._centers).square_().mul_(self._weights).sum(1, keepdim=True)

@@ -1,0 +1,113 @@
+"""Asymmetric integer weights, one scale and zero point per output channel, ranges found by search."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+MIN_WEIGHT_BITS, MAX_WEIGHT_BITS = 2, 8
+_SHRINK = 80
+_REFINEMENTS = 3
+
+
+class WeightRange(StrEnum):
+    """How the range of an output channel is found."""
+
+    MIN_MAX = "min-max"
+    MSE = "mse"
+
+
+@dataclass(frozen=True)
+class WeightGrid:
+    """Per output channel: ``w_hat = (w_q - zero_point) * scale`` with ``w_q`` in ``[0, 2^bits - 1]``.
+
+    ``scale`` (C_out,) float32, ``zero_point`` (C_out,) uint8.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    bits: int
+
+    @property
+    def qmax(self) -> int:
+        return (1 << self.bits) - 1
+
+    def per_channel(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and zero point as float32, shaped to broadcast over a weight ``like`` (C_out, ...)."""
+        shape = (-1,) + (1,) * (like.dim() - 1)
+        return self.scale.view(shape), self.zero_point.float().view(shape)
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """Integers ``w_q`` (C_out, C_in, ...) uint8 on a per-channel grid."""
+
+    w_q: Tensor
+    grid: WeightGrid
+
+    def dequantize(self) -> Tensor:
+        """``(w_q - zero_point) * scale``, float32."""
+        scale, zero_point = self.grid.per_channel(self.w_q)
+        return (self.w_q.float() - zero_point) * scale
+
+
+def round_to_nearest(weight: Tensor, grid: WeightGrid) -> QuantizedWeight:
+    """``clamp(round(w / scale) + zero_point, 0, 2^bits - 1)``."""
+    scale, zero_point = grid.per_channel(weight)
+    return QuantizedWeight((weight / scale).round_().add_(zero_point).clamp_(0, grid.qmax).to(torch.uint8), grid)
+
+
+def weight_grid(weight: Tensor, bits: int, estimator: WeightRange) -> WeightGrid:
+    """The grid of every output channel of ``weight`` (C_out, ...), float32.
+
+    MSE: the range with the least ``sum((w - w_hat)^2)`` per channel, by coordinate search: both ends shrunk together,
+    then low and high alone, around the best so far.
+    """
+    if not MIN_WEIGHT_BITS <= bits <= MAX_WEIGHT_BITS:
+        raise ValueError(f"weight bits is {bits}; supported are {MIN_WEIGHT_BITS} to {MAX_WEIGHT_BITS}")
+    rows = weight.detach().float().flatten(1)
+    low, high = rows.amin(1).clamp(max=0.0), rows.amax(1).clamp(min=0.0)
+    if estimator is WeightRange.MSE:
+        low, high = _least_squared_error(rows, low, high, bits)
+    scale, zero_point = _affine(low, high, bits)
+    return WeightGrid(scale, zero_point.to(torch.uint8), bits)
+
+
+def _affine(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Scale and (float) zero point of ranges that hold zero; an all-zero channel gets scale 1."""
+    qmax = (1 << bits) - 1
+    scale = (high - low) / qmax
+    scale = torch.where(scale < torch.finfo(torch.float32).tiny, 1.0, scale)
+    return scale, (-low / scale).round().clamp(0, qmax)
+
+
+def _least_squared_error(rows: Tensor, low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    best_low, best_high, best = low, high, _squared_error(rows, low, high, bits)
+
+    def consider(candidate_low: Tensor, candidate_high: Tensor) -> None:
+        nonlocal best_low, best_high, best
+        error = _squared_error(rows, candidate_low, candidate_high, bits)
+        better = error < best
+        best_low = torch.where(better, candidate_low, best_low)
+        best_high = torch.where(better, candidate_high, best_high)
+        best = torch.where(better, error, best)
+
+    for step in range(_SHRINK // 4, _SHRINK):
+        consider(low * (step / _SHRINK), high * (step / _SHRINK))
+    for refinement in range(_REFINEMENTS):
+        reach = 0.2 / 2**refinement
+        center_low, center_high = best_low, best_high
+        for offset in torch.linspace(-reach, reach, 9).tolist():
+            consider(center_low * (1 + offset), best_high)
+        center_low = best_low
+        for offset in torch.linspace(-reach, reach, 9).tolist():
+            consider(center_low, center_high * (1 + offset))
+    return best_low, best_high
+
+
+def _squared_error(rows: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
+    scale, zero_point = _affine(low, high, bits)
+    scale, zero_point = scale[:, None], zero_point[:, None]
+    w_hat = (rows / scale).round_().add_(zero_point).clamp_(0, (1 << bits) - 1).sub_(zero_point).mul_(scale)
+    return w_hat.sub_(rows).square_().sum(1)

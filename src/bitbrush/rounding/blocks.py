@@ -1,0 +1,103 @@
+"""Many denoiser calls advanced together from block to block.
+
+Reconstructing a block needs its input in the quantized network so far and its output in the full-precision one, for
+every calibration sample. Here each recorded denoiser call is suspended at each block, so both networks see every
+sample exactly once for all blocks together, nothing but the live activations is kept, and no forward pass of any
+architecture is copied.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+
+from bitbrush.network.family import Family
+from bitbrush.timeline.suspension import Suspension
+from bitbrush.timeline.trajectory import DenoiserCall
+
+
+@dataclass(frozen=True)
+class BlockCall:
+    """The arguments with which the block ``name`` is called."""
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def run(self, network: nn.Module) -> Any:
+        return network.get_submodule(self.name)(*self.args, **self.kwargs)
+
+
+Walk: TypeAlias = Suspension[BlockCall, Any, None]
+
+
+def reconstruction_blocks(denoiser: nn.Module, family: Family, layers: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The blocks that hold the given layers, with the layers of each; a layer outside all blocks is its own block."""
+    classes = family.block_classes
+    blocks = [name for name, module in denoiser.named_modules() if isinstance(module, classes)]
+    held: dict[str, tuple[str, ...]] = {}
+    for layer in layers:
+        block = next((name for name in blocks if layer.startswith(name + ".")), layer)
+        held[block] = (*held.get(block, ()), layer)
+    return held
+
+
+@contextmanager
+def walks(network: nn.Module, blocks: Sequence[str], calls: Sequence[DenoiserCall]) -> Iterator[list[Walk]]:
+    """Each call of ``network`` up to its first block; answer with the block's output to go on to the next."""
+    doors = threading.local()
+    originals = {name: network.get_submodule(name).forward for name in blocks}
+    with ExitStack() as stack:
+        for name, original in originals.items():
+            module = network.get_submodule(name)
+            module.forward = _handing_out(name, original, doors)  # type: ignore[method-assign]
+            stack.callback(module.__dict__.pop, "forward")
+        yield [stack.enter_context(_walk(network, call, doors)) for call in calls]
+
+
+def _handing_out(name: str, original: Callable[..., Any], doors: threading.local) -> Callable[..., Any]:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        door = getattr(doors, "hand_out", None)
+        # Only suspended threads hand out; whoever answers runs the block itself.
+        return original(*args, **kwargs) if door is None else door(BlockCall(name, args, kwargs))
+
+    return forward
+
+
+def _walk(network: nn.Module, call: DenoiserCall, doors: threading.local) -> Walk:
+    def function(hand_out: Callable[[BlockCall], Any]) -> None:
+        doors.hand_out = hand_out
+        call.run(network)
+
+    return Suspension(function)
+
+
+@dataclass(frozen=True)
+class BlockInputs:
+    """The inputs of one block from many calls, row by row; anything but tensors is the same in all of them."""
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    rows: int
+
+    @classmethod
+    def of(cls, calls: Sequence[BlockCall]) -> "BlockInputs":
+        import torch
+
+        def join(values: Sequence[Any]) -> Any:
+            return torch.cat(list(values)) if isinstance(values[0], Tensor) else values[0]
+
+        args = tuple(join(values) for values in zip(*(call.args for call in calls), strict=True))
+        kwargs = {key: join([call.kwargs[key] for call in calls]) for key in calls[0].kwargs}
+        rows = next(value.shape[0] for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        return cls(calls[0].name, args, kwargs, rows)
+
+    def take(self, rows: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        def pick(value: Any) -> Any:
+            return value[rows] if isinstance(value, Tensor) else value
+
+        return tuple(pick(value) for value in self.args), {key: pick(value) for key, value in self.kwargs.items()}

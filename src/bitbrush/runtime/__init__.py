@@ -1,0 +1,1 @@
+"""Executors of quantized layers behind one interface."""

@@ -1,0 +1,74 @@
+"""The sampling plan that a quantized denoiser is calibrated for, and the share of its steps that gets more bits."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from bitbrush.numerics.affine import MAX_BITS, MIN_BITS
+
+
+@dataclass(frozen=True)
+class SamplingPlan:
+    """How images are generated: steps, guidance and, where not the pipeline's own, the scheduler's class."""
+
+    steps: int = 50
+    guidance_scale: float = 7.5
+    scheduler: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps is {self.steps}; at least 1 is needed")
+        if not math.isfinite(self.guidance_scale) or self.guidance_scale < 0:
+            raise ValueError(f"guidance_scale is {self.guidance_scale}; it must be a finite number >= 0")
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    """Steps of ``[start, end)``, as fractions of the denoising steps (0 = noisiest), run with ``bits`` activations.
+
+    Activation relaxing, PCR section 3.3. The paper's tau is ``end - start``. Exactly ``round(tau * T)`` of T distinct
+    timesteps are relaxed (the published code relaxes one more).
+    """
+
+    start: float
+    end: float
+    bits: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.end <= 1:
+            raise ValueError(
+                f"relaxed interval is {self.start:g}:{self.end:g}; fractions of the steps with "
+                "0 <= start < end <= 1 are needed, e.g. 0.8:1.0 for the last fifth"
+            )
+        if not MIN_BITS <= self.bits <= MAX_BITS:
+            raise ValueError(f"relaxed bits is {self.bits}; supported are {MIN_BITS} to {MAX_BITS}")
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From ``start:end@bits``, e.g. ``0.8:1.0@10``."""
+        match = re.fullmatch(r"\s*([-+.\deE]+)\s*:\s*([-+.\deE]+)\s*@\s*(\d+)\s*", text)
+        try:
+            if match is None:
+                raise ValueError("no match")
+            start, end, bits = float(match[1]), float(match[2]), int(match[3])
+        except ValueError:
+            raise ValueError(f"relax is {text!r}; expected START:END@BITS, e.g. 0.8:1.0@10") from None
+        return cls(start, end, bits)
+
+    def __str__(self) -> str:
+        return f"{self.start:g}:{self.end:g}@{self.bits}"
+
+    def timesteps(self, timesteps: Sequence[float]) -> frozenset[float]:
+        """The relaxed ones of the distinct ``timesteps`` of a plan, in any order."""
+        descending = sorted(set(timesteps), reverse=True)
+        count = math.floor((self.end - self.start) * len(descending) + 0.5)
+        first = min(math.floor(self.start * len(descending) + 0.5), len(descending) - count)
+        return frozenset(descending[first : first + count])
+
+
+def bits_at(bits: int, relaxation: Relaxation | None, timesteps: Sequence[float]) -> dict[float, int]:
+    """Activation bits of every distinct timestep."""
+    relaxed = relaxation.timesteps(timesteps) if relaxation else frozenset()
+    return {t: relaxation.bits if relaxation and t in relaxed else bits for t in timesteps}

@@ -1,0 +1,19 @@
+"""How long work reports that it goes on; what is done with the reports is the caller's business."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol, TypeAlias
+
+Advance: TypeAlias = Callable[[], None]
+
+
+class Progress(Protocol):
+    """A phase of ``total`` equal pieces of work; the context's value is called after each."""
+
+    def __call__(self, phase: str, total: int) -> AbstractContextManager[Advance]: ...
+
+
+@contextmanager
+def silent(phase: str, total: int) -> Iterator[Advance]:
+    """Reports nothing."""
+    yield lambda: None
