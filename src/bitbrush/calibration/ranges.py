@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from bitbrush.network.inputs import InputObserver, fake_quantize_input
-from bitbrush.network.layers import LayerSpec
+from bitbrush.network.layers import EDGE_ACTIVATION_BITS, LayerSpec
 from bitbrush.numerics.affine import AffineGrid
 from bitbrush.numerics.histogram import Histogram, NonFiniteError
 from bitbrush.numerics.ranges import RangeEstimator
@@ -31,22 +31,15 @@ Observations: TypeAlias = dict[float, InputObserver]
 
 @dataclass(frozen=True)
 class ActivationBits:
-    """``normal`` bits, ``relaxed`` ones in the steps of ``relaxation`` and, at every step, in always-relaxed layers."""
+    """``normal`` bits, more in the steps of ``relaxation``, and at least 10 always in the denoiser's edge layers."""
 
     normal: int
-    relaxed: int
     relaxation: Relaxation | None = None
 
     def of(self, spec: LayerSpec, timesteps: Sequence[float]) -> dict[float, int]:
         """Bits of a layer's input at every distinct timestep."""
-        if spec.always_relaxed:
-            return dict.fromkeys(timesteps, self.relaxed)
-        return bits_at(self.normal, self.relaxation, timesteps)
-
-    def average(self, planned: Sequence[float]) -> float:
-        """Mean over all denoiser calls of a plan, given the timestep of each; always-relaxed layers not counted."""
-        bits = bits_at(self.normal, self.relaxation, planned)
-        return sum(bits[timestep] for timestep in planned) / len(planned)
+        bits = bits_at(self.normal, self.relaxation, timesteps)
+        return {t: max(b, EDGE_ACTIVATION_BITS) for t, b in bits.items()} if spec.edge else bits
 
 
 @dataclass(frozen=True)
@@ -83,7 +76,7 @@ def observe(
     """
     observations: Observations = {}
     names = [spec.name for spec in calibration.layers]
-    with progress("observe", len(_planned(trajectories))) as advance:
+    with progress("observing", len(pending(trajectories)[0].planned)) as advance:
         while waiting := pending(trajectories):
             observer = observations.setdefault(waiting[0].timestep, InputObserver())
             with observer.watching(denoiser, names):
@@ -128,13 +121,10 @@ def calibrate_progressively(
     """
     observations: Observations = {}
     by_step: dict[float, dict[str, AffineGrid]] = {}
-    planned = _planned(trajectories)
+    planned = pending(trajectories)[0].planned
     current: dict[str, AffineGrid] = {}
     names = [spec.name for spec in calibration.layers]
-    with (
-        _quantized_inputs(denoiser, names, lambda name: current.get(name)),
-        progress("calibrate", len(planned)) as advance,
-    ):
+    with _quantized_inputs(denoiser, names, current.get), progress("calibrating", len(planned)) as advance:
         while waiting := pending(trajectories):
             timestep = waiting[0].timestep
             observer = observations.setdefault(timestep, InputObserver())
@@ -150,10 +140,6 @@ def calibrate_progressively(
             calls.add()
             advance()
     return _by_layer(by_step)
-
-
-def _planned(trajectories: Sequence[Trajectory]) -> tuple[float, ...]:
-    return pending(trajectories)[0].planned
 
 
 def _run(call: DenoiserCall, denoiser: nn.Module) -> Any:

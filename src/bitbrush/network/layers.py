@@ -5,37 +5,43 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bitbrush.network.family import Family
 from bitbrush.numerics.weights import QuantizedWeight
 from bitbrush.timeline.schedule import ActivationSchedule
 
 EDGE_WEIGHT_BITS = 8
+EDGE_ACTIVATION_BITS = 10
+"""At least: an edge layer never has fewer bits than the others."""
 
 
 @dataclass(frozen=True)
 class LayerSpec:
     """A Conv2d or Linear of the denoiser and what is to be done with it.
 
-    ``excluded`` says why the layer stays in floating point; None for a quantized layer. ``always_relaxed`` layers run
-    relaxed activation bits at every step.
+    ``excluded`` says why the layer stays in floating point; None for a quantized layer. ``edge``: the denoiser's first
+    or last layer, which has 8-bit weights and relaxed activations at every step.
     """
 
     name: str
     kind: str
     shape: tuple[int, ...]
     weight_bits: int
-    always_relaxed: bool = False
+    edge: bool = False
     excluded: str | None = None
 
 
 @dataclass(frozen=True)
 class QuantizedLayer:
-    """All that a runtime needs to execute one layer in integers, apart from its geometry and bias."""
+    """All that a runtime needs to execute one layer in integers, apart from its geometry.
+
+    ``bias`` (C_out,) float32 or None replaces the layer's own: rounding may have corrected it.
+    """
 
     name: str
     weight: QuantizedWeight
+    bias: Tensor | None
     activations: ActivationSchedule
 
 
@@ -70,6 +76,14 @@ def _spec(
         kind="conv" if isinstance(layer, nn.Conv2d) else "linear",
         shape=tuple(layer.weight.shape),
         weight_bits=EDGE_WEIGHT_BITS if edge else weight_bits,
-        always_relaxed=edge,
+        edge=edge,
         excluded=reason,
     )
+
+
+def set_weight(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
+    """Gives a Conv2d or Linear new values of the same shape, in its own dtype and on its own device."""
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    layer.weight.data = weight.to(layer.weight)
+    if layer.bias is not None and bias is not None:
+        layer.bias.data = bias.to(layer.bias)

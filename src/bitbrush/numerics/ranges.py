@@ -21,6 +21,8 @@ class RangeEstimator(StrEnum):
     """The central 99.99 % of the histogram, within the extremes."""
     MSE = "mse"
     """The range inside the extremes with the least expected squared error, bin by bin."""
+    L4 = "l4"
+    """Likewise with the fourth power of the error: clips less, sparing the rare large values that carry the picture."""
 
     def grids(self, histograms: Sequence[Histogram], bits: Sequence[int]) -> list[AffineGrid]:
         """One grid per histogram; computed for all at once."""
@@ -30,7 +32,9 @@ class RangeEstimator(StrEnum):
             case RangeEstimator.PERCENTILE:
                 ranges = [_percentile(histogram) for histogram in histograms]
             case RangeEstimator.MSE:
-                ranges = _Search(histograms, bits).ranges()
+                ranges = _Search(histograms, bits, power=2).ranges()
+            case RangeEstimator.L4:
+                ranges = _Search(histograms, bits, power=4).ranges()
         return [AffineGrid.from_range(low, high, b) for (low, high), b in zip(ranges, bits, strict=True)]
 
 
@@ -44,7 +48,7 @@ def _percentile(histogram: Histogram) -> tuple[float, float]:
 
 
 class _Search:
-    """Coordinate search for the range with the least squared error, of N histograms side by side.
+    """Coordinate search for the range with the least ``sum(|x - x_hat|^power)``, of N histograms side by side.
 
     Both ends are shrunk together, then each end alone is moved around the best so far, twice, ever finer. A range
     never grows beyond what was observed.
@@ -53,7 +57,8 @@ class _Search:
     _JOINT = torch.linspace(1.0, 0.05, 48).tolist()
     _SINGLE = ((0.5, 0.625, 0.75, 0.875, 1.125, 1.25, 1.5, 2.0), (0.92, 0.94, 0.96, 0.98, 1.02, 1.04, 1.06, 1.08))
 
-    def __init__(self, histograms: Sequence[Histogram], bits: Sequence[int]) -> None:
+    def __init__(self, histograms: Sequence[Histogram], bits: Sequence[int], *, power: int) -> None:
+        self._power = power
         self._observed_low = torch.tensor([min(h.low, 0.0) for h in histograms])[:, None]
         self._observed_high = torch.tensor([max(h.high, 0.0) for h in histograms])[:, None]
         self._qmax = torch.tensor([float((1 << b) - 1) for b in bits])[:, None]
@@ -85,4 +90,4 @@ class _Search:
         scale = ((high - low) / self._qmax).clamp_min(1e-30)
         zero_point = (-low / scale).round_()
         x_q = (self._centers / scale).round_().maximum(-zero_point).minimum(self._qmax - zero_point)
-        return x_q.mul_(scale).sub_(self._centers).square_().mul_(self._weights).sum(1, keepdim=True)
+        return x_q.mul_(scale).sub_(self._centers).pow_(self._power).mul_(self._weights).sum(1, keepdim=True)

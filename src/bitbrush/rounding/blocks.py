@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from bitbrush.network.family import Family
@@ -31,7 +32,8 @@ class BlockCall:
         return network.get_submodule(self.name)(*self.args, **self.kwargs)
 
 
-Walk: TypeAlias = Suspension[BlockCall, Any, None]
+Walk: TypeAlias = Suspension[BlockCall, Any, Any]
+"""A denoiser or block call; its result is the call's output."""
 
 
 def reconstruction_blocks(denoiser: nn.Module, family: Family, layers: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -46,15 +48,20 @@ def reconstruction_blocks(denoiser: nn.Module, family: Family, layers: Sequence[
 
 
 @contextmanager
-def walks(network: nn.Module, blocks: Sequence[str], calls: Sequence[DenoiserCall]) -> Iterator[list[Walk]]:
-    """Each call of ``network`` up to its first block; answer with the block's output to go on to the next."""
+def walks(
+    network: nn.Module, blocks: Sequence[str], calls: Sequence[DenoiserCall] | Sequence[BlockCall]
+) -> Iterator[list[Walk]]:
+    """Each call of ``network`` up to its first block; answer with the block's output to go on to the next.
+
+    Walks nest: a block call can in turn be walked through layer by layer.
+    """
     doors = threading.local()
     originals = {name: network.get_submodule(name).forward for name in blocks}
     with ExitStack() as stack:
         for name, original in originals.items():
             module = network.get_submodule(name)
-            module.forward = _handing_out(name, original, doors)  # type: ignore[method-assign]
-            stack.callback(module.__dict__.pop, "forward")
+            stack.callback(_restore, module, module.__dict__.get("forward"))
+            module.forward = _handing_out(name, original, doors)
         yield [stack.enter_context(_walk(network, call, doors)) for call in calls]
 
 
@@ -67,10 +74,19 @@ def _handing_out(name: str, original: Callable[..., Any], doors: threading.local
     return forward
 
 
-def _walk(network: nn.Module, call: DenoiserCall, doors: threading.local) -> Walk:
-    def function(hand_out: Callable[[BlockCall], Any]) -> None:
+def _restore(module: nn.Module, forward: Callable[..., Any] | None) -> None:
+    """Puts back the ``forward`` that an outer walk had set on the module, or leaves it to its class."""
+    if forward is None:
+        del module.__dict__["forward"]
+    else:
+        module.forward = forward
+
+
+def _walk(network: nn.Module, call: DenoiserCall | BlockCall, doors: threading.local) -> Walk:
+    def function(hand_out: Callable[[BlockCall], Any]) -> Any:
         doors.hand_out = hand_out
-        call.run(network)
+        with torch.no_grad():  # gradients are recorded per thread, and this is a new one
+            return call.run(network)
 
     return Suspension(function)
 

@@ -1,13 +1,16 @@
 """The runtime of reference: fake quantization, the definition of correct for every other runtime."""
 
 from collections.abc import Iterable
+from functools import partial
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from bitbrush.network.inputs import fake_quantize_input
-from bitbrush.network.layers import QuantizedLayer
+from bitbrush.network.layers import QuantizedLayer, set_weight
+from bitbrush.numerics.affine import AffineGrid
 from bitbrush.timeline.clock import Clock
+from bitbrush.timeline.schedule import ActivationSchedule
 
 
 class ReferenceRuntime:
@@ -24,7 +27,10 @@ class ReferenceRuntime:
         handles = [clock.attach(denoiser)]
         for layer in layers:
             module = denoiser.get_submodule(layer.name)
-            assert isinstance(module, nn.Conv2d | nn.Linear)
-            module.weight.data = layer.weight.dequantize().to(module.weight)
-            handles.append(fake_quantize_input(module, lambda layer=layer: layer.activations.at(clock.timestep)))
+            set_weight(module, layer.weight.dequantize(), layer.bias)
+            handles.append(fake_quantize_input(module, partial(_grid_now, layer.activations, clock)))
         return handles
+
+
+def _grid_now(activations: ActivationSchedule, clock: Clock) -> AffineGrid:
+    return activations.at(clock.timestep)

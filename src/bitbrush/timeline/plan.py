@@ -72,3 +72,9 @@ def bits_at(bits: int, relaxation: Relaxation | None, timesteps: Sequence[float]
     """Activation bits of every distinct timestep."""
     relaxed = relaxation.timesteps(timesteps) if relaxation else frozenset()
     return {t: relaxation.bits if relaxation and t in relaxed else bits for t in timesteps}
+
+
+def average_bits(bits: int, relaxation: Relaxation | None, calls: Sequence[float]) -> float:
+    """Mean activation bits over all denoiser calls of a plan, given the timestep of each."""
+    at = bits_at(bits, relaxation, calls)
+    return sum(at[timestep] for timestep in calls) / len(calls)

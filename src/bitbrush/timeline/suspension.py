@@ -69,7 +69,7 @@ class Suspension(Generic[Request, Answer, Result]):
             result = self._function(self._hand_out)
         except Cancelled:
             self._reports.put(lambda: self._end_with(None))
-        except BaseException as error:  # carried over to the thread that waits, whatever it is
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is raised where the caller waits
             raised = error
             self._reports.put(lambda: self._fail_with(raised))
         else:

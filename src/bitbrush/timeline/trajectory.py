@@ -120,6 +120,12 @@ def carried(
         yield [stack.enter_context(start(pipe, component, batch, plan)) for batch in batches]
 
 
+def planned_timesteps(pipe: Any, component: str, plan: SamplingPlan) -> tuple[float, ...]:
+    """The timestep of every denoiser call of the plan, in order; costs no denoiser call."""
+    with start(pipe, component, PromptBatch(("",), (0,)), plan) as trajectory:
+        return pending([trajectory])[0].planned
+
+
 def pending(trajectories: Sequence[Trajectory]) -> list[DenoiserCall]:
     """The denoiser calls all trajectories wait with, in their order; empty when all have ended.
 

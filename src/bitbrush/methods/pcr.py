@@ -1,0 +1,27 @@
+"""PCR: Progressive Calibration and activation Relaxing, arXiv 2311.06322.
+
+Weights first, rounding learned on full-precision trajectories; then activation ranges step by step, each calibrated on
+what the already quantized steps produced; the steps of the relaxed interval get more bits. The deviations from the
+published procedure are listed where they are made: ``calibration/ranges.py`` and ``rounding/``.
+"""
+
+from bitbrush.calibration.ranges import calibrate_progressively
+from bitbrush.methods.method import Job, Method, Outcome
+from bitbrush.methods.recipe import Recipe, Rounding
+from bitbrush.methods.stages import outcome, rounded_weights, with_weights
+from bitbrush.timeline.plan import Relaxation
+from bitbrush.timeline.trajectory import carried
+
+
+def run(job: Job) -> Outcome:
+    rounded = rounded_weights(job)
+    denoiser = with_weights(job.denoiser, rounded)
+    with (
+        job.costs.phase("progressive_calibration") as calls,
+        carried(job.pipe, job.family.component, job.batches, job.recipe.plan) as trajectories,
+    ):
+        schedules = calibrate_progressively(denoiser, job.calibration, trajectories, job.progress, calls)
+    return outcome(job, rounded, schedules)
+
+
+PCR = Method("pcr", Recipe(relax=Relaxation(0.8, 1.0, 10), rounding=Rounding.LEARNED), run)

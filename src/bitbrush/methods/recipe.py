@@ -1,0 +1,136 @@
+"""A recipe: everything that decides what a quantization yields, apart from the model and the prompts."""
+
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Self
+
+from bitbrush.numerics.affine import MAX_BITS
+from bitbrush.numerics.ranges import RangeEstimator
+from bitbrush.numerics.weights import MAX_WEIGHT_BITS, MIN_WEIGHT_BITS, WeightRange
+from bitbrush.timeline.plan import Relaxation, SamplingPlan
+
+MIN_ACTIVATION_BITS = 4
+
+
+class Rounding(StrEnum):
+    """How weights become integers."""
+
+    NEAREST = "nearest"
+    LEARNED = "learned"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Keys of a recipe file, of the command line and of :func:`bitbrush.quantize`, all of the same names.
+
+    ``weights``, ``activations``: bits. ``relax``: ``START:END@BITS`` as fractions of the steps, None for none.
+    ``steps``, ``guidance_scale``, ``scheduler`` (a diffusers class name; None: the pipeline's own): the sampling plan
+    of the calibration. ``exclude``: patterns of layer names left in floating point. ``num_prompts`` calibration
+    prompts are run ``batch_size`` at a time; prompt i gets the noise of ``seed + i``.
+    """
+
+    method: str = "pcr"
+    weights: int = 4
+    activations: int = 8
+    relax: Relaxation | None = None
+    rounding: Rounding = Rounding.NEAREST
+    weight_range: WeightRange = WeightRange.MSE
+    activation_range: RangeEstimator = RangeEstimator.L4
+    exclude: tuple[str, ...] = ()
+    steps: int = 50
+    guidance_scale: float = 7.5
+    scheduler: str | None = None
+    num_prompts: int = 32
+    batch_size: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require("weights", self.weights, MIN_WEIGHT_BITS, MAX_WEIGHT_BITS)
+        _require("activations", self.activations, MIN_ACTIVATION_BITS, MAX_BITS)
+        _require("num_prompts", self.num_prompts, 1, None)
+        _require("batch_size", self.batch_size, 1, None)
+        _require("seed", self.seed, 0, None)
+        if self.relax and self.relax.bits <= self.activations:
+            raise ValueError(
+                f"relax is {self.relax}: {self.relax.bits} bits are no more than the {self.activations} bits of the "
+                "other steps; give more, or leave relax out"
+            )
+        _ = self.plan  # checks steps and guidance
+
+    @property
+    def plan(self) -> SamplingPlan:
+        return SamplingPlan(self.steps, self.guidance_scale, self.scheduler)
+
+    @property
+    def name(self) -> str:
+        """Short form, e.g. ``pcr W4A8``."""
+        return f"{self.method} W{self.weights}A{self.activations}"
+
+    def updated(self, keys: Mapping[str, Any]) -> Self:
+        """With the given keys, plain values as in a recipe file. Raises ValueError for an unknown key or bad value."""
+        known = [field.name for field in fields(self)]
+        unknown = [key for key in keys if key not in known]
+        if unknown:
+            raise ValueError(f"unknown recipe key {unknown[0]!r} = {keys[unknown[0]]!r}; known are {', '.join(known)}")
+        return replace(self, **{key: _parse(key, value) for key, value in keys.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that :meth:`updated` reads back."""
+        values = asdict(self)
+        values["relax"] = str(self.relax) if self.relax else "none"
+        values["scheduler"] = self.scheduler or "own"
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The keys of a recipe file, TOML or JSON by its suffix. Raises ValueError naming the file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        keys = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"recipe {path} cannot be read: {error}") from error
+    if not isinstance(keys, dict):
+        raise ValueError(f"recipe {path} holds a {type(keys).__name__}; a table of keys is needed")
+    return keys
+
+
+def _require(key: str, value: Any, low: int, high: int | None) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < low or (high is not None and value > high):
+        limit = f"at least {low}" if high is None else f"from {low} to {high}"
+        raise ValueError(f"{key} is {value!r}; it must be a whole number {limit}")
+
+
+def _parse(key: str, value: Any) -> Any:
+    match key:
+        case "relax":
+            return None if value in (None, "none") else value if isinstance(value, Relaxation) else _relax(value)
+        case "scheduler":
+            return None if value in (None, "own") else str(value)
+        case "rounding":
+            return _choice(key, value, Rounding)
+        case "weight_range":
+            return _choice(key, value, WeightRange)
+        case "activation_range":
+            return _choice(key, value, RangeEstimator)
+        case "exclude":
+            return (value,) if isinstance(value, str) else tuple(value)
+        case "guidance_scale":
+            return float(value)
+        case _:
+            return value
+
+
+def _relax(value: Any) -> Relaxation:
+    if not isinstance(value, str):
+        raise ValueError(f"relax is {value!r}; expected START:END@BITS, e.g. 0.8:1.0@10, or none")
+    return Relaxation.parse(value)
+
+
+def _choice(key: str, value: Any, choices: type[StrEnum]) -> StrEnum:
+    if value not in list(choices):
+        raise ValueError(f"{key} is {value!r}; choose from {', '.join(choices)}")
+    return choices(value)

@@ -1,0 +1,54 @@
+"""The stages that several methods share."""
+
+import copy
+from collections.abc import Mapping
+
+from torch import nn
+
+from bitbrush.calibration.ranges import Observations, observe
+from bitbrush.methods.method import Job, Outcome
+from bitbrush.methods.recipe import Rounding
+from bitbrush.network.layers import QuantizedLayer, set_weight
+from bitbrush.rounding.learned import learn_rounding
+from bitbrush.rounding.nearest import RoundedLayer, round_all_to_nearest
+from bitbrush.rounding.samples import record_samples
+from bitbrush.timeline.schedule import ActivationSchedule
+from bitbrush.timeline.trajectory import carried, planned_timesteps
+
+
+def rounded_weights(job: Job) -> dict[str, RoundedLayer]:
+    """By the recipe's rounding; learned rounding records its samples from full-precision trajectories first."""
+    match job.recipe.rounding:
+        case Rounding.NEAREST:
+            with job.costs.phase("rounding"):
+                return round_all_to_nearest(job.denoiser, job.calibration.layers, job.recipe.weight_range)
+        case Rounding.LEARNED:
+            with job.costs.phase("recording") as calls:
+                samples = record_samples(job.pipe, job.family, job.batches, job.recipe.plan, job.progress, calls)
+            with job.costs.phase("rounding"):
+                return learn_rounding(
+                    job.denoiser, job.family, job.calibration.layers, job.recipe.weight_range, samples, job.progress
+                )
+
+
+def observe_full_precision(job: Job) -> Observations:
+    """What every layer is given along the full-precision trajectories of the calibration prompts."""
+    with (
+        job.costs.phase("observation") as calls,
+        carried(job.pipe, job.family.component, job.batches, job.recipe.plan) as trajectories,
+    ):
+        return observe(job.denoiser, job.calibration, trajectories, job.progress, calls)
+
+
+def with_weights(denoiser: nn.Module, rounded: Mapping[str, RoundedLayer]) -> nn.Module:
+    """A copy of ``denoiser`` that computes with the rounded weights, activations in floating point."""
+    quantized = copy.deepcopy(denoiser)
+    for name, layer in rounded.items():
+        set_weight(quantized.get_submodule(name), layer.weight.dequantize(), layer.bias)
+    return quantized
+
+
+def outcome(job: Job, rounded: Mapping[str, RoundedLayer], schedules: Mapping[str, ActivationSchedule]) -> Outcome:
+    layers = tuple(QuantizedLayer(name, layer.weight, layer.bias, schedules[name]) for name, layer in rounded.items())
+    planned = planned_timesteps(job.pipe, job.family.component, job.recipe.plan)
+    return Outcome(job.specs, layers, planned)

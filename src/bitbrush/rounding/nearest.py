@@ -1,0 +1,32 @@
+"""Every weight to the nearest point of its grid: no data is needed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from bitbrush.network.layers import LayerSpec
+from bitbrush.numerics.weights import QuantizedWeight, WeightRange, round_to_nearest, weight_grid
+
+
+@dataclass(frozen=True)
+class RoundedLayer:
+    """A layer's integers and the bias that goes with them; None if it has none."""
+
+    weight: QuantizedWeight
+    bias: Tensor | None
+
+
+def round_all_to_nearest(
+    denoiser: nn.Module, specs: Sequence[LayerSpec], estimator: WeightRange
+) -> dict[str, RoundedLayer]:
+    """By layer name; ``denoiser`` stays as it is."""
+    rounded = {}
+    for spec in specs:
+        layer = denoiser.get_submodule(spec.name)
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        weight = layer.weight.detach().float()
+        bias = None if layer.bias is None else layer.bias.detach().float().clone()
+        grid = weight_grid(weight, spec.weight_bits, estimator)
+        rounded[spec.name] = RoundedLayer(round_to_nearest(weight, grid), bias)
+    return rounded

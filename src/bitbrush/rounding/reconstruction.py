@@ -1,0 +1,106 @@
+"""Block reconstruction: the rounding of all layers of a block, learned together on the block's output.
+
+The loss is BRECQ's (arXiv 2102.05426): squared error of the block's output, quantized inputs against full-precision
+targets. The rounding is learned as in arXiv 2309.05516: an offset is added before a straight-through round and moved
+by the sign of its gradient. AdaRound's sigmoid relaxation (arXiv 2004.10568), which PCR names, must be annealed over
+thousands of iterations before it rounds to anything; started from compensated rounding, the straight-through form
+evaluates the hard rounding from its first iteration and needs tens. ``benchmarks/rounding.py`` measures both stages.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+from torch.func import functional_call
+
+from bitbrush.numerics.weights import QuantizedWeight
+from bitbrush.rounding.blocks import BlockInputs
+from bitbrush.rounding.compensation import Compensated
+
+ITERATIONS = 60
+BATCH_ROWS = 16
+STEP = 0.01
+CHECK_EVERY = 15
+PATIENCE = 2
+HELD_OUT = 64
+
+
+@dataclass(frozen=True)
+class _Block:
+    """``layers``: start of the rounding of each layer, by its name within the block ("" for the block itself)."""
+
+    module: nn.Module
+    layers: Mapping[str, Compensated]
+    inputs: BlockInputs
+    targets: Tensor
+
+    def output(self, weights: Mapping[str, Tensor], rows: Tensor) -> Any:
+        args, kwargs = self.inputs.take(rows)
+        named = {f"{name}.weight".lstrip("."): weight for name, weight in weights.items()}
+        return functional_call(self.module, named, args, kwargs)
+
+    def loss(self, weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
+        return F.mse_loss(self.output(weights, rows), self.targets[rows])
+
+
+def reconstruct(
+    module: nn.Module,
+    layers: Mapping[str, Compensated],
+    inputs: BlockInputs,
+    targets: Tensor,
+    generator: Generator,
+) -> dict[str, QuantizedWeight]:
+    """The integers with the least output error on held-out rows among those visited, the start included.
+
+    ``layers`` by name within the block; ``targets`` (rows, ...). Stops early after two checks without gain.
+    """
+    block = _Block(module, layers, inputs, targets)
+    order = torch.randperm(inputs.rows, generator=generator)
+    held_out = order[: min(HELD_OUT, inputs.rows // 4)]
+    training = order[len(held_out) :]
+    offsets = {name: torch.zeros_like(layer.wanted).requires_grad_() for name, layer in layers.items()}
+    best = {name: layer.weight for name, layer in layers.items()}
+    least, misses = _held_out_loss(block, best, held_out), 0
+    for iteration in range(ITERATIONS):
+        rows = training[torch.randint(len(training), (BATCH_ROWS,), generator=generator)]
+        _descend(block, offsets, rows, STEP * (1 - iteration / ITERATIONS))
+        if (iteration + 1) % CHECK_EVERY == 0:
+            now = {name: _integers(layers[name], offset.detach()) for name, offset in offsets.items()}
+            loss = _held_out_loss(block, now, held_out)
+            if loss < least:
+                best, least, misses = now, loss, 0
+            elif (misses := misses + 1) == PATIENCE:
+                break
+    return best
+
+
+def _descend(block: _Block, offsets: Mapping[str, Tensor], rows: Tensor, step: float) -> None:
+    with torch.enable_grad():
+        weights = {name: _straight_through(block.layers[name], offset) for name, offset in offsets.items()}
+        gradients = torch.autograd.grad(block.loss(weights, rows), list(offsets.values()))
+    with torch.no_grad():
+        for offset, gradient in zip(offsets.values(), gradients, strict=True):
+            offset.sub_(gradient.sign(), alpha=step)
+
+
+def _straight_through(layer: Compensated, offset: Tensor) -> Tensor:
+    """``scale * (clamp(round(wanted / scale + offset) + zero_point, 0, qmax) - zero_point)``, round' = 1."""
+    grid = layer.weight.grid
+    scale, zero_point = grid.per_channel(layer.wanted)
+    moved = layer.wanted / scale + offset
+    rounded = moved + (moved.round() - moved).detach()
+    return scale * ((rounded + zero_point).clamp(0, grid.qmax) - zero_point)
+
+
+def _integers(layer: Compensated, offset: Tensor) -> QuantizedWeight:
+    grid = layer.weight.grid
+    scale, zero_point = grid.per_channel(layer.wanted)
+    return QuantizedWeight(((layer.wanted / scale + offset).round() + zero_point).clamp(0, grid.qmax).byte(), grid)
+
+
+@torch.no_grad()
+def _held_out_loss(block: _Block, weights: Mapping[str, QuantizedWeight], rows: Tensor) -> float:
+    return float(block.loss({name: weight.dequantize() for name, weight in weights.items()}, rows))

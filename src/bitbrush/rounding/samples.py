@@ -1,0 +1,42 @@
+"""The denoiser calls that learned rounding learns from: recorded once, for all blocks together."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from bitbrush.network.family import Family
+from bitbrush.timeline.cost import CallCounter
+from bitbrush.timeline.plan import SamplingPlan
+from bitbrush.timeline.progress import Progress
+from bitbrush.timeline.trajectory import DenoiserCall, PromptBatch, carried, pending, planned_timesteps, prompt_batches
+
+MAX_PROMPTS = 16
+PROMPTS_PER_CALL = 8
+EVERY = 4
+
+
+def record_samples(
+    pipe: Any,
+    family: Family,
+    batches: Sequence[PromptBatch],
+    plan: SamplingPlan,
+    progress: Progress,
+    calls: CallCounter,
+) -> list[DenoiserCall]:
+    """Every fourth denoiser call on the full-precision trajectories of the first 16 prompts.
+
+    Prompt batches are staggered, so that together they cover all steps. One denoiser call per step and batch.
+    """
+    prompts = [prompt for batch in batches for prompt in batch.prompts][:MAX_PROMPTS]
+    denoiser = getattr(pipe, family.component)
+    samples = []
+    small = prompt_batches(prompts, batches[0].seeds[0], PROMPTS_PER_CALL)
+    steps = len(planned_timesteps(pipe, family.component, plan))
+    with carried(pipe, family.component, small, plan) as trajectories, progress("recording samples", steps) as advance:
+        while waiting := pending(trajectories):
+            for index, (trajectory, call) in enumerate(zip(trajectories, waiting, strict=True)):
+                if (calls.per_batch + index * EVERY // len(small)) % EVERY == 0:
+                    samples.append(call)
+                trajectory.answer(call.run(denoiser))
+            calls.add()
+            advance()
+    return samples
