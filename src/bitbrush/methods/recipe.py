@@ -30,7 +30,7 @@ class Recipe:
     ``weights``, ``activations``: bits. ``relax``: ``START:END@BITS`` as fractions of the steps, None for none.
     ``steps``, ``guidance_scale``, ``scheduler`` (a diffusers class name; None: the pipeline's own): the sampling plan
     of the calibration. ``exclude``: patterns of layer names left in floating point. ``num_prompts`` calibration
-    prompts are run ``batch_size`` at a time; prompt i gets the noise of ``seed + i``.
+    prompts are run ``batch_size`` at a time; ``seed`` and the prompt decide its initial noise.
     """
 
     method: str = "pcr"
@@ -44,7 +44,7 @@ class Recipe:
     steps: int = 50
     guidance_scale: float = 7.5
     scheduler: str | None = None
-    num_prompts: int = 32
+    num_prompts: int = 16
     batch_size: int = 16
     seed: int = 0
 

@@ -23,8 +23,7 @@ class AffineGrid:
     bits: int
 
     def __post_init__(self) -> None:
-        if not MIN_BITS <= self.bits <= MAX_BITS:
-            raise ValueError(f"bits is {self.bits}; supported are {MIN_BITS} to {MAX_BITS}")
+        _check_bits(self.bits)
         if not (math.isfinite(self.scale) and self.scale > 0):
             raise ValueError(f"scale is {self.scale}; it must be finite and positive")
         if not 0 <= self.zero_point <= self.qmax:
@@ -45,6 +44,7 @@ class AffineGrid:
 
         An empty range holds nothing but zeros, which any scale represents; it gets scale 1.
         """
+        _check_bits(bits)
         low, high = min(low, 0.0), max(high, 0.0)
         qmax = (1 << bits) - 1
         scale = float(torch.tensor((high - low) / qmax, dtype=torch.float32))
@@ -74,6 +74,11 @@ def fake_quantize(x: Tensor, grid: AffineGrid) -> Tensor:
     """
     zero_point = grid.zero_point
     return (x * _reciprocal(grid)).round_().clamp_(-zero_point, grid.qmax - zero_point).mul_(grid.scale)
+
+
+def _check_bits(bits: int) -> None:
+    if not MIN_BITS <= bits <= MAX_BITS:
+        raise ValueError(f"bits is {bits}; supported are {MIN_BITS} to {MAX_BITS}")
 
 
 def _reciprocal(grid: AffineGrid) -> float:

@@ -9,10 +9,11 @@ from torch import Tensor
 
 BINS = 1024
 SAMPLES_PER_UPDATE = 1 << 16
+_LIMIT = 2.0**126  # twice the bounds of the histogram must still be a float32
 
 
 class NonFiniteError(ValueError):
-    """A tensor to be observed holds NaN or infinity."""
+    """A tensor to be observed holds NaN or infinity, or is about to overflow."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,9 @@ class Histogram:
 
     @classmethod
     def of(cls, x: Tensor) -> Self:
-        """Raises NonFiniteError if ``x`` holds NaN or infinity."""
+        """Raises NonFiniteError if ``x`` holds NaN, infinity or magnitudes from 2^126."""
         low, high = (float(bound) for bound in torch.aminmax(x.detach()))
-        if not (math.isfinite(low) and math.isfinite(high)):
+        if not (-_LIMIT < low and high < _LIMIT):
             raise NonFiniteError(f"values from {low} to {high}")
         exponent = math.frexp(max(-low, high, 2.0**-100))[1]
         flat = x.detach().reshape(-1)

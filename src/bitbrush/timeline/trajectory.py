@@ -6,6 +6,8 @@ in the suspended call, so each step costs just the denoiser calls that are asked
 """
 
 import copy
+import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -45,13 +47,26 @@ class PromptBatch:
 
 
 def prompt_batches(prompts: Sequence[str], seed: int, batch_size: int) -> list[PromptBatch]:
-    """Consecutive batches; prompt i always gets the noise of ``seed + i``, whatever the batch size."""
-    starts = range(0, len(prompts), batch_size)
+    """Consecutive batches, each prompt with its :func:`noise_seeds`."""
+    seeds = noise_seeds(prompts, seed)
     return [
-        PromptBatch(tuple(prompts[start : start + batch_size]), tuple(seed + start + i for i in range(len(part))))
-        for start in starts
-        if (part := prompts[start : start + batch_size])
+        PromptBatch(tuple(prompts[begin : begin + batch_size]), seeds[begin : begin + batch_size])
+        for begin in range(0, len(prompts), batch_size)
     ]
+
+
+def noise_seeds(prompts: Sequence[str], seed: int) -> tuple[int, ...]:
+    """The seed of each prompt's initial noise: a hash of ``seed``, the prompt, and how often it came before.
+
+    So neither the batch size, nor the order, nor the number of prompts changes the noise of any of them.
+    """
+    seen: Counter[str] = Counter()
+    seeds = []
+    for prompt in prompts:
+        digest = hashlib.sha256(f"{seed}/{seen[prompt]}/{prompt}".encode()).digest()
+        seeds.append(int.from_bytes(digest[:6], "little"))
+        seen[prompt] += 1
+    return tuple(seeds)
 
 
 class _StandIn(nn.Module):

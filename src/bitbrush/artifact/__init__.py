@@ -1,0 +1,1 @@
+"""Quantizing a pipeline, saving what comes of it, and loading it again."""

@@ -1,0 +1,56 @@
+"""The model card that goes with an artifact."""
+
+from typing import Any
+
+_CARD = """---
+base_model: {base_model}
+base_model_relation: quantized
+library_name: diffusers
+pipeline_tag: text-to-image
+tags: [bitbrush, quantized]
+---
+# {base_model}, {method} W{weights}A{activations}
+
+The denoiser of `{base_model}` quantized by bitbrush: {quantized} of {layers} Conv2d and Linear layers, {mib:.1f} MiB
+instead of {full_mib:.1f} MiB in float32, {average_bits:.2f} activation bits on average over the denoising steps.
+
+```python
+import bitbrush
+pipe = bitbrush.load("THIS_DIRECTORY")
+pipe("a large red apple on a blue background").images[0].save("apple.png")
+```
+
+Made by (`manifest.json` holds the whole recipe, the layers, the hashes and what each phase cost):
+
+```
+{command}
+```
+"""
+
+
+def model_card(manifest: dict[str, Any]) -> str:
+    recipe, denoiser = manifest["recipe"], manifest["denoiser"]
+    return _CARD.format(
+        base_model=manifest["base_model"],
+        method=recipe["method"],
+        weights=recipe["weights"],
+        activations=recipe["activations"],
+        layers=len(manifest["layers"]),
+        quantized=sum(layer["excluded"] is None for layer in manifest["layers"]),
+        mib=denoiser["bytes"] / 2**20,
+        full_mib=denoiser["full_precision_bytes"] / 2**20,
+        average_bits=manifest["plan"]["average_activation_bits"],
+        command=quantize_command(manifest),
+    )
+
+
+def quantize_command(manifest: dict[str, Any]) -> str:
+    """The command that makes this artifact again."""
+    recipe = manifest["recipe"]
+    flags = [
+        f"--{key.replace('_', '-')} {value}" for key, value in recipe.items() if key not in ("exclude", "scheduler")
+    ]
+    flags += [f"--exclude '{pattern}'" for pattern in recipe["exclude"]]
+    if recipe["scheduler"] != "own":
+        flags.append(f"--scheduler {recipe['scheduler']}")
+    return f"bitbrush quantize {manifest['base_model']} -o DIR {' '.join(flags)}"

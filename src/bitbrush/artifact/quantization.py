@@ -1,0 +1,67 @@
+"""The main job: from a full-precision pipeline and a recipe to a quantized one."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from diffusers import DiffusionPipeline
+
+from bitbrush.artifact.schedulers import with_scheduler
+from bitbrush.methods import METHODS
+from bitbrush.methods.method import Job, Outcome
+from bitbrush.methods.recipe import Recipe
+from bitbrush.network.families import family_of
+from bitbrush.network.family import Family
+from bitbrush.runtime.reference import ReferenceRuntime
+from bitbrush.timeline.cost import CostLedger, PhaseCost
+from bitbrush.timeline.plan import average_bits
+from bitbrush.timeline.progress import Progress, silent
+from bitbrush.timeline.trajectory import prompt_batches
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """A quantized pipeline in memory. ``source`` is the full-precision one, unchanged; ``costs`` by phase."""
+
+    source: DiffusionPipeline
+    family: Family
+    recipe: Recipe
+    outcome: Outcome
+    costs: dict[str, PhaseCost]
+
+    @property
+    def average_activation_bits(self) -> float:
+        """Over all denoiser calls of the plan; the two edge layers, which are always relaxed, not counted."""
+        return average_bits(self.recipe.activations, self.recipe.relax, self.outcome.planned)
+
+    def pipeline(self) -> DiffusionPipeline:
+        """A pipeline that shares everything with the source but has its denoiser quantized (reference runtime)."""
+        denoiser = copy.deepcopy(getattr(self.source, self.family.component))
+        ReferenceRuntime().lower(denoiser, self.outcome.layers)
+        pipe = copy.copy(self.source)
+        setattr(pipe, self.family.component, denoiser)
+        pipe.scheduler = copy.deepcopy(self.source.scheduler)
+        return pipe
+
+
+def quantize(
+    pipe: DiffusionPipeline, recipe: Recipe, prompts: Sequence[str], *, progress: Progress = silent
+) -> Quantization:
+    """Quantizes the denoiser of ``pipe``, which itself stays as it is, by the recipe's method.
+
+    ``prompts``: calibration prompts, of which the first ``recipe.num_prompts`` are used. Raises ValueError for an
+    unknown method, denoiser or scheduler, for too few prompts, or if the checkpoint or its activations hold NaN.
+    """
+    if recipe.method not in METHODS:
+        raise ValueError(f"method is {recipe.method!r}; known are {', '.join(METHODS)}")
+    if len(prompts) < recipe.num_prompts:
+        raise ValueError(
+            f"num_prompts is {recipe.num_prompts}, but only {len(prompts)} calibration prompts are given; "
+            "lower it or give more"
+        )
+    family = family_of(pipe)
+    costs = CostLedger()
+    batches = tuple(prompt_batches(prompts[: recipe.num_prompts], recipe.seed, recipe.batch_size))
+    job = Job(with_scheduler(pipe, recipe.scheduler), family, recipe, batches, progress, costs)
+    outcome = METHODS[recipe.method].run(job)
+    return Quantization(pipe, family, recipe, outcome, costs.phases)

@@ -1,0 +1,177 @@
+"""The artifact: a diffusers pipeline folder with packed integers and a manifest, written whole or not at all."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from bitbrush.artifact.card import model_card
+from bitbrush.artifact.quantization import Quantization
+from bitbrush.artifact.tensors import layer_from_tensors, layer_tensors, other_tensors
+from bitbrush.methods.recipe import Recipe
+from bitbrush.network.families import FAMILIES
+from bitbrush.runtime.reference import ReferenceRuntime
+
+MANIFEST = "manifest.json"
+FORMAT = "bitbrush-artifact"
+SCHEMA_VERSION = 1
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+class ArtifactError(ValueError):
+    """The directory is no intact artifact that this version reads."""
+
+
+def require_free(directory: Path) -> None:
+    """Raises ValueError if something that is not an artifact stands where one is to be written."""
+    if directory.is_dir() and ((directory / MANIFEST).is_file() or not any(directory.iterdir())):
+        return
+    if directory.exists():
+        raise ValueError(f"{directory} exists and is no bitbrush artifact; choose another directory or remove it")
+
+
+def save(quantization: Quantization, directory: str | os.PathLike[str], *, base_model: str) -> Path:
+    """Writes the artifact beside its place and moves it there in one step; replaces an artifact that stands there."""
+    target = Path(directory)
+    require_free(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+        fresh = Path(scratch) / "artifact"
+        _write(quantization, fresh, base_model)
+        if target.exists():
+            target.replace(Path(scratch) / "replaced")
+        fresh.replace(target)
+    return target
+
+
+def load(directory: str | os.PathLike[str]) -> DiffusionPipeline:
+    """The quantized pipeline, on the reference runtime, in float32. Verifies every file first.
+
+    Raises ArtifactError if the directory is no artifact, of a newer schema, incomplete or altered.
+    """
+    root = Path(directory)
+    manifest = verify(root)
+    component = manifest["denoiser"]["component"]
+    denoiser_class = next(f.denoiser_class for f in FAMILIES if f.name == manifest["denoiser"]["family"])
+    config = json.loads((root / component / "config.json").read_text(encoding="utf-8"))
+    with torch.device("meta"):
+        denoiser = denoiser_class.from_config(config)  # type: ignore[attr-defined]
+    try:
+        tensors = load_file(root / component / WEIGHTS)
+        layers = tuple(
+            layer_from_tensors(entry["name"], tuple(entry["shape"]), entry["weight_bits"], tensors)
+            for entry in manifest["layers"]
+            if entry["excluded"] is None
+        )
+    except (SafetensorError, KeyError) as error:
+        raise ArtifactError(f"{root / component / WEIGHTS} does not hold what {MANIFEST} lists: {error}") from error
+    state = {key: tensor for key, tensor in tensors.items() if key in denoiser.state_dict()}
+    state |= {f"{layer.name}.weight": layer.weight.dequantize() for layer in layers}
+    denoiser.load_state_dict(state, assign=True)
+    denoiser.eval()
+    ReferenceRuntime().lower(denoiser, layers)
+    pipe = DiffusionPipeline.from_pretrained(root, dtype=torch.float32, **{component: denoiser})
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """The manifest, its format and schema version checked."""
+    path = Path(directory) / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{directory} is no bitbrush artifact: it has no {MANIFEST}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path} is damaged: {error}; quantize again") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ArtifactError(f"{path} is not the manifest of a bitbrush artifact")
+    if manifest.get("schema_version", 0) > SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{path} has schema version {manifest['schema_version']}; this bitbrush reads up to {SCHEMA_VERSION}: "
+            "upgrade bitbrush"
+        )
+    return dict(manifest)
+
+
+def verify(directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """The manifest, after comparing every file's hash with it. Raises ArtifactError naming the first that differs."""
+    root = Path(directory)
+    manifest = read_manifest(root)
+    for name, expected in manifest["files"].items():
+        path = root / name
+        if not path.is_file():
+            raise ArtifactError(f"{path} is missing; the artifact is incomplete: quantize or copy it again")
+        if _sha256(path) != expected:
+            raise ArtifactError(f"{path} was altered or truncated (SHA-256 differs): quantize or copy it again")
+    return manifest
+
+
+def _write(quantization: Quantization, root: Path, base_model: str) -> None:
+    pipe, component = quantization.source, quantization.family.component
+    root.mkdir()
+    pipe.save_config(root)
+    for name, part in pipe.components.items():
+        if name != component and hasattr(part, "save_pretrained"):
+            part.save_pretrained(root / name)
+    denoiser = getattr(pipe, component)
+    denoiser.save_config(root / component)
+    layers = {layer.name: layer for layer in quantization.outcome.layers}
+    tensors = other_tensors(denoiser, layers)
+    for layer in layers.values():
+        tensors |= layer_tensors(layer)
+    save_file(tensors, root / component / WEIGHTS, metadata={"format": "pt"})
+    manifest = _manifest(quantization, base_model, _full_precision_bytes(denoiser), root)
+    (root / "README.md").write_text(model_card(manifest), encoding="utf-8")
+    manifest["files"] = {
+        str(p.relative_to(root).as_posix()): _sha256(p) for p in sorted(root.rglob("*")) if p.is_file()
+    }
+    (root / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def _manifest(quantization: Quantization, base_model: str, full_bytes: int, root: Path) -> dict[str, Any]:
+    recipe: Recipe = quantization.recipe
+    component = quantization.family.component
+    return {
+        "format": FORMAT,
+        "schema_version": SCHEMA_VERSION,
+        "base_model": base_model,
+        "recipe": recipe.to_dict(),
+        "plan": {
+            "scheduler": recipe.scheduler or type(quantization.source.scheduler).__name__,
+            "timesteps": list(quantization.outcome.planned),
+            "average_activation_bits": quantization.average_activation_bits,
+        },
+        "denoiser": {
+            "component": component,
+            "family": quantization.family.name,
+            "bytes": (root / component / WEIGHTS).stat().st_size,
+            "full_precision_bytes": full_bytes,
+        },
+        "layers": [{**asdict(spec), "shape": list(spec.shape)} for spec in quantization.outcome.specs],
+        "cost": {phase: asdict(cost) for phase, cost in quantization.costs.items()},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in ("bitbrush", "torch", "diffusers", "transformers")},
+        },
+    }
+
+
+def _full_precision_bytes(denoiser: torch.nn.Module) -> int:
+    """Size of all parameters as float32."""
+    return 4 * sum(parameter.numel() for parameter in denoiser.parameters())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,56 @@
+"""A quantized denoiser as named tensors, and back."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitbrush.network.layers import QuantizedLayer
+from bitbrush.numerics.affine import AffineGrid
+from bitbrush.numerics.packing import pack, unpack
+from bitbrush.numerics.weights import QuantizedWeight, WeightGrid
+from bitbrush.timeline.schedule import ActivationSchedule
+
+
+def layer_tensors(layer: QuantizedLayer) -> dict[str, Tensor]:
+    """The weight as packed integers with scale and zero point per channel; the activation grids by timestep."""
+    grids = layer.activations.grids
+    tensors = {
+        "weight": pack(layer.weight.w_q, layer.weight.grid.bits),
+        "weight_scale": layer.weight.grid.scale,
+        "weight_zero_point": layer.weight.grid.zero_point,
+        "activation_timesteps": torch.tensor(layer.activations.timesteps, dtype=torch.float32),
+        "activation_scale": torch.tensor([grid.scale for grid in grids], dtype=torch.float32),
+        "activation_zero_point": torch.tensor([grid.zero_point for grid in grids], dtype=torch.int32),
+        "activation_bits": torch.tensor([grid.bits for grid in grids], dtype=torch.uint8),
+    }
+    if layer.bias is not None:
+        tensors["bias"] = layer.bias
+    return {f"{layer.name}.{key}": tensor.contiguous() for key, tensor in tensors.items()}
+
+
+def layer_from_tensors(name: str, shape: tuple[int, ...], bits: int, tensors: Mapping[str, Tensor]) -> QuantizedLayer:
+    """The inverse of :func:`layer_tensors`. Raises KeyError if a tensor is missing."""
+
+    def entry(key: str) -> Tensor:
+        return tensors[f"{name}.{key}"]
+
+    grids = zip(
+        entry("activation_scale").tolist(),
+        entry("activation_zero_point").tolist(),
+        entry("activation_bits").tolist(),
+        strict=True,
+    )
+    schedule = ActivationSchedule(
+        tuple(entry("activation_timesteps").tolist()), tuple(AffineGrid(*values) for values in grids)
+    )
+    grid = WeightGrid(entry("weight_scale"), entry("weight_zero_point"), bits)
+    weight = QuantizedWeight(unpack(entry("weight"), bits, shape), grid)
+    return QuantizedLayer(name, weight, tensors.get(f"{name}.bias"), schedule)
+
+
+def other_tensors(denoiser: nn.Module, layers: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The state of everything that is not quantized: norms, embeddings, excluded layers."""
+    quantized = tuple(f"{name}.{key}" for name in layers for key in ("weight", "bias"))
+    return {key: tensor.contiguous() for key, tensor in denoiser.state_dict().items() if key not in quantized}

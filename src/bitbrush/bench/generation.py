@@ -1,0 +1,63 @@
+"""Paired generation: the same prompts and the same initial noise through different pipelines."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from numpy.typing import NDArray
+
+from bitbrush.timeline.plan import SamplingPlan
+from bitbrush.timeline.progress import Progress, silent
+from bitbrush.timeline.trajectory import PromptBatch
+
+
+@dataclass(frozen=True)
+class Generated:
+    """``images`` (N, H, W, 3) uint8; ``steps`` (N, T, C, H, W) float32, the latents after each denoiser call."""
+
+    images: NDArray[np.uint8]
+    steps: NDArray[np.float32]
+
+    @property
+    def latents(self) -> NDArray[np.float32]:
+        """The final latents, (N, C, H, W)."""
+        latents: NDArray[np.float32] = self.steps[:, -1]
+        return latents
+
+
+def generate(
+    pipe: DiffusionPipeline, batches: Sequence[PromptBatch], plan: SamplingPlan, *, progress: Progress = silent
+) -> Generated:
+    """One image per prompt by the pipeline's own call, each from a CPU generator of its own."""
+    images, steps = [], []
+    pipe.set_progress_bar_config(disable=True)
+    with progress("generating", len(batches)) as advance:
+        for batch in batches:
+            image, latents = _generate_batch(pipe, batch, plan)
+            images.append(image)
+            steps.append(latents)
+            advance()
+    return Generated(np.concatenate(images), np.concatenate(steps))
+
+
+def _generate_batch(
+    pipe: DiffusionPipeline, batch: PromptBatch, plan: SamplingPlan
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    latents: list[NDArray[np.float32]] = []
+
+    def record(_: Any, __: int, ___: Any, values: dict[str, Any]) -> dict[str, Any]:
+        latents.append(values["latents"].float().cpu().numpy().copy())
+        return values
+
+    output = pipe(
+        list(batch.prompts),
+        num_inference_steps=plan.steps,
+        guidance_scale=plan.guidance_scale,
+        generator=[torch.Generator().manual_seed(seed) for seed in batch.seeds],
+        output_type="np",
+        callback_on_step_end=record,
+    )
+    return np.round(output.images * 255).astype(np.uint8), np.stack(latents, axis=1)
