@@ -7,13 +7,22 @@ for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that would download must fail, not wait
 
+import copy
 import random
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from hypothesis import settings
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
 
 torch.set_num_threads(1)
+# The same examples every time, however slow or busy the machine is.
+settings.register_profile("tests", max_examples=20, deadline=None, derandomize=True, database=None)
+settings.load_profile("tests")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -37,3 +46,64 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_report_header(config: pytest.Config) -> str:
     seed = config.getoption("--shuffle")
     return "order: as collected" if seed is None else f"order: shuffled, seed {seed}"
+
+
+@pytest.fixture(scope="session")
+def _one_tiny_pipe() -> "StableDiffusionPipeline":
+    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    from bitbrush import zoo
+
+    bundled = zoo.model_path("emoji-sd")
+    assert bundled is not None
+    tokenizer = CLIPTokenizer.from_pretrained(bundled / "tokenizer")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=16,
+                intermediate_size=32,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                max_position_embeddings=tokenizer.model_max_length,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+            )
+        )
+        unet = UNet2DConditionModel(
+            sample_size=8,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            norm_num_groups=4,
+            attention_head_dim=4,
+            cross_attention_dim=16,
+        )
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
+            up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
+            block_out_channels=(4, 8),
+            norm_num_groups=4,
+            sample_size=16,
+        )
+    pipe = StableDiffusionPipeline(
+        vae=vae.eval(),
+        text_encoder=text_encoder.eval(),
+        tokenizer=tokenizer,
+        unet=unet.eval(),
+        scheduler=PNDMScheduler.from_pretrained(bundled / "scheduler"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def tiny_pipe(_one_tiny_pipe: "StableDiffusionPipeline") -> "StableDiffusionPipeline":
+    """A StableDiffusionPipeline of seeded random weights, 16 x 16 pixels and milliseconds per step; the test's own."""
+    return copy.deepcopy(_one_tiny_pipe)

@@ -36,7 +36,7 @@ class Histogram:
     def of(cls, x: Tensor) -> Self:
         """Raises NonFiniteError if ``x`` holds NaN, infinity or magnitudes from 2^126."""
         low, high = (float(bound) for bound in torch.aminmax(x.detach()))
-        if not (-_LIMIT < low and high < _LIMIT):
+        if not (low > -_LIMIT and high < _LIMIT):
             raise NonFiniteError(f"values from {low} to {high}")
         exponent = math.frexp(max(-low, high, 2.0**-100))[1]
         flat = x.detach().reshape(-1)
