@@ -19,8 +19,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rounding": {"numerics", "timeline", "network", "calibration"},
     "methods": _TO_METHODS,
     "runtime": {"numerics", "timeline", "network"},
-    "artifact": _TO_METHODS | {"runtime"},
-    "bench": _TO_METHODS | {"runtime", "artifact"},
+    "artifact": _TO_METHODS | {"runtime", "zoo"},
+    "bench": _TO_METHODS | {"runtime", "artifact", "zoo"},
     "zoo": set(),
 }
 FACES = {"__init__", "__main__", "cli"}  # may import everything

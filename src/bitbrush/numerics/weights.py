@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 MIN_WEIGHT_BITS, MAX_WEIGHT_BITS = 2, 8
-_SHRINK = 80
-_REFINEMENTS = 3
+_SHRINK = 40
+_REFINEMENTS = 2
 
 
 class WeightRange(StrEnum):
@@ -98,10 +98,10 @@ def _least_squared_error(rows: Tensor, low: Tensor, high: Tensor, bits: int) -> 
     for refinement in range(_REFINEMENTS):
         reach = 0.2 / 2**refinement
         center_low, center_high = best_low, best_high
-        for offset in torch.linspace(-reach, reach, 9).tolist():
+        for offset in torch.linspace(-reach, reach, 8).tolist():
             consider(center_low * (1 + offset), best_high)
         center_low = best_low
-        for offset in torch.linspace(-reach, reach, 9).tolist():
+        for offset in torch.linspace(-reach, reach, 8).tolist():
             consider(center_low, center_high * (1 + offset))
     return best_low, best_high
 

@@ -102,8 +102,6 @@ class BlockInputs:
 
     @classmethod
     def of(cls, calls: Sequence[BlockCall]) -> "BlockInputs":
-        import torch
-
         def join(values: Sequence[Any]) -> Any:
             return torch.cat(list(values)) if isinstance(values[0], Tensor) else values[0]
 

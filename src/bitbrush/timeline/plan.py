@@ -58,14 +58,20 @@ class Relaxation:
         return cls(start, end, bits)
 
     def __str__(self) -> str:
-        return f"{self.start:g}:{self.end:g}@{self.bits}"
+        start, end = (repr(float(share)).removesuffix(".0") for share in (self.start, self.end))
+        return f"{start}:{end}@{self.bits}"
 
     def timesteps(self, timesteps: Sequence[float]) -> frozenset[float]:
         """The relaxed ones of the distinct ``timesteps`` of a plan, in any order."""
         descending = sorted(set(timesteps), reverse=True)
-        count = math.floor((self.end - self.start) * len(descending) + 0.5)
-        first = min(math.floor(self.start * len(descending) + 0.5), len(descending) - count)
+        count = _round_half_up((self.end - self.start) * len(descending))
+        first = min(_round_half_up(self.start * len(descending)), len(descending) - count)
         return frozenset(descending[first : first + count])
+
+
+def _round_half_up(steps: float) -> int:
+    # 1 - 0.9 is less than 0.1: the same share at either end must be the same number of steps.
+    return math.floor(round(steps, 9) + 0.5)
 
 
 def bits_at(bits: int, relaxation: Relaxation | None, timesteps: Sequence[float]) -> dict[float, int]:

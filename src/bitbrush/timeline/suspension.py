@@ -48,8 +48,8 @@ class Suspension(Generic[Request, Answer, Result]):
         self._reports.get()()
 
     def close(self) -> None:
-        """Unwinds the function if it still waits."""
-        if self.request is not None:
+        """Unwinds the function if it still waits, again if it hands out while it unwinds."""
+        while self.request is not None:
             self._answers.put(_cancel)
             self._reports.get()()
         self._thread.join()

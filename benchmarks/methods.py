@@ -1,0 +1,277 @@
+"""The table of methods: bit settings x recipes on held-out prompts of both styles, paired with full precision.
+
+    python benchmarks/methods.py run            # resumable; start it twice to use two cores
+    python benchmarks/methods.py table          # prints the table and writes benchmarks/results/methods-emoji-sd.json
+
+Every (bits, recipe) is one file in the work directory, claimed by creating it, so several processes share the work
+and a killed run goes on where it stopped (remove its empty file). Each process runs on one thread.
+"""
+
+import copy
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from numpy.typing import NDArray
+
+import bitbrush
+from bitbrush.bench.generation import Generated, generate
+from bitbrush.bench.metrics.interval import bootstrap_difference, bootstrap_mean
+from bitbrush.bench.metrics.latent_mse import latent_mse
+from bitbrush.bench.metrics.psnr import psnr
+from bitbrush.calibration.ranges import calibrate_progressively, one_shot_schedules
+from bitbrush.methods.method import Job
+from bitbrush.methods.recipe import Recipe, Rounding
+from bitbrush.methods.stages import observe_full_precision, rounded_weights, with_weights
+from bitbrush.network.families import family_of
+from bitbrush.network.layers import QuantizedLayer
+from bitbrush.rounding.nearest import RoundedLayer
+from bitbrush.runtime.reference import ReferenceRuntime
+from bitbrush.timeline.cost import CallCounter, CostLedger
+from bitbrush.timeline.plan import Relaxation, SamplingPlan
+from bitbrush.timeline.progress import silent
+from bitbrush.timeline.trajectory import PromptBatch, carried, prompt_batches
+from bitbrush.zoo import prompt_set
+
+MODEL = "emoji-sd"
+WORK = Path("benchmarks/work")
+RESULTS = Path("benchmarks/results/methods-emoji-sd.json")
+NUM_PROMPTS = 64
+TEST_SEED = 1
+BITS = ((4, 8), (8, 6), (8, 8), (4, 6), (4, 4))
+RECIPES = ("rtn", "one-shot", "progressive", "progressive, x0 relaxed", "progressive, xT relaxed")
+NEAREST = "progressive, x0 relaxed, nearest rounding"
+
+
+@dataclass(frozen=True)
+class Setting:
+    weights: int
+    activations: int
+    recipe: str
+
+    @property
+    def name(self) -> str:
+        return f"W{self.weights}A{self.activations} {self.recipe}"
+
+    @property
+    def path(self) -> Path:
+        return WORK / f"{self.name.replace(' ', '_').replace(',', '')}.json"
+
+    @property
+    def relaxation(self) -> Relaxation | None:
+        bits = 10 if self.activations == 8 else self.activations + 2
+        if "x0" in self.recipe:
+            return Relaxation(0.8, 1.0, bits)
+        return Relaxation(0.0, 0.2, bits) if "xT" in self.recipe else None
+
+
+def settings() -> Iterator[Setting]:
+    for weights, activations in BITS:
+        for recipe in RECIPES:
+            yield Setting(weights, activations, recipe)
+        if (weights, activations) == (4, 8):
+            yield Setting(weights, activations, NEAREST)
+
+
+class Bench:
+    """What all settings share: the pipeline, the prompts, the full-precision images."""
+
+    def __init__(self) -> None:
+        self.pipe: DiffusionPipeline = bitbrush.load_full_precision(MODEL)
+        self.plan = SamplingPlan()
+        self.batches: dict[str, list[PromptBatch]] = {
+            style: prompt_batches(prompt_set(MODEL, style, "test")[:NUM_PROMPTS], TEST_SEED, 32)
+            for style in ("coco", "sdp")
+        }
+        self.reference = {style: self._cached(f"reference_{style}", batches) for style, batches in self.batches.items()}
+        self._observations: Any = None
+
+    def _cached(self, name: str, batches: list[PromptBatch]) -> Generated:
+        path = WORK / f"{name}.npz"
+        if not path.exists():
+            generated = generate(self.pipe, batches, self.plan)
+            partial = path.with_suffix(".partial.npz")
+            np.savez(partial, images=generated.images, steps=generated.steps)
+            partial.replace(path)
+        with np.load(path) as arrays:
+            return Generated(arrays["images"], arrays["steps"])
+
+    def job(self, recipe: Recipe) -> Job:
+        prompts = prompt_set(MODEL, "coco", "calibration")[: recipe.num_prompts]
+        batches = tuple(prompt_batches(prompts, recipe.seed, recipe.batch_size))
+        return Job(self.pipe, family_of(self.pipe), recipe, batches, silent, CostLedger())
+
+    def observations(self, job: Job) -> Any:
+        if self._observations is None:
+            self._observations = observe_full_precision(job)
+        return self._observations
+
+    def weights(self, recipe: Recipe) -> dict[str, RoundedLayer]:
+        """Rounded once per bit width and rounding, and kept on disk for all processes."""
+        path = WORK / f"weights_{recipe.weights}_{recipe.rounding}.safetensors"
+        return _cached_weights(path, lambda: rounded_weights(self.job(recipe)))
+
+    def quantized(self, setting: Setting) -> tuple[QuantizedLayer, ...]:
+        if setting.recipe == "rtn":
+            recipe = bitbrush.METHODS["rtn"].defaults.updated(
+                {"weights": setting.weights, "activations": setting.activations}
+            )
+            return bitbrush.METHODS["rtn"].run(self.job(recipe)).layers
+        rounding = Rounding.NEAREST if setting.recipe == NEAREST else Rounding.LEARNED
+        recipe = replace(
+            bitbrush.METHODS["pcr"].defaults,
+            weights=setting.weights,
+            activations=setting.activations,
+            relax=setting.relaxation,
+            rounding=rounding,
+        )
+        job, rounded = self.job(recipe), self.weights(recipe)
+        if setting.recipe == "one-shot":
+            schedules = one_shot_schedules(job.calibration, self.observations(job))
+        else:
+            with carried(self.pipe, job.family.component, job.batches, recipe.plan) as trajectories:
+                denoiser = with_weights(job.denoiser, rounded)
+                schedules = calibrate_progressively(denoiser, job.calibration, trajectories, silent, CallCounter())
+        return tuple(QuantizedLayer(n, layer.weight, layer.bias, schedules[n]) for n, layer in rounded.items())
+
+    def measure(self, setting: Setting) -> dict[str, Any]:
+        denoiser = copy.deepcopy(self.pipe.unet)
+        ReferenceRuntime().lower(denoiser, self.quantized(setting))
+        pipe = copy.copy(self.pipe)
+        pipe.unet = denoiser
+        pipe.scheduler = copy.deepcopy(self.pipe.scheduler)
+        return {
+            style: self.compare(style, generate(pipe, batches, self.plan)) for style, batches in self.batches.items()
+        }
+
+    def compare(self, style: str, candidate: Generated) -> dict[str, Any]:
+        reference = self.reference[style]
+        steps = range(reference.steps.shape[1])
+        return {
+            "psnr": psnr(reference.images, candidate.images).tolist(),
+            "latent_mse": latent_mse(reference.latents, candidate.latents).tolist(),
+            "latent_mse_by_step": [
+                float(latent_mse(reference.steps[:, t], candidate.steps[:, t]).mean()) for t in steps
+            ],
+        }
+
+    def other_seed(self) -> dict[str, Any]:
+        """The full-precision model with other noise: how far apart two right answers are."""
+        results = {}
+        for style in self.batches:
+            prompts = prompt_set(MODEL, style, "test")[:NUM_PROMPTS]
+            other = self._cached(f"other_{style}", prompt_batches(prompts, TEST_SEED + 1, 32))
+            results[style] = self.compare(style, other)
+        return results
+
+
+def _cached_weights(path: Path, make: Callable[[], dict[str, RoundedLayer]]) -> dict[str, RoundedLayer]:
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    from bitbrush.numerics.weights import QuantizedWeight, WeightGrid
+
+    if not path.exists():
+        tensors, bits = {}, {}
+        for name, layer in make().items():
+            tensors |= {f"{name}|w_q": layer.weight.w_q, f"{name}|scale": layer.weight.grid.scale}
+            tensors[f"{name}|zero_point"] = layer.weight.grid.zero_point
+            if layer.bias is not None:
+                tensors[f"{name}|bias"] = layer.bias
+            bits[name] = str(layer.weight.grid.bits)
+        partial = path.with_suffix(".partial")
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, partial, metadata=bits)
+        partial.replace(path)
+    rounded = {}
+    with safe_open(path, "pt") as file:
+        keys = set(file.keys())
+        for name, width in file.metadata().items():
+            grid = WeightGrid(file.get_tensor(f"{name}|scale"), file.get_tensor(f"{name}|zero_point"), int(width))
+            bias = file.get_tensor(f"{name}|bias") if f"{name}|bias" in keys else None
+            rounded[name] = RoundedLayer(QuantizedWeight(file.get_tensor(f"{name}|w_q"), grid), bias)
+    return rounded
+
+
+def run() -> None:
+    torch.set_num_threads(1)
+    WORK.mkdir(parents=True, exist_ok=True)
+    bench = Bench()
+    jobs: list[tuple[str, Path, Callable[[], dict[str, Any]]]] = [
+        (s.name, s.path, lambda s=s: bench.measure(s))
+        for s in settings()  # type: ignore[misc]
+    ]
+    jobs.append(("other seed", WORK / "other_seed.json", bench.other_seed))
+    for name, path, work in jobs:
+        try:
+            path.touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        result = work()
+        path.write_text(json.dumps(result))
+        print(
+            f"{name}: " + ", ".join(f"{style} {np.mean(r['psnr']):.2f} dB" for style, r in result.items()), flush=True
+        )
+
+
+def table() -> None:
+    results: dict[str, Any] = {}
+    print("| bits | recipe | coco PSNR, dB | coco latent MSE | sdp PSNR, dB | sdp latent MSE |")
+    print("|---|---|---|---|---|---|")
+    rows = [(s, s.path) for s in settings()]
+    for setting, path in [*rows, (None, WORK / "other_seed.json")]:
+        if not path.exists() or not path.stat().st_size:
+            continue
+        result = json.loads(path.read_text())
+        label = f"W{setting.weights}A{setting.activations} | {setting.recipe}" if setting else "float | another seed"
+        cells = []
+        for style in ("coco", "sdp"):
+            for metric, digits in (("psnr", 1), ("latent_mse", 4)):
+                i = bootstrap_mean(np.array(result[style][metric]))
+                cells.append(f"{i.mean:.{digits}f} ({i.low:.{digits}f} to {i.high:.{digits}f})")
+        print(f"| {label} | " + " | ".join(cells) + " |")
+        results[setting.name if setting else "other seed"] = result
+    _print_differences(results)
+    RESULTS.write_text(json.dumps({"prompts": NUM_PROMPTS, "seed": TEST_SEED, "results": _rounded(results)}) + "\n")
+
+
+def _print_differences(results: dict[str, Any]) -> None:
+    """What each idea adds, paired over all prompts of both styles."""
+    print("\n| bits | difference in PSNR, dB | mean (95 % interval) |\n|---|---|---|")
+    pairs = [("one-shot", "rtn"), ("progressive", "one-shot"), (RECIPES[3], "progressive"), (RECIPES[4], "progressive")]
+    for weights, activations in BITS:
+        bits = f"W{weights}A{activations}"
+        extra = [(RECIPES[3], NEAREST)] if f"{bits} {NEAREST}" in results else []
+        for better, base in [*pairs, *extra]:
+            if f"{bits} {better}" not in results or f"{bits} {base}" not in results:
+                continue
+            a, b = (
+                np.concatenate([results[f"{bits} {r}"][s]["psnr"] for s in ("coco", "sdp")]) for r in (base, better)
+            )
+            i = bootstrap_difference(a, b)
+            print(f"| {bits} | {better} - {base} | {i.mean:+.2f} ({i.low:+.2f} to {i.high:+.2f}) |")
+
+
+def _all_psnr(result: dict[str, Any]) -> NDArray[np.float64]:
+    return np.concatenate([figures["psnr"] for figures in result.values()])
+
+
+def _rounded(value: Any) -> Any:
+    match value:
+        case float():
+            return float(f"{value:.4g}")
+        case list():
+            return [_rounded(item) for item in value]
+        case dict():
+            return {key: _rounded(item) for key, item in value.items()}
+        case _:
+            return value
+
+
+if __name__ == "__main__":
+    {"run": run, "table": table}[sys.argv[1] if len(sys.argv) > 1 else "run"]()

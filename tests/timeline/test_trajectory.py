@@ -1,0 +1,208 @@
+"""Carried pipeline calls: the pipeline's own results, advanced call by call."""
+
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bitbrush.timeline.plan import SamplingPlan
+from bitbrush.timeline.trajectory import (
+    PromptBatch,
+    carried,
+    noise_seeds,
+    pending,
+    planned_timesteps,
+    prompt_batches,
+    start,
+)
+
+PLAN = SamplingPlan(steps=5)
+PROMPTS = ("a red cat", "two blue dogs on the left", "a green tree", "a cat", "a house")
+
+
+def directly(pipe: StableDiffusionPipeline, batch: PromptBatch, plan: SamplingPlan) -> Tensor:
+    """The latents of a user's own call."""
+    latents: Tensor = pipe(
+        list(batch.prompts),
+        num_inference_steps=plan.steps,
+        guidance_scale=plan.guidance_scale,
+        generator=[torch.Generator().manual_seed(seed) for seed in batch.seeds],
+        output_type="latent",
+    ).images
+    return latents
+
+
+def advance(pipe: StableDiffusionPipeline, batches: Sequence[PromptBatch], plan: SamplingPlan) -> list[Tensor]:
+    """The same, carried from call to call."""
+    with carried(pipe, "unet", batches, plan) as trajectories:
+        while calls := pending(trajectories):
+            for trajectory, call in zip(trajectories, calls, strict=True):
+                trajectory.answer(call.run(pipe.unet))
+        results = [trajectory.result for trajectory in trajectories]
+    assert all(result is not None for result in results)
+    return [result for result in results if result is not None]
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "guidance_scale"),
+    [
+        ("PNDMScheduler", 7.5),
+        ("PNDMScheduler", 1.0),
+        ("DDIMScheduler", 3.0),
+        ("EulerDiscreteScheduler", 7.5),
+        ("EulerAncestralDiscreteScheduler", 7.5),
+        ("HeunDiscreteScheduler", 7.5),
+        ("DPMSolverMultistepScheduler", 7.5),
+    ],
+)
+def test_same_latents_as_the_pipelines_own_call(
+    tiny_pipe: StableDiffusionPipeline, scheduler: str, guidance_scale: float
+) -> None:
+    tiny_pipe.scheduler = getattr(diffusers, scheduler).from_config(tiny_pipe.scheduler.config)
+    plan = SamplingPlan(steps=4, guidance_scale=guidance_scale)
+    batches = prompt_batches(PROMPTS[:3], 0, 2)
+    expected = [directly(tiny_pipe, batch, plan) for batch in batches]
+    for latents, wanted in zip(advance(tiny_pipe, batches, plan), expected, strict=True):
+        assert torch.equal(latents, wanted)
+    assert expected[0].shape == (2, 4, 8, 8)
+    assert expected[0].isfinite().all()
+
+
+def test_the_pipeline_is_left_as_it_was(tiny_pipe: StableDiffusionPipeline) -> None:
+    batch = prompt_batches(PROMPTS[:2], 0, 2)[0]
+    before = directly(tiny_pipe, batch, PLAN)
+    parts, config = dict(tiny_pipe.components), dict(tiny_pipe.config)
+    timesteps = tiny_pipe.scheduler.timesteps.clone()
+    with carried(tiny_pipe, "unet", [batch], SamplingPlan(steps=3)) as (trajectory,):
+        assert all(tiny_pipe.components[name] is part for name, part in parts.items())
+        trajectory.answer(pending([trajectory])[0].run(tiny_pipe.unet))
+        between = directly(tiny_pipe, batch, PLAN)
+    assert all(tiny_pipe.components[name] is part for name, part in parts.items())
+    assert dict(tiny_pipe.config) == config
+    assert torch.equal(tiny_pipe.scheduler.timesteps, timesteps)
+    assert torch.equal(between, before)
+    assert torch.equal(directly(tiny_pipe, batch, PLAN), before)
+
+
+def test_calls_keep_what_they_were_called_with(tiny_pipe: StableDiffusionPipeline) -> None:
+    seen: list[dict[str, Any]] = []
+    with tiny_pipe.unet.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append({"sample": args[0].clone(), "timestep": float(args[1]), **kwargs}),
+        with_kwargs=True,
+    ):
+        directly(tiny_pipe, prompt_batches(PROMPTS[:2], 0, 2)[0], PLAN)
+    calls = []
+    with carried(tiny_pipe, "unet", prompt_batches(PROMPTS[:2], 0, 2), PLAN) as trajectories:
+        while waiting := pending(trajectories):
+            calls += waiting
+            trajectories[0].answer(waiting[0].run(tiny_pipe.unet))
+    assert len(calls) == len(seen) == 6
+    for call, own in zip(calls, seen, strict=True):
+        assert call.timestep == own["timestep"]
+        assert torch.equal(call.args[0], own["sample"])
+        assert torch.equal(call.kwargs["encoder_hidden_states"], own["encoder_hidden_states"])
+        assert call.kwargs.keys() == own.keys() - {"sample", "timestep"}
+
+
+def test_pndm_calls_once_per_step_and_the_second_step_twice(tiny_pipe: StableDiffusionPipeline) -> None:
+    visited = []
+    with carried(tiny_pipe, "unet", prompt_batches(PROMPTS[:2], 0, 1), PLAN) as trajectories:
+        while calls := pending(trajectories):
+            assert len(calls) == 2
+            visited.append(calls[0].timestep)
+            assert {call.planned for call in calls} == {calls[0].planned}
+            for trajectory, call in zip(trajectories, calls, strict=True):
+                trajectory.answer(call.run(tiny_pipe.unet))
+        planned = calls[0].planned if calls else planned_timesteps(tiny_pipe, "unet", PLAN)
+    assert tuple(visited) == planned
+    assert len(visited) == PLAN.steps + 1
+    assert len(set(visited)) == PLAN.steps
+    assert Counter(visited)[visited[1]] == 2
+    assert visited == sorted(visited, reverse=True)
+
+
+def test_planned_timesteps_cost_no_call(tiny_pipe: StableDiffusionPipeline) -> None:
+    calls: list[None] = []
+    tiny_pipe.unet.register_forward_pre_hook(lambda *_: calls.append(None))
+    threads = threading.active_count()
+    planned = planned_timesteps(tiny_pipe, "unet", SamplingPlan(steps=50))
+    assert len(planned) == 51
+    assert not calls
+    assert threading.active_count() == threads
+
+
+def test_batches_at_unlike_steps_are_refused(tiny_pipe: StableDiffusionPipeline) -> None:
+    with carried(tiny_pipe, "unet", prompt_batches(PROMPTS[:2], 0, 1), PLAN) as trajectories:
+        trajectories[0].answer(pending(trajectories)[0].run(tiny_pipe.unet))
+        with pytest.raises(RuntimeError, match=r"prompt batches disagree on the step: timesteps \[601\.0, 801\.0\]"):
+            pending(trajectories)
+        while call := trajectories[0].request:
+            trajectories[0].answer(call.run(tiny_pipe.unet))
+        with pytest.raises(RuntimeError, match=r"timesteps \[801\.0\]"):
+            pending(trajectories)
+
+
+def test_nothing_is_left_behind_when_it_ends_early(tiny_pipe: StableDiffusionPipeline) -> None:
+    class Interrupted(Exception):
+        pass
+
+    def interrupt() -> None:
+        with carried(tiny_pipe, "unet", prompt_batches(PROMPTS, 0, 2), PLAN) as trajectories:
+            trajectories[0].answer(pending(trajectories)[0].run(tiny_pipe.unet))
+            raise Interrupted
+
+    threads = threading.active_count()
+    with pytest.raises(Interrupted):
+        interrupt()
+    assert threading.active_count() == threads
+
+
+def test_what_the_pipeline_refuses_is_raised_here(tiny_pipe: StableDiffusionPipeline) -> None:
+    with pytest.raises(ValueError, match="list of generators of length 1"):
+        start(tiny_pipe, "unet", PromptBatch(("a cat", "a dog"), (0,)), PLAN)
+
+
+def initial_noise(pipe: StableDiffusionPipeline, batches: Sequence[PromptBatch]) -> dict[str, Tensor]:
+    noise = {}
+    with carried(pipe, "unet", batches, SamplingPlan(steps=1, guidance_scale=1.0)) as trajectories:
+        for batch, call in zip(batches, pending(trajectories), strict=True):
+            noise |= dict(zip(batch.prompts, call.args[0], strict=True))
+    return noise
+
+
+def test_neither_batch_size_nor_order_nor_number_changes_the_noise(tiny_pipe: StableDiffusionPipeline) -> None:
+    expected = initial_noise(tiny_pipe, prompt_batches(PROMPTS, 0, 5))
+    assert len({tuple(noise.flatten().tolist()) for noise in expected.values()}) == len(PROMPTS)
+    for prompts, batch_size in [(PROMPTS, 1), (PROMPTS, 2), (PROMPTS[::-1], 3), (PROMPTS[2:], 5), (PROMPTS, 100)]:
+        noise = initial_noise(tiny_pipe, prompt_batches(prompts, 0, batch_size))
+        assert all(torch.equal(noise[prompt], expected[prompt]) for prompt in prompts)
+    other = initial_noise(tiny_pipe, prompt_batches(PROMPTS, 1, 5))
+    assert not any(torch.equal(other[prompt], expected[prompt]) for prompt in PROMPTS)
+
+
+@given(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=12), st.integers(1, 13), st.integers(0, 3))
+def test_batches_hold_every_prompt_once_and_in_order(prompts: list[str], batch_size: int, seed: int) -> None:
+    batches = prompt_batches(prompts, seed, batch_size)
+    assert [prompt for batch in batches for prompt in batch.prompts] == prompts
+    assert tuple(s for batch in batches for s in batch.seeds) == noise_seeds(prompts, seed)
+    assert all(len(batch.prompts) == len(batch.seeds) == batch_size for batch in batches[:-1])
+    assert 0 < len(batches[-1].prompts) <= batch_size
+
+
+@given(st.lists(st.text(max_size=3), min_size=1, max_size=12), st.randoms(use_true_random=False))
+def test_seeds_follow_the_prompt(prompts: list[str], random: Any) -> None:
+    seeds = noise_seeds(prompts, 0)
+    assert len(set(seeds)) == len(prompts)  # a prompt that comes twice makes two images
+    shuffled = random.sample(prompts, len(prompts))
+    assert Counter(zip(shuffled, noise_seeds(shuffled, 0), strict=True)) == Counter(zip(prompts, seeds, strict=True))
+    assert noise_seeds([*prompts, "another"], 0)[:-1] == seeds
+    assert set(noise_seeds(prompts, 1)).isdisjoint(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)
