@@ -1,7 +1,7 @@
 """The main job: from a full-precision pipeline and a recipe to a quantized one."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from diffusers import DiffusionPipeline
@@ -12,6 +12,7 @@ from bitbrush.methods.method import Job, Outcome
 from bitbrush.methods.recipe import Recipe
 from bitbrush.network.families import family_of
 from bitbrush.network.family import Family
+from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.runtime.reference import ReferenceRuntime
 from bitbrush.timeline.cost import CostLedger, PhaseCost
 from bitbrush.timeline.plan import average_bits
@@ -34,6 +35,11 @@ class Quantization:
         """Over all denoiser calls of the plan; the two edge layers, which are always relaxed, not counted."""
         return average_bits(self.recipe.activations, self.recipe.relax, self.outcome.planned)
 
+    @property
+    def rounded(self) -> dict[str, RoundedLayer]:
+        """The weights by layer name, for another quantization that differs in activations alone."""
+        return {layer.name: RoundedLayer(layer.weight, layer.bias) for layer in self.outcome.layers}
+
     def pipeline(self) -> DiffusionPipeline:
         """A pipeline that shares everything with the source but has its denoiser quantized (reference runtime)."""
         denoiser = copy.deepcopy(getattr(self.source, self.family.component))
@@ -45,12 +51,20 @@ class Quantization:
 
 
 def quantize(
-    pipe: DiffusionPipeline, recipe: Recipe, prompts: Sequence[str], *, progress: Progress = silent
+    pipe: DiffusionPipeline,
+    recipe: Recipe,
+    prompts: Sequence[str],
+    *,
+    rounded: Mapping[str, RoundedLayer] | None = None,
+    progress: Progress = silent,
 ) -> Quantization:
     """Quantizes the denoiser of ``pipe``, which itself stays as it is, by the recipe's method.
 
-    ``prompts``: calibration prompts, of which the first ``recipe.num_prompts`` are used. Raises ValueError for an
-    unknown method, denoiser or scheduler, for too few prompts, or if the checkpoint or its activations hold NaN.
+    ``prompts``: calibration prompts, of which the first ``recipe.num_prompts`` are used. ``rounded``: weights of an
+    earlier quantization of the same pipeline with the same weight keys, which saves rounding them again.
+
+    Raises ValueError for an unknown method, denoiser or scheduler, for too few prompts, for ``rounded`` weights of
+    other layers or bits, or if the checkpoint or its activations hold NaN.
     """
     if recipe.method not in METHODS:
         raise ValueError(f"method is {recipe.method!r}; known are {', '.join(METHODS)}")
@@ -62,6 +76,6 @@ def quantize(
     family = family_of(pipe)
     costs = CostLedger()
     batches = tuple(prompt_batches(prompts[: recipe.num_prompts], recipe.seed, recipe.batch_size))
-    job = Job(with_scheduler(pipe, recipe.scheduler), family, recipe, batches, progress, costs)
+    job = Job(with_scheduler(pipe, recipe.scheduler), family, recipe, batches, progress, costs, rounded)
     outcome = METHODS[recipe.method].run(job)
     return Quantization(pipe, family, recipe, outcome, costs.phases)

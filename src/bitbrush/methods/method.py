@@ -1,15 +1,17 @@
 """What a method is: a name, default keys, and the function that carries it out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
 from bitbrush.calibration.ranges import ActivationBits, Calibration
-from bitbrush.methods.recipe import Recipe
+from bitbrush.methods.recipe import DEFAULT_ACTIVATION_BITS, Recipe, check_activation_bits
 from bitbrush.network.family import Family
 from bitbrush.network.layers import LayerSpec, QuantizedLayer, layer_specs
+from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.timeline.cost import CostLedger
 from bitbrush.timeline.progress import Progress
 from bitbrush.timeline.trajectory import PromptBatch
@@ -17,7 +19,10 @@ from bitbrush.timeline.trajectory import PromptBatch
 
 @dataclass(frozen=True)
 class Job:
-    """One quantization: the pipeline (left as it is), the recipe, calibration prompts, and where to report."""
+    """One quantization: the pipeline (left as it is), the recipe, calibration prompts, and where to report.
+
+    ``rounded``: weights to use as they are, from an earlier job with the same weight keys; None to round them.
+    """
 
     pipe: Any
     family: Family
@@ -25,6 +30,7 @@ class Job:
     batches: tuple[PromptBatch, ...]
     progress: Progress
     costs: CostLedger
+    rounded: Mapping[str, RoundedLayer] | None = None
 
     @property
     def denoiser(self) -> nn.Module:
@@ -52,8 +58,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Method:
-    """``defaults``: recipe keys that differ from :class:`Recipe`'s own defaults when this method is chosen."""
+    """``defaults``: the method's recipe for a number of activation bits, which decide its ranges and relaxed bits."""
 
     name: str
-    defaults: Recipe
+    defaults: Callable[[int], Recipe]
     run: Callable[[Job], Outcome]
+
+    def recipe(self, keys: Mapping[str, Any] = MappingProxyType({})) -> Recipe:
+        """The defaults, updated by plain ``keys`` as in a recipe file. Raises ValueError as :meth:`Recipe.updated`."""
+        activations = check_activation_bits(keys.get("activations", DEFAULT_ACTIVATION_BITS))
+        return self.defaults(activations).updated(keys)

@@ -12,4 +12,8 @@ def run(job: Job) -> Outcome:
     return outcome(job, rounded, one_shot_schedules(job.calibration, observations))
 
 
-ONE_SHOT = Method("one-shot", Recipe(method="one-shot"), run)
+def defaults(activations: int) -> Recipe:
+    return Recipe(method="one-shot", activations=activations)
+
+
+ONE_SHOT = Method("one-shot", defaults, run)

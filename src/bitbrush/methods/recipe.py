@@ -14,6 +14,7 @@ from bitbrush.numerics.weights import MAX_WEIGHT_BITS, MIN_WEIGHT_BITS, WeightRa
 from bitbrush.timeline.plan import Relaxation, SamplingPlan
 
 MIN_ACTIVATION_BITS = 4
+DEFAULT_ACTIVATION_BITS = 8
 
 
 class Rounding(StrEnum):
@@ -35,7 +36,7 @@ class Recipe:
 
     method: str = "pcr"
     weights: int = 4
-    activations: int = 8
+    activations: int = DEFAULT_ACTIVATION_BITS
     relax: Relaxation | None = None
     rounding: Rounding = Rounding.NEAREST
     weight_range: WeightRange = WeightRange.MSE
@@ -50,7 +51,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _require("weights", self.weights, MIN_WEIGHT_BITS, MAX_WEIGHT_BITS)
-        _require("activations", self.activations, MIN_ACTIVATION_BITS, MAX_BITS)
+        check_activation_bits(self.activations)
         _require("num_prompts", self.num_prompts, 1, None)
         _require("batch_size", self.batch_size, 1, None)
         _require("seed", self.seed, 0, None)
@@ -96,6 +97,12 @@ def read_recipe(path: Path) -> dict[str, Any]:
     if not isinstance(keys, dict):
         raise ValueError(f"recipe {path} holds a {type(keys).__name__}; a table of keys is needed")
     return keys
+
+
+def check_activation_bits(bits: Any) -> int:
+    """``bits`` itself if activations can have so many. Raises ValueError otherwise."""
+    _require("activations", bits, MIN_ACTIVATION_BITS, MAX_BITS)
+    return int(bits)
 
 
 def _require(key: str, value: Any, low: int, high: int | None) -> None:

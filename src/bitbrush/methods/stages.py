@@ -16,8 +16,10 @@ from bitbrush.timeline.schedule import ActivationSchedule
 from bitbrush.timeline.trajectory import carried, planned_timesteps
 
 
-def rounded_weights(job: Job) -> dict[str, RoundedLayer]:
-    """By the recipe's rounding; learned rounding records its samples from full-precision trajectories first."""
+def rounded_weights(job: Job) -> Mapping[str, RoundedLayer]:
+    """The job's own, or by the recipe's rounding; learned rounding records full-precision trajectories first."""
+    if job.rounded is not None:
+        return job.rounded
     match job.recipe.rounding:
         case Rounding.NEAREST:
             with job.costs.phase("rounding"):
