@@ -131,3 +131,11 @@ def test_values_about_to_overflow_are_refused(sign: float) -> None:
     for huge in (2.0**126, torch.finfo(torch.float32).max):
         with pytest.raises(NonFiniteError, match="values from"):
             Histogram.of(torch.tensor([sign * huge, 0.0]))
+
+
+def test_every_channel_has_its_share_of_the_samples() -> None:
+    channels = 64
+    x = torch.arange(channels).float().view(1, channels, 1, 1).expand(32, channels, 16, 16).contiguous()
+    counts = Histogram.of(x).counts
+    assert int((counts > 0).sum()) == channels
+    assert float(counts[counts > 0].min()) > 0.9 * float(counts.max())

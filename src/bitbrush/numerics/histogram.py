@@ -24,7 +24,8 @@ class Histogram:
     on the order, and two histograms merge (between prompt batches, between processes) without loss.
 
     ``low``, ``high`` are exact over all elements; ``counts`` (BINS,), float64, are taken from at most
-    ``SAMPLES_PER_UPDATE`` evenly strided elements of each tensor, which bounds the cost of observing.
+    ``SAMPLES_PER_UPDATE`` evenly strided elements of each tensor, which bounds the cost of observing. The stride has
+    no divisor in common with any dimension: every channel, row and column has its share of the samples.
     """
 
     low: float
@@ -40,7 +41,7 @@ class Histogram:
             raise NonFiniteError(f"values from {low} to {high}")
         exponent = math.frexp(max(-low, high, 2.0**-100))[1]
         flat = x.detach().reshape(-1)
-        stride = -(-flat.numel() // SAMPLES_PER_UPDATE)
+        stride = _stride(flat.numel())
         bound = math.ldexp(1.0, exponent)
         return cls(low, high, exponent, torch.histc(flat[::stride].float(), BINS, -bound, bound).double())
 
@@ -50,10 +51,22 @@ class Histogram:
         return type(self)(min(self.low, other.low), max(self.high, other.high), exponent, counts)
 
     @property
+    def edges(self) -> Tensor:
+        """Bounds of the bins, (BINS + 1,), float64."""
+        width = math.ldexp(2.0, self.exponent) / BINS
+        return (torch.arange(BINS + 1, dtype=torch.float64) - BINS / 2) * width
+
+    @property
     def centers(self) -> Tensor:
         """Middle of each bin, (BINS,), float64."""
-        width = math.ldexp(2.0, self.exponent) / BINS
-        return (torch.arange(BINS, dtype=torch.float64) - BINS / 2 + 0.5) * width
+        return (self.edges[:-1] + self.edges[1:]) / 2
+
+
+def _stride(elements: int) -> int:
+    stride = -(-elements // SAMPLES_PER_UPDATE)
+    while math.gcd(stride, elements) > 1:
+        stride += 1
+    return stride
 
 
 def _widen(counts: Tensor, doublings: int) -> Tensor:
