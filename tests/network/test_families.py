@@ -1,0 +1,32 @@
+"""Finding a pipeline's denoiser, or saying what the pipeline holds instead."""
+
+import pytest
+from diffusers import DDPMPipeline, DDPMScheduler, StableDiffusionPipeline, UNet2DModel
+
+from bitbrush.network.families import UnknownDenoiserError, family_of
+from bitbrush.network.unet import UNET
+
+
+def test_stable_diffusion_has_a_unet(tiny_pipe: StableDiffusionPipeline) -> None:
+    assert family_of(tiny_pipe) is UNET
+
+
+def test_another_denoiser_is_refused_by_name() -> None:
+    unet = UNet2DModel(
+        sample_size=8,
+        block_out_channels=(8,),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+    )
+    with pytest.raises(UnknownDenoiserError, match="'unet': 'UNet2DModel'") as caught:
+        family_of(DDPMPipeline(unet=unet, scheduler=DDPMScheduler()))
+    for part in ("DDPMPipeline", "UNet2DConditionModel", "'scheduler': 'DDPMScheduler'"):
+        assert part in str(caught.value)
+
+
+def test_no_denoiser_at_all(tiny_pipe: StableDiffusionPipeline) -> None:
+    tiny_pipe.unet = None
+    with pytest.raises(UnknownDenoiserError, match="'unet': 'NoneType'"):
+        family_of(tiny_pipe)
