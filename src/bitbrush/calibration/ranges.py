@@ -58,7 +58,7 @@ class Calibration:
         """The grid of every layer for one timestep."""
         names = [spec.name for spec in self.layers]
         bits = [self.bits.of(spec, planned)[timestep] for spec in self.layers]
-        return dict(zip(names, self.estimator.grids([observer.histograms[name] for name in names], bits), strict=True))
+        return dict(zip(names, self.estimator.grids([observer.histogram(name) for name in names], bits), strict=True))
 
 
 def observe(
@@ -92,7 +92,7 @@ def static_schedules(calibration: Calibration, observations: Observations) -> di
     """One range per layer for all steps: the union of what was seen at any of them."""
     everything = InputObserver()
     for spec in calibration.layers:
-        histograms = [observer.histograms[spec.name] for observer in observations.values()]
+        histograms = [observer.histogram(spec.name) for observer in observations.values()]
         everything.histograms[spec.name] = reduce(Histogram.merge, histograms)
     any_step = next(iter(observations))
     grids = calibration.grids(everything, any_step, (any_step,))

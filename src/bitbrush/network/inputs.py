@@ -29,6 +29,12 @@ class InputObserver:
                 handle.remove()
             self._last = None
 
+    def histogram(self, name: str) -> Histogram:
+        """What the layer was given. Raises ValueError if the denoiser never called it."""
+        if name not in self.histograms:
+            raise ValueError(f"layer {name} is never called by the denoiser; exclude it by pattern")
+        return self.histograms[name]
+
     def _observe(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
             histogram = self._histogram_of(args[0], name)
