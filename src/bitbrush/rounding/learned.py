@@ -55,6 +55,8 @@ class _Learner:
         with walks(self.full, layers, full) as targets, walks(self.quantized, layers, quantized) as inputs:
             while waiting := [walk.request for walk in targets if walk.request]:
                 name = waiting[0].name
+                if name in compensated:
+                    raise ValueError(f"layer {name} is called twice in one denoiser call; use nearest rounding")
                 layer = self.full.get_submodule(name)
                 assert isinstance(layer, nn.Conv2d | nn.Linear)
                 target_x = torch.cat([call.args[0] for call in waiting])
@@ -66,6 +68,8 @@ class _Learner:
                     for walk in walking:
                         assert walk.request is not None
                         walk.answer(walk.request.run(network))
+            if missing := [layer for layer in layers if layer not in compensated]:
+                raise ValueError(f"layer {missing[0]} is never called by the denoiser; exclude it by pattern")
             outputs: list[Tensor] = [walk.result for walk in targets]  # type: ignore[misc]
             return compensated, outputs
 

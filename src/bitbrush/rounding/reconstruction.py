@@ -55,7 +55,8 @@ def reconstruct(
 ) -> dict[str, QuantizedWeight]:
     """The integers with the least output error on held-out rows among those visited, the start included.
 
-    ``layers`` by name within the block; ``targets`` (rows, ...). Stops early after two checks without gain.
+    ``layers`` by name within the block; ``targets`` (rows, ...). Stops early after two checks without gain. Of fewer
+    than four rows none can be held out: the start is returned.
     """
     block = _Block(module, layers, inputs, targets)
     order = torch.randperm(inputs.rows, generator=generator)
@@ -63,6 +64,8 @@ def reconstruct(
     training = order[len(held_out) :]
     offsets = {name: torch.zeros_like(layer.wanted).requires_grad_() for name, layer in layers.items()}
     best = {name: layer.weight for name, layer in layers.items()}
+    if not len(held_out):
+        return best
     least, misses = _held_out_loss(block, best, held_out), 0
     for iteration in range(ITERATIONS):
         rows = training[torch.randint(len(training), (BATCH_ROWS,), generator=generator)]

@@ -24,7 +24,7 @@ def record_samples(
 ) -> list[DenoiserCall]:
     """Every fourth denoiser call on the full-precision trajectories of the first 16 prompts.
 
-    Prompt batches are staggered, so that together they cover all steps. One denoiser call per step and batch.
+    Its two batches are staggered, so that together they cover every second call. One denoiser call per step and batch.
     """
     prompts = [prompt for batch in batches for prompt in batch.prompts][:MAX_PROMPTS]
     seeds = [seed for batch in batches for seed in batch.seeds][:MAX_PROMPTS]

@@ -1,0 +1,160 @@
+"""Learned rounding of a whole denoiser: better than nearest, once through, the same every time."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor, nn
+
+from bitbrush.network.family import Family
+from bitbrush.network.layers import LayerSpec, layer_specs, set_weight
+from bitbrush.network.unet import UNET
+from bitbrush.numerics.weights import WeightRange
+from bitbrush.rounding import reconstruction
+from bitbrush.rounding.learned import learn_rounding
+from bitbrush.rounding.nearest import RoundedLayer, round_all_to_nearest
+from bitbrush.rounding.samples import record_samples
+from bitbrush.timeline.cost import CallCounter
+from bitbrush.timeline.plan import SamplingPlan
+from bitbrush.timeline.progress import silent
+from bitbrush.timeline.trajectory import DenoiserCall, prompt_batches
+
+
+def samples_of(pipe: StableDiffusionPipeline, seed: int, *, prompts: int) -> list[DenoiserCall]:
+    batches = prompt_batches([f"cat {i} and dog" for i in range(prompts)], seed, prompts)
+    return record_samples(pipe, UNET, batches, SamplingPlan(steps=8), silent, CallCounter())
+
+
+def output_error(denoiser: nn.Module, rounded: Mapping[str, RoundedLayer], samples: Sequence[DenoiserCall]) -> float:
+    quantized = copy.deepcopy(denoiser)
+    for name, layer in rounded.items():
+        set_weight(quantized.get_submodule(name), layer.weight.dequantize(), layer.bias)
+    errors = [(sample.run(quantized)[0] - sample.run(denoiser)[0]).square().mean() for sample in samples]
+    return float(torch.stack(errors).mean())
+
+
+def learn(pipe: StableDiffusionPipeline, samples: Sequence[DenoiserCall]) -> dict[str, RoundedLayer]:
+    specs = layer_specs(pipe.unet, UNET, weight_bits=4)
+    return learn_rounding(pipe.unet, UNET, specs, WeightRange.MSE, samples, silent)
+
+
+def test_beats_nearest_on_the_denoisers_output(tiny_pipe: StableDiffusionPipeline) -> None:
+    specs = layer_specs(tiny_pipe.unet, UNET, weight_bits=4)
+    nearest = round_all_to_nearest(tiny_pipe.unet, specs, WeightRange.MSE)
+    samples = samples_of(tiny_pipe, 0, prompts=16)
+    learned = learn(tiny_pipe, samples)
+    for calls, share in [(samples, 0.6), (samples_of(tiny_pipe, 1, prompts=4), 0.8)]:
+        errors = [output_error(tiny_pipe.unet, rounded, calls) for rounded in (learned, nearest)]
+        assert errors[0] < share * errors[1]
+    for spec in specs:
+        weight = learned[spec.name].weight
+        assert weight.grid.bits == spec.weight_bits
+        assert weight.w_q.shape == spec.shape
+        assert int(weight.w_q.max()) <= weight.grid.qmax
+
+
+def test_once_through_either_network_the_same_each_time_and_no_trace(
+    tiny_pipe: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconstruction, "ITERATIONS", 15)
+    samples = samples_of(tiny_pipe, 0, prompts=2)
+    unet = tiny_pipe.unet
+    before = copy.deepcopy(unet.state_dict())
+    passes: list[tuple[int, Tensor]] = []
+    # The hook travels along into the copy that takes on the rounded weights.
+    with unet.register_forward_pre_hook(lambda module, args: passes.append((id(module), args[0]))):
+        first = learn(tiny_pipe, samples)
+    assert len({network for network, _ in passes}) == 2
+    for network in {network for network, _ in passes}:
+        given = [x for which, x in passes if which == network]
+        assert len(given) == len(samples)
+        assert all(x is sample.args[0] for x, sample in zip(given, samples, strict=True))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in unet.state_dict().items())
+    assert all(parameter.requires_grad for parameter in unet.parameters())
+    assert not any("forward" in module.__dict__ for module in unet.modules())
+
+    second = learn(tiny_pipe, samples)
+    assert first.keys() == second.keys() == {spec.name for spec in layer_specs(unet, UNET, weight_bits=4)}
+    for name, layer in first.items():
+        assert torch.equal(layer.weight.w_q, second[name].weight.w_q)
+        assert torch.equal(layer.weight.grid.scale, second[name].weight.grid.scale)
+        assert layer.bias is second[name].bias or torch.equal(layer.bias, second[name].bias)
+
+
+def test_a_single_row_is_enough_to_run(tiny_pipe: StableDiffusionPipeline) -> None:
+    batches = prompt_batches(["a cat"], 0, 1)
+    plan = SamplingPlan(steps=2, guidance_scale=1.0)
+    samples = record_samples(tiny_pipe, UNET, batches, plan, silent, CallCounter())
+    assert [len(sample.args[0]) for sample in samples] == [1]
+    learned = learn(tiny_pipe, samples)
+    assert all(layer.weight.dequantize().isfinite().all() for layer in learned.values())
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.spare = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)
+        self.again = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.b(self.a(x))
+        return self.a(y) if self.again else y
+
+
+class Network(nn.Module):
+    """Two blocks and a layer by itself; what is called how often is set by the test."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = Block(), Block(), nn.Linear(3, 3)
+        self.order = ["first", "second", "last"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for name in self.order:
+            x = getattr(self, name)(x)
+        return x
+
+
+def learn_network(network: Network, *, leave_out: str) -> dict[str, RoundedLayer]:
+    family = replace(UNET, denoiser_class=Network, edge_layers=(), block_classes=(Block,))
+    call = DenoiserCall((torch.randn(8, 3, generator=torch.Generator().manual_seed(0)),), {}, 0.0, ())
+    return learn_rounding(network, family, specs_of(network, family, leave_out), WeightRange.MSE, [call], silent)
+
+
+def specs_of(network: Network, family: Family, leave_out: str) -> list[LayerSpec]:
+    specs = layer_specs(network, family, weight_bits=4, exclude=(leave_out,))
+    return [spec for spec in specs if spec.excluded is None]
+
+
+def test_called_once_all_is_well() -> None:
+    assert set(learn_network(Network(), leave_out="*.spare")) == {"first.a", "first.b", "second.a", "second.b", "last"}
+
+
+def test_a_block_called_twice_is_named() -> None:
+    network = Network()
+    network.order = ["first", "second", "first", "last"]
+    with pytest.raises(ValueError, match="block first is called twice in one denoiser call; use nearest rounding"):
+        learn_network(network, leave_out="*.spare")
+    assert not any("forward" in module.__dict__ for module in network.modules())
+
+
+def test_a_block_never_called_is_named() -> None:
+    network = Network()
+    network.order = ["first", "last"]
+    with pytest.raises(ValueError, match="block second is never called by the denoiser; exclude it by pattern"):
+        learn_network(network, leave_out="*.spare")
+
+
+def test_a_layer_called_twice_within_its_block_is_named() -> None:
+    network = Network()
+    network.second.again = True
+    with pytest.raises(ValueError, match=r"layer second\.a is called twice in one denoiser call"):
+        learn_network(network, leave_out="*.spare")
+
+
+def test_a_layer_never_called_within_its_block_is_named() -> None:
+    with pytest.raises(ValueError, match=r"layer second\.spare is never called by the denoiser; exclude it by pattern"):
+        learn_network(Network(), leave_out="first.spare")
