@@ -7,42 +7,38 @@ Every (bits, recipe) is one file in the work directory, claimed by creating it, 
 and a killed run goes on where it stopped (remove its empty file). Each process runs on one thread.
 """
 
-import copy
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import bitbrush
+from bitbrush import Quantization, Recipe
 from bitbrush.bench.generation import Generated, generate
 from bitbrush.bench.metrics.interval import bootstrap_difference, bootstrap_mean
 from bitbrush.bench.metrics.latent_mse import latent_mse
 from bitbrush.bench.metrics.psnr import psnr
-from bitbrush.calibration.ranges import calibrate_progressively, one_shot_schedules
-from bitbrush.methods.method import Job
-from bitbrush.methods.recipe import Recipe, Rounding
-from bitbrush.methods.stages import observe_full_precision, rounded_weights, with_weights
-from bitbrush.network.families import family_of
-from bitbrush.network.layers import QuantizedLayer
+from bitbrush.numerics.weights import QuantizedWeight, WeightGrid
 from bitbrush.rounding.nearest import RoundedLayer
-from bitbrush.runtime.reference import ReferenceRuntime
-from bitbrush.timeline.cost import CallCounter, CostLedger
-from bitbrush.timeline.plan import Relaxation, SamplingPlan
-from bitbrush.timeline.progress import silent
-from bitbrush.timeline.trajectory import PromptBatch, carried, prompt_batches
+from bitbrush.timeline.plan import SamplingPlan
+from bitbrush.timeline.trajectory import PromptBatch, prompt_batches
 from bitbrush.zoo import prompt_set
 
 MODEL = "emoji-sd"
 WORK = Path("benchmarks/work")
 RESULTS = Path("benchmarks/results/methods-emoji-sd.json")
 NUM_PROMPTS = 64
+BATCH_SIZE = 32
+STYLES = ("coco", "sdp")
 TEST_SEED = 1
 BITS = ((4, 8), (8, 6), (8, 8), (4, 6), (4, 4))
 RECIPES = ("rtn", "one-shot", "progressive", "progressive, x0 relaxed", "progressive, xT relaxed")
@@ -64,11 +60,19 @@ class Setting:
         return WORK / f"{self.name.replace(' ', '_').replace(',', '')}.json"
 
     @property
-    def relaxation(self) -> Relaxation | None:
-        bits = 10 if self.activations == 8 else self.activations + 2
-        if "x0" in self.recipe:
-            return Relaxation(0.8, 1.0, bits)
-        return Relaxation(0.0, 0.2, bits) if "xT" in self.recipe else None
+    def full_recipe(self) -> Recipe:
+        """All but rtn share the learned rounding, so that they differ in their activations alone."""
+        bits = {"weights": self.weights, "activations": self.activations}
+        rounding = "nearest" if self.recipe == NEAREST else "learned"
+        interval = "0.8:1" if "x0" in self.recipe else "0:0.2"
+        relax = f"{interval}@{self.activations + 2}" if "relaxed" in self.recipe else "none"
+        match self.recipe:
+            case "rtn":
+                return bitbrush.METHODS["rtn"].recipe(bits)
+            case "one-shot":
+                return bitbrush.METHODS["one-shot"].recipe({**bits, "rounding": rounding})
+            case _:
+                return bitbrush.METHODS["pcr"].recipe({**bits, "rounding": rounding, "relax": relax})
 
 
 def settings() -> Iterator[Setting]:
@@ -86,66 +90,33 @@ class Bench:
         self.pipe: DiffusionPipeline = bitbrush.load_full_precision(MODEL)
         self.plan = SamplingPlan()
         self.batches: dict[str, list[PromptBatch]] = {
-            style: prompt_batches(prompt_set(MODEL, style, "test")[:NUM_PROMPTS], TEST_SEED, 32)
-            for style in ("coco", "sdp")
+            style: prompt_batches(prompt_set(MODEL, style, "test")[:NUM_PROMPTS], TEST_SEED, BATCH_SIZE)
+            for style in STYLES
         }
         self.reference = {style: self._cached(f"reference_{style}", batches) for style, batches in self.batches.items()}
-        self._observations: Any = None
 
     def _cached(self, name: str, batches: list[PromptBatch]) -> Generated:
         path = WORK / f"{name}.npz"
         if not path.exists():
             generated = generate(self.pipe, batches, self.plan)
-            partial = path.with_suffix(".partial.npz")
+            partial = path.with_suffix(f".{os.getpid()}.npz")
             np.savez(partial, images=generated.images, steps=generated.steps)
             partial.replace(path)
         with np.load(path) as arrays:
             return Generated(arrays["images"], arrays["steps"])
 
-    def job(self, recipe: Recipe) -> Job:
-        prompts = prompt_set(MODEL, "coco", "calibration")[: recipe.num_prompts]
-        batches = tuple(prompt_batches(prompts, recipe.seed, recipe.batch_size))
-        return Job(self.pipe, family_of(self.pipe), recipe, batches, silent, CostLedger())
-
-    def observations(self, job: Job) -> Any:
-        if self._observations is None:
-            self._observations = observe_full_precision(job)
-        return self._observations
-
-    def weights(self, recipe: Recipe) -> dict[str, RoundedLayer]:
-        """Rounded once per bit width and rounding, and kept on disk for all processes."""
-        path = WORK / f"weights_{recipe.weights}_{recipe.rounding}.safetensors"
-        return _cached_weights(path, lambda: rounded_weights(self.job(recipe)))
-
-    def quantized(self, setting: Setting) -> tuple[QuantizedLayer, ...]:
-        if setting.recipe == "rtn":
-            recipe = bitbrush.METHODS["rtn"].defaults.updated(
-                {"weights": setting.weights, "activations": setting.activations}
-            )
-            return bitbrush.METHODS["rtn"].run(self.job(recipe)).layers
-        rounding = Rounding.NEAREST if setting.recipe == NEAREST else Rounding.LEARNED
-        recipe = replace(
-            bitbrush.METHODS["pcr"].defaults,
-            weights=setting.weights,
-            activations=setting.activations,
-            relax=setting.relaxation,
-            rounding=rounding,
-        )
-        job, rounded = self.job(recipe), self.weights(recipe)
-        if setting.recipe == "one-shot":
-            schedules = one_shot_schedules(job.calibration, self.observations(job))
-        else:
-            with carried(self.pipe, job.family.component, job.batches, recipe.plan) as trajectories:
-                denoiser = with_weights(job.denoiser, rounded)
-                schedules = calibrate_progressively(denoiser, job.calibration, trajectories, silent, CallCounter())
-        return tuple(QuantizedLayer(n, layer.weight, layer.bias, schedules[n]) for n, layer in rounded.items())
+    def quantize(self, recipe: Recipe) -> Quantization:
+        """Weights are rounded once per bit width and rounding, and kept on disk for all processes."""
+        prompts = prompt_set(MODEL, "coco", "calibration")
+        path = WORK / f"weights_{recipe.weights}_{recipe.weight_range}_{recipe.rounding}.safetensors"
+        if path.exists():
+            return bitbrush.quantize(self.pipe, recipe, prompts, rounded=_read_weights(path))
+        quantization = bitbrush.quantize(self.pipe, recipe, prompts)
+        _write_weights(quantization.rounded, path)
+        return quantization
 
     def measure(self, setting: Setting) -> dict[str, Any]:
-        denoiser = copy.deepcopy(self.pipe.unet)
-        ReferenceRuntime().lower(denoiser, self.quantized(setting))
-        pipe = copy.copy(self.pipe)
-        pipe.unet = denoiser
-        pipe.scheduler = copy.deepcopy(self.pipe.scheduler)
+        pipe = self.quantize(setting.full_recipe).pipeline()
         return {
             style: self.compare(style, generate(pipe, batches, self.plan)) for style, batches in self.batches.items()
         }
@@ -166,28 +137,25 @@ class Bench:
         results = {}
         for style in self.batches:
             prompts = prompt_set(MODEL, style, "test")[:NUM_PROMPTS]
-            other = self._cached(f"other_{style}", prompt_batches(prompts, TEST_SEED + 1, 32))
+            other = self._cached(f"other_{style}", prompt_batches(prompts, TEST_SEED + 1, BATCH_SIZE))
             results[style] = self.compare(style, other)
         return results
 
 
-def _cached_weights(path: Path, make: Callable[[], dict[str, RoundedLayer]]) -> dict[str, RoundedLayer]:
-    from safetensors import safe_open
-    from safetensors.torch import save_file
+def _write_weights(rounded: dict[str, RoundedLayer], path: Path) -> None:
+    tensors, bits = {}, {}
+    for name, layer in rounded.items():
+        tensors |= {f"{name}|w_q": layer.weight.w_q, f"{name}|scale": layer.weight.grid.scale}
+        tensors[f"{name}|zero_point"] = layer.weight.grid.zero_point
+        if layer.bias is not None:
+            tensors[f"{name}|bias"] = layer.bias
+        bits[name] = str(layer.weight.grid.bits)
+    partial = path.with_suffix(f".{os.getpid()}")
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, partial, metadata=bits)
+    partial.replace(path)
 
-    from bitbrush.numerics.weights import QuantizedWeight, WeightGrid
 
-    if not path.exists():
-        tensors, bits = {}, {}
-        for name, layer in make().items():
-            tensors |= {f"{name}|w_q": layer.weight.w_q, f"{name}|scale": layer.weight.grid.scale}
-            tensors[f"{name}|zero_point"] = layer.weight.grid.zero_point
-            if layer.bias is not None:
-                tensors[f"{name}|bias"] = layer.bias
-            bits[name] = str(layer.weight.grid.bits)
-        partial = path.with_suffix(".partial")
-        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, partial, metadata=bits)
-        partial.replace(path)
+def _read_weights(path: Path) -> dict[str, RoundedLayer]:
     rounded = {}
     with safe_open(path, "pt") as file:
         keys = set(file.keys())
@@ -230,7 +198,7 @@ def table() -> None:
         result = json.loads(path.read_text())
         label = f"W{setting.weights}A{setting.activations} | {setting.recipe}" if setting else "float | another seed"
         cells = []
-        for style in ("coco", "sdp"):
+        for style in STYLES:
             for metric, digits in (("psnr", 1), ("latent_mse", 4)):
                 i = bootstrap_mean(np.array(result[style][metric]))
                 cells.append(f"{i.mean:.{digits}f} ({i.low:.{digits}f} to {i.high:.{digits}f})")
@@ -250,15 +218,9 @@ def _print_differences(results: dict[str, Any]) -> None:
         for better, base in [*pairs, *extra]:
             if f"{bits} {better}" not in results or f"{bits} {base}" not in results:
                 continue
-            a, b = (
-                np.concatenate([results[f"{bits} {r}"][s]["psnr"] for s in ("coco", "sdp")]) for r in (base, better)
-            )
+            a, b = (np.concatenate([results[f"{bits} {r}"][s]["psnr"] for s in STYLES]) for r in (base, better))
             i = bootstrap_difference(a, b)
             print(f"| {bits} | {better} - {base} | {i.mean:+.2f} ({i.low:+.2f} to {i.high:+.2f}) |")
-
-
-def _all_psnr(result: dict[str, Any]) -> NDArray[np.float64]:
-    return np.concatenate([figures["psnr"] for figures in result.values()])
 
 
 def _rounded(value: Any) -> Any:

@@ -9,9 +9,10 @@ import torch
 from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
 
+from bitbrush.network.families import family_of
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.progress import Progress, silent
-from bitbrush.timeline.trajectory import PromptBatch
+from bitbrush.timeline.progress import Advance, Progress, silent
+from bitbrush.timeline.trajectory import PromptBatch, planned_timesteps
 
 
 @dataclass(frozen=True)
@@ -34,22 +35,23 @@ def generate(
     """One image per prompt by the pipeline's own call, each from a CPU generator of its own."""
     images, steps = [], []
     pipe.set_progress_bar_config(disable=True)
-    with progress("generating", len(batches)) as advance:
+    calls = len(planned_timesteps(pipe, family_of(pipe).component, plan))
+    with progress("generating", len(batches) * calls) as advance:
         for batch in batches:
-            image, latents = _generate_batch(pipe, batch, plan)
+            image, latents = _generate_batch(pipe, batch, plan, advance)
             images.append(image)
             steps.append(latents)
-            advance()
     return Generated(np.concatenate(images), np.concatenate(steps))
 
 
 def _generate_batch(
-    pipe: DiffusionPipeline, batch: PromptBatch, plan: SamplingPlan
+    pipe: DiffusionPipeline, batch: PromptBatch, plan: SamplingPlan, advance: Advance
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     latents: list[NDArray[np.float32]] = []
 
     def record(_: Any, __: int, ___: Any, values: dict[str, Any]) -> dict[str, Any]:
         latents.append(values["latents"].float().cpu().numpy().copy())
+        advance()
         return values
 
     output = pipe(

@@ -108,12 +108,16 @@ def render_page(page: DemoPage) -> str:
 
 
 def write_page(page: DemoPage, path: Path) -> None:
-    """Writes the page to `path`, all of it or nothing: nobody reads half a page, and a failure leaves the old one."""
-    html = render_page(page)
+    """Writes the page to `path`, as :func:`write_whole` does."""
+    write_whole(render_page(page), path)
+
+
+def write_whole(text: str, path: Path) -> None:
+    """Writes all of `text` or nothing: nobody reads half a file, and a failure leaves the old one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")  # the same folder, as a rename must not cross disks
     try:
-        partial.write_text(html, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8")
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)

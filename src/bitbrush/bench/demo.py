@@ -1,0 +1,103 @@
+"""The demo: the bundled pipeline quantized three ways, its pictures side by side, and what the figures say."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from diffusers import DiffusionPipeline
+
+from bitbrush.artifact.models import load_full_precision
+from bitbrush.artifact.quantization import Quantization, quantize
+from bitbrush.artifact.store import load, save
+from bitbrush.bench.demo_page import Contest, demo_page, demo_results
+from bitbrush.bench.generation import Generated, generate
+from bitbrush.bench.page import write_page, write_whole
+from bitbrush.methods import METHODS
+from bitbrush.timeline.plan import SamplingPlan
+from bitbrush.timeline.progress import Progress, silent
+from bitbrush.timeline.trajectory import PromptBatch, prompt_batches
+from bitbrush.zoo import prompt_set
+
+MODEL = "emoji-sd"
+STYLES = ("coco", "sdp")
+SEED = 1
+BATCH_SIZE = 24
+PAGE, RESULTS = "index.html", "results.json"
+
+
+def run_demo(
+    directory: Path,
+    progress: Progress = silent,
+    *,
+    keys: Mapping[str, Any] = MappingProxyType({}),
+    pairs: int = 24,
+) -> Path:
+    """Makes ``directory``: two artifacts, ``results.json`` and the page, whose path is the result.
+
+    Compares full precision, ``rtn`` and ``pcr`` W4A8 on ``pairs`` held-out prompts of each style, and ``one-shot`` with
+    pcr's weights, so that these two differ in the calibration alone. ``keys`` change the recipes of all three. A demo
+    that stands there is replaced; raises ValueError if something else does.
+    """
+    _require_free(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    pipe = load_full_precision(MODEL)
+    quantized = _quantize(pipe, keys, progress)
+    plan = quantized["pcr"].recipe.plan
+    pipes = {name: _saved(quantized[name], directory / f"{MODEL}-{name}") for name in ("rtn", "pcr")}
+    pipes["one-shot"] = quantized["one-shot"].pipeline()
+    batches = _batches(pairs, SEED)
+    contest = Contest(
+        model=MODEL,
+        seed=SEED,
+        prompts={style: prompt_set(MODEL, style, "test")[:pairs] for style in STYLES},
+        quantized=quantized,
+        reference=_generate(pipe, batches, plan, progress),
+        other_seed=_generate(pipe, _batches(pairs, SEED + 1), plan, progress),
+        candidates={name: _generate(other, batches, plan, progress) for name, other in pipes.items()},
+    )
+    write_whole(demo_results(contest), directory / RESULTS)
+    write_page(demo_page(contest), directory / PAGE)
+    return directory / PAGE
+
+
+def _require_free(directory: Path) -> None:
+    """An interrupted demo leaves artifacts and nothing else."""
+    if not directory.exists():
+        return
+    known = {PAGE, RESULTS, f"{MODEL}-rtn", f"{MODEL}-pcr"}
+    foreign = (
+        sorted(path.name for path in directory.iterdir() if path.name not in known) if directory.is_dir() else [""]
+    )
+    if foreign:
+        raise ValueError(f"{directory} holds {foreign[0] or 'a file'}, which no demo wrote; choose another directory")
+
+
+def _quantize(pipe: DiffusionPipeline, keys: Mapping[str, Any], progress: Progress) -> dict[str, Quantization]:
+    prompts = prompt_set(MODEL, "coco", "calibration")
+    rtn, pcr = (METHODS[name].recipe({"weights": 4, "activations": 8, **keys}) for name in ("rtn", "pcr"))
+    one_shot = pcr.updated({"method": "one-shot"})
+    quantized = {
+        name: quantize(pipe, recipe, prompts, progress=progress) for name, recipe in (("rtn", rtn), ("pcr", pcr))
+    }
+    weights = quantized["pcr"].rounded
+    return {**quantized, "one-shot": quantize(pipe, one_shot, prompts, rounded=weights, progress=progress)}
+
+
+def _saved(quantization: Quantization, directory: Path) -> DiffusionPipeline:
+    """The pipeline as anyone who is given the artifact will run it."""
+    return load(save(quantization, directory, base_model=MODEL))
+
+
+def _batches(pairs: int, seed: int) -> dict[str, list[PromptBatch]]:
+    return {style: prompt_batches(prompt_set(MODEL, style, "test")[:pairs], seed, BATCH_SIZE) for style in STYLES}
+
+
+def _generate(
+    pipe: DiffusionPipeline, batches: Mapping[str, list[PromptBatch]], plan: SamplingPlan, progress: Progress
+) -> dict[str, Generated]:
+    everything = generate(pipe, [batch for style in batches.values() for batch in style], plan, progress=progress)
+    ends = np.cumsum([sum(len(batch.prompts) for batch in style) for style in batches.values()])[:-1]
+    parts = zip(np.split(everything.images, ends), np.split(everything.steps, ends), strict=True)
+    return {style: Generated(*part) for style, part in zip(batches, parts, strict=True)}
