@@ -52,6 +52,7 @@ class Recipe:
     def __post_init__(self) -> None:
         _require("weights", self.weights, MIN_WEIGHT_BITS, MAX_WEIGHT_BITS)
         check_activation_bits(self.activations)
+        _require("steps", self.steps, 1, None)
         _require("num_prompts", self.num_prompts, 1, None)
         _require("batch_size", self.batch_size, 1, None)
         _require("seed", self.seed, 0, None)
@@ -60,7 +61,7 @@ class Recipe:
                 f"relax is {self.relax}: {self.relax.bits} bits are no more than the {self.activations} bits of the "
                 "other steps; give more, or leave relax out"
             )
-        _ = self.plan  # checks steps and guidance
+        _ = self.plan  # checks the guidance
 
     @property
     def plan(self) -> SamplingPlan:
@@ -124,9 +125,9 @@ def _parse(key: str, value: Any) -> Any:
         case "activation_range":
             return _choice(key, value, RangeEstimator)
         case "exclude":
-            return (value,) if isinstance(value, str) else tuple(value)
+            return _patterns(value)
         case "guidance_scale":
-            return float(value)
+            return _number(key, value)
         case _:
             return value
 
@@ -135,6 +136,20 @@ def _relax(value: Any) -> Relaxation:
     if not isinstance(value, str):
         raise ValueError(f"relax is {value!r}; expected START:END@BITS, e.g. 0.8:1.0@10, or none")
     return Relaxation.parse(value)
+
+
+def _patterns(value: Any) -> tuple[str, ...]:
+    patterns = (value,) if isinstance(value, str) else value
+    if not isinstance(patterns, list | tuple) or not all(isinstance(pattern, str) for pattern in patterns):
+        raise ValueError(f"exclude is {value!r}; it must be a list of patterns of layer names")
+    return tuple(patterns)
+
+
+def _number(key: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{key} is {value!r}; it must be a number") from None
 
 
 def _choice(key: str, value: Any, choices: type[StrEnum]) -> StrEnum:

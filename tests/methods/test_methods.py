@@ -1,0 +1,164 @@
+"""Every method runs, repeats itself bit for bit, leaves the pipeline alone, and costs what it says."""
+
+import copy
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+import bitbrush
+from bitbrush.artifact.tensors import layer_tensors
+from bitbrush.methods import METHODS
+from bitbrush.methods.method import Outcome
+from bitbrush.methods.recipe import Recipe, Rounding
+from bitbrush.rounding import reconstruction
+from bitbrush.timeline.plan import Relaxation
+from bitbrush.timeline.progress import Advance, silent
+
+PROMPTS = ("a red cat", "two blue dogs on the left", "a green tree", "a house")
+SMALL = {"steps": 3, "num_prompts": 4, "batch_size": 2}
+
+
+@pytest.fixture(autouse=True)
+def _learn_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconstruction, "ITERATIONS", 2)
+
+
+def recipe(method: str, **keys: Any) -> Recipe:
+    return METHODS[method].recipe(SMALL | keys)
+
+
+def tensors(outcome: Outcome) -> dict[str, torch.Tensor]:
+    return {key: tensor for layer in outcome.layers for key, tensor in layer_tensors(layer).items()}
+
+
+def image(pipe: StableDiffusionPipeline) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return pipe("a cat", num_inference_steps=3, generator=generator, output_type="pt").images
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_runs_repeats_and_leaves_the_pipeline(tiny_pipe: StableDiffusionPipeline, method: str) -> None:
+    before = copy.deepcopy(tiny_pipe.unet.state_dict())
+    parts, full = dict(tiny_pipe.components), image(tiny_pipe)
+    first, second = (bitbrush.quantize(tiny_pipe, recipe(method), PROMPTS) for _ in range(2))
+
+    assert first.source is tiny_pipe
+    assert all(tiny_pipe.components[name] is part for name, part in parts.items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tiny_pipe.unet.state_dict().items())
+    assert not any(module._forward_pre_hooks for module in tiny_pipe.unet.modules())
+    assert torch.equal(image(tiny_pipe), full)
+
+    one, other = tensors(first.outcome), tensors(second.outcome)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    assert [layer.name for layer in first.outcome.layers]
+    assert {layer.name for layer in first.outcome.layers} == {spec.name for spec in first.outcome.specs}
+
+    pictures = [image(quantization.pipeline()) for quantization in (first, second)]
+    assert torch.equal(*pictures)
+    assert not torch.equal(pictures[0], full)
+    assert (pictures[0] - full).abs().mean() < 0.2
+
+
+def test_another_seed_is_another_calibration(tiny_pipe: StableDiffusionPipeline) -> None:
+    one, other = (
+        tensors(bitbrush.quantize(tiny_pipe, recipe("one-shot", seed=seed), PROMPTS).outcome) for seed in (0, 1)
+    )
+    assert not torch.equal(one["conv_in.activation_scale"], other["conv_in.activation_scale"])
+    assert torch.equal(one["conv_in.weight"], other["conv_in.weight"])
+
+
+def test_schedules_are_those_of_the_method(tiny_pipe: StableDiffusionPipeline) -> None:
+    outcomes = {
+        name: bitbrush.quantize(tiny_pipe, recipe(name, relax=relax), PROMPTS).outcome
+        for name, relax in [("pcr", "0.8:1@10"), ("one-shot", "0:0.3@9"), ("rtn", "none")]
+    }
+    planned = outcomes["pcr"].planned
+    assert all(outcome.planned == planned for outcome in outcomes.values())
+    distinct = tuple(sorted(set(planned), reverse=True))
+    timesteps = {name: {layer.activations.timesteps for layer in o.layers} for name, o in outcomes.items()}
+    assert timesteps == {"pcr": {distinct}, "one-shot": {distinct}, "rtn": {(0.0,)}}
+    bits = {
+        name: {tuple(grid.bits for grid in layer.activations.grids) for layer in o.layers if "conv_" not in layer.name}
+        for name, o in outcomes.items()
+    }
+    assert bits == {"pcr": {(8, 8, 10)}, "one-shot": {(9, 8, 8)}, "rtn": {(8,)}}
+
+
+@pytest.mark.parametrize("rounding", list(Rounding))
+@pytest.mark.parametrize("steps", [2, 5])
+def test_costs_are_those_that_a_hook_counts(tiny_pipe: StableDiffusionPipeline, rounding: Rounding, steps: int) -> None:
+    """PNDM makes T + 1 calls: progressive calibration at most 2 T + 2 per batch, never T squared."""
+    running = ["outside"]
+    calls: Counter[str] = Counter()
+
+    @contextmanager
+    def progress(phase: str, total: int) -> Iterator[Advance]:
+        running.append(phase)
+        with silent(phase, total) as advance:
+            yield advance
+        running.pop()
+
+    # The hook travels along into copies of the denoiser.
+    tiny_pipe.unet.register_forward_hook(lambda *_: calls.update([running[-1]]))
+    keys = recipe("pcr", rounding=rounding, steps=steps)
+    costs = bitbrush.quantize(tiny_pipe, keys, PROMPTS, progress=progress).costs
+    batches = keys.num_prompts // keys.batch_size
+    assert batches == 2
+    assert costs["progressive_calibration"].denoiser_calls_per_batch == 2 * steps + 2
+    expected = Counter({"calibrating": batches * (2 * steps + 2)})
+    if rounding is Rounding.LEARNED:
+        assert list(costs) == ["recording", "rounding", "progressive_calibration"]
+        assert costs["recording"].denoiser_calls_per_batch == steps + 1
+        samples = -(-(steps + 1) // 4)
+        expected += Counter({"recording samples": steps + 1, "learning rounding": 2 * samples})
+    else:
+        assert list(costs) == ["rounding", "progressive_calibration"]
+    assert calls == expected
+    assert costs["rounding"].denoiser_calls_per_batch == 0
+    assert all(cost.seconds >= 0 and cost.peak_mib > 0 for cost in costs.values())
+
+
+def test_one_shot_and_rtn_cost_one_call_per_step(tiny_pipe: StableDiffusionPipeline) -> None:
+    calls: list[None] = []
+    tiny_pipe.unet.register_forward_hook(lambda *_: calls.append(None))
+    for method in ("one-shot", "rtn"):
+        calls.clear()
+        costs = bitbrush.quantize(tiny_pipe, recipe(method, steps=4), PROMPTS).costs
+        assert costs["observation"].denoiser_calls_per_batch == 5
+        assert len(calls) == 2 * 5
+
+
+def test_rtn_has_nothing_to_relax(tiny_pipe: StableDiffusionPipeline) -> None:
+    with pytest.raises(ValueError, match=r"relax is 0\.5:1@10, but rtn has one range for all steps; use pcr"):
+        bitbrush.quantize(tiny_pipe, recipe("rtn", relax="0.5:1@10"), PROMPTS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("activations", [4, 8, 15, 16])
+def test_defaults_fit_every_number_of_activation_bits(method: str, activations: int) -> None:
+    made = METHODS[method].recipe({"activations": activations, "weights": 5})
+    assert (made.method, made.activations, made.weights) == (method, activations, 5)
+    relaxed = Relaxation(0.8, 1.0, activations + 2) if method == "pcr" and activations <= 14 else None
+    assert made.relax == relaxed
+    assert METHODS[method].name == method
+
+
+def test_bad_activation_bits_are_refused_before_defaults_are_made_of_them() -> None:
+    with pytest.raises(ValueError, match="activations is '8'; it must be a whole number from 4 to 16"):
+        METHODS["pcr"].recipe({"activations": "8"})
+
+
+@pytest.mark.slow
+def test_every_method_runs_on_the_bundled_pipeline() -> None:
+    pipe = bitbrush.load_full_precision("emoji-sd")
+    for method in METHODS:
+        keys = METHODS[method].recipe({"steps": 2, "num_prompts": 2})
+        picture = image(bitbrush.quantize(pipe, keys, PROMPTS).pipeline())
+        assert picture.shape == (1, 3, 64, 64)
+        assert picture.isfinite().all()
