@@ -1,12 +1,33 @@
 """bitbrush: text-to-image diffusion pipelines in few bits, after training, with the proof of what was kept."""
 
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
-from bitbrush.artifact.models import load_full_precision
-from bitbrush.artifact.quantization import Quantization, quantize
-from bitbrush.artifact.store import load, read_manifest, save
-from bitbrush.methods import METHODS
-from bitbrush.methods.recipe import Recipe
+if TYPE_CHECKING:
+    from bitbrush.artifact.models import load_full_precision
+    from bitbrush.artifact.quantization import Quantization, quantize
+    from bitbrush.artifact.store import load, read_manifest, save
+    from bitbrush.methods import METHODS
+    from bitbrush.methods.recipe import Recipe
 
 __version__ = version("bitbrush")
 __all__ = ["METHODS", "Quantization", "Recipe", "load", "load_full_precision", "quantize", "read_manifest", "save"]
+
+_HOMES = {
+    "METHODS": "bitbrush.methods",
+    "Quantization": "bitbrush.artifact.quantization",
+    "Recipe": "bitbrush.methods.recipe",
+    "load": "bitbrush.artifact.store",
+    "load_full_precision": "bitbrush.artifact.models",
+    "quantize": "bitbrush.artifact.quantization",
+    "read_manifest": "bitbrush.artifact.store",
+    "save": "bitbrush.artifact.store",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is asked for when it is: ``bitbrush --help`` needs neither torch nor diffusers."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'bitbrush' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -12,8 +12,9 @@ from bitbrush.artifact.models import load_full_precision
 from bitbrush.artifact.quantization import Quantization, quantize
 from bitbrush.artifact.store import load, save
 from bitbrush.bench.demo_page import Contest, demo_page, demo_results
+from bitbrush.bench.files import write_whole
 from bitbrush.bench.generation import Generated, generate
-from bitbrush.bench.page import write_page, write_whole
+from bitbrush.bench.page import write_page
 from bitbrush.methods import METHODS
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.progress import Progress, silent

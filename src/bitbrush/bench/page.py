@@ -2,7 +2,6 @@
 
 import base64
 import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from bitbrush.bench.files import write_whole
 from bitbrush.bench.metrics.interval import Interval
 from bitbrush.bench.templating import environment
 
@@ -108,20 +108,8 @@ def render_page(page: DemoPage) -> str:
 
 
 def write_page(page: DemoPage, path: Path) -> None:
-    """Writes the page to `path`, as :func:`write_whole` does."""
+    """Writes the page to `path`, all of it or nothing."""
     write_whole(render_page(page), path)
-
-
-def write_whole(text: str, path: Path) -> None:
-    """Writes all of `text` or nothing: nobody reads half a file, and a failure leaves the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")  # the same folder, as a rename must not cross disks
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def png_uri(image: NDArray[np.uint8]) -> str:

@@ -1,0 +1,5 @@
+"""``python -m bitbrush``."""
+
+from bitbrush.cli import main
+
+main()

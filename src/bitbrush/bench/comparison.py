@@ -1,0 +1,70 @@
+"""A quantized pipeline against full precision on prompt sets, pair by pair from the same initial noise."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from diffusers import DiffusionPipeline
+from numpy.typing import NDArray
+
+from bitbrush.bench.generation import Generated, generate
+from bitbrush.bench.metrics.interval import Interval, bootstrap_mean
+from bitbrush.bench.metrics.paired import latent_mse_by_step, paired_metrics
+from bitbrush.network.families import family_of
+from bitbrush.timeline.plan import SamplingPlan
+from bitbrush.timeline.progress import Progress, silent
+from bitbrush.timeline.trajectory import prompt_batches
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Of one prompt set: every paired metric of the candidate, and of full precision with other noise.
+
+    The second tells how far apart two right pictures of one prompt are. ``latent_mse_by_step`` ``(T,)``, mean over the
+    pairs of the candidate.
+    """
+
+    candidate: Mapping[str, Interval]
+    other_seed: Mapping[str, Interval]
+    latent_mse_by_step: NDArray[np.float64]
+
+
+def compare(
+    full: DiffusionPipeline,
+    candidate: DiffusionPipeline,
+    prompts: Mapping[str, Sequence[str]],
+    plan: SamplingPlan,
+    *,
+    seed: int,
+    batch_size: int = 16,
+    progress: Progress = silent,
+) -> dict[str, Comparison]:
+    """By name of the prompt set. Raises ValueError if the two pipelines are not of the same shape."""
+    _require_alike(full, candidate)
+    compared = {}
+    for name, texts in prompts.items():
+        batches = prompt_batches(texts, seed, batch_size)
+        reference = generate(full, batches, plan, progress=progress)
+        other = generate(full, prompt_batches(texts, seed + 1, batch_size), plan, progress=progress)
+        own = generate(candidate, batches, plan, progress=progress)
+        compared[name] = Comparison(
+            _intervals(reference, own), _intervals(reference, other), latent_mse_by_step(reference, own).mean(0)
+        )
+    return compared
+
+
+def _intervals(reference: Generated, other: Generated) -> dict[str, Interval]:
+    return {metric: bootstrap_mean(values) for metric, values in paired_metrics(reference, other).items()}
+
+
+def _require_alike(full: DiffusionPipeline, candidate: DiffusionPipeline) -> None:
+    """A pair needs the same noise, and with it latents of one shape."""
+    shapes = []
+    for pipe in (full, candidate):
+        config = getattr(pipe, family_of(pipe).component).config
+        shapes.append((type(pipe).__name__, config.in_channels, config.sample_size))
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"the model is {shapes[0]} and the artifact {shapes[1]} (pipeline, latent channels, latent size); "
+            "compare an artifact with the model it was made of"
+        )

@@ -1,0 +1,43 @@
+"""The command line. Commands import what they need when they run, so that ``--help`` comes at once."""
+
+from typing import Annotated
+
+import typer
+
+from bitbrush import __version__
+from bitbrush.cli.compare import compare
+from bitbrush.cli.console import reporting_errors
+from bitbrush.cli.demo import demo
+from bitbrush.cli.generate import generate
+from bitbrush.cli.inspect import inspect
+from bitbrush.cli.quantize import quantize
+
+app = typer.Typer(
+    name="bitbrush",
+    help="Runs text-to-image diffusion pipelines in few bits, and measures what was kept.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for command in (quantize, generate, compare, inspect, demo):
+    app.command()(reporting_errors(command))
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"bitbrush {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Runs text-to-image diffusion pipelines in few bits, and measures what was kept."""
+
+
+def main() -> None:
+    app()

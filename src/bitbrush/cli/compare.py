@@ -1,0 +1,83 @@
+"""``bitbrush compare``."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bitbrush.cli.console import note, out, quiet_libraries, shown, table, warn
+
+if TYPE_CHECKING:
+    from bitbrush.bench.comparison import Comparison
+    from bitbrush.bench.metrics.interval import Interval
+
+SCHEMA_VERSION = 1
+
+
+def compare(
+    model: Annotated[str, typer.Argument(help="Full-precision model: bundled name, directory or hub id.")],
+    artifact: Annotated[Path, typer.Argument(metavar="DIR", help="What `bitbrush quantize` made of it.")],
+    prompts: Annotated[
+        list[str] | None, typer.Option(help="Prompts: a file, one a line, or a bundled set; repeatable.")
+    ] = None,
+    num_prompts: Annotated[int, typer.Option(min=1, help="How many of each set to use.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the initial noise.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts per denoiser call.")] = 16,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Compare an artifact with its full-precision model, pair by pair: PSNR, SSIM, image and latent MSE."""
+    quiet_libraries()
+    from bitbrush.artifact.models import find_model, load_full_precision
+    from bitbrush.artifact.store import load, read_manifest
+    from bitbrush.bench.comparison import compare as run
+    from bitbrush.bench.prompts import held_out_prompts, too_long
+    from bitbrush.methods.recipe import Recipe
+
+    recipe = Recipe().updated(read_manifest(artifact)["recipe"])
+    find_model(model)
+    sets = {name: texts[:num_prompts] for name, texts in held_out_prompts(prompts or [], model).items()}
+    full, candidate = load_full_precision(model), load(artifact)
+    for message in too_long(full, [prompt for texts in sets.values() for prompt in texts]):
+        warn(message)
+    note(f"{model} against {artifact} ({recipe.name}): {recipe.steps} steps, guidance {recipe.guidance_scale:g}")
+    compared = run(full, candidate, sets, recipe.plan, seed=seed, batch_size=batch_size, progress=shown)
+    if as_json:
+        facts = {"model": model, "artifact": str(artifact), "recipe": recipe.to_dict(), "seed": seed}
+        print(json.dumps(_document(compared, facts), indent=1))
+    else:
+        _print(compared, recipe.name)
+
+
+def _document(compared: "dict[str, Comparison]", facts: dict[str, Any]) -> dict[str, Any]:
+    sets = {
+        name: {
+            "candidate": {metric: _as_dict(interval) for metric, interval in one.candidate.items()},
+            "other_seed": {metric: _as_dict(interval) for metric, interval in one.other_seed.items()},
+            "latent_mse_by_step": one.latent_mse_by_step.tolist(),
+        }
+        for name, one in compared.items()
+    }
+    return {"schema_version": SCHEMA_VERSION, **facts, "sets": sets}
+
+
+def _as_dict(interval: "Interval") -> dict[str, float]:
+    return {"mean": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n}
+
+
+def _print(compared: "dict[str, Comparison]", name: str) -> None:
+    for style, one in compared.items():
+        pairs = next(iter(one.candidate.values())).n
+        figures = table("mean (95 % interval)", name, "another seed", title=f"{style}, {pairs} pairs")
+        for metric, interval in one.candidate.items():
+            figures.add_row(metric, _text(interval), _text(one.other_seed[metric]))
+        out().print(figures)
+        out().print()
+    out().print("another seed: full precision against itself from other noise, as far apart as two right pictures are")
+
+
+def _text(interval: "Interval") -> str:
+    from bitbrush.bench.number_format import format_interval
+
+    mean, between = format_interval(interval)
+    return f"{mean} ({between})" if between else mean

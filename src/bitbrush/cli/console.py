@@ -1,0 +1,111 @@
+"""What all commands share: where they print, how they show progress, and how they fail."""
+
+import functools
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import ParamSpec
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from bitbrush.timeline.progress import Advance
+
+P = ParamSpec("P")
+
+USER_ERROR, INTERRUPTED = 2, 130
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def out() -> Console:
+    """Results: standard output."""
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def err() -> Console:
+    """Everything else: standard error, so that ``--json`` has standard output to itself."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """A line that tells what goes on."""
+    err().print(text, markup=False)
+
+
+def warn(text: str) -> None:
+    err().print(f"warning: {text}", markup=False, style="yellow")
+
+
+def reporting_errors(command: Callable[P, None]) -> Callable[P, None]:
+    """The command, with what its user can put right told in one message and by exit code 2."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except (ValueError, OSError) as error:
+            err().print(f"error: {error}", markup=False, style="red")
+            raise typer.Exit(USER_ERROR) from error
+        except KeyboardInterrupt:
+            err().print("interrupted; nothing half-written is left behind", markup=False)
+            raise typer.Exit(INTERRUPTED) from None
+
+    return run
+
+
+@contextmanager
+def shown(phase: str, total: int) -> Iterator[Advance]:
+    """Progress with the time that is left: a bar on a terminal, else a line now and then."""
+    console = err()
+    if not console.is_terminal:
+        yield _Lines(phase, total).advance
+        return
+    columns = (
+        TextColumn("{task.description:<18}"),
+        BarColumn(24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(phase, total=total)
+        yield lambda: progress.advance(task)
+
+
+class _Lines:
+    """Progress for log files: a line every ten seconds, and one at the end of what took longer than that."""
+
+    def __init__(self, phase: str, total: int) -> None:
+        self._phase, self._total, self._done = phase, total, 0
+        self._began = self._told = time.monotonic()
+
+    def advance(self) -> None:
+        self._done += 1
+        now = time.monotonic()
+        late = now - self._began > SECONDS_BETWEEN_LINES
+        if now - self._told > SECONDS_BETWEEN_LINES or (late and self._done == self._total):
+            left = (now - self._began) / self._done * (self._total - self._done)
+            note(f"{self._phase}: {self._done}/{self._total}, {now - self._began:.0f} s, {left:.0f} s left")
+            self._told = now
+
+
+def table(*columns: str, title: str | None = None) -> Table:
+    """A table whose first column is text and whose others are figures."""
+    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        made.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    return made
+
+
+def quiet_libraries() -> None:
+    """Keeps diffusers' and transformers' own bars and advice off the screen; their errors stay."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    for logging in (diffusers.utils.logging, transformers.utils.logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()

@@ -1,0 +1,22 @@
+"""``bitbrush demo``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bitbrush.cli.console import note, out, quiet_libraries, shown
+
+
+def demo(
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Directory for the page, its figures and artifacts.")
+    ] = Path("demo"),
+) -> None:
+    """Quantize the bundled emoji-sd by rtn and pcr to W4A8, and write a page that compares them with full precision."""
+    note("bitbrush demo: emoji-sd by rtn and pcr, then pictures and figures on held-out prompts (a few minutes)")
+    quiet_libraries()
+    from bitbrush.bench.demo import run_demo
+
+    page = run_demo(output, shown)
+    out().print(f"{page}\nOpen it in a browser.", markup=False)

@@ -1,0 +1,73 @@
+"""``bitbrush generate``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bitbrush.cli.console import note, out, quiet_libraries, shown, warn
+
+if TYPE_CHECKING:
+    from bitbrush.methods.recipe import Recipe
+
+
+def generate(
+    model: Annotated[str, typer.Argument(metavar="DIR", help="Artifact, or any full-precision model.")],
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="One or more prompts.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Directory for PNGs and images.json.")],
+    seed: Annotated[int, typer.Option(min=0, help="Image j of a prompt starts from noise of seed + j.")] = 0,
+    num_images: Annotated[int, typer.Option(min=1, help="Images per prompt.")] = 1,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps [as calibrated].")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="Guidance [as calibrated].")] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(help="pndm, ddim, euler, heun, dpmpp_2m, unipc ... or a diffusers class [the model's]."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per denoiser call; changes nothing but speed.")] = 8,
+) -> None:
+    """Generate images from a quantized (or a full-precision) pipeline."""
+    quiet_libraries()
+    from bitbrush.artifact.models import load_full_precision
+    from bitbrush.artifact.schedulers import with_scheduler
+    from bitbrush.artifact.store import is_artifact, load
+    from bitbrush.bench.pictures import require_pictures, write_pictures
+    from bitbrush.bench.prompts import too_long
+    from bitbrush.timeline.plan import SamplingPlan
+
+    recipe = _calibrated_recipe(model)
+    plan = SamplingPlan(
+        steps=recipe.steps if steps is None else steps,
+        guidance_scale=recipe.guidance_scale if guidance_scale is None else guidance_scale,
+        scheduler=scheduler or recipe.scheduler,
+    )
+    require_pictures(output)
+    if any(not prompt.strip() for prompt in prompts):
+        raise ValueError("a prompt is empty; write what the picture should show")
+    pipe = with_scheduler(load(model) if is_artifact(model) else load_full_precision(model), plan.scheduler)
+    for message in too_long(pipe, prompts):
+        warn(message)
+    used = type(pipe.scheduler).__name__
+    note(f"{model}: {used}, {plan.steps} steps, guidance {plan.guidance_scale:g}")
+    facts = {"model": model, "steps": plan.steps, "guidance_scale": plan.guidance_scale, "scheduler": used}
+    pictures = write_pictures(
+        pipe,
+        prompts,
+        plan,
+        output,
+        images_per_prompt=num_images,
+        seed=seed,
+        batch_size=batch_size,
+        facts=facts,
+        progress=shown,
+    )
+    for picture in list(pictures):
+        if picture.constant:
+            warn(f"{picture.path} (prompt {picture.prompt!r}, seed {picture.seed}) is all of one colour")
+        out().print(str(picture.path), markup=False)
+
+
+def _calibrated_recipe(model: str) -> "Recipe":
+    from bitbrush.artifact.store import is_artifact, read_manifest
+    from bitbrush.methods.recipe import Recipe
+
+    return Recipe().updated(read_manifest(model)["recipe"]) if is_artifact(model) else Recipe()

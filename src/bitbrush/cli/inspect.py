@@ -1,0 +1,154 @@
+"""``bitbrush inspect``."""
+
+import difflib
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bitbrush.cli.console import out, quiet_libraries, table
+
+if TYPE_CHECKING:
+    from bitbrush.timeline.schedule import ActivationSchedule
+
+ROWS_SHOWN = 12
+
+
+def inspect(
+    artifact: Annotated[Path, typer.Argument(metavar="DIR", help="What `bitbrush quantize` made.")],
+    layers: Annotated[bool, typer.Option("--layers", help="List every layer and how it is treated.")] = False,
+    layer: Annotated[str | None, typer.Option(help="Show the activation range of this layer over the steps.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="With --layer: write that range as an SVG plot.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the manifest, or the layer's ranges, as JSON.")
+    ] = False,
+) -> None:
+    """Show what an artifact holds: recipe, bits, sizes, cost, layers, and activation ranges over the steps."""
+    if plot and not layer:
+        raise ValueError(f"--plot {plot} needs --layer NAME: it shows the range of one layer")
+    quiet_libraries()
+    from bitbrush.artifact.store import verify
+
+    manifest = verify(artifact)
+    if layer:
+        _show_layer(artifact, manifest, layer, plot, as_json=as_json)
+    elif as_json:
+        print(json.dumps(manifest, indent=1))
+    else:
+        _show_summary(artifact, manifest)
+        _show_layers(manifest) if layers else _show_kinds(manifest)
+
+
+def _show_summary(artifact: Path, manifest: dict[str, Any]) -> None:
+    recipe, plan, denoiser = manifest["recipe"], manifest["plan"], manifest["denoiser"]
+    size, full = denoiser["bytes"] / 2**20, denoiser["full_precision_bytes"] / 2**20
+    console = out()
+    facts = table("artifact", str(artifact))
+    facts.columns[1].justify = "left"
+    rows = {
+        "made of": manifest["base_model"],
+        "method": f"{recipe['method']}, W{recipe['weights']}A{recipe['activations']}, {recipe['rounding']} rounding",
+        "relaxed steps": f"{recipe['relax']}, {plan['average_activation_bits']:.2f} activation bits on average",
+        "ranges": f"weights {recipe['weight_range']}, activations {recipe['activation_range']}",
+        "plan": f"{plan['scheduler']}, {recipe['steps']} steps, guidance {recipe['guidance_scale']:g}",
+        "calibration": f"{recipe['num_prompts']} prompts, seed {recipe['seed']}",
+        "denoiser": f"{size:.2f} MiB, {size / full:.3f} of its {full:.2f} MiB in float32",
+        "cost": ", ".join(
+            f"{phase.replace('_', ' ')} {cost['seconds']:.1f} s" for phase, cost in manifest["cost"].items()
+        ),
+        "made with": ", ".join(f"{name} {number}" for name, number in manifest["versions"].items()),
+    }
+    for name, text in rows.items():
+        facts.add_row(name, text)
+    console.print(facts)
+    console.print()
+
+
+def _show_kinds(manifest: dict[str, Any]) -> None:
+    kinds = Counter((entry["kind"], _treatment(entry)) for entry in manifest["layers"])
+    counted = table("layers", "treatment", "number")
+    for (kind, treatment), number in kinds.items():
+        counted.add_row(kind, treatment, str(number))
+    out().print(counted)
+    out().print("\n--layers lists them all; --layer NAME shows one layer's activation range over the steps")
+
+
+def _show_layers(manifest: dict[str, Any]) -> None:
+    listed = table("layer", "kind", "shape", "treatment")
+    for entry in manifest["layers"]:
+        listed.add_row(entry["name"], entry["kind"], "x".join(map(str, entry["shape"])), _treatment(entry))
+    out().print(listed)
+
+
+def _treatment(entry: dict[str, Any]) -> str:
+    if entry["excluded"] is not None:
+        return f"floating point ({entry['excluded']})"
+    return f"{entry['weight_bits']}-bit weights{', relaxed at every step' if entry['edge'] else ''}"
+
+
+def _show_layer(artifact: Path, manifest: dict[str, Any], name: str, plot: Path | None, *, as_json: bool) -> None:
+    from bitbrush.artifact.store import read_layer
+
+    quantized = [entry["name"] for entry in manifest["layers"] if entry["excluded"] is None]
+    if name not in quantized:
+        near = difflib.get_close_matches(name, quantized, n=3, cutoff=0.4)
+        raise ValueError(
+            f"layer {name!r} is not among the {len(quantized)} quantized ones"
+            f"{'; near are ' + ', '.join(near) if near else ''}; --layers lists all"
+        )
+    schedule = read_layer(artifact, name).activations
+    if plot:
+        from bitbrush.bench.files import write_whole
+
+        write_whole(_plot(name, schedule), plot)
+    if as_json:
+        print(json.dumps(_document(name, schedule), indent=1))
+    else:
+        _print_ranges(name, schedule)
+    if plot:
+        out().print(f"plot: {plot}", markup=False)
+
+
+def _document(name: str, schedule: "ActivationSchedule") -> dict[str, Any]:
+    grids = [
+        {"timestep": timestep, "low": grid.range[0], "high": grid.range[1], "bits": grid.bits, "scale": grid.scale}
+        for timestep, grid in zip(schedule.timesteps, schedule.grids, strict=True)
+    ]
+    return {"layer": name, "grids": grids}
+
+
+def _print_ranges(name: str, schedule: "ActivationSchedule") -> None:
+    """At most a dozen steps, evenly spread, the first and the last among them; each range drawn to one scale."""
+    count = len(schedule.grids)
+    chosen = sorted(
+        {round(i * (count - 1) / max(1, min(count, ROWS_SHOWN) - 1)) for i in range(min(count, ROWS_SHOWN))}
+    )
+    low, high = (f(g.range[side] for g in schedule.grids) for side, f in ((0, min), (1, max)))
+    ranges = table("step", "timestep", "bits", "low", "high", "range", title=name)
+    ranges.columns[-1].justify = "left"
+    for step in chosen:
+        grid = schedule.grids[step]
+        bar = _bar(grid.range, low, high)
+        ranges.add_row(
+            str(step), f"{schedule.timesteps[step]:g}", str(grid.bits), *(f"{end:.3f}" for end in grid.range), bar
+        )
+    out().print(ranges)
+    if count == 1:
+        out().print("one static range for all steps")
+
+
+def _bar(ends: tuple[float, float], low: float, high: float, width: int = 30) -> str:
+    first, last = (round((end - low) / (high - low) * (width - 1)) for end in ends)
+    return " " * first + "━" * (last - first + 1)
+
+
+def _plot(name: str, schedule: "ActivationSchedule") -> str:
+    from bitbrush.bench.plot_scales import Axis
+    from bitbrush.bench.plots import STEP_AXIS, Series, line_plot
+
+    steps = list(range(len(schedule.grids)))
+    lows, highs = zip(*(grid.range for grid in schedule.grids), strict=True)
+    series = [Series("highest", steps, highs), Series("lowest", steps, lows)]
+    return line_plot(series, title=name, x_axis=STEP_AXIS, y_axis=Axis("range of the layer's input"))

@@ -1,0 +1,125 @@
+"""``bitbrush quantize``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bitbrush.cli.console import note, out, quiet_libraries, shown, table, warn
+
+if TYPE_CHECKING:
+    from bitbrush.artifact.quantization import Quantization
+    from bitbrush.methods.recipe import Recipe
+
+
+def quantize(
+    model: Annotated[str, typer.Argument(help="Bundled name (emoji-sd), local pipeline directory, or hub id.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Directory for the artifact.")],
+    method: Annotated[str | None, typer.Option(help="pcr (default), one-shot or rtn.")] = None,
+    weights: Annotated[int | None, typer.Option(help="Weight bits, 2 to 8 [4].")] = None,
+    activations: Annotated[int | None, typer.Option(help="Activation bits, 4 to 16 [8].")] = None,
+    relax: Annotated[
+        str | None, typer.Option(help="Steps with more activation bits, as fractions: 0.8:1.0@10, or none.")
+    ] = None,
+    rounding: Annotated[str | None, typer.Option(help="learned (default of pcr) or nearest.")] = None,
+    weight_range: Annotated[str | None, typer.Option(help="mse or min-max.")] = None,
+    activation_range: Annotated[str | None, typer.Option(help="l4, mse, percentile or min-max.")] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Pattern of layer names to leave in floating point; repeatable.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps to calibrate for [50].")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="Guidance to calibrate for [7.5].")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Scheduler to calibrate for [the model's own].")] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="Calibration prompts: a file, one a line, or a bundled set.")
+    ] = None,
+    num_prompts: Annotated[int | None, typer.Option(help="How many of them to use [16].")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Prompts per denoiser call [16].")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the calibration's noise [0].")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="TOML or JSON file with these keys; options come before it.")
+    ] = None,
+) -> None:
+    """Quantize MODEL after training and save it as a pipeline folder of packed integers."""
+    given = {
+        "method": method,
+        "weights": weights,
+        "activations": activations,
+        "relax": relax,
+        "rounding": rounding,
+        "weight_range": weight_range,
+        "activation_range": activation_range,
+        "exclude": exclude,
+        "steps": steps,
+        "guidance_scale": guidance_scale,
+        "scheduler": scheduler,
+        "num_prompts": num_prompts,
+        "batch_size": batch_size,
+        "seed": seed,
+    }
+    quiet_libraries()
+    from bitbrush.artifact.models import find_model, load_full_precision
+    from bitbrush.artifact.quantization import quantize as run
+    from bitbrush.artifact.store import require_free, save
+    from bitbrush.bench.prompts import calibration_prompts, too_long
+
+    chosen = _recipe(recipe, {key: value for key, value in given.items() if value is not None})
+    require_free(output)
+    find_model(model)
+    calibration = calibration_prompts(prompts, model)
+    pipe = load_full_precision(model)
+    for message in too_long(pipe, calibration[: chosen.num_prompts]):
+        warn(message)
+    note(_announcement(model, chosen))
+    quantization = run(pipe, chosen, calibration, progress=shown)
+    save(quantization, output, base_model=model)
+    _print_summary(quantization, output)
+
+
+def _recipe(file: Path | None, given: dict[str, Any]) -> "Recipe":
+    """The method's defaults, then the recipe file, then the options."""
+    from bitbrush.methods import METHODS
+    from bitbrush.methods.recipe import read_recipe
+
+    keys = {**(read_recipe(file) if file else {}), **given}
+    name = keys.get("method", "pcr")
+    if name not in METHODS:
+        raise ValueError(f"method is {name!r}; known are {', '.join(METHODS)}")
+    return METHODS[name].recipe(keys)
+
+
+def _announcement(model: str, recipe: "Recipe") -> str:
+    relax = f", relaxed {recipe.relax}" if recipe.relax else ""
+    return (
+        f"{model}: {recipe.method}, {recipe.weights}-bit weights ({recipe.rounding} rounding), "
+        f"{recipe.activations}-bit activations{relax}; {recipe.steps} steps, guidance {recipe.guidance_scale:g}, "
+        f"{recipe.num_prompts} prompts"
+    )
+
+
+def _print_summary(quantization: "Quantization", output: Path) -> None:
+    from bitbrush.artifact.store import read_manifest
+
+    manifest = read_manifest(output)
+    costs = table("phase", "seconds", "denoiser calls per batch", "peak MiB")
+    for phase, cost in quantization.costs.items():
+        costs.add_row(
+            phase.replace("_", " "),
+            f"{cost.seconds:.1f}",
+            str(cost.denoiser_calls_per_batch or "-"),
+            f"{cost.peak_mib:.0f}",
+        )
+    layers, denoiser = manifest["layers"], manifest["denoiser"]
+    left = [layer for layer in layers if layer["excluded"] is not None]
+    size, full = denoiser["bytes"] / 2**20, denoiser["full_precision_bytes"] / 2**20
+    console = out()
+    console.print(costs)
+    console.print(
+        f"\n{len(layers) - len(left)} of {len(layers)} Conv2d and Linear layers quantized"
+        f"{f', {len(left)} left in floating point as the recipe says' if left else ''}; "
+        f"{quantization.average_activation_bits:.2f} activation bits on average\n"
+        f"denoiser: {size:.2f} MiB, {size / full:.3f} of its {full:.2f} MiB in float32\n"
+        f"saved: {output}\n"
+        f'next: bitbrush generate {output} "a prompt" -o images',
+        markup=False,
+    )
