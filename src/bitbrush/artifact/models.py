@@ -20,7 +20,7 @@ def load_full_precision(model: str | os.PathLike[str]) -> DiffusionPipeline:
     source = find_model(model)
     try:
         pipe = DiffusionPipeline.from_pretrained(source, dtype=torch.float32)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise UnknownModelError(
             f"model {str(model)!r} is neither bundled ({', '.join(MODELS)}), nor a directory with {MODEL_INDEX}, nor "
             f"reachable on the hub: {error}"

@@ -4,7 +4,9 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from diffusers import DiffusionPipeline
+from torch import nn
 
 from bitbrush.artifact.schedulers import with_scheduler
 from bitbrush.methods import METHODS
@@ -12,6 +14,7 @@ from bitbrush.methods.method import Job, Outcome
 from bitbrush.methods.recipe import Recipe
 from bitbrush.network.families import family_of
 from bitbrush.network.family import Family
+from bitbrush.network.layers import LayerSpec
 from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.runtime.reference import ReferenceRuntime
 from bitbrush.timeline.cost import CostLedger, PhaseCost
@@ -63,8 +66,8 @@ def quantize(
     ``prompts``: calibration prompts, of which the first ``recipe.num_prompts`` are used. ``rounded``: weights of an
     earlier quantization of the same pipeline with the same weight keys, which saves rounding them again.
 
-    Raises ValueError for an unknown method, denoiser or scheduler, for too few prompts, for ``rounded`` weights of
-    other layers or bits, or if the checkpoint or its activations hold NaN.
+    Raises ValueError for an unknown method, denoiser or scheduler, for a denoiser not in float32, for too few prompts,
+    for ``rounded`` weights of other layers or bits, or if the checkpoint or its activations hold NaN.
     """
     if recipe.method not in METHODS:
         raise ValueError(f"method is {recipe.method!r}; known are {', '.join(METHODS)}")
@@ -74,8 +77,31 @@ def quantize(
             "lower it or give more"
         )
     family = family_of(pipe)
+    _require_float32(getattr(pipe, family.component), family.component)
     costs = CostLedger()
     batches = tuple(prompt_batches(prompts[: recipe.num_prompts], recipe.seed, recipe.batch_size))
     job = Job(with_scheduler(pipe, recipe.scheduler), family, recipe, batches, progress, costs, rounded)
+    if rounded is not None:
+        _require_same_layers(rounded, job.calibration.layers)
     outcome = METHODS[recipe.method].run(job)
     return Quantization(pipe, family, recipe, outcome, costs.phases)
+
+
+def _require_float32(denoiser: nn.Module, component: str) -> None:
+    others = {parameter.dtype for parameter in denoiser.parameters()} - {torch.float32}
+    if others:
+        raise ValueError(
+            f"the pipeline's {component} holds {', '.join(sorted(map(str, others)))}; ranges and rounding are found in "
+            "float32: load it with bitbrush.load_full_precision, or convert it by .to(torch.float32)"
+        )
+
+
+def _require_same_layers(rounded: Mapping[str, RoundedLayer], layers: Sequence[LayerSpec]) -> None:
+    given = {name: layer.weight.grid.bits for name, layer in rounded.items()}
+    wanted = {spec.name: spec.weight_bits for spec in layers}
+    for name in (*wanted, *given):
+        if given.get(name) != wanted.get(name):
+            raise ValueError(
+                f"rounded weights have {given.get(name, 'no')} bits for layer {name}, the recipe has "
+                f"{wanted.get(name, 'none')}; they serve recipes of the same weights and exclude keys only"
+            )

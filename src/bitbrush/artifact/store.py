@@ -20,6 +20,7 @@ from bitbrush.artifact.quantization import Quantization
 from bitbrush.artifact.tensors import layer_from_tensors, layer_tensors, other_tensors
 from bitbrush.methods.recipe import Recipe
 from bitbrush.network.families import FAMILIES
+from bitbrush.network.layers import QuantizedLayer
 from bitbrush.runtime.reference import ReferenceRuntime
 
 MANIFEST = "manifest.json"
@@ -34,10 +35,14 @@ class ArtifactError(ValueError):
 
 def require_free(directory: Path) -> None:
     """Raises ValueError if something that is not an artifact stands where one is to be written."""
-    if directory.is_dir() and ((directory / MANIFEST).is_file() or not any(directory.iterdir())):
+    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return
-    if directory.exists():
-        raise ValueError(f"{directory} exists and is no bitbrush artifact; choose another directory or remove it")
+    try:
+        read_manifest(directory)  # other programs have a manifest.json, too
+    except ArtifactError as error:
+        raise ValueError(
+            f"{directory} exists and is no bitbrush artifact to replace; choose another directory or remove it"
+        ) from error
 
 
 def save(quantization: Quantization, directory: str | os.PathLike[str], *, base_model: str) -> Path:
@@ -48,9 +53,7 @@ def save(quantization: Quantization, directory: str | os.PathLike[str], *, base_
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
         fresh = Path(scratch) / "artifact"
         _write(quantization, fresh, base_model)
-        if target.exists():
-            target.replace(Path(scratch) / "replaced")
-        fresh.replace(target)
+        _put(fresh, target, aside=Path(scratch) / "replaced")
     return target
 
 
@@ -62,7 +65,7 @@ def load(directory: str | os.PathLike[str]) -> DiffusionPipeline:
     root = Path(directory)
     manifest = verify(root)
     component = manifest["denoiser"]["component"]
-    denoiser_class = next(f.denoiser_class for f in FAMILIES if f.name == manifest["denoiser"]["family"])
+    denoiser_class = _denoiser_class(manifest["denoiser"]["family"])
     config = json.loads((root / component / "config.json").read_text(encoding="utf-8"))
     with torch.device("meta"):
         denoiser = denoiser_class.from_config(config)  # type: ignore[attr-defined]
@@ -73,16 +76,32 @@ def load(directory: str | os.PathLike[str]) -> DiffusionPipeline:
             for entry in manifest["layers"]
             if entry["excluded"] is None
         )
-    except (SafetensorError, KeyError) as error:
+    except (SafetensorError, KeyError, ValueError) as error:
         raise ArtifactError(f"{root / component / WEIGHTS} does not hold what {MANIFEST} lists: {error}") from error
     state = {key: tensor for key, tensor in tensors.items() if key in denoiser.state_dict()}
     state |= {f"{layer.name}.weight": layer.weight.dequantize() for layer in layers}
     denoiser.load_state_dict(state, assign=True)
     denoiser.eval()
     ReferenceRuntime().lower(denoiser, layers)
-    pipe = DiffusionPipeline.from_pretrained(root, dtype=torch.float32, **{component: denoiser})
+    pipe = DiffusionPipeline.from_pretrained(root, dtype=torch.float32, use_safetensors=True, **{component: denoiser})
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def is_artifact(directory: str | os.PathLike[str]) -> bool:
+    """Whether there is a manifest; what it says is checked when it is read."""
+    return (Path(directory) / MANIFEST).is_file()
+
+
+def read_layer(directory: str | os.PathLike[str], name: str) -> QuantizedLayer:
+    """One quantized layer of an artifact. Raises KeyError if it has none of that name."""
+    root = Path(directory)
+    manifest = read_manifest(root)
+    (entry,) = [layer for layer in manifest["layers"] if layer["name"] == name] or [None]
+    if entry is None or entry["excluded"] is not None:
+        raise KeyError(name)
+    tensors = load_file(root / manifest["denoiser"]["component"] / WEIGHTS)
+    return layer_from_tensors(name, tuple(entry["shape"]), entry["weight_bits"], tensors)
 
 
 def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
@@ -90,13 +109,13 @@ def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(directory) / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(f"{directory} is no bitbrush artifact: it has no {MANIFEST}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path} is damaged: {error}; quantize again") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or "schema_version" not in manifest:
         raise ArtifactError(f"{path} is not the manifest of a bitbrush artifact")
-    if manifest.get("schema_version", 0) > SCHEMA_VERSION:
+    if manifest["schema_version"] > SCHEMA_VERSION:
         raise ArtifactError(
             f"{path} has schema version {manifest['schema_version']}; this bitbrush reads up to {SCHEMA_VERSION}: "
             "upgrade bitbrush"
@@ -115,6 +134,27 @@ def verify(directory: str | os.PathLike[str]) -> dict[str, Any]:
         if _sha256(path) != expected:
             raise ArtifactError(f"{path} was altered or truncated (SHA-256 differs): quantize or copy it again")
     return manifest
+
+
+def _put(fresh: Path, target: Path, *, aside: Path) -> None:
+    """Moves ``fresh`` to ``target``; what stands there goes ``aside``, and back should the move fail."""
+    replaces = target.exists()
+    if replaces:
+        target.replace(aside)
+    try:
+        fresh.replace(target)
+    except BaseException:
+        if replaces:
+            aside.replace(target)
+        raise
+
+
+def _denoiser_class(family: str) -> type[torch.nn.Module]:
+    for known in FAMILIES:
+        if known.name == family:
+            return known.denoiser_class
+    names = ", ".join(known.name for known in FAMILIES)
+    raise ArtifactError(f"the denoiser is of family {family!r}; this bitbrush knows {names}: upgrade bitbrush")
 
 
 def _write(quantization: Quantization, root: Path, base_model: str) -> None:
@@ -137,6 +177,9 @@ def _write(quantization: Quantization, root: Path, base_model: str) -> None:
         str(p.relative_to(root).as_posix()): _sha256(p) for p in sorted(root.rglob("*")) if p.is_file()
     }
     (root / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    mode = (root / MANIFEST).stat().st_mode
+    for name in manifest["files"]:
+        (root / name).chmod(mode)  # safetensors makes files that none but their owner may read
 
 
 def _manifest(quantization: Quantization, base_model: str, full_bytes: int, root: Path) -> dict[str, Any]:

@@ -1,0 +1,37 @@
+"""The model card: figures from the manifest, and the command that makes the artifact again."""
+
+from pathlib import Path
+
+from bitbrush import read_manifest
+from bitbrush.artifact.card import model_card, quantize_command
+
+
+def test_the_command_holds_every_key_of_the_recipe(saved: Path) -> None:
+    manifest = read_manifest(saved)
+    command = quantize_command(manifest)
+    assert command.startswith("bitbrush quantize someone/tiny -o DIR --method pcr --weights 4 --activations 8 ")
+    words = command.split()
+    for key, value in manifest["recipe"].items():
+        given = words[words.index(f"--{key.replace('_', '-')}") + 1]
+        assert given == ("'*.attn2.to_k'" if key == "exclude" else str(value))
+
+
+def test_the_command_leaves_out_what_is_the_pipelines_own(saved: Path) -> None:
+    manifest = read_manifest(saved)
+    manifest["recipe"] |= {"scheduler": "own", "exclude": ["a*", "b"]}
+    command = quantize_command(manifest)
+    assert "--scheduler" not in command
+    assert command.endswith("--exclude 'a*' --exclude 'b'")
+
+
+def test_the_card_says_what_it_is(saved: Path) -> None:
+    manifest = read_manifest(saved)
+    card = (saved / "README.md").read_text(encoding="utf-8")
+    assert card == model_card(manifest)
+    assert card.startswith("---\nbase_model: someone/tiny\nbase_model_relation: quantized\n")
+    assert quantize_command(manifest) in card
+    layers = manifest["layers"]
+    quantized = len(layers) - sum(layer["excluded"] is not None for layer in layers)
+    assert quantized < len(layers)
+    for text in (f"{quantized} of {len(layers)} Conv2d", "pcr W4A8", "9.33 activation bits"):
+        assert text in card

@@ -1,0 +1,31 @@
+"""Schedulers by short name and by class."""
+
+import diffusers
+import pytest
+from diffusers import StableDiffusionPipeline
+
+from bitbrush.artifact.schedulers import SHORT_NAMES, with_scheduler
+
+
+@pytest.mark.parametrize("name", SHORT_NAMES)
+def test_short_and_class_names_are_the_same(tiny_pipe: StableDiffusionPipeline, name: str) -> None:
+    own = tiny_pipe.scheduler
+    for given in (name, SHORT_NAMES[name]):
+        other = with_scheduler(tiny_pipe, given)
+        assert type(other.scheduler) is getattr(diffusers, SHORT_NAMES[name])
+        assert other.scheduler.config.beta_end == own.config.beta_end
+        assert other.scheduler.config.beta_schedule == own.config.beta_schedule
+        assert other.unet is tiny_pipe.unet
+    assert tiny_pipe.scheduler is own
+    images = with_scheduler(tiny_pipe, name)("a cat", num_inference_steps=2, output_type="np").images
+    assert images.shape == (1, 16, 16, 3)
+
+
+def test_no_name_is_the_pipeline_itself(tiny_pipe: StableDiffusionPipeline) -> None:
+    assert with_scheduler(tiny_pipe, None) is tiny_pipe
+
+
+@pytest.mark.parametrize("name", ["dice", "", "UNet2DConditionModel", "__version__"])
+def test_unknown_names_say_what_is_known(tiny_pipe: StableDiffusionPipeline, name: str) -> None:
+    with pytest.raises(ValueError, match=f"scheduler is '{name}'; known are pndm, .*, lcm and diffusers' class names"):
+        with_scheduler(tiny_pipe, name)
