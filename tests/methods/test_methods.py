@@ -63,6 +63,7 @@ def test_runs_repeats_and_leaves_the_pipeline(tiny_pipe: StableDiffusionPipeline
     assert torch.equal(*pictures)
     assert not torch.equal(pictures[0], full)
     assert (pictures[0] - full).abs().mean() < 0.2
+    assert torch.equal(image(tiny_pipe), full)
 
 
 def test_another_seed_is_another_calibration(tiny_pipe: StableDiffusionPipeline) -> None:

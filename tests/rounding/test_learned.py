@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from bitbrush.network.family import Family
 from bitbrush.network.layers import LayerSpec, layer_specs, set_weight
 from bitbrush.network.unet import UNET
-from bitbrush.numerics.weights import WeightRange
+from bitbrush.numerics.weights import QuantizedWeight, WeightRange
+from bitbrush.rounding import learned as learned_rounding
 from bitbrush.rounding import reconstruction
+from bitbrush.rounding.compensation import Compensated
 from bitbrush.rounding.learned import learn_rounding
 from bitbrush.rounding.nearest import RoundedLayer, round_all_to_nearest
 from bitbrush.rounding.samples import record_samples
@@ -93,6 +95,9 @@ def test_a_single_row_is_enough_to_run(tiny_pipe: StableDiffusionPipeline) -> No
     assert all(layer.weight.dequantize().isfinite().all() for layer in learned.values())
 
 
+CALL = DenoiserCall((torch.randn(80, 3, generator=torch.Generator().manual_seed(0)),), {}, 0.0, ())
+
+
 class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -109,7 +114,9 @@ class Network(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second, self.last = Block(), Block(), nn.Linear(3, 3)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.first, self.second, self.last = Block(), Block(), nn.Linear(3, 3)
         self.order = ["first", "second", "last"]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -120,17 +127,34 @@ class Network(nn.Module):
 
 def learn_network(network: Network, *, leave_out: str) -> dict[str, RoundedLayer]:
     family = replace(UNET, denoiser_class=Network, edge_layers=(), block_classes=(Block,))
-    call = DenoiserCall((torch.randn(8, 3, generator=torch.Generator().manual_seed(0)),), {}, 0.0, ())
-    return learn_rounding(network, family, specs_of(network, family, leave_out), WeightRange.MSE, [call], silent)
+    return learn_rounding(network, family, specs_of(network, family, leave_out), WeightRange.MSE, [CALL], silent)
 
 
 def specs_of(network: Network, family: Family, leave_out: str) -> list[LayerSpec]:
-    specs = layer_specs(network, family, weight_bits=4, exclude=(leave_out,))
+    specs = layer_specs(network, family, weight_bits=2, exclude=(leave_out,))
     return [spec for spec in specs if spec.excluded is None]
 
 
 def test_called_once_all_is_well() -> None:
     assert set(learn_network(Network(), leave_out="*.spare")) == {"first.a", "first.b", "second.a", "second.b", "last"}
+
+
+def test_what_follows_sees_the_weights_that_were_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reverse(_: nn.Module, layers: Mapping[str, Compensated], *__: object) -> dict[str, QuantizedWeight]:
+        weights = {name: layer.weight for name, layer in layers.items()}
+        return {name: QuantizedWeight(weight.grid.qmax - weight.w_q, weight.grid) for name, weight in weights.items()}
+
+    monkeypatch.setattr(learned_rounding, "reconstruct", reverse)
+    network = Network()
+    outputs: list[tuple[int, Tensor]] = []
+    network.first.register_forward_hook(lambda module, _, y: outputs.append((id(module), y)))
+    rounded = learn_network(network, leave_out="*.spare")
+    went_on = next(y for module, y in reversed(outputs) if module != id(network.first))
+    expected = copy.deepcopy(network.first)
+    for name in ("a", "b"):
+        layer = rounded[f"first.{name}"]
+        set_weight(expected.get_submodule(name), layer.weight.dequantize(), layer.bias)
+    assert torch.equal(went_on, expected(CALL.args[0]))
 
 
 def test_a_block_called_twice_is_named() -> None:
