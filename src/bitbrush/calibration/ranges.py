@@ -31,15 +31,16 @@ Observations: TypeAlias = dict[float, InputObserver]
 
 @dataclass(frozen=True)
 class ActivationBits:
-    """``normal`` bits, more in the steps of ``relaxation``, and at least 10 always in the denoiser's edge layers."""
+    """``normal`` bits, more in the steps of ``relaxation``; the denoiser's edge layers always have 16."""
 
     normal: int
     relaxation: Relaxation | None = None
 
     def of(self, spec: LayerSpec, timesteps: Sequence[float]) -> dict[float, int]:
         """Bits of a layer's input at every distinct timestep."""
-        bits = bits_at(self.normal, self.relaxation, timesteps)
-        return {t: max(b, EDGE_ACTIVATION_BITS) for t, b in bits.items()} if spec.edge else bits
+        if spec.edge:
+            return dict.fromkeys(timesteps, EDGE_ACTIVATION_BITS)
+        return bits_at(self.normal, self.relaxation, timesteps)
 
 
 @dataclass(frozen=True)

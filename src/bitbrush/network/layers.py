@@ -12,8 +12,12 @@ from bitbrush.numerics.weights import QuantizedWeight
 from bitbrush.timeline.schedule import ActivationSchedule
 
 EDGE_WEIGHT_BITS = 8
-EDGE_ACTIVATION_BITS = 10
-"""At least: an edge layer never has fewer bits than the others."""
+EDGE_ACTIVATION_BITS = 16
+"""Of the denoiser's first and last layer, at every step.
+
+The first layer's input is the noisy latent itself. Near x0 the noise to be predicted is ``(x - x0) / sigma`` with a small
+sigma, which magnifies what quantization adds to x: with 10 bits this one layer made 40 % of the error of W8A8.
+"""
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class LayerSpec:
     """A Conv2d or Linear of the denoiser and what is to be done with it.
 
     ``excluded`` says why the layer stays in floating point; None for a quantized layer. ``edge``: the denoiser's first
-    or last layer, which has 8-bit weights and relaxed activations at every step.
+    or last layer, which has 8-bit weights and 16-bit activations at every step.
     """
 
     name: str
