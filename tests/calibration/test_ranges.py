@@ -132,7 +132,7 @@ def test_each_step_is_calibrated_on_what_the_quantized_steps_produced(
 
     plainly = Restarted(tiny_pipe, denoiser, list(schedules))
     edges = {"conv_in", "conv_out"}
-    grids = plainly.run(planned, lambda name, place: 10 if name in edges else 7 if place >= 2 else 5)
+    grids = plainly.run(planned, lambda name, place: EDGE_ACTIVATION_BITS if name in edges else 7 if place >= 2 else 5)
     # Of a timestep that is visited twice the last grid counts, which has seen both visits.
     expected = dict(zip(planned, grids, strict=True))
     assert schedules == {n: ActivationSchedule.of({t: g[n] for t, g in expected.items()}) for n in schedules}
@@ -229,7 +229,7 @@ def test_a_static_schedule_covers_all_that_was_seen(tiny_pipe: StableDiffusionPi
     observations = observed(tiny_pipe, what)
     for name, schedule in static_schedules(what, observations).items():
         seen = [observer.histograms[name] for observer in observations.values()]
-        bits = 10 if name in UNET.edge_layers else 6
+        bits = EDGE_ACTIVATION_BITS if name in UNET.edge_layers else 6
         whole = AffineGrid.from_range(min(h.low for h in seen), max(h.high for h in seen), bits)
         assert schedule == ActivationSchedule.static(whole)
 
