@@ -15,8 +15,8 @@ EDGE_WEIGHT_BITS = 8
 EDGE_ACTIVATION_BITS = 16
 """Of the denoiser's first and last layer, at every step.
 
-The first layer's input is the noisy latent itself. Near x0 the noise to be predicted is ``(x - x0) / sigma`` with a small
-sigma, which magnifies what quantization adds to x: with 10 bits this one layer made 40 % of the error of W8A8.
+The first layer's input is the noisy latent itself. Near x0 the noise to be predicted is ``(x - x0) / sigma`` with a
+small sigma, which magnifies what quantization adds to x: with 10 bits this one layer made 40 % of W8A8's error.
 """
 
 
