@@ -5,6 +5,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bitbrush.artifact.from_pretrained import register
     from bitbrush.artifact.models import load_full_precision
     from bitbrush.artifact.quantization import Quantization, quantize
     from bitbrush.artifact.store import load, read_manifest, save
@@ -12,7 +13,17 @@ if TYPE_CHECKING:
     from bitbrush.methods.recipe import Recipe
 
 __version__ = version("bitbrush")
-__all__ = ["METHODS", "Quantization", "Recipe", "load", "load_full_precision", "quantize", "read_manifest", "save"]
+__all__ = [
+    "METHODS",
+    "Quantization",
+    "Recipe",
+    "load",
+    "load_full_precision",
+    "quantize",
+    "read_manifest",
+    "register",
+    "save",
+]
 
 _HOMES = {
     "METHODS": "bitbrush.methods",
@@ -22,6 +33,7 @@ _HOMES = {
     "load_full_precision": "bitbrush.artifact.models",
     "quantize": "bitbrush.artifact.quantization",
     "read_manifest": "bitbrush.artifact.store",
+    "register": "bitbrush.artifact.from_pretrained",
     "save": "bitbrush.artifact.store",
 }
 

@@ -54,12 +54,17 @@ def test_only_as_many_prompts_as_asked_for(tiny_pipe: StableDiffusionPipeline) -
         assert a.activations == b.activations
 
 
-def test_the_recipes_scheduler_plans_and_the_pipelines_stays(quantization: Quantization) -> None:
-    assert isinstance(quantization.source.scheduler, PNDMScheduler)
-    assert isinstance(quantization.pipeline().scheduler, PNDMScheduler)
-    pipe = quantization.pipeline()
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-    assert quantization.outcome.planned == planned_timesteps(pipe, "unet", quantization.recipe.plan)
+def test_the_recipes_scheduler_plans_and_goes_along(quantization: Quantization) -> None:
+    """What is calibrated for a scheduler is run with it, unless its user wants another."""
+    assert isinstance(quantization.source.scheduler, DDIMScheduler)
+    assert isinstance(quantization.pipeline().scheduler, DDIMScheduler)
+    assert quantization.outcome.planned == planned_timesteps(quantization.source, "unet", quantization.recipe.plan)
+
+
+def test_the_given_pipeline_keeps_its_scheduler(tiny_pipe: StableDiffusionPipeline) -> None:
+    keys = {"rounding": "nearest", "steps": 2, "num_prompts": 1, "scheduler": "euler"}
+    bitbrush.quantize(tiny_pipe, METHODS["pcr"].recipe(keys), PROMPTS)
+    assert isinstance(tiny_pipe.scheduler, PNDMScheduler)
 
 
 def test_average_bits_count_every_call(tiny_pipe: StableDiffusionPipeline) -> None:

@@ -25,7 +25,13 @@ def test_no_name_is_the_pipeline_itself(tiny_pipe: StableDiffusionPipeline) -> N
     assert with_scheduler(tiny_pipe, None) is tiny_pipe
 
 
-@pytest.mark.parametrize("name", ["dice", "", "UNet2DConditionModel", "__version__"])
+@pytest.mark.parametrize("name", ["dice", "", "UNet2DConditionModel", "SchedulerMixin", "__version__"])
 def test_unknown_names_say_what_is_known(tiny_pipe: StableDiffusionPipeline, name: str) -> None:
     with pytest.raises(ValueError, match=f"scheduler is '{name}'; known are pndm, .*, lcm and diffusers' class names"):
         with_scheduler(tiny_pipe, name)
+
+
+def test_latents_are_never_clipped_to_the_range_of_pixels(tiny_pipe: StableDiffusionPipeline) -> None:
+    assert "clip_sample" not in tiny_pipe.scheduler.config
+    for name in ("ddim", "ddpm", "lcm"):
+        assert with_scheduler(tiny_pipe, name).scheduler.config.clip_sample is False

@@ -97,7 +97,7 @@ def test_manifest_says_what_was_done(quantization: Quantization, saved: Path) ->
     timesteps = list(quantization.outcome.planned)
     assert len(timesteps) == 3
     assert manifest["plan"] == {
-        "scheduler": "ddim",
+        "scheduler": "DDIMScheduler",
         "timesteps": timesteps,
         "average_activation_bits": pytest.approx((8 + 10 + 10) / 3),
     }
@@ -180,7 +180,7 @@ def test_what_a_newer_version_wrote_is_refused(artifact: Path) -> None:
 def test_a_manifest_that_does_not_fit_the_weights_is_refused(artifact: Path) -> None:
     with edited(artifact) as manifest:
         manifest["layers"][0]["weight_bits"] = 5
-    with pytest.raises(ArtifactError, match=r"does not hold what manifest\.json lists: .* bytes hold no"):
+    with pytest.raises(ArtifactError, match=r"does not hold what manifest\.json lists: layer conv_in"):
         load(artifact)
     with edited(artifact) as manifest:
         manifest["layers"][0] |= {"weight_bits": 8, "name": "conv_nowhere"}

@@ -20,6 +20,8 @@ pipe = bitbrush.load("THIS_DIRECTORY")
 pipe("a large red apple on a blue background").images[0].save("apple.png")
 ```
 
+After `bitbrush.register()`, diffusers' own `DiffusionPipeline.from_pretrained("THIS_DIRECTORY")` loads it, too.
+
 Made by (`manifest.json` holds the whole recipe, the layers, the hashes and what each phase cost):
 
 ```

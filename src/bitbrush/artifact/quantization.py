@@ -25,7 +25,7 @@ from bitbrush.timeline.trajectory import prompt_batches
 
 @dataclass(frozen=True)
 class Quantization:
-    """A quantized pipeline in memory. ``source`` is the full-precision one, unchanged; ``costs`` by phase."""
+    """A quantized pipeline in memory. ``source``: full precision with the recipe's scheduler; ``costs`` by phase."""
 
     source: DiffusionPipeline
     family: Family
@@ -84,7 +84,7 @@ def quantize(
     if rounded is not None:
         _require_same_layers(rounded, job.calibration.layers)
     outcome = METHODS[recipe.method].run(job)
-    return Quantization(pipe, family, recipe, outcome, costs.phases)
+    return Quantization(job.pipe, family, recipe, outcome, costs.phases)
 
 
 def _require_float32(denoiser: nn.Module, component: str) -> None:

@@ -1,9 +1,10 @@
 """Schedulers by name."""
 
 import copy
+import inspect
 
 import diffusers
-from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers import ConfigMixin, DiffusionPipeline, SchedulerMixin
 
 SHORT_NAMES = {
     "pndm": "PNDMScheduler",
@@ -26,8 +27,16 @@ def with_scheduler(pipe: DiffusionPipeline, name: str | None) -> DiffusionPipeli
     if name is None:
         return pipe
     scheduler_class = getattr(diffusers, SHORT_NAMES.get(name, name), None)
-    if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, SchedulerMixin)):
+    if not (
+        isinstance(scheduler_class, type)
+        and issubclass(scheduler_class, SchedulerMixin)
+        and issubclass(scheduler_class, ConfigMixin)
+    ):
         raise ValueError(f"scheduler is {name!r}; known are {', '.join(SHORT_NAMES)} and diffusers' class names")
     other = copy.copy(pipe)
-    other.scheduler = scheduler_class.from_config(pipe.scheduler.config)  # type: ignore[attr-defined]
+    config = dict(pipe.scheduler.config)
+    if "clip_sample" in inspect.signature(scheduler_class).parameters:
+        # Made for pixels in [-1, 1], and on by default: latents are larger. PNDM's configurations do not mention it.
+        config.setdefault("clip_sample", False)
+    other.scheduler = scheduler_class.from_config(config)  # type: ignore[attr-defined]
     return other

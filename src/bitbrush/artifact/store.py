@@ -16,12 +16,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from bitbrush.artifact.card import model_card
+from bitbrush.artifact.from_pretrained import BitbrushConfig, register
 from bitbrush.artifact.quantization import Quantization
 from bitbrush.artifact.tensors import layer_from_tensors, layer_tensors, other_tensors
 from bitbrush.methods.recipe import Recipe
 from bitbrush.network.families import FAMILIES
 from bitbrush.network.layers import QuantizedLayer
-from bitbrush.runtime.reference import ReferenceRuntime
 
 MANIFEST = "manifest.json"
 FORMAT = "bitbrush-artifact"
@@ -64,26 +64,13 @@ def load(directory: str | os.PathLike[str]) -> DiffusionPipeline:
     """
     root = Path(directory)
     manifest = verify(root)
-    component = manifest["denoiser"]["component"]
-    denoiser_class = _denoiser_class(manifest["denoiser"]["family"])
-    config = json.loads((root / component / "config.json").read_text(encoding="utf-8"))
-    with torch.device("meta"):
-        denoiser = denoiser_class.from_config(config)  # type: ignore[attr-defined]
+    _require_known_family(manifest["denoiser"]["family"])
+    _require_agreement(root, manifest)
+    register()
     try:
-        tensors = load_file(root / component / WEIGHTS)
-        layers = tuple(
-            layer_from_tensors(entry["name"], tuple(entry["shape"]), entry["weight_bits"], tensors)
-            for entry in manifest["layers"]
-            if entry["excluded"] is None
-        )
+        pipe = DiffusionPipeline.from_pretrained(root, dtype=torch.float32, use_safetensors=True)
     except (SafetensorError, KeyError, ValueError) as error:
-        raise ArtifactError(f"{root / component / WEIGHTS} does not hold what {MANIFEST} lists: {error}") from error
-    state = {key: tensor for key, tensor in tensors.items() if key in denoiser.state_dict()}
-    state |= {f"{layer.name}.weight": layer.weight.dequantize() for layer in layers}
-    denoiser.load_state_dict(state, assign=True)
-    denoiser.eval()
-    ReferenceRuntime().lower(denoiser, layers)
-    pipe = DiffusionPipeline.from_pretrained(root, dtype=torch.float32, use_safetensors=True, **{component: denoiser})
+        raise ArtifactError(f"{root} does not hold what {MANIFEST} lists: {error}; quantize again") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -149,12 +136,22 @@ def _put(fresh: Path, target: Path, *, aside: Path) -> None:
         raise
 
 
-def _denoiser_class(family: str) -> type[torch.nn.Module]:
-    for known in FAMILIES:
-        if known.name == family:
-            return known.denoiser_class
-    names = ", ".join(known.name for known in FAMILIES)
-    raise ArtifactError(f"the denoiser is of family {family!r}; this bitbrush knows {names}: upgrade bitbrush")
+def _require_known_family(family: str) -> None:
+    known = [one.name for one in FAMILIES]
+    if family not in known:
+        raise ArtifactError(
+            f"the denoiser is of family {family!r}; this bitbrush knows {', '.join(known)}: upgrade bitbrush"
+        )
+
+
+def _require_agreement(root: Path, manifest: dict[str, Any]) -> None:
+    """What the manifest tells people of each layer's bits, the denoiser's configuration tells the loader."""
+    path = root / manifest["denoiser"]["component"] / "config.json"
+    packed = json.loads(path.read_text(encoding="utf-8"))["quantization_config"]["weight_bits"]
+    listed = {entry["name"]: entry["weight_bits"] for entry in manifest["layers"] if entry["excluded"] is None}
+    unlike = [name for name in {**listed, **packed} if listed.get(name) != packed.get(name)]
+    if unlike:
+        raise ArtifactError(f"{path} does not hold what {MANIFEST} lists: layer {unlike[0]}; quantize again")
 
 
 def _write(quantization: Quantization, root: Path, base_model: str) -> None:
@@ -165,8 +162,10 @@ def _write(quantization: Quantization, root: Path, base_model: str) -> None:
         if name != component and hasattr(part, "save_pretrained"):
             part.save_pretrained(root / name)
     denoiser = getattr(pipe, component)
-    denoiser.save_config(root / component)
     layers = {layer.name: layer for layer in quantization.outcome.layers}
+    _write_config(
+        denoiser, BitbrushConfig({name: one.weight.grid.bits for name, one in layers.items()}), root / component
+    )
     tensors = other_tensors(denoiser, layers)
     for layer in layers.values():
         tensors |= layer_tensors(layer)
@@ -182,6 +181,15 @@ def _write(quantization: Quantization, root: Path, base_model: str) -> None:
         (root / name).chmod(mode)  # safetensors makes files that none but their owner may read
 
 
+def _write_config(denoiser: Any, quantization: BitbrushConfig, directory: Path) -> None:
+    """The denoiser's own configuration, and what tells ``from_pretrained`` that its weights are packed."""
+    denoiser.save_config(directory)
+    path = directory / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["quantization_config"] = quantization.to_dict()
+    path.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+
 def _manifest(quantization: Quantization, base_model: str, full_bytes: int, root: Path) -> dict[str, Any]:
     recipe: Recipe = quantization.recipe
     component = quantization.family.component
@@ -191,7 +199,7 @@ def _manifest(quantization: Quantization, base_model: str, full_bytes: int, root
         "base_model": base_model,
         "recipe": recipe.to_dict(),
         "plan": {
-            "scheduler": recipe.scheduler or type(quantization.source.scheduler).__name__,
+            "scheduler": type(quantization.source.scheduler).__name__,
             "timesteps": list(quantization.outcome.planned),
             "average_activation_bits": quantization.average_activation_bits,
         },

@@ -12,6 +12,20 @@ from bitbrush.numerics.packing import pack, unpack
 from bitbrush.numerics.weights import QuantizedWeight, WeightGrid
 from bitbrush.timeline.schedule import ActivationSchedule
 
+LAYER_KEYS = frozenset(
+    (
+        "weight",
+        "weight_scale",
+        "weight_zero_point",
+        "activation_timesteps",
+        "activation_scale",
+        "activation_zero_point",
+        "activation_bits",
+        "bias",
+    )
+)
+"""What is stored of a quantized layer; ``bias`` of those that have one."""
+
 
 def layer_tensors(layer: QuantizedLayer) -> dict[str, Tensor]:
     """The weight as packed integers with scale and zero point per channel; the activation grids by timestep."""

@@ -29,6 +29,7 @@ def compare(
     """Compare an artifact with its full-precision model, pair by pair: PSNR, SSIM, image and latent MSE."""
     quiet_libraries()
     from bitbrush.artifact.models import find_model, load_full_precision
+    from bitbrush.artifact.schedulers import with_scheduler
     from bitbrush.artifact.store import load, read_manifest
     from bitbrush.bench.comparison import compare as run
     from bitbrush.bench.prompts import held_out_prompts, too_long
@@ -37,7 +38,7 @@ def compare(
     recipe = Recipe().updated(read_manifest(artifact)["recipe"])
     find_model(model)
     sets = {name: texts[:num_prompts] for name, texts in held_out_prompts(prompts or [], model).items()}
-    full, candidate = load_full_precision(model), load(artifact)
+    full, candidate = with_scheduler(load_full_precision(model), recipe.scheduler), load(artifact)
     for message in too_long(full, [prompt for texts in sets.values() for prompt in texts]):
         warn(message)
     note(f"{model} against {artifact} ({recipe.name}): {recipe.steps} steps, guidance {recipe.guidance_scale:g}")

@@ -38,7 +38,7 @@ def generate(
     plan = SamplingPlan(
         steps=recipe.steps if steps is None else steps,
         guidance_scale=recipe.guidance_scale if guidance_scale is None else guidance_scale,
-        scheduler=scheduler or recipe.scheduler,
+        scheduler=scheduler,
     )
     require_pictures(output)
     if any(not prompt.strip() for prompt in prompts):

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from bitbrush.artifact.quantization import Quantization
     from bitbrush.methods.recipe import Recipe
 
+NO_KEYS = ("model", "output", "prompts", "recipe")
+"""Parameters of the command that are no keys of a recipe; all others are, under the same name."""
+
 
 def quantize(
     model: Annotated[str, typer.Argument(help="Bundled name (emoji-sd), local pipeline directory, or hub id.")],
@@ -41,29 +44,14 @@ def quantize(
     ] = None,
 ) -> None:
     """Quantize MODEL after training and save it as a pipeline folder of packed integers."""
-    given = {
-        "method": method,
-        "weights": weights,
-        "activations": activations,
-        "relax": relax,
-        "rounding": rounding,
-        "weight_range": weight_range,
-        "activation_range": activation_range,
-        "exclude": exclude,
-        "steps": steps,
-        "guidance_scale": guidance_scale,
-        "scheduler": scheduler,
-        "num_prompts": num_prompts,
-        "batch_size": batch_size,
-        "seed": seed,
-    }
+    given = {key: value for key, value in locals().items() if key not in NO_KEYS and value is not None}
     quiet_libraries()
     from bitbrush.artifact.models import find_model, load_full_precision
     from bitbrush.artifact.quantization import quantize as run
     from bitbrush.artifact.store import require_free, save
     from bitbrush.bench.prompts import calibration_prompts, too_long
 
-    chosen = _recipe(recipe, {key: value for key, value in given.items() if value is not None})
+    chosen = _recipe(recipe, given)
     require_free(output)
     find_model(model)
     calibration = calibration_prompts(prompts, model)

@@ -1,0 +1,121 @@
+"""Artifacts through diffusers' own ``from_pretrained``: its quantizer interface, implemented for bitbrush's layers."""
+
+from enum import StrEnum
+from typing import Any
+
+import torch
+from diffusers.quantizers import auto
+from diffusers.quantizers.base import DiffusersQuantizer
+from diffusers.quantizers.quantization_config import QuantizationConfigMixin
+from torch import Tensor, nn
+
+from bitbrush.artifact.tensors import LAYER_KEYS, layer_from_tensors
+from bitbrush.network.layers import QuantizedLayer
+from bitbrush.runtime.reference import ReferenceRuntime
+
+
+class QuantMethod(StrEnum):
+    """The name by which a ``config.json`` asks for this quantizer; diffusers expects an enumeration."""
+
+    BITBRUSH = "bitbrush"
+
+
+def register() -> None:
+    """From now on ``DiffusionPipeline.from_pretrained`` loads bitbrush artifacts, computing in float32.
+
+    :func:`bitbrush.load` does the same and verifies every file's hash first.
+    """
+    auto.AUTO_QUANTIZER_MAPPING[QuantMethod.BITBRUSH.value] = BitbrushQuantizer
+    auto.AUTO_QUANTIZATION_CONFIG_MAPPING[QuantMethod.BITBRUSH.value] = BitbrushConfig
+
+
+class BitbrushConfig(QuantizationConfigMixin):
+    """``weight_bits`` of every quantized layer by name; all else is in the tensors."""
+
+    def __init__(self, weight_bits: dict[str, int], **_: Any) -> None:
+        self.quant_method = QuantMethod.BITBRUSH
+        self.weight_bits = weight_bits
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"quant_method": self.quant_method.value, "weight_bits": dict(self.weight_bits)}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        return self.to_dict()
+
+
+class _Expected(nn.Module):
+    """Stands where a layer will be while diffusers matches the file's keys with the model's."""
+
+    def __init__(self, original: nn.Conv2d | nn.Linear) -> None:
+        super().__init__()
+        self._original = [original]  # in a list it is no submodule: its own keys are not in the file
+        keys = LAYER_KEYS if original.bias is not None else LAYER_KEYS - {"bias"}
+        for key in keys:
+            self.register_parameter(key, nn.Parameter(torch.empty(0, device="meta"), requires_grad=False))
+
+    @property
+    def original(self) -> nn.Conv2d | nn.Linear:
+        return self._original[0]
+
+
+class BitbrushQuantizer(DiffusersQuantizer):
+    """Takes the packed tensors as they are read, and puts layers that compute with them in place at the end."""
+
+    quantization_config: BitbrushConfig
+
+    def __init__(self, quantization_config: BitbrushConfig, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self._tensors: dict[str, Tensor] = {}
+
+    def update_torch_dtype(self, _: torch.dtype | None) -> torch.dtype:
+        """float32 whatever is asked for: scales of 1e-9 would be nothing in half precision."""
+        return torch.float32
+
+    @property
+    def supports_parallel_loading(self) -> bool:
+        return False
+
+    def check_if_quantized_param(
+        self, model: nn.Module, param_value: Tensor, param_name: str, state_dict: dict[str, Tensor], **_: Any
+    ) -> bool:
+        return param_name.rpartition(".")[0] in self.quantization_config.weight_bits
+
+    def create_quantized_param(
+        self, model: nn.Module, param_value: Tensor, param_name: str, target_device: Any, *_: Any, **__: Any
+    ) -> None:
+        self._tensors[param_name] = param_value.to(target_device)
+
+    def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> None:
+        for name in self.quantization_config.weight_bits:
+            _set_submodule(model, name, _Expected(model.get_submodule(name)))  # type: ignore[arg-type]
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
+        layers = [self._restore(model, name, bits) for name, bits in self.quantization_config.weight_bits.items()]
+        self._tensors.clear()
+        ReferenceRuntime().lower(model, layers)
+        return model
+
+    def _restore(self, model: nn.Module, name: str, bits: int) -> QuantizedLayer:
+        expected = model.get_submodule(name)
+        assert isinstance(expected, _Expected)
+        original = expected.original
+        layer = layer_from_tensors(name, tuple(original.weight.shape), bits, self._tensors)
+        original.weight = nn.Parameter(layer.weight.dequantize(), requires_grad=False)
+        if layer.bias is not None:
+            original.bias = nn.Parameter(layer.bias, requires_grad=False)
+        _set_submodule(model, name, original)
+        return layer
+
+    @property
+    def is_serializable(self) -> bool:
+        """Not from memory: copy the artifact's folder instead."""
+        return False
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+
+def _set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, own = name.rpartition(".")
+    setattr(model.get_submodule(parent), own, module)

@@ -1,0 +1,54 @@
+"""diffusers' own from_pretrained loads an artifact, and what it loads computes the same."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
+
+import bitbrush
+
+
+def picture(pipe: StableDiffusionPipeline) -> Tensor:
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    return torch.from_numpy(pipe("a red cat", num_inference_steps=2, generator=generator, output_type="np").images)
+
+
+@pytest.fixture
+def artifact(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> Path:
+    keys = {"steps": 2, "num_prompts": 1, "rounding": "nearest", "exclude": ["*attn2*"], "scheduler": "ddim"}
+    quantization = bitbrush.quantize(tiny_pipe, bitbrush.METHODS["pcr"].recipe(keys), ["a dog"])
+    return bitbrush.save(quantization, tmp_path / "artifact", base_model="tiny")
+
+
+def test_the_same_picture_bit_for_bit(artifact: Path) -> None:
+    bitbrush.register()
+    assert torch.equal(picture(StableDiffusionPipeline.from_pretrained(artifact)), picture(bitbrush.load(artifact)))
+
+
+def test_half_precision_leaves_the_denoiser_in_float32(artifact: Path) -> None:
+    bitbrush.register()
+    pipe = StableDiffusionPipeline.from_pretrained(artifact, dtype=torch.float16)
+    assert {parameter.dtype for parameter in pipe.unet.parameters()} == {torch.float32}
+    assert pipe.vae.dtype == torch.float16
+
+
+def test_a_denoiser_alone(artifact: Path) -> None:
+    bitbrush.register()
+    denoiser = UNet2DConditionModel.from_pretrained(artifact / "unet")
+    own = bitbrush.load(artifact).unet
+    assert all(torch.equal(a, b) for a, b in zip(denoiser.parameters(), own.parameters(), strict=True))
+    assert not any(parameter.is_meta for parameter in denoiser.parameters())
+    assert not denoiser.training
+
+
+def test_saving_from_memory_is_refused(artifact: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is not serializable"):
+        bitbrush.load(artifact).unet.save_pretrained(tmp_path / "again")
+
+
+def test_the_artifact_has_the_scheduler_it_was_calibrated_for(artifact: Path) -> None:
+    assert isinstance(bitbrush.load(artifact).scheduler, DDIMScheduler)
+    assert bitbrush.read_manifest(artifact)["plan"]["scheduler"] == "DDIMScheduler"
