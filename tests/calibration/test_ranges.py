@@ -131,7 +131,7 @@ def test_each_step_is_calibrated_on_what_the_quantized_steps_produced(
     schedules = progressively(tiny_pipe, what, denoiser=denoiser)
 
     plainly = Restarted(tiny_pipe, denoiser, list(schedules))
-    edges = {"conv_in", "conv_out"}
+    edges = UNET.edge_layers(tiny_pipe.unet)
     grids = plainly.run(planned, lambda name, place: EDGE_ACTIVATION_BITS if name in edges else 7 if place >= 2 else 5)
     # Of a timestep that is visited twice the last grid counts, which has seen both visits.
     expected = dict(zip(planned, grids, strict=True))
@@ -218,7 +218,7 @@ def test_relaxed_steps_have_exactly_the_relaxed_bits(tiny_pipe: StableDiffusionP
         for name, schedule in progressively(tiny_pipe, what, plan=plan, batch_size=4).items():
             bits = [grid.bits for grid in schedule.grids]
             expected = [normal] * 3 + [relaxed] * 2
-            if name in UNET.edge_layers:
+            if name in UNET.edge_layers(tiny_pipe.unet):
                 expected = [EDGE_ACTIVATION_BITS for _ in expected]
                 assert min(bits) >= 10
             assert bits == expected
@@ -229,7 +229,7 @@ def test_a_static_schedule_covers_all_that_was_seen(tiny_pipe: StableDiffusionPi
     observations = observed(tiny_pipe, what)
     for name, schedule in static_schedules(what, observations).items():
         seen = [observer.histograms[name] for observer in observations.values()]
-        bits = EDGE_ACTIVATION_BITS if name in UNET.edge_layers else 6
+        bits = EDGE_ACTIVATION_BITS if name in UNET.edge_layers(tiny_pipe.unet) else 6
         whole = AffineGrid.from_range(min(h.low for h in seen), max(h.high for h in seen), bits)
         assert schedule == ActivationSchedule.static(whole)
 

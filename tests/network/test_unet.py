@@ -16,10 +16,12 @@ def order_of_calls(unet: UNet2DConditionModel) -> list[str]:
     return order
 
 
-def test_edge_layers_come_first_and_last(tiny_pipe: StableDiffusionPipeline) -> None:
+def test_edge_layers_lie_next_to_the_latents(tiny_pipe: StableDiffusionPipeline) -> None:
     assert isinstance(tiny_pipe.unet, UNET.denoiser_class)
+    first, shortcut, last = UNET.edge_layers(tiny_pipe.unet)
     order = order_of_calls(getattr(tiny_pipe, UNET.component))
-    assert (order[0], order[-1]) == UNET.edge_layers
+    # The shortcut is added to what the last block's convolutions give, and conv_out follows.
+    assert (order[0], order[-2], order[-1]) == (first, shortcut, last)
 
 
 def test_blocks_lie_side_by_side(tiny_pipe: StableDiffusionPipeline) -> None:

@@ -126,7 +126,7 @@ class Network(nn.Module):
 
 
 def learn_network(network: Network, *, leave_out: str) -> dict[str, RoundedLayer]:
-    family = replace(UNET, denoiser_class=Network, edge_layers=(), block_classes=(Block,))
+    family = replace(UNET, denoiser_class=Network, edge_layers=lambda _: (), block_classes=(Block,))
     return learn_rounding(network, family, specs_of(network, family, leave_out), WeightRange.MSE, [CALL], silent)
 
 

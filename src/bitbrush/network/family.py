@@ -1,5 +1,6 @@
 """What has to be known of a denoiser architecture."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
@@ -9,12 +10,13 @@ from torch import nn
 class Family:
     """One denoiser architecture.
 
-    ``component``: the pipeline's name for it. ``edge_layers``: first and last layer, kept at 8-bit weights and relaxed
-    activations. ``block_classes``: the blocks that are reconstructed as a whole; layers outside them singly.
+    ``component``: the pipeline's name for it. ``edge_layers``: the layers of a denoiser that lie next to the latents,
+    which get 8-bit weights and 16-bit activations. ``block_classes``: the blocks that are reconstructed as a whole;
+    layers outside them singly.
     """
 
     name: str
     component: str
     denoiser_class: type[nn.Module]
-    edge_layers: tuple[str, ...]
+    edge_layers: Callable[[nn.Module], tuple[str, ...]]
     block_classes: tuple[type[nn.Module], ...]

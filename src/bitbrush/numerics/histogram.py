@@ -23,9 +23,10 @@ class Histogram:
     The bounds are powers of two, so growing merges neighbouring bins exactly: the result depends on what was seen, not
     on the order, and two histograms merge (between prompt batches, between processes) without loss.
 
-    ``low``, ``high`` are exact over all elements; ``counts`` (BINS,), float64, are taken from at most
-    ``SAMPLES_PER_UPDATE`` evenly strided elements of each tensor, which bounds the cost of observing. The stride has
-    no divisor in common with any dimension: every channel, row and column has its share of the samples.
+    ``low``, ``high`` are exact over all elements. Of ``counts`` (BINS,), float64, the outer half of the bins is exact,
+    too: these rare values decide what clipping costs. The inner half is estimated from at most ``SAMPLES_PER_UPDATE``
+    evenly strided elements of each tensor, which bounds the cost of observing. The stride has no divisor in common
+    with any dimension: every channel, row and column has its share of the samples.
     """
 
     low: float
@@ -40,10 +41,8 @@ class Histogram:
         if not (low > -_LIMIT and high < _LIMIT):
             raise NonFiniteError(f"values from {low} to {high}")
         exponent = math.frexp(max(-low, high, 2.0**-100))[1]
-        flat = x.detach().reshape(-1)
-        stride = _stride(flat.numel())
         bound = math.ldexp(1.0, exponent)
-        return cls(low, high, exponent, torch.histc(flat[::stride].float(), BINS, -bound, bound).double())
+        return cls(low, high, exponent, _counts(x.detach().reshape(-1).float(), bound))
 
     def merge(self, other: Self) -> Self:
         exponent = max(self.exponent, other.exponent)
@@ -60,6 +59,19 @@ class Histogram:
     def centers(self) -> Tensor:
         """Middle of each bin, (BINS,), float64."""
         return (self.edges[:-1] + self.edges[1:]) / 2
+
+
+def _counts(flat: Tensor, bound: float) -> Tensor:
+    """Estimated counts of all elements: the outer half of the range in full, the rest by a sample."""
+    stride = _stride(flat.numel())
+    sample = flat[::stride]
+    counts = torch.histc(sample, BINS, -bound, bound).double() * stride
+    if stride > 1:
+        counts[: BINS // 4] = counts[3 * BINS // 4 :] = 0
+        # A bin's edge belongs to the bin above it, on either side.
+        outer = flat[(flat < -bound / 2) | (flat >= bound / 2)]
+        counts += torch.histc(outer, BINS, -bound, bound).double()
+    return counts
 
 
 def _stride(elements: int) -> int:
