@@ -18,11 +18,12 @@ P = ParamSpec("P")
 
 USER_ERROR, INTERRUPTED = 2, 130
 SECONDS_BETWEEN_LINES = 10.0
+WIDTH_IN_FILES = 180
 
 
 def out() -> Console:
-    """Results: standard output."""
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    """Results: standard output; in a file, lines are as long as they need to be."""
+    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=WIDTH_IN_FILES)
 
 
 def err() -> Console:

@@ -1,0 +1,66 @@
+"""bitbrush compare: paired figures of every prompt set, as tables and as JSON."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from diffusers import StableDiffusionPipeline
+
+METRICS = {"PSNR (dB)", "SSIM", "image MSE", "latent MSE"}
+
+
+def test_a_table_for_each_set(run: Callable[..., Result], model: Path, artifact: Path, prompts: Path) -> None:
+    result = run("compare", model, artifact, "--prompts", prompts, "--num-prompts", 2)
+    assert result.exit_code == 0
+    assert "animals, 2 pairs" in result.stdout
+    assert all(metric in result.stdout for metric in (*METRICS, "another seed", "pcr W4A8"))
+    assert max(map(len, result.stdout.splitlines()[:8])) <= 80
+
+
+def test_json_holds_every_figure_and_nothing_else_is_printed(
+    run: Callable[..., Result], model: Path, artifact: Path, prompts: Path
+) -> None:
+    result = run("compare", model, artifact, "--prompts", prompts, "--json")
+    document = json.loads(result.stdout)
+    assert document["schema_version"] == 1
+    assert document["recipe"]["exclude"] == ["*attn2.to_k"]
+    figures = document["sets"]["animals"]
+    for candidate in ("candidate", "other_seed"):
+        assert set(figures[candidate]) == METRICS
+        assert all(one["low"] <= one["mean"] <= one["high"] and one["n"] == 3 for one in figures[candidate].values())
+    assert figures["candidate"]["latent MSE"]["mean"] == pytest.approx(figures["latent_mse_by_step"][-1])
+    assert len(figures["latent_mse_by_step"]) == 3
+
+
+def test_the_quantized_is_nearer_than_another_seed(
+    run: Callable[..., Result], model: Path, prompts: Path, tmp_path: Path
+) -> None:
+    options = ("--weights", 8, "--activations", 12, "--rounding", "nearest", "--steps", 2, "--num-prompts", 2)
+    assert run("quantize", model, "-o", tmp_path / "w8", "--prompts", prompts, *options).exit_code == 0
+    figures = json.loads(run("compare", model, tmp_path / "w8", "--prompts", prompts, "--json").stdout)["sets"][
+        "animals"
+    ]
+    assert figures["candidate"]["PSNR (dB)"]["low"] > figures["other_seed"]["PSNR (dB)"]["high"]
+
+
+def test_what_cannot_be_compared_is_refused(
+    refused: Callable[..., str], model: Path, artifact: Path, prompts: Path
+) -> None:
+    assert "compare an artifact with the model it was made of" in refused(
+        "compare", "emoji-sd", artifact, "--prompts", prompts
+    )
+    assert "is no bitbrush artifact: it has no manifest.json" in refused("compare", model, model, "--prompts", prompts)
+    assert "has no prompts of its own" in refused("compare", model, artifact)
+    assert "bundled sets of emoji-sd are coco, sdp" in refused("compare", "emoji-sd", artifact, "--prompts", "cocoa")
+
+
+def test_prompts_of_two_sets(
+    run: Callable[..., Result], model: Path, artifact: Path, prompts: Path, tiny_pipe: StableDiffusionPipeline
+) -> None:
+    other = prompts.with_name("words.txt")
+    other.write_text("cat, red, " + "icon, " * 40, encoding="utf-8")
+    result = run("compare", model, artifact, "--prompts", prompts, "--prompts", other, "--num-prompts", 1, "--json")
+    assert set(json.loads(result.stdout)["sets"]) == {"animals", "words"}
+    assert "the text encoder takes 32" in " ".join(result.stderr.split())

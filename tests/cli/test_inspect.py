@@ -1,0 +1,56 @@
+"""bitbrush inspect: what an artifact holds, for people and as JSON."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from click.testing import Result
+
+LAYER = "mid_block.resnets.0.conv1"
+
+
+def test_summary(run: Callable[..., Result], artifact: Path) -> None:
+    text = run("inspect", artifact).stdout
+    for part in (
+        "pcr, W4A8, nearest rounding",
+        "0.8:1@10",
+        "PNDMScheduler, 2 steps",
+        "MiB",
+        "4-bit weights",
+        "diffusers",
+    ):
+        assert part in " ".join(text.split())
+    assert "floating point (recipe: exclude *attn2.to_k)" in " ".join(text.split())
+
+
+def test_every_layer_is_listed(run: Callable[..., Result], artifact: Path) -> None:
+    text = run("inspect", artifact, "--layers").stdout
+    layers = json.loads(run("inspect", artifact, "--json").stdout)["layers"]
+    joined = "".join(text.split())
+    assert all(layer["name"] in joined for layer in layers)
+
+
+def test_a_layers_range(run: Callable[..., Result], artifact: Path, tmp_path: Path) -> None:
+    plot = tmp_path / "plots" / "range.svg"
+    result = run("inspect", artifact, "--layer", LAYER, "--plot", plot)
+    assert result.exit_code == 0
+    assert LAYER in result.stdout
+    assert "━" in result.stdout
+    assert plot.read_text(encoding="utf-8").startswith("<svg")
+    grids = json.loads(run("inspect", artifact, "--layer", LAYER, "--json").stdout)["grids"]
+    assert [grid["timestep"] for grid in grids] == [501.0, 1.0]
+    assert all(grid["low"] <= 0 <= grid["high"] and grid["bits"] == 8 for grid in grids)
+
+
+def test_a_static_range_is_named_so(run: Callable[..., Result], model: Path, prompts: Path, tmp_path: Path) -> None:
+    options = ("--method", "rtn", "--steps", 2, "--num-prompts", 1)
+    run("quantize", model, "-o", tmp_path / "rtn", "--prompts", prompts, *options)
+    assert "one static range for all steps" in run("inspect", tmp_path / "rtn", "--layer", LAYER).stdout
+
+
+def test_bad_input_is_refused(refused: Callable[..., str], artifact: Path, tmp_path: Path) -> None:
+    said = refused("inspect", artifact, "--layer", "mid_block.resnets.0.conv")
+    assert "is not among the" in said
+    assert "near are mid_block.resnets.0.conv" in said
+    assert "needs --layer NAME" in refused("inspect", artifact, "--plot", tmp_path / "p.svg")
+    assert "is no bitbrush artifact" in refused("inspect", tmp_path / "nowhere")
