@@ -147,7 +147,7 @@ def _require_known_family(family: str) -> None:
 def _require_agreement(root: Path, manifest: dict[str, Any]) -> None:
     """What the manifest tells people of each layer's bits, the denoiser's configuration tells the loader."""
     path = root / manifest["denoiser"]["component"] / "config.json"
-    packed = json.loads(path.read_text(encoding="utf-8"))["quantization_config"]["weight_bits"]
+    packed = json.loads(path.read_text(encoding="utf-8")).get("quantization_config", {}).get("weight_bits", {})
     listed = {entry["name"]: entry["weight_bits"] for entry in manifest["layers"] if entry["excluded"] is None}
     unlike = [name for name in {**listed, **packed} if listed.get(name) != packed.get(name)]
     if unlike:
