@@ -1,7 +1,8 @@
 """The table of methods: bit settings x recipes on held-out prompts of both styles, paired with full precision.
 
     python benchmarks/methods.py run            # resumable; start it twice to use two cores
-    python benchmarks/methods.py table          # prints the table and writes benchmarks/results/methods-emoji-sd.json
+    python benchmarks/methods.py table          # prints the tables and writes benchmarks/results/methods-emoji-sd.json
+    python benchmarks/methods.py plot           # from that file, the error over the steps: docs/plots/
 
 Every (bits, recipe) is one file in the work directory, claimed by creating it, so several processes share the work
 and a killed run goes on where it stopped (remove its empty file). Each process runs on one thread.
@@ -27,6 +28,8 @@ from bitbrush.bench.generation import Generated, generate
 from bitbrush.bench.metrics.interval import bootstrap_difference, bootstrap_mean
 from bitbrush.bench.metrics.latent_mse import latent_mse
 from bitbrush.bench.metrics.psnr import psnr
+from bitbrush.bench.plot_scales import Axis, Scale
+from bitbrush.bench.plots import STEP_AXIS, Series, line_plot
 from bitbrush.numerics.weights import QuantizedWeight, WeightGrid
 from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.timeline.plan import SamplingPlan
@@ -36,6 +39,7 @@ from bitbrush.zoo import prompt_set
 MODEL = "emoji-sd"
 WORK = Path("benchmarks/work")
 RESULTS = Path("benchmarks/results/methods-emoji-sd.json")
+PLOTS = Path("docs/plots")
 NUM_PROMPTS = 64
 BATCH_SIZE = 32
 STYLES = ("coco", "sdp")
@@ -199,13 +203,30 @@ def table() -> None:
         label = f"W{setting.weights}A{setting.activations} | {setting.recipe}" if setting else "float | another seed"
         cells = []
         for style in STYLES:
-            for metric, digits in (("psnr", 1), ("latent_mse", 4)):
+            for metric, digits in (("psnr", 2), ("latent_mse", 3)):
                 i = bootstrap_mean(np.array(result[style][metric]))
                 cells.append(f"{i.mean:.{digits}f} ({i.low:.{digits}f} to {i.high:.{digits}f})")
         print(f"| {label} | " + " | ".join(cells) + " |")
         results[setting.name if setting else "other seed"] = result
     _print_differences(results)
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps({"prompts": NUM_PROMPTS, "seed": TEST_SEED, "results": _rounded(results)}) + "\n")
+
+
+def plot() -> None:
+    """The error over the steps, both styles together, one picture per bit setting."""
+    results = json.loads(RESULTS.read_text())["results"]
+    PLOTS.mkdir(parents=True, exist_ok=True)
+    for weights, activations in BITS:
+        bits = f"W{weights}A{activations}"
+        series = []
+        for recipe in RECIPES:
+            result = results[f"{bits} {recipe}"]
+            errors = np.mean([result[style]["latent_mse_by_step"] for style in STYLES], axis=0)
+            series.append(Series(recipe, list(range(len(errors))), errors.tolist()))
+        axis = Axis("latent MSE", Scale.LOG)
+        svg = line_plot(series, title=f"{bits}: distance to full precision", x_axis=STEP_AXIS, y_axis=axis)
+        (PLOTS / f"error-by-step-{bits}.svg").write_text(svg)
 
 
 def _print_differences(results: dict[str, Any]) -> None:
@@ -236,4 +257,4 @@ def _rounded(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    {"run": run, "table": table}[sys.argv[1] if len(sys.argv) > 1 else "run"]()
+    {"run": run, "table": table, "plot": plot}[sys.argv[1] if len(sys.argv) > 1 else "run"]()
