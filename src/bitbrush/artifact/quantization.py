@@ -35,7 +35,7 @@ class Quantization:
 
     @property
     def average_activation_bits(self) -> float:
-        """Over all denoiser calls of the plan; the two edge layers, which are always relaxed, not counted."""
+        """Over all denoiser calls of the plan; the edge layers, which always have 16, not counted."""
         return average_bits(self.recipe.activations, self.recipe.relax, self.outcome.planned)
 
     @property
