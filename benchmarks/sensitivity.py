@@ -2,9 +2,10 @@
 
     python benchmarks/sensitivity.py layers     # error of the denoiser's output, by layer group and step
     python benchmarks/sensitivity.py steps      # PSNR when a fifth of the steps alone is quantized
+    python benchmarks/sensitivity.py drift      # how far progressive ranges are from one-shot ranges
 
 Weights stay in float32 and the ranges are one-shot, so that nothing but activations is seen. Calibrated on 16 prompts,
-measured on 32 other calibration prompts: no test prompt is looked at. Prints Markdown; about five minutes each.
+measured on 32 other calibration prompts: no test prompt is looked at. Prints Markdown; up to five minutes each.
 """
 
 import sys
@@ -13,13 +14,21 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 from torch import nn
 
 import bitbrush
 from bitbrush.bench.generation import generate
 from bitbrush.bench.metrics.interval import bootstrap_mean
 from bitbrush.bench.metrics.psnr import psnr
-from bitbrush.calibration.ranges import ActivationBits, Calibration, Observations, observe, one_shot_schedules
+from bitbrush.calibration.ranges import (
+    ActivationBits,
+    Calibration,
+    Observations,
+    calibrate_progressively,
+    observe,
+    one_shot_schedules,
+)
 from bitbrush.network.inputs import fake_quantize_input
 from bitbrush.network.layers import layer_specs
 from bitbrush.network.unet import UNET
@@ -151,6 +160,30 @@ def steps() -> None:
         print(f"| A{bits} | " + " | ".join(cells) + " |", flush=True)
 
 
+def drift() -> None:
+    """Change of the width of each layer's range, of the calibration prompts' own trajectories at that."""
+    bench = Bench()
+    timesteps = sorted(bench.observations, reverse=True)
+    fifths = [timesteps[len(timesteps) * k // FIFTHS : len(timesteps) * (k + 1) // FIFTHS] for k in range(FIFTHS)]
+    print("Change of a range's width by progressive calibration, percent: median (95th percentile)\n")
+    print("| bits | " + " | ".join(f"{k / FIFTHS:g} to {(k + 1) / FIFTHS:g}" for k in range(FIFTHS)) + " |")
+    print("|---|" + "---|" * FIFTHS)
+    for bits in (8, 6, 4):
+        calibration = Calibration(bench.specs, ActivationBits(bits), RangeEstimator.L4)
+        one_shot = one_shot_schedules(calibration, bench.observations)
+        with carried(bench.pipe, UNET.component, bench.seen, PLAN) as trajectories:
+            progressive = calibrate_progressively(bench.pipe.unet, calibration, trajectories, silent, CallCounter())
+        cells = []
+        for part in fifths:
+            changes = [
+                abs(np.ptp(progressive[spec.name].at(t).range) / np.ptp(one_shot[spec.name].at(t).range) - 1)
+                for spec in bench.specs
+                for t in part
+            ]
+            cells.append(f"{100 * np.median(changes):.2f} ({100 * np.quantile(changes, 0.95):.1f})")
+        print(f"| A{bits} | " + " | ".join(cells) + " |", flush=True)
+
+
 def _grid_within(
     part: set[float], schedules: Mapping[str, ActivationSchedule], clock: Clock, name: str
 ) -> AffineGrid | None:
@@ -158,4 +191,4 @@ def _grid_within(
 
 
 if __name__ == "__main__":
-    {"layers": layers, "steps": steps}[sys.argv[1]]()
+    {"layers": layers, "steps": steps, "drift": drift}[sys.argv[1]]()

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 import bitbrush
 from bitbrush import Quantization
 from bitbrush.artifact import store
+from bitbrush.artifact.identity import model_digest
 from bitbrush.artifact.store import ArtifactError, load, read_manifest, require_free, save, verify
 
 WEIGHTS = Path("unet") / store.WEIGHTS
@@ -93,6 +94,7 @@ def test_manifest_says_what_was_done(quantization: Quantization, saved: Path) ->
     assert manifest == json.loads((saved / "manifest.json").read_text(encoding="utf-8"))
     assert (manifest["format"], manifest["schema_version"]) == ("bitbrush-artifact", 1)
     assert manifest["base_model"] == "someone/tiny"
+    assert manifest["base_model_digest"] == model_digest(quantization.source)
     assert bitbrush.Recipe().updated(manifest["recipe"]) == quantization.recipe
     timesteps = list(quantization.outcome.planned)
     assert len(timesteps) == 3

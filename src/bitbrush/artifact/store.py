@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from bitbrush.artifact.card import model_card
 from bitbrush.artifact.from_pretrained import BitbrushConfig, register
+from bitbrush.artifact.identity import model_digest
 from bitbrush.artifact.quantization import Quantization
 from bitbrush.artifact.tensors import layer_from_tensors, layer_tensors, other_tensors
 from bitbrush.methods.recipe import Recipe
@@ -25,6 +26,7 @@ from bitbrush.network.layers import QuantizedLayer
 
 MANIFEST = "manifest.json"
 FORMAT = "bitbrush-artifact"
+CARD = "README.md"
 SCHEMA_VERSION = 1
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -78,6 +80,15 @@ def load(directory: str | os.PathLike[str]) -> DiffusionPipeline:
 def is_artifact(directory: str | os.PathLike[str]) -> bool:
     """Whether there is a manifest; what it says is checked when it is read."""
     return (Path(directory) / MANIFEST).is_file()
+
+
+def artifact_digest(directory: str | os.PathLike[str]) -> str:
+    """SHA-256 over the hashes of all files that decide the artifact's pictures.
+
+    The model card is left out: it tells what quantizing cost, which differs from run to run.
+    """
+    files = {name: digest for name, digest in read_manifest(directory)["files"].items() if name != CARD}
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def read_layer(directory: str | os.PathLike[str], name: str) -> QuantizedLayer:
@@ -171,7 +182,7 @@ def _write(quantization: Quantization, root: Path, base_model: str) -> None:
         tensors |= layer_tensors(layer)
     save_file(tensors, root / component / WEIGHTS, metadata={"format": "pt"})
     manifest = _manifest(quantization, base_model, _full_precision_bytes(denoiser), root)
-    (root / "README.md").write_text(model_card(manifest), encoding="utf-8")
+    (root / CARD).write_text(model_card(manifest), encoding="utf-8")
     manifest["files"] = {
         str(p.relative_to(root).as_posix()): _sha256(p) for p in sorted(root.rglob("*")) if p.is_file()
     }
@@ -197,6 +208,7 @@ def _manifest(quantization: Quantization, base_model: str, full_bytes: int, root
         "format": FORMAT,
         "schema_version": SCHEMA_VERSION,
         "base_model": base_model,
+        "base_model_digest": model_digest(quantization.source),
         "recipe": recipe.to_dict(),
         "plan": {
             "scheduler": type(quantization.source.scheduler).__name__,
