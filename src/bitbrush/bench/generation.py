@@ -1,6 +1,6 @@
 """Paired generation: the same prompts and the same initial noise through different pipelines."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from bitbrush.network.families import family_of
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.progress import Advance, Progress, silent
+from bitbrush.timeline.progress import Progress, silent
 from bitbrush.timeline.trajectory import PromptBatch, planned_timesteps
 
 
@@ -42,19 +42,36 @@ def generate_each(
 ) -> Iterator[Generated]:
     """Batch by batch. Raises ValueError, naming the prompt, where the latents become NaN or infinite."""
     pipe.set_progress_bar_config(disable=True)
-    calls = len(planned_timesteps(pipe, family_of(pipe).component, plan))
-    with progress("generating", len(batches) * calls) as advance:
+    with progress("generating", len(batches) * denoiser_calls(pipe, plan)) as advance:
         for batch in batches:
-            yield _generate_batch(pipe, batch, plan, advance)
+
+            def check(latents: NDArray[np.float32], step: int, batch: PromptBatch = batch) -> None:
+                _require_finite(latents, batch, step)
+                advance()
+
+            yield generate_batch(pipe, batch, plan, check)
 
 
-def _generate_batch(pipe: DiffusionPipeline, batch: PromptBatch, plan: SamplingPlan, advance: Advance) -> Generated:
+def denoiser_calls(pipe: DiffusionPipeline, plan: SamplingPlan) -> int:
+    """How often one generation calls the denoiser."""
+    return len(planned_timesteps(pipe, family_of(pipe).component, plan))
+
+
+def generate_batch(
+    pipe: DiffusionPipeline,
+    batch: PromptBatch,
+    plan: SamplingPlan,
+    after_call: Callable[[NDArray[np.float32], int], None],
+) -> Generated:
+    """The pipeline's own call; ``after_call`` is given the latents after each denoiser call, and which call it was.
+
+    NaN pixels become black ones.
+    """
     latents: list[NDArray[np.float32]] = []
 
     def record(_: Any, __: int, ___: Any, values: dict[str, Any]) -> dict[str, Any]:
         latents.append(values["latents"].float().cpu().numpy().copy())
-        _require_finite(latents[-1], batch, len(latents) - 1)
-        advance()
+        after_call(latents[-1], len(latents) - 1)
         return values
 
     output = pipe(
@@ -65,7 +82,8 @@ def _generate_batch(pipe: DiffusionPipeline, batch: PromptBatch, plan: SamplingP
         output_type="np",
         callback_on_step_end=record,
     )
-    return Generated(np.round(output.images * 255).astype(np.uint8), np.stack(latents, axis=1))
+    images = np.round(np.nan_to_num(output.images) * 255).astype(np.uint8)
+    return Generated(images, np.stack(latents, axis=1))
 
 
 def _require_finite(latents: NDArray[np.float32], batch: PromptBatch, step: int) -> None:
