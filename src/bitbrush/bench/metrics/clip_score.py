@@ -1,0 +1,22 @@
+"""CLIP score: how well pictures match their texts."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitbrush.bench.metrics.cmmd import normalized
+from bitbrush.bench.metrics.pairs import require_same_shape
+
+
+def clip_score(images: NDArray[np.floating[Any]], texts: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """`(N,)` float64: `100 max(cos(image, text), 0)` of embeddings `(N, D)`, paired by row.
+
+    Values of different CLIP models cannot be compared. Raises ValueError where shapes differ or an embedding is zero.
+    Source: Hessel et al., arXiv 2104.08718, equation 1. Deviation: the factor is 100, which is what diffusion papers
+    report, instead of 2.5.
+    """
+    require_same_shape(images, texts)
+    cosines = np.sum(normalized(images) * normalized(texts), axis=1)
+    scores: NDArray[np.float64] = 100 * np.maximum(cosines, 0.0)
+    return scores

@@ -1,0 +1,87 @@
+"""CLIP: pictures and texts in one space, for CLIP score, CMMD and as a feature extractor."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoTokenizer, CLIPModel
+
+from bitbrush.zoo import model_path
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A ``transformers`` CLIPModel with its tokenizer and picture preparation, in float32."""
+
+    name: str
+    digest: str
+    model: Any
+    tokenizer: Any
+    processor: Any
+
+    @property
+    def distance_name(self) -> str:
+        return f"Fréchet distance ({self.name})"
+
+    @torch.no_grad()
+    def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Projected, not normalized embeddings of pictures ``(N, H, W, 3)``: ``(N, D)``."""
+        pixels = self.processor([Image.fromarray(image) for image in images], return_tensors="pt").pixel_values
+        output = self.model.vision_model(pixel_values=pixels.to(self.model.device))
+        embeddings: NDArray[np.float32] = self.model.visual_projection(output.pooler_output).float().cpu().numpy()
+        return embeddings
+
+    @torch.no_grad()
+    def text_features(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Projected, not normalized embeddings ``(N, D)``; what the encoder does not take of a text is cut off."""
+        tokens = self.tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt")
+        output = self.model.text_model(**tokens.to(self.model.device))
+        embeddings: NDArray[np.float32] = self.model.text_projection(output.pooler_output).float().cpu().numpy()
+        return embeddings
+
+
+def load_clip(source: str | os.PathLike[str], device: torch.device) -> Clip:
+    """From a bundled name, a directory or a hub id. Raises ValueError if it is no CLIP with both towers."""
+    name = os.fspath(source)
+    path = model_path(name) or name
+    # transformers 5's CLIPImageProcessor resizes by torchvision where that is installed, with other pixels as a result.
+    processor_class = getattr(transformers, "CLIPImageProcessorPil", transformers.CLIPImageProcessor)
+    try:
+        config = AutoConfig.from_pretrained(path)
+        _require_both_towers(name, config)
+        model = CLIPModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True).to(device).eval()
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        processor = processor_class.from_pretrained(path)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(
+            f"CLIP {name!r} cannot be used; name a bundled one (emoji-clip), a directory of a CLIPModel, or a hub id "
+            f"that can be reached: {error}"
+        ) from error
+    tokenizer.model_max_length = min(tokenizer.model_max_length, config.text_config.max_position_embeddings)
+    return Clip(Path(name).name, _digest(model, processor), model, tokenizer, processor)
+
+
+def _require_both_towers(name: str, config: Any) -> None:
+    if config.model_type != "clip":
+        raise ValueError(
+            f"{name} is a {config.model_type}, and a CLIPModel with a vision and a text tower is needed, e.g. "
+            "openai/clip-vit-large-patch14"
+        )
+
+
+def _digest(model: Any, processor: Any) -> str:
+    digest = hashlib.sha256(json.dumps(processor.to_dict(), sort_keys=True, default=str).encode())
+    for key, tensor in sorted(model.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

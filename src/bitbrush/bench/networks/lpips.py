@@ -1,0 +1,151 @@
+"""LPIPS: the distance of two pictures in a network's features, weighed to agree with people."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional
+
+from bitbrush.bench.metrics.pairs import require_image_pairs
+
+SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+
+
+@dataclass(frozen=True)
+class _Convolution:
+    """Its place in torchvision's ``features``, and what its weights do not tell."""
+
+    index: int
+    stride: int = 1
+    padding: int = 1
+
+
+@dataclass(frozen=True)
+class _Backbone:
+    """Slices of convolutions, each followed by ReLU; between slices where ``pool`` allows it, a maximum pooling."""
+
+    name: str
+    slices: tuple[tuple[_Convolution, ...], ...]
+    pooled: tuple[bool, ...]
+    window: int
+    smallest: int
+
+
+ALEX = _Backbone(
+    name="alex",
+    slices=(
+        (_Convolution(0, 4, 2),),
+        (_Convolution(3, 1, 2),),
+        (_Convolution(6),),
+        (_Convolution(8),),
+        (_Convolution(10),),
+    ),
+    pooled=(False, True, True, False, False),
+    window=3,
+    smallest=31,
+)
+VGG = _Backbone(
+    name="vgg",
+    slices=tuple(
+        tuple(map(_Convolution, indices)) for indices in ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
+    ),
+    pooled=(False, True, True, True, True),
+    window=2,
+    smallest=16,
+)
+
+
+@dataclass(frozen=True)
+class Lpips:
+    """The network with its weights; ``name`` holds the backbone's, whose values differ."""
+
+    name: str
+    digest: str
+    backbone: _Backbone
+    weights: Mapping[str, Tensor]
+
+    @torch.no_grad()
+    def distances(self, reference: NDArray[np.uint8], candidate: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """``(N,)`` float64 of pictures ``(N, H, W, 3)``, 0 for identical ones, larger for less alike.
+
+        ::
+
+            sum over slices l of  mean over positions of  w_l . (f_l(x) / |f_l(x)| - f_l(y) / |f_l(y)|)^2
+
+        Raises ValueError where shapes or dtypes do not fit, or the pictures are too small for the network. Source:
+        Zhang et al., arXiv 1801.03924, equation 1, in the calibration "v0.1" that the authors' package gives.
+        """
+        require_image_pairs(reference, candidate)
+        if min(reference.shape[1:3]) < self.backbone.smallest:
+            raise ValueError(
+                f"{self.name} takes pictures from {self.backbone.smallest} pixels; these are {reference.shape[1:3]}"
+            )
+        values = torch.zeros(len(reference), dtype=torch.float64)
+        pairs = zip(self._features(reference), self._features(candidate), strict=True)
+        for level, (first, second) in enumerate(pairs):
+            weights = self.weights[f"lin{level}.model.1.weight"]
+            squares = (_unit(first) - _unit(second)).square()
+            values += functional.conv2d(squares, weights).mean(dim=(1, 2, 3)).double()
+        distances: NDArray[np.float64] = values.numpy()
+        return distances
+
+    def _features(self, images: NDArray[np.uint8]) -> list[Tensor]:
+        x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+        x = (x - torch.tensor(SHIFT).view(3, 1, 1)) / torch.tensor(SCALE).view(3, 1, 1)
+        features = []
+        for level, (convolutions, pooled) in enumerate(zip(self.backbone.slices, self.backbone.pooled, strict=True)):
+            if pooled:
+                x = functional.max_pool2d(x, self.backbone.window, stride=2)
+            for one in convolutions:
+                weight, bias = (self.weights[_key(level, one, kind)] for kind in ("weight", "bias"))
+                x = functional.relu(functional.conv2d(x, weight, bias, stride=one.stride, padding=one.padding))
+            features.append(x)
+        return features
+
+
+def load_lpips(path: str | os.PathLike[str]) -> Lpips:
+    """From the safetensors file of the ``lpips`` package's weights, AlexNet or VGG-16::
+
+        save_file(lpips.LPIPS(net="alex").state_dict(), "lpips-alex.safetensors")
+
+    Raises ValueError if the file cannot be read or holds something else.
+    """
+    file = Path(path)
+    try:
+        weights = load_file(file)
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"LPIPS weights {str(file)!r} cannot be read: {error}; give a safetensors file") from error
+    problems = {backbone.name: _missing(backbone, weights) for backbone in (ALEX, VGG)}
+    for backbone in (ALEX, VGG):
+        if problems[backbone.name] is None:
+            return Lpips(f"LPIPS ({backbone.name})", digest, backbone, weights)
+    raise ValueError(
+        f"LPIPS weights {str(file)!r} lack {problems['alex']} for AlexNet and {problems['vgg']} for VGG-16; save "
+        'lpips.LPIPS(net="alex").state_dict() with safetensors'
+    )
+
+
+def _missing(backbone: _Backbone, weights: Mapping[str, Tensor]) -> str | None:
+    """The first tensor that is not there."""
+    wanted = [f"lin{level}.model.1.weight" for level in range(len(backbone.slices))]
+    for level, convolutions in enumerate(backbone.slices):
+        wanted += [_key(level, one, kind) for one in convolutions for kind in ("weight", "bias")]
+    return next((key for key in wanted if key not in weights), None)
+
+
+def _key(level: int, convolution: _Convolution, kind: str) -> str:
+    return f"net.slice{level + 1}.{convolution.index}.{kind}"
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Every position's feature vector divided by its length."""
+    return x / (x.square().sum(dim=1, keepdim=True).sqrt() + 1e-10)
