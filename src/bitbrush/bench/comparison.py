@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from bitbrush.bench.generation import Generated, generate
 from bitbrush.bench.metrics.interval import Interval, bootstrap_mean
 from bitbrush.bench.metrics.paired import latent_mse_by_step, paired_metrics
-from bitbrush.network.families import family_of
+from bitbrush.bench.subjects import require_alike
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.progress import Progress, silent
 from bitbrush.timeline.trajectory import prompt_batches
@@ -40,7 +40,7 @@ def compare(
     progress: Progress = silent,
 ) -> dict[str, Comparison]:
     """By name of the prompt set. Raises ValueError if the two pipelines are not of the same shape."""
-    _require_alike(full, candidate)
+    require_alike(full, candidate)
     compared = {}
     for name, texts in prompts.items():
         batches = prompt_batches(texts, seed, batch_size)
@@ -55,16 +55,3 @@ def compare(
 
 def _intervals(reference: Generated, other: Generated) -> dict[str, Interval]:
     return {metric: bootstrap_mean(values) for metric, values in paired_metrics(reference, other).items()}
-
-
-def _require_alike(full: DiffusionPipeline, candidate: DiffusionPipeline) -> None:
-    """A pair needs the same noise, and with it latents of one shape."""
-    shapes = []
-    for pipe in (full, candidate):
-        config = getattr(pipe, family_of(pipe).component).config
-        shapes.append((type(pipe).__name__, config.in_channels, config.sample_size))
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"the model is {shapes[0]} and the artifact {shapes[1]} (pipeline, latent channels, latent size); "
-            "compare an artifact with the model it was made of"
-        )

@@ -3,7 +3,7 @@
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,9 +102,8 @@ class ImageSet:
         steps: NDArray[np.float32] = load_file(self._steps(index))["steps"]
         return steps
 
-    def with_latents(self, count: int) -> Iterator[int]:
-        """Those of the first ``count`` whose latents were kept."""
-        return (index for index in range(count) if self._steps(index).exists())
+    def has_latents(self, index: int) -> bool:
+        return self._steps(index).exists()
 
     def _png(self, index: int) -> Path:
         return self.directory / f"{index:05d}.png"

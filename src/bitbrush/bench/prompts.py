@@ -1,10 +1,13 @@
 """Prompts from files and bundled sets, and what a text encoder does not take of them."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
 
+from bitbrush.bench.prompt_files import read_prompt_file
 from bitbrush.zoo import MODELS, prompt_set, prompt_sets
 
 CALIBRATION, TEST = "calibration", "test"
@@ -32,27 +35,56 @@ def held_out_prompts(sources: Sequence[str], model: str) -> dict[str, tuple[str,
     return {Path(name).stem: read_prompts(name, model, TEST) for name in names}
 
 
+class Domain(StrEnum):
+    """Whether a test set is of the style that was calibrated on: what a method keeps on the other is generalization."""
+
+    CALIBRATION = "calibration style"
+    UNSEEN = "unseen style"
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Held-out prompts; all of them, however many are used: their place in the list names their pictures."""
+
+    name: str
+    domain: Domain
+    prompts: tuple[str, ...]
+
+
+def bench_sets(sources: Sequence[str], unseen: Sequence[str], model: str) -> tuple[PromptSet, ...]:
+    """``sources`` of the calibration's style and ``unseen`` of another; without any all bundled sets of the model.
+
+    A bundled set that calibration prompts exist of is of their style, any other unseen, whichever way it is named.
+    """
+    if not sources and not unseen:
+        sources = tuple(held_out_prompts((), model))
+    made: list[PromptSet] = []
+    for source, given in [(s, Domain.CALIBRATION) for s in sources] + [(s, Domain.UNSEEN) for s in unseen]:
+        domain = given
+        if model in MODELS and source in prompt_sets(model):
+            domain = Domain.CALIBRATION if CALIBRATION in prompt_sets(model)[source] else Domain.UNSEEN
+        name = Path(source).stem
+        if any(other.name == name for other in made):
+            raise ValueError(f"two prompt sets are called {name!r}; rename a file")
+        made.append(PromptSet(name, domain, read_prompts(source, model, TEST)))
+    return tuple(made)
+
+
 def read_prompts(source: str, model: str, split: str) -> tuple[str, ...]:
-    """The ``split`` of a bundled set of that name, or the lines of a UTF-8 text file that are not blank.
+    """The ``split`` of a bundled set of that name, or what :func:`read_prompt_file` finds in a file.
 
     Raises ValueError where there is neither, or the file is unreadable or empty.
     """
-    if model in MODELS and source in prompt_sets(model):
+    if model not in MODELS:
+        return read_prompt_file(source)
+    if source in prompt_sets(model):
         return prompt_set(model, source, split)
-    path = Path(source)
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        bundled = f"; bundled sets of {model} are {', '.join(prompt_sets(model))}" if model in MODELS else ""
-        raise ValueError(f"prompts {source!r}: there is no such file{bundled}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"prompts {source!r}: the file is not UTF-8 text ({error}); convert it") from error
-    except OSError as error:
-        raise ValueError(f"prompts {source!r}: the file cannot be read ({error.strerror})") from error
-    prompts = tuple(line.strip() for line in text.splitlines() if line.strip())
-    if not prompts:
-        raise ValueError(f"prompts {source!r}: the file is empty; write one prompt a line")
-    return prompts
+        return read_prompt_file(source)
+    except ValueError as error:
+        if Path(source).exists():
+            raise
+        raise ValueError(f"{error}; bundled sets of {model} are {', '.join(prompt_sets(model))}") from None
 
 
 def too_long(pipe: DiffusionPipeline, prompts: Sequence[str]) -> Iterator[str]:

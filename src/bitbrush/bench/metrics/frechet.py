@@ -35,32 +35,31 @@ def frechet_interval(
     reference: NDArray[np.floating[Any]],
     candidate: NDArray[np.floating[Any]],
     *,
-    confidence: float = 0.95,
-    resamples: int = 100,
+    blocks: int = 20,
     seed: int = 0,
 ) -> Interval:
-    """:func:`frechet_distance` with an interval for its chance, paired features drawn together by row.
+    """:func:`frechet_distance` of features paired by row, with a 95 % interval for its chance at this N.
 
-    A bootstrap sample holds a third fewer distinct pictures, so its distance is biased upward against the sample's as
-    that is against the truth. The basic bootstrap interval `[2 d - q_high, 2 d - q_low]` mirrors the draws' quantiles
-    and so takes one such bias out of both ends (Davison and Hinkley, "Bootstrap Methods and their Application", 1997,
-    section 5.2); it is cut at 0 and always holds the distance d itself. What it does not tell is the bias that d has
-    at this N; the floor does.
+    The block jackknife: pairs are dealt to `blocks` at random, the distance is computed without each block in turn, and
+    its standard error `s`, `s^2 = (B - 1)/B sum (d_b - mean d)^2`, gives `d -+ 1.96 s`, cut at 0. A bootstrap would not
+    do: drawing with replacement leaves a third of the pictures out and doubles others, which lowers the rank of the
+    covariances and shifts the distance by more than its chance. The bias that d itself has at this N is not in the
+    interval; the floor of the same N shows it.
+
+    Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 11 (jackknife); leaving out blocks:
+    Künsch, Annals of Statistics 17, 1989.
     """
     distance = frechet_distance(reference, candidate)
+    count = len(reference)
     if np.array_equal(reference, candidate):
-        return Interval(0.0, 0.0, 0.0, len(reference))
+        return Interval(0.0, 0.0, 0.0, count)
     first, second = reference.astype(np.float64), candidate.astype(np.float64)
-    rng = np.random.default_rng(seed)
-    draws = rng.integers(0, len(first), size=(resamples, len(first)))
-    distances = [_distance(first[rows], second[rows]) for rows in draws]
-    low, high = np.quantile(distances, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(
-        mean=distance,
-        low=float(min(distance, max(0.0, 2 * distance - high))),
-        high=float(max(distance, 2 * distance - low)),
-        n=len(reference),
-    )
+    order = np.random.default_rng(seed).permutation(count)
+    left_out = [part for part in np.array_split(order, blocks) if part.size and part.size <= count - 2]
+    distances = np.array([_distance(np.delete(first, rows, 0), np.delete(second, rows, 0)) for rows in left_out])
+    share = (len(distances) - 1) / len(distances)
+    deviation = 1.96 * float(np.sqrt(share * np.sum((distances - distances.mean()) ** 2)))
+    return Interval(distance, max(0.0, distance - deviation), distance + deviation, count)
 
 
 def _distance(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:

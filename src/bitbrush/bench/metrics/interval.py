@@ -63,6 +63,24 @@ def bootstrap_difference(
     return bootstrap_mean(second - first, confidence=confidence, resamples=resamples, seed=seed)
 
 
+def bootstrap_gap(
+    first: ArrayLike, second: ArrayLike, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> Interval:
+    """`mean(second) - mean(first)` of independent samples `(N,)` and `(M,)`, with its percentile bootstrap interval.
+
+    Each sample is drawn from itself, so nothing is assumed to pair them; n is N + M. Raises ValueError as
+    `bootstrap_mean`.
+    """
+    arrays = [np.asarray(values, dtype=np.float64) for values in (first, second)]
+    for array in arrays:
+        _require_sample(array)
+    rng = np.random.default_rng(seed)
+    draws = [np.concatenate(list(_resampled_means(array, resamples, rng))) for array in arrays]
+    low, high = np.quantile(draws[1] - draws[0], [(1 - confidence) / 2, (1 + confidence) / 2])
+    gap = float(arrays[1].mean() - arrays[0].mean())
+    return Interval(mean=gap, low=float(low), high=float(high), n=arrays[0].size + arrays[1].size)
+
+
 def _require_sample(array: NDArray[np.float64]) -> None:
     if array.ndim != 1 or array.size == 0:
         raise ValueError(f"values have shape {array.shape}; a mean needs (N,) with N at least 1")

@@ -39,6 +39,8 @@ def paired_mmd2(
     pictures of a pair show the same prompt, so these terms are not those of independent draws.
     """
     require_feature_pairs(reference, candidate)
+    if np.array_equal(reference, candidate):
+        return Interval(0.0, 0.0, 0.0, len(reference))
     x, y = reference.astype(np.float64), candidate.astype(np.float64)
     count = len(x)
     rng = np.random.default_rng(seed)

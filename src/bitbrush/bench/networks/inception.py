@@ -1,0 +1,55 @@
+"""The standard Inception of FID, as the torch-fidelity package computes it (extra ``fid``)."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+STANDARD_WEIGHTS = "6726825d"
+"""How the SHA-256 of FID's own weights begins (torch-fidelity has it in the file's name)."""
+
+
+@dataclass(frozen=True)
+class Inception:
+    """The 2048 pooled features that FID is defined on; pictures are resized as its first program did."""
+
+    name: str
+    digest: str
+    network: Any
+
+    @property
+    def distance_name(self) -> str:
+        """FID where the weights are FID's; it is measured to the full-precision model's pictures."""
+        standard = self.digest.startswith(STANDARD_WEIGHTS)
+        return "FID to full precision" if standard else f"Fréchet distance ({self.name})"
+
+    @torch.no_grad()
+    def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """``(N, H, W, 3)`` to ``(N, 2048)``."""
+        (features,) = self.network(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous())
+        pooled: NDArray[np.float32] = features.float().cpu().numpy()
+        return pooled
+
+
+def load_inception(path: str | os.PathLike[str]) -> Inception:
+    """From torch-fidelity's weights file. Raises ValueError without the package, or if the file cannot be used."""
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except ImportError as error:
+        raise ValueError(
+            f"feature extractor {str(path)!r} needs the package torch-fidelity ({error}): pip install 'bitbrush[fid]'"
+        ) from error
+    file = Path(path)
+    try:
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(file))
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"feature extractor {str(file)!r} cannot be read: {error}; give torch-fidelity's weights"
+        ) from error
+    return Inception(f"inception {file.stem}", digest, network.eval())

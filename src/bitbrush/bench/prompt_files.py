@@ -1,0 +1,100 @@
+"""Prompts from files: text, COCO's annotations, tables; from disk or from the hub."""
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+HUB = "hf://datasets/"
+COLUMNS = ("prompt", "caption", "text")
+
+
+def read_prompt_file(source: str) -> tuple[str, ...]:
+    """Prompts that are not blank, in order, stripped.
+
+    By suffix: ``.json`` is COCO's ``captions_*.json``, of which every image's first caption is taken (lowest annotation
+    id, images in the order of their id); ``.csv`` and ``.parquet`` (extra ``parquet``) are tables with a column
+    "Prompt", "caption" or "text", as Stable-Diffusion-Prompts is published; anything else is text, one prompt a line.
+    ``hf://datasets/OWNER/NAME/PATH`` is fetched from the hub first.
+
+    Raises ValueError where the file is missing, unreadable, or has no prompts.
+    """
+    path = _fetched(source) if source.startswith(HUB) else Path(source)
+    readers: dict[str, Callable[[bytes], list[str]]] = {".json": _coco, ".csv": _csv, ".parquet": _parquet}
+    try:
+        lines = readers.get(path.suffix, _text)(path.read_bytes())
+    except FileNotFoundError:
+        raise ValueError(f"prompts {source!r}: there is no such file") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"prompts {source!r}: the file is not UTF-8 text ({error}); convert it") from error
+    except OSError as error:
+        raise ValueError(f"prompts {source!r}: the file cannot be read ({error.strerror or error})") from error
+    except ValueError as error:
+        raise ValueError(f"prompts {source!r}: {error}") from error
+    prompts = tuple(line.strip() for line in lines if line.strip())
+    if not prompts:
+        raise ValueError(f"prompts {source!r}: the file is empty; write one prompt a line")
+    return prompts
+
+
+def _text(content: bytes) -> list[str]:
+    return content.decode("utf-8-sig").splitlines()
+
+
+def _coco(content: bytes) -> list[str]:
+    try:
+        annotations = json.loads(content)["annotations"]
+        first: dict[int, tuple[int, str]] = {}
+        for one in annotations:
+            image, row = int(one["image_id"]), (int(one["id"]), str(one["caption"]))
+            first[image] = min(first.get(image, row), row)
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"the file is not COCO's captions ({type(error).__name__}: {error}); it needs annotations with image_id, "
+            "id and caption"
+        ) from error
+    return [" ".join(first[image][1].split()) for image in sorted(first)]
+
+
+def _csv(content: bytes) -> list[str]:
+    rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""))
+    column = _column(list(rows.fieldnames or []))
+    return [_line(row[column]) for row in rows]
+
+
+def _parquet(content: bytes) -> list[str]:
+    try:
+        from pyarrow import parquet
+    except ImportError:
+        raise ValueError("a parquet file needs the package pyarrow: pip install 'bitbrush[parquet]'") from None
+    table = parquet.read_table(io.BytesIO(content))
+    return [_line(value) for value in table.column(_column(table.column_names)).to_pylist()]
+
+
+def _column(names: list[str]) -> str:
+    for wanted in COLUMNS:
+        for name in names:
+            if name.lower() == wanted:
+                return name
+    wanted = " or ".join(COLUMNS)
+    raise ValueError(f"the table has columns {', '.join(names) or 'none'}; one called {wanted} is needed")
+
+
+def _line(value: Any) -> str:
+    """A prompt is one line: a table's cell may hold several."""
+    return " ".join(str(value or "").split())
+
+
+def _fetched(source: str) -> Path:
+    parts = source.removeprefix(HUB).split("/", 2)
+    if len(parts) < 3:
+        raise ValueError(f"prompts {source!r}: a file on the hub is {HUB}OWNER/NAME/PATH")
+    try:
+        return Path(hf_hub_download("/".join(parts[:2]), parts[2], repo_type="dataset"))
+    except (RepositoryNotFoundError, EntryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise ValueError(f"prompts {source!r} cannot be fetched from the hub: {error}; give a local file") from error

@@ -1,0 +1,125 @@
+"""What is benchmarked: a full-precision model or an artifact, and what is to be told of it."""
+
+import copy
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from bitbrush.artifact.identity import model_digest
+from bitbrush.artifact.models import load_full_precision
+from bitbrush.artifact.store import artifact_digest, is_artifact, load, read_manifest
+from bitbrush.methods.recipe import Recipe
+from bitbrush.network.families import family_of
+from bitbrush.network.layers import EDGE_ACTIVATION_BITS
+from bitbrush.timeline.plan import SamplingPlan
+
+
+@dataclass(frozen=True)
+class Subject:
+    """``operators``: how many of the denoiser's layers are executed how; ``notes``: what a reader should know."""
+
+    name: str
+    source: str
+    digest: str
+    denoiser_mib: float
+    weight_bits: float
+    activation_bits: float
+    operators: dict[str, int]
+    notes: tuple[str, ...] = ()
+
+
+def open_reference(source: str) -> tuple[Subject, DiffusionPipeline]:
+    """A full-precision model. Raises ValueError if there is none, or if it is an artifact."""
+    if is_artifact(source):
+        raise ValueError(
+            f"the reference {source!r} is a quantized artifact; name the full-precision model it was made of"
+        )
+    return _full_precision("full precision", source)
+
+
+def open_candidate(name: str, source: str, reference: Subject, plan: SamplingPlan) -> tuple[Subject, DiffusionPipeline]:
+    """An artifact, or a full-precision model. Raises ValueError if an artifact was made of another model."""
+    if not is_artifact(source):
+        return _full_precision(name, source)
+    manifest = read_manifest(source)
+    base = manifest.get("base_model_digest", "none: made by an older bitbrush")
+    if base != reference.digest:
+        raise ValueError(
+            f"{source} was made of other weights ({manifest['base_model']}, digest {base[:12]}) than the reference has "
+            f"({reference.source}, {reference.digest[:12]}); compare it with its own model"
+        )
+    pipe = load(source)
+    recipe = Recipe().updated(manifest["recipe"])
+    subject = Subject(
+        name=name,
+        source=source,
+        digest=artifact_digest(source),
+        denoiser_mib=manifest["denoiser"]["bytes"] / 2**20,
+        weight_bits=recipe.weights,
+        activation_bits=manifest["plan"]["average_activation_bits"],
+        operators=_quantized_operators(manifest, recipe),
+        notes=tuple(_notes(recipe, plan)),
+    )
+    return subject, pipe
+
+
+def require_alike(full: DiffusionPipeline, candidate: DiffusionPipeline) -> None:
+    """A pair needs the same noise, and with it latents of one shape. Raises ValueError where they differ."""
+    shapes = []
+    for pipe in (full, candidate):
+        config = getattr(pipe, family_of(pipe).component).config
+        shapes.append((type(pipe).__name__, config.in_channels, config.sample_size))
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"the model is {shapes[0]} and the artifact {shapes[1]} (pipeline, latent channels, latent size); "
+            "compare an artifact with the model it was made of"
+        )
+
+
+def candidate_names(sources: list[str]) -> list[str]:
+    """``NAME=DIR`` has its own name, another source its last part; a second of the same name gets a number."""
+    names: list[str] = []
+    for source in sources:
+        name, given, _ = source.partition("=")
+        plain = name if given else Path(source).name or source
+        taken = sum(other == plain or other.startswith(f"{plain} (") for other in names)
+        names.append(f"{plain} ({taken + 1})" if taken else plain)
+    return names
+
+
+def with_scheduler_of(pipe: DiffusionPipeline, reference: DiffusionPipeline) -> DiffusionPipeline:
+    """The pipeline with the reference's scheduler: the same timesteps and noise for both of a pair."""
+    other = copy.copy(pipe)
+    other.scheduler = copy.deepcopy(reference.scheduler)
+    return other
+
+
+def _full_precision(name: str, source: str) -> tuple[Subject, DiffusionPipeline]:
+    pipe = load_full_precision(source)
+    denoiser = getattr(pipe, family_of(pipe).component)
+    layers = Counter(type(m).__name__ for m in denoiser.modules() if isinstance(m, nn.Conv2d | nn.Linear))
+    size = sum(parameter.nbytes for parameter in denoiser.parameters()) / 2**20
+    operators = {f"{kind}, float32": count for kind, count in sorted(layers.items())}
+    return Subject(name, source, model_digest(pipe), size, 32, 32, operators), pipe
+
+
+def _quantized_operators(manifest: dict[str, Any], recipe: Recipe) -> dict[str, int]:
+    """``Conv2d, W4A8``: without relaxed steps, which have more activation bits."""
+    kinds = {"conv": "Conv2d", "linear": "Linear"}
+    counts: Counter[str] = Counter()
+    for layer in manifest["layers"]:
+        bits = f"W{layer['weight_bits']}A{EDGE_ACTIVATION_BITS if layer['edge'] else recipe.activations}"
+        counts[f"{kinds[layer['kind']]}, {bits if layer['excluded'] is None else 'float32'}"] += 1
+    return dict(sorted(counts.items()))
+
+
+def _notes(recipe: Recipe, plan: SamplingPlan) -> Iterator[str]:
+    if recipe.steps != plan.steps:
+        yield f"calibrated for {recipe.steps} steps, measured with {plan.steps}"
+    if recipe.guidance_scale != plan.guidance_scale:
+        yield f"calibrated for guidance {recipe.guidance_scale:g}, measured with {plan.guidance_scale:g}"
