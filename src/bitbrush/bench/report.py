@@ -228,7 +228,7 @@ def _size_plot(name: str, document: Mapping[str, Any], measured: Sequence[EntryF
     svg = line_plot(
         series,
         title=f"PSNR to full precision, {name}",
-        x_axis=Axis("size of the denoiser's weights (MiB)", Scale.LINEAR),
+        x_axis=Axis("size of the denoiser's weights (MiB)", Scale.LOG),
         y_axis=Axis(PSNR),
     )
     full = format_number(document["reference"]["denoiser_mib"], digits=3)
@@ -271,18 +271,12 @@ def picture_uri(image: NDArray[np.uint8]) -> str:
 
 def _facts(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     protocol = document["protocol"]
-    yield (
-        "Plan",
-        (
-            f"{protocol['scheduler']}, {protocol['steps']} steps ({protocol['denoiser_calls']} denoiser calls), guidance "
-            f"{protocol['guidance_scale']:g}"
-        ),
-    )
+    steps = f"{protocol['steps']} steps ({protocol['denoiser_calls']} denoiser calls)"
+    yield "Plan", f"{protocol['scheduler']}, {steps}, guidance {protocol['guidance_scale']:g}"
     yield "Seeds", f"{_listed(protocol['seeds'])}; of the floor {_listed(protocol['floor_seeds'])}"
-    sets = [
-        f"{one['name']}: {one['prompts']} of {one['of']} prompts, {one['domain']}" for one in protocol["prompt_sets"]
-    ]
-    yield "Prompt sets", "\n".join(sets)
+    sets = protocol["prompt_sets"]
+    lines = [f"{one['name']}: {one['prompts']} of {one['of']} prompts, {one['domain']}" for one in sets]
+    yield "Prompt sets", "\n".join(lines)
     yield (
         "Noise",
         "Each picture's own, from seed and prompt; batch size, order and number of processes do not change it.",

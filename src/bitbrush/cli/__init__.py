@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from bitbrush import __version__
+from bitbrush.cli.bench import bench
 from bitbrush.cli.compare import compare
 from bitbrush.cli.console import reporting_errors
 from bitbrush.cli.demo import demo
@@ -20,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (quantize, generate, compare, inspect, demo):
+for command in (quantize, generate, compare, bench, inspect, demo):
     app.command()(reporting_errors(command))
 
 
