@@ -25,6 +25,7 @@ from bitbrush.bench.subjects import Subject, open_candidate, open_reference, req
 from bitbrush.timeline.plan import SamplingPlan
 
 FLOOR = "another seed"
+FEWEST = 3
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,15 @@ class Protocol:
     seeds: tuple[int, ...] = (1,)
     batch_size: int = 16
     with_latents: int = 32
+
+    def __post_init__(self) -> None:
+        for one in self.sets:
+            pictures = self.count(one) * len(self.seeds)
+            if pictures < FEWEST:
+                raise ValueError(
+                    f"prompt set {one.name!r} makes {pictures} pictures ({self.count(one)} prompts, {len(self.seeds)} "
+                    f"seeds); intervals need at least {FEWEST}, and figures that tell something need hundreds"
+                )
 
     @property
     def floor_seeds(self) -> tuple[int, ...]:

@@ -31,7 +31,7 @@ def bench(
     unseen_prompts: Annotated[
         list[str] | None, typer.Option(help="Prompts of another style than the calibration's; repeatable.")
     ] = None,
-    num_images: Annotated[int, typer.Option(min=2, help="Pictures of each prompt set and seed.")] = 128,
+    num_images: Annotated[int, typer.Option(min=1, help="Pictures of each prompt set and seed.")] = 128,
     seeds: Annotated[str, typer.Option(help="Seeds of the noise, e.g. 1,2,3; as many more make the floor.")] = "1",
     feature_extractor: Annotated[
         str | None,

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bitbrush.bench.metrics.features import require_feature_pairs
 from bitbrush.bench.metrics.interval import Interval
 from bitbrush.bench.metrics.kernel_distance import paired_mmd2
 
@@ -18,6 +19,7 @@ def cmmd(reference: NDArray[np.floating[Any]], candidate: NDArray[np.floating[An
     ValueError for one of length 0. Source: Jayasumana et al., arXiv 2401.09603, section 4. Deviation:
     the unbiased estimate of pairs (see `kernel_distance`), where the authors' program keeps the diagonal terms.
     """
+    require_feature_pairs(reference, candidate)
     interval = paired_mmd2(normalized(reference), normalized(candidate), _gaussian)
     return Interval(interval.mean * SCALE, interval.low * SCALE, interval.high * SCALE, interval.n)
 

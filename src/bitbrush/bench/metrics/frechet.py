@@ -47,14 +47,16 @@ def frechet_interval(
     expectation at their N (400 x 8 to 64 x 128 features); where N < D they are up to twice too wide. The bias that d
     itself has at this N is not in them; the floor of the same N shows it.
 
-    Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 11 (jackknife); leaving out blocks:
-    Künsch, Annals of Statistics 17, 1989.
+    Raises ValueError as `frechet_distance`, and for fewer than 3 rows. Source: Efron and Tibshirani, "An Introduction
+    to the Bootstrap", 1993, chapter 11 (jackknife); leaving out blocks: Künsch, Annals of Statistics 17, 1989.
     """
     distance = frechet_distance(reference, candidate)
     count = len(reference)
     if np.array_equal(reference, candidate):
         return Interval(0.0, 0.0, 0.0, count)
     first, second = reference.astype(np.float64), candidate.astype(np.float64)
+    if count < 3:
+        raise ValueError(f"features have {count} rows; an interval needs at least 3")
     order = np.random.default_rng(seed).permutation(count)
     left_out = [part for part in np.array_split(order, blocks) if part.size and part.size <= count - 2]
     distances = np.array([_distance(np.delete(first, rows, 0), np.delete(second, rows, 0)) for rows in left_out])

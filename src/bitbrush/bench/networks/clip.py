@@ -55,7 +55,7 @@ def load_clip(source: str | os.PathLike[str], device: torch.device) -> Clip:
     name = os.fspath(source)
     path = model_path(name) or name
     # transformers 5's CLIPImageProcessor resizes by torchvision where that is installed, with other pixels as a result.
-    processor_class = getattr(transformers, "CLIPImageProcessorPil", transformers.CLIPImageProcessor)
+    processor_class = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
     try:
         config = AutoConfig.from_pretrained(path)
         _require_both_towers(name, config)
