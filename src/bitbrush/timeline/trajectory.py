@@ -35,7 +35,7 @@ class DenoiserCall:
         return denoiser(*self.args, **self.kwargs)
 
 
-Trajectory: TypeAlias = Suspension[DenoiserCall, Any, Tensor]
+Trajectory: TypeAlias = Suspension[DenoiserCall, Any, Any]
 
 
 @dataclass(frozen=True)
@@ -101,13 +101,15 @@ def _clone(value: Any) -> Any:
             return value
 
 
-def start(pipe: Any, component: str, batch: PromptBatch, plan: SamplingPlan) -> Trajectory:
+def start(
+    pipe: Any, component: str, batch: PromptBatch, plan: SamplingPlan, *, output_type: str = "latent"
+) -> Trajectory:
     """``pipe(batch)`` up to its first denoiser call; ``component`` names the denoiser, e.g. ``"unet"``.
 
-    The result is the final latents, as the pipeline returns them for ``output_type="latent"``.
+    The result is what the pipeline returns for its own argument ``output_type``: the final latents, or pictures.
     """
 
-    def call(hand_out: Callable[[DenoiserCall], Any]) -> Tensor:
+    def call(hand_out: Callable[[DenoiserCall], Any]) -> Any:
         own = copy.copy(pipe)
         own.scheduler = copy.deepcopy(pipe.scheduler)
         setattr(own, component, _StandIn(getattr(pipe, component), own.scheduler, hand_out))
@@ -118,10 +120,9 @@ def start(pipe: Any, component: str, batch: PromptBatch, plan: SamplingPlan) -> 
             num_inference_steps=plan.steps,
             guidance_scale=plan.guidance_scale,
             generator=generators,
-            output_type="latent",
+            output_type=output_type,
         )
-        latents: Tensor = output.images
-        return latents
+        return output.images
 
     return Suspension(call)
 

@@ -1,0 +1,85 @@
+"""``bitbrush sensitivity``."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bitbrush.cli.bench import BUNDLED_CLIP, USUAL_CLIP
+from bitbrush.cli.console import note, out, quiet_libraries, shown, warn
+
+RESULTS, REPORT = "results.json", "report.html"
+
+
+def sensitivity(
+    model: Annotated[str, typer.Argument(help="Full-precision model: bundled name, directory or hub id.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Directory for results.json and report.html.")],
+    activations: Annotated[int, typer.Option(help="Bits of the disturbed step's activations, 4 to 16.")] = 8,
+    noise: Annotated[
+        float | None,
+        typer.Option(help="Disturb by noise of this share of the output's size instead of by quantizing, e.g. 0.02."),
+    ] = None,
+    prompts: Annotated[str | None, typer.Option(help="Prompts: a file, or a bundled set [coco].")] = None,
+    num_prompts: Annotated[int, typer.Option(min=2, help="How many of them to use.")] = 16,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50,
+    guidance_scale: Annotated[float, typer.Option(help="Guidance.")] = 7.5,
+    scheduler: Annotated[str | None, typer.Option(help="Scheduler [the model's own].")] = None,
+    every: Annotated[int, typer.Option(min=1, help="Disturb every Nth denoiser call only: faster.")] = 1,
+    clip: Annotated[
+        str | None, typer.Option(help=f"CLIP model: bundled name, directory, hub id [{BUNDLED_CLIP} or {USUAL_CLIP}].")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the initial noise.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts per denoiser call.")] = 16,
+) -> None:
+    """Disturb each denoising step alone and see what it does to the pictures: which end to relax, and why."""
+    quiet_libraries()
+    import torch
+
+    from bitbrush.artifact.models import find_model, load_full_precision
+    from bitbrush.artifact.schedulers import with_scheduler
+    from bitbrush.bench.files import write_whole
+    from bitbrush.bench.networks.clip import load_clip
+    from bitbrush.bench.prompts import calibration_prompts, too_long
+    from bitbrush.bench.sensitivity import QuantizedActivations, RelativeNoise, recommend, step_sensitivities
+    from bitbrush.bench.sensitivity_page import sensitivity_page, sensitivity_results
+    from bitbrush.methods.recipe import check_activation_bits
+    from bitbrush.timeline.plan import SamplingPlan
+    from bitbrush.timeline.trajectory import prompt_batches
+    from bitbrush.zoo import MODELS
+
+    _require_free(output)
+    check_activation_bits(activations)
+    plan = SamplingPlan(steps, guidance_scale, scheduler)
+    find_model(model)
+    used = calibration_prompts(prompts, model)[:num_prompts]
+    judge = load_clip(clip or (BUNDLED_CLIP if model in MODELS else USUAL_CLIP), torch.device("cpu"))
+    pipe = with_scheduler(load_full_precision(model), scheduler)
+    disturb = QuantizedActivations(pipe, activations) if noise is None else RelativeNoise(noise, seed)
+    for message in too_long(pipe, used):
+        warn(message)
+    note(f"{model}: {disturb.description}, {steps} steps, guidance {guidance_scale:g}, {len(used)} prompts")
+    found = step_sensitivities(
+        pipe, prompt_batches(used, seed, batch_size), plan, disturb, judge, every=every, progress=shown
+    )
+    advice = recommend(found)
+    facts = {
+        "Model": model,
+        "Disturbed": disturb.description,
+        "Plan": f"{type(pipe.scheduler).__name__}, {steps} steps, guidance {guidance_scale:g}",
+        "Prompts": f"{len(used)} of {prompts or 'the calibration set'}, seed {seed}",
+        "CLIP": f"{judge.name}, sha256 {judge.digest[:16]}",
+    }
+    command = shlex.join(["bitbrush", *sys.argv[1:]])
+    write_whole(sensitivity_results(found, advice, {"command": command, "facts": facts}), output / RESULTS)
+    page = sensitivity_page(found, advice, facts, command=command, clip_name=judge.name)
+    write_whole(page, output / REPORT)
+    out().print(f"relax {advice.relax}" if advice.relax else "no end to relax", advice.reason, sep=": ", markup=False)
+    note(f"{output / REPORT}\nOpen it in a browser.")
+
+
+def _require_free(output: Path) -> None:
+    foreign = sorted({path.name for path in output.iterdir()} - {RESULTS, REPORT}) if output.is_dir() else []
+    if foreign or (output.exists() and not output.is_dir()):
+        raise ValueError(f"{output} holds {(foreign or ['a file'])[0]}, which is not ours; choose another directory")

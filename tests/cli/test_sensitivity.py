@@ -1,0 +1,97 @@
+"""bitbrush sensitivity: curves over the steps, a recommendation that follows from them, refusals."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import Result
+from diffusers import StableDiffusionPipeline
+
+from bitbrush.bench.metrics.interval import Interval
+from bitbrush.bench.networks.clip import load_clip
+from bitbrush.bench.sensitivity import RelativeNoise, StepSensitivity, recommend, step_sensitivities
+from bitbrush.timeline.plan import SamplingPlan
+from bitbrush.timeline.trajectory import DenoiserCall, prompt_batches
+
+SMALL = ("--clip", "emoji-clip", "--steps", 4, "--num-prompts", 2)
+
+
+def test_writes_curves_and_a_page(run: Callable[..., Result], model: Path, prompts: Path, tmp_path: Path) -> None:
+    result = run("sensitivity", model, "-o", tmp_path / "s", "--prompts", prompts, "--activations", 4, *SMALL)
+    assert result.exit_code == 0, result.output
+    results = json.loads((tmp_path / "s" / "results.json").read_text())
+    assert [one["step"] for one in results["steps"]] == [0, 1, 2, 3, 4]
+    assert all(one["image_mse"]["n"] == 2 for one in results["steps"])
+    assert all(one["image_mse"]["mean"] > 0 for one in results["steps"])
+    assert results["recommendation"]["reason"] in " ".join(result.stdout.split())
+    page = (tmp_path / "s" / "report.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == 2
+    assert "activations of one step in 4 bits" in page
+
+
+def test_every_second_step_and_noise(run: Callable[..., Result], model: Path, prompts: Path, tmp_path: Path) -> None:
+    options = ("--noise", 0.1, "--every", 2, *SMALL)
+    assert run("sensitivity", model, "-o", tmp_path / "s", "--prompts", prompts, *options).exit_code == 0
+    results = json.loads((tmp_path / "s" / "results.json").read_text())
+    assert [one["step"] for one in results["steps"]] == [0, 2, 4]
+
+
+def test_bad_input_is_refused(refused: Callable[..., str], model: Path, prompts: Path, tmp_path: Path) -> None:
+    def message(*arguments: object) -> str:
+        return refused("sensitivity", model, "-o", tmp_path / "s", "--prompts", prompts, *SMALL, *arguments)
+
+    assert "activations is 3" in message("--activations", 3)
+    assert "noise is 2" in message("--noise", 2)
+    assert "scheduler is 'none'" in message("--scheduler", "none")
+    assert not (tmp_path / "s").exists()
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "mine.txt").write_text("mine")
+    assert "holds mine.txt" in message()
+
+
+def test_a_step_that_is_not_disturbed_changes_nothing_and_calls_are_saved(tiny_pipe: StableDiffusionPipeline) -> None:
+    """The clean outputs are taken up to the disturbed step, and the pipeline goes on as if nothing had been."""
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    tiny_pipe.unet.register_forward_pre_hook(count)
+    batches = prompt_batches(("a cat", "a dog", "an owl"), 0, 2)
+    clip = load_clip("emoji-clip", torch.device("cpu"))
+
+    def nothing(denoiser: torch.nn.Module, call: DenoiserCall, right: Any) -> Any:
+        return right
+
+    found = step_sensitivities(tiny_pipe, batches, SamplingPlan(steps=4), nothing, clip)
+    assert [one.image_mse.mean for one in found] == [0] * 5
+    assert [one.match.mean for one in found] == [0] * 5
+    assert calls == 2 * (5 + 4 + 3 + 2 + 1 + 0)
+
+
+def test_noise_is_of_the_size_it_says(tiny_pipe: StableDiffusionPipeline) -> None:
+    right = (torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)) * 3,)
+    disturbed = RelativeNoise(0.1, 0)(tiny_pipe.unet, None, right)  # type: ignore[arg-type]
+    assert float((disturbed[0] - right[0]).std() / right[0].std()) == pytest.approx(0.1, rel=0.1)
+
+
+def curve(errors: list[float], half: float = 0.0) -> list[StepSensitivity]:
+    none = Interval(0, 0, 0, 8)
+    return [
+        StepSensitivity(step, 0.0, none, Interval(error, error - half, error + half, 8), none)
+        for step, error in enumerate(errors)
+    ]
+
+
+def test_recommends_the_end_that_stands_out() -> None:
+    rising = np.linspace(1, 3, 20).tolist()
+    assert recommend(curve(rising, 0.5)).relax == "0.8:1"
+    assert recommend(curve(rising[::-1], 0.5)).relax == "0:0.2"
+    unsure = recommend(curve(rising, 2.0))
+    assert unsure.relax is None
+    assert "neither end stands out" in unsure.reason
