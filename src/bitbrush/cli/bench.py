@@ -11,7 +11,7 @@ from bitbrush.cli.console import note, out, quiet_libraries, shown, table, warn
 from bitbrush.timeline.progress import silent
 
 if TYPE_CHECKING:
-    from bitbrush.bench.qdiffbench import Networks
+    from bitbrush.bench.qdiffbench import Networks, Protocol
     from bitbrush.timeline.plan import SamplingPlan
 
 BUNDLED_CLIP, USUAL_CLIP = "emoji-clip", "openai/clip-vit-large-patch14"
@@ -57,11 +57,9 @@ def bench(
     """Measure what artifacts kept of their full-precision model, and write a report."""
     quiet_libraries()
     from bitbrush.artifact.models import find_model
-    from bitbrush.bench.collection import Work
     from bitbrush.bench.prompts import bench_sets
     from bitbrush.bench.qdiffbench import Protocol
-    from bitbrush.bench.ranks import ranks
-    from bitbrush.bench.run import REPORT, require_bench_folder, run_bench
+    from bitbrush.bench.run import require_bench_folder
     from bitbrush.bench.subjects import candidate_names
 
     require_bench_folder(output)
@@ -77,15 +75,26 @@ def bench(
         with_latents=latents,
     )
     networks = _networks(reference, clip, feature_extractor, lpips)
+    _run(reference, sources, protocol, networks, output, pictures)
+
+
+def _run(
+    reference: str,
+    sources: dict[str, str],
+    protocol: "Protocol",
+    networks: "Networks",
+    output: Path,
+    pictures: Path | None,
+) -> None:
+    from bitbrush.bench.collection import Work
+    from bitbrush.bench.ranks import ranks
+    from bitbrush.bench.run import REPORT, run_bench
+
     command = shlex.join(["bitbrush", *sys.argv[1:]])
     with ranks() as own:
         work = Work(own, shown if own.leads else silent)
         if own.leads:
-            note(
-                _announcement(
-                    reference, names, protocol.plan, [(one.name, protocol.count(one)) for one in protocol.sets]
-                )
-            )
+            note(_announcement(reference, list(sources), protocol))
         document = run_bench(reference, sources, protocol, networks, output, work, pictures=pictures, command=command)
         if own.leads:
             _print(document)
@@ -132,8 +141,9 @@ def _networks(reference: str, clip: str | None, feature_extractor: str | None, l
     return Networks(load_clip(feature_extractor, cpu), judge, perceptual)
 
 
-def _announcement(reference: str, names: list[str], plan: "SamplingPlan", sets: list[tuple[str, int]]) -> str:
-    counts = ", ".join(f"{count} of {name}" for name, count in sets)
+def _announcement(reference: str, names: list[str], protocol: "Protocol") -> str:
+    plan = protocol.plan
+    counts = ", ".join(f"{protocol.count(one)} of {one.name}" for one in protocol.sets)
     return (
         f"{', '.join(names)} against {reference}: {plan.steps} steps, guidance {plan.guidance_scale:g}, "
         f"prompts: {counts}"

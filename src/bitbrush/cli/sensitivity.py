@@ -3,12 +3,15 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bitbrush.cli.bench import BUNDLED_CLIP, USUAL_CLIP
 from bitbrush.cli.console import note, out, quiet_libraries, shown, warn
+
+if TYPE_CHECKING:
+    from bitbrush.bench.sensitivity import StepSensitivity
 
 RESULTS, REPORT = "results.json", "report.html"
 
@@ -39,11 +42,9 @@ def sensitivity(
 
     from bitbrush.artifact.models import find_model, load_full_precision
     from bitbrush.artifact.schedulers import with_scheduler
-    from bitbrush.bench.files import write_whole
     from bitbrush.bench.networks.clip import load_clip
     from bitbrush.bench.prompts import calibration_prompts, too_long
-    from bitbrush.bench.sensitivity import QuantizedActivations, RelativeNoise, recommend, step_sensitivities
-    from bitbrush.bench.sensitivity_page import sensitivity_page, sensitivity_results
+    from bitbrush.bench.sensitivity import QuantizedActivations, RelativeNoise, step_sensitivities
     from bitbrush.methods.recipe import check_activation_bits
     from bitbrush.timeline.plan import SamplingPlan
     from bitbrush.timeline.trajectory import prompt_batches
@@ -63,7 +64,6 @@ def sensitivity(
     found = step_sensitivities(
         pipe, prompt_batches(used, seed, batch_size), plan, disturb, judge, every=every, progress=shown
     )
-    advice = recommend(found)
     facts = {
         "Model": model,
         "Disturbed": disturb.description,
@@ -71,9 +71,18 @@ def sensitivity(
         "Prompts": f"{len(used)} of {prompts or 'the calibration set'}, seed {seed}",
         "CLIP": f"{judge.name}, sha256 {judge.digest[:16]}",
     }
+    _write(found, facts, judge.name, output)
+
+
+def _write(found: "list[StepSensitivity]", facts: dict[str, str], clip_name: str, output: Path) -> None:
+    from bitbrush.bench.files import write_whole
+    from bitbrush.bench.sensitivity import recommend
+    from bitbrush.bench.sensitivity_page import sensitivity_page, sensitivity_results
+
+    advice = recommend(found)
     command = shlex.join(["bitbrush", *sys.argv[1:]])
     write_whole(sensitivity_results(found, advice, {"command": command, "facts": facts}), output / RESULTS)
-    page = sensitivity_page(found, advice, facts, command=command, clip_name=judge.name)
+    page = sensitivity_page(found, advice, facts, command=command, clip_name=clip_name)
     write_whole(page, output / REPORT)
     out().print(f"relax {advice.relax}" if advice.relax else "no end to relax", advice.reason, sep=": ", markup=False)
     note(f"{output / REPORT}\nOpen it in a browser.")
