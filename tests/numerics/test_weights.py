@@ -86,6 +86,17 @@ def test_channels_of_one_sign(estimator: WeightRange) -> None:
     assert (w - round_to_nearest(w, grid).dequantize()).abs().max() <= grid.scale.max() * 0.501
 
 
+@pytest.mark.parametrize("estimator", list(WeightRange))
+@given(seed=SEEDS, shape=SHAPES, bits=BITS)
+def test_every_weight_is_a_signed_byte(estimator: WeightRange, seed: int, shape: tuple[int, ...], bits: int) -> None:
+    w = weights(seed, shape) + 0.5
+    quantized = round_to_nearest(w, weight_grid(w, bits, estimator))
+    zero_point = quantized.grid.zero_point.view(-1, *(1,) * (len(shape) - 1))
+    signed = quantized.w_q.int() - zero_point.int()
+    assert signed.min() >= -128
+    assert signed.max() <= 127
+
+
 def test_weights_on_the_grid_are_kept() -> None:
     grid = WeightGrid(torch.tensor([0.5, 2.0]), torch.tensor([3, 8], dtype=torch.uint8), 4)
     w = (torch.arange(16.0).repeat(2, 1) - grid.zero_point[:, None].float()) * grid.scale[:, None]

@@ -1,4 +1,9 @@
-"""Asymmetric integer weights, one scale and zero point per output channel, ranges found by search."""
+"""Integer weights, one scale and zero point per output channel, ranges found by search.
+
+Asymmetric, but for 8 bits: an integer kernel multiplies by the signed ``w_q - zero_point``, which with 8 bits is a
+signed byte only around a zero point of 128. That costs a sixth more squared weight error (0.7 dB on emoji-sd) where it
+is least, and saves every kernel a pass over its output.
+"""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -7,6 +12,7 @@ import torch
 from torch import Tensor
 
 MIN_WEIGHT_BITS, MAX_WEIGHT_BITS = 2, 8
+SIGNED_BYTE_ZERO = 128
 _SHRINK = 40
 _REFINEMENTS = 2
 
@@ -77,9 +83,12 @@ def weight_grid(weight: Tensor, bits: int, estimator: WeightRange) -> WeightGrid
 def _affine(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Scale and (float) zero point of ranges that hold zero; an all-zero channel gets scale 1."""
     qmax = (1 << bits) - 1
-    scale = (high - low) / qmax
+    signed_byte = bits == MAX_WEIGHT_BITS
+    below, above = SIGNED_BYTE_ZERO, qmax - SIGNED_BYTE_ZERO
+    scale = torch.maximum(-low / below, high / above) if signed_byte else (high - low) / qmax
     scale = torch.where(scale < torch.finfo(torch.float32).tiny, 1.0, scale)
-    return scale, (-low / scale).round().clamp(0, qmax)
+    zero_point = torch.full_like(scale, SIGNED_BYTE_ZERO) if signed_byte else (-low / scale).round().clamp(0, qmax)
+    return scale, zero_point
 
 
 def _least_squared_error(rows: Tensor, low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
