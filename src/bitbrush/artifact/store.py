@@ -16,19 +16,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from bitbrush.artifact.card import model_card
-from bitbrush.artifact.from_pretrained import BitbrushConfig, register
+from bitbrush.artifact.denoiser import WEIGHTS, load_denoiser
+from bitbrush.artifact.from_pretrained import BitbrushConfig
 from bitbrush.artifact.identity import model_digest
 from bitbrush.artifact.quantization import Quantization
 from bitbrush.artifact.tensors import layer_from_tensors, layer_tensors, other_tensors
 from bitbrush.methods.recipe import Recipe
 from bitbrush.network.families import FAMILIES
+from bitbrush.network.family import Family
 from bitbrush.network.layers import QuantizedLayer
+from bitbrush.runtime.choose import Choice, choose_runtime
 
 MANIFEST = "manifest.json"
 FORMAT = "bitbrush-artifact"
 CARD = "README.md"
 SCHEMA_VERSION = 1
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 class ArtifactError(ValueError):
@@ -59,18 +61,22 @@ def save(quantization: Quantization, directory: str | os.PathLike[str], *, base_
     return target
 
 
-def load(directory: str | os.PathLike[str]) -> DiffusionPipeline:
-    """The quantized pipeline, on the reference runtime, in float32. Verifies every file first.
+def load(directory: str | os.PathLike[str], choice: Choice | None = None) -> DiffusionPipeline:
+    """The quantized pipeline, executed as ``choice`` says, by default by the fastest exact runtime of this machine.
 
+    Verifies every file first. The weights are read layer by layer: the denoiser is never in memory in floating point.
     Raises ArtifactError if the directory is no artifact, of a newer schema, incomplete or altered.
     """
     root = Path(directory)
     manifest = verify(root)
-    _require_known_family(manifest["denoiser"]["family"])
+    component = manifest["denoiser"]["component"]
+    family = _known_family(manifest["denoiser"]["family"])
     _require_agreement(root, manifest)
-    register()
     try:
-        pipe = DiffusionPipeline.from_pretrained(root, dtype=torch.float32, use_safetensors=True)
+        denoiser = load_denoiser(root / component, family, choice or choose_runtime())
+        pipe = DiffusionPipeline.from_pretrained(
+            root, dtype=torch.float32, use_safetensors=True, **{component: denoiser}
+        )
     except (SafetensorError, KeyError, ValueError) as error:
         raise ArtifactError(f"{root} does not hold what {MANIFEST} lists: {error}; quantize again") from error
     pipe.set_progress_bar_config(disable=True)
@@ -147,12 +153,13 @@ def _put(fresh: Path, target: Path, *, aside: Path) -> None:
         raise
 
 
-def _require_known_family(family: str) -> None:
-    known = [one.name for one in FAMILIES]
-    if family not in known:
+def _known_family(name: str) -> Family:
+    known = {one.name: one for one in FAMILIES}
+    if name not in known:
         raise ArtifactError(
-            f"the denoiser is of family {family!r}; this bitbrush knows {', '.join(known)}: upgrade bitbrush"
+            f"the denoiser is of family {name!r}; this bitbrush knows {', '.join(known)}: upgrade bitbrush"
         )
+    return known[name]
 
 
 def _require_agreement(root: Path, manifest: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from diffusers import UNet2DConditionModel
 from diffusers.models.activations import GEGLU
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention as DiffusersAttention
@@ -39,7 +40,7 @@ def _of(name: str, module: Any) -> Iterator[Fusion]:
             yield ImageTransformer(name, f"{name}.norm", f"{name}.proj_in", blocks, f"{name}.proj_out")
         case Upsample2D() if isinstance(module.conv, nn.Conv2d) and module.interpolate and module.norm is None:
             yield UpsampledConv(name, f"{name}.conv")
-        case _ if name == "" and _affine(module.conv_norm_out) and isinstance(module.conv_act, nn.SiLU):
+        case UNet2DConditionModel() if isinstance(module.conv_act, nn.SiLU) and _affine(module.conv_norm_out):
             yield NormedLayer("conv_norm_out", "conv_act", "conv_out")
 
 
@@ -104,8 +105,8 @@ def _is_plain_attention(attention: DiffusersAttention) -> bool:
 
 def _transformer(name: str, block: Any) -> TransformerBlock:
     def attention(own: str, module: DiffusersAttention) -> Attention:
-        parts = (f"{name}.{own}.{part}" for part in ("to_q", "to_k", "to_v", "to_out.0"))
-        return Attention(*parts, heads=module.heads)
+        query, key, value, output = (f"{name}.{own}.{part}" for part in ("to_q", "to_k", "to_v", "to_out.0"))
+        return Attention(query, key, value, output, module.heads)
 
     return TransformerBlock(
         name,

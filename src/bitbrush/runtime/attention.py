@@ -1,7 +1,7 @@
 """Attention of query, key and value tokens, by the fastest exact kernel at hand."""
 
-from typing import TypeAlias
 from collections.abc import Callable
+from typing import TypeAlias
 
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,7 +1,9 @@
 """The glue operations by the kernels of ``glue.cpp``."""
 
 import ctypes
+from collections.abc import Callable
 from ctypes import POINTER, Structure, byref, c_float, c_int, c_int32, c_int64, c_void_p
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +22,8 @@ class _Bytes(Structure):
     _fields_ = (("high", c_void_p), ("low", c_void_p), ("pad", c_int64))
 
 
-_TAIL = [POINTER(_Grid), POINTER(_Bytes), c_int]
-_ARGUMENTS = {
+_TAIL = (POINTER(_Grid), POINTER(_Bytes), c_int)
+_ARGUMENTS: dict[str, list[Any]] = {
     "quantize": [c_void_p, *(c_int64,) * 5, *_TAIL],
     "group_norm": [c_void_p, *(c_int64,) * 5, c_float, *(c_void_p,) * 3, c_int, *_TAIL],
     "layer_norm": [c_void_p, c_int64, c_int64, c_float, c_void_p, c_void_p, *_TAIL],
@@ -121,3 +123,17 @@ def _empty(shape: torch.Size | tuple[int, ...], padding: int) -> Tensor:
     n, c, h, w = shape
     padded = (n, c, h + 2 * padding, w + 2 * padding)
     return torch.empty(padded, dtype=torch.uint8, memory_format=torch.channels_last)
+
+
+def native_unpack(library: ctypes.CDLL) -> Callable[[Tensor, Tensor, int], Tensor]:
+    """:func:`bitbrush.runtime.nibbles.from_nibbles` in one pass."""
+    function = library.bitbrush_unpack_nibbles
+    function.argtypes, function.restype = [c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int], None
+
+    def unpack(nibbles: Tensor, zero_point: Tensor, columns: int) -> Tensor:
+        out = torch.empty(len(nibbles), columns, dtype=torch.int8)
+        pointers = zero_point.data_ptr(), out.data_ptr()
+        function(nibbles.data_ptr(), len(nibbles), columns, *pointers, torch.get_num_threads())
+        return out
+
+    return unpack

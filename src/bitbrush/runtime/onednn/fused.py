@@ -117,7 +117,7 @@ class ResidualBlock:
         """(N, C): the same for every generation's call of this timestep, unless the text takes part in it."""
         assert self._time is not None
         layer = self._time
-        return self._times.get(self._clock.timestep, temb, lambda: layer(F.silu(temb)).float())
+        return self._times.get(self._clock.timestep, temb, lambda: _tensor(layer(F.silu(temb))).float())
 
 
 class TransformerBlock:
@@ -164,6 +164,11 @@ class TransformerBlock:
         expand, shrink = self._expand, self._shrink
         inner = expand.multiply(self._glue.layer_norm(x, self._norm3, expand.grid), x.dtype)
         return shrink.multiply(self._glue.geglu(inner, shrink.grid), x.dtype, residual=x)
+
+
+def _tensor(x: Any) -> Tensor:
+    assert isinstance(x, Tensor)
+    return x
 
 
 class _Attention:

@@ -63,9 +63,10 @@ class IntegerLayer(nn.Module):
         factors = scale, 0, self._weights.packed(), self._scale, self._zero_points
         if residual is None:
             y: Tensor = torch.ops.onednn.qlinear_pointwise(rows, *factors, bias, 1.0, 0, dtype, "none", [], "")
-            return y
-        rest = residual, bias, 1.0, 0, dtype, 1.0, 0, "add", 1.0, "none", [], ""
-        y = torch.ops.onednn.qlinear_pointwise.binary(rows, *factors, *rest)
+        else:
+            y = torch.ops.onednn.qlinear_pointwise.binary(
+                rows, *factors, residual, bias, 1.0, 0, dtype, 1.0, 0, "add", 1.0, "none", [], ""
+            )
         return y
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 
 from bitbrush.network import fusions
 from bitbrush.network.inputs import fake_quantize_input
-from bitbrush.network.layers import QuantizedLayer
+from bitbrush.network.layers import QuantizedLayer, set_weight
 from bitbrush.runtime.interface import Execution
+from bitbrush.runtime.nibbles import NIBBLE
 from bitbrush.runtime.onednn.fused import ImageTransformer, NormedLayer, ResidualBlock, TransformerBlock, UpsampledConv
 from bitbrush.runtime.onednn.layers import (
     IntegerConv2d,
@@ -22,7 +24,7 @@ from bitbrush.runtime.onednn.layers import (
     pack_conv,
     pack_linear,
 )
-from bitbrush.runtime.onednn.weights import NIBBLE, ExpandedWeights, Memory, NibbleWeights, Weights, signed_bytes
+from bitbrush.runtime.onednn.weights import ExpandedWeights, Memory, NibbleWeights, Pack, Weights, signed_bytes
 from bitbrush.runtime.tools import Tools
 from bitbrush.timeline.clock import Clock
 
@@ -58,15 +60,15 @@ class Lowering:
         return Execution(layer.name, KERNEL)
 
     def _weights(self, layer: QuantizedLayer, original: nn.Conv2d | nn.Linear, signed: Tensor) -> Weights:
-        spatial = isinstance(original, nn.Conv2d) and not is_pointwise(original)
-        pack = partial(pack_conv, original, layer.weight.grid.scale) if spatial else pack_linear
+        pack: Pack = pack_linear
+        if isinstance(original, nn.Conv2d) and not is_pointwise(original):
+            pack = partial(pack_conv, original, layer.weight.grid.scale)
         if self.memory is Memory.LOW and layer.weight.grid.bits <= NIBBLE:
             return NibbleWeights(layer.weight, pack, self.tools.unpack)
         return ExpandedWeights(signed, pack)
 
     def _place_reference(self, layer: QuantizedLayer, original: nn.Conv2d | nn.Linear) -> None:
-        original.weight = nn.Parameter(layer.weight.dequantize(), requires_grad=False)
-        original.bias = None if layer.bias is None else nn.Parameter(layer.bias, requires_grad=False)
+        set_weight(original, layer.weight.dequantize(), layer.bias)
         fake_quantize_input(original, lambda: layer.activations.at(self.clock.timestep))
 
     def convert_rest(self) -> None:
@@ -150,13 +152,11 @@ def _reason(layer: nn.Conv2d | nn.Linear, signed: Tensor | None) -> str | None:
 
 def compute_in(denoiser: nn.Module, dtype: torch.dtype) -> None:
     """From now on calls are computed in ``dtype``, all but the timestep, and answered in the sample's own dtype."""
-    import inspect
-
-    signature = inspect.signature(denoiser.forward)
+    expected = signature(denoiser.forward)
     dtypes: list[torch.dtype] = []
 
     def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        bound = signature.bind(*args, **kwargs)
+        bound = expected.bind(*args, **kwargs)
         dtypes[:] = [next(iter(bound.arguments.values())).dtype]
         kept = bound.arguments.get("timestep")
         bound.arguments.update({key: _cast(value, dtype) for key, value in bound.arguments.items()})

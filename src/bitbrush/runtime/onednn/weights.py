@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from bitbrush.numerics.weights import QuantizedWeight
+from bitbrush.runtime.nibbles import to_nibbles
 from bitbrush.runtime.tools import Unpack
-
-NIBBLE = 4
 
 Pack: TypeAlias = Callable[[Tensor], Tensor]
 """From signed bytes (C_out, C_in, ...) to oneDNN's own layout."""
@@ -58,16 +57,3 @@ def signed_bytes(weight: QuantizedWeight) -> Tensor | None:
     if int(signed.min()) < -128 or int(signed.max()) > 127:
         return None
     return signed.to(torch.int8)
-
-
-def to_nibbles(w_q: Tensor) -> Tensor:
-    """Rows of integers below 16, two a byte, the first in the low half; each row in bytes of its own."""
-    if w_q.shape[1] % 2:
-        w_q = torch.nn.functional.pad(w_q, (0, 1))
-    return w_q[:, ::2] | (w_q[:, 1::2] << NIBBLE)
-
-
-def from_nibbles(nibbles: Tensor, zero_point: Tensor, columns: int) -> Tensor:
-    """The inverse of :func:`to_nibbles` less the row's zero point, int8."""
-    w_q = torch.stack((nibbles & 15, nibbles >> NIBBLE), dim=2).view(len(nibbles), -1)[:, :columns]
-    return w_q.to(torch.int8) - zero_point.to(torch.int8)[:, None]
