@@ -13,8 +13,9 @@ from bitbrush.bench.metrics.frechet import frechet_interval
 from bitbrush.bench.metrics.interval import Interval, bootstrap_difference, bootstrap_gap, bootstrap_mean
 from bitbrush.bench.metrics.kid import kid
 from bitbrush.bench.metrics.paired import LATENT_MSE, PSNR, SSIM
+from bitbrush.bench.networks.chosen import Networks
 from bitbrush.bench.prompts import Domain, PromptSet
-from bitbrush.bench.qdiffbench import Entry, Networks, Pictures
+from bitbrush.bench.qdiffbench import Entry, Pictures
 from bitbrush.bench.verdict import ALIKE_SSIM, Evidence, Verdict, verdict
 from bitbrush.timeline.progress import Progress
 

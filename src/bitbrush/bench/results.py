@@ -11,7 +11,8 @@ import torch
 
 from bitbrush.bench.figures import BenchFigures, EntryFigures, SetFigures
 from bitbrush.bench.metrics.interval import Interval
-from bitbrush.bench.qdiffbench import Entry, Networks, Pictures, Protocol
+from bitbrush.bench.networks.chosen import Networks
+from bitbrush.bench.qdiffbench import Entry, Pictures, Protocol
 from bitbrush.bench.subjects import Subject
 from bitbrush.bench.verdict import RULE
 
