@@ -46,9 +46,7 @@ def bench(
     guidance_scale: Annotated[float | None, typer.Option(help="Guidance [the first artifact's].")] = None,
     scheduler: Annotated[str | None, typer.Option(help="Scheduler [the first artifact's].")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts per denoiser call.")] = 16,
-    latents: Annotated[
-        int, typer.Option(min=0, help="Of how many pictures of a set the latents of every step are kept.")
-    ] = 32,
+    latents: Annotated[int, typer.Option(min=0, help="Pictures of a set that keep the latents of every step.")] = 32,
     pictures: Annotated[
         Path | None, typer.Option(help="Where pictures are kept, to be shared by benchmarks [in the output].")
     ] = None,
