@@ -58,7 +58,7 @@ def _read(path: Path) -> NDArray[Any]:
     try:
         values: NDArray[Any] = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path} is missing or damaged ({error}); delete it and run again") from error
+        raise ValueError(f"{path} is damaged or missing ({error}); delete it and run again") from error
     return values
 
 

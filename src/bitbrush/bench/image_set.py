@@ -104,9 +104,7 @@ class ImageSet:
         try:
             steps: NDArray[np.float32] = load_file(path)["steps"]
         except (OSError, KeyError, SafetensorError) as error:
-            raise ImageSetError(
-                f"{path} holds no latents ({error}); delete it and its picture, and run again"
-            ) from error
+            raise ImageSetError(f"{path} is damaged ({error}); delete it and its picture, run again") from error
         return steps
 
     def has_latents(self, index: int) -> bool:
