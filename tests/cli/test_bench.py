@@ -24,7 +24,7 @@ from bitbrush.numerics.affine import AffineGrid
 SMALL = ("--clip", "emoji-clip", "--num-images", 3, "--batch-size", 2, "--latents", 2)
 PAIRED = {"PSNR (dB)", "SSIM", "image MSE", "latent MSE", "pairs alike (SSIM ≥ 0.95)"}
 OF_SETS = {"Fréchet distance (emoji-clip)", "KID (emoji-clip)", "CMMD (emoji-clip)"}
-MATCH = {"CLIP score (emoji-clip)", "CLIP score difference (emoji-clip)"}
+MATCH = {f"CLIP score{what} (emoji-clip)" for what in ("", " difference", " change")}
 
 
 @pytest.fixture
@@ -71,6 +71,10 @@ def test_results_hold_every_figure_of_every_set(
             assert one["figures"]["PSNR (dB)"]["n"] == 3
             assert one["figures"]["latent MSE"]["n"] == 2
             assert len(one["latent_mse_by_step"]) == 3
+        assert set(entry["together"]) == PAIRED | OF_SETS | MATCH
+        assert entry["together"]["PSNR (dB)"]["n"] == 6
+        means = [one["figures"]["PSNR (dB)"]["mean"] for one in entry["sets"].values()]
+        assert entry["together"]["PSNR (dB)"]["mean"] == pytest.approx(sum(means) / 2)
     assert set(quantized["gaps"]) == {"PSNR (dB)", "SSIM", "image MSE", "CLIP score difference (emoji-clip)"}
     assert results["absent"] == ["LPIPS: no weights were given (--lpips)"]
     assert (tmp_path / "bench" / "report.html").stat().st_size > 10_000
@@ -81,8 +85,9 @@ def test_a_candidate_identical_to_the_reference_is_indistinguishable(
 ) -> None:
     (same,) = bench(model)["candidates"]
     assert same["verdict"]["level"] == "indistinguishable"
+    assert same["together"] == {}  # of one set there is nothing to put together
     (figures,) = (one["figures"] for one in same["sets"].values())
-    for metric in OF_SETS | {"image MSE", "latent MSE", "CLIP score difference (emoji-clip)"}:
+    for metric in OF_SETS | {"image MSE", "latent MSE"} | MATCH - {"CLIP score (emoji-clip)"}:
         assert (figures[metric]["mean"], figures[metric]["low"], figures[metric]["high"]) == (0, 0, 0)
 
 

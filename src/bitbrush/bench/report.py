@@ -126,20 +126,27 @@ def _card(one: EntryFigures, document: Mapping[str, Any]) -> _Card:
 
 
 def _tables(document: Mapping[str, Any], figures: BenchFigures) -> Iterator[_Table]:
-    """One per prompt set: metrics down, full precision, its floor and the candidates across."""
+    """All prompt sets together, then one by one: metrics down, full precision, its floor and the candidates across."""
     measured = [one for one in figures.candidates if one.sets]
     columns = ["full precision", figures.floor.entry.name, *(one.entry.name for one in measured)]
-    for told in document["protocol"]["prompt_sets"]:
+    seeds, sets = len(document["protocol"]["seeds"]), document["protocol"]["prompt_sets"]
+    if figures.floor.together:
+        sources = [{}, figures.floor.together, *(one.together for one in measured)]
+        count = sum(told["prompts"] for told in sets) * seeds
+        yield _Table("all prompt sets together", f"{count} pictures", columns, _rows(sources))
+    for told in sets:
         name = told["name"]
         sources = [figures.reference[name].figures, figures.floor.sets[name].figures]
         sources += [one.sets[name].figures for one in measured]
-        metrics = dict.fromkeys(metric for source in sources[1:] for metric in source)
-        rows = [
-            _Row(metric, _better(metric), [format_interval(s[metric]) if metric in s else None for s in sources])
-            for metric in metrics
-        ]
-        pictures = told["prompts"] * len(document["protocol"]["seeds"])
-        yield _Table(name, f"{told['domain']}, {pictures} pictures", columns, rows)
+        yield _Table(name, f"{told['domain']}, {told['prompts'] * seeds} pictures", columns, _rows(sources))
+
+
+def _rows(sources: Sequence[Mapping[str, Interval]]) -> list[_Row]:
+    metrics = dict.fromkeys(metric for source in sources[1:] for metric in source)
+    return [
+        _Row(metric, _better(metric), [format_interval(s[metric]) if metric in s else None for s in sources])
+        for metric in metrics
+    ]
 
 
 def _better(metric: str) -> str:

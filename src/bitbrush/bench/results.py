@@ -46,7 +46,7 @@ def results_document(
         "networks": _networks(networks),
         "absent": [] if networks.lpips else ["LPIPS: no weights were given (--lpips)"],
         "reference": {**_subject(reference), "sets": _sets(figures.reference)},
-        "floor": {"name": pictures.floor.name, "sets": _sets(figures.floor.sets)},
+        "floor": {"name": pictures.floor.name, **_figures(figures.floor)},
         "candidates": [_candidate(one) for one in figures.candidates],
         "versions": _versions(),
     }
@@ -71,9 +71,14 @@ def _candidate(one: EntryFigures) -> dict[str, Any]:
         **told,
         "problem": entry.problem,
         "verdict": {"level": one.verdict.level.value, "reasons": list(one.verdict.reasons)} if one.verdict else None,
-        "sets": _sets(one.sets),
+        **_figures(one),
         "gaps": _intervals(one.gaps),
     }
+
+
+def _figures(one: EntryFigures) -> dict[str, Any]:
+    """``together``: over the pictures of all prompt sets; empty where there is one set."""
+    return {"sets": _sets(one.sets), "together": _intervals(one.together)}
 
 
 def _subject(subject: Subject) -> dict[str, Any]:

@@ -123,15 +123,17 @@ def _print(document: dict[str, Any]) -> None:
     from bitbrush.bench.metrics.interval import Interval
     from bitbrush.bench.number_format import format_interval
 
-    measured = [one for one in document["candidates"] if one["sets"]]
-    for name in document["reference"]["sets"]:
-        entries = [document["floor"], *measured]
-        figures = table(name, *(one["name"] for one in entries))
-        for metric in entries[0]["sets"][name]["figures"]:
-            found = [one["sets"][name]["figures"].get(metric) for one in entries]  # NaN latents have no error
+    entries = [document["floor"], *(one for one in document["candidates"] if one["sets"])]
+    tables = {name: [one["sets"][name]["figures"] for one in entries] for name in document["reference"]["sets"]}
+    if document["floor"]["together"]:
+        tables["all prompt sets together"] = [one["together"] for one in entries]
+    for name, figures in tables.items():
+        shown_figures = table(name, *(one["name"] for one in entries))
+        for metric in figures[0]:
+            found = [one.get(metric) for one in figures]  # NaN latents have no error
             cells = [format_interval(Interval(**one)) if one else ("-", "") for one in found]
-            figures.add_row(metric, *(f"{mean}\n{between}" for mean, between in cells))
-        out().print(figures)
+            shown_figures.add_row(metric, *(f"{mean}\n{between}" for mean, between in cells))
+        out().print(shown_figures)
         out().print()
     for one in document["candidates"]:
         if one["problem"]:
