@@ -56,9 +56,10 @@ class EntryFigures:
 
 @dataclass(frozen=True)
 class BenchFigures:
-    """``reference``: the CLIP score and defects of full precision, by prompt set."""
+    """``reference``: the CLIP score and defects of full precision, by prompt set; ``together`` as a candidate's."""
 
     reference: Mapping[str, SetFigures]
+    together: Mapping[str, Interval]
     floor: EntryFigures
     candidates: tuple[EntryFigures, ...]
 
@@ -89,7 +90,9 @@ def bench_figures(
         _judged(measured[entry.name], reference, floor, names) if entry.name in measured else EntryFigures(entry)
         for entry in pictures.candidates
     ]
-    return BenchFigures(reference, floor, tuple(candidates))
+    scores = np.concatenate([one.values[names.clip_score] for one in reference.values()])
+    together = {names.clip_score: bootstrap_mean(scores)} if several else {}
+    return BenchFigures(reference, together, floor, tuple(candidates))
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,8 @@ def higher_is_better(metric: str) -> bool:
 
 def _of_reference(collection: Collection, networks: Networks, names: _Names) -> SetFigures:
     scores = clip_score(collection.features(networks.clip), collection.texts(networks.clip))
-    return SetFigures({names.clip_score: bootstrap_mean(scores)}, (), collection.defects(), (), {})
+    figures = {names.clip_score: bootstrap_mean(scores)}
+    return SetFigures(figures, (), collection.defects(), (), {names.clip_score: scores})
 
 
 @dataclass(frozen=True)

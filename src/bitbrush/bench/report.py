@@ -129,9 +129,10 @@ def _tables(document: Mapping[str, Any], figures: BenchFigures) -> Iterator[_Tab
     """All prompt sets together, then one by one: metrics down, full precision, its floor and the candidates across."""
     measured = [one for one in figures.candidates if one.sets]
     columns = ["full precision", figures.floor.entry.name, *(one.entry.name for one in measured)]
+    yield _Table("sizes and costs", "", columns, list(_costs(document, measured)))
     seeds, sets = len(document["protocol"]["seeds"]), document["protocol"]["prompt_sets"]
     if figures.floor.together:
-        sources = [{}, figures.floor.together, *(one.together for one in measured)]
+        sources = [figures.together, figures.floor.together, *(one.together for one in measured)]
         count = sum(told["prompts"] for told in sets) * seeds
         yield _Table("all prompt sets together", f"{count} pictures", columns, _rows(sources))
     for told in sets:
@@ -139,6 +140,17 @@ def _tables(document: Mapping[str, Any], figures: BenchFigures) -> Iterator[_Tab
         sources = [figures.reference[name].figures, figures.floor.sets[name].figures]
         sources += [one.sets[name].figures for one in measured]
         yield _Table(name, f"{told['domain']}, {told['prompts'] * seeds} pictures", columns, _rows(sources))
+
+
+def _costs(document: Mapping[str, Any], measured: Sequence[EntryFigures]) -> Iterator[_Row]:
+    """What each pipeline takes; the floor is full precision again."""
+    candidates = {told["name"]: told for told in document["candidates"]}
+    told = [document["reference"]] * 2 + [candidates[one.entry.name] for one in measured]
+    facts = {"denoiser, MiB": "denoiser_mib", "weight bits": "weight_bits", "activation bits": "activation_bits"}
+    for name, key in facts.items():
+        yield _Row(name, "↓", [(format_number(one[key], digits=3), "") for one in told])
+    calls = format_number(document["protocol"]["denoiser_calls"], digits=3)
+    yield _Row("denoiser calls a picture", "↓", [(calls, "")] * len(told))
 
 
 def _rows(sources: Sequence[Mapping[str, Interval]]) -> list[_Row]:

@@ -45,7 +45,11 @@ def results_document(
         },
         "networks": _networks(networks),
         "absent": [] if networks.lpips else ["LPIPS: no weights were given (--lpips)"],
-        "reference": {**_subject(reference), "sets": _sets(figures.reference)},
+        "reference": {
+            **_subject(reference),
+            "sets": _sets(figures.reference),
+            "together": _intervals(figures.together),
+        },
         "floor": {"name": pictures.floor.name, **_figures(figures.floor)},
         "candidates": [_candidate(one) for one in figures.candidates],
         "versions": _versions(),
