@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from bitbrush.artifact.models import load_full_precision
     from bitbrush.artifact.quantization import Quantization, quantize
     from bitbrush.artifact.store import load, read_manifest, save
+    from bitbrush.bench.run import benchmark
     from bitbrush.methods import METHODS
     from bitbrush.methods.recipe import Recipe
 
@@ -17,6 +18,7 @@ __all__ = [
     "METHODS",
     "Quantization",
     "Recipe",
+    "benchmark",
     "load",
     "load_full_precision",
     "quantize",
@@ -29,6 +31,7 @@ _HOMES = {
     "METHODS": "bitbrush.methods",
     "Quantization": "bitbrush.artifact.quantization",
     "Recipe": "bitbrush.methods.recipe",
+    "benchmark": "bitbrush.bench.run",
     "load": "bitbrush.artifact.store",
     "load_full_precision": "bitbrush.artifact.models",
     "quantize": "bitbrush.artifact.quantization",

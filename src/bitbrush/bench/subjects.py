@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,15 +81,23 @@ def require_alike(full: DiffusionPipeline, candidate: DiffusionPipeline) -> None
         )
 
 
-def candidate_names(sources: list[str]) -> list[str]:
-    """``NAME=DIR`` has its own name, another source its last part; a second of the same name gets a number."""
-    names: list[str] = []
-    for source in sources:
-        name, given, _ = source.partition("=")
-        plain = name if given else Path(source).name or source
-        taken = sum(other == plain or other.startswith(f"{plain} (") for other in names)
-        names.append(f"{plain} ({taken + 1})" if taken else plain)
-    return names
+def plan_for(sources: Iterable[str], given: Mapping[str, Any]) -> SamplingPlan:
+    """What is ``given`` (steps, guidance_scale, scheduler), then what the first artifact is calibrated for."""
+    artifact = next((source for source in sources if is_artifact(source)), None)
+    recipe = Recipe().updated(read_manifest(artifact)["recipe"]) if artifact else Recipe()
+    return recipe.updated({key: value for key, value in given.items() if value is not None}).plan
+
+
+def named_candidates(given: Sequence[str]) -> dict[str, str]:
+    """Sources by name: ``NAME=DIR`` has its own, another its last part; a second of the same name gets a number."""
+    named: dict[str, str] = {}
+    for one in given:
+        whole = "=" not in one or Path(one).exists()  # a folder's name may hold the sign
+        name, _, source = ("", "", one) if whole else one.partition("=")
+        plain = name or Path(source).name or source
+        taken = sum(other == plain or other.startswith(f"{plain} (") for other in named)
+        named[f"{plain} ({taken + 1})" if taken else plain] = source
+    return named
 
 
 def with_scheduler_of(pipe: DiffusionPipeline, reference: DiffusionPipeline) -> DiffusionPipeline:
