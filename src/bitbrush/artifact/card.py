@@ -1,5 +1,7 @@
 """The model card that goes with an artifact."""
 
+import json
+import shlex
 from typing import Any
 
 _CARD = """---
@@ -49,10 +51,15 @@ def model_card(manifest: dict[str, Any]) -> str:
 def quantize_command(manifest: dict[str, Any]) -> str:
     """The command that makes this artifact again."""
     recipe = manifest["recipe"]
-    flags = [
-        f"--{key.replace('_', '-')} {value}" for key, value in recipe.items() if key not in ("exclude", "scheduler")
-    ]
+    special = ("exclude", "scheduler", "pipeline_arguments")
+    flags = [f"--{key.replace('_', '-')} {value}" for key, value in recipe.items() if key not in special]
     flags += [f"--exclude '{pattern}'" for pattern in recipe["exclude"]]
+    flags += [
+        f"--pipeline-argument {shlex.quote(f'{name}={json.dumps(value)}')}"
+        for name, value in recipe["pipeline_arguments"].items()
+    ]
+    if manifest["denoiser"]["family"] == "generic":
+        flags.append("--generic")
     if recipe["scheduler"] != "own":
         flags.append(f"--scheduler {recipe['scheduler']}")
     return f"bitbrush quantize {manifest['base_model']} -o DIR {' '.join(flags)}"

@@ -1,11 +1,17 @@
 """The main job: from a full-precision pipeline and a recipe to a quantized one."""
 
 import copy
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.pipelines.auto_pipeline import (
+    AUTO_IMAGE2IMAGE_PIPELINES_MAPPING,
+    AUTO_INPAINT_PIPELINES_MAPPING,
+)
 from torch import nn
 
 from bitbrush.artifact.schedulers import with_scheduler
@@ -14,6 +20,7 @@ from bitbrush.methods.method import Job, Outcome
 from bitbrush.methods.recipe import Recipe
 from bitbrush.network.families import family_of
 from bitbrush.network.family import Family
+from bitbrush.network.generic import generic_family
 from bitbrush.network.layers import LayerSpec
 from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.runtime.reference import ReferenceRuntime
@@ -58,16 +65,21 @@ def quantize(
     recipe: Recipe,
     prompts: Sequence[str],
     *,
+    inputs: Mapping[str, Sequence[Any]] | None = None,
+    generic: bool = False,
     rounded: Mapping[str, RoundedLayer] | None = None,
     progress: Progress = silent,
 ) -> Quantization:
     """Quantizes the denoiser of ``pipe``, which itself stays as it is, by the recipe's method.
 
-    ``prompts``: calibration prompts, of which the first ``recipe.num_prompts`` are used. ``rounded``: weights of an
-    earlier quantization of the same pipeline with the same weight keys, which saves rounding them again.
+    ``prompts``: calibration prompts, of which the first ``recipe.num_prompts`` are used. ``inputs``: what else the
+    pipeline is given, a value per prompt under its own name for it, as ``{"image": [...], "mask_image": [...]}``.
+    ``generic``: quantize the layers of whatever denoiser there is without regard to its architecture. ``rounded``:
+    weights of an earlier quantization of the same pipeline with the same weight keys, which saves rounding them again.
 
     Raises ValueError for an unknown method, denoiser or scheduler, for a denoiser not in float32, for too few prompts,
-    for ``rounded`` weights of other layers or bits, or if the checkpoint or its activations hold NaN.
+    for ``rounded`` weights of other layers or bits, for inputs that the pipeline misses or does not take, or if the
+    checkpoint or its activations hold NaN.
     """
     if recipe.method not in METHODS:
         raise ValueError(f"method is {recipe.method!r}; known are {', '.join(METHODS)}")
@@ -76,15 +88,27 @@ def quantize(
             f"num_prompts is {recipe.num_prompts}, but only {len(prompts)} calibration prompts are given; "
             "lower it or give more"
         )
-    family = family_of(pipe)
+    _require_pictures(pipe, inputs or {})
+    family = generic_family(pipe) if generic else family_of(pipe)
     _require_float32(getattr(pipe, family.component), family.component)
     costs = CostLedger()
-    batches = tuple(prompt_batches(prompts[: recipe.num_prompts], recipe.seed, recipe.batch_size))
+    batches = tuple(prompt_batches(prompts[: recipe.num_prompts], recipe.seed, recipe.batch_size, inputs=inputs))
     job = Job(with_scheduler(pipe, recipe.scheduler), family, recipe, batches, progress, costs, rounded)
     if rounded is not None:
         _require_same_layers(rounded, job.calibration.layers)
     outcome = METHODS[recipe.method].run(job)
     return Quantization(job.pipe, family, recipe, outcome, costs.phases)
+
+
+def _require_pictures(pipe: DiffusionPipeline, inputs: Mapping[str, Any]) -> None:
+    from_pictures = (*AUTO_IMAGE2IMAGE_PIPELINES_MAPPING.values(), *AUTO_INPAINT_PIPELINES_MAPPING.values())
+    taken = inspect.signature(pipe.__call__).parameters
+    missing = [name for name in ("image", "mask_image") if name in taken and name not in inputs]
+    if missing and type(pipe) in from_pictures:
+        raise ValueError(
+            f"{type(pipe).__name__} makes pictures from pictures; give {' and '.join(missing)} to calibrate with: "
+            'inputs={"image": [...]}, or the folders --images (and --masks) on the command line'
+        )
 
 
 def _require_float32(denoiser: nn.Module, component: str) -> None:

@@ -21,7 +21,7 @@ from bitbrush.artifact.identity import model_digest
 from bitbrush.artifact.quantization import Quantization
 from bitbrush.artifact.tensors import layer_from_tensors, layer_tensors, other_tensors
 from bitbrush.methods.recipe import Recipe
-from bitbrush.network.families import FAMILIES
+from bitbrush.network.families import FAMILY_NAMES
 from bitbrush.network.layers import QuantizedLayer
 
 MANIFEST = "manifest.json"
@@ -148,10 +148,9 @@ def _put(fresh: Path, target: Path, *, aside: Path) -> None:
 
 
 def _require_known_family(family: str) -> None:
-    known = [one.name for one in FAMILIES]
-    if family not in known:
+    if family not in FAMILY_NAMES:
         raise ArtifactError(
-            f"the denoiser is of family {family!r}; this bitbrush knows {', '.join(known)}: upgrade bitbrush"
+            f"the denoiser is of family {family!r}; this bitbrush knows {', '.join(FAMILY_NAMES)}: upgrade bitbrush"
         )
 
 

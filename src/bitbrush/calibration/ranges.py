@@ -58,7 +58,9 @@ class Calibration:
     def grids(self, observer: InputObserver, timestep: float, planned: Sequence[float]) -> dict[str, AffineGrid]:
         """The grid of every layer for one timestep."""
         names = [spec.name for spec in self.layers]
-        bits = [self.bits.of(spec, planned)[timestep] for spec in self.layers]
+        # A pipeline in half precision calls with timesteps that are the planned ones rounded.
+        step = min(planned, key=lambda known: abs(known - timestep))
+        bits = [self.bits.of(spec, planned)[step] for spec in self.layers]
         return dict(zip(names, self.estimator.grids([observer.histogram(name) for name in names], bits), strict=True))
 
 
@@ -148,9 +150,8 @@ def _run(call: DenoiserCall, denoiser: nn.Module) -> Any:
     try:
         return call.run(denoiser)
     except NonFiniteError as error:
-        step = call.planned.index(call.timestep)
         raise NonFiniteError(
-            f"{error} at step {step} (timestep {call.timestep:g}) during calibration; "
+            f"{error} at step {call.step} (timestep {call.timestep:g}) during calibration; "
             "run the pipeline in float32, or exclude the layers before it"
         ) from None
 

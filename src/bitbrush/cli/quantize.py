@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bitbrush.cli.console import note, out, quiet_libraries, shown, table, warn
+from bitbrush.cli.options import Generic, Images, Masks, PipelineArguments
 
 if TYPE_CHECKING:
     from bitbrush.artifact.quantization import Quantization
     from bitbrush.methods.recipe import Recipe
 
-NO_KEYS = ("model", "output", "prompts", "recipe")
+NO_KEYS = ("model", "output", "prompts", "recipe", "images", "masks", "generic")
 """Parameters of the command that are no keys of a recipe; all others are, under the same name."""
 
 
@@ -42,24 +43,43 @@ def quantize(
     recipe: Annotated[
         Path | None, typer.Option(help="TOML or JSON file with these keys; options come before it.")
     ] = None,
+    pipeline_arguments: PipelineArguments = None,
+    images: Images = None,
+    masks: Masks = None,
+    generic: Generic = False,
 ) -> None:
     """Quantize MODEL after training and save it as a pipeline folder of packed integers."""
     given = {key: value for key, value in locals().items() if key not in NO_KEYS and value is not None}
     quiet_libraries()
+    _quantize(model, output, _recipe(recipe, given), prompts, images=images, masks=masks, generic=generic)
+
+
+def _quantize(
+    model: str,
+    output: Path,
+    chosen: "Recipe",
+    prompts: str | None,
+    *,
+    images: Path | None,
+    masks: Path | None,
+    generic: bool,
+) -> None:
     from bitbrush.artifact.models import find_model, load_full_precision
     from bitbrush.artifact.quantization import quantize as run
     from bitbrush.artifact.store import require_free, save
+    from bitbrush.bench.input_images import read_images
     from bitbrush.bench.prompts import calibration_prompts, too_long
 
-    chosen = _recipe(recipe, given)
     require_free(output)
     find_model(model)
     calibration = calibration_prompts(prompts, model)
+    folders = {"image": images, "mask_image": masks}
+    inputs = {name: read_images(folder) for name, folder in folders.items() if folder}
     pipe = load_full_precision(model)
     for message in too_long(pipe, calibration[: chosen.num_prompts]):
         warn(message)
     note(_announcement(model, chosen))
-    quantization = run(pipe, chosen, calibration, progress=shown)
+    quantization = run(pipe, chosen, calibration, inputs=inputs, generic=generic, progress=shown)
     save(quantization, output, base_model=model)
     _print_summary(quantization, output)
 

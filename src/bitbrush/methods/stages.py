@@ -52,5 +52,5 @@ def with_weights(denoiser: nn.Module, rounded: Mapping[str, RoundedLayer]) -> nn
 
 def outcome(job: Job, rounded: Mapping[str, RoundedLayer], schedules: Mapping[str, ActivationSchedule]) -> Outcome:
     layers = tuple(QuantizedLayer(name, layer.weight, layer.bias, schedules[name]) for name, layer in rounded.items())
-    planned = planned_timesteps(job.pipe, job.family.component, job.recipe.plan)
+    planned = planned_timesteps(job.pipe, job.family.component, job.recipe.plan, job.batches[0])
     return Outcome(job.specs, layers, planned)
