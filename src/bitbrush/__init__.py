@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bitbrush.artifact.from_pretrained import register
-    from bitbrush.artifact.models import load_full_precision
+    from bitbrush.artifact.lora import Lora
+    from bitbrush.artifact.models import ModelOptions, load_full_precision
     from bitbrush.artifact.quantization import Quantization, quantize
     from bitbrush.artifact.store import load, read_manifest, save
     from bitbrush.methods import METHODS
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 __version__ = version("bitbrush")
 __all__ = [
     "METHODS",
+    "Lora",
+    "ModelOptions",
     "Quantization",
     "Recipe",
     "load",
@@ -27,6 +30,8 @@ __all__ = [
 
 _HOMES = {
     "METHODS": "bitbrush.methods",
+    "Lora": "bitbrush.artifact.lora",
+    "ModelOptions": "bitbrush.artifact.models",
     "Quantization": "bitbrush.artifact.quantization",
     "Recipe": "bitbrush.methods.recipe",
     "load": "bitbrush.artifact.store",

@@ -5,7 +5,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import save_file
 
+from bitbrush import load_full_precision
+from bitbrush.artifact.identity import model_digest
+from tests.artifact.original_layout import original_layout
 from tests.artifact.pipelines import CASES, UNKNOWN, Case, picture, pipeline
 from tests.cli.conftest import FAST, manifest_of
 
@@ -62,3 +67,32 @@ def test_generic_is_asked_for(
     assert "With --generic" in refused("quantize", model, "-o", tmp_path / "a", *options)
     assert run("quantize", model, "-o", tmp_path / "a", *options, "--generic").exit_code == 0
     assert run("generate", tmp_path / "a", "a cat", "-o", tmp_path / "drawn").exit_code == 0
+
+
+def test_a_model_in_one_file(
+    run: Callable[..., Result], refused: Callable[..., str], model: Path, prompts: Path, tmp_path: Path
+) -> None:
+    save_file(original_layout(StableDiffusionPipeline.from_pretrained(model)), tmp_path / "m.safetensors")
+    options = ("-o", tmp_path / "a", "--prompts", prompts, *FAST)
+    assert "give the pipeline folder that it belongs to with --config" in refused(
+        "quantize", tmp_path / "m.safetensors", *options
+    )
+    made = run("quantize", tmp_path / "m.safetensors", *options, "--config", model)
+    assert made.exit_code == 0, made.stderr
+    assert manifest_of(tmp_path / "a")["base_model_options"] == {"config": str(model)}
+    assert manifest_of(tmp_path / "a")["base_model_digest"] == model_digest(load_full_precision(model))
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--revision", "main"), "revision is 'main', but"),
+        (("--config", "somewhere"), "config is 'somewhere', but"),
+        (("--lora", "missing.safetensors"), "LoRA missing.safetensors is no file"),
+        (("--lora", "a@b"), "expected FILE or FILE@SCALE"),
+    ],
+)
+def test_options_of_the_model_that_do_not_fit(
+    refused: Callable[..., str], model: Path, prompts: Path, tmp_path: Path, option: tuple[str, ...], message: str
+) -> None:
+    assert message in refused("quantize", model, "-o", tmp_path / "a", "--prompts", prompts, *FAST, *option)

@@ -58,6 +58,9 @@ def quantize_command(manifest: dict[str, Any]) -> str:
         f"--pipeline-argument {shlex.quote(f'{name}={json.dumps(value)}')}"
         for name, value in recipe["pipeline_arguments"].items()
     ]
+    options = dict(manifest.get("base_model_options", {}))
+    flags += [f"--lora {shlex.quote(lora['file'])}@{lora['scale']:g}" for lora in options.pop("loras", [])]
+    flags += [f"--{name} {shlex.quote(value)}" for name, value in options.items()]
     if manifest["denoiser"]["family"] == "generic":
         flags.append("--generic")
     if recipe["scheduler"] != "own":

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from bitbrush.artifact.card import model_card
 from bitbrush.artifact.from_pretrained import BitbrushConfig, register
 from bitbrush.artifact.identity import model_digest
+from bitbrush.artifact.models import ModelOptions
 from bitbrush.artifact.quantization import Quantization
 from bitbrush.artifact.tensors import layer_from_tensors, layer_tensors, other_tensors
 from bitbrush.methods.recipe import Recipe
@@ -47,14 +48,23 @@ def require_free(directory: Path) -> None:
         ) from error
 
 
-def save(quantization: Quantization, directory: str | os.PathLike[str], *, base_model: str) -> Path:
-    """Writes the artifact beside its place and moves it there in one step; replaces an artifact that stands there."""
+def save(
+    quantization: Quantization,
+    directory: str | os.PathLike[str],
+    *,
+    base_model: str,
+    options: ModelOptions | None = None,
+) -> Path:
+    """Writes the artifact beside its place and moves it there in one step; replaces an artifact that stands there.
+
+    ``base_model`` and ``options``: what the full-precision pipeline was loaded by, for the manifest.
+    """
     target = Path(directory)
     require_free(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
         fresh = Path(scratch) / "artifact"
-        _write(quantization, fresh, base_model)
+        _write(quantization, fresh, base_model, options or ModelOptions())
         _put(fresh, target, aside=Path(scratch) / "replaced")
     return target
 
@@ -164,7 +174,7 @@ def _require_agreement(root: Path, manifest: dict[str, Any]) -> None:
         raise ArtifactError(f"{path} does not hold what {MANIFEST} lists: layer {unlike[0]}; quantize again")
 
 
-def _write(quantization: Quantization, root: Path, base_model: str) -> None:
+def _write(quantization: Quantization, root: Path, base_model: str, options: ModelOptions) -> None:
     pipe, component = quantization.source, quantization.family.component
     root.mkdir()
     pipe.save_config(root)
@@ -181,6 +191,7 @@ def _write(quantization: Quantization, root: Path, base_model: str) -> None:
         tensors |= layer_tensors(layer)
     save_file(tensors, root / component / WEIGHTS, metadata={"format": "pt"})
     manifest = _manifest(quantization, base_model, _full_precision_bytes(denoiser), root)
+    manifest["base_model_options"] = options.facts()
     (root / CARD).write_text(model_card(manifest), encoding="utf-8")
     manifest["files"] = {
         str(p.relative_to(root).as_posix()): _sha256(p) for p in sorted(root.rglob("*")) if p.is_file()

@@ -1,23 +1,28 @@
 """``bitbrush quantize``."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bitbrush.cli.console import note, out, quiet_libraries, shown, table, warn
-from bitbrush.cli.options import Generic, Images, Masks, PipelineArguments
+from bitbrush.cli.options import Config, Generic, Images, Loras, Masks, PipelineArguments, Revision, Variant
 
 if TYPE_CHECKING:
+    from bitbrush.artifact.models import ModelOptions
     from bitbrush.artifact.quantization import Quantization
     from bitbrush.methods.recipe import Recipe
 
 NO_KEYS = ("model", "output", "prompts", "recipe", "images", "masks", "generic")
-"""Parameters of the command that are no keys of a recipe; all others are, under the same name."""
+OF_THE_MODEL = ("revision", "variant", "config", "loras")
+"""Parameters of the command that are no keys of a recipe; all others but those of the model are, under their name."""
 
 
 def quantize(
-    model: Annotated[str, typer.Argument(help="Bundled name (emoji-sd), local pipeline directory, or hub id.")],
+    model: Annotated[
+        str, typer.Argument(help="Bundled name (emoji-sd), local pipeline directory, .safetensors, or hub id.")
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Directory for the artifact.")],
     method: Annotated[str | None, typer.Option(help="pcr (default), one-shot or rtn.")] = None,
     weights: Annotated[int | None, typer.Option(help="Weight bits, 2 to 8 [4].")] = None,
@@ -47,15 +52,29 @@ def quantize(
     images: Images = None,
     masks: Masks = None,
     generic: Generic = False,
+    revision: Revision = None,
+    variant: Variant = None,
+    config: Config = None,
+    loras: Loras = None,
 ) -> None:
     """Quantize MODEL after training and save it as a pipeline folder of packed integers."""
     given = {key: value for key, value in locals().items() if key not in NO_KEYS and value is not None}
+    of_the_model = {key: given.pop(key) for key in OF_THE_MODEL if key in given}
     quiet_libraries()
-    _quantize(model, output, _recipe(recipe, given), prompts, images=images, masks=masks, generic=generic)
+    chosen, options = _recipe(recipe, given), _options(**of_the_model)
+    _quantize(model, options, output, chosen, prompts, images=images, masks=masks, generic=generic)
+
+
+def _options(*, loras: Sequence[str] = (), **given: str) -> "ModelOptions":
+    from bitbrush.artifact.lora import Lora
+    from bitbrush.artifact.models import ModelOptions
+
+    return ModelOptions(**given, loras=tuple(Lora.parse(text) for text in loras))
 
 
 def _quantize(
     model: str,
+    options: "ModelOptions",
     output: Path,
     chosen: "Recipe",
     prompts: str | None,
@@ -71,16 +90,16 @@ def _quantize(
     from bitbrush.bench.prompts import calibration_prompts, too_long
 
     require_free(output)
-    find_model(model)
+    find_model(model, options)
     calibration = calibration_prompts(prompts, model)
     folders = {"image": images, "mask_image": masks}
     inputs = {name: read_images(folder) for name, folder in folders.items() if folder}
-    pipe = load_full_precision(model)
+    pipe = load_full_precision(model, options)
     for message in too_long(pipe, calibration[: chosen.num_prompts]):
         warn(message)
     note(_announcement(model, chosen))
     quantization = run(pipe, chosen, calibration, inputs=inputs, generic=generic, progress=shown)
-    save(quantization, output, base_model=model)
+    save(quantization, output, base_model=model, options=options)
     _print_summary(quantization, output)
 
 
