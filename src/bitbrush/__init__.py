@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from bitbrush.artifact.lora import Lora
     from bitbrush.artifact.models import ModelOptions, load_full_precision
     from bitbrush.artifact.quantization import Quantization, quantize
+    from bitbrush.artifact.recalibration import recalibrate
     from bitbrush.artifact.store import load, read_manifest, save
     from bitbrush.methods import METHODS
     from bitbrush.methods.recipe import Recipe
@@ -24,6 +25,7 @@ __all__ = [
     "load_full_precision",
     "quantize",
     "read_manifest",
+    "recalibrate",
     "register",
     "save",
 ]
@@ -38,6 +40,7 @@ _HOMES = {
     "load_full_precision": "bitbrush.artifact.models",
     "quantize": "bitbrush.artifact.quantization",
     "read_manifest": "bitbrush.artifact.store",
+    "recalibrate": "bitbrush.artifact.recalibration",
     "register": "bitbrush.artifact.from_pretrained",
     "save": "bitbrush.artifact.store",
 }

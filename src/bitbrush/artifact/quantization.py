@@ -32,13 +32,18 @@ from bitbrush.timeline.trajectory import prompt_batches
 
 @dataclass(frozen=True)
 class Quantization:
-    """A quantized pipeline in memory. ``source``: full precision with the recipe's scheduler; ``costs`` by phase."""
+    """A quantized pipeline in memory. ``source``: full precision with the recipe's scheduler; ``costs`` by phase.
+
+    ``recalibrated``: ``manifest`` and ``digest`` of the artifact whose weights these are, if they were not rounded
+    here; ``source`` then has those weights.
+    """
 
     source: DiffusionPipeline
     family: Family
     recipe: Recipe
     outcome: Outcome
     costs: dict[str, PhaseCost]
+    recalibrated: Mapping[str, Any] | None = None
 
     @property
     def average_activation_bits(self) -> float:

@@ -52,19 +52,21 @@ def save(
     quantization: Quantization,
     directory: str | os.PathLike[str],
     *,
-    base_model: str,
+    base_model: str | None = None,
     options: ModelOptions | None = None,
 ) -> Path:
     """Writes the artifact beside its place and moves it there in one step; replaces an artifact that stands there.
 
-    ``base_model`` and ``options``: what the full-precision pipeline was loaded by, for the manifest.
+    ``base_model`` and ``options``: what the full-precision pipeline was loaded by, for the manifest; a recalibrated
+    artifact has them from the one it was made of. Raises ValueError where neither tells.
     """
     target = Path(directory)
+    origin = _origin(quantization, base_model, options or ModelOptions())
     require_free(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
         fresh = Path(scratch) / "artifact"
-        _write(quantization, fresh, base_model, options or ModelOptions())
+        _write(quantization, fresh, origin)
         _put(fresh, target, aside=Path(scratch) / "replaced")
     return target
 
@@ -174,7 +176,27 @@ def _require_agreement(root: Path, manifest: dict[str, Any]) -> None:
         raise ArtifactError(f"{path} does not hold what {MANIFEST} lists: layer {unlike[0]}; quantize again")
 
 
-def _write(quantization: Quantization, root: Path, base_model: str, options: ModelOptions) -> None:
+def _origin(quantization: Quantization, base_model: str | None, options: ModelOptions) -> dict[str, Any]:
+    """What the manifest says of where the weights come from."""
+    if quantization.recalibrated is not None:
+        manifest = quantization.recalibrated["manifest"]
+        earlier = {"digest": quantization.recalibrated["digest"], "recipe": manifest["recipe"]}
+        kept = {key: manifest[key] for key in ("base_model", "base_model_digest") if key in manifest}
+        return {
+            **kept,
+            "base_model_options": manifest.get("base_model_options", {}),
+            "recalibrated_from": manifest.get("recalibrated_from", earlier),
+        }
+    if base_model is None:
+        raise ValueError("base_model is needed: the name, folder or hub id of the full-precision pipeline")
+    return {
+        "base_model": base_model,
+        "base_model_digest": model_digest(quantization.source),
+        "base_model_options": options.facts(),
+    }
+
+
+def _write(quantization: Quantization, root: Path, origin: dict[str, Any]) -> None:
     pipe, component = quantization.source, quantization.family.component
     root.mkdir()
     pipe.save_config(root)
@@ -190,8 +212,7 @@ def _write(quantization: Quantization, root: Path, base_model: str, options: Mod
     for layer in layers.values():
         tensors |= layer_tensors(layer)
     save_file(tensors, root / component / WEIGHTS, metadata={"format": "pt"})
-    manifest = _manifest(quantization, base_model, _full_precision_bytes(denoiser), root)
-    manifest["base_model_options"] = options.facts()
+    manifest = _manifest(quantization, origin, _full_precision_bytes(denoiser), root)
     (root / CARD).write_text(model_card(manifest), encoding="utf-8")
     manifest["files"] = {
         str(p.relative_to(root).as_posix()): _sha256(p) for p in sorted(root.rglob("*")) if p.is_file()
@@ -211,14 +232,13 @@ def _write_config(denoiser: Any, quantization: BitbrushConfig, directory: Path) 
     path.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
-def _manifest(quantization: Quantization, base_model: str, full_bytes: int, root: Path) -> dict[str, Any]:
+def _manifest(quantization: Quantization, origin: dict[str, Any], full_bytes: int, root: Path) -> dict[str, Any]:
     recipe: Recipe = quantization.recipe
     component = quantization.family.component
     return {
         "format": FORMAT,
         "schema_version": SCHEMA_VERSION,
-        "base_model": base_model,
-        "base_model_digest": model_digest(quantization.source),
+        **origin,
         "recipe": recipe.to_dict(),
         "plan": {
             "scheduler": type(quantization.source.scheduler).__name__,

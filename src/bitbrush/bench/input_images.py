@@ -7,6 +7,12 @@ from PIL import Image, UnidentifiedImageError
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
+def read_inputs(images: Path | None, masks: Path | None) -> dict[str, list[Image.Image]]:
+    """What of the two folders is given, by the pipelines' names for it. Raises ValueError as :func:`read_images`."""
+    folders = {"image": images, "mask_image": masks}
+    return {name: read_images(folder) for name, folder in folders.items() if folder}
+
+
 def read_images(folder: Path) -> list[Image.Image]:
     """The pictures of a folder in the order of their names, RGB. Raises ValueError if it has none."""
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES) if folder.is_dir() else []

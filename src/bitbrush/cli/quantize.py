@@ -86,21 +86,20 @@ def _quantize(
     from bitbrush.artifact.models import find_model, load_full_precision
     from bitbrush.artifact.quantization import quantize as run
     from bitbrush.artifact.store import require_free, save
-    from bitbrush.bench.input_images import read_images
+    from bitbrush.bench.input_images import read_inputs
     from bitbrush.bench.prompts import calibration_prompts, too_long
 
     require_free(output)
     find_model(model, options)
     calibration = calibration_prompts(prompts, model)
-    folders = {"image": images, "mask_image": masks}
-    inputs = {name: read_images(folder) for name, folder in folders.items() if folder}
+    inputs = read_inputs(images, masks)
     pipe = load_full_precision(model, options)
     for message in too_long(pipe, calibration[: chosen.num_prompts]):
         warn(message)
     note(_announcement(model, chosen))
     quantization = run(pipe, chosen, calibration, inputs=inputs, generic=generic, progress=shown)
     save(quantization, output, base_model=model, options=options)
-    _print_summary(quantization, output)
+    print_summary(quantization, output)
 
 
 def _recipe(file: Path | None, given: dict[str, Any]) -> "Recipe":
@@ -124,7 +123,8 @@ def _announcement(model: str, recipe: "Recipe") -> str:
     )
 
 
-def _print_summary(quantization: "Quantization", output: Path) -> None:
+def print_summary(quantization: "Quantization", output: Path) -> None:
+    """What was made, what it cost, and what to do with it."""
     from bitbrush.artifact.store import read_manifest
 
     manifest = read_manifest(output)
