@@ -3,7 +3,8 @@
 import copy
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,9 @@ from diffusers.pipelines.auto_pipeline import (
 )
 from torch import nn
 
+from bitbrush.artifact.identity import model_digest
 from bitbrush.artifact.schedulers import with_scheduler
+from bitbrush.artifact.work import open_work
 from bitbrush.methods import METHODS
 from bitbrush.methods.method import Job, Outcome
 from bitbrush.methods.recipe import Recipe
@@ -73,6 +76,7 @@ def quantize(
     inputs: Mapping[str, Sequence[Any]] | None = None,
     generic: bool = False,
     rounded: Mapping[str, RoundedLayer] | None = None,
+    work: Path | None = None,
     progress: Progress = silent,
 ) -> Quantization:
     """Quantizes the denoiser of ``pipe``, which itself stays as it is, by the recipe's method.
@@ -81,10 +85,12 @@ def quantize(
     pipeline is given, a value per prompt under its own name for it, as ``{"image": [...], "mask_image": [...]}``.
     ``generic``: quantize the layers of whatever denoiser there is without regard to its architecture. ``rounded``:
     weights of an earlier quantization of the same pipeline with the same weight keys, which saves rounding them again.
+    ``work``: a folder for every reconstructed block and calibrated step, from which the same call goes on, after
+    whatever ended it, to the same result bit for bit. Remove it when the result is saved.
 
     Raises ValueError for an unknown method, denoiser or scheduler, for a denoiser not in float32, for too few prompts,
-    for ``rounded`` weights of other layers or bits, for inputs that the pipeline misses or does not take, or if the
-    checkpoint or its activations hold NaN.
+    for ``rounded`` weights of other layers or bits, for ``work`` of another quantization, for inputs that the pipeline
+    misses or does not take, or if the checkpoint or its activations hold NaN.
     """
     if recipe.method not in METHODS:
         raise ValueError(f"method is {recipe.method!r}; known are {', '.join(METHODS)}")
@@ -99,8 +105,11 @@ def quantize(
     costs = CostLedger()
     batches = tuple(prompt_batches(prompts[: recipe.num_prompts], recipe.seed, recipe.batch_size, inputs=inputs))
     job = Job(with_scheduler(pipe, recipe.scheduler), family, recipe, batches, progress, costs, rounded)
+    layers = job.calibration.layers  # refuses what the recipe excludes in vain before a folder is made
     if rounded is not None:
-        _require_same_layers(rounded, job.calibration.layers)
+        _require_same_layers(rounded, layers)
+    if work is not None:
+        job = replace(job, journal=open_work(work, job, model_digest(pipe)))
     outcome = METHODS[recipe.method].run(job)
     return Quantization(job.pipe, family, recipe, outcome, costs.phases)
 

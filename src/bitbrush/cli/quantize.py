@@ -1,5 +1,6 @@
 """``bitbrush quantize``."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -86,8 +87,10 @@ def _quantize(
     from bitbrush.artifact.models import find_model, load_full_precision
     from bitbrush.artifact.quantization import quantize as run
     from bitbrush.artifact.store import require_free, save
+    from bitbrush.artifact.work import work_folder
     from bitbrush.bench.input_images import read_inputs
     from bitbrush.bench.prompts import calibration_prompts, too_long
+    from bitbrush.timeline.journal import Journal
 
     require_free(output)
     find_model(model, options)
@@ -97,8 +100,12 @@ def _quantize(
     for message in too_long(pipe, calibration[: chosen.num_prompts]):
         warn(message)
     note(_announcement(model, chosen))
-    quantization = run(pipe, chosen, calibration, inputs=inputs, generic=generic, progress=shown)
+    work = work_folder(output)
+    if done := Journal(work).pieces():
+        note(f"going on with the {len(done)} blocks and steps that {work} holds")
+    quantization = run(pipe, chosen, calibration, inputs=inputs, generic=generic, work=work, progress=shown)
     save(quantization, output, base_model=model, options=options)
+    shutil.rmtree(work)
     print_summary(quantization, output)
 
 

@@ -29,7 +29,13 @@ def rounded_weights(job: Job) -> Mapping[str, RoundedLayer]:
                 samples = record_samples(job.pipe, job.family, job.batches, job.recipe.plan, job.progress, calls)
             with job.costs.phase("rounding"):
                 return learn_rounding(
-                    job.denoiser, job.family, job.calibration.layers, job.recipe.weight_range, samples, job.progress
+                    job.denoiser,
+                    job.family,
+                    job.calibration.layers,
+                    job.recipe.weight_range,
+                    samples,
+                    job.progress,
+                    job.journal,
                 )
 
 

@@ -5,7 +5,7 @@ a whole. What follows sees the inputs that the rounded network really produces.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,8 +25,10 @@ from bitbrush.rounding.blocks import (
     walks,
 )
 from bitbrush.rounding.compensation import Compensated, round_with_compensation
+from bitbrush.rounding.kept_blocks import block_from_tensors, block_tensors
 from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.rounding.reconstruction import reconstruct
+from bitbrush.timeline.journal import NO_JOURNAL, Journal
 from bitbrush.timeline.progress import Progress
 from bitbrush.timeline.trajectory import DenoiserCall
 
@@ -40,7 +42,7 @@ class _Learner:
         self.rounded: dict[str, RoundedLayer] = {}
         self._bits = {spec.name: spec.weight_bits for spec in specs}
         self._estimator = estimator
-        self._generator = torch.Generator().manual_seed(0)
+        self.generator = torch.Generator().manual_seed(0)
 
     @torch.no_grad()
     def learn(self, layers: Sequence[str], full: Sequence[BlockCall], quantized: Sequence[BlockCall]) -> list[Any]:
@@ -52,7 +54,7 @@ class _Learner:
             inner = {layer.removeprefix(name + "."): compensated[layer] for layer in layers}
             block = self.quantized.get_submodule(name)
             targets = torch.cat([as_rows(output) for output in outputs])
-            learned = reconstruct(block, inner, BlockInputs.of(quantized), targets, self._generator)
+            learned = reconstruct(block, inner, BlockInputs.of(quantized), targets, self.generator)
             weights = {f"{name}.{layer}": weight for layer, weight in learned.items()}
         for layer, weight in weights.items():
             self._set(layer, RoundedLayer(weight, compensated[layer].bias))
@@ -83,13 +85,36 @@ class _Learner:
         target_x, x = (
             torch.cat([called(walking[index]).args[0] for index in waiting]) for walking in (targets, inputs)
         )
-        start = round_with_compensation(layer, self._bits[name], self._estimator, target_x, x, self._generator)
+        start = round_with_compensation(layer, self._bits[name], self._estimator, target_x, x, self.generator)
         self._set(name, RoundedLayer(start.weight, start.bias))
         return start
+
+    def recall(self, layers: Mapping[str, RoundedLayer]) -> None:
+        """Takes on what was learned before."""
+        for name, layer in layers.items():
+            self._set(name, layer)
 
     def _set(self, name: str, rounded: RoundedLayer) -> None:
         self.rounded[name] = rounded
         set_weight(self.quantized.get_submodule(name), rounded.weight.dequantize(), rounded.bias)
+
+
+def _learn_or_recall(
+    learner: _Learner,
+    layers: Sequence[str],
+    full: Sequence[BlockCall],
+    quantized: Sequence[BlockCall],
+    journal: Journal,
+) -> list[Any]:
+    """The full-precision outputs of the block called; its layers are rounded, here or by earlier work."""
+    piece = f"block-{full[0].name}"
+    kept = journal.read(piece)
+    if kept is not None:
+        learner.recall(block_from_tensors(layers, kept, learner.generator))
+        return [call.run(learner.full) for call in full]
+    outputs = learner.learn(layers, full, quantized)
+    journal.write(piece, block_tensors({layer: learner.rounded[layer] for layer in layers}, learner.generator))
+    return outputs
 
 
 @torch.no_grad()
@@ -100,11 +125,13 @@ def learn_rounding(
     estimator: WeightRange,
     samples: Sequence[DenoiserCall],
     progress: Progress,
+    journal: Journal = NO_JOURNAL,
 ) -> dict[str, RoundedLayer]:
     """Integers and biases by layer name; ``denoiser`` stays as it is. ``samples``: calls of the full-precision model.
 
     Every sample runs through either network once, for all blocks together. What a denoiser call uses several times is
-    learned on its first use. Raises ValueError if a layer is never called.
+    learned on its first use. Blocks that ``journal`` holds are taken from it, the others go into it; the result is the
+    same. Raises ValueError if a layer is never called.
     """
     blocks = reconstruction_blocks(denoiser, family, [spec.name for spec in specs])
     learner = _Learner(denoiser, specs, estimator)
@@ -118,7 +145,7 @@ def learn_rounding(
             name, waiting = stop
             calls, inputs = ([called(walking[index]) for index in waiting] for walking in (full, quantized))
             if name in blocks:
-                outputs = learner.learn(blocks.pop(name), calls, inputs)
+                outputs = _learn_or_recall(learner, blocks.pop(name), calls, inputs, journal)
                 advance()
             else:
                 outputs = [call.run(denoiser) for call in calls]
