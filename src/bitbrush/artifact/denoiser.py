@@ -3,13 +3,14 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import diffusers
 from accelerate import init_empty_weights
 from torch import nn
 
 from bitbrush.artifact.tensor_file import TensorFile
 from bitbrush.artifact.tensors import LAYER_KEYS, layer_from_tensors
-from bitbrush.network.family import Family
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.runtime.choose import Choice
 from bitbrush.runtime.lowered import note_lowered
@@ -18,7 +19,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 CONFIG = "config.json"
 
 
-def load_denoiser(folder: Path, family: Family, choice: Choice) -> nn.Module:
+def load_denoiser(folder: Path, choice: Choice) -> nn.Module:
     """The denoiser of an artifact's ``folder``, lowered by the chosen runtime.
 
     Raises ValueError or KeyError if the folder's tensors are not those of its configuration.
@@ -26,7 +27,7 @@ def load_denoiser(folder: Path, family: Family, choice: Choice) -> nn.Module:
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     bits: dict[str, int] = config.pop("quantization_config")["weight_bits"]
     tensors = TensorFile(folder / WEIGHTS)
-    denoiser = empty_denoiser(config, family)
+    denoiser = empty_denoiser(config)
     quantized = {f"{name}.{key}" for name in bits for key in LAYER_KEYS}
     rest = {name: tensors[name] for name in tensors if name not in quantized}
     missing, unexpected = denoiser.load_state_dict(rest, strict=False, assign=True)
@@ -38,14 +39,19 @@ def load_denoiser(folder: Path, family: Family, choice: Choice) -> nn.Module:
     return denoiser.eval().requires_grad_(False)
 
 
-def empty_denoiser(config: dict[str, object], family: Family) -> nn.Module:
-    """A denoiser without values: all parameters on the device meta."""
+def empty_denoiser(config: dict[str, Any]) -> nn.Module:
+    """A denoiser of the class that its configuration names, without values: all parameters on the device meta."""
     with init_empty_weights(include_buffers=False):
-        denoiser: nn.Module = family.denoiser_class.from_config(config)  # type: ignore[attr-defined]
+        denoiser: nn.Module = getattr(diffusers, config["_class_name"]).from_config(config)
     return denoiser
 
 
 def _layers(denoiser: nn.Module, bits: dict[str, int], tensors: TensorFile) -> Iterator[QuantizedLayer]:
-    shapes = {name: tuple(denoiser.get_submodule(name).weight.shape) for name in bits}
+    shapes = {name: _shape(denoiser.get_submodule(name)) for name in bits}
     for name, shape in shapes.items():
         yield layer_from_tensors(name, shape, bits[name], tensors)
+
+
+def _shape(layer: nn.Module) -> tuple[int, ...]:
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    return tuple(layer.weight.shape)

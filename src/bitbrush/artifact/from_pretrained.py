@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bitbrush.artifact.tensors import LAYER_KEYS, layer_from_tensors
 from bitbrush.network.layers import QuantizedLayer
-from bitbrush.runtime.choose import choose_runtime
+from bitbrush.runtime.choose import RuntimeName, choose_runtime
 from bitbrush.runtime.lowered import note_lowered
 
 
@@ -22,10 +22,9 @@ class QuantMethod(StrEnum):
 
 
 def register() -> None:
-    """From now on ``DiffusionPipeline.from_pretrained`` loads bitbrush artifacts, on the fastest exact runtime.
+    """From now on ``DiffusionPipeline.from_pretrained`` loads bitbrush artifacts, computing in float32.
 
-    Its ``torch_dtype`` is what is computed in between the integer products. :func:`bitbrush.load` does the same, but
-    verifies every file's hash first, takes less memory and lets the runtime be chosen.
+    :func:`bitbrush.load` does the same, but verifies every file's hash first and lets the runtime be chosen.
     """
     auto.AUTO_QUANTIZER_MAPPING[QuantMethod.BITBRUSH.value] = BitbrushQuantizer
     auto.AUTO_QUANTIZATION_CONFIG_MAPPING[QuantMethod.BITBRUSH.value] = BitbrushConfig
@@ -68,11 +67,9 @@ class BitbrushQuantizer(DiffusersQuantizer):
     def __init__(self, quantization_config: BitbrushConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
         self._tensors: dict[str, Tensor] = {}
-        self._dtype: torch.dtype | None = None
 
-    def update_torch_dtype(self, dtype: torch.dtype | None) -> torch.dtype:
-        """Loads in float32 whatever is asked for: scales of 1e-9 would be nothing in half precision."""
-        self._dtype = torch.bfloat16 if dtype in (torch.float16, torch.bfloat16) else None
+    def update_torch_dtype(self, _: torch.dtype | None) -> torch.dtype:
+        """float32 whatever is asked for: scales of 1e-9 would be nothing in half precision."""
         return torch.float32
 
     @property
@@ -96,7 +93,7 @@ class BitbrushQuantizer(DiffusersQuantizer):
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
         layers = [self._restore(model, name, bits) for name, bits in self.quantization_config.weight_bits.items()]
         self._tensors.clear()
-        choice = choose_runtime(dtype=self._dtype)
+        choice = choose_runtime(RuntimeName.REFERENCE)
         note_lowered(model, choice, choice.runtime.lower(model, layers))
         return model
 

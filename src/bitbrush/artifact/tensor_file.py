@@ -48,7 +48,7 @@ class TensorFile(Mapping[str, Tensor]):
         data = torch.empty(end - begin, dtype=torch.uint8)
         with self._path.open("rb") as file:
             file.seek(self._begin + begin)
-            if file.readinto(data.numpy()) != end - begin:
+            if file.readinto(data.numpy().data) != end - begin:
                 raise ValueError(f"{self._path} ends before the tensor {name} does")
         dtype = _DTYPES[entry["dtype"]]
         assert end - begin == math.prod(entry["shape"]) * dtype.itemsize

@@ -14,7 +14,7 @@ from bitbrush.artifact.identity import model_digest
 from bitbrush.artifact.models import load_full_precision
 from bitbrush.artifact.store import artifact_digest, is_artifact, load, read_manifest
 from bitbrush.methods.recipe import Recipe
-from bitbrush.network.families import family_of
+from bitbrush.network.families import denoiser_name
 from bitbrush.network.layers import EDGE_ACTIVATION_BITS
 from bitbrush.timeline.plan import SamplingPlan
 
@@ -72,7 +72,7 @@ def require_alike(full: DiffusionPipeline, candidate: DiffusionPipeline) -> None
     """A pair needs the same noise, and with it latents of one shape. Raises ValueError where they differ."""
     shapes = []
     for pipe in (full, candidate):
-        config = getattr(pipe, family_of(pipe).component).config
+        config = getattr(pipe, denoiser_name(pipe)).config
         shapes.append((type(pipe).__name__, config.in_channels, config.sample_size))
     if shapes[0] != shapes[1]:
         raise ValueError(
@@ -109,7 +109,7 @@ def with_scheduler_of(pipe: DiffusionPipeline, reference: DiffusionPipeline) -> 
 
 def _full_precision(name: str, source: str) -> tuple[Subject, DiffusionPipeline]:
     pipe = load_full_precision(source)
-    denoiser = getattr(pipe, family_of(pipe).component)
+    denoiser = getattr(pipe, denoiser_name(pipe))
     layers = Counter(type(m).__name__ for m in denoiser.modules() if isinstance(m, nn.Conv2d | nn.Linear))
     size = sum(parameter.nbytes for parameter in denoiser.parameters()) / 2**20
     operators = {f"{kind}, float32": count for kind, count in sorted(layers.items())}

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bitbrush.cli.console import note, out, quiet_libraries, shown, warn
+from bitbrush.cli.options import ImageFile, MaskFile, PipelineArguments
 
 if TYPE_CHECKING:
-    from bitbrush.methods.recipe import Recipe
+    from bitbrush.timeline.plan import SamplingPlan
 
 
 def generate(
@@ -24,22 +25,20 @@ def generate(
         typer.Option(help="pndm, ddim, euler, heun, dpmpp_2m, unipc ... or a diffusers class [the model's]."),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per denoiser call; changes nothing but speed.")] = 8,
+    pipeline_arguments: PipelineArguments = None,
+    image: ImageFile = None,
+    mask: MaskFile = None,
 ) -> None:
     """Generate images from a quantized (or a full-precision) pipeline."""
     quiet_libraries()
     from bitbrush.artifact.models import load_full_precision
     from bitbrush.artifact.schedulers import with_scheduler
     from bitbrush.artifact.store import is_artifact, load
+    from bitbrush.bench.input_images import read_image
     from bitbrush.bench.pictures import require_pictures, write_pictures
     from bitbrush.bench.prompts import too_long
-    from bitbrush.timeline.plan import SamplingPlan
 
-    recipe = _calibrated_recipe(model)
-    plan = SamplingPlan(
-        steps=recipe.steps if steps is None else steps,
-        guidance_scale=recipe.guidance_scale if guidance_scale is None else guidance_scale,
-        scheduler=scheduler,
-    )
+    plan = _plan(model, steps, guidance_scale, scheduler, pipeline_arguments or [])
     require_pictures(output)
     if any(not prompt.strip() for prompt in prompts):
         raise ValueError("a prompt is empty; write what the picture should show")
@@ -58,6 +57,7 @@ def generate(
         seed=seed,
         batch_size=batch_size,
         facts=facts,
+        inputs={name: read_image(file) for name, file in (("image", image), ("mask_image", mask)) if file},
         progress=shown,
     )
     for picture in list(pictures):
@@ -66,8 +66,15 @@ def generate(
         out().print(str(picture.path), markup=False)
 
 
-def _calibrated_recipe(model: str) -> "Recipe":
+def _plan(
+    model: str, steps: int | None, guidance_scale: float | None, scheduler: str | None, arguments: list[str]
+) -> "SamplingPlan":
+    """What is given, then what the artifact was calibrated for; its scheduler is already the pipeline's own."""
     from bitbrush.artifact.store import is_artifact, read_manifest
     from bitbrush.methods.recipe import Recipe
 
-    return Recipe().updated(read_manifest(model)["recipe"]) if is_artifact(model) else Recipe()
+    recipe = Recipe().updated(read_manifest(model)["recipe"]) if is_artifact(model) else Recipe()
+    given = {"steps": steps, "guidance_scale": guidance_scale}
+    further = dict(recipe.pipeline_arguments) | dict(Recipe().updated({"pipeline_arguments": arguments}).plan.arguments)
+    keys = {key: value for key, value in given.items() if value is not None}
+    return recipe.updated({**keys, "scheduler": scheduler, "pipeline_arguments": further}).plan

@@ -40,12 +40,16 @@ def _of(name: str, module: Any) -> Iterator[Fusion]:
             yield ImageTransformer(name, f"{name}.norm", f"{name}.proj_in", blocks, f"{name}.proj_out")
         case Upsample2D() if isinstance(module.conv, nn.Conv2d) and module.interpolate and module.norm is None:
             yield UpsampledConv(name, f"{name}.conv")
-        case UNet2DConditionModel() if isinstance(module.conv_act, nn.SiLU) and _affine(module.conv_norm_out):
+        case UNet2DConditionModel() if _ends_plainly(module):
             yield NormedLayer("conv_norm_out", "conv_act", "conv_out")
 
 
+def _ends_plainly(denoiser: Any) -> bool:
+    return _affine(denoiser.conv_norm_out) and isinstance(denoiser.conv_act, nn.SiLU)
+
+
 def _affine(norm: Any) -> bool:
-    return isinstance(norm, nn.GroupNorm | nn.LayerNorm) and norm.weight is not None and norm.bias is not None
+    return isinstance(norm, nn.GroupNorm | nn.LayerNorm) and len(list(norm.parameters(recurse=False))) == 2
 
 
 def _is_plain_residual(block: Any) -> bool:

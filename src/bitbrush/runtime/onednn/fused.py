@@ -91,7 +91,8 @@ def tokens(x: Tensor) -> Tensor:
 
 def pixels(x: Tensor, like: Tensor) -> Tensor:
     """The inverse of :func:`tokens`, H and W those of ``like``."""
-    return x.unflatten(1, like.shape[-2:]).permute(0, 3, 1, 2)
+    image: Tensor = x.unflatten(1, tuple(like.shape[-2:])).permute(0, 3, 1, 2)
+    return image
 
 
 class ResidualBlock:
