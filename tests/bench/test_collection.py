@@ -49,9 +49,9 @@ def peak_bytes(root: Path, count: int, clip: Clip) -> int:
 
 def test_memory_does_not_grow_with_the_number_of_pairs(tmp_path: Path, clip: Clip) -> None:
     peak_bytes(tmp_path / "warm", 2 * CHUNK, clip)  # imports and caches count once
-    few, many = (peak_bytes(tmp_path / str(count), count, clip) for count in (2 * CHUNK, 6 * CHUNK))
-    of_pictures = 4 * CHUNK * SIZE * SIZE * 3  # of one side alone, as bytes
-    assert many - few < of_pictures / 4
+    few, many = (peak_bytes(tmp_path / str(count), count, clip) for count in (2 * CHUNK, 10 * CHUNK))
+    of_pictures = 8 * CHUNK * SIZE * SIZE * 3  # of one side alone, as bytes
+    assert many - few < of_pictures / 2  # a chunk or two may be read ahead
 
 
 def test_pictures_are_read_while_the_network_computes(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 import diffusers
 from accelerate import init_empty_weights
@@ -36,7 +36,12 @@ def load_denoiser(folder: Path, choice: Choice) -> nn.Module:
         raise ValueError(f"its tensors are not the configuration's: {', '.join((lacking or unexpected)[:3])}")
     executions = choice.runtime.lower(denoiser, _layers(denoiser, bits, tensors))
     note_lowered(denoiser, choice, executions)
+    object.__setattr__(denoiser, "save_pretrained", _refuse_saving)
     return denoiser.eval().requires_grad_(False)
+
+
+def _refuse_saving(*_: Any, **__: Any) -> Never:
+    raise ValueError("a quantized denoiser is not serializable from memory; copy the artifact's folder instead")
 
 
 def empty_denoiser(config: dict[str, Any]) -> nn.Module:

@@ -25,6 +25,9 @@ def generate(
         typer.Option(help="pndm, ddim, euler, heun, dpmpp_2m, unipc ... or a diffusers class [the model's]."),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per denoiser call; changes nothing but speed.")] = 8,
+    runtime: Annotated[
+        str, typer.Option(help="What executes an artifact: reference (emulated), onednn (8-bit kernels) or auto.")
+    ] = "reference",
     pipeline_arguments: PipelineArguments = None,
     image: ImageFile = None,
     mask: MaskFile = None,
@@ -37,12 +40,18 @@ def generate(
     from bitbrush.bench.input_images import read_image
     from bitbrush.bench.pictures import require_pictures, write_pictures
     from bitbrush.bench.prompts import too_long
+    from bitbrush.runtime.choose import runtime_named
 
     plan = _plan(model, steps, guidance_scale, scheduler, pipeline_arguments or [])
     require_pictures(output)
     if any(not prompt.strip() for prompt in prompts):
         raise ValueError("a prompt is empty; write what the picture should show")
-    pipe = with_scheduler(load(model) if is_artifact(model) else load_full_precision(model), plan.scheduler)
+    choice = runtime_named(runtime)
+    pipe = with_scheduler(load(model, choice) if is_artifact(model) else load_full_precision(model), plan.scheduler)
+    if is_artifact(model):
+        note(f"{choice.runtime.name}: {choice.runtime.description} ({choice.reason})")
+    if choice.shortfall:
+        warn(f"slower than it could be: {choice.shortfall}")
     for message in too_long(pipe, prompts):
         warn(message)
     used = type(pipe.scheduler).__name__

@@ -48,6 +48,13 @@ def choose_runtime(
                 return _reference(dtype, memory, f"integers are emulated: {error}")
 
 
+def runtime_named(name: str) -> Choice:
+    """:func:`choose_runtime` by a name as people write it. Raises ValueError for an unknown one."""
+    if name not in list(RuntimeName):
+        raise ValueError(f"runtime is {name!r}; choose from {', '.join(RuntimeName)}")
+    return choose_runtime(RuntimeName(name))
+
+
 def _onednn(dtype: torch.dtype | None, memory: Memory, reason: str) -> Choice:
     require_exact_products()
     tools = best_tools()
