@@ -54,7 +54,8 @@ def torchao_compiled(task: Task) -> Denoise:
 
     config = TorchAoConfig(Int8DynamicActivationInt8WeightConfig())
     denoiser = _load(task, torch.bfloat16, torch.channels_last, quantization_config=config)
-    return bound(_compiled(denoiser), task, torch.bfloat16, torch.channels_last)
+    compiled = _compiled(denoiser, keep_weights=True)  # inductor cannot erase tensors of torchao's own class
+    return bound(compiled, task, torch.bfloat16, torch.channels_last)
 
 
 def quanto_weights(task: Task) -> Denoise:
@@ -210,12 +211,12 @@ def _load(task: Task, dtype: torch.dtype, layout: torch.memory_format, **how: An
     return denoiser.eval().to(memory_format=layout)
 
 
-def _compiled(denoiser: nn.Module) -> Any:
-    """Weights become constants that inductor packs for oneDNN, and the originals are freed."""
+def _compiled(denoiser: nn.Module, *, keep_weights: bool = False) -> Any:
+    """Weights become constants that inductor packs for oneDNN; the originals are freed unless they must be kept."""
     from torch._inductor import config
 
     config.freezing = True
-    config.freezing_discard_parameters = True
+    config.freezing_discard_parameters = not keep_weights
     return torch.compile(denoiser, dynamic=False)
 
 

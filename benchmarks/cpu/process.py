@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,11 +16,12 @@ PATIENCE = 1800.0
 """Seconds until a process that does not answer is ended: compiling takes minutes."""
 
 _BENCHMARKS = Path(__file__).resolve().parent.parent
+_RAISED = re.compile(r"[\w.]+(Error|Exception): ")
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class SubjectError(RuntimeError):
-    """The subject's process ended; the message is the last line of what it said."""
+    """The subject's process ended; the message is the last error that it reported."""
 
 
 class Worker:
@@ -104,5 +106,6 @@ def _environment() -> dict[str, str]:
 def _why(process: "subprocess.Popen[str] | subprocess.CompletedProcess[bytes]", log: Path) -> str:
     if process.returncode < 0:
         return f"ended by {signal.Signals(-process.returncode).name}"
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1].strip() if lines else f"exit status {process.returncode}"
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    raised = [line for line in lines if _RAISED.match(line)]
+    return [f"exit status {process.returncode}", *lines[-1:], *raised[-1:]][-1]
