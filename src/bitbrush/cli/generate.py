@@ -9,6 +9,7 @@ from bitbrush.cli.console import note, out, quiet_libraries, shown, warn
 from bitbrush.cli.options import ImageFile, MaskFile, PipelineArguments
 
 if TYPE_CHECKING:
+    from bitbrush.runtime.choose import Choice
     from bitbrush.timeline.plan import SamplingPlan
 
 
@@ -40,18 +41,13 @@ def generate(
     from bitbrush.bench.input_images import read_image
     from bitbrush.bench.pictures import require_pictures, write_pictures
     from bitbrush.bench.prompts import too_long
-    from bitbrush.runtime.choose import runtime_named
 
     plan = _plan(model, steps, guidance_scale, scheduler, pipeline_arguments or [])
     require_pictures(output)
     if any(not prompt.strip() for prompt in prompts):
         raise ValueError("a prompt is empty; write what the picture should show")
-    choice = runtime_named(runtime)
-    pipe = with_scheduler(load(model, choice) if is_artifact(model) else load_full_precision(model), plan.scheduler)
-    if is_artifact(model):
-        note(f"{choice.runtime.name}: {choice.runtime.description} ({choice.reason})")
-    if choice.shortfall:
-        warn(f"slower than it could be: {choice.shortfall}")
+    loaded = load(model, _chosen(runtime)) if is_artifact(model) else load_full_precision(model)
+    pipe = with_scheduler(loaded, plan.scheduler)
     for message in too_long(pipe, prompts):
         warn(message)
     used = type(pipe.scheduler).__name__
@@ -87,3 +83,14 @@ def _plan(
     further = dict(recipe.pipeline_arguments) | dict(Recipe().updated({"pipeline_arguments": arguments}).plan.arguments)
     keys = {key: value for key, value in given.items() if value is not None}
     return recipe.updated({**keys, "scheduler": scheduler, "pipeline_arguments": further}).plan
+
+
+def _chosen(runtime: str) -> "Choice":
+    """The executor of that name, announced."""
+    from bitbrush.runtime.choose import runtime_named
+
+    choice = runtime_named(runtime)
+    note(f"{choice.runtime.name}: {choice.runtime.description} ({choice.reason})")
+    if choice.shortfall:
+        warn(f"slower than it could be: {choice.shortfall}")
+    return choice
