@@ -49,7 +49,9 @@ def peak_bytes(root: Path, count: int, clip: Clip) -> int:
 
 def test_memory_does_not_grow_with_the_number_of_pairs(tmp_path: Path, clip: Clip) -> None:
     peak_bytes(tmp_path / "warm", 2 * CHUNK, clip)  # imports and caches count once
-    few, many = (peak_bytes(tmp_path / str(count), count, clip) for count in (2 * CHUNK, 10 * CHUNK))
+    few = peak_bytes(tmp_path / "few", 2 * CHUNK, clip)
+    # What happens to run once in this process (a late import, a collection) is no growth: it does not come again.
+    many = min(peak_bytes(tmp_path / name, 10 * CHUNK, clip) for name in ("many", "again"))
     of_pictures = 8 * CHUNK * SIZE * SIZE * 3  # of one side alone, as bytes
     assert many - few < of_pictures / 2  # a chunk or two may be read ahead
 
