@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 
-import bitbrush
+from bitbrush.artifact.denoiser import load_denoiser
+from bitbrush.runtime.choose import RuntimeName, choose_runtime
+from bitbrush.runtime.onednn.weights import Memory
 from cpu.artifact import artifact
 from cpu.subjects import Denoise, Subject, Task, bound
 
@@ -19,15 +20,12 @@ class Way:
 
     runtime: str
     dtype: torch.dtype = torch.bfloat16
-    memory: str = "normal"
+    memory: Memory = Memory.EXPANDED
 
 
 def open_artifact(folder: Path, way: Way) -> Any:
     """The denoiser, ready to be called. The one place that knows how bitbrush is told about executors."""
-    if way != Way("reference", torch.float32):
-        raise NotImplementedError(f"bitbrush {bitbrush.__version__} has no runtime {way.runtime}")
-    bitbrush.register()
-    return UNet2DConditionModel.from_pretrained(folder).eval()
+    return load_denoiser(folder, choose_runtime(RuntimeName(way.runtime), dtype=way.dtype, memory=way.memory))
 
 
 def _prepare(weight_bits: int, task: Task) -> None:
@@ -52,7 +50,5 @@ OURS = (
     _subject("bitbrush W8A8 reference", 8, Way("reference", torch.float32)),
     _subject("bitbrush W8A8 onednn", 8, Way("onednn")),
     _subject("bitbrush W4A8 onednn", 4, Way("onednn")),
-    _subject("bitbrush W4A8 onednn low memory", 4, Way("onednn", memory="low")),
-    _subject("bitbrush W8A8 openvino", 8, Way("openvino")),
-    _subject("bitbrush W4A8 openvino", 4, Way("openvino")),
+    _subject("bitbrush W4A8 onednn low memory", 4, Way("onednn", memory=Memory.LOW)),
 )

@@ -14,6 +14,7 @@ from bitbrush.numerics.weights import QuantizedWeight, WeightGrid, WeightRange, 
 from bitbrush.runtime.interface import RuntimeUnavailable
 from bitbrush.runtime.nibbles import from_nibbles, to_nibbles
 from bitbrush.runtime.onednn import probe
+from bitbrush.runtime.onednn.lowering import compute_in
 from bitbrush.runtime.onednn.runtime import OneDnnRuntime
 from bitbrush.runtime.onednn.weights import Memory
 from bitbrush.runtime.reference import ReferenceRuntime
@@ -101,17 +102,36 @@ def test_sums_of_extreme_integers_are_exact(kind: str, tools: Tools) -> None:
     assert torch.equal(denoiser(x, 1.0).double(), sums)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
-def test_a_layer_that_does_not_fit_is_named_and_still_right(tools: Tools) -> None:
+def test_a_layer_that_does_not_fit_is_named_and_still_right(dtype: torch.dtype, tools: Tools) -> None:
     layer, shape = nn.Conv2d(4, 6, 3, padding=(1, 2)), (1, 4, 5, 5)
-    own = quantized("layer", layer, 4, AffineGrid.from_range(-2, 2, 8))
+    own = quantized("layer", layer, 4, AffineGrid.from_range(-2, 2, 10))
     exact, ours = Denoiser(copy.deepcopy(layer)), Denoiser(copy.deepcopy(layer))
     ReferenceRuntime().lower(exact, [own])
-    (execution,) = OneDnnRuntime(tools, torch.float32).lower(ours, [own])
+    (execution,) = OneDnnRuntime(tools, dtype).lower(ours, [own])
     assert execution.fallback is not None
     assert "padding (1, 2)" in execution.fallback
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(ours(x, 1.0), exact(x, 1.0))
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype).float()
+    assert torch.equal(ours(x, 1.0), exact(x, 1.0).to(dtype).float())  # the same integers whatever surrounds them
+
+
+@torch.no_grad()
+def test_numbers_that_are_embedded_are_not_rounded() -> None:
+    seen = {}
+
+    class Embedding(nn.Module):
+        def forward(self, sample: Tensor, timestep: Tensor, added_cond_kwargs: dict[str, Tensor]) -> Tensor:
+            seen.update(timestep=timestep, dtype=sample.dtype, **added_cond_kwargs)
+            return sample
+
+    denoiser = Embedding()
+    compute_in(denoiser, torch.bfloat16)
+    added = {"time_ids": torch.tensor([1023.0]), "text_embeds": torch.ones(2)}
+    y = denoiser(torch.zeros(1), timestep=torch.tensor(999.0), added_cond_kwargs=added)
+    assert y.dtype == torch.float32
+    assert seen["dtype"] == seen["text_embeds"].dtype == torch.bfloat16
+    assert (float(seen["timestep"]), float(seen["time_ids"])) == (999, 1023)
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 0.05), (torch.bfloat16, 0.1)])

@@ -9,6 +9,8 @@ from bitbrush.cli.console import note, out, quiet_libraries, shown, warn
 from bitbrush.cli.options import ImageFile, MaskFile, PipelineArguments
 
 if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
     from bitbrush.runtime.choose import Choice
     from bitbrush.timeline.plan import SamplingPlan
 
@@ -47,6 +49,7 @@ def generate(
     if any(not prompt.strip() for prompt in prompts):
         raise ValueError("a prompt is empty; write what the picture should show")
     loaded = load(model, _chosen(runtime)) if is_artifact(model) else load_full_precision(model)
+    _tell_fallbacks(loaded)
     pipe = with_scheduler(loaded, plan.scheduler)
     for message in too_long(pipe, prompts):
         warn(message)
@@ -94,3 +97,17 @@ def _chosen(runtime: str) -> "Choice":
     if choice.shortfall:
         warn(f"slower than it could be: {choice.shortfall}")
     return choice
+
+
+def _tell_fallbacks(pipe: "DiffusionPipeline") -> None:
+    """How many layers are computed in integers, and each that is not, by name and reason."""
+    from bitbrush.network.families import denoiser_name
+    from bitbrush.runtime.lowered import lowered_of
+
+    lowered = lowered_of(getattr(pipe, denoiser_name(pipe)))
+    if lowered is None or lowered.runtime == "reference":  # which says so itself
+        return
+    count = len(lowered.executions)
+    note(f"{count - len(lowered.fallbacks)} of {count} quantized layers run in integers")
+    for one in lowered.fallbacks:
+        warn(f"{one.layer} runs as {one.kernel}: {one.fallback}")

@@ -1,7 +1,7 @@
 """Puts integer layers and fused blocks into a denoiser."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
 from typing import Any
@@ -29,6 +29,9 @@ from bitbrush.runtime.tools import Tools
 from bitbrush.timeline.clock import Clock
 
 KERNEL = "u8 x s8, int32 sums (oneDNN)"
+EMULATION = "fake-quantized float32"
+EXACT_ARGUMENTS = ("timestep", "time_ids", "img_ids", "txt_ids", "resolution", "aspect_ratio")
+"""Numbers that a denoiser embeds: times, sizes and places, which bfloat16 would round to a neighbour."""
 MOST_PRODUCTS = (2**31 - 1) // (255 * 128)
 """So many products of bytes fit into an int32 sum whatever the bytes are."""
 
@@ -42,6 +45,7 @@ class Lowering:
     tools: Tools
     dtype: torch.dtype
     memory: Memory
+    emulated: list[nn.Module] = field(default_factory=list)
 
     def place(self, layer: QuantizedLayer) -> Execution:
         """Puts the integer layer where the float one stands, or leaves that one with its reason told."""
@@ -51,7 +55,7 @@ class Lowering:
         reason = _reason(original, signed)
         if reason is not None or signed is None:
             self._place_reference(layer, original)
-            return Execution(layer.name, f"fake-quantized {_name(self.dtype)}", reason)
+            return Execution(layer.name, EMULATION, reason)
         sums = signed.flatten(1).sum(1, dtype=torch.int64).double().float()
         rest = layer, sums, self._weights(layer, original, signed), self.clock, self.tools.glue
         made = _integer_layer(original, *rest)
@@ -68,13 +72,17 @@ class Lowering:
         return ExpandedWeights(signed, pack)
 
     def _place_reference(self, layer: QuantizedLayer, original: nn.Conv2d | nn.Linear) -> None:
+        """In float32 whatever surrounds it: in bfloat16 the input's very integers would come out wrong."""
         set_weight(original, layer.weight.dequantize(), layer.bias)
+        original.register_forward_pre_hook(lambda _, args: (args[0].float(), *args[1:]))
         fake_quantize_input(original, lambda: layer.activations.at(self.clock.timestep))
+        original.register_forward_hook(lambda _, __, y: y.to(self.dtype))
+        self.emulated.append(original)
 
     def convert_rest(self) -> None:
-        """Everything else to ``dtype``, save norms, which compute with float32 parameters whatever their input is."""
+        """The rest to ``dtype``, save emulated layers, and norms, which take float32 parameters with any input."""
         for module in self.denoiser.modules():
-            if not isinstance(module, nn.GroupNorm | nn.LayerNorm | IntegerLayer):
+            if not isinstance(module, nn.GroupNorm | nn.LayerNorm | IntegerLayer) and module not in self.emulated:
                 for name, parameter in module.named_parameters(recurse=False):
                     setattr(module, name, nn.Parameter(parameter.to(self.dtype), requires_grad=False))
 
@@ -151,16 +159,14 @@ def _reason(layer: nn.Conv2d | nn.Linear, signed: Tensor | None) -> str | None:
 
 
 def compute_in(denoiser: nn.Module, dtype: torch.dtype) -> None:
-    """From now on calls are computed in ``dtype``, all but the timestep, and answered in the sample's own dtype."""
+    """From now on calls are computed in ``dtype``, but for EXACT_ARGUMENTS, and answered in the sample's own dtype."""
     expected = signature(denoiser.forward)
     dtypes: list[torch.dtype] = []
 
     def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         bound = expected.bind(*args, **kwargs)
         dtypes[:] = [next(iter(bound.arguments.values())).dtype]
-        kept = bound.arguments.get("timestep")
-        bound.arguments.update({key: _cast(value, dtype) for key, value in bound.arguments.items()})
-        bound.arguments["timestep"] = kept
+        bound.arguments.update(_cast(dict(bound.arguments), dtype))
         return bound.args, bound.kwargs
 
     def leave(_: nn.Module, __: Any, output: Any) -> Any:
@@ -177,10 +183,7 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
         case tuple() | list():
             return type(value)(_cast(item, dtype) for item in value)
         case dict():  # diffusers' outputs are dictionaries, too
-            return type(value)(**{key: _cast(item, dtype) for key, item in value.items()})
+            kept = {key: item if key in EXACT_ARGUMENTS else _cast(item, dtype) for key, item in value.items()}
+            return type(value)(**kept)
         case _:
             return value
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
