@@ -30,6 +30,8 @@ def unpack(packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
         raise ValueError(f"{packed.numel()} bytes hold no {shape} of {bits} bits; {expected} are needed")
     if bits == 8:
         return packed.clone().view(shape)
+    if bits == 4:  # what large models have: no eight bytes for each of theirs in between
+        return torch.stack((packed & 15, packed >> 4), dim=1).view(-1)[:count].reshape(shape)
     stream = (packed.view(-1, 1) >> torch.arange(8, dtype=torch.uint8)) & 1
     planes = stream.reshape(-1)[: count * bits].view(-1, bits)
     return (planes << torch.arange(bits, dtype=torch.uint8)).sum(1, dtype=torch.uint8).view(shape)

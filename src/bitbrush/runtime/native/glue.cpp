@@ -332,6 +332,7 @@ extern "C" void bitbrush_unpack_nibbles(const uint8_t* packed, int64_t rows, int
 // a large linear layer. Memory stays with the process instead.
 extern "C" int bitbrush_keep_memory() {
 #if defined(__GLIBC__)
+    malloc_trim(0);
     return mallopt(M_MMAP_MAX, 0) && mallopt(M_TRIM_THRESHOLD, 2147483647) && mallopt(M_TOP_PAD, 268435456);
 #else
     return 0;

@@ -39,4 +39,6 @@ class OneDnnRuntime:
         lowering.convert_rest()
         lowering.fuse(described)
         compute_in(denoiser, self.dtype)
+        if self.memory is Memory.EXPANDED:  # now that all that was needed to lay out the weights is freed
+            self.tools.keep_memory()
         return executions
