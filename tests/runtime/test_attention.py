@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bitbrush.runtime.attention import QUERIES_PER_CHUNK, chunked_attention, torch_attention
+from bitbrush.runtime.attention import QUERIES_PER_CHUNK, AttentionKernel, chunked_attention, torch_attention
+from bitbrush.runtime.native.attention import native_attention
+from bitbrush.runtime.native.build import native_library
 
 
 def by_definition(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
@@ -25,3 +27,61 @@ def test_equals_the_definition(queries: int, keys: int, dtype: torch.dtype, boun
         y = attention(q, k, v, 3)
         assert y.dtype == dtype
         assert (y.double() - expected).norm() <= bound * expected.norm()
+
+
+@pytest.fixture(scope="module")
+def native() -> AttentionKernel:
+    kernel = native_attention(native_library())
+    if kernel is torch_attention:
+        pytest.skip("the kernel is not for this processor")
+    return kernel
+
+
+@pytest.mark.parametrize("queries", [1, 32, 100])
+@pytest.mark.parametrize("keys", [1, 2, 77, 96, 97, 200])
+@pytest.mark.parametrize(("heads", "width"), [(3, 2), (2, 24), (1, 40), (2, 64), (1, 160)])
+def test_native_equals_the_definition(native: AttentionKernel, heads: int, width: int, queries: int, keys: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (
+        (3 * torch.randn(2, length, heads * width, generator=generator)).bfloat16() for length in (queries, keys, keys)
+    )
+    y, expected = native(q, k, v, heads), by_definition(q, k, v, heads)
+    assert y.dtype == torch.bfloat16
+    assert (y.double() - expected).norm() <= 0.004 * expected.norm()
+
+
+def test_native_survives_scores_of_any_size(native: AttentionKernel) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 300, 8, generator=generator).bfloat16() for _ in range(3))
+    for factor in (1e-6, 1e6):
+        y, expected = native(q * factor, k * factor, v, 1), by_definition(q * factor, k * factor, v, 1)
+        assert (y.double() - expected).norm() <= 0.004 * expected.norm()
+
+
+def test_native_keeps_what_is_not_a_number(native: AttentionKernel) -> None:
+    q, k, v = (torch.ones(1, 40, 8, dtype=torch.bfloat16) for _ in range(3))
+    q[0, 7, 3] = torch.nan
+    y = native(q, k, v, 1)
+    assert y[0, 7].isnan().all()
+    assert y[0, :7].eq(1).all()
+    assert y[0, 8:].eq(1).all()
+
+
+def test_native_is_the_same_for_any_threads_and_batch(native: AttentionKernel) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(3, 150, 48, generator=generator).bfloat16() for _ in range(3))
+    whole = native(q, k, v, 2)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = torch.cat([native(q[i : i + 1], k[i : i + 1], v[i : i + 1], 2) for i in range(3)])
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(whole, alone)
+
+
+def test_what_the_kernel_is_not_made_for_is_torchs(native: AttentionKernel) -> None:
+    generator = torch.Generator().manual_seed(0)
+    wide, odd = torch.randn(1, 9, 8, generator=generator), torch.randn(1, 9, 6, generator=generator).bfloat16()
+    assert torch.equal(native(wide, wide, wide, 2), torch_attention(wide, wide, wide, 2))
+    assert torch.equal(native(odd, odd, odd, 2), torch_attention(odd, odd, odd, 2))

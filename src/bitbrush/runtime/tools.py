@@ -8,6 +8,7 @@ from torch import Tensor
 
 from bitbrush.runtime.attention import AttentionKernel, torch_attention
 from bitbrush.runtime.glue import Glue, TorchGlue
+from bitbrush.runtime.native.attention import native_attention
 from bitbrush.runtime.native.build import NativeUnavailable, native_library
 from bitbrush.runtime.native.glue import NativeGlue, native_unpack
 from bitbrush.runtime.nibbles import from_nibbles
@@ -33,7 +34,7 @@ class Tools:
 def native_tools() -> Tools:
     """Raises NativeUnavailable where they cannot be compiled."""
     library = native_library()
-    return Tools(NativeGlue(library), torch_attention, native_unpack(library), library.bitbrush_keep_memory)
+    return Tools(NativeGlue(library), native_attention(library), native_unpack(library), library.bitbrush_keep_memory)
 
 
 def torch_tools(shortfall: str) -> Tools:
