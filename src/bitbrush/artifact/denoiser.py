@@ -12,6 +12,7 @@ from torch import nn
 from bitbrush.artifact.tensor_file import TensorFile
 from bitbrush.artifact.tensors import LAYER_KEYS, layer_from_tensors
 from bitbrush.network.layers import QuantizedLayer
+from bitbrush.runtime.allocator import return_freed_memory
 from bitbrush.runtime.choose import Choice
 from bitbrush.runtime.lowered import note_lowered
 
@@ -24,6 +25,7 @@ def load_denoiser(folder: Path, choice: Choice) -> nn.Module:
 
     Raises ValueError or KeyError if the folder's tensors are not those of its configuration.
     """
+    return_freed_memory()  # before anything large is made: the heap would keep its size
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     bits: dict[str, int] = config.pop("quantization_config")["weight_bits"]
     tensors = TensorFile(folder / WEIGHTS)

@@ -19,26 +19,22 @@ Unpack: TypeAlias = Callable[[Tensor, Tensor, int], Tensor]
 
 @dataclass(frozen=True)
 class Tools:
-    """``keep_memory()``: from now on freed memory stays with the process, for speed.
-
-    ``shortfall``: why not the native kernels, None where they are.
-    """
+    """``shortfall``: why not the native kernels, None where they are."""
 
     glue: Glue
     attention: AttentionKernel
     unpack: Unpack
-    keep_memory: Callable[[], object]
     shortfall: str | None = None
 
 
 def native_tools() -> Tools:
     """Raises NativeUnavailable where they cannot be compiled."""
     library = native_library()
-    return Tools(NativeGlue(library), native_attention(library), native_unpack(library), library.bitbrush_keep_memory)
+    return Tools(NativeGlue(library), native_attention(library), native_unpack(library))
 
 
 def torch_tools(shortfall: str) -> Tools:
-    return Tools(TorchGlue(), torch_attention, from_nibbles, lambda: None, shortfall)
+    return Tools(TorchGlue(), torch_attention, from_nibbles, shortfall)
 
 
 def best_tools() -> Tools:

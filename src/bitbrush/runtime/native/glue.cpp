@@ -9,10 +9,6 @@
 #include <cstring>
 #include <vector>
 
-#if defined(__GLIBC__)
-#include <malloc.h>
-#endif
-
 namespace {
 
 constexpr int LANES = 16;
@@ -326,15 +322,4 @@ extern "C" void bitbrush_unpack_nibbles(const uint8_t* packed, int64_t rows, int
         }
         if (columns % 2) to[columns - 1] = int8_t((from[bytes - 1] & 15) - zero);
     }
-}
-
-// glibc returns large buffers to the system at once, and every next one is paid for in page faults: half of the time of
-// a large linear layer. Memory stays with the process instead.
-extern "C" int bitbrush_keep_memory() {
-#if defined(__GLIBC__)
-    malloc_trim(0);
-    return mallopt(M_MMAP_MAX, 0) && mallopt(M_TRIM_THRESHOLD, 2147483647) && mallopt(M_TOP_PAD, 268435456);
-#else
-    return 0;
-#endif
 }

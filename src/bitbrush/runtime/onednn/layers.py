@@ -11,6 +11,9 @@ from bitbrush.runtime.glue import BYTE, Bytes, Glue
 from bitbrush.runtime.onednn.weights import Weights
 from bitbrush.timeline.clock import Clock
 
+ONE_GO = 1 << 20
+"""So many sums of a linear layer with activations of more than 8 bits are computed at a time: 4 MiB of float32."""
+
 
 class IntegerLayer(nn.Module):
     """``y = scale w_scale (sum(x_q w) - zero_point sum(w)) + bias`` with ``w = w_q - w_zero_point``.
@@ -42,8 +45,13 @@ class IntegerLayer(nn.Module):
         bias = self._bias_at(x.grid)
         if x.low is None:
             return self._product(x.high, x.grid.scale, bias, dtype, residual)
-        high = self._product(x.high, x.grid.scale * (1 << BYTE), bias, torch.float32, None)
-        y = self._product(x.low, x.grid.scale, None, torch.float32, high)
+        return self._two_products(x.high, x.low, x.grid.scale, bias, dtype, residual)
+
+    def _two_products(
+        self, high: Tensor, low: Tensor, scale: float, bias: Tensor, dtype: torch.dtype, residual: Tensor | None
+    ) -> Tensor:
+        y = self._product(high, scale * (1 << BYTE), bias, torch.float32, None)
+        y = self._product(low, scale, None, torch.float32, y)
         return (y if residual is None else y.add_(residual)).to(dtype)
 
     def _bias_at(self, grid: AffineGrid) -> Tensor:
@@ -112,6 +120,7 @@ class IntegerLinear(IntegerLayer):
     def __init__(self, linear: nn.Linear, *args: Any) -> None:
         super().__init__(*args)
         self.in_features, self.out_features = linear.in_features, linear.out_features
+        self._rows_at_once = max(ONE_GO // linear.out_features, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.multiply(self.quantize(x), x.dtype)
@@ -125,6 +134,18 @@ class IntegerLinear(IntegerLayer):
         other = None if residual is None else residual.reshape(-1, self.out_features)
         y = self._linear_product(x.view(-1, self.in_features), scale, bias, dtype, other)
         return y.view(*x.shape[:-1], self.out_features)
+
+    def _two_products(
+        self, high: Tensor, low: Tensor, scale: float, bias: Tensor, dtype: torch.dtype, residual: Tensor | None
+    ) -> Tensor:
+        """Some rows at a time: the float32 sums of all would take four times the memory of a plain step's result."""
+        out = torch.empty(*high.shape[:-1], self.out_features, dtype=dtype)
+        rows = out.view(-1, self.out_features)
+        parts = [x.view(len(rows), -1).split(self._rows_at_once) for x in (rows, high, low)]
+        others = [None] * len(parts[0]) if residual is None else residual.reshape(rows.shape).split(self._rows_at_once)
+        for y, part, low_part, other in zip(*parts, others, strict=True):
+            y.copy_(super()._two_products(part, low_part, scale, bias, dtype, other))
+        return out
 
 
 def is_pointwise(conv: nn.Conv2d) -> bool:

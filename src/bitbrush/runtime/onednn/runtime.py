@@ -8,6 +8,7 @@ from torch import nn
 
 from bitbrush.network.families import known_fusions
 from bitbrush.network.layers import QuantizedLayer
+from bitbrush.runtime.allocator import keep_freed_memory
 from bitbrush.runtime.interface import Execution
 from bitbrush.runtime.onednn.lowering import Lowering, compute_in
 from bitbrush.runtime.onednn.weights import Memory
@@ -39,6 +40,6 @@ class OneDnnRuntime:
         lowering.convert_rest()
         lowering.fuse(described)
         compute_in(denoiser, self.dtype)
-        if self.memory is Memory.EXPANDED:  # now that all that was needed to lay out the weights is freed
-            self.tools.keep_memory()
+        if self.memory is Memory.EXPANDED:
+            keep_freed_memory()
         return executions
