@@ -45,7 +45,7 @@ def edited(root: Path) -> Iterator[dict[str, Any]]:
 @pytest.mark.parametrize("steps", [3, 5])
 def test_generates_the_same_images_bit_for_bit(quantization: Quantization, saved: Path, steps: int) -> None:
     here = image(quantization.pipeline(), steps=steps)
-    assert torch.equal(image(load(saved), steps=steps), here)
+    assert torch.equal(image(load(saved, runtime="reference"), steps=steps), here)
     assert not torch.equal(image(quantization.source, steps=steps), here)
 
 
@@ -54,7 +54,7 @@ def test_generates_the_same_images_in_a_new_process(quantization: Quantization, 
         "import sys, hashlib, torch, bitbrush\n"
         "torch.set_num_threads(1)\n"
         "generator = torch.Generator().manual_seed(0)\n"
-        "pipe = bitbrush.load(sys.argv[1])\n"
+        "pipe = bitbrush.load(sys.argv[1], runtime='reference')\n"
         "image = pipe('a cat', num_inference_steps=3, generator=generator, output_type='np').images\n"
         "print(hashlib.sha256(image.tobytes()).hexdigest())\n"
     )
@@ -66,7 +66,7 @@ def test_generates_the_same_images_in_a_new_process(quantization: Quantization, 
 
 
 def test_what_is_loaded_is_ready_to_use(saved: Path) -> None:
-    pipe = load(saved)
+    pipe = load(saved, runtime="reference")
     assert not any(module.training for module in pipe.unet.modules())
     assert {tensor.dtype for tensor in (*pipe.unet.parameters(), *pipe.vae.parameters())} == {torch.float32}
     assert {tensor.device.type for tensor in pipe.unet.state_dict().values()} == {"cpu"}

@@ -130,7 +130,7 @@ def test_generic_quantizes_what_is_unknown(rounding: str, tmp_path: Path) -> Non
     bitbrush.save(quantization, tmp_path / "artifact", base_model="aura")
     assert bitbrush.read_manifest(tmp_path / "artifact")["denoiser"]["family"] == "generic"
     assert "--generic" in (tmp_path / "artifact" / "README.md").read_text(encoding="utf-8")
-    images = generated(UNKNOWN, bitbrush.load(tmp_path / "artifact"), quantization)
+    images = generated(UNKNOWN, bitbrush.load(tmp_path / "artifact", runtime="reference"), quantization)
     assert np.array_equal(images.latents, generated(UNKNOWN, quantization.pipeline(), quantization).latents)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from click.testing import Result
 from diffusers import StableDiffusionPipeline
+from numpy.typing import NDArray
 
 from bitbrush.bench.metrics.interval import Interval
 from bitbrush.bench.networks.clip import load_clip
@@ -29,7 +30,7 @@ def test_writes_curves_and_a_page(run: Callable[..., Result], model: Path, promp
     assert all(one["image_mse"]["mean"] > 0 for one in results["steps"])
     assert results["recommendation"]["reason"] in " ".join(result.stdout.split())
     page = (tmp_path / "s" / "report.html").read_text(encoding="utf-8")
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 3
     assert "activations of one step in 4 bits" in page
 
 
@@ -80,18 +81,28 @@ def test_noise_is_of_the_size_it_says(tiny_pipe: StableDiffusionPipeline) -> Non
     assert float((disturbed[0] - right[0]).std() / right[0].std()) == pytest.approx(0.1, rel=0.1)
 
 
-def curve(errors: list[float], half: float = 0.0) -> list[StepSensitivity]:
+def curve(psnr: NDArray[np.float64]) -> list[StepSensitivity]:
+    """Of the PSNR (steps, pictures)."""
     none = Interval(0, 0, 0, 8)
-    return [
-        StepSensitivity(step, 0.0, none, Interval(error, error - half, error + half, 8), none)
-        for step, error in enumerate(errors)
-    ]
+    return [StepSensitivity(step, 0.0, tuple(one.tolist()), none, none, none) for step, one in enumerate(psnr)]
 
 
 def test_recommends_the_end_that_stands_out() -> None:
-    rising = np.linspace(1, 3, 20).tolist()
-    assert recommend(curve(rising, 0.5)).relax == "0.8:1"
-    assert recommend(curve(rising[::-1], 0.5)).relax == "0:0.2"
-    unsure = recommend(curve(rising, 2.0))
+    falling = np.linspace(60, 50, 20)[:, None] + np.random.default_rng(0).normal(0, 3, (20, 16))
+    assert recommend(curve(falling)).relax == "0.8:1"
+    assert recommend(curve(falling[::-1])).relax == "0:0.2"
+    unsure = recommend(curve(50 + np.random.default_rng(1).normal(0, 3, (20, 16))))
     assert unsure.relax is None
     assert "neither end stands out" in unsure.reason
+
+
+def test_a_picture_that_turns_into_another_does_not_decide() -> None:
+    falling = np.repeat(np.linspace(60, 50, 20)[:, None], 16, axis=1)
+    falling[2, 5] = 20
+    assert recommend(curve(falling)).relax == "0.8:1"
+
+
+def test_what_is_added_up_is_each_pictures_error_in_decibels() -> None:
+    psnr = np.full((10, 8), 60.0)
+    psnr[-2:] = 50.0
+    assert "costs a picture 10.0 dB" in recommend(curve(psnr)).reason

@@ -14,7 +14,9 @@ from bitbrush.artifact.tensors import LAYER_KEYS, layer_from_tensors
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.runtime.allocator import return_freed_memory
 from bitbrush.runtime.choose import Choice
+from bitbrush.runtime.interface import Execution
 from bitbrush.runtime.lowered import note_lowered
+from bitbrush.timeline.progress import Progress, silent
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CONFIG = "config.json"
@@ -40,6 +42,19 @@ def load_denoiser(folder: Path, choice: Choice) -> nn.Module:
     note_lowered(denoiser, choice, executions)
     object.__setattr__(denoiser, "save_pretrained", _refuse_saving)
     return denoiser.eval().requires_grad_(False)
+
+
+def denoiser_executions(folder: Path, choice: Choice, progress: Progress = silent) -> tuple[Execution, ...]:
+    """How the chosen runtime would compute each quantized layer of an artifact's ``folder``, without computing."""
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    bits: dict[str, int] = config.pop("quantization_config")["weight_bits"]
+    denoiser = empty_denoiser(config)
+    found = []
+    with progress("inspecting", len(bits)) as advance:
+        for layer in _layers(denoiser, bits, TensorFile(folder / WEIGHTS)):
+            found.append(choice.runtime.execution(denoiser.get_submodule(layer.name), layer))
+            advance()
+    return tuple(found)
 
 
 def _refuse_saving(*_: Any, **__: Any) -> Never:

@@ -25,7 +25,7 @@ from bitbrush.artifact.tensors import layer_from_tensors, layer_tensors, other_t
 from bitbrush.methods.recipe import Recipe
 from bitbrush.network.families import FAMILY_NAMES
 from bitbrush.network.layers import QuantizedLayer
-from bitbrush.runtime.choose import Choice, RuntimeName, choose_runtime
+from bitbrush.runtime.choose import Choice, runtime_named
 
 MANIFEST = "manifest.json"
 FORMAT = "bitbrush-artifact"
@@ -72,8 +72,21 @@ def save(
     return target
 
 
-def load(directory: str | os.PathLike[str], choice: Choice | None = None) -> DiffusionPipeline:
-    """The quantized pipeline, executed as ``choice`` says, by default by the reference runtime.
+def load(
+    directory: str | os.PathLike[str], *, runtime: str = "auto", dtype: str | None = None, memory: str = "expanded"
+) -> DiffusionPipeline:
+    """The quantized pipeline, as :func:`load_with` gives it, the executor by the names of ``bitbrush generate``.
+
+    ``runtime``: onednn (8-bit kernels), reference (exact integers, emulated in float32), or auto, the fastest that this
+    machine runs exactly. ``dtype``: of everything between the integer products, float32 or bfloat16; None: bfloat16
+    where the processor has it. ``memory``: low keeps weights of up to 4 bits packed, at the cost of speed. Raises
+    ValueError for other names, and where this machine cannot run the executor.
+    """
+    return load_with(directory, runtime_named(runtime, dtype, memory))
+
+
+def load_with(directory: str | os.PathLike[str], choice: Choice) -> DiffusionPipeline:
+    """The quantized pipeline, executed as ``choice`` says.
 
     Verifies every file first. The weights are read layer by layer: an integer runtime never has them in floating point.
     Raises ArtifactError if the directory is no artifact, of a newer schema, incomplete or altered.
@@ -84,7 +97,7 @@ def load(directory: str | os.PathLike[str], choice: Choice | None = None) -> Dif
     _require_known_family(manifest["denoiser"]["family"])
     _require_agreement(root, manifest)
     try:
-        denoiser = load_denoiser(root / component, choice or choose_runtime(RuntimeName.REFERENCE))
+        denoiser = load_denoiser(root / component, choice)
         pipe = DiffusionPipeline.from_pretrained(
             root, dtype=torch.float32, use_safetensors=True, **{component: denoiser}
         )

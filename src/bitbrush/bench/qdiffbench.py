@@ -20,6 +20,7 @@ from bitbrush.bench.image_set import ImageSet
 from bitbrush.bench.networks.chosen import Networks
 from bitbrush.bench.prompts import PromptSet
 from bitbrush.bench.subjects import Subject, open_candidate, open_reference, require_alike, with_scheduler_of
+from bitbrush.runtime.choose import Choice, choose_runtime
 from bitbrush.timeline.plan import SamplingPlan
 
 FLOOR = "another seed"
@@ -32,7 +33,7 @@ class Protocol:
 
     ``num_images`` of each prompt set and seed; the floor uses as many seeds above the highest. ``with_latents``: how
     many pictures of each keep their latents of every step. ``batch_size``: prompts per denoiser call; it changes no
-    picture's noise.
+    picture's noise. ``choice``: what executes the artifacts.
     """
 
     plan: SamplingPlan
@@ -41,6 +42,7 @@ class Protocol:
     seeds: tuple[int, ...] = (1,)
     batch_size: int = 16
     with_latents: int = 32
+    choice: Choice = field(default_factory=choose_runtime)
 
     def __post_init__(self) -> None:
         for one in self.sets:
@@ -126,12 +128,12 @@ def _candidate(
     work: Work,
 ) -> Entry:
     try:
-        subject, own = open_candidate(name, source, reference, protocol.plan)
+        subject, own = open_candidate(name, source, reference, protocol.plan, protocol.choice)
         require_alike(pipe, own)
     except ValueError as error:
         return Entry(None, name, problem=str(error))
     own = with_scheduler_of(own, pipe)
-    made_by = {"model": subject.digest, "plan": _plan(pipe, protocol.plan)}
+    made_by = {"model": subject.digest, "plan": _plan(pipe, protocol.plan), "runtime": subject.runtime}
     return Entry(subject, name, _fill(own, made_by, protocol, protocol.seeds, root / _folder(name), work))
 
 

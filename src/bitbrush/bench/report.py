@@ -129,7 +129,7 @@ def _tables(document: Mapping[str, Any], figures: BenchFigures) -> Iterator[_Tab
     """All prompt sets together, then one by one: metrics down, full precision, its floor and the candidates across."""
     measured = [one for one in figures.candidates if one.sets]
     columns = ["full precision", figures.floor.entry.name, *(one.entry.name for one in measured)]
-    yield _Table("sizes and costs", "", columns, list(_costs(document, measured)))
+    yield _Table("sizes, costs, execution", "", columns, list(_costs(document, measured)))
     seeds, sets = len(document["protocol"]["seeds"]), document["protocol"]["prompt_sets"]
     if figures.floor.together:
         sources = [figures.together, figures.floor.together, *(one.together for one in measured)]
@@ -149,8 +149,21 @@ def _costs(document: Mapping[str, Any], measured: Sequence[EntryFigures]) -> Ite
     facts = {"denoiser, MiB": "denoiser_mib", "weight bits": "weight_bits", "activation bits": "activation_bits"}
     for name, key in facts.items():
         yield _Row(name, "↓", [(format_number(one[key], digits=3), "") for one in told])
+    yield _Row("runtime", "", [tuple(one["runtime"].split(": ", 1)) for one in told])
+    yield _Row("layers in 8-bit integers", "", [(str(one["int8_layers"]), "") for one in told])
+    if any(one["fallbacks"] for one in told):
+        yield _Row("quantized, yet in floating point", "", [_fallbacks(one["fallbacks"]) for one in told])
     calls = format_number(document["protocol"]["denoiser_calls"], digits=3)
     yield _Row("denoiser calls a picture", "↓", [(calls, "")] * len(told))
+
+
+def _fallbacks(layers: Mapping[str, Sequence[str]]) -> tuple[str, str]:
+    count = sum(map(len, layers.values()))
+    return str(count), "; ".join(f"{len(names)} as {how} ({_some(names)})" for how, names in layers.items())
+
+
+def _some(names: Sequence[str], shown: int = 3) -> str:
+    return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")
 
 
 def _rows(sources: Sequence[Mapping[str, Interval]]) -> list[_Row]:

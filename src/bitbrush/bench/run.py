@@ -15,6 +15,7 @@ from bitbrush.bench.ranks import ranks
 from bitbrush.bench.report import render_report
 from bitbrush.bench.results import results_document, results_text
 from bitbrush.bench.subjects import plan_for
+from bitbrush.runtime.choose import runtime_named
 from bitbrush.timeline.progress import Progress, silent
 
 RESULTS, REPORT, PICTURES = "results.json", "report.html", "pictures"
@@ -61,6 +62,9 @@ def bench_protocol(
     steps: int | None = None,
     guidance_scale: float | None = None,
     scheduler: str | None = None,
+    runtime: str = "auto",
+    dtype: str | None = None,
+    memory: str = "expanded",
 ) -> Protocol:
     """From what a caller gives: without prompts the bundled sets, without a plan the first artifact's."""
     given = {"steps": steps, "guidance_scale": guidance_scale, "scheduler": scheduler}
@@ -71,6 +75,7 @@ def bench_protocol(
         seeds=tuple(seeds),
         batch_size=batch_size,
         with_latents=latents,
+        choice=runtime_named(runtime, dtype, memory),
     )
 
 

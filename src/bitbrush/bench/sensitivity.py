@@ -20,6 +20,7 @@ from bitbrush.bench.metrics.image_mse import image_mse
 from bitbrush.bench.metrics.interval import Interval, bootstrap_difference, bootstrap_mean
 from bitbrush.bench.metrics.psnr import psnr
 from bitbrush.bench.networks.clip import Clip
+from bitbrush.bench.number_format import format_interval
 from bitbrush.calibration.ranges import ActivationBits, Calibration
 from bitbrush.network.families import denoiser_name, family_of
 from bitbrush.network.inputs import InputObserver, fake_quantize_input
@@ -43,6 +44,7 @@ class StepSensitivity:
 
     step: int
     timestep: float
+    psnr_by_picture: tuple[float, ...]
     psnr: Interval
     image_mse: Interval
     match: Interval
@@ -142,26 +144,31 @@ def step_sensitivities(
 
 
 def recommend(sensitivities: Sequence[StepSensitivity]) -> Recommendation:
-    """The end whose steps cost more image fidelity, if its summed error's interval lies above the other end's.
+    """The end whose steps cost the pictures more, if the pictures agree on it.
 
-    Intervals of a sum are summed, which is too wide where the steps' errors are independent: the choice is cautious.
+    A picture's error for an end is the sum over its steps; the two ends are compared picture by picture, in dB. Errors
+    themselves would be the wrong measure: their mean is made by the few pictures that turn into another one.
     """
     count = max(1, round(END_SHARE * len(sensitivities)))
-    ends = {"0:0.2": sensitivities[:count], "0.8:1": sensitivities[-count:]}
-    sums = {
-        name: tuple(sum(getattr(one.image_mse, bound) for one in end) for bound in ("low", "mean", "high"))
-        for name, end in ends.items()
+    errors = {
+        name: _picture_errors(end) for name, end in (("xT", sensitivities[:count]), ("x0", sensitivities[-count:]))
     }
-    names = {"0:0.2": "first fifth (xT)", "0.8:1": "last fifth (x0)"}
-    best, other = sorted(sums, key=lambda name: -sums[name][1])
-    ratio = sums[best][1] / max(sums[other][1], 1e-12)
-    told = f"disturbing the {names[best]} costs {ratio:.1f} times the image error of disturbing the {names[other]}"
-    losses = {name: np.mean([one.match.mean for one in end]) for name, end in ends.items()}
-    match = ", ".join(f"{names[name]} {loss:+.2f}" for name, loss in losses.items())
-    told = f"{told}; change of the CLIP score: {match}"
-    if sums[best][0] <= sums[other][2]:
-        return Recommendation(None, f"neither end stands out beyond the intervals: {told}")
-    return Recommendation(best, told)
+    more = bootstrap_mean(10 * np.log10(errors["x0"] / errors["xT"]))
+    mean, between = format_interval(more)
+    match = [np.mean([one.match.mean for one in end]) for end in (sensitivities[:count], sensitivities[-count:])]
+    told = (
+        f"disturbing the last fifth (x0) costs a picture {mean} dB ({between}) more than disturbing the first fifth "
+        f"(xT); change of the CLIP score: first fifth {match[0]:+.2f}, last fifth {match[1]:+.2f}"
+    )
+    if more.low <= 0 <= more.high:
+        return Recommendation(None, f"neither end stands out: {told}")
+    return Recommendation("0.8:1" if more.mean > 0 else "0:0.2", told)
+
+
+def _picture_errors(end: Sequence[StepSensitivity]) -> NDArray[np.float64]:
+    """`(N,)` float64: squared errors of each picture, added over the steps that were disturbed one at a time."""
+    errors: NDArray[np.float64] = np.sum([10 ** (-np.array(one.psnr_by_picture) / 10) for one in end], axis=0)
+    return errors
 
 
 def _run_clean(
@@ -212,10 +219,12 @@ def _sensitivity(
     matching: NDArray[np.float64],
     clip: Clip,
 ) -> StepSensitivity:
+    fidelity = psnr(reference, images)
     return StepSensitivity(
         step=step,
         timestep=timestep,
-        psnr=bootstrap_mean(psnr(reference, images), resamples=2000),
+        psnr_by_picture=tuple(fidelity.tolist()),
+        psnr=bootstrap_mean(fidelity, resamples=2000),
         image_mse=bootstrap_mean(image_mse(reference, images), resamples=2000),
         match=bootstrap_difference(matching, clip_score(clip.features(images), texts), resamples=2000),
     )

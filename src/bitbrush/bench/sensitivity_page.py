@@ -71,9 +71,13 @@ def _plots(sensitivities: Sequence[StepSensitivity], match: str) -> list[PagePlo
         columns = [[max(getattr(i, bound), floor) for i in intervals] for bound in ("mean", "low", "high")]
         return line_plot([Series(name, steps, *columns)], title=name, x_axis=STEP_AXIS, y_axis=axis)
 
+    fidelity = curve(PSNR, [one.psnr for one in sensitivities], Axis(PSNR))
     error = curve("image MSE", [one.image_mse for one in sensitivities], Axis("image MSE", Scale.LOG))
     matching = curve(match, [one.match for one in sensitivities], Axis("CLIP score"))
     return [
-        PagePlot("Image fidelity", error, "Error of the final pictures when this step alone is disturbed."),
+        PagePlot("Image fidelity", fidelity, "Of the final pictures when this step alone is disturbed."),
+        PagePlot(
+            "Image error", error, "The same in squared errors, whose mean the few pictures make that turn into another."
+        ),
         PagePlot("Text-image matching", matching, "Below 0, the pictures fit their prompts less well."),
     ]

@@ -3,7 +3,7 @@
 import copy
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,25 @@ from torch import nn
 
 from bitbrush.artifact.identity import model_digest
 from bitbrush.artifact.models import load_full_precision
-from bitbrush.artifact.store import artifact_digest, is_artifact, load, read_manifest
+from bitbrush.artifact.store import artifact_digest, is_artifact, load_with, read_manifest
 from bitbrush.methods.recipe import Recipe
 from bitbrush.network.families import denoiser_name
 from bitbrush.network.layers import EDGE_ACTIVATION_BITS
+from bitbrush.runtime.choose import Choice
+from bitbrush.runtime.interface import layers_by_fallback
+from bitbrush.runtime.lowered import lowered_of
 from bitbrush.timeline.plan import SamplingPlan
+
+FLOAT = "torch: float32"
 
 
 @dataclass(frozen=True)
 class Subject:
-    """``operators``: how many of the denoiser's layers are executed how; ``notes``: what a reader should know."""
+    """``operators``: how many of the denoiser's layers have which bits; ``notes``: what a reader should know.
+
+    ``runtime``: what computes the layers; ``int8_layers``: how many really in integers, and ``fallbacks``: the names of
+    those that are not, by how they are computed instead, and why.
+    """
 
     name: str
     source: str
@@ -30,6 +39,9 @@ class Subject:
     weight_bits: float
     activation_bits: float
     operators: dict[str, int]
+    runtime: str
+    int8_layers: int = 0
+    fallbacks: dict[str, list[str]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -42,7 +54,9 @@ def open_reference(source: str) -> tuple[Subject, DiffusionPipeline]:
     return _full_precision("full precision", source)
 
 
-def open_candidate(name: str, source: str, reference: Subject, plan: SamplingPlan) -> tuple[Subject, DiffusionPipeline]:
+def open_candidate(
+    name: str, source: str, reference: Subject, plan: SamplingPlan, choice: Choice
+) -> tuple[Subject, DiffusionPipeline]:
     """An artifact, or a full-precision model. Raises ValueError if an artifact was made of another model."""
     if not is_artifact(source):
         return _full_precision(name, source)
@@ -53,7 +67,9 @@ def open_candidate(name: str, source: str, reference: Subject, plan: SamplingPla
             f"{source} was made of other weights ({manifest['base_model']}, digest {base[:12]}) than the reference has "
             f"({reference.source}, {reference.digest[:12]}); compare it with its own model"
         )
-    pipe = load(source)
+    pipe = load_with(source, choice)
+    lowered = lowered_of(getattr(pipe, denoiser_name(pipe)))
+    assert lowered is not None
     recipe = Recipe().updated(manifest["recipe"])
     subject = Subject(
         name=name,
@@ -63,6 +79,9 @@ def open_candidate(name: str, source: str, reference: Subject, plan: SamplingPla
         weight_bits=recipe.weights,
         activation_bits=manifest["plan"]["average_activation_bits"],
         operators=_quantized_operators(manifest, recipe),
+        runtime=f"{lowered.runtime}: {lowered.description}",
+        int8_layers=sum(one.fallback is None for one in lowered.executions),
+        fallbacks=layers_by_fallback(lowered.executions),
         notes=tuple(_notes(recipe, plan)),
     )
     return subject, pipe
@@ -113,7 +132,7 @@ def _full_precision(name: str, source: str) -> tuple[Subject, DiffusionPipeline]
     layers = Counter(type(m).__name__ for m in denoiser.modules() if isinstance(m, nn.Conv2d | nn.Linear))
     size = sum(parameter.nbytes for parameter in denoiser.parameters()) / 2**20
     operators = {f"{kind}, float32": count for kind, count in sorted(layers.items())}
-    return Subject(name, source, model_digest(pipe), size, 32, 32, operators), pipe
+    return Subject(name, source, model_digest(pipe), size, 32, 32, operators, FLOAT), pipe
 
 
 def _quantized_operators(manifest: dict[str, Any], recipe: Recipe) -> dict[str, int]:

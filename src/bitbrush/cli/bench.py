@@ -9,6 +9,7 @@ import typer
 
 from bitbrush.bench.networks import BUNDLED_CLIP, USUAL_CLIP
 from bitbrush.cli.console import note, out, quiet_libraries, shown, table, warn
+from bitbrush.cli.execution import DtypeOption, MemoryOption, RuntimeOption
 from bitbrush.timeline.progress import silent
 
 if TYPE_CHECKING:
@@ -34,9 +35,7 @@ def bench(
     seeds: Annotated[str, typer.Option(help="Seeds of the noise, e.g. 1,2,3; as many more make the floor.")] = "1",
     feature_extractor: Annotated[
         str | None,
-        typer.Option(
-            help="For the distance between sets: a CLIP, or torch-fidelity's Inception weights (.pth) [CLIP]."
-        ),
+        typer.Option(help="For distances between sets: a CLIP, or torch-fidelity's Inception (.pth) [CLIP]."),
     ] = None,
     clip: Annotated[
         str | None, typer.Option(help=f"CLIP model: bundled name, directory, hub id [{BUNDLED_CLIP} or {USUAL_CLIP}].")
@@ -47,9 +46,10 @@ def bench(
     scheduler: Annotated[str | None, typer.Option(help="Scheduler [the first artifact's].")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts per denoiser call.")] = 16,
     latents: Annotated[int, typer.Option(min=0, help="Pictures of a set that keep the latents of every step.")] = 32,
-    pictures: Annotated[
-        Path | None, typer.Option(help="Where pictures are kept, to be shared by benchmarks [in the output].")
-    ] = None,
+    runtime: RuntimeOption = "auto",
+    dtype: DtypeOption = None,
+    memory: MemoryOption = "expanded",
+    pictures: Annotated[Path | None, typer.Option(help="Folder of pictures, shared by benchmarks [in output].")] = None,
 ) -> None:
     """Measure what artifacts kept of their full-precision model, and write a report."""
     quiet_libraries()
@@ -62,6 +62,7 @@ def bench(
     find_model(reference)
     sources = named_candidates(candidates)
     plan: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale, "scheduler": scheduler}
+    execution: dict[str, Any] = {"runtime": runtime, "dtype": dtype, "memory": memory}
     protocol = bench_protocol(
         reference,
         sources.values(),
@@ -72,6 +73,7 @@ def bench(
         batch_size=batch_size,
         latents=latents,
         **plan,
+        **execution,
     )
     networks = load_networks(reference, clip=clip, feature_extractor=feature_extractor, lpips=lpips)
     _run(reference, sources, protocol, networks, output, pictures)
@@ -93,6 +95,8 @@ def _run(
     with ranks() as own:
         work = Work(own, shown if own.leads else silent)
         if own.leads:
+            runtime = protocol.choice.runtime
+            note(f"artifacts by {runtime.name}: {runtime.description} ({protocol.choice.reason})")
             note(_announcement(reference, list(sources), protocol))
         document = run_bench(reference, sources, protocol, networks, output, work, pictures=pictures, command=command)
         if own.leads:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bitbrush.cli.console import note, out, quiet_libraries, shown, table, warn
+from bitbrush.cli.execution import DtypeOption, MemoryOption, RuntimeOption, chosen, tell_executions
 
 if TYPE_CHECKING:
     from bitbrush.bench.comparison import Comparison
@@ -24,13 +25,16 @@ def compare(
     num_prompts: Annotated[int, typer.Option(min=1, help="How many of each set to use.")] = 16,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the initial noise.")] = 1,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts per denoiser call.")] = 16,
+    runtime: RuntimeOption = "auto",
+    dtype: DtypeOption = None,
+    memory: MemoryOption = "expanded",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Compare an artifact with its full-precision model, pair by pair: PSNR, SSIM, image and latent MSE."""
     quiet_libraries()
     from bitbrush.artifact.models import find_model, load_full_precision
     from bitbrush.artifact.schedulers import with_scheduler
-    from bitbrush.artifact.store import load, read_manifest
+    from bitbrush.artifact.store import load_with, read_manifest
     from bitbrush.bench.comparison import compare as run
     from bitbrush.bench.prompts import held_out_prompts, too_long
     from bitbrush.methods.recipe import Recipe
@@ -38,13 +42,16 @@ def compare(
     recipe = Recipe().updated(read_manifest(artifact)["recipe"])
     find_model(model)
     sets = {name: texts[:num_prompts] for name, texts in held_out_prompts(prompts or [], model).items()}
-    full, candidate = with_scheduler(load_full_precision(model), recipe.scheduler), load(artifact)
+    choice = chosen(runtime, dtype, memory)
+    full, candidate = with_scheduler(load_full_precision(model), recipe.scheduler), load_with(artifact, choice)
+    tell_executions(candidate)
     for message in too_long(full, [prompt for texts in sets.values() for prompt in texts]):
         warn(message)
     note(f"{model} against {artifact} ({recipe.name}): {recipe.steps} steps, guidance {recipe.guidance_scale:g}")
     compared = run(full, candidate, sets, recipe.plan, seed=seed, batch_size=batch_size, progress=shown)
     if as_json:
         facts = {"model": model, "artifact": str(artifact), "recipe": recipe.to_dict(), "seed": seed}
+        facts["runtime"] = {"name": choice.runtime.name, "description": choice.runtime.description}
         print(json.dumps(_document(compared, facts), indent=1))
     else:
         _print(compared, recipe.name)

@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bitbrush.cli.console import note, out, quiet_libraries, shown, warn
+from bitbrush.cli.execution import DtypeOption, MemoryOption, RuntimeOption, chosen, tell_executions
 from bitbrush.cli.options import ImageFile, MaskFile, PipelineArguments
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
-
-    from bitbrush.runtime.choose import Choice
     from bitbrush.timeline.plan import SamplingPlan
 
 
@@ -28,9 +26,9 @@ def generate(
         typer.Option(help="pndm, ddim, euler, heun, dpmpp_2m, unipc ... or a diffusers class [the model's]."),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per denoiser call; changes nothing but speed.")] = 8,
-    runtime: Annotated[
-        str, typer.Option(help="What executes an artifact: reference (emulated), onednn (8-bit kernels) or auto.")
-    ] = "reference",
+    runtime: RuntimeOption = "auto",
+    dtype: DtypeOption = None,
+    memory: MemoryOption = "expanded",
     pipeline_arguments: PipelineArguments = None,
     image: ImageFile = None,
     mask: MaskFile = None,
@@ -39,7 +37,7 @@ def generate(
     quiet_libraries()
     from bitbrush.artifact.models import load_full_precision
     from bitbrush.artifact.schedulers import with_scheduler
-    from bitbrush.artifact.store import is_artifact, load
+    from bitbrush.artifact.store import is_artifact, load_with
     from bitbrush.bench.input_images import read_image
     from bitbrush.bench.pictures import require_pictures, write_pictures
     from bitbrush.bench.prompts import too_long
@@ -48,8 +46,8 @@ def generate(
     require_pictures(output)
     if any(not prompt.strip() for prompt in prompts):
         raise ValueError("a prompt is empty; write what the picture should show")
-    loaded = load(model, _chosen(runtime)) if is_artifact(model) else load_full_precision(model)
-    _tell_fallbacks(loaded)
+    loaded = load_with(model, chosen(runtime, dtype, memory)) if is_artifact(model) else load_full_precision(model)
+    tell_executions(loaded)
     pipe = with_scheduler(loaded, plan.scheduler)
     for message in too_long(pipe, prompts):
         warn(message)
@@ -86,28 +84,3 @@ def _plan(
     further = dict(recipe.pipeline_arguments) | dict(Recipe().updated({"pipeline_arguments": arguments}).plan.arguments)
     keys = {key: value for key, value in given.items() if value is not None}
     return recipe.updated({**keys, "scheduler": scheduler, "pipeline_arguments": further}).plan
-
-
-def _chosen(runtime: str) -> "Choice":
-    """The executor of that name, announced."""
-    from bitbrush.runtime.choose import runtime_named
-
-    choice = runtime_named(runtime)
-    note(f"{choice.runtime.name}: {choice.runtime.description} ({choice.reason})")
-    if choice.shortfall:
-        warn(f"slower than it could be: {choice.shortfall}")
-    return choice
-
-
-def _tell_fallbacks(pipe: "DiffusionPipeline") -> None:
-    """How many layers are computed in integers, and each that is not, by name and reason."""
-    from bitbrush.network.families import denoiser_name
-    from bitbrush.runtime.lowered import lowered_of
-
-    lowered = lowered_of(getattr(pipe, denoiser_name(pipe)))
-    if lowered is None or lowered.runtime == "reference":  # which says so itself
-        return
-    count = len(lowered.executions)
-    note(f"{count - len(lowered.fallbacks)} of {count} quantized layers run in integers")
-    for one in lowered.fallbacks:
-        warn(f"{one.layer} runs as {one.kernel}: {one.fallback}")

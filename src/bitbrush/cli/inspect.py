@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bitbrush.cli.console import out, quiet_libraries, table
+from bitbrush.cli.console import out, quiet_libraries, shown, table
+from bitbrush.cli.execution import chosen, fallback_lines, in_integers
 
 if TYPE_CHECKING:
+    from bitbrush.runtime.interface import Execution
     from bitbrush.timeline.schedule import ActivationSchedule
 
 ROWS_SHOWN = 12
@@ -37,8 +39,18 @@ def inspect(
     elif as_json:
         print(json.dumps(manifest, indent=1))
     else:
+        executions = _executions(artifact, manifest)
         _show_summary(artifact, manifest)
-        _show_layers(manifest) if layers else _show_kinds(manifest)
+        _show_layers(manifest, executions) if layers else _show_kinds(manifest)
+        _show_executions(executions)
+
+
+def _executions(artifact: Path, manifest: dict[str, Any]) -> "tuple[Execution, ...]":
+    """How each quantized layer would be computed on this machine."""
+    from bitbrush.artifact.denoiser import denoiser_executions
+
+    choice = chosen("auto", None, "expanded")
+    return denoiser_executions(artifact / manifest["denoiser"]["component"], choice, shown)
 
 
 def _show_summary(artifact: Path, manifest: dict[str, Any]) -> None:
@@ -72,13 +84,26 @@ def _show_kinds(manifest: dict[str, Any]) -> None:
     for (kind, treatment), number in kinds.items():
         counted.add_row(kind, treatment, str(number))
     out().print(counted)
-    out().print("\n--layers lists them all; --layer NAME shows one layer's activation range over the steps")
+    out().print("--layers lists them all; --layer NAME shows one layer's activation range over the steps")
 
 
-def _show_layers(manifest: dict[str, Any]) -> None:
-    listed = table("layer", "kind", "shape", "treatment")
+def _show_executions(executions: "tuple[Execution, ...]") -> None:
+    out().print(f"\non this machine {in_integers(executions)}")
+    for line in fallback_lines(executions):
+        out().print(f"  {line}", markup=False)
+
+
+def _show_layers(manifest: dict[str, Any], executions: "tuple[Execution, ...]") -> None:
+    kernels = {one.layer: one.kernel for one in executions}
+    listed = table("layer", "kind", "shape", "treatment", "computed as")
     for entry in manifest["layers"]:
-        listed.add_row(entry["name"], entry["kind"], "x".join(map(str, entry["shape"])), _treatment(entry))
+        listed.add_row(
+            entry["name"],
+            entry["kind"],
+            "x".join(map(str, entry["shape"])),
+            _treatment(entry),
+            kernels.get(entry["name"], ""),
+        )
     out().print(listed)
 
 

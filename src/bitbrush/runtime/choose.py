@@ -48,11 +48,19 @@ def choose_runtime(
                 return _reference(dtype, memory, f"integers are emulated: {error}")
 
 
-def runtime_named(name: str) -> Choice:
-    """:func:`choose_runtime` by a name as people write it. Raises ValueError for an unknown one."""
-    if name not in list(RuntimeName):
-        raise ValueError(f"runtime is {name!r}; choose from {', '.join(RuntimeName)}")
-    return choose_runtime(RuntimeName(name))
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def runtime_named(name: str = RuntimeName.AUTO, dtype: str | None = None, memory: str = Memory.EXPANDED) -> Choice:
+    """:func:`choose_runtime` by names as people write them. Raises ValueError for an unknown one."""
+    for wish, given, known in (
+        ("runtime", name, list(RuntimeName)),
+        ("dtype", dtype or "float32", list(DTYPES)),
+        ("memory", memory, list(Memory)),
+    ):
+        if given not in known:
+            raise ValueError(f"{wish} is {given!r}; choose from {', '.join(known)}")
+    return choose_runtime(RuntimeName(name), dtype=DTYPES[dtype] if dtype else None, memory=Memory(memory))
 
 
 def _onednn(dtype: torch.dtype | None, memory: Memory, reason: str) -> Choice:

@@ -18,6 +18,15 @@ class Execution:
     fallback: str | None = None
 
 
+def layers_by_fallback(executions: Iterable[Execution]) -> dict[str, list[str]]:
+    """Names of the layers that are not computed in integers, by how they are instead, and why."""
+    found: dict[str, list[str]] = {}
+    for one in executions:
+        if one.fallback is not None:
+            found.setdefault(f"{one.kernel}: {one.fallback}", []).append(one.layer)
+    return found
+
+
 class Runtime(Protocol):
     """An executor. ``description``: the kernels and types it computes with, in a line."""
 
@@ -26,6 +35,10 @@ class Runtime(Protocol):
 
     @property
     def description(self) -> str: ...
+
+    def execution(self, original: nn.Module, layer: QuantizedLayer) -> Execution:
+        """What :meth:`lower` would make of a layer, ``original`` being the one that it stands for; changes nothing."""
+        ...
 
     def lower(self, denoiser: nn.Module, layers: Iterable[QuantizedLayer]) -> tuple[Execution, ...]:
         """Changes ``denoiser`` in place so that it computes with the given layers; what becomes of each.

@@ -20,11 +20,6 @@ class Lowered:
     executions: tuple[Execution, ...]
     shortfall: str | None = None
 
-    @property
-    def fallbacks(self) -> tuple[Execution, ...]:
-        """The layers that are not computed in integers."""
-        return tuple(one for one in self.executions if one.fallback is not None)
-
 
 def note_lowered(denoiser: nn.Module, choice: Choice, executions: tuple[Execution, ...]) -> None:
     """Lets ``denoiser`` remember how it is executed."""

@@ -24,6 +24,9 @@ class ReferenceRuntime:
     name = "reference"
     description = "fake quantization in float32"
 
+    def execution(self, original: nn.Module, layer: QuantizedLayer) -> Execution:
+        return Execution(layer.name, "fake-quantized float32", EMULATED)
+
     def lower(self, denoiser: nn.Module, layers: Iterable[QuantizedLayer]) -> tuple[Execution, ...]:
         """Changes ``denoiser`` in place: weights as the integers represent them, inputs quantized as scheduled."""
         clock = Clock()
@@ -33,7 +36,7 @@ class ReferenceRuntime:
     def _lower(self, module: nn.Module, layer: QuantizedLayer, clock: Clock) -> Execution:
         set_weight(module, layer.weight.dequantize(), layer.bias)
         fake_quantize_input(module, partial(_grid_now, layer.activations, clock))
-        return Execution(layer.name, "fake-quantized float32", EMULATED)
+        return self.execution(module, layer)
 
 
 def _grid_now(activations: ActivationSchedule, clock: Clock) -> AffineGrid:

@@ -52,16 +52,16 @@ class Lowering:
         original = self.denoiser.get_submodule(layer.name)
         assert isinstance(original, nn.Conv2d | nn.Linear)
         signed = signed_bytes(layer.weight)
-        reason = _reason(original, signed)
-        if reason is not None or signed is None:
+        executed = execution(original, layer.name, signed)
+        if executed.fallback is not None or signed is None:
             self._place_reference(layer, original)
-            return Execution(layer.name, EMULATION, reason)
+            return executed
         sums = signed.flatten(1).sum(1, dtype=torch.int64).double().float()
         rest = layer, sums, self._weights(layer, original, signed), self.clock, self.tools.glue
         made = _integer_layer(original, *rest)
         parent, _, own = layer.name.rpartition(".")
         setattr(self.denoiser.get_submodule(parent), own, made)
-        return Execution(layer.name, KERNEL)
+        return executed
 
     def _weights(self, layer: QuantizedLayer, original: nn.Conv2d | nn.Linear, signed: Tensor) -> Weights:
         pack: Pack = pack_linear
@@ -143,7 +143,13 @@ def _layers(fusion: fusions.Fusion) -> tuple[str, ...]:
             return fusion.proj_in, fusion.proj_out
 
 
-def _reason(layer: nn.Conv2d | nn.Linear, signed: Tensor | None) -> str | None:
+def execution(layer: nn.Module, name: str, signed: Tensor | None) -> Execution:
+    """By which kernel a layer of these signed weights is computed, and why not in integers where it is not."""
+    reason = _reason(layer, signed)
+    return Execution(name, KERNEL) if reason is None else Execution(name, EMULATION, reason)
+
+
+def _reason(layer: nn.Module, signed: Tensor | None) -> str | None:
     """Why a layer cannot be multiplied in integers; None if it can."""
     if signed is None:
         return "weights less their zero point are no signed bytes"

@@ -10,8 +10,8 @@ from bitbrush.network.families import known_fusions
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.runtime.allocator import keep_freed_memory
 from bitbrush.runtime.interface import Execution
-from bitbrush.runtime.onednn.lowering import Lowering, compute_in
-from bitbrush.runtime.onednn.weights import Memory
+from bitbrush.runtime.onednn.lowering import Lowering, compute_in, execution
+from bitbrush.runtime.onednn.weights import Memory, signed_bytes
 from bitbrush.runtime.tools import Tools
 from bitbrush.timeline.clock import Clock
 
@@ -30,6 +30,9 @@ class OneDnnRuntime:
     def description(self) -> str:
         glue = self.tools.glue.name
         return f"oneDNN u8 x s8, {str(self.dtype).removeprefix('torch.')} between the products by {glue}"
+
+    def execution(self, original: nn.Module, layer: QuantizedLayer) -> Execution:
+        return execution(original, layer.name, signed_bytes(layer.weight))
 
     def lower(self, denoiser: nn.Module, layers: Iterable[QuantizedLayer]) -> tuple[Execution, ...]:
         clock = Clock()
