@@ -157,6 +157,20 @@ def test_a_whole_denoiser_is_close(
     assert torch.equal(ours(x, 500, text).sample, y)  # what was remembered changes nothing
 
 
+@pytest.mark.parametrize("return_dict", [True, False])
+@torch.no_grad()
+def test_what_is_not_a_number_is_not_made_one(
+    tiny_pipe: StableDiffusionPipeline, tools: Tools, return_dict: bool
+) -> None:
+    unet = tiny_pipe.unet
+    own = quantized("conv_in", unet.conv_in, 8, AffineGrid.from_range(-8, 8, 8))
+    OneDnnRuntime(tools, torch.float32).lower(unet, [own])
+    x, text = torch.zeros(1, 4, 8, 8), torch.zeros(1, 7, 16)
+    assert unet(x, 500, text, return_dict=return_dict)[0].isfinite().all()
+    x[0, 0, 0, 0] = torch.nan
+    assert unet(x, 500, text, return_dict=return_dict)[0].isnan().all()
+
+
 @pytest.mark.parametrize("columns", [1, 6, 7])
 def test_nibbles_come_back(columns: int, tools: Tools) -> None:
     w_q = torch.randint(0, 16, (5, columns), generator=torch.Generator().manual_seed(0)).byte()

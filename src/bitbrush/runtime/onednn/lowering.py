@@ -165,21 +165,36 @@ def _reason(layer: nn.Module, signed: Tensor | None) -> str | None:
 
 
 def compute_in(denoiser: nn.Module, dtype: torch.dtype) -> None:
-    """From now on calls are computed in ``dtype``, but for EXACT_ARGUMENTS, and answered in the sample's own dtype."""
+    """From now on calls are computed in ``dtype``, but for EXACT_ARGUMENTS, and answered in the sample's own dtype.
+
+    Integers know no NaN: where an argument is not finite, all of the answer is NaN, as in floating point.
+    """
     expected = signature(denoiser.forward)
     dtypes: list[torch.dtype] = []
+    finite: list[bool] = []
 
     def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         bound = expected.bind(*args, **kwargs)
         dtypes[:] = [next(iter(bound.arguments.values())).dtype]
+        finite[:] = [bool(x.isfinite().all()) for x in bound.arguments.values() if isinstance(x, Tensor)]
         bound.arguments.update(_cast(dict(bound.arguments), dtype))
         return bound.args, bound.kwargs
 
     def leave(_: nn.Module, __: Any, output: Any) -> Any:
-        return _cast(output, dtypes[0])
+        return _cast(output if all(finite) else _nowhere_a_number(output), dtypes[0])
 
     denoiser.register_forward_pre_hook(enter, with_kwargs=True)
     denoiser.register_forward_hook(leave)
+
+
+def _nowhere_a_number(output: Any) -> Any:
+    match output:
+        case Tensor():
+            return torch.full_like(output, torch.nan)
+        case tuple():
+            return tuple(map(_nowhere_a_number, output))
+        case _:
+            return type(output)(**{key: _nowhere_a_number(item) for key, item in output.items()})
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
