@@ -79,7 +79,7 @@ def open_candidate(
         weight_bits=recipe.weights,
         activation_bits=manifest["plan"]["average_activation_bits"],
         operators=_quantized_operators(manifest, recipe),
-        runtime=f"{lowered.runtime}: {lowered.description}",
+        runtime=lowered.name,
         int8_layers=sum(one.fallback is None for one in lowered.executions),
         fallbacks=layers_by_fallback(lowered.executions),
         notes=tuple(_notes(recipe, plan)),

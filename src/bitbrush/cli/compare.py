@@ -44,14 +44,14 @@ def compare(
     sets = {name: texts[:num_prompts] for name, texts in held_out_prompts(prompts or [], model).items()}
     choice = chosen(runtime, dtype, memory)
     full, candidate = with_scheduler(load_full_precision(model), recipe.scheduler), load_with(artifact, choice)
-    tell_executions(candidate)
+    executor = tell_executions(candidate)
     for message in too_long(full, [prompt for texts in sets.values() for prompt in texts]):
         warn(message)
     note(f"{model} against {artifact} ({recipe.name}): {recipe.steps} steps, guidance {recipe.guidance_scale:g}")
     compared = run(full, candidate, sets, recipe.plan, seed=seed, batch_size=batch_size, progress=shown)
     if as_json:
         facts = {"model": model, "artifact": str(artifact), "recipe": recipe.to_dict(), "seed": seed}
-        facts["runtime"] = {"name": choice.runtime.name, "description": choice.runtime.description}
+        facts["runtime"] = executor
         print(json.dumps(_document(compared, facts), indent=1))
     else:
         _print(compared, recipe.name)

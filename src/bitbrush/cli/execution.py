@@ -36,16 +36,19 @@ def chosen(runtime: str, dtype: str | None, memory: str) -> "Choice":
     return choice
 
 
-def tell_executions(pipe: "DiffusionPipeline") -> None:
-    """How many layers are computed in integers, and each that is not, by name and reason."""
+def tell_executions(pipe: "DiffusionPipeline") -> str:
+    """Tells how many layers are computed in integers, and each that is not, by name and reason; gives the executor."""
     from bitbrush.network.families import denoiser_name
     from bitbrush.runtime.lowered import lowered_of
 
     lowered = lowered_of(getattr(pipe, denoiser_name(pipe)))
-    if lowered is not None and lowered.runtime != "reference":  # which says so itself
+    if lowered is None:
+        return "torch: float32"
+    if lowered.runtime != "reference":  # which says so itself
         note(in_integers(lowered.executions))
         for line in fallback_lines(lowered.executions):
             warn(line)
+    return lowered.name
 
 
 def in_integers(executions: "Sequence[Execution]") -> str:

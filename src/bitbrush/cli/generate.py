@@ -47,13 +47,14 @@ def generate(
     if any(not prompt.strip() for prompt in prompts):
         raise ValueError("a prompt is empty; write what the picture should show")
     loaded = load_with(model, chosen(runtime, dtype, memory)) if is_artifact(model) else load_full_precision(model)
-    tell_executions(loaded)
+    executor = tell_executions(loaded)
     pipe = with_scheduler(loaded, plan.scheduler)
     for message in too_long(pipe, prompts):
         warn(message)
     used = type(pipe.scheduler).__name__
     note(f"{model}: {used}, {plan.steps} steps, guidance {plan.guidance_scale:g}")
     facts = {"model": model, "steps": plan.steps, "guidance_scale": plan.guidance_scale, "scheduler": used}
+    facts["runtime"] = executor
     pictures = write_pictures(
         pipe,
         prompts,

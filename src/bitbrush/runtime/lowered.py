@@ -20,6 +20,11 @@ class Lowered:
     executions: tuple[Execution, ...]
     shortfall: str | None = None
 
+    @property
+    def name(self) -> str:
+        """Of the executor, with what it computes."""
+        return f"{self.runtime}: {self.description}"
+
 
 def note_lowered(denoiser: nn.Module, choice: Choice, executions: tuple[Execution, ...]) -> None:
     """Lets ``denoiser`` remember how it is executed."""
