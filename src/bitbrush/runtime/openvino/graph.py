@@ -12,7 +12,9 @@ from bitbrush.runtime.openvino.layers import Form, IntegerLayer, Row, Step
 
 LOW = " (low bits)"
 _PRODUCTS = ("Convolution", "GroupConvolution", "MatMul")
+_KERNELS = ("Convolution", "FullyConnected", "MatMul")
 _INTEGERS = ("i8", "u8")
+_DEQUANTIZATION = "/Dequantization"  # what OpenVINO appends to the name of a product when it moves its scales
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,8 @@ def _name_products(model: Any, denoiser: nn.Module) -> set[str]:
 
     A layer that the denoiser never calls has none.
     """
-    layers: dict[int | None, str] = {
-        m.weight.data_ptr(): m.name for m in denoiser.modules() if isinstance(m, IntegerLayer)
+    layers = {
+        module.weight.data_ptr(): module.name for module in denoiser.modules() if isinstance(module, IntegerLayer)
     }
     given: set[str] = set()
     for operation in model.get_ordered_ops():
@@ -120,12 +122,12 @@ def _name_products(model: Any, denoiser: nn.Module) -> set[str]:
     return given
 
 
-def _weight_address(operation: Any) -> int | None:
-    """Where the constant lies that the second input of a product comes from: OpenVINO shares torch's memory."""
+def _weight_address(operation: Any) -> int:
+    """Where the constant lies that the second input is computed of, 0 without one. OpenVINO shares torch's memory."""
     node = operation.input_value(1).get_node()
     while node.get_type_name() != "Constant":
         if not node.inputs():
-            return None
+            return 0
         node = node.input_value(0).get_node()
     return int(node.data.ctypes.data)
 
@@ -133,10 +135,7 @@ def _weight_address(operation: Any) -> int | None:
 def _integer_products(compiled: Any) -> Iterator[str]:
     """Names of the products that are computed in integers."""
     for operation in compiled.get_runtime_model().get_ordered_ops():
-        facts = operation.get_rt_info()
-        if str(_value(facts["runtimePrecision"])) in _INTEGERS:
-            yield from str(_value(facts["originalLayersNames"])).split(",")
-
-
-def _value(fact: Any) -> Any:
-    return getattr(fact, "value", fact)
+        facts = {key: str(getattr(fact, "value", fact)) for key, fact in operation.get_rt_info().items()}
+        if facts["layerType"] in _KERNELS and facts["runtimePrecision"] in _INTEGERS:
+            for name in facts["originalLayersNames"].split(","):
+                yield name.partition(_DEQUANTIZATION)[0]

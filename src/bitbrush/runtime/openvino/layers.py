@@ -10,9 +10,8 @@ FakeQuantize is constant. Its kernels take a constant zero point such as ``cente
 the step's, the less cancels in the subtraction, which matters where results are stored as bfloat16.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -151,6 +150,8 @@ class IntegerLayer(OpenVinoLayer):
         scale = layer.weight.grid.scale
         self._product = Product.of(original)
         self.weight = nn.Parameter(signed, requires_grad=False)
+        # A name of its own for the same memory: of two products with one weight OpenVINO keeps one in integers.
+        self.weight_again = nn.Parameter(self.weight.detach(), requires_grad=False)
         self.register_buffer("scale", scale.clone())
         self.register_buffer("sums", signed.flatten(1).sum(1, dtype=torch.int64).to(torch.float32) * scale)
         self.register_buffer("bias", None if layer.bias is None else layer.bias.clone())
@@ -164,27 +165,29 @@ class IntegerLayer(OpenVinoLayer):
         if not form.centered:
             # Zeros become the step's zero point, which the kernel, knowing the center alone, could not pad with.
             x, product = product.pad(x), replace(product, padding=(0, 0))
-        weight = self.weight.float() * self.scale.view(-1, *(1,) * (self.weight.dim() - 1))
         if form.low_bits:
-            y = _two_products(x, form, (inverse, offset), partial(product, weight=weight)) * scale
+            high, low, unit = _digits(x * inverse, offset, form)
+            y = (product(high, self._float(self.weight)) * unit + product(low, self._float(self.weight_again))) * scale
         else:
-            y = product(_bytes(x * inverse if form.centered else x * inverse + offset, form), weight) * scale
+            x = x * inverse if form.centered else x * inverse + offset
+            y = product(_bytes(x, form), self._float(self.weight)) * scale
         bias = self.bias
         if not form.centered:
             correction = offset * scale * self.sums
             bias = -correction if bias is None else bias - correction
         return y if bias is None else y + bias.view(product.per_channel)
 
+    def _float(self, weight: Tensor) -> Tensor:
+        return weight.float() * self.scale.view(-1, *(1,) * (weight.dim() - 1))
 
-def _two_products(x: Tensor, form: Form, affine: tuple[Tensor, Tensor], product: Callable[[Tensor], Tensor]) -> Tensor:
-    """Of ``x_c = high 2^low_bits + low``, ``low`` not negative; ``affine``: 1/scale and offset."""
-    inverse, offset = affine
+
+def _digits(x: Tensor, offset: Tensor, form: Form) -> tuple[Tensor, Tensor, int]:
+    """``x_c = high unit + low`` of ``x`` in units of the scale; ``low`` is not negative."""
     unit = 1 << form.low_bits
-    x_c = torch.clamp(torch.round(x * inverse) + offset, -form.center, (1 << form.bits) - 1 - form.center)
+    x_c = torch.clamp(torch.round(x) + offset, -form.center, (1 << form.bits) - 1 - form.center)
     high = torch.floor(x_c * (1 / unit))
-    low = x_c - high * unit
-    upper = product(_bytes(high, Form(BYTE, form.center >> form.low_bits, centered=True)))
-    return upper * unit + product(_bytes(low, Form(BYTE, 0, centered=True)))
+    low = _bytes(x_c - high * unit, Form(BYTE, 0, centered=True))
+    return _bytes(high, Form(BYTE, form.center >> form.low_bits, centered=True)), low, unit
 
 
 class FloatLayer(OpenVinoLayer):
