@@ -14,7 +14,6 @@ LOW = " (low bits)"
 _PRODUCTS = ("Convolution", "GroupConvolution", "MatMul")
 _KERNELS = ("Convolution", "FullyConnected", "MatMul")
 _INTEGERS = ("i8", "u8")
-_DEQUANTIZATION = "/Dequantization"  # what OpenVINO appends to the name of a product when it moves its scales
 
 
 @dataclass(frozen=True)
@@ -53,33 +52,40 @@ def _plain(leaf: Any) -> Any:
 
 
 class Traced(nn.Module):
-    """The denoiser as a function of tensors alone: the table of all layers' rows (3 layers,), and its arguments."""
+    """The denoiser as a function of tensors alone: its arguments, and all layers' rows, each number a tensor (1,).
+
+    An input of the graph each, because the step's scales must stay float32: OpenVINO would round to bfloat16 what it
+    takes out of one table.
+    """
 
     def __init__(self, denoiser: nn.Module, forward: Callable[..., Any], step: Step, call: Call) -> None:
         super().__init__()
         self.denoiser = denoiser
         self._forward, self._step, self._call = forward, step, call
 
-    def forward(self, table: Tensor, *tensors: Tensor) -> Any:
-        values = table.split(1)
-        self._step.rows = [values[i : i + 3] for i in range(0, len(values), 3)]
+    def forward(self, tensors: Sequence[Tensor], rows: Sequence[Sequence[Tensor]]) -> Any:
+        self._step.rows = rows
         return self._forward(**self._call.arguments(tensors))
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A compiled graph. ``floating``: the names of integer layers that OpenVINO did not multiply in integers."""
+    """A compiled graph. ``floating``: the names of integer layers that OpenVINO did not multiply in integers.
+
+    ``table`` (layers, 3) float32: the memory that the graph reads the layers' rows from.
+    """
 
     forms: tuple[Form, ...]
     signature: tuple[Any, ...]
     result: pytree.TreeSpec
     request: Any
+    table: Tensor
     floating: tuple[str, ...]
 
     def run(self, rows: Sequence[Row], call: Call) -> Any:
         """What the denoiser returns, in float32."""
-        table = torch.tensor(rows, dtype=torch.float32).flatten()
-        arrays = [x.numpy() for x in (table, *call.tensors)]
+        self.table.copy_(torch.tensor(rows))
+        arrays = {i: x.numpy() for i, x in enumerate(call.tensors)}
         outputs = self.request.infer(arrays, share_inputs=True, share_outputs=True)
         leaves = [torch.from_numpy(outputs[i].copy()) for i in range(len(outputs))]
         return pytree.tree_unflatten(leaves, self.result)
@@ -92,19 +98,24 @@ def compile_graph(
 
     Sizes are constants of the graph: kernels are chosen, and weights laid out, when it is compiled.
     """
-    inputs = torch.zeros(3 * len(forms)), *call.tensors
+    table = torch.ones(len(forms), 3)
+    numbers = table.flatten().split(1)
+    rows = [numbers[i : i + 3] for i in range(0, len(numbers), 3)]
     with torch.no_grad():
-        exported = torch.export.export(traced, inputs, strict=False)
+        exported = torch.export.export(traced, (call.tensors, rows), strict=False)
     model = openvino.convert_model(exported)
-    model.reshape({i: list(x.shape) for i, x in enumerate(inputs)})
+    model.reshape({i: list(x.shape) for i, x in enumerate((*call.tensors, *numbers))})
     expected = _name_products(model, traced.denoiser)
     compiled = openvino.Core().compile_model(model, "CPU", dict(config))
     floating = tuple(sorted(expected - set(_integer_products(compiled))))
-    return Graph(forms, call.signature, exported.call_spec.out_spec, compiled.create_infer_request(), floating)
+    request = compiled.create_infer_request()
+    for i, number in enumerate(numbers, start=len(call.tensors)):
+        request.set_input_tensor(i, openvino.Tensor(number.numpy(), shared_memory=True))
+    return Graph(forms, call.signature, exported.call_spec.out_spec, request, table, floating)
 
 
 def _name_products(model: Any, denoiser: nn.Module) -> set[str]:
-    """Names every product after the layer whose weights it reads; the names given, two for a layer of wide inputs.
+    """Names every product, and its weights, after the layer; the names given, two for a layer of wide inputs.
 
     A layer that the denoiser never calls has none.
     """
@@ -113,29 +124,35 @@ def _name_products(model: Any, denoiser: nn.Module) -> set[str]:
     }
     given: set[str] = set()
     for operation in model.get_ordered_ops():
-        if operation.get_type_name() in _PRODUCTS:
-            name = layers.get(_weight_address(operation))
-            if name is not None:
-                name = name + LOW if name in given else name
-                operation.set_friendly_name(name)
-                given.add(name)
+        constant = _constant(operation.input_value(1).get_node()) if operation.get_type_name() in _PRODUCTS else None
+        # OpenVINO's constants share torch's memory.
+        name = None if constant is None else layers.get(int(constant.data.ctypes.data))
+        if constant is not None and name is not None:
+            name = name + LOW if name in given else name
+            operation.set_friendly_name(name)
+            constant.set_friendly_name(f"{name}/weight")
+            given.add(name)
     return given
 
 
-def _weight_address(operation: Any) -> int:
-    """Where the constant lies that the second input is computed of, 0 without one. OpenVINO shares torch's memory."""
-    node = operation.input_value(1).get_node()
+def _constant(node: Any) -> Any:
+    """The constant that ``node`` is computed of by its first inputs; None without one."""
     while node.get_type_name() != "Constant":
         if not node.inputs():
-            return 0
+            return None
         node = node.input_value(0).get_node()
-    return int(node.data.ctypes.data)
+    return node
 
 
 def _integer_products(compiled: Any) -> Iterator[str]:
-    """Names of the products that are computed in integers."""
+    """Names of the products that are computed in integers: the kernel's own, or where it lost it, its weights'."""
     for operation in compiled.get_runtime_model().get_ordered_ops():
-        facts = {key: str(getattr(fact, "value", fact)) for key, fact in operation.get_rt_info().items()}
-        if facts["layerType"] in _KERNELS and facts["runtimePrecision"] in _INTEGERS:
-            for name in facts["originalLayersNames"].split(","):
-                yield name.partition(_DEQUANTIZATION)[0]
+        if _fact(operation, "layerType") in _KERNELS and _fact(operation, "runtimePrecision") in _INTEGERS:
+            weight = operation.input_value(1).get_node().get_friendly_name()
+            for name in (*_fact(operation, "originalLayersNames").split(","), weight):
+                yield name.partition("/")[0]  # OpenVINO appends what it moved there: "/DequantizationMultiply"
+
+
+def _fact(operation: Any, name: str) -> str:
+    fact = operation.get_rt_info()[name]
+    return str(getattr(fact, "value", fact))

@@ -61,7 +61,7 @@ class Step:
     """What the layers read while the graph is made of them: their forms, and tensors (1,) in place of their rows."""
 
     forms: Sequence[Form] = ()
-    rows: Sequence[tuple[Tensor, ...]] = ()
+    rows: Sequence[Sequence[Tensor]] = ()
 
 
 def signed_bytes(weight: QuantizedWeight) -> Tensor | None:
@@ -132,7 +132,7 @@ class OpenVinoLayer(nn.Module):
         """Of steps of so many bits."""
         raise NotImplementedError
 
-    def _now(self) -> tuple[Form, tuple[Tensor, ...]]:
+    def _now(self) -> tuple[Form, Sequence[Tensor]]:
         return self._step.forms[self._index], self._step.rows[self._index]
 
 
