@@ -6,33 +6,44 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bitbrush.artifact.from_pretrained import register
-    from bitbrush.artifact.models import load_full_precision
+    from bitbrush.artifact.lora import Lora
+    from bitbrush.artifact.models import ModelOptions, load_full_precision
     from bitbrush.artifact.quantization import Quantization, quantize
+    from bitbrush.artifact.recalibration import recalibrate
     from bitbrush.artifact.store import load, read_manifest, save
+    from bitbrush.bench.run import benchmark
     from bitbrush.methods import METHODS
     from bitbrush.methods.recipe import Recipe
 
 __version__ = version("bitbrush")
 __all__ = [
     "METHODS",
+    "Lora",
+    "ModelOptions",
     "Quantization",
     "Recipe",
+    "benchmark",
     "load",
     "load_full_precision",
     "quantize",
     "read_manifest",
+    "recalibrate",
     "register",
     "save",
 ]
 
 _HOMES = {
     "METHODS": "bitbrush.methods",
+    "Lora": "bitbrush.artifact.lora",
+    "ModelOptions": "bitbrush.artifact.models",
     "Quantization": "bitbrush.artifact.quantization",
     "Recipe": "bitbrush.methods.recipe",
+    "benchmark": "bitbrush.bench.run",
     "load": "bitbrush.artifact.store",
     "load_full_precision": "bitbrush.artifact.models",
     "quantize": "bitbrush.artifact.quantization",
     "read_manifest": "bitbrush.artifact.store",
+    "recalibrate": "bitbrush.artifact.recalibration",
     "register": "bitbrush.artifact.from_pretrained",
     "save": "bitbrush.artifact.store",
 }

@@ -43,3 +43,12 @@ def saved(quantization: "Quantization", tmp_path_factory: pytest.TempPathFactory
 def artifact(saved: Path, tmp_path: Path) -> Path:
     """A copy for the test to alter."""
     return Path(shutil.copytree(saved, tmp_path / "artifact"))
+
+
+@pytest.fixture
+def brief_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two iterations per block go through all of block reconstruction; sixty take half a minute per denoiser."""
+    from bitbrush.rounding import reconstruction
+
+    monkeypatch.setattr(reconstruction, "ITERATIONS", 2)
+    monkeypatch.setattr(reconstruction, "CHECK_EVERY", 1)

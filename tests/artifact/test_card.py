@@ -1,8 +1,9 @@
 """The model card: figures from the manifest, and the command that makes the artifact again."""
 
+import shlex
 from pathlib import Path
 
-from bitbrush import read_manifest
+from bitbrush import Recipe, read_manifest
 from bitbrush.artifact.card import model_card, quantize_command
 
 
@@ -11,6 +12,7 @@ def test_the_command_holds_every_key_of_the_recipe(saved: Path) -> None:
     command = quantize_command(manifest)
     assert command.startswith("bitbrush quantize someone/tiny -o DIR --method pcr --weights 4 --activations 8 ")
     words = command.split()
+    assert manifest["recipe"].pop("pipeline_arguments") == {}
     for key, value in manifest["recipe"].items():
         given = words[words.index(f"--{key.replace('_', '-')}") + 1]
         assert given == ("'*.attn2.to_k'" if key == "exclude" else str(value))
@@ -22,6 +24,19 @@ def test_the_command_leaves_out_what_is_the_pipelines_own(saved: Path) -> None:
     command = quantize_command(manifest)
     assert "--scheduler" not in command
     assert command.endswith("--exclude 'a*' --exclude 'b'")
+
+
+def test_the_command_holds_what_the_pipeline_was_given(saved: Path) -> None:
+    manifest = read_manifest(saved)
+    manifest["recipe"]["pipeline_arguments"] = {"height": 768, "skip_layers": [7, 8]}
+    manifest["denoiser"]["family"] = "generic"
+    words = shlex.split(quantize_command(manifest))
+    given = [words[i + 1] for i, word in enumerate(words) if word == "--pipeline-argument"]
+    assert Recipe().updated({"pipeline_arguments": given}).pipeline_arguments == (
+        ("height", 768),
+        ("skip_layers", (7, 8)),
+    )
+    assert "--generic" in words
 
 
 def test_the_card_says_what_it_is(saved: Path) -> None:

@@ -1,12 +1,15 @@
 """Full-precision pipelines by name, directory, or not at all."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from bitbrush import load_full_precision
+from bitbrush import ModelOptions, load_full_precision
 from bitbrush.artifact.models import UnknownModelError, find_model
 
 
@@ -34,5 +37,54 @@ def test_what_is_no_pipeline_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["no/such-model", "no such model!", "./nowhere", "a/b/c/d"])
 def test_unknown_names_say_where_was_looked(name: str) -> None:
-    with pytest.raises(UnknownModelError, match=f"model '{name}' is neither bundled .emoji-sd, emoji-clip., nor a dir"):
+    with pytest.raises(
+        UnknownModelError, match=f"model '{name}' is neither bundled .emoji-sd, emoji-clip., nor a directory"
+    ):
         load_full_precision(name)
+
+
+LOADS = """
+import sys
+import bitbrush
+options = bitbrush.ModelOptions(revision=sys.argv[2], variant=sys.argv[3] or None)
+print(float(bitbrush.load_full_precision(sys.argv[1], options).unet.conv_in.bias[0]))
+"""
+
+
+@pytest.fixture
+def hub_cache(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> Path:
+    """A cache in which someone/tiny was downloaded twice: main's first bias is 1, that of branch "next" is 2."""
+    repository = tmp_path / "home" / "hub" / "models--someone--tiny"
+    (repository / "refs").mkdir(parents=True)
+    for branch, bias in (("main", 1.0), ("next", 2.0)):
+        with torch.no_grad():
+            tiny_pipe.unet.conv_in.bias[0] = bias
+        commit = f"{int(bias):040d}"
+        tiny_pipe.save_pretrained(repository / "snapshots" / commit)
+        (repository / "refs" / branch).write_text(commit, encoding="utf-8")
+    with torch.no_grad():
+        tiny_pipe.unet.conv_in.bias[0] = 3.0
+    tiny_pipe.save_pretrained(repository / "snapshots" / commit, variant="fp16")
+    return tmp_path / "home"
+
+
+def test_hub_ids_come_from_the_cache_by_revision_and_variant(hub_cache: Path) -> None:
+    """HF_HOME and HF_HUB_OFFLINE are read when huggingface_hub is imported: a process of its own."""
+
+    def load(revision: str, variant: str = "") -> "subprocess.CompletedProcess[str]":
+        environment = {**os.environ, "HF_HOME": str(hub_cache), "HF_HUB_OFFLINE": "1"}
+        command = [sys.executable, "-c", LOADS, "someone/tiny", revision, variant]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    assert float(load("main").stdout) == 1.0
+    assert float(load("next", "fp16").stdout) == 3.0
+    missing = load("none").stderr
+    assert "model 'someone/tiny' with revision 'none' is neither bundled" in missing
+    assert "nor in the hub's cache" in missing
+
+
+def test_a_variant_of_a_local_folder(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
+    tiny_pipe.save_pretrained(tmp_path / "tiny", variant="fp16")
+    assert load_full_precision(tmp_path / "tiny", ModelOptions(variant="fp16")).unet is not None
+    with pytest.raises(UnknownModelError, match="with variant 'ema'"):
+        load_full_precision(tmp_path / "tiny", ModelOptions(variant="ema"))

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from bitbrush.bench.metrics.clip_score import clip_score
 from bitbrush.bench.networks.clip import Clip, load_clip
@@ -71,3 +72,15 @@ def test_what_is_no_clip_is_named(tmp_path: Path) -> None:
         (tmp_path / "cut" / file.name).write_bytes(content[:5000] if file.suffix == ".safetensors" else content)
     with pytest.raises(ValueError, match="cannot be used"):
         load_clip(tmp_path / "cut", CPU)
+
+
+def test_a_clip_without_its_text_tower_is_refused(tmp_path: Path) -> None:
+    own = model_path("emoji-clip")
+    assert own is not None
+    shutil.copytree(own, tmp_path / "blind")
+    weights = load_file(own / "model.safetensors")
+    kept = {key: tensor for key, tensor in weights.items() if not key.startswith("text_model.")}
+    assert 0 < len(kept) < len(weights)
+    save_file(kept, tmp_path / "blind" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks \d+ of its weights, e\.g\. text_model.*is a tower left out"):
+        load_clip(tmp_path / "blind", CPU)

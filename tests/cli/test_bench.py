@@ -5,17 +5,26 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import Result
+
+import bitbrush
+from bitbrush.bench.generation import generate_batch
+from bitbrush.bench.subjects import named_candidates
+from bitbrush.network.layers import QuantizedLayer
+from bitbrush.numerics.affine import AffineGrid
 
 SMALL = ("--clip", "emoji-clip", "--num-images", 3, "--batch-size", 2, "--latents", 2)
 PAIRED = {"PSNR (dB)", "SSIM", "image MSE", "latent MSE", "pairs alike (SSIM ≥ 0.95)"}
 OF_SETS = {"Fréchet distance (emoji-clip)", "KID (emoji-clip)", "CMMD (emoji-clip)"}
-MATCH = {"CLIP score (emoji-clip)", "CLIP score difference (emoji-clip)"}
+MATCH = {f"CLIP score{what} (emoji-clip)" for what in ("", " difference", " change")}
 
 
 @pytest.fixture
@@ -62,6 +71,10 @@ def test_results_hold_every_figure_of_every_set(
             assert one["figures"]["PSNR (dB)"]["n"] == 3
             assert one["figures"]["latent MSE"]["n"] == 2
             assert len(one["latent_mse_by_step"]) == 3
+        assert set(entry["together"]) == PAIRED | OF_SETS | MATCH
+        assert entry["together"]["PSNR (dB)"]["n"] == 6
+        means = [one["figures"]["PSNR (dB)"]["mean"] for one in entry["sets"].values()]
+        assert entry["together"]["PSNR (dB)"]["mean"] == pytest.approx(sum(means) / 2)
     assert set(quantized["gaps"]) == {"PSNR (dB)", "SSIM", "image MSE", "CLIP score difference (emoji-clip)"}
     assert results["absent"] == ["LPIPS: no weights were given (--lpips)"]
     assert (tmp_path / "bench" / "report.html").stat().st_size > 10_000
@@ -72,8 +85,9 @@ def test_a_candidate_identical_to_the_reference_is_indistinguishable(
 ) -> None:
     (same,) = bench(model)["candidates"]
     assert same["verdict"]["level"] == "indistinguishable"
+    assert same["together"] == {}  # of one set there is nothing to put together
     (figures,) = (one["figures"] for one in same["sets"].values())
-    for metric in OF_SETS | {"image MSE", "latent MSE", "CLIP score difference (emoji-clip)"}:
+    for metric in OF_SETS | {"image MSE", "latent MSE"} | MATCH - {"CLIP score (emoji-clip)"}:
         assert (figures[metric]["mean"], figures[metric]["low"], figures[metric]["high"]) == (0, 0, 0)
 
 
@@ -154,3 +168,137 @@ def test_two_processes_find_what_one_finds(
     assert done.returncode == 0, done.stderr
     together = json.loads((tmp_path / "two" / "results.json").read_text(encoding="utf-8"))
     assert figures(together) == figures(alone)
+
+
+Damage = Callable[[QuantizedLayer], QuantizedLayer]
+
+
+@pytest.fixture
+def damaged(model: Path, prompts: Path, tmp_path: Path) -> Callable[[Damage], tuple[Path, Path]]:
+    """An artifact at 16 bits, which changes next to nothing, and the same with every layer damaged."""
+    pipe = bitbrush.load_full_precision(model)
+    keys = {"weights": 8, "activations": 16, "rounding": "nearest", "steps": 4, "num_prompts": 2}
+    texts = prompts.read_text().splitlines()
+    whole = bitbrush.quantize(pipe, bitbrush.METHODS["one-shot"].recipe(keys), texts)
+
+    def make(damage: Damage) -> tuple[Path, Path]:
+        outcome = replace(whole.outcome, layers=tuple(map(damage, whole.outcome.layers)))
+        broken = replace(whole, outcome=outcome)
+        made = [
+            bitbrush.save(one, tmp_path / name, base_model=str(model))
+            for one, name in ((whole, "whole"), (broken, "broken"))
+        ]
+        return made[0], made[1]
+
+    return make
+
+
+def test_a_candidate_with_one_broken_step_is_not_indistinguishable(
+    bench: Callable[..., dict[str, Any]], damaged: Callable[[Damage], tuple[Path, Path]]
+) -> None:
+    def third_step(layer: QuantizedLayer) -> QuantizedLayer:
+        grids = list(layer.activations.grids)
+        grids[2] = AffineGrid(grids[2].scale * 3e4, 0, grids[2].bits)
+        return replace(layer, activations=replace(layer.activations, grids=tuple(grids)))
+
+    whole, broken = bench(*damaged(third_step))["candidates"]
+    assert whole["verdict"]["level"] == "indistinguishable"
+    assert broken["verdict"]["level"] != "indistinguishable"
+    assert broken["verdict"]["reasons"]
+    errors = [[step["mean"] for step in one["sets"]["animals"]["latent_mse_by_step"]] for one in (whole, broken)]
+    assert errors[1][:3] == errors[0][:3]  # PNDM calls the second timestep twice: the third is the fourth call
+    assert errors[1][3] > 100 * errors[0][3]
+
+
+def test_a_candidate_that_makes_nan_is_a_row_with_a_verdict(
+    bench: Callable[..., dict[str, Any]], damaged: Callable[[Damage], tuple[Path, Path]]
+) -> None:
+    def nan_bias(layer: QuantizedLayer) -> QuantizedLayer:
+        return replace(layer, bias=None if layer.bias is None else torch.full_like(layer.bias, torch.nan))
+
+    whole, broken = bench(*damaged(nan_bias))["candidates"]
+    assert whole["verdict"]["level"] == "indistinguishable"
+    assert broken["verdict"]["level"] == "clearly worse"
+    assert "3 broken pictures, the reference has 0" in broken["verdict"]["reasons"][0]
+    of_set = broken["sets"]["animals"]
+    assert list(of_set["defects"].values()) == ["NaN latents", "NaN latents", "black"]  # two kept their latents
+    assert "latent MSE" not in of_set["figures"]
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(
+    bench: Callable[..., dict[str, Any]],
+    run: Callable[..., Result],
+    model: Path,
+    artifact: Path,
+    prompts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = bench(artifact, output=tmp_path / "whole")
+    calls = 0
+
+    def killed(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise KeyboardInterrupt
+        return generate_batch(*arguments)
+
+    monkeypatch.setattr("bitbrush.bench.filling.generate_batch", killed)
+    command = ("bench", model, artifact, "-o", tmp_path / "cut", "--prompts", prompts, *SMALL)
+    assert run(*command).exit_code == 130
+    assert not (tmp_path / "cut" / "results.json").exists()
+    calls = 10
+    assert figures(bench(artifact, output=tmp_path / "cut")) == figures(whole)
+    assert calls == 10 + 6 - 3  # three sets of two batches each, three of which were there
+
+
+def test_python_has_the_same_names_and_figures(
+    bench: Callable[..., dict[str, Any]], model: Path, artifact: Path, prompts: Path, tmp_path: Path
+) -> None:
+    told: list[str] = []
+
+    @contextmanager
+    def progress(phase: str, total: int) -> Iterator[Callable[[], None]]:
+        told.append(phase)
+        yield lambda: None
+
+    results = bitbrush.benchmark(
+        str(model),
+        {"artifact": str(artifact)},
+        tmp_path / "python",
+        prompts=[str(prompts)],
+        clip="emoji-clip",
+        num_images=3,
+        batch_size=2,
+        latents=2,
+        progress=progress,
+    )
+    assert figures(results) == figures(bench(artifact))
+    assert {"generating", "picture features", "pairs", "figures"} <= set(told)
+    with pytest.raises(TypeError, match="num_pictures"):
+        bitbrush.benchmark(str(model), {}, tmp_path / "python", num_pictures=3)
+
+
+@pytest.mark.parametrize("name", ["features-*/*.npy", "00000.safetensors"])
+def test_damaged_files_beside_the_pictures_are_named(
+    bench: Callable[..., dict[str, Any]],
+    refused: Callable[..., str],
+    model: Path,
+    artifact: Path,
+    prompts: Path,
+    tmp_path: Path,
+    name: str,
+) -> None:
+    bench(artifact)
+    damaged = next((tmp_path / "bench" / "pictures" / "artifact").rglob(name))
+    damaged.write_bytes(damaged.read_bytes()[:20])
+    said = refused("bench", model, artifact, "-o", tmp_path / "bench", "--prompts", prompts, *SMALL)
+    assert f"{damaged.name} is damaged" in said
+    assert "delete it" in said
+
+
+def test_candidates_have_names(tmp_path: Path) -> None:
+    (tmp_path / "lr=0.1").mkdir()
+    named = named_candidates(["a/w4", "b/w4", "mine=c/w4=x", str(tmp_path / "lr=0.1")])
+    assert named == {"w4": "a/w4", "w4 (2)": "b/w4", "mine": "c/w4=x", "lr=0.1": str(tmp_path / "lr=0.1")}

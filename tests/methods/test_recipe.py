@@ -1,6 +1,7 @@
 """Recipes: read from plain values, written back, and nothing accepted that means nothing."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +122,33 @@ def test_what_it_is_called_and_what_it_plans() -> None:
     recipe = Recipe(method="rtn", weights=3, activations=6, steps=7, guidance_scale=2.0, scheduler="ddim")
     assert recipe.name == "rtn W3A6"
     assert recipe.plan == SamplingPlan(7, 2.0, "ddim")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"height": 768, "skip_layers": [7, 8], "clean_caption": False, "negative_prompt": "blue"},
+        ["height=768", "skip_layers=[7, 8]", "clean_caption=false", "negative_prompt=blue"],
+    ],
+    ids=["table", "strings"],
+)
+def test_pipeline_arguments_are_a_table_or_strings(given: object) -> None:
+    recipe = Recipe().updated({"pipeline_arguments": given})
+    arguments = dict(recipe.plan.arguments)
+    assert arguments == {"height": 768, "skip_layers": (7, 8), "clean_caption": False, "negative_prompt": "blue"}
+    assert Recipe().updated(json.loads(json.dumps(recipe.to_dict()))) == recipe
+    assert hash(recipe) == hash(Recipe().updated(recipe.to_dict()))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["height"], "pipeline argument is 'height'; expected NAME=VALUE, e.g. height=768"),
+        (["=768"], "pipeline argument is '=768'; expected"),
+        ({"height": {"a": 1}}, "pipeline argument height is {'a': 1}; it must be a number, a text"),
+        (5, "pipeline_arguments is 5; expected a table, or NAME=VALUE"),
+    ],
+)
+def test_other_pipeline_arguments_are_refused(given: object, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Recipe().updated({"pipeline_arguments": given})

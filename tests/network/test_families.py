@@ -3,7 +3,7 @@
 import pytest
 from diffusers import DDPMPipeline, DDPMScheduler, StableDiffusionPipeline, UNet2DModel
 
-from bitbrush.network.families import UnknownDenoiserError, family_of
+from bitbrush.network.families import UnknownDenoiserError, denoiser_name, family_of
 from bitbrush.network.unet import UNET
 
 
@@ -22,7 +22,8 @@ def test_another_denoiser_is_refused_by_name() -> None:
     )
     with pytest.raises(UnknownDenoiserError, match="'unet': 'UNet2DModel'") as caught:
         family_of(DDPMPipeline(unet=unet, scheduler=DDPMScheduler()))
-    for part in ("DDPMPipeline", "UNet2DConditionModel", "'scheduler': 'DDPMScheduler'"):
+    known = "UNet2DConditionModel, PixArtTransformer2DModel, SD3Transformer2DModel, FluxTransformer2DModel"
+    for part in ("DDPMPipeline", known, "'scheduler': 'DDPMScheduler'", "With --generic"):
         assert part in str(caught.value)
 
 
@@ -30,3 +31,10 @@ def test_no_denoiser_at_all(tiny_pipe: StableDiffusionPipeline) -> None:
     tiny_pipe.unet = None
     with pytest.raises(UnknownDenoiserError, match="'unet': 'NoneType'"):
         family_of(tiny_pipe)
+
+
+def test_the_denoisers_name_is_known_without_its_family(tiny_pipe: StableDiffusionPipeline) -> None:
+    assert denoiser_name(tiny_pipe) == "unet"
+    tiny_pipe.unet = None
+    with pytest.raises(ValueError, match="has 0 networks that are called with a timestep"):
+        denoiser_name(tiny_pipe)

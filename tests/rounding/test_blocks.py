@@ -10,7 +10,16 @@ from torch import Tensor, nn
 
 from bitbrush.network.layers import layer_specs
 from bitbrush.network.unet import UNET
-from bitbrush.rounding.blocks import BlockCall, BlockInputs, Walk, reconstruction_blocks, walks
+from bitbrush.rounding.blocks import (
+    BlockCall,
+    BlockInputs,
+    Walk,
+    as_rows,
+    called,
+    next_stop,
+    reconstruction_blocks,
+    walks,
+)
 from bitbrush.timeline.trajectory import DenoiserCall
 
 
@@ -162,3 +171,51 @@ def test_inputs_of_many_calls_are_joined_by_row() -> None:
     assert x.tolist() == [[6.0, 7.0], [0.0, 1.0], [6.0, 7.0]]
     assert (nothing, mode, kwargs["scale"]) == (None, "mode", 1.0)
     assert torch.equal(kwargs["temb"], 10 * x)
+
+
+def test_what_has_no_row_per_sample_is_the_same_for_all() -> None:
+    rotary = (torch.ones(5, 2), torch.zeros(5, 2))
+    mask = torch.ones(1, 4)
+    calls = [
+        BlockCall(
+            "b", (), {"x": torch.full((n, 3), float(n)), "rotary": rotary, "mask": mask, "scale": torch.tensor(2.0)}
+        )
+        for n in (2, 3)
+    ]
+    inputs = BlockInputs.of(calls)
+    assert inputs.rows == 5
+    _, kwargs = inputs.take(torch.tensor([4, 0]))
+    assert kwargs["x"].tolist() == [[3.0] * 3, [2.0] * 3]
+    assert kwargs["rotary"] is rotary
+    assert torch.equal(kwargs["mask"], mask)
+    assert kwargs["scale"] == 2
+
+
+def test_outputs_of_joint_blocks_become_one_row_per_sample() -> None:
+    text, image = torch.arange(8.0).view(2, 2, 2), torch.arange(6.0).view(2, 3, 1)
+    assert as_rows(image) is image
+    rows = as_rows((text, image))
+    assert rows.tolist() == [[0, 1, 2, 3, 0, 1, 2], [4, 5, 6, 7, 3, 4, 5]]
+    assert as_rows((None, image)).tolist() == image.flatten(1).tolist()
+
+
+def test_walks_that_skip_a_block_wait_for_the_others() -> None:
+    class Skipping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Identity(), nn.Identity(), nn.Identity()
+
+        def forward(self, x: Tensor, skipped: str) -> Tensor:
+            for name in "abc":
+                if name != skipped:
+                    x = getattr(self, name)(x)
+            return x
+
+    network, stops = Skipping(), []
+    calls = [DenoiserCall((torch.ones(1), skipped), {}, 0.0, ()) for skipped in ("b", "", "a")]
+    with walks(network, ["a", "b", "c"], calls) as walking:
+        while stop := next_stop(walking, ["a", "b", "c"]):
+            stops.append(stop)
+            for index in stop[1]:
+                walking[index].answer(called(walking[index]).run(network))
+    assert stops == [("a", [0, 1]), ("b", [1, 2]), ("c", [0, 1, 2])]

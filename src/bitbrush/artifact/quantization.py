@@ -1,19 +1,29 @@
 """The main job: from a full-precision pipeline and a recipe to a quantized one."""
 
 import copy
+import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.pipelines.auto_pipeline import (
+    AUTO_IMAGE2IMAGE_PIPELINES_MAPPING,
+    AUTO_INPAINT_PIPELINES_MAPPING,
+)
 from torch import nn
 
+from bitbrush.artifact.identity import model_digest
 from bitbrush.artifact.schedulers import with_scheduler
+from bitbrush.artifact.work import open_work
 from bitbrush.methods import METHODS
 from bitbrush.methods.method import Job, Outcome
 from bitbrush.methods.recipe import Recipe
 from bitbrush.network.families import family_of
 from bitbrush.network.family import Family
+from bitbrush.network.generic import generic_family
 from bitbrush.network.layers import LayerSpec
 from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.runtime.reference import ReferenceRuntime
@@ -25,13 +35,18 @@ from bitbrush.timeline.trajectory import prompt_batches
 
 @dataclass(frozen=True)
 class Quantization:
-    """A quantized pipeline in memory. ``source``: full precision with the recipe's scheduler; ``costs`` by phase."""
+    """A quantized pipeline in memory. ``source``: full precision with the recipe's scheduler; ``costs`` by phase.
+
+    ``recalibrated``: ``manifest`` and ``digest`` of the artifact whose weights these are, if they were not rounded
+    here; ``source`` then has those weights.
+    """
 
     source: DiffusionPipeline
     family: Family
     recipe: Recipe
     outcome: Outcome
     costs: dict[str, PhaseCost]
+    recalibrated: Mapping[str, Any] | None = None
 
     @property
     def average_activation_bits(self) -> float:
@@ -58,16 +73,24 @@ def quantize(
     recipe: Recipe,
     prompts: Sequence[str],
     *,
+    inputs: Mapping[str, Sequence[Any]] | None = None,
+    generic: bool = False,
     rounded: Mapping[str, RoundedLayer] | None = None,
+    work: Path | None = None,
     progress: Progress = silent,
 ) -> Quantization:
     """Quantizes the denoiser of ``pipe``, which itself stays as it is, by the recipe's method.
 
-    ``prompts``: calibration prompts, of which the first ``recipe.num_prompts`` are used. ``rounded``: weights of an
-    earlier quantization of the same pipeline with the same weight keys, which saves rounding them again.
+    ``prompts``: calibration prompts, of which the first ``recipe.num_prompts`` are used. ``inputs``: what else the
+    pipeline is given, a value per prompt under its own name for it, as ``{"image": [...], "mask_image": [...]}``.
+    ``generic``: quantize the layers of whatever denoiser there is without regard to its architecture. ``rounded``:
+    weights of an earlier quantization of the same pipeline with the same weight keys, which saves rounding them again.
+    ``work``: a folder for every reconstructed block and calibrated step, from which the same call goes on, after
+    whatever ended it, to the same result bit for bit. Remove it when the result is saved.
 
     Raises ValueError for an unknown method, denoiser or scheduler, for a denoiser not in float32, for too few prompts,
-    for ``rounded`` weights of other layers or bits, or if the checkpoint or its activations hold NaN.
+    for ``rounded`` weights of other layers or bits, for ``work`` of another quantization, for inputs that the pipeline
+    misses or does not take, or if the checkpoint or its activations hold NaN.
     """
     if recipe.method not in METHODS:
         raise ValueError(f"method is {recipe.method!r}; known are {', '.join(METHODS)}")
@@ -76,15 +99,30 @@ def quantize(
             f"num_prompts is {recipe.num_prompts}, but only {len(prompts)} calibration prompts are given; "
             "lower it or give more"
         )
-    family = family_of(pipe)
+    _require_pictures(pipe, inputs or {})
+    family = generic_family(pipe) if generic else family_of(pipe)
     _require_float32(getattr(pipe, family.component), family.component)
     costs = CostLedger()
-    batches = tuple(prompt_batches(prompts[: recipe.num_prompts], recipe.seed, recipe.batch_size))
+    batches = tuple(prompt_batches(prompts[: recipe.num_prompts], recipe.seed, recipe.batch_size, inputs=inputs))
     job = Job(with_scheduler(pipe, recipe.scheduler), family, recipe, batches, progress, costs, rounded)
+    layers = job.calibration.layers  # refuses what the recipe excludes in vain before a folder is made
     if rounded is not None:
-        _require_same_layers(rounded, job.calibration.layers)
+        _require_same_layers(rounded, layers)
+    if work is not None:
+        job = replace(job, journal=open_work(work, job, model_digest(pipe)))
     outcome = METHODS[recipe.method].run(job)
     return Quantization(job.pipe, family, recipe, outcome, costs.phases)
+
+
+def _require_pictures(pipe: DiffusionPipeline, inputs: Mapping[str, Any]) -> None:
+    from_pictures = (*AUTO_IMAGE2IMAGE_PIPELINES_MAPPING.values(), *AUTO_INPAINT_PIPELINES_MAPPING.values())
+    taken = inspect.signature(pipe.__call__).parameters
+    missing = [name for name in ("image", "mask_image") if name in taken and name not in inputs]
+    if missing and type(pipe) in from_pictures:
+        raise ValueError(
+            f"{type(pipe).__name__} makes pictures from pictures; give {' and '.join(missing)} to calibrate with: "
+            'inputs={"image": [...]}, or the folders --images (and --masks) on the command line'
+        )
 
 
 def _require_float32(denoiser: nn.Module, component: str) -> None:

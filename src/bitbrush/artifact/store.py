@@ -16,19 +16,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from bitbrush.artifact.card import model_card
-from bitbrush.artifact.from_pretrained import BitbrushConfig, register
+from bitbrush.artifact.denoiser import WEIGHTS, load_denoiser
+from bitbrush.artifact.from_pretrained import BitbrushConfig
 from bitbrush.artifact.identity import model_digest
+from bitbrush.artifact.models import ModelOptions
 from bitbrush.artifact.quantization import Quantization
 from bitbrush.artifact.tensors import layer_from_tensors, layer_tensors, other_tensors
 from bitbrush.methods.recipe import Recipe
-from bitbrush.network.families import FAMILIES
+from bitbrush.network.families import FAMILY_NAMES
 from bitbrush.network.layers import QuantizedLayer
+from bitbrush.runtime.choose import Choice, RuntimeName, choose_runtime
 
 MANIFEST = "manifest.json"
 FORMAT = "bitbrush-artifact"
 CARD = "README.md"
 SCHEMA_VERSION = 1
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 class ArtifactError(ValueError):
@@ -47,30 +49,45 @@ def require_free(directory: Path) -> None:
         ) from error
 
 
-def save(quantization: Quantization, directory: str | os.PathLike[str], *, base_model: str) -> Path:
-    """Writes the artifact beside its place and moves it there in one step; replaces an artifact that stands there."""
+def save(
+    quantization: Quantization,
+    directory: str | os.PathLike[str],
+    *,
+    base_model: str | None = None,
+    options: ModelOptions | None = None,
+) -> Path:
+    """Writes the artifact beside its place and moves it there in one step; replaces an artifact that stands there.
+
+    ``base_model`` and ``options``: what the full-precision pipeline was loaded by, for the manifest; a recalibrated
+    artifact has them from the one it was made of. Raises ValueError where neither tells.
+    """
     target = Path(directory)
+    origin = _origin(quantization, base_model, options or ModelOptions())
     require_free(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
         fresh = Path(scratch) / "artifact"
-        _write(quantization, fresh, base_model)
+        _write(quantization, fresh, origin)
         _put(fresh, target, aside=Path(scratch) / "replaced")
     return target
 
 
-def load(directory: str | os.PathLike[str]) -> DiffusionPipeline:
-    """The quantized pipeline, on the reference runtime, in float32. Verifies every file first.
+def load(directory: str | os.PathLike[str], choice: Choice | None = None) -> DiffusionPipeline:
+    """The quantized pipeline, executed as ``choice`` says, by default by the reference runtime.
 
+    Verifies every file first. The weights are read layer by layer: an integer runtime never has them in floating point.
     Raises ArtifactError if the directory is no artifact, of a newer schema, incomplete or altered.
     """
     root = Path(directory)
     manifest = verify(root)
+    component = manifest["denoiser"]["component"]
     _require_known_family(manifest["denoiser"]["family"])
     _require_agreement(root, manifest)
-    register()
     try:
-        pipe = DiffusionPipeline.from_pretrained(root, dtype=torch.float32, use_safetensors=True)
+        denoiser = load_denoiser(root / component, choice or choose_runtime(RuntimeName.REFERENCE))
+        pipe = DiffusionPipeline.from_pretrained(
+            root, dtype=torch.float32, use_safetensors=True, **{component: denoiser}
+        )
     except (SafetensorError, KeyError, ValueError) as error:
         raise ArtifactError(f"{root} does not hold what {MANIFEST} lists: {error}; quantize again") from error
     pipe.set_progress_bar_config(disable=True)
@@ -148,10 +165,9 @@ def _put(fresh: Path, target: Path, *, aside: Path) -> None:
 
 
 def _require_known_family(family: str) -> None:
-    known = [one.name for one in FAMILIES]
-    if family not in known:
+    if family not in FAMILY_NAMES:
         raise ArtifactError(
-            f"the denoiser is of family {family!r}; this bitbrush knows {', '.join(known)}: upgrade bitbrush"
+            f"the denoiser is of family {family!r}; this bitbrush knows {', '.join(FAMILY_NAMES)}: upgrade bitbrush"
         )
 
 
@@ -165,7 +181,27 @@ def _require_agreement(root: Path, manifest: dict[str, Any]) -> None:
         raise ArtifactError(f"{path} does not hold what {MANIFEST} lists: layer {unlike[0]}; quantize again")
 
 
-def _write(quantization: Quantization, root: Path, base_model: str) -> None:
+def _origin(quantization: Quantization, base_model: str | None, options: ModelOptions) -> dict[str, Any]:
+    """What the manifest says of where the weights come from."""
+    if quantization.recalibrated is not None:
+        manifest = quantization.recalibrated["manifest"]
+        earlier = {"digest": quantization.recalibrated["digest"], "recipe": manifest["recipe"]}
+        kept = {key: manifest[key] for key in ("base_model", "base_model_digest") if key in manifest}
+        return {
+            **kept,
+            "base_model_options": manifest.get("base_model_options", {}),
+            "recalibrated_from": manifest.get("recalibrated_from", earlier),
+        }
+    if base_model is None:
+        raise ValueError("base_model is needed: the name, folder or hub id of the full-precision pipeline")
+    return {
+        "base_model": base_model,
+        "base_model_digest": model_digest(quantization.source),
+        "base_model_options": options.facts(),
+    }
+
+
+def _write(quantization: Quantization, root: Path, origin: dict[str, Any]) -> None:
     pipe, component = quantization.source, quantization.family.component
     root.mkdir()
     pipe.save_config(root)
@@ -181,7 +217,7 @@ def _write(quantization: Quantization, root: Path, base_model: str) -> None:
     for layer in layers.values():
         tensors |= layer_tensors(layer)
     save_file(tensors, root / component / WEIGHTS, metadata={"format": "pt"})
-    manifest = _manifest(quantization, base_model, _full_precision_bytes(denoiser), root)
+    manifest = _manifest(quantization, origin, _full_precision_bytes(denoiser), root)
     (root / CARD).write_text(model_card(manifest), encoding="utf-8")
     manifest["files"] = {
         str(p.relative_to(root).as_posix()): _sha256(p) for p in sorted(root.rglob("*")) if p.is_file()
@@ -201,14 +237,13 @@ def _write_config(denoiser: Any, quantization: BitbrushConfig, directory: Path) 
     path.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
-def _manifest(quantization: Quantization, base_model: str, full_bytes: int, root: Path) -> dict[str, Any]:
+def _manifest(quantization: Quantization, origin: dict[str, Any], full_bytes: int, root: Path) -> dict[str, Any]:
     recipe: Recipe = quantization.recipe
     component = quantization.family.component
     return {
         "format": FORMAT,
         "schema_version": SCHEMA_VERSION,
-        "base_model": base_model,
-        "base_model_digest": model_digest(quantization.source),
+        **origin,
         "recipe": recipe.to_dict(),
         "plan": {
             "scheduler": type(quantization.source.scheduler).__name__,

@@ -50,8 +50,16 @@ def compute_chunks(
 
 
 def read_chunks(directory: Path, count: int) -> NDArray[Any]:
-    """All of them, ``(count, ...)``."""
-    return np.concatenate([np.load(_path(directory, chunk), allow_pickle=False) for chunk in chunks(count)])
+    """All of them, ``(count, ...)``. Raises ValueError for a file that is missing or damaged."""
+    return np.concatenate([_read(_path(directory, chunk)) for chunk in chunks(count)])
+
+
+def _read(path: Path) -> NDArray[Any]:
+    try:
+        values: NDArray[Any] = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path} is damaged or missing ({error}); delete it and run again") from error
+    return values
 
 
 def _path(directory: Path, chunk: range) -> Path:

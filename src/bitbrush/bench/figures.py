@@ -1,7 +1,8 @@
 """All figures of a benchmark, by candidate and prompt set, from what was computed of the pictures."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +14,9 @@ from bitbrush.bench.metrics.frechet import frechet_interval
 from bitbrush.bench.metrics.interval import Interval, bootstrap_difference, bootstrap_gap, bootstrap_mean
 from bitbrush.bench.metrics.kid import kid
 from bitbrush.bench.metrics.paired import LATENT_MSE, PSNR, SSIM
+from bitbrush.bench.networks.chosen import Networks
 from bitbrush.bench.prompts import Domain, PromptSet
-from bitbrush.bench.qdiffbench import Entry, Networks, Pictures
+from bitbrush.bench.qdiffbench import Entry, Pictures
 from bitbrush.bench.verdict import ALIKE_SSIM, Evidence, Verdict, verdict
 from bitbrush.timeline.progress import Progress
 
@@ -39,19 +41,25 @@ class SetFigures:
 
 @dataclass(frozen=True)
 class EntryFigures:
-    """Of one candidate. ``gaps``: of paired metrics, unseen style minus calibration style, where both are measured."""
+    """Of one candidate.
+
+    ``together``: figures over the pictures of all prompt sets, where there are several. ``gaps``: of paired metrics,
+    unseen style minus calibration style, where both are measured.
+    """
 
     entry: Entry
-    sets: Mapping[str, SetFigures]
-    gaps: Mapping[str, Interval]
-    verdict: Verdict | None
+    sets: Mapping[str, SetFigures] = field(default_factory=dict)
+    together: Mapping[str, Interval] = field(default_factory=dict)
+    gaps: Mapping[str, Interval] = field(default_factory=dict)
+    verdict: Verdict | None = None
 
 
 @dataclass(frozen=True)
 class BenchFigures:
-    """``reference``: the CLIP score and defects of full precision, by prompt set."""
+    """``reference``: the CLIP score and defects of full precision, by prompt set; ``together`` as a candidate's."""
 
     reference: Mapping[str, SetFigures]
+    together: Mapping[str, Interval]
     floor: EntryFigures
     candidates: tuple[EntryFigures, ...]
 
@@ -62,22 +70,29 @@ def bench_figures(
     """Everything; each distance, of which bootstrapping takes the time, is a piece of progress."""
     names = _Names(networks)
     reference = {name: _of_reference(one, networks, names) for name, one in pictures.reference.pictures.items()}
-    measured: dict[str, dict[str, SetFigures]] = {}
+    several = len(reference) > 1
     entries = list(pictures.measurable())
-    with progress("figures", len(entries) * len(reference)) as advance:
+    measured: dict[str, EntryFigures] = {}
+    with progress("figures", len(entries) * (len(reference) + several)) as advance:
         for entry in entries:
-            measured[entry.name] = {}
+            parts, own = [], {}
             for name, collection in entry.pictures.items():
                 pairs = Pairs(pictures.reference.pictures[name], collection)
-                measured[entry.name][name] = _of_pairs(pairs, networks, names)
+                parts.append(_measured(pairs, networks))
+                own[name] = _of_set(parts[-1], pairs, names)
                 advance()
-    floor = EntryFigures(pictures.floor, measured[pictures.floor.name], {}, None)
-    candidates = []
-    for entry in pictures.candidates:
-        own = measured.get(entry.name, {})
-        evidence = {name: _evidence(one, reference[name], floor.sets[name], names) for name, one in own.items()}
-        candidates.append(EntryFigures(entry, own, _gaps(own, sets), verdict(evidence) if own else None))
-    return BenchFigures(reference, floor, tuple(candidates))
+            together = _figures(_joined(parts), names) if several else {}
+            measured[entry.name] = EntryFigures(entry, own, together, _gaps(own, sets))
+            if several:
+                advance()
+    floor = measured[pictures.floor.name]
+    candidates = [
+        _judged(measured[entry.name], reference, floor, names) if entry.name in measured else EntryFigures(entry)
+        for entry in pictures.candidates
+    ]
+    scores = np.concatenate([one.values[names.clip_score] for one in reference.values()])
+    together = {names.clip_score: bootstrap_mean(scores)} if several else {}
+    return BenchFigures(reference, together, floor, tuple(candidates))
 
 
 @dataclass(frozen=True)
@@ -104,41 +119,98 @@ class _Names:
     def match(self) -> str:
         return f"CLIP score difference ({self.networks.clip.name})"
 
+    @property
+    def change(self) -> str:
+        return f"CLIP score change ({self.networks.clip.name})"
+
 
 def higher_is_better(metric: str) -> bool:
     """Of any figure here."""
-    return metric.startswith((PSNR, SSIM, "CLIP score", "pairs alike"))
+    return metric.startswith((PSNR, SSIM, "CLIP score", "pairs alike")) and not metric.startswith("CLIP score change")
 
 
 def _of_reference(collection: Collection, networks: Networks, names: _Names) -> SetFigures:
     scores = clip_score(collection.features(networks.clip), collection.texts(networks.clip))
-    return SetFigures({names.clip_score: bootstrap_mean(scores)}, (), collection.defects(), (), {})
+    figures = {names.clip_score: bootstrap_mean(scores)}
+    return SetFigures(figures, (), collection.defects(), (), {names.clip_score: scores})
 
 
-def _of_pairs(pairs: Pairs, networks: Networks, names: _Names) -> SetFigures:
+@dataclass(frozen=True)
+class _Measured:
+    """Of pairs, reference first: ``values`` ``(N,)`` by metric, ``features``, CLIP's ``clips`` and ``scores``.
+
+    ``errors``: the latent MSE after every denoiser call, ``(K, T)``, of the pairs that kept finite latents.
+    """
+
+    values: Mapping[str, NDArray[np.float64]]
+    features: tuple[NDArray[np.float32], NDArray[np.float32]]
+    clips: tuple[NDArray[np.float32], NDArray[np.float32]]
+    scores: tuple[NDArray[np.float64], NDArray[np.float64]]
+    errors: NDArray[np.float64]
+
+
+def _measured(pairs: Pairs, networks: Networks) -> _Measured:
     reference, candidate = pairs.reference, pairs.candidate
-    values = dict(pairs.metrics(networks.lpips))
     texts = reference.texts(networks.clip)
-    clips = [collection.features(networks.clip) for collection in (reference, candidate)]
-    features = [collection.features(networks.extractor) for collection in (reference, candidate)]
-    scores = [clip_score(images, texts) for images in clips]
+    clips = (reference.features(networks.clip), candidate.features(networks.clip))
+    finite = [error for error in pairs.latent_mse_by_step().values() if np.isfinite(error).all()]
+    return _Measured(
+        values=pairs.metrics(networks.lpips),
+        features=(reference.features(networks.extractor), candidate.features(networks.extractor)),
+        clips=clips,
+        scores=(clip_score(clips[0], texts), clip_score(clips[1], texts)),
+        errors=np.array(finite) if finite else np.empty((0, 0)),
+    )
+
+
+def _joined(parts: Sequence[_Measured]) -> _Measured:
+    """The pairs of all parts, one after the other."""
+
+    def both(name: str) -> Any:
+        return tuple(np.concatenate([getattr(part, name)[side] for part in parts]) for side in (0, 1))
+
+    errors = [part.errors for part in parts if part.errors.size]
+    return _Measured(
+        values={metric: np.concatenate([part.values[metric] for part in parts]) for metric in parts[0].values},
+        features=both("features"),
+        clips=both("clips"),
+        scores=both("scores"),
+        errors=np.concatenate(errors) if errors else np.empty((0, 0)),
+    )
+
+
+def _figures(measured: _Measured, names: _Names) -> dict[str, Interval]:
+    figures = {name: bootstrap_mean(of_pairs) for name, of_pairs in measured.values.items()}
+    figures[ALIKE] = bootstrap_mean(measured.values[SSIM] >= ALIKE_SSIM)
+    if measured.errors.size:
+        figures[LATENT_MSE] = bootstrap_mean(measured.errors[:, -1])
+    figures[names.distance] = frechet_interval(*measured.features)
+    figures[names.kid] = kid(*measured.features)
+    figures[names.cmmd] = cmmd(*measured.clips)
+    reference, candidate = measured.scores
+    figures[names.clip_score] = bootstrap_mean(candidate)
+    figures[names.match] = bootstrap_difference(reference, candidate)
+    figures[names.change] = bootstrap_mean(np.abs(candidate - reference))
+    return figures
+
+
+def _of_set(measured: _Measured, pairs: Pairs, names: _Names) -> SetFigures:
+    found = dict(pairs.candidate.defects())
     errors = pairs.latent_mse_by_step()
-    finite = [error for error in errors.values() if np.isfinite(error).all()]
-    figures = {name: bootstrap_mean(of_pairs) for name, of_pairs in values.items()}
-    figures[ALIKE] = bootstrap_mean(values[SSIM] >= ALIKE_SSIM)
-    by_step = [bootstrap_mean(step, resamples=2000) for step in np.transpose(finite)] if finite else []
-    if by_step:
-        figures[LATENT_MSE] = bootstrap_mean([error[-1] for error in finite])
-    figures[names.distance] = frechet_interval(*features)
-    figures[names.kid] = kid(*features)
-    figures[names.cmmd] = cmmd(*clips)
-    figures[names.clip_score] = bootstrap_mean(scores[1])
-    figures[names.match] = bootstrap_difference(*scores)
-    found = dict(candidate.defects())
     found |= {index: "NaN latents" for index, error in errors.items() if not np.isfinite(error).all()}
-    worst = tuple(int(index) for index in np.argsort(values[SSIM], kind="stable")[:WORST])
-    values[names.match] = scores[1] - scores[0]
-    return SetFigures(figures, by_step, found, worst, values)
+    reference, candidate = measured.scores
+    return SetFigures(
+        figures=_figures(measured, names),
+        latent_mse=[bootstrap_mean(step, resamples=2000) for step in measured.errors.T],
+        defects=found,
+        worst=tuple(int(index) for index in np.argsort(measured.values[SSIM], kind="stable")[:WORST]),
+        values={**measured.values, names.match: candidate - reference},
+    )
+
+
+def _judged(own: EntryFigures, reference: Mapping[str, SetFigures], floor: EntryFigures, names: _Names) -> EntryFigures:
+    evidence = {name: _evidence(one, reference[name], floor.sets[name], names) for name, one in own.sets.items()}
+    return replace(own, verdict=verdict(evidence))
 
 
 def _evidence(own: SetFigures, reference: SetFigures, floor: SetFigures, names: _Names) -> Evidence:
@@ -158,7 +230,7 @@ def _gaps(own: Mapping[str, SetFigures], sets: Sequence[PromptSet]) -> dict[str,
         parts = [own[one.name].values[metric] for one in sets if one.domain is domain]
         return np.concatenate(parts) if parts else np.empty(0)
 
-    metrics = next(iter(own.values())).values if own else {}
+    metrics = next(iter(own.values())).values
     gaps = {}
     for metric in metrics:
         seen, unseen = pooled(metric, Domain.CALIBRATION), pooled(metric, Domain.UNSEEN)

@@ -1,18 +1,19 @@
 """Paired generation: the same prompts and the same initial noise through different pipelines."""
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
+from torch import Tensor
 
-from bitbrush.network.families import family_of
+from bitbrush.network.families import denoiser_name
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.progress import Progress, silent
-from bitbrush.timeline.trajectory import PromptBatch, planned_timesteps
+from bitbrush.timeline.trajectory import PromptBatch, call_arguments, planned_timesteps
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def generate_each(
 ) -> Iterator[Generated]:
     """Batch by batch. Raises ValueError, naming the prompt, where the latents become NaN or infinite."""
     pipe.set_progress_bar_config(disable=True)
-    with progress("generating", len(batches) * denoiser_calls(pipe, plan)) as advance:
+    with progress("generating", len(batches) * denoiser_calls(pipe, plan, batches[0])) as advance:
         for batch in batches:
 
             def check(latents: NDArray[np.float32], step: int, batch: PromptBatch = batch) -> None:
@@ -52,9 +53,9 @@ def generate_each(
             yield generate_batch(pipe, batch, plan, check)
 
 
-def denoiser_calls(pipe: DiffusionPipeline, plan: SamplingPlan) -> int:
-    """How often one generation calls the denoiser."""
-    return len(planned_timesteps(pipe, family_of(pipe).component, plan))
+def denoiser_calls(pipe: DiffusionPipeline, plan: SamplingPlan, batch: PromptBatch | None = None) -> int:
+    """How often one generation calls the denoiser; ``batch`` where the pipeline wants more than prompts."""
+    return len(planned_timesteps(pipe, denoiser_name(pipe), plan, batch))
 
 
 def generate_batch(
@@ -69,21 +70,28 @@ def generate_batch(
     """
     latents: list[NDArray[np.float32]] = []
 
-    def record(_: Any, __: int, ___: Any, values: dict[str, Any]) -> dict[str, Any]:
-        latents.append(values["latents"].float().cpu().numpy().copy())
+    def keep(current: Tensor) -> None:
+        latents.append(current.float().cpu().numpy().copy())
         after_call(latents[-1], len(latents) - 1)
-        return values
 
-    output = pipe(
-        list(batch.prompts),
-        num_inference_steps=plan.steps,
-        guidance_scale=plan.guidance_scale,
-        generator=[torch.Generator().manual_seed(seed) for seed in batch.seeds],
-        output_type="np",
-        callback_on_step_end=record,
-    )
+    output = pipe(**call_arguments(pipe, batch, plan), **_calling_back(pipe, keep), output_type="np")
     images = np.round(np.nan_to_num(output.images) * 255).astype(np.uint8)
     return Generated(images, np.stack(latents, axis=1))
+
+
+def _calling_back(pipe: DiffusionPipeline, keep: Callable[[Tensor], None]) -> dict[str, Any]:
+    """The argument by which the pipeline hands ``keep`` its latents after each step: PixArt's has an older form."""
+
+    def after_step(_: Any, __: int, ___: Any, values: dict[str, Any]) -> dict[str, Any]:
+        keep(values["latents"])
+        return values
+
+    def older(_: int, __: Any, current: Tensor) -> None:
+        keep(current)
+
+    if "callback_on_step_end" in inspect.signature(pipe.__call__).parameters:
+        return {"callback_on_step_end": after_step}
+    return {"callback": older, "callback_steps": 1}
 
 
 def _require_finite(latents: NDArray[np.float32], batch: PromptBatch, step: int) -> None:

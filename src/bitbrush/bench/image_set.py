@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from bitbrush.bench.files import write_whole
@@ -98,8 +99,12 @@ class ImageSet:
             raise ImageSetError(f"{path} is no readable PNG ({error}); delete it and run again") from error
 
     def latents(self, index: int) -> NDArray[np.float32]:
-        """The latents after each denoiser call, ``(T, C, H, W)``."""
-        steps: NDArray[np.float32] = load_file(self._steps(index))["steps"]
+        """The latents after each denoiser call, ``(T, C, H, W)``. Raises ImageSetError for a damaged file."""
+        path = self._steps(index)
+        try:
+            steps: NDArray[np.float32] = load_file(path)["steps"]
+        except (OSError, KeyError, SafetensorError) as error:
+            raise ImageSetError(f"{path} is damaged ({error}); delete it and its picture, run again") from error
         return steps
 
     def has_latents(self, index: int) -> bool:

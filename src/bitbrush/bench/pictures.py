@@ -3,7 +3,7 @@
 import json
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,16 +49,26 @@ def write_pictures(
     seed: int,
     batch_size: int,
     facts: dict[str, Any],
+    inputs: Mapping[str, Any] | None = None,
     progress: Progress = silent,
 ) -> Iterator[Picture]:
     """Image j of every prompt from a CPU generator seeded with ``seed + j``, one by one as they are written.
+
+    ``inputs``: what else the pipeline is given, the same for every prompt, as ``{"image": ...}``.
 
     Pictures that are there already stay, and numbers go on after theirs; ``facts`` go into each entry of the table,
     which is up to date whenever a picture is handed out. Batch size and order decide nothing but speed.
     """
     wanted = [(prompt, seed + j) for prompt in prompts for j in range(images_per_prompt)]
     chunks = [wanted[i : i + batch_size] for i in range(0, len(wanted), batch_size)]
-    batches = [PromptBatch(*(tuple(column) for column in zip(*chunk, strict=True))) for chunk in chunks]
+    batches = [
+        PromptBatch(
+            prompts=tuple(prompt for prompt, _ in chunk),
+            seeds=tuple(own_seed for _, own_seed in chunk),
+            inputs={name: (value,) * len(chunk) for name, value in (inputs or {}).items()},
+        )
+        for chunk in chunks
+    ]
     folder.mkdir(parents=True, exist_ok=True)
     table = folder / TABLE
     entries = json.loads(table.read_text(encoding="utf-8")) if table.exists() else []

@@ -88,8 +88,9 @@ def read_prompts(source: str, model: str, split: str) -> tuple[str, ...]:
 
 
 def too_long(pipe: DiffusionPipeline, prompts: Sequence[str]) -> Iterator[str]:
-    """A message for each prompt of which the text encoder drops the end."""
-    tokenizer = pipe.tokenizer
+    """A message for each prompt of which the text encoder drops the end; of several the one that takes most."""
+    parts = [getattr(pipe, name, None) for name in ("tokenizer", "tokenizer_2", "tokenizer_3")]
+    tokenizer = max((part for part in parts if part is not None), key=lambda part: part.model_max_length)
     limit = tokenizer.model_max_length
     for prompt in dict.fromkeys(prompts):
         tokens = tokenizer(prompt).input_ids

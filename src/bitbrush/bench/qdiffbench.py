@@ -17,9 +17,7 @@ from bitbrush.bench.collection import Collection, Pairs, Work
 from bitbrush.bench.filling import fill
 from bitbrush.bench.generation import denoiser_calls
 from bitbrush.bench.image_set import ImageSet
-from bitbrush.bench.networks.clip import Clip
-from bitbrush.bench.networks.extractor import FeatureExtractor
-from bitbrush.bench.networks.lpips import Lpips
+from bitbrush.bench.networks.chosen import Networks
 from bitbrush.bench.prompts import PromptSet
 from bitbrush.bench.subjects import Subject, open_candidate, open_reference, require_alike, with_scheduler_of
 from bitbrush.timeline.plan import SamplingPlan
@@ -59,15 +57,6 @@ class Protocol:
 
     def count(self, prompts: PromptSet) -> int:
         return min(self.num_images, len(prompts.prompts))
-
-
-@dataclass(frozen=True)
-class Networks:
-    """What the figures look through; ``lpips`` None: not measured."""
-
-    extractor: FeatureExtractor
-    clip: Clip
-    lpips: Lpips | None
 
 
 @dataclass(frozen=True)

@@ -126,20 +126,39 @@ def _card(one: EntryFigures, document: Mapping[str, Any]) -> _Card:
 
 
 def _tables(document: Mapping[str, Any], figures: BenchFigures) -> Iterator[_Table]:
-    """One per prompt set: metrics down, full precision, its floor and the candidates across."""
+    """All prompt sets together, then one by one: metrics down, full precision, its floor and the candidates across."""
     measured = [one for one in figures.candidates if one.sets]
     columns = ["full precision", figures.floor.entry.name, *(one.entry.name for one in measured)]
-    for told in document["protocol"]["prompt_sets"]:
+    yield _Table("sizes and costs", "", columns, list(_costs(document, measured)))
+    seeds, sets = len(document["protocol"]["seeds"]), document["protocol"]["prompt_sets"]
+    if figures.floor.together:
+        sources = [figures.together, figures.floor.together, *(one.together for one in measured)]
+        count = sum(told["prompts"] for told in sets) * seeds
+        yield _Table("all prompt sets together", f"{count} pictures", columns, _rows(sources))
+    for told in sets:
         name = told["name"]
         sources = [figures.reference[name].figures, figures.floor.sets[name].figures]
         sources += [one.sets[name].figures for one in measured]
-        metrics = dict.fromkeys(metric for source in sources[1:] for metric in source)
-        rows = [
-            _Row(metric, _better(metric), [format_interval(s[metric]) if metric in s else None for s in sources])
-            for metric in metrics
-        ]
-        pictures = told["prompts"] * len(document["protocol"]["seeds"])
-        yield _Table(name, f"{told['domain']}, {pictures} pictures", columns, rows)
+        yield _Table(name, f"{told['domain']}, {told['prompts'] * seeds} pictures", columns, _rows(sources))
+
+
+def _costs(document: Mapping[str, Any], measured: Sequence[EntryFigures]) -> Iterator[_Row]:
+    """What each pipeline takes; the floor is full precision again."""
+    candidates = {told["name"]: told for told in document["candidates"]}
+    told = [document["reference"]] * 2 + [candidates[one.entry.name] for one in measured]
+    facts = {"denoiser, MiB": "denoiser_mib", "weight bits": "weight_bits", "activation bits": "activation_bits"}
+    for name, key in facts.items():
+        yield _Row(name, "↓", [(format_number(one[key], digits=3), "") for one in told])
+    calls = format_number(document["protocol"]["denoiser_calls"], digits=3)
+    yield _Row("denoiser calls a picture", "↓", [(calls, "")] * len(told))
+
+
+def _rows(sources: Sequence[Mapping[str, Interval]]) -> list[_Row]:
+    metrics = dict.fromkeys(metric for source in sources[1:] for metric in source)
+    return [
+        _Row(metric, _better(metric), [format_interval(s[metric]) if metric in s else None for s in sources])
+        for metric in metrics
+    ]
 
 
 def _better(metric: str) -> str:

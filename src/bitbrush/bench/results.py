@@ -11,7 +11,8 @@ import torch
 
 from bitbrush.bench.figures import BenchFigures, EntryFigures, SetFigures
 from bitbrush.bench.metrics.interval import Interval
-from bitbrush.bench.qdiffbench import Entry, Networks, Pictures, Protocol
+from bitbrush.bench.networks.chosen import Networks
+from bitbrush.bench.qdiffbench import Entry, Pictures, Protocol
 from bitbrush.bench.subjects import Subject
 from bitbrush.bench.verdict import RULE
 
@@ -44,8 +45,12 @@ def results_document(
         },
         "networks": _networks(networks),
         "absent": [] if networks.lpips else ["LPIPS: no weights were given (--lpips)"],
-        "reference": {**_subject(reference), "sets": _sets(figures.reference)},
-        "floor": {"name": pictures.floor.name, "sets": _sets(figures.floor.sets)},
+        "reference": {
+            **_subject(reference),
+            "sets": _sets(figures.reference),
+            "together": _intervals(figures.together),
+        },
+        "floor": {"name": pictures.floor.name, **_figures(figures.floor)},
         "candidates": [_candidate(one) for one in figures.candidates],
         "versions": _versions(),
     }
@@ -70,9 +75,14 @@ def _candidate(one: EntryFigures) -> dict[str, Any]:
         **told,
         "problem": entry.problem,
         "verdict": {"level": one.verdict.level.value, "reasons": list(one.verdict.reasons)} if one.verdict else None,
-        "sets": _sets(one.sets),
+        **_figures(one),
         "gaps": _intervals(one.gaps),
     }
+
+
+def _figures(one: EntryFigures) -> dict[str, Any]:
+    """``together``: over the pictures of all prompt sets; empty where there is one set."""
+    return {"sets": _sets(one.sets), "together": _intervals(one.together)}
 
 
 def _subject(subject: Subject) -> dict[str, Any]:

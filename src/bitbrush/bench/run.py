@@ -1,17 +1,77 @@
 """A whole benchmark: pictures, figures, ``results.json``, ``report.html``."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bitbrush.bench.collection import Work
 from bitbrush.bench.figures import bench_figures
 from bitbrush.bench.files import write_whole
-from bitbrush.bench.qdiffbench import Networks, Protocol, compute_all, generate_all
+from bitbrush.bench.networks.chosen import Networks, load_networks
+from bitbrush.bench.prompts import bench_sets
+from bitbrush.bench.qdiffbench import Protocol, compute_all, generate_all
+from bitbrush.bench.ranks import ranks
 from bitbrush.bench.report import render_report
 from bitbrush.bench.results import results_document, results_text
+from bitbrush.bench.subjects import plan_for
+from bitbrush.timeline.progress import Progress, silent
 
 RESULTS, REPORT, PICTURES = "results.json", "report.html", "pictures"
+
+
+def benchmark(
+    reference: str,
+    candidates: Mapping[str, str],
+    directory: str | os.PathLike[str],
+    *,
+    clip: str | None = None,
+    feature_extractor: str | None = None,
+    lpips: str | os.PathLike[str] | None = None,
+    pictures: str | os.PathLike[str] | None = None,
+    progress: Progress = silent,
+    **protocol: Any,
+) -> dict[str, Any]:
+    """``bitbrush bench`` from Python, its options under the same names: writes ``directory`` and gives the results.
+
+    ``candidates``: artifacts or models by name; ``protocol``: what :func:`bench_protocol` takes. Where torchrun started
+    several processes, each calls this, and the first alone is given the results. Raises ValueError as
+    :func:`run_bench`, and for prompts or networks that cannot be loaded.
+    """
+    root = Path(directory)
+    require_bench_folder(root)
+    chosen = bench_protocol(reference, candidates.values(), **protocol)
+    networks = load_networks(reference, clip=clip, feature_extractor=feature_extractor, lpips=lpips)
+    place = None if pictures is None else Path(pictures)
+    with ranks() as own:
+        work = Work(own, progress if own.leads else silent)
+        return run_bench(reference, candidates, chosen, networks, root, work, pictures=place)
+
+
+def bench_protocol(
+    reference: str,
+    candidates: Iterable[str],
+    *,
+    prompts: Sequence[str] = (),
+    unseen_prompts: Sequence[str] = (),
+    num_images: int = 128,
+    seeds: Sequence[int] = (1,),
+    batch_size: int = 16,
+    latents: int = 32,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    scheduler: str | None = None,
+) -> Protocol:
+    """From what a caller gives: without prompts the bundled sets, without a plan the first artifact's."""
+    given = {"steps": steps, "guidance_scale": guidance_scale, "scheduler": scheduler}
+    return Protocol(
+        plan=plan_for(candidates, given),
+        sets=bench_sets(prompts, unseen_prompts, reference),
+        num_images=num_images,
+        seeds=tuple(seeds),
+        batch_size=batch_size,
+        with_latents=latents,
+    )
 
 
 def require_bench_folder(directory: Path) -> None:

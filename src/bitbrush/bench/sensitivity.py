@@ -21,7 +21,7 @@ from bitbrush.bench.metrics.interval import Interval, bootstrap_difference, boot
 from bitbrush.bench.metrics.psnr import psnr
 from bitbrush.bench.networks.clip import Clip
 from bitbrush.calibration.ranges import ActivationBits, Calibration
-from bitbrush.network.families import family_of
+from bitbrush.network.families import denoiser_name, family_of
 from bitbrush.network.inputs import InputObserver, fake_quantize_input
 from bitbrush.network.layers import layer_specs
 from bitbrush.numerics.affine import AffineGrid
@@ -120,7 +120,7 @@ def step_sensitivities(
     The pipeline's own call is run once clean and once per disturbed step, which takes the clean outputs up to that step
     and computes from there on: about T²/2 denoiser calls per prompt batch in all, instead of T².
     """
-    component = family_of(pipe).component
+    component = denoiser_name(pipe)
     planned = planned_timesteps(pipe, component, plan)
     steps = range(0, len(planned), every)
     calls = sum(len(planned) - step for step in steps) + len(planned)

@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from bitbrush.artifact.identity import model_digest
 from bitbrush.artifact.models import load_full_precision
 from bitbrush.artifact.store import artifact_digest, is_artifact, load, read_manifest
 from bitbrush.methods.recipe import Recipe
-from bitbrush.network.families import family_of
+from bitbrush.network.families import denoiser_name
 from bitbrush.network.layers import EDGE_ACTIVATION_BITS
 from bitbrush.timeline.plan import SamplingPlan
 
@@ -72,7 +72,7 @@ def require_alike(full: DiffusionPipeline, candidate: DiffusionPipeline) -> None
     """A pair needs the same noise, and with it latents of one shape. Raises ValueError where they differ."""
     shapes = []
     for pipe in (full, candidate):
-        config = getattr(pipe, family_of(pipe).component).config
+        config = getattr(pipe, denoiser_name(pipe)).config
         shapes.append((type(pipe).__name__, config.in_channels, config.sample_size))
     if shapes[0] != shapes[1]:
         raise ValueError(
@@ -81,15 +81,23 @@ def require_alike(full: DiffusionPipeline, candidate: DiffusionPipeline) -> None
         )
 
 
-def candidate_names(sources: list[str]) -> list[str]:
-    """``NAME=DIR`` has its own name, another source its last part; a second of the same name gets a number."""
-    names: list[str] = []
-    for source in sources:
-        name, given, _ = source.partition("=")
-        plain = name if given else Path(source).name or source
-        taken = sum(other == plain or other.startswith(f"{plain} (") for other in names)
-        names.append(f"{plain} ({taken + 1})" if taken else plain)
-    return names
+def plan_for(sources: Iterable[str], given: Mapping[str, Any]) -> SamplingPlan:
+    """What is ``given`` (steps, guidance_scale, scheduler), then what the first artifact is calibrated for."""
+    artifact = next((source for source in sources if is_artifact(source)), None)
+    recipe = Recipe().updated(read_manifest(artifact)["recipe"]) if artifact else Recipe()
+    return recipe.updated({key: value for key, value in given.items() if value is not None}).plan
+
+
+def named_candidates(given: Sequence[str]) -> dict[str, str]:
+    """Sources by name: ``NAME=DIR`` has its own, another its last part; a second of the same name gets a number."""
+    named: dict[str, str] = {}
+    for one in given:
+        whole = "=" not in one or Path(one).exists()  # a folder's name may hold the sign
+        name, _, source = ("", "", one) if whole else one.partition("=")
+        plain = name or Path(source).name or source
+        taken = sum(other == plain or other.startswith(f"{plain} (") for other in named)
+        named[f"{plain} ({taken + 1})" if taken else plain] = source
+    return named
 
 
 def with_scheduler_of(pipe: DiffusionPipeline, reference: DiffusionPipeline) -> DiffusionPipeline:
@@ -101,7 +109,7 @@ def with_scheduler_of(pipe: DiffusionPipeline, reference: DiffusionPipeline) -> 
 
 def _full_precision(name: str, source: str) -> tuple[Subject, DiffusionPipeline]:
     pipe = load_full_precision(source)
-    denoiser = getattr(pipe, family_of(pipe).component)
+    denoiser = getattr(pipe, denoiser_name(pipe))
     layers = Counter(type(m).__name__ for m in denoiser.modules() if isinstance(m, nn.Conv2d | nn.Linear))
     size = sum(parameter.nbytes for parameter in denoiser.parameters()) / 2**20
     operators = {f"{kind}, float32": count for kind, count in sorted(layers.items())}

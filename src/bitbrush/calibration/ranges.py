@@ -6,6 +6,7 @@ included; ranges are those of the whole calibration set, no moving average; what
 by older parameters of that step.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,12 +15,14 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
+from bitbrush.calibration.kept_steps import step_from_tensors, step_tensors
 from bitbrush.network.inputs import InputObserver, fake_quantize_input
 from bitbrush.network.layers import EDGE_ACTIVATION_BITS, LayerSpec
 from bitbrush.numerics.affine import AffineGrid
 from bitbrush.numerics.histogram import Histogram, NonFiniteError
 from bitbrush.numerics.ranges import RangeEstimator
 from bitbrush.timeline.cost import CallCounter
+from bitbrush.timeline.journal import NO_JOURNAL, Journal
 from bitbrush.timeline.plan import Relaxation, bits_at
 from bitbrush.timeline.progress import Progress
 from bitbrush.timeline.schedule import ActivationSchedule
@@ -58,7 +61,9 @@ class Calibration:
     def grids(self, observer: InputObserver, timestep: float, planned: Sequence[float]) -> dict[str, AffineGrid]:
         """The grid of every layer for one timestep."""
         names = [spec.name for spec in self.layers]
-        bits = [self.bits.of(spec, planned)[timestep] for spec in self.layers]
+        # A pipeline in half precision calls with timesteps that are the planned ones rounded.
+        step = min(planned, key=lambda known: abs(known - timestep))
+        bits = [self.bits.of(spec, planned)[step] for spec in self.layers]
         return dict(zip(names, self.estimator.grids([observer.histogram(name) for name in names], bits), strict=True))
 
 
@@ -113,12 +118,14 @@ def calibrate_progressively(
     trajectories: Sequence[Trajectory],
     progress: Progress,
     calls: CallCounter,
+    journal: Journal = NO_JOURNAL,
 ) -> dict[str, ActivationSchedule]:
     """One range per layer and timestep, each observed on what the already quantized steps produced.
 
     At every step all batches are run once in full-precision activations to observe, then once with the new grids, and
     that output is what the trajectories go on with: two calls per step and prompt batch. A timestep that the scheduler
     visits twice (PNDM, Heun) has one grid, from what both visits saw. ``denoiser`` holds the quantized weights already.
+    A visit that ``journal`` holds is not observed again, the others go into it; the result is the same.
     """
     observations: Observations = {}
     by_step: dict[float, dict[str, AffineGrid]] = {}
@@ -126,15 +133,21 @@ def calibrate_progressively(
     current: dict[str, AffineGrid] = {}
     names = [spec.name for spec in calibration.layers]
     with _quantized_inputs(denoiser, names, current.get), progress("calibrating", len(planned)) as advance:
-        while waiting := pending(trajectories):
-            timestep = waiting[0].timestep
-            observer = observations.setdefault(timestep, InputObserver())
+        for visit in itertools.count():
+            if not (waiting := pending(trajectories)):
+                break
+            timestep, piece = waiting[0].timestep, f"visit-{visit:04d}"
             current.clear()
-            with observer.watching(denoiser, names):
-                for call in waiting:
-                    _run(call, denoiser)
-            calls.add()
-            by_step[timestep] = calibration.grids(observer, timestep, planned)
+            if (kept := journal.read(piece)) is not None:
+                observations[timestep], by_step[timestep] = step_from_tensors(names, kept)
+            else:
+                observer = observations.setdefault(timestep, InputObserver())
+                with observer.watching(denoiser, names):
+                    for call in waiting:
+                        _run(call, denoiser)
+                calls.add()
+                by_step[timestep] = calibration.grids(observer, timestep, planned)
+                journal.write(piece, step_tensors(names, observer, by_step[timestep]))
             current.update(by_step[timestep])
             for trajectory, call in zip(trajectories, waiting, strict=True):
                 trajectory.answer(call.run(denoiser))
@@ -148,9 +161,8 @@ def _run(call: DenoiserCall, denoiser: nn.Module) -> Any:
     try:
         return call.run(denoiser)
     except NonFiniteError as error:
-        step = call.planned.index(call.timestep)
         raise NonFiniteError(
-            f"{error} at step {step} (timestep {call.timestep:g}) during calibration; "
+            f"{error} at step {call.step} (timestep {call.timestep:g}) during calibration; "
             "run the pipeline in float32, or exclude the layers before it"
         ) from None
 

@@ -12,6 +12,7 @@ from bitbrush.cli.demo import demo
 from bitbrush.cli.generate import generate
 from bitbrush.cli.inspect import inspect
 from bitbrush.cli.quantize import quantize
+from bitbrush.cli.recalibrate import recalibrate
 from bitbrush.cli.sensitivity import sensitivity
 
 app = typer.Typer(
@@ -22,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (quantize, generate, compare, bench, sensitivity, inspect, demo):
+for command in (quantize, recalibrate, generate, compare, bench, sensitivity, inspect, demo):
     app.command()(reporting_errors(command))
 
 

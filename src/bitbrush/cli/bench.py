@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bitbrush.bench.networks import BUNDLED_CLIP, USUAL_CLIP
 from bitbrush.cli.console import note, out, quiet_libraries, shown, table, warn
 from bitbrush.timeline.progress import silent
 
 if TYPE_CHECKING:
-    from bitbrush.bench.qdiffbench import Networks, Protocol
-    from bitbrush.timeline.plan import SamplingPlan
-
-BUNDLED_CLIP, USUAL_CLIP = "emoji-clip", "openai/clip-vit-large-patch14"
+    from bitbrush.bench.networks.chosen import Networks
+    from bitbrush.bench.qdiffbench import Protocol
 
 
 def bench(
@@ -47,9 +46,7 @@ def bench(
     guidance_scale: Annotated[float | None, typer.Option(help="Guidance [the first artifact's].")] = None,
     scheduler: Annotated[str | None, typer.Option(help="Scheduler [the first artifact's].")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts per denoiser call.")] = 16,
-    latents: Annotated[
-        int, typer.Option(min=0, help="Of how many pictures of a set the latents of every step are kept.")
-    ] = 32,
+    latents: Annotated[int, typer.Option(min=0, help="Pictures of a set that keep the latents of every step.")] = 32,
     pictures: Annotated[
         Path | None, typer.Option(help="Where pictures are kept, to be shared by benchmarks [in the output].")
     ] = None,
@@ -57,24 +54,26 @@ def bench(
     """Measure what artifacts kept of their full-precision model, and write a report."""
     quiet_libraries()
     from bitbrush.artifact.models import find_model
-    from bitbrush.bench.prompts import bench_sets
-    from bitbrush.bench.qdiffbench import Protocol
-    from bitbrush.bench.run import require_bench_folder
-    from bitbrush.bench.subjects import candidate_names
+    from bitbrush.bench.networks.chosen import load_networks
+    from bitbrush.bench.run import bench_protocol, require_bench_folder
+    from bitbrush.bench.subjects import named_candidates
 
     require_bench_folder(output)
     find_model(reference)
-    names = candidate_names(candidates)
-    sources = dict(zip(names, (source.rpartition("=")[2] for source in candidates), strict=True))
-    protocol = Protocol(
-        plan=_plan(list(sources.values()), steps, guidance_scale, scheduler),
-        sets=bench_sets(prompts or (), unseen_prompts or (), reference),
+    sources = named_candidates(candidates)
+    plan: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale, "scheduler": scheduler}
+    protocol = bench_protocol(
+        reference,
+        sources.values(),
+        prompts=prompts or (),
+        unseen_prompts=unseen_prompts or (),
         num_images=num_images,
         seeds=_seeds(seeds),
         batch_size=batch_size,
-        with_latents=latents,
+        latents=latents,
+        **plan,
     )
-    networks = _networks(reference, clip, feature_extractor, lpips)
+    networks = load_networks(reference, clip=clip, feature_extractor=feature_extractor, lpips=lpips)
     _run(reference, sources, protocol, networks, output, pictures)
 
 
@@ -101,17 +100,6 @@ def _run(
             note(f"{output / REPORT}\nOpen it in a browser.")
 
 
-def _plan(sources: list[str], steps: int | None, guidance_scale: float | None, scheduler: str | None) -> "SamplingPlan":
-    """What is given, then what the first artifact was calibrated for, then the usual."""
-    from bitbrush.artifact.store import is_artifact, read_manifest
-    from bitbrush.methods.recipe import Recipe
-
-    artifact = next((source for source in sources if is_artifact(source)), None)
-    recipe = Recipe().updated(read_manifest(artifact)["recipe"]) if artifact else Recipe()
-    given: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale, "scheduler": scheduler}
-    return recipe.updated({key: value for key, value in given.items() if value is not None}).plan
-
-
 def _seeds(text: str) -> tuple[int, ...]:
     try:
         seeds = tuple(int(part) for part in text.split(","))
@@ -120,25 +108,6 @@ def _seeds(text: str) -> tuple[int, ...]:
     if len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise ValueError(f"seeds is {text!r}; they are numbers from 0 on, each once")
     return seeds
-
-
-def _networks(reference: str, clip: str | None, feature_extractor: str | None, lpips: Path | None) -> "Networks":
-    import torch
-
-    from bitbrush.bench.networks.clip import load_clip
-    from bitbrush.bench.networks.inception import load_inception
-    from bitbrush.bench.networks.lpips import load_lpips
-    from bitbrush.bench.qdiffbench import Networks
-    from bitbrush.zoo import MODELS
-
-    cpu = torch.device("cpu")
-    judge = load_clip(clip or (BUNDLED_CLIP if reference in MODELS else USUAL_CLIP), cpu)
-    perceptual = load_lpips(lpips) if lpips else None
-    if feature_extractor is None:
-        return Networks(judge, judge, perceptual)
-    if feature_extractor.endswith(".pth"):
-        return Networks(load_inception(feature_extractor), judge, perceptual)
-    return Networks(load_clip(feature_extractor, cpu), judge, perceptual)
 
 
 def _announcement(reference: str, names: list[str], protocol: "Protocol") -> str:
@@ -154,14 +123,17 @@ def _print(document: dict[str, Any]) -> None:
     from bitbrush.bench.metrics.interval import Interval
     from bitbrush.bench.number_format import format_interval
 
-    measured = [one for one in document["candidates"] if one["sets"]]
-    for name in document["reference"]["sets"]:
-        entries = [document["floor"], *measured]
-        figures = table(name, *(one["name"] for one in entries))
-        for metric in entries[0]["sets"][name]["figures"]:
-            cells = [format_interval(Interval(**one["sets"][name]["figures"][metric])) for one in entries]
-            figures.add_row(metric, *(f"{mean}\n{between}" for mean, between in cells))
-        out().print(figures)
+    entries = [document["floor"], *(one for one in document["candidates"] if one["sets"])]
+    tables = {name: [one["sets"][name]["figures"] for one in entries] for name in document["reference"]["sets"]}
+    if document["floor"]["together"]:
+        tables["all prompt sets together"] = [one["together"] for one in entries]
+    for name, figures in tables.items():
+        shown_figures = table(name, *(one["name"] for one in entries))
+        for metric in figures[0]:
+            found = [one.get(metric) for one in figures]  # NaN latents have no error
+            cells = [format_interval(Interval(**one)) if one else ("-", "") for one in found]
+            shown_figures.add_row(metric, *(f"{mean}\n{between}" for mean, between in cells))
+        out().print(shown_figures)
         out().print()
     for one in document["candidates"]:
         if one["problem"]:

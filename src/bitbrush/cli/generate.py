@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bitbrush.cli.console import note, out, quiet_libraries, shown, warn
+from bitbrush.cli.options import ImageFile, MaskFile, PipelineArguments
 
 if TYPE_CHECKING:
-    from bitbrush.methods.recipe import Recipe
+    from bitbrush.runtime.choose import Choice
+    from bitbrush.timeline.plan import SamplingPlan
 
 
 def generate(
@@ -24,26 +26,28 @@ def generate(
         typer.Option(help="pndm, ddim, euler, heun, dpmpp_2m, unipc ... or a diffusers class [the model's]."),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per denoiser call; changes nothing but speed.")] = 8,
+    runtime: Annotated[
+        str, typer.Option(help="What executes an artifact: reference (emulated), onednn (8-bit kernels) or auto.")
+    ] = "reference",
+    pipeline_arguments: PipelineArguments = None,
+    image: ImageFile = None,
+    mask: MaskFile = None,
 ) -> None:
     """Generate images from a quantized (or a full-precision) pipeline."""
     quiet_libraries()
     from bitbrush.artifact.models import load_full_precision
     from bitbrush.artifact.schedulers import with_scheduler
     from bitbrush.artifact.store import is_artifact, load
+    from bitbrush.bench.input_images import read_image
     from bitbrush.bench.pictures import require_pictures, write_pictures
     from bitbrush.bench.prompts import too_long
-    from bitbrush.timeline.plan import SamplingPlan
 
-    recipe = _calibrated_recipe(model)
-    plan = SamplingPlan(
-        steps=recipe.steps if steps is None else steps,
-        guidance_scale=recipe.guidance_scale if guidance_scale is None else guidance_scale,
-        scheduler=scheduler,
-    )
+    plan = _plan(model, steps, guidance_scale, scheduler, pipeline_arguments or [])
     require_pictures(output)
     if any(not prompt.strip() for prompt in prompts):
         raise ValueError("a prompt is empty; write what the picture should show")
-    pipe = with_scheduler(load(model) if is_artifact(model) else load_full_precision(model), plan.scheduler)
+    loaded = load(model, _chosen(runtime)) if is_artifact(model) else load_full_precision(model)
+    pipe = with_scheduler(loaded, plan.scheduler)
     for message in too_long(pipe, prompts):
         warn(message)
     used = type(pipe.scheduler).__name__
@@ -58,6 +62,7 @@ def generate(
         seed=seed,
         batch_size=batch_size,
         facts=facts,
+        inputs={name: read_image(file) for name, file in (("image", image), ("mask_image", mask)) if file},
         progress=shown,
     )
     for picture in list(pictures):
@@ -66,8 +71,26 @@ def generate(
         out().print(str(picture.path), markup=False)
 
 
-def _calibrated_recipe(model: str) -> "Recipe":
+def _plan(
+    model: str, steps: int | None, guidance_scale: float | None, scheduler: str | None, arguments: list[str]
+) -> "SamplingPlan":
+    """What is given, then what the artifact was calibrated for; its scheduler is already the pipeline's own."""
     from bitbrush.artifact.store import is_artifact, read_manifest
     from bitbrush.methods.recipe import Recipe
 
-    return Recipe().updated(read_manifest(model)["recipe"]) if is_artifact(model) else Recipe()
+    recipe = Recipe().updated(read_manifest(model)["recipe"]) if is_artifact(model) else Recipe()
+    given = {"steps": steps, "guidance_scale": guidance_scale}
+    further = dict(recipe.pipeline_arguments) | dict(Recipe().updated({"pipeline_arguments": arguments}).plan.arguments)
+    keys = {key: value for key, value in given.items() if value is not None}
+    return recipe.updated({**keys, "scheduler": scheduler, "pipeline_arguments": further}).plan
+
+
+def _chosen(runtime: str) -> "Choice":
+    """The executor of that name, announced."""
+    from bitbrush.runtime.choose import runtime_named
+
+    choice = runtime_named(runtime)
+    note(f"{choice.runtime.name}: {choice.runtime.description} ({choice.reason})")
+    if choice.shortfall:
+        warn(f"slower than it could be: {choice.shortfall}")
+    return choice

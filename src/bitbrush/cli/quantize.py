@@ -1,22 +1,29 @@
 """``bitbrush quantize``."""
 
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bitbrush.cli.console import note, out, quiet_libraries, shown, table, warn
+from bitbrush.cli.options import Config, Generic, Images, Loras, Masks, PipelineArguments, Revision, Variant
 
 if TYPE_CHECKING:
+    from bitbrush.artifact.models import ModelOptions
     from bitbrush.artifact.quantization import Quantization
     from bitbrush.methods.recipe import Recipe
 
-NO_KEYS = ("model", "output", "prompts", "recipe")
-"""Parameters of the command that are no keys of a recipe; all others are, under the same name."""
+NO_KEYS = ("model", "output", "prompts", "recipe", "images", "masks", "generic")
+OF_THE_MODEL = ("revision", "variant", "config", "loras")
+"""Parameters of the command that are no keys of a recipe; all others but those of the model are, under their name."""
 
 
 def quantize(
-    model: Annotated[str, typer.Argument(help="Bundled name (emoji-sd), local pipeline directory, or hub id.")],
+    model: Annotated[
+        str, typer.Argument(help="Bundled name (emoji-sd), local pipeline directory, .safetensors, or hub id.")
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Directory for the artifact.")],
     method: Annotated[str | None, typer.Option(help="pcr (default), one-shot or rtn.")] = None,
     weights: Annotated[int | None, typer.Option(help="Weight bits, 2 to 8 [4].")] = None,
@@ -42,26 +49,64 @@ def quantize(
     recipe: Annotated[
         Path | None, typer.Option(help="TOML or JSON file with these keys; options come before it.")
     ] = None,
+    pipeline_arguments: PipelineArguments = None,
+    images: Images = None,
+    masks: Masks = None,
+    generic: Generic = False,
+    revision: Revision = None,
+    variant: Variant = None,
+    config: Config = None,
+    loras: Loras = None,
 ) -> None:
     """Quantize MODEL after training and save it as a pipeline folder of packed integers."""
     given = {key: value for key, value in locals().items() if key not in NO_KEYS and value is not None}
+    of_the_model = {key: given.pop(key) for key in OF_THE_MODEL if key in given}
     quiet_libraries()
+    chosen, options = _recipe(recipe, given), _options(**of_the_model)
+    _quantize(model, options, output, chosen, prompts, images=images, masks=masks, generic=generic)
+
+
+def _options(*, loras: Sequence[str] = (), **given: str) -> "ModelOptions":
+    from bitbrush.artifact.lora import Lora
+    from bitbrush.artifact.models import ModelOptions
+
+    return ModelOptions(**given, loras=tuple(Lora.parse(text) for text in loras))
+
+
+def _quantize(
+    model: str,
+    options: "ModelOptions",
+    output: Path,
+    chosen: "Recipe",
+    prompts: str | None,
+    *,
+    images: Path | None,
+    masks: Path | None,
+    generic: bool,
+) -> None:
     from bitbrush.artifact.models import find_model, load_full_precision
     from bitbrush.artifact.quantization import quantize as run
     from bitbrush.artifact.store import require_free, save
+    from bitbrush.artifact.work import work_folder
+    from bitbrush.bench.input_images import read_inputs
     from bitbrush.bench.prompts import calibration_prompts, too_long
+    from bitbrush.timeline.journal import Journal
 
-    chosen = _recipe(recipe, given)
     require_free(output)
-    find_model(model)
+    find_model(model, options)
     calibration = calibration_prompts(prompts, model)
-    pipe = load_full_precision(model)
+    inputs = read_inputs(images, masks)
+    pipe = load_full_precision(model, options)
     for message in too_long(pipe, calibration[: chosen.num_prompts]):
         warn(message)
     note(_announcement(model, chosen))
-    quantization = run(pipe, chosen, calibration, progress=shown)
-    save(quantization, output, base_model=model)
-    _print_summary(quantization, output)
+    work = work_folder(output)
+    if done := Journal(work).pieces():
+        note(f"going on with the {len(done)} blocks and steps that {work} holds")
+    quantization = run(pipe, chosen, calibration, inputs=inputs, generic=generic, work=work, progress=shown)
+    save(quantization, output, base_model=model, options=options)
+    shutil.rmtree(work)
+    print_summary(quantization, output)
 
 
 def _recipe(file: Path | None, given: dict[str, Any]) -> "Recipe":
@@ -85,7 +130,8 @@ def _announcement(model: str, recipe: "Recipe") -> str:
     )
 
 
-def _print_summary(quantization: "Quantization", output: Path) -> None:
+def print_summary(quantization: "Quantization", output: Path) -> None:
+    """What was made, what it cost, and what to do with it."""
     from bitbrush.artifact.store import read_manifest
 
     manifest = read_manifest(output)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bitbrush.cli.bench import BUNDLED_CLIP, USUAL_CLIP
+from bitbrush.bench.networks import BUNDLED_CLIP, USUAL_CLIP
 from bitbrush.cli.console import note, out, quiet_libraries, shown, warn
 
 if TYPE_CHECKING:
@@ -38,24 +38,21 @@ def sensitivity(
 ) -> None:
     """Disturb each denoising step alone and see what it does to the pictures: which end to relax, and why."""
     quiet_libraries()
-    import torch
-
     from bitbrush.artifact.models import find_model, load_full_precision
     from bitbrush.artifact.schedulers import with_scheduler
-    from bitbrush.bench.networks.clip import load_clip
+    from bitbrush.bench.networks.chosen import judge_of
     from bitbrush.bench.prompts import calibration_prompts, too_long
     from bitbrush.bench.sensitivity import QuantizedActivations, RelativeNoise, step_sensitivities
     from bitbrush.methods.recipe import check_activation_bits
     from bitbrush.timeline.plan import SamplingPlan
     from bitbrush.timeline.trajectory import prompt_batches
-    from bitbrush.zoo import MODELS
 
     _require_free(output)
     check_activation_bits(activations)
     plan = SamplingPlan(steps, guidance_scale, scheduler)
     find_model(model)
     used = calibration_prompts(prompts, model)[:num_prompts]
-    judge = load_clip(clip or (BUNDLED_CLIP if model in MODELS else USUAL_CLIP), torch.device("cpu"))
+    judge = judge_of(model, clip)
     pipe = with_scheduler(load_full_precision(model), scheduler)
     disturb = QuantizedActivations(pipe, activations) if noise is None else RelativeNoise(noise, seed)
     for message in too_long(pipe, used):

@@ -13,6 +13,7 @@ from bitbrush.network.family import Family
 from bitbrush.network.layers import LayerSpec, QuantizedLayer, layer_specs
 from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.timeline.cost import CostLedger
+from bitbrush.timeline.journal import NO_JOURNAL, Journal
 from bitbrush.timeline.progress import Progress
 from bitbrush.timeline.trajectory import PromptBatch
 
@@ -22,6 +23,7 @@ class Job:
     """One quantization: the pipeline (left as it is), the recipe, calibration prompts, and where to report.
 
     ``rounded``: weights to use as they are, from an earlier job with the same weight keys; None to round them.
+    ``journal``: where finished pieces of the work are kept.
     """
 
     pipe: Any
@@ -31,6 +33,7 @@ class Job:
     progress: Progress
     costs: CostLedger
     rounded: Mapping[str, RoundedLayer] | None = None
+    journal: Journal = NO_JOURNAL
 
     @property
     def denoiser(self) -> nn.Module:

@@ -21,7 +21,7 @@ def run(job: Job) -> Outcome:
         job.costs.phase("progressive_calibration") as calls,
         carried(job.pipe, job.family.component, job.batches, job.recipe.plan) as trajectories,
     ):
-        schedules = calibrate_progressively(denoiser, job.calibration, trajectories, job.progress, calls)
+        schedules = calibrate_progressively(denoiser, job.calibration, trajectories, job.progress, calls, job.journal)
     return outcome(job, rounded, schedules)
 
 

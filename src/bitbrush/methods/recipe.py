@@ -11,7 +11,7 @@ from typing import Any, Self
 from bitbrush.numerics.affine import MAX_BITS
 from bitbrush.numerics.ranges import RangeEstimator
 from bitbrush.numerics.weights import MAX_WEIGHT_BITS, MIN_WEIGHT_BITS, WeightRange
-from bitbrush.timeline.plan import Relaxation, SamplingPlan
+from bitbrush.timeline.plan import PipelineArgument, Relaxation, SamplingPlan
 
 MIN_ACTIVATION_BITS = 4
 DEFAULT_ACTIVATION_BITS = 8
@@ -29,8 +29,9 @@ class Recipe:
     """Keys of a recipe file, of the command line and of :func:`bitbrush.quantize`, all of the same names.
 
     ``weights``, ``activations``: bits. ``relax``: ``START:END@BITS`` as fractions of the steps, None for none.
-    ``steps``, ``guidance_scale``, ``scheduler`` (a diffusers class name; None: the pipeline's own): the sampling plan
-    of the calibration. ``exclude``: patterns of layer names left in floating point. ``num_prompts`` calibration
+    ``steps``, ``guidance_scale``, ``scheduler`` (a diffusers class name; None: the pipeline's own) and
+    ``pipeline_arguments`` (a table, e.g. ``{height = 768}``, or ``NAME=VALUE`` strings): the sampling plan of the
+    calibration. ``exclude``: patterns of layer names left in floating point. ``num_prompts`` calibration
     prompts are run ``batch_size`` at a time; ``seed`` and the prompt decide its initial noise.
     """
 
@@ -45,6 +46,7 @@ class Recipe:
     steps: int = 50
     guidance_scale: float = 7.5
     scheduler: str | None = None
+    pipeline_arguments: tuple[tuple[str, PipelineArgument], ...] = ()
     num_prompts: int = 16
     batch_size: int = 16
     seed: int = 0
@@ -65,7 +67,7 @@ class Recipe:
 
     @property
     def plan(self) -> SamplingPlan:
-        return SamplingPlan(self.steps, self.guidance_scale, self.scheduler)
+        return SamplingPlan(self.steps, self.guidance_scale, self.scheduler, self.pipeline_arguments)
 
     @property
     def name(self) -> str:
@@ -85,6 +87,7 @@ class Recipe:
         values = asdict(self)
         values["relax"] = str(self.relax) if self.relax else "none"
         values["scheduler"] = self.scheduler or "own"
+        values["pipeline_arguments"] = dict(self.pipeline_arguments)
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
@@ -124,6 +127,8 @@ def _parse(key: str, value: Any) -> Any:
             return _choice(key, value, WeightRange)
         case "activation_range":
             return _choice(key, value, RangeEstimator)
+        case "pipeline_arguments":
+            return _pipeline_arguments(value)
         case "exclude":
             return _patterns(value)
         case "guidance_scale":
@@ -143,6 +148,35 @@ def _patterns(value: Any) -> tuple[str, ...]:
     if not isinstance(patterns, list | tuple) or not all(isinstance(pattern, str) for pattern in patterns):
         raise ValueError(f"exclude is {value!r}; it must be a list of patterns of layer names")
     return tuple(patterns)
+
+
+def _pipeline_arguments(value: Any) -> tuple[tuple[str, PipelineArgument], ...]:
+    """From a table, or from ``NAME=VALUE`` strings whose values are read as JSON, or else as they stand."""
+    if not isinstance(value, Mapping | list | tuple):
+        raise ValueError(f"pipeline_arguments is {value!r}; expected a table, or NAME=VALUE strings")
+    pairs = value if isinstance(value, Mapping) else dict(_pair(text) for text in value)
+    return tuple((name, _pipeline_argument(name, argument)) for name, argument in pairs.items())
+
+
+def _pipeline_argument(name: str, value: Any) -> PipelineArgument:
+    values = value if isinstance(value, list | tuple) else (value,)
+    if not all(isinstance(one, bool | int | float | str | None) for one in values):
+        raise ValueError(
+            f"pipeline argument {name} is {value!r}; it must be a number, a text, true or false, or a list of these"
+        )
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _pair(text: Any) -> tuple[str, Any]:
+    if isinstance(text, tuple) and len(text) == 2:
+        return str(text[0]), text[1]
+    name, equals, value = str(text).partition("=")
+    if not (name and equals):
+        raise ValueError(f"pipeline argument is {text!r}; expected NAME=VALUE, e.g. height=768")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
 
 
 def _number(key: str, value: Any) -> float:

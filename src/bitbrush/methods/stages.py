@@ -29,7 +29,13 @@ def rounded_weights(job: Job) -> Mapping[str, RoundedLayer]:
                 samples = record_samples(job.pipe, job.family, job.batches, job.recipe.plan, job.progress, calls)
             with job.costs.phase("rounding"):
                 return learn_rounding(
-                    job.denoiser, job.family, job.calibration.layers, job.recipe.weight_range, samples, job.progress
+                    job.denoiser,
+                    job.family,
+                    job.calibration.layers,
+                    job.recipe.weight_range,
+                    samples,
+                    job.progress,
+                    job.journal,
                 )
 
 
@@ -52,5 +58,5 @@ def with_weights(denoiser: nn.Module, rounded: Mapping[str, RoundedLayer]) -> nn
 
 def outcome(job: Job, rounded: Mapping[str, RoundedLayer], schedules: Mapping[str, ActivationSchedule]) -> Outcome:
     layers = tuple(QuantizedLayer(name, layer.weight, layer.bias, schedules[name]) for name, layer in rounded.items())
-    planned = planned_timesteps(job.pipe, job.family.component, job.recipe.plan)
+    planned = planned_timesteps(job.pipe, job.family.component, job.recipe.plan, job.batches[0])
     return Outcome(job.specs, layers, planned)

@@ -1,11 +1,18 @@
 """The architectures that can be quantized, and finding a pipeline's."""
 
 from diffusers import DiffusionPipeline
+from torch import nn
 
+from bitbrush.network import generic
 from bitbrush.network.family import Family
+from bitbrush.network.flux import FLUX
+from bitbrush.network.fusions import Fusion
+from bitbrush.network.pixart import PIXART
+from bitbrush.network.sd3 import SD3
 from bitbrush.network.unet import UNET
 
-FAMILIES: tuple[Family, ...] = (UNET,)
+FAMILIES: tuple[Family, ...] = (UNET, PIXART, SD3, FLUX)
+FAMILY_NAMES: tuple[str, ...] = (*(family.name for family in FAMILIES), generic.NAME)
 
 
 class UnknownDenoiserError(ValueError):
@@ -14,9 +21,28 @@ class UnknownDenoiserError(ValueError):
 
 def family_of(pipe: DiffusionPipeline) -> Family:
     """Raises UnknownDenoiserError, naming what the pipeline holds, if its denoiser is of no known family."""
-    for family in FAMILIES:
-        if isinstance(getattr(pipe, family.component, None), family.denoiser_class):
-            return family
-    held = {name: type(part).__name__ for name, part in pipe.components.items()}
-    known = ", ".join(family.denoiser_class.__name__ for family in FAMILIES)
-    raise UnknownDenoiserError(f"{type(pipe).__name__} has no denoiser of a known kind ({known}); it holds {held}")
+    family = _known_family(pipe)
+    if family is None:
+        held = {name: type(part).__name__ for name, part in pipe.components.items()}
+        known = ", ".join(family.denoiser_class.__name__ for family in FAMILIES)
+        raise UnknownDenoiserError(
+            f"{type(pipe).__name__} has no denoiser of a known kind ({known}); it holds {held}. With --generic "
+            "(generic=True) its Linear and Conv2d layers are quantized without regard to its architecture"
+        )
+    return family
+
+
+def denoiser_name(pipe: DiffusionPipeline) -> str:
+    """The pipeline's name for its denoiser, of a known family or not. Raises ValueError if none can be told."""
+    family = _known_family(pipe) or generic.generic_family(pipe)
+    return family.component
+
+
+def _known_family(pipe: DiffusionPipeline) -> Family | None:
+    held = (family for family in FAMILIES if isinstance(getattr(pipe, family.component, None), family.denoiser_class))
+    return next(held, None)
+
+
+def known_fusions(denoiser: nn.Module) -> tuple[Fusion, ...]:
+    """What can be computed in one go in a denoiser; nothing in one of no known family."""
+    return next((one.fusions(denoiser) for one in FAMILIES if isinstance(denoiser, one.denoiser_class)), ())

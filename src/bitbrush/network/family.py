@@ -5,6 +5,13 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from bitbrush.network.fusions import Fusion
+
+
+def no_fusions(_: nn.Module) -> tuple[Fusion, ...]:
+    """Every layer is computed by itself."""
+    return ()
+
 
 @dataclass(frozen=True)
 class Family:
@@ -12,7 +19,7 @@ class Family:
 
     ``component``: the pipeline's name for it. ``edge_layers``: the layers of a denoiser that lie next to the latents,
     which get 8-bit weights and 16-bit activations. ``block_classes``: the blocks that are reconstructed as a whole;
-    layers outside them singly.
+    layers outside them singly. ``fusions``: what a runtime may compute in one go.
     """
 
     name: str
@@ -20,3 +27,4 @@ class Family:
     denoiser_class: type[nn.Module]
     edge_layers: Callable[[nn.Module], tuple[str, ...]]
     block_classes: tuple[type[nn.Module], ...]
+    fusions: Callable[[nn.Module], tuple[Fusion, ...]] = no_fusions

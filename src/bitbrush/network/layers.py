@@ -88,8 +88,15 @@ def _spec(
 
 
 def set_weight(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
-    """Gives a Conv2d or Linear new values of the same shape, in its own dtype and on its own device."""
+    """Gives a Conv2d or Linear new values of the same shape, in its own dtype and on its own device.
+
+    A layer without values (on the device meta) takes them as they are.
+    """
     assert isinstance(layer, nn.Conv2d | nn.Linear)
+    if layer.weight.is_meta:
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+        layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        return
     layer.weight.data = weight.to(layer.weight)
     if layer.bias is not None and bias is not None:
         layer.bias.data = bias.to(layer.bias)

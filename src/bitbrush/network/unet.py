@@ -7,6 +7,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 
 from bitbrush.network.family import Family
+from bitbrush.network.unet_fusions import unet_fusions
 
 
 def _edge_layers(denoiser: Any) -> tuple[str, ...]:
@@ -25,4 +26,5 @@ UNET = Family(
     denoiser_class=UNet2DConditionModel,
     edge_layers=_edge_layers,
     block_classes=(ResnetBlock2D, BasicTransformerBlock),
+    fusions=unet_fusions,
 )

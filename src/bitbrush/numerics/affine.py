@@ -58,7 +58,7 @@ def quantize(x: Tensor, grid: AffineGrid) -> Tensor:
 
     The division is a multiplication by the float32 reciprocal, as integer runtimes do it.
     """
-    return (x * _reciprocal(grid)).round_().add_(grid.zero_point).clamp_(0, grid.qmax).to(torch.int32)
+    return (x * reciprocal(grid)).round_().add_(grid.zero_point).clamp_(0, grid.qmax).to(torch.int32)
 
 
 def dequantize(x_q: Tensor, grid: AffineGrid) -> Tensor:
@@ -73,7 +73,7 @@ def fake_quantize(x: Tensor, grid: AffineGrid) -> Tensor:
     vectorized CPU kernel: ten times slower, and it maps NaN to a number.)
     """
     zero_point = grid.zero_point
-    return (x * _reciprocal(grid)).round_().clamp_(-zero_point, grid.qmax - zero_point).mul_(grid.scale)
+    return (x * reciprocal(grid)).round_().clamp_(-zero_point, grid.qmax - zero_point).mul_(grid.scale)
 
 
 def _check_bits(bits: int) -> None:
@@ -81,5 +81,6 @@ def _check_bits(bits: int) -> None:
         raise ValueError(f"bits is {bits}; supported are {MIN_BITS} to {MAX_BITS}")
 
 
-def _reciprocal(grid: AffineGrid) -> float:
+def reciprocal(grid: AffineGrid) -> float:
+    """``1 / scale`` as float32 rounds it: what inputs are multiplied by."""
     return float(torch.tensor(grid.scale, dtype=torch.float32).reciprocal())

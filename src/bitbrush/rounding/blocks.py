@@ -28,6 +28,11 @@ class BlockCall:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
+    @property
+    def rows(self) -> int:
+        """Samples in the batch: the first dimension of the first tensor."""
+        return next(value.shape[0] for value in (*self.args, *self.kwargs.values()) if isinstance(value, Tensor))
+
     def run(self, network: nn.Module) -> Any:
         return network.get_submodule(self.name)(*self.args, **self.kwargs)
 
@@ -45,6 +50,31 @@ def reconstruction_blocks(denoiser: nn.Module, family: Family, layers: Sequence[
         block = next((name for name in blocks if layer.startswith(name + ".")), layer)
         held[block] = (*held.get(block, ()), layer)
     return held
+
+
+def next_stop(walking: Sequence[Walk], order: Sequence[str]) -> tuple[str, list[int]] | None:
+    """The first in ``order`` of the blocks that walks wait at, and which of them do; None when all have ended.
+
+    Walks take different ways where a call skips blocks, as guidance by skipped layers does.
+    """
+    stops = {index: walk.request.name for index, walk in enumerate(walking) if walk.request}
+    if not stops:
+        return None
+    name = min(stops.values(), key=order.index)
+    return name, [index for index, stop in stops.items() if stop == name]
+
+
+def called(walk: Walk) -> BlockCall:
+    """The block call a walk waits with."""
+    assert walk.request is not None
+    return walk.request
+
+
+def as_rows(output: Any) -> Tensor:
+    """A block's output as one tensor; that of a block with several (joint attention) as (N, everything)."""
+    if isinstance(output, Tensor):
+        return output
+    return torch.cat([part.flatten(1) for part in output if isinstance(part, Tensor)], 1)
 
 
 @contextmanager
@@ -93,7 +123,11 @@ def _walk(network: nn.Module, call: DenoiserCall | BlockCall, doors: threading.l
 
 @dataclass(frozen=True)
 class BlockInputs:
-    """The inputs of one block from many calls, row by row; anything but tensors is the same in all of them."""
+    """The inputs of one block from many calls, row by row.
+
+    Anything but a tensor with a row per sample is taken to be the same in all of them: switches, or the rotary
+    embedding of the positions.
+    """
 
     name: str
     args: tuple[Any, ...]
@@ -102,16 +136,22 @@ class BlockInputs:
 
     @classmethod
     def of(cls, calls: Sequence[BlockCall]) -> "BlockInputs":
+        rows = [call.rows for call in calls]
+
         def join(values: Sequence[Any]) -> Any:
-            return torch.cat(list(values)) if isinstance(values[0], Tensor) else values[0]
+            by_row = all(_has_rows(value, own) for value, own in zip(values, rows, strict=True))
+            return torch.cat(list(values)) if by_row else values[0]
 
         args = tuple(join(values) for values in zip(*(call.args for call in calls), strict=True))
         kwargs = {key: join([call.kwargs[key] for call in calls]) for key in calls[0].kwargs}
-        rows = next(value.shape[0] for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-        return cls(calls[0].name, args, kwargs, rows)
+        return cls(calls[0].name, args, kwargs, sum(rows))
 
     def take(self, rows: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
         def pick(value: Any) -> Any:
-            return value[rows] if isinstance(value, Tensor) else value
+            return value[rows] if _has_rows(value, self.rows) else value
 
         return tuple(pick(value) for value in self.args), {key: pick(value) for key, value in self.kwargs.items()}
+
+
+def _has_rows(value: Any, rows: int) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == rows

@@ -9,7 +9,6 @@ evaluates the hard rounding from its first iteration and needs tens. ``benchmark
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,7 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
 from bitbrush.numerics.weights import QuantizedWeight
-from bitbrush.rounding.blocks import BlockInputs
+from bitbrush.rounding.blocks import BlockInputs, as_rows
 from bitbrush.rounding.compensation import Compensated
 
 ITERATIONS = 60
@@ -37,10 +36,10 @@ class _Block:
     inputs: BlockInputs
     targets: Tensor
 
-    def output(self, weights: Mapping[str, Tensor], rows: Tensor) -> Any:
+    def output(self, weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
         args, kwargs = self.inputs.take(rows)
         named = {f"{name}.weight".lstrip("."): weight for name, weight in weights.items()}
-        return functional_call(self.module, named, args, kwargs)
+        return as_rows(functional_call(self.module, named, args, kwargs))
 
     def loss(self, weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
         return F.mse_loss(self.output(weights, rows), self.targets[rows])
@@ -55,8 +54,8 @@ def reconstruct(
 ) -> dict[str, QuantizedWeight]:
     """The integers with the least output error on held-out rows among those visited, the start included.
 
-    ``layers`` by name within the block; ``targets`` (rows, ...). Stops early after two checks without gain. Of fewer
-    than four rows none can be held out: the start is returned.
+    ``layers`` by name within the block; ``targets`` (rows, ...), as :func:`as_rows` gives them. Stops early
+    after two checks without gain. Of fewer than four rows none can be held out: the start is returned.
     """
     block = _Block(module, layers, inputs, targets)
     order = torch.randperm(inputs.rows, generator=generator)

@@ -7,7 +7,15 @@ from bitbrush.network.family import Family
 from bitbrush.timeline.cost import CallCounter
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.progress import Progress
-from bitbrush.timeline.trajectory import DenoiserCall, PromptBatch, carried, pending, planned_timesteps
+from bitbrush.timeline.trajectory import (
+    DenoiserCall,
+    PromptBatch,
+    carried,
+    join,
+    pending,
+    planned_timesteps,
+    split,
+)
 
 MAX_PROMPTS = 16
 PROMPTS_PER_CALL = 8
@@ -26,15 +34,10 @@ def record_samples(
 
     Its two batches are staggered, so that together they cover every second call. One denoiser call per step and batch.
     """
-    prompts = [prompt for batch in batches for prompt in batch.prompts][:MAX_PROMPTS]
-    seeds = [seed for batch in batches for seed in batch.seeds][:MAX_PROMPTS]
     denoiser = getattr(pipe, family.component)
     samples = []
-    small = [
-        PromptBatch(tuple(prompts[i : i + PROMPTS_PER_CALL]), tuple(seeds[i : i + PROMPTS_PER_CALL]))
-        for i in range(0, len(prompts), PROMPTS_PER_CALL)
-    ]
-    steps = len(planned_timesteps(pipe, family.component, plan))
+    small = split(join(batches)[:MAX_PROMPTS], PROMPTS_PER_CALL)
+    steps = len(planned_timesteps(pipe, family.component, plan, small[0]))
     with carried(pipe, family.component, small, plan) as trajectories, progress("recording samples", steps) as advance:
         while waiting := pending(trajectories):
             for index, (trajectory, call) in enumerate(zip(trajectories, waiting, strict=True)):

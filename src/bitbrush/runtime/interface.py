@@ -35,5 +35,5 @@ class Runtime(Protocol):
         ...
 
 
-class RuntimeUnavailable(RuntimeError):
+class RuntimeUnavailable(ValueError):
     """This machine, or this installation, cannot run the executor that was asked for."""

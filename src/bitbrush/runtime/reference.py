@@ -4,13 +4,15 @@ from collections.abc import Iterable
 from functools import partial
 
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from bitbrush.network.inputs import fake_quantize_input
 from bitbrush.network.layers import QuantizedLayer, set_weight
 from bitbrush.numerics.affine import AffineGrid
+from bitbrush.runtime.interface import Execution
 from bitbrush.timeline.clock import Clock
 from bitbrush.timeline.schedule import ActivationSchedule
+
+EMULATED = "the reference runtime emulates integers"
 
 
 class ReferenceRuntime:
@@ -20,16 +22,18 @@ class ReferenceRuntime:
     """
 
     name = "reference"
+    description = "fake quantization in float32"
 
-    def lower(self, denoiser: nn.Module, layers: Iterable[QuantizedLayer]) -> list[RemovableHandle]:
+    def lower(self, denoiser: nn.Module, layers: Iterable[QuantizedLayer]) -> tuple[Execution, ...]:
         """Changes ``denoiser`` in place: weights as the integers represent them, inputs quantized as scheduled."""
         clock = Clock()
-        handles = [clock.attach(denoiser)]
-        for layer in layers:
-            module = denoiser.get_submodule(layer.name)
-            set_weight(module, layer.weight.dequantize(), layer.bias)
-            handles.append(fake_quantize_input(module, partial(_grid_now, layer.activations, clock)))
-        return handles
+        clock.attach(denoiser)
+        return tuple(self._lower(denoiser.get_submodule(layer.name), layer, clock) for layer in layers)
+
+    def _lower(self, module: nn.Module, layer: QuantizedLayer, clock: Clock) -> Execution:
+        set_weight(module, layer.weight.dequantize(), layer.bias)
+        fake_quantize_input(module, partial(_grid_now, layer.activations, clock))
+        return Execution(layer.name, "fake-quantized float32", EMULATED)
 
 
 def _grid_now(activations: ActivationSchedule, clock: Clock) -> AffineGrid:

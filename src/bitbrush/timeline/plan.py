@@ -4,18 +4,25 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, TypeAlias
 
 from bitbrush.numerics.affine import MAX_BITS, MIN_BITS
+
+PipelineArgument: TypeAlias = bool | int | float | str | tuple[bool | int | float | str, ...] | None
+"""What an argument of a pipeline's call can be in a recipe."""
 
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """How images are generated: steps, guidance and, where not the pipeline's own, the scheduler's class."""
+    """How images are generated: steps, guidance and, where not the pipeline's own, the scheduler's class.
+
+    ``arguments``: further arguments of the pipeline's call by name, e.g. ``("height", 768)`` or ``("strength", 0.5)``.
+    """
 
     steps: int = 50
     guidance_scale: float = 7.5
     scheduler: str | None = None
+    arguments: tuple[tuple[str, PipelineArgument], ...] = ()
 
     def __post_init__(self) -> None:
         if self.steps < 1:

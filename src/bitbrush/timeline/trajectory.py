@@ -7,10 +7,11 @@ in the suspended call, so each step costs just the denoiser calls that are asked
 
 import copy
 import hashlib
+import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
@@ -23,36 +24,90 @@ from bitbrush.timeline.suspension import Suspension
 
 @dataclass(frozen=True)
 class DenoiserCall:
-    """The arguments of one denoiser call, its timestep, and the timesteps of all calls that the scheduler plans."""
+    """The arguments of one denoiser call, its timestep, and the timesteps of all calls that the scheduler plans.
+
+    ``timestep`` is what the denoiser is told. So are ``planned``, from the pipeline's first call on: an image-to-image
+    pipeline skips the noisiest. A pipeline that calls twice per step has more calls than planned ones.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     timestep: float
     planned: tuple[float, ...]
 
+    @property
+    def step(self) -> int:
+        """The index of the planned timestep nearest to the call's; of two equal ones the first."""
+        return _nearest_index(self.planned, self.timestep)
+
     @torch.no_grad()
     def run(self, denoiser: nn.Module) -> Any:
         return denoiser(*self.args, **self.kwargs)
 
+
+HALF_PRECISION = 2.0**-8
+"""The relative error of a timestep that went through bfloat16."""
+
+OWN_ARGUMENTS = frozenset(
+    (
+        "num_inference_steps",
+        "guidance_scale",
+        "generator",
+        "output_type",
+        "return_dict",
+        "num_images_per_prompt",
+        "callback",
+        "callback_steps",
+        "callback_on_step_end",
+        "callback_on_step_end_tensor_inputs",
+    )
+)
+"""Arguments of a pipeline's call that follow from the plan and the batch, and are nobody else's to set."""
 
 Trajectory: TypeAlias = Suspension[DenoiserCall, Any, Any]
 
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """Prompts of one pipeline call and the seed of each one's initial noise."""
+    """Prompts of one pipeline call, the seed of each one's initial noise, and what else each prompt comes with.
+
+    ``inputs``: arguments of the pipeline's call that have one value per prompt, e.g. ``image`` and ``mask_image``.
+    """
 
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
+    inputs: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    def __getitem__(self, rows: slice) -> "PromptBatch":
+        inputs = {name: values[rows] for name, values in self.inputs.items()}
+        return PromptBatch(self.prompts[rows], self.seeds[rows], inputs)
 
 
-def prompt_batches(prompts: Sequence[str], seed: int, batch_size: int) -> list[PromptBatch]:
-    """Consecutive batches, each prompt with its :func:`noise_seeds`."""
-    seeds = noise_seeds(prompts, seed)
-    return [
-        PromptBatch(tuple(prompts[begin : begin + batch_size]), seeds[begin : begin + batch_size])
-        for begin in range(0, len(prompts), batch_size)
-    ]
+def prompt_batches(
+    prompts: Sequence[str], seed: int, batch_size: int, *, inputs: Mapping[str, Sequence[Any]] | None = None
+) -> list[PromptBatch]:
+    """Consecutive batches, each prompt with its :func:`noise_seeds`.
+
+    ``inputs`` (:class:`PromptBatch`) of fewer values than prompts start over. Raises ValueError if one has none.
+    """
+    for name, values in (inputs or {}).items():
+        if not len(values):
+            raise ValueError(f"input {name!r} of the pipeline has no value; at least one is needed")
+    own = {name: tuple(values[i % len(values)] for i in range(len(prompts))) for name, values in (inputs or {}).items()}
+    everything = PromptBatch(tuple(prompts), noise_seeds(prompts, seed), own)
+    return split(everything, batch_size)
+
+
+def split(batch: PromptBatch, batch_size: int) -> list[PromptBatch]:
+    """Consecutive parts of ``batch_size`` prompts, the last of what is left."""
+    return [batch[begin : begin + batch_size] for begin in range(0, len(batch.prompts), batch_size)]
+
+
+def join(batches: Sequence[PromptBatch]) -> PromptBatch:
+    """All prompts of the batches, in their order."""
+    inputs = {name: tuple(value for one in batches for value in one.inputs[name]) for name in batches[0].inputs}
+    prompts = tuple(prompt for one in batches for prompt in one.prompts)
+    return PromptBatch(prompts, tuple(seed for one in batches for seed in one.seeds), inputs)
 
 
 def noise_seeds(prompts: Sequence[str], seed: int) -> tuple[int, ...]:
@@ -79,14 +134,42 @@ class _StandIn(nn.Module):
         self._scheduler = scheduler
         self._hand_out = hand_out
         self._timestep_of = timestep_reader(denoiser)
+        self._planned: tuple[float, ...] = ()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(object.__getattribute__(self, "_denoiser"), name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        timestep = self._timestep_of(args, kwargs)
+        self._planned = self._planned or planned_from(self._scheduler, timestep)
         # Cloned: the pipeline may reuse the memory of its latents while the call is kept.
-        planned = tuple(float(timestep) for timestep in self._scheduler.timesteps)
-        return self._hand_out(DenoiserCall(_clone(args), _clone(kwargs), self._timestep_of(args, kwargs), planned))
+        return self._hand_out(DenoiserCall(_clone(args), _clone(kwargs), timestep, self._planned))
+
+
+def planned_from(scheduler: Any, first: float) -> tuple[float, ...]:
+    """The timesteps of the scheduler's steps as the denoiser is told them, from that of its first call on.
+
+    Pipelines hand on the scheduler's timesteps, or (FLUX and other flow matching models) their share of the training
+    timesteps: whichever ``first`` is found among decides. Where it is found among both, the earlier step does, for it
+    is the first call. Half precision may have rounded it. Raises ValueError if it is found in neither unit.
+    """
+    train = getattr(scheduler.config, "num_train_timesteps", None)
+    units = [scheduler.timesteps] + ([scheduler.timesteps / train] if train else [])
+    plans = [tuple(float(timestep) for timestep in unit) for unit in units]
+    found = [(_nearest_index(plan, first), plan) for plan in plans]
+    close = [(step, plan) for step, plan in found if abs(plan[step] - first) <= HALF_PRECISION * abs(first)]
+    if not close:
+        raise ValueError(
+            f"the denoiser is called with timestep {first:g}, which is none of the {len(plans[0])} of its "
+            f"{type(scheduler).__name__} ({plans[0][0]:g} to {plans[0][-1]:g}), nor a share of its training timesteps; "
+            "a pipeline that counts its steps in another way cannot be calibrated"
+        )
+    step, plan = min(close, key=lambda one: one[0])
+    return plan[step:]
+
+
+def _nearest_index(timesteps: Sequence[float], timestep: float) -> int:
+    return min(range(len(timesteps)), key=lambda step: abs(timesteps[step] - timestep))
 
 
 def _clone(value: Any) -> Any:
@@ -114,17 +197,30 @@ def start(
         own.scheduler = copy.deepcopy(pipe.scheduler)
         setattr(own, component, _StandIn(getattr(pipe, component), own.scheduler, hand_out))
         own.set_progress_bar_config(disable=True)
-        generators = [torch.Generator().manual_seed(seed) for seed in batch.seeds]
-        output = own(
-            list(batch.prompts),
-            num_inference_steps=plan.steps,
-            guidance_scale=plan.guidance_scale,
-            generator=generators,
-            output_type=output_type,
-        )
-        return output.images
+        return own(**call_arguments(pipe, batch, plan), output_type=output_type).images
 
     return Suspension(call)
+
+
+def call_arguments(pipe: Any, batch: PromptBatch, plan: SamplingPlan) -> dict[str, Any]:
+    """The arguments of ``pipe(...)``; guidance is left out where the pipeline has none.
+
+    Raises ValueError, naming it, for an argument of the plan or an input of the batch that the pipeline does not take.
+    """
+    taken = inspect.signature(pipe.__call__).parameters
+    further = {**dict(plan.arguments), **{name: list(values) for name, values in batch.inputs.items()}}
+    for name in ("prompt", *further):
+        if name not in taken or name in OWN_ARGUMENTS:
+            free = [other for other in taken if other not in OWN_ARGUMENTS and other not in ("prompt", "kwargs")]
+            raise ValueError(f"{type(pipe).__name__} cannot be given {name!r}; it takes {', '.join(free)}")
+    arguments = {
+        "prompt": list(batch.prompts),
+        "num_inference_steps": plan.steps,
+        "generator": [torch.Generator().manual_seed(seed) for seed in batch.seeds],
+    }
+    if "guidance_scale" in taken:
+        arguments["guidance_scale"] = plan.guidance_scale
+    return {**arguments, **further}
 
 
 @contextmanager
@@ -136,9 +232,14 @@ def carried(
         yield [stack.enter_context(start(pipe, component, batch, plan)) for batch in batches]
 
 
-def planned_timesteps(pipe: Any, component: str, plan: SamplingPlan) -> tuple[float, ...]:
-    """The timestep of every denoiser call of the plan, in order; costs no denoiser call."""
-    with start(pipe, component, PromptBatch(("",), (0,)), plan) as trajectory:
+def planned_timesteps(
+    pipe: Any, component: str, plan: SamplingPlan, batch: PromptBatch | None = None
+) -> tuple[float, ...]:
+    """The timestep of every denoiser call of the plan, in order; costs no denoiser call.
+
+    ``batch``: one of those to come, from whose first prompt the inputs are taken that the pipeline wants.
+    """
+    with start(pipe, component, batch[:1] if batch else PromptBatch(("",), (0,)), plan) as trajectory:
         return pending([trajectory])[0].planned
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,10 @@ def load_clip(source: str | os.PathLike[str], device: torch.device) -> Clip:
     try:
         config = AutoConfig.from_pretrained(path)
         _require_both_towers(name, config)
-        model = CLIPModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True).to(device).eval()
+        model, told = CLIPModel.from_pretrained(
+            path, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+        _require_all_weights(name, told["missing_keys"])
         tokenizer = AutoTokenizer.from_pretrained(path)
         processor = processor_class.from_pretrained(path)
     except (OSError, ValueError, SafetensorError) as error:
@@ -68,7 +71,7 @@ def load_clip(source: str | os.PathLike[str], device: torch.device) -> Clip:
             f"that can be reached: {error}"
         ) from error
     tokenizer.model_max_length = min(tokenizer.model_max_length, config.text_config.max_position_embeddings)
-    return Clip(Path(name).name, _digest(model, processor), model, tokenizer, processor)
+    return Clip(Path(name).name, _digest(model, processor), model.to(device).eval(), tokenizer, processor)
 
 
 def _require_both_towers(name: str, config: Any) -> None:
@@ -77,6 +80,12 @@ def _require_both_towers(name: str, config: Any) -> None:
             f"{name} is a {config.model_type}, and a CLIPModel with a vision and a text tower is needed, e.g. "
             "openai/clip-vit-large-patch14"
         )
+
+
+def _require_all_weights(name: str, missing: Collection[str]) -> None:
+    """transformers fills what a file lacks with random numbers, and only warns."""
+    if missing:
+        raise ValueError(f"{name} lacks {len(missing)} of its weights, e.g. {min(missing)}; is a tower left out?")
 
 
 def _digest(model: Any, processor: Any) -> str:

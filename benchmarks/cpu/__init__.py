@@ -1,0 +1,1 @@
+"""Parts of ``benchmarks/unet_cpu.py``: models, subjects, their processes, the table."""

@@ -1,0 +1,62 @@
+"""A quantized denoiser from its folder, layer by layer."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Never
+
+import diffusers
+from accelerate import init_empty_weights
+from torch import nn
+
+from bitbrush.artifact.tensor_file import TensorFile
+from bitbrush.artifact.tensors import LAYER_KEYS, layer_from_tensors
+from bitbrush.network.layers import QuantizedLayer
+from bitbrush.runtime.choose import Choice
+from bitbrush.runtime.lowered import note_lowered
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+CONFIG = "config.json"
+
+
+def load_denoiser(folder: Path, choice: Choice) -> nn.Module:
+    """The denoiser of an artifact's ``folder``, lowered by the chosen runtime.
+
+    Raises ValueError or KeyError if the folder's tensors are not those of its configuration.
+    """
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    bits: dict[str, int] = config.pop("quantization_config")["weight_bits"]
+    tensors = TensorFile(folder / WEIGHTS)
+    denoiser = empty_denoiser(config)
+    quantized = {f"{name}.{key}" for name in bits for key in LAYER_KEYS}
+    rest = {name: tensors[name] for name in tensors if name not in quantized}
+    missing, unexpected = denoiser.load_state_dict(rest, strict=False, assign=True)
+    lacking = [name for name in missing if name.rpartition(".")[0] not in bits]
+    if lacking or unexpected:
+        raise ValueError(f"its tensors are not the configuration's: {', '.join((lacking or unexpected)[:3])}")
+    executions = choice.runtime.lower(denoiser, _layers(denoiser, bits, tensors))
+    note_lowered(denoiser, choice, executions)
+    object.__setattr__(denoiser, "save_pretrained", _refuse_saving)
+    return denoiser.eval().requires_grad_(False)
+
+
+def _refuse_saving(*_: Any, **__: Any) -> Never:
+    raise ValueError("a quantized denoiser is not serializable from memory; copy the artifact's folder instead")
+
+
+def empty_denoiser(config: dict[str, Any]) -> nn.Module:
+    """A denoiser of the class that its configuration names, without values: all parameters on the device meta."""
+    with init_empty_weights(include_buffers=False):
+        denoiser: nn.Module = getattr(diffusers, config["_class_name"]).from_config(config)
+    return denoiser
+
+
+def _layers(denoiser: nn.Module, bits: dict[str, int], tensors: TensorFile) -> Iterator[QuantizedLayer]:
+    shapes = {name: _shape(denoiser.get_submodule(name)) for name in bits}
+    for name, shape in shapes.items():
+        yield layer_from_tensors(name, shape, bits[name], tensors)
+
+
+def _shape(layer: nn.Module) -> tuple[int, ...]:
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    return tuple(layer.weight.shape)

@@ -1,0 +1,88 @@
+"""The folder in which a quantization keeps what it has finished, and whose work that is."""
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitbrush.methods.method import Job
+from bitbrush.timeline.journal import Journal
+from bitbrush.timeline.trajectory import PromptBatch
+
+FINGERPRINT = "fingerprint.json"
+VERSIONS = ("bitbrush", "torch", "diffusers", "transformers")
+
+
+def work_folder(output: Path) -> Path:
+    """Where the work for an artifact is kept: beside it, hidden."""
+    return output.with_name(f".{output.name}.work")
+
+
+def open_work(folder: Path, job: Job, digest: str) -> Journal:
+    """The journal of ``folder``, made if there is none. ``digest``: of the pipeline's networks.
+
+    Raises ValueError, naming what differs, if the work in it was done for another model, recipe, prompts, versions or
+    number of threads: going on with it would not give what the job gives.
+    """
+    ours = _fingerprint(job, digest)
+    path = folder / FINGERPRINT
+    journal = Journal(folder)
+    if journal.pieces():
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+        unlike = [part for part in ours if ours[part] != theirs.get(part)]
+        if unlike:
+            raise ValueError(
+                f"{folder} holds unfinished work for another {' and another '.join(unlike)}; remove it to start anew, "
+                "or choose another output"
+            )
+        return journal
+    if folder.exists() and {other.suffix for other in folder.iterdir()} - {".json", ".part"}:
+        raise ValueError(f"{folder} exists and holds no {FINGERPRINT}; remove it or choose another output")
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".part")
+    partial.write_text(json.dumps(ours, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+    return journal
+
+
+def _fingerprint(job: Job, digest: str) -> dict[str, Any]:
+    return {
+        "model": digest,
+        "recipe": job.recipe.to_dict(),
+        "prompts": _prompts_digest(job.batches),
+        "family": job.family.name,
+        "weights": _weights_digest(job),
+        "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
+        "number of threads": torch.get_num_threads(),  # sums are added up in another order
+    }
+
+
+def _prompts_digest(batches: Sequence[PromptBatch]) -> str:
+    digest = hashlib.sha256()
+    for batch in batches:
+        digest.update(repr((batch.prompts, batch.seeds, sorted(batch.inputs))).encode())
+        for name in sorted(batch.inputs):
+            for value in batch.inputs[name]:
+                digest.update(value.tobytes() if hasattr(value, "tobytes") else repr(value).encode())
+    return digest.hexdigest()
+
+
+def _weights_digest(job: Job) -> str | None:
+    """Of weights that were rounded before, None where they are rounded here."""
+    if job.rounded is None:
+        return None
+    digest = hashlib.sha256()
+    for name, layer in sorted(job.rounded.items()):
+        digest.update(name.encode())
+        for tensor in (layer.weight.w_q, layer.weight.grid.scale, layer.weight.grid.zero_point, layer.bias):
+            digest.update(_bytes(tensor) if tensor is not None else b"none")
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()

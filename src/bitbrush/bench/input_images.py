@@ -1,0 +1,30 @@
+"""Pictures that image-to-image and inpainting pipelines start from."""
+
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+def read_inputs(images: Path | None, masks: Path | None) -> dict[str, list[Image.Image]]:
+    """What of the two folders is given, by the pipelines' names for it. Raises ValueError as :func:`read_images`."""
+    folders = {"image": images, "mask_image": masks}
+    return {name: read_images(folder) for name, folder in folders.items() if folder}
+
+
+def read_images(folder: Path) -> list[Image.Image]:
+    """The pictures of a folder in the order of their names, RGB. Raises ValueError if it has none."""
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+    if not paths:
+        raise ValueError(f"{folder} holds no pictures; a folder of {', '.join(SUFFIXES)} files is needed")
+    return [read_image(path) for path in paths]
+
+
+def read_image(path: Path) -> Image.Image:
+    """Raises ValueError, naming the file, if it is no picture."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, UnidentifiedImageError) as error:
+        raise ValueError(f"picture {path} cannot be read: {error}") from error

@@ -1,0 +1,42 @@
+"""A calibrated step as tensors, and back: what a journal keeps of progressive calibration."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from bitbrush.network.inputs import InputObserver
+from bitbrush.numerics.affine import AffineGrid
+from bitbrush.numerics.histogram import Histogram
+
+
+def step_tensors(names: Sequence[str], observer: InputObserver, grids: Mapping[str, AffineGrid]) -> dict[str, Tensor]:
+    """Grids and histograms of all layers, in the order of ``names``; a later visit of the timestep adds to these."""
+    histograms = [observer.histogram(name) for name in names]
+    return {
+        "low": torch.tensor([one.low for one in histograms], dtype=torch.float64),
+        "high": torch.tensor([one.high for one in histograms], dtype=torch.float64),
+        "exponent": torch.tensor([one.exponent for one in histograms]),
+        "counts": torch.stack([one.counts for one in histograms]),
+        "scale": torch.tensor([grids[name].scale for name in names], dtype=torch.float64),
+        "zero_point": torch.tensor([grids[name].zero_point for name in names]),
+        "bits": torch.tensor([grids[name].bits for name in names]),
+    }
+
+
+def step_from_tensors(
+    names: Sequence[str], tensors: Mapping[str, Tensor]
+) -> tuple[InputObserver, dict[str, AffineGrid]]:
+    """The inverse of :func:`step_tensors`."""
+
+    def columns(*keys: str) -> Iterator[tuple[float, ...]]:
+        return zip(*(tensors[key].tolist() for key in keys), strict=True)
+
+    observer = InputObserver()
+    seen = zip(columns("low", "high", "exponent"), tensors["counts"], strict=True)
+    observer.histograms = {
+        name: Histogram(low, high, int(exponent), counts)
+        for name, ((low, high, exponent), counts) in zip(names, seen, strict=True)
+    }
+    grids = zip(names, columns("scale", "zero_point", "bits"), strict=True)
+    return observer, {name: AffineGrid(scale, int(zero), int(bits)) for name, (scale, zero, bits) in grids}

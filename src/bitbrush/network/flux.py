@@ -1,0 +1,26 @@
+"""The transformer of FLUX.1: blocks of joint attention, then blocks over text and image tokens as one sequence.
+
+Its pipelines hand it latents as tokens of 2 x 2 pixels, timesteps in [0, 1], and (FLUX.1 dev) the guidance scale, which
+was distilled into the weights.
+"""
+
+from typing import Any
+
+from diffusers import FluxTransformer2DModel
+from diffusers.models.transformers.transformer_flux import FluxSingleTransformerBlock, FluxTransformerBlock
+
+from bitbrush.network.family import Family
+
+
+def _edge_layers(_: Any) -> tuple[str, ...]:
+    """The layer that reads the latents' tokens, and the one that makes the output of them."""
+    return "x_embedder", "proj_out"
+
+
+FLUX = Family(
+    name="flux",
+    component="transformer",
+    denoiser_class=FluxTransformer2DModel,
+    edge_layers=_edge_layers,
+    block_classes=(FluxTransformerBlock, FluxSingleTransformerBlock),
+)

@@ -1,0 +1,40 @@
+"""A learned block as named tensors, and back: what a journal keeps of learned rounding."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Generator, Tensor
+
+from bitbrush.numerics.weights import QuantizedWeight, WeightGrid
+from bitbrush.rounding.nearest import RoundedLayer
+
+GENERATOR = "generator"
+
+
+def block_tensors(layers: Mapping[str, RoundedLayer], generator: Generator) -> dict[str, Tensor]:
+    """The layers' integers and biases, and the state in which the block left the generator of samples."""
+    tensors = {GENERATOR: generator.get_state()}
+    for name, layer in layers.items():
+        grid = layer.weight.grid
+        tensors |= {
+            f"{name}.w_q": layer.weight.w_q,
+            f"{name}.scale": grid.scale,
+            f"{name}.zero_point": grid.zero_point,
+            f"{name}.bits": torch.tensor(grid.bits),
+        }
+        if layer.bias is not None:
+            tensors[f"{name}.bias"] = layer.bias
+    return tensors
+
+
+def block_from_tensors(
+    names: Sequence[str], tensors: Mapping[str, Tensor], generator: Generator
+) -> dict[str, RoundedLayer]:
+    """The inverse: the layers by name, and ``generator`` set to its state."""
+    generator.set_state(tensors[GENERATOR])
+    return {name: _layer(name, tensors) for name in names}
+
+
+def _layer(name: str, tensors: Mapping[str, Tensor]) -> RoundedLayer:
+    grid = WeightGrid(tensors[f"{name}.scale"], tensors[f"{name}.zero_point"], int(tensors[f"{name}.bits"]))
+    return RoundedLayer(QuantizedWeight(tensors[f"{name}.w_q"], grid), tensors.get(f"{name}.bias"))

@@ -1,0 +1,139 @@
+"""The glue operations by the kernels of ``glue.cpp``."""
+
+import ctypes
+from collections.abc import Callable
+from ctypes import POINTER, Structure, byref, c_float, c_int, c_int32, c_int64, c_void_p
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitbrush.numerics.affine import AffineGrid, reciprocal
+from bitbrush.runtime.glue import BYTE, Bytes
+
+_SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
+
+
+class _Grid(Structure):
+    _fields_ = (("inverse_scale", c_float), ("zero_point", c_int32), ("qmax", c_int32))
+
+
+class _Bytes(Structure):
+    _fields_ = (("high", c_void_p), ("low", c_void_p), ("pad", c_int64))
+
+
+_TAIL = (POINTER(_Grid), POINTER(_Bytes), c_int)
+_ARGUMENTS: dict[str, list[Any]] = {
+    "quantize": [c_void_p, *(c_int64,) * 5, *_TAIL],
+    "group_norm": [c_void_p, *(c_int64,) * 5, c_float, *(c_void_p,) * 3, c_int, *_TAIL],
+    "layer_norm": [c_void_p, c_int64, c_int64, c_float, c_void_p, c_void_p, *_TAIL],
+    "geglu": [c_void_p, c_int64, c_int64, *_TAIL],
+}
+
+
+class NativeGlue:
+    """One pass over memory for each operation; a second reads the image for GroupNorm's statistics.
+
+    Inputs are float32 or bfloat16, results those of :class:`TorchGlue` up to the rounding of float32 arithmetic before
+    the grid. Sums are taken in a fixed order: neither threads nor batch size change a result.
+    """
+
+    name = "native kernels"
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._functions = {}
+        for operation, arguments in _ARGUMENTS.items():
+            for dtype, suffix in _SUFFIX.items():
+                function = library[f"bitbrush_{operation}_{suffix}"]
+                function.argtypes, function.restype = arguments, None
+                self._functions[operation, dtype] = function
+
+    def quantize(self, x: Tensor, grid: AffineGrid, *, padding: int = 0, upsample: int = 1) -> Bytes:
+        if x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+            n, c, h, w = x.shape
+            out = _Out(grid, (n, c, h * upsample, w * upsample), padding)
+        else:
+            x = x.contiguous()
+            c = x.shape[-1]
+            n, h, w = 1, 1, x.numel() // max(c, 1)
+            out = _Out(grid, x.shape, 0)
+        self._functions["quantize", x.dtype](x.data_ptr(), n, h, w, c, upsample, *out.arguments)
+        return out.bytes
+
+    def group_norm(
+        self,
+        x: Tensor,
+        norm: nn.GroupNorm,
+        grid: AffineGrid,
+        *,
+        padding: int = 0,
+        silu: bool = False,
+        add: Tensor | None = None,
+    ) -> Bytes:
+        if x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+            n, c, h, w = x.shape
+        else:
+            x = x.contiguous()
+            n, w, c = x.shape
+            h = 1
+        out = _Out(grid, x.shape, padding)
+        gamma, beta = norm.weight.float(), norm.bias.float()
+        add = None if add is None else add.float().contiguous()
+        pointers = gamma.data_ptr(), beta.data_ptr(), None if add is None else add.data_ptr()
+        sizes = n, h, w, c, norm.num_groups
+        self._functions["group_norm", x.dtype](x.data_ptr(), *sizes, norm.eps, *pointers, silu, *out.arguments)
+        return out.bytes
+
+    def layer_norm(self, x: Tensor, norm: nn.LayerNorm, grid: AffineGrid) -> Bytes:
+        x = x.contiguous()
+        c = x.shape[-1]
+        out = _Out(grid, x.shape, 0)
+        gamma, beta = norm.weight.float(), norm.bias.float()
+        pointers = gamma.data_ptr(), beta.data_ptr()
+        self._functions["layer_norm", x.dtype](x.data_ptr(), x.numel() // c, c, norm.eps, *pointers, *out.arguments)
+        return out.bytes
+
+    def geglu(self, x: Tensor, grid: AffineGrid) -> Bytes:
+        x = x.contiguous()
+        c = x.shape[-1] // 2
+        out = _Out(grid, (*x.shape[:-1], c), 0)
+        self._functions["geglu", x.dtype](x.data_ptr(), x.numel() // (2 * c), c, *out.arguments)
+        return out.bytes
+
+
+class _Out:
+    """Fresh bytes of a shape, padded where it is an image's, and the last arguments of every kernel."""
+
+    def __init__(self, grid: AffineGrid, shape: torch.Size | tuple[int, ...], padding: int) -> None:
+        high = _empty(shape, padding)
+        low = _empty(shape, padding) if grid.bits > BYTE else None
+        self.bytes = Bytes(high, low, grid)
+        self.arguments = (
+            byref(_Grid(reciprocal(grid), grid.zero_point, grid.qmax)),
+            byref(_Bytes(high.data_ptr(), None if low is None else low.data_ptr(), padding)),
+            torch.get_num_threads(),
+        )
+
+
+def _empty(shape: torch.Size | tuple[int, ...], padding: int) -> Tensor:
+    if len(shape) != 4:
+        return torch.empty(shape, dtype=torch.uint8)
+    n, c, h, w = shape
+    padded = (n, c, h + 2 * padding, w + 2 * padding)
+    return torch.empty(padded, dtype=torch.uint8, memory_format=torch.channels_last)
+
+
+def native_unpack(library: ctypes.CDLL) -> Callable[[Tensor, Tensor, int], Tensor]:
+    """:func:`bitbrush.runtime.nibbles.from_nibbles` in one pass."""
+    function = library.bitbrush_unpack_nibbles
+    function.argtypes, function.restype = [c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int], None
+
+    def unpack(nibbles: Tensor, zero_point: Tensor, columns: int) -> Tensor:
+        out = torch.empty(len(nibbles), columns, dtype=torch.int8)
+        pointers = zero_point.data_ptr(), out.data_ptr()
+        function(nibbles.data_ptr(), len(nibbles), columns, *pointers, torch.get_num_threads())
+        return out
+
+    return unpack

@@ -1,0 +1,152 @@
+"""Conv2d and Linear in integers: u8 activations times s8 weights, summed in int32, by oneDNN."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitbrush.network.layers import QuantizedLayer
+from bitbrush.numerics.affine import AffineGrid
+from bitbrush.runtime.glue import BYTE, Bytes, Glue
+from bitbrush.runtime.onednn.weights import Weights
+from bitbrush.timeline.clock import Clock
+
+
+class IntegerLayer(nn.Module):
+    """``y = scale w_scale (sum(x_q w) - zero_point sum(w)) + bias`` with ``w = w_q - w_zero_point``.
+
+    The first sum is oneDNN's, exact in int32. What the zero point adds is constant per channel and step, and is folded
+    into the bias: with a zero point of its own, oneDNN lays out a convolution's weights anew in every call. Activations
+    of more than 8 bits are two products, ``256 sum(high w) + sum(low w)``, added in float32.
+
+    The grid is the schedule's at the clock's timestep. Results have the dtype of the layer's input.
+    """
+
+    def __init__(self, layer: QuantizedLayer, column_sums: Tensor, weights: Weights, clock: Clock, glue: Glue) -> None:
+        super().__init__()
+        self.schedule = layer.activations
+        self._weights, self._clock, self._glue = weights, clock, glue
+        self._scale = layer.weight.grid.scale
+        self._zero_points = torch.zeros(len(self._scale), dtype=torch.int32)
+        self._sums = column_sums * self._scale
+        self._bias = torch.zeros_like(self._scale) if layer.bias is None else layer.bias
+        self._folded: tuple[AffineGrid, Tensor] | None = None
+
+    @property
+    def grid(self) -> AffineGrid:
+        """Of the input, now."""
+        return self.schedule.at(self._clock.timestep)
+
+    def multiply(self, x: Bytes, dtype: torch.dtype, residual: Tensor | None = None) -> Tensor:
+        """The layer's output for quantized input, ``residual`` of the output's shape added to it."""
+        bias = self._bias_at(x.grid)
+        if x.low is None:
+            return self._product(x.high, x.grid.scale, bias, dtype, residual)
+        high = self._product(x.high, x.grid.scale * (1 << BYTE), bias, torch.float32, None)
+        y = self._product(x.low, x.grid.scale, None, torch.float32, high)
+        return (y if residual is None else y.add_(residual)).to(dtype)
+
+    def _bias_at(self, grid: AffineGrid) -> Tensor:
+        if self._folded is None or self._folded[0] is not grid:
+            self._folded = grid, self._bias - grid.scale * grid.zero_point * self._sums
+        return self._folded[1]
+
+    def _product(
+        self, x: Tensor, scale: float, bias: Tensor | None, dtype: torch.dtype, residual: Tensor | None
+    ) -> Tensor:
+        raise NotImplementedError
+
+    def _linear_product(
+        self, rows: Tensor, scale: float, bias: Tensor | None, dtype: torch.dtype, residual: Tensor | None
+    ) -> Tensor:
+        """(rows, C_in) times the weights, ``residual`` (rows, C_out) added."""
+        factors = scale, 0, self._weights.packed(), self._scale, self._zero_points
+        if residual is None:
+            y: Tensor = torch.ops.onednn.qlinear_pointwise(rows, *factors, bias, 1.0, 0, dtype, "none", [], "")
+        else:
+            y = torch.ops.onednn.qlinear_pointwise.binary(
+                rows, *factors, residual, bias, 1.0, 0, dtype, 1.0, 0, "add", 1.0, "none", [], ""
+            )
+        return y
+
+
+class IntegerConv2d(IntegerLayer):
+    """Zero padding becomes a border of zero points around the quantized input, which the glue adds as it quantizes."""
+
+    def __init__(self, conv: nn.Conv2d, *args: Any) -> None:
+        super().__init__(*args)
+        self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
+        assert isinstance(conv.padding[0], int)
+        self.border: int = conv.padding[0]
+        self._geometry = _geometry(conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.multiply(self.quantize(x), x.dtype)
+
+    def quantize(self, x: Tensor, *, upsample: int = 1) -> Bytes:
+        """The input as :meth:`multiply` takes it, with its border."""
+        return self._glue.quantize(x, self.grid, padding=self.border, upsample=upsample)
+
+    def _product(
+        self, x: Tensor, scale: float, bias: Tensor | None, dtype: torch.dtype, residual: Tensor | None
+    ) -> Tensor:
+        factors = scale, 0, self._weights.packed(), self._scale, self._zero_points
+        y: Tensor = torch.ops.onednn.qconv2d_pointwise(
+            x, *factors, bias, *self._geometry, 1.0, 0, dtype, "none", [], ""
+        )
+        return y if residual is None else y.add_(residual)
+
+
+class IntegerPointwiseConv2d(IntegerConv2d):
+    """A 1x1 convolution is a Linear of the pixels, which lie in memory as tokens do."""
+
+    def _product(
+        self, x: Tensor, scale: float, bias: Tensor | None, dtype: torch.dtype, residual: Tensor | None
+    ) -> Tensor:
+        other = None if residual is None else _rows(residual)
+        y = self._linear_product(_rows(x), scale, bias, dtype, other)
+        return y.view(len(x), *x.shape[2:], self.out_channels).permute(0, 3, 1, 2)
+
+
+class IntegerLinear(IntegerLayer):
+    def __init__(self, linear: nn.Linear, *args: Any) -> None:
+        super().__init__(*args)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.multiply(self.quantize(x), x.dtype)
+
+    def quantize(self, x: Tensor) -> Bytes:
+        return self._glue.quantize(x, self.grid)
+
+    def _product(
+        self, x: Tensor, scale: float, bias: Tensor | None, dtype: torch.dtype, residual: Tensor | None
+    ) -> Tensor:
+        other = None if residual is None else residual.reshape(-1, self.out_features)
+        y = self._linear_product(x.view(-1, self.in_features), scale, bias, dtype, other)
+        return y.view(*x.shape[:-1], self.out_features)
+
+
+def is_pointwise(conv: nn.Conv2d) -> bool:
+    return conv.kernel_size == conv.stride == (1, 1) and conv.padding == (0, 0) and conv.groups == 1
+
+
+def pack_conv(conv: nn.Conv2d, scale: Tensor, signed: Tensor) -> Tensor:
+    """The weights of a convolution whose input comes with its border."""
+    packed: Tensor = torch.ops.onednn.qconv_prepack(signed, scale, 1.0, 0, *_geometry(conv), None)
+    return packed
+
+
+def pack_linear(signed: Tensor) -> Tensor:
+    packed: Tensor = torch.ops.onednn.qlinear_prepack(signed.flatten(1), None)
+    return packed
+
+
+def _geometry(conv: nn.Conv2d) -> tuple[list[int], list[int], list[int], int]:
+    """Stride, padding, dilation, groups; no padding, since the input brings it along."""
+    return list(conv.stride), [0, 0], list(conv.dilation), conv.groups
+
+
+def _rows(x: Tensor) -> Tensor:
+    """The pixels of an image (N, C, H, W) in channels-last memory as rows (NHW, C)."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])

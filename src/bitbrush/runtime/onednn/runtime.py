@@ -1,0 +1,42 @@
+"""The executor itself: whether this machine multiplies exactly, and what becomes of a denoiser."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from bitbrush.network.families import known_fusions
+from bitbrush.network.layers import QuantizedLayer
+from bitbrush.runtime.interface import Execution
+from bitbrush.runtime.onednn.lowering import Lowering, compute_in
+from bitbrush.runtime.onednn.weights import Memory
+from bitbrush.runtime.tools import Tools
+from bitbrush.timeline.clock import Clock
+
+
+@dataclass(frozen=True)
+class OneDnnRuntime:
+    """``dtype``: of everything between the integer products, float32 or bfloat16."""
+
+    tools: Tools
+    dtype: torch.dtype = torch.bfloat16
+    memory: Memory = Memory.EXPANDED
+
+    name = "onednn"
+
+    @property
+    def description(self) -> str:
+        glue = self.tools.glue.name
+        return f"oneDNN u8 x s8, {str(self.dtype).removeprefix('torch.')} between the products by {glue}"
+
+    def lower(self, denoiser: nn.Module, layers: Iterable[QuantizedLayer]) -> tuple[Execution, ...]:
+        clock = Clock()
+        clock.attach(denoiser)
+        lowering = Lowering(denoiser, clock, self.tools, self.dtype, self.memory)
+        described = known_fusions(denoiser)
+        executions = tuple(lowering.place(layer) for layer in layers)
+        lowering.convert_rest()
+        lowering.fuse(described)
+        compute_in(denoiser, self.dtype)
+        return executions

@@ -1,0 +1,59 @@
+"""Integer weights in the layouts that oneDNN multiplies with."""
+
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from bitbrush.numerics.weights import QuantizedWeight
+from bitbrush.runtime.nibbles import to_nibbles
+from bitbrush.runtime.tools import Unpack
+
+Pack: TypeAlias = Callable[[Tensor], Tensor]
+"""From signed bytes (C_out, C_in, ...) to oneDNN's own layout."""
+
+
+class Memory(StrEnum):
+    """What is kept of the weights in memory."""
+
+    EXPANDED = "expanded"
+    """A byte for each, laid out once."""
+    LOW = "low"
+    """Half a byte for each weight of up to 4 bits; expanded for every call of its layer, which costs time."""
+
+
+class Weights(Protocol):
+    """``packed()``: the weights as the kernels take them."""
+
+    def packed(self) -> Tensor: ...
+
+
+class ExpandedWeights:
+    def __init__(self, signed: Tensor, pack: Pack) -> None:
+        self._packed = pack(signed)
+
+    def packed(self) -> Tensor:
+        return self._packed
+
+
+class NibbleWeights:
+    def __init__(self, weight: QuantizedWeight, pack: Pack, unpack: Unpack) -> None:
+        self._shape = weight.w_q.shape
+        self._nibbles = to_nibbles(weight.w_q.flatten(1))
+        self._zero_point = weight.grid.zero_point
+        self._pack, self._unpack = pack, unpack
+
+    def packed(self) -> Tensor:
+        columns = self._shape[1:].numel()
+        return self._pack(self._unpack(self._nibbles, self._zero_point, columns).view(self._shape))
+
+
+def signed_bytes(weight: QuantizedWeight) -> Tensor | None:
+    """``w_q - zero_point`` as int8, (C_out, C_in, ...); None where that is no signed byte."""
+    zero_point = weight.grid.zero_point.view(-1, *(1,) * (weight.w_q.dim() - 1))
+    signed = weight.w_q.to(torch.int16) - zero_point
+    if int(signed.min()) < -128 or int(signed.max()) > 127:
+        return None
+    return signed.to(torch.int8)

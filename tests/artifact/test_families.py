@@ -1,0 +1,68 @@
+"""Every family in its real shape: quantized, saved, loaded by diffusers, generating; and pipelines of unusual ways."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import bitbrush
+from bitbrush.network.families import family_of
+from bitbrush.rounding.blocks import reconstruction_blocks
+from tests.artifact.pipelines import CASES, generated, pipeline, quantized
+
+FAMILIES = {"pixart": "pixart", "sd3": "sd3", "flux-dev": "flux", "flux-schnell": "flux"}
+
+
+@pytest.fixture(autouse=True)
+def _brief(brief_rounding: None) -> None:
+    pass
+
+
+def state(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {key: tensor.clone() for key, tensor in module.state_dict().items()}
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "learned"])
+@pytest.mark.parametrize("name", CASES)
+def test_quantize_save_load_generate(name: str, rounding: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    pipe = pipeline(case)
+    family = family_of(pipe)
+    assert family.name == FAMILIES.get(name, "unet")
+    denoiser = getattr(pipe, family.component)
+    before = state(denoiser)
+
+    quantization = quantized(case, pipe, rounding=rounding)
+    assert all(torch.equal(before[key], tensor) for key, tensor in denoiser.state_dict().items())
+    matrices = [name for name, part in denoiser.named_modules() if isinstance(part, nn.Conv2d | nn.Linear)]
+    # Everything is quantized: nothing is left out where the recipe excludes nothing.
+    assert {layer.name for layer in quantization.outcome.layers} == set(matrices)
+    assert {spec.name for spec in quantization.outcome.specs if spec.edge} == set(family.edge_layers(denoiser))
+    for layer in quantization.outcome.layers:
+        assert len(layer.activations.timesteps) == len(set(quantization.outcome.planned))
+
+    bitbrush.save(quantization, tmp_path / "artifact", base_model=name)
+    loaded = bitbrush.load(tmp_path / "artifact")
+    assert type(loaded) is type(pipe)
+    images = generated(case, loaded, quantization)
+    expected = generated(case, quantization.pipeline(), quantization)
+    assert np.array_equal(images.latents, expected.latents)
+    assert not np.array_equal(images.latents, generated(case, pipe, quantization).latents)
+    assert images.images.shape == (1, 16, 16, 3)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_blocks_and_edges_are_those_of_the_architecture(name: str) -> None:
+    pipe = pipeline(CASES[name])
+    family = family_of(pipe)
+    denoiser = getattr(pipe, family.component)
+    layers = [name for name, part in denoiser.named_modules() if isinstance(part, nn.Conv2d | nn.Linear)]
+    edges = family.edge_layers(denoiser)
+    assert set(edges) <= set(layers)
+    blocks = reconstruction_blocks(denoiser, family, layers)
+    within = [layer for block, held in blocks.items() if held != (block,) for layer in held]
+    # Outside the blocks are the edges, embeddings and what lies between stages, in every family the smaller part.
+    assert len(within) > 0.6 * len(layers)
+    assert not set(edges[::2]) & set(within)

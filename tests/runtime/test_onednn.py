@@ -1,0 +1,146 @@
+"""The oneDNN runtime against the reference: integers exactly, layers to 1e-5, whole denoisers closely."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import StableDiffusionPipeline
+from torch import Tensor, nn
+
+from bitbrush.network.layers import QuantizedLayer
+from bitbrush.numerics.affine import AffineGrid
+from bitbrush.numerics.weights import QuantizedWeight, WeightGrid, WeightRange, round_to_nearest, weight_grid
+from bitbrush.runtime.interface import RuntimeUnavailable
+from bitbrush.runtime.nibbles import from_nibbles, to_nibbles
+from bitbrush.runtime.onednn import probe
+from bitbrush.runtime.onednn.runtime import OneDnnRuntime
+from bitbrush.runtime.onednn.weights import Memory
+from bitbrush.runtime.reference import ReferenceRuntime
+from bitbrush.runtime.tools import Tools, best_tools, torch_tools
+from bitbrush.timeline.schedule import ActivationSchedule
+
+LAYERS = {
+    "conv": (nn.Conv2d(16, 24, 3, padding=1), (2, 16, 9, 7)),
+    "stride": (nn.Conv2d(8, 5, 3, stride=2, padding=1), (1, 8, 7, 7)),
+    "groups": (nn.Conv2d(6, 9, 3, padding=1, groups=3), (2, 6, 5, 6)),
+    "pointwise": (nn.Conv2d(7, 3, 1), (2, 7, 4, 5)),
+    "linear": (nn.Linear(13, 11), (2, 5, 13)),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _exact() -> None:
+    try:
+        probe.require_exact_products()
+    except RuntimeUnavailable as error:
+        pytest.skip(str(error))
+
+
+class Denoiser(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, sample: Tensor, timestep: float) -> Tensor:
+        y: Tensor = self.layer(sample)
+        return y
+
+
+def quantized(name: str, layer: nn.Conv2d | nn.Linear, weight_bits: int, grid: AffineGrid) -> QuantizedLayer:
+    weight = round_to_nearest(layer.weight.data, weight_grid(layer.weight.data, weight_bits, WeightRange.MIN_MAX))
+    bias = None if layer.bias is None else layer.bias.data.clone()
+    return QuantizedLayer(name, weight, bias, ActivationSchedule.static(grid))
+
+
+@pytest.fixture(scope="module", params=["native", "torch"])
+def tools(request: pytest.FixtureRequest) -> Tools:
+    if request.param == "torch":
+        return torch_tools("asked for")
+    found = best_tools()
+    return pytest.skip(found.shortfall) if found.shortfall else found
+
+
+@pytest.mark.parametrize("memory", list(Memory))
+@pytest.mark.parametrize("activation_bits", [4, 8, 9, 10, 16])
+@pytest.mark.parametrize("weight_bits", [2, 3, 4, 5, 8])
+@pytest.mark.parametrize("kind", list(LAYERS))
+@torch.no_grad()
+def test_layers_equal_the_reference(
+    kind: str, weight_bits: int, activation_bits: int, memory: Memory, tools: Tools
+) -> None:
+    layer, shape = LAYERS[kind]
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    own = quantized("layer", layer, weight_bits, AffineGrid.from_range(-1.5, 2.5, activation_bits))
+    exact, ours = Denoiser(copy.deepcopy(layer)), Denoiser(copy.deepcopy(layer))
+    ReferenceRuntime().lower(exact, [own])
+    (execution,) = OneDnnRuntime(tools, torch.float32, memory).lower(ours, [own])
+    assert execution.fallback is None
+    expected, y = exact(x, 1.0), ours(x, 1.0)
+    assert y.shape == expected.shape
+    assert (y - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("kind", list(LAYERS))
+@torch.no_grad()
+def test_sums_of_extreme_integers_are_exact(kind: str, tools: Tools) -> None:
+    layer, shape = LAYERS[kind]
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randint(0, 2, shape, generator=generator) * 255.0
+    w_q = (torch.randint(0, 2, layer.weight.shape, generator=generator) * 255).byte()
+    grid = WeightGrid(torch.ones(len(w_q)), torch.full((len(w_q),), 128, dtype=torch.uint8), 8)
+    own = QuantizedLayer("layer", QuantizedWeight(w_q, grid), None, ActivationSchedule.static(AffineGrid(1.0, 0, 8)))
+    denoiser = Denoiser(copy.deepcopy(layer))
+    OneDnnRuntime(tools, torch.float32).lower(denoiser, [own])
+    w = (w_q.long() - 128).double()
+    sums = (
+        F.conv2d(x.double(), w, None, layer.stride, layer.padding, layer.dilation, layer.groups)
+        if isinstance(layer, nn.Conv2d)
+        else x.double() @ w.T
+    )
+    assert torch.equal(denoiser(x, 1.0).double(), sums)
+
+
+@torch.no_grad()
+def test_a_layer_that_does_not_fit_is_named_and_still_right(tools: Tools) -> None:
+    layer, shape = nn.Conv2d(4, 6, 3, padding=(1, 2)), (1, 4, 5, 5)
+    own = quantized("layer", layer, 4, AffineGrid.from_range(-2, 2, 8))
+    exact, ours = Denoiser(copy.deepcopy(layer)), Denoiser(copy.deepcopy(layer))
+    ReferenceRuntime().lower(exact, [own])
+    (execution,) = OneDnnRuntime(tools, torch.float32).lower(ours, [own])
+    assert execution.fallback is not None
+    assert "padding (1, 2)" in execution.fallback
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(ours(x, 1.0), exact(x, 1.0))
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 0.05), (torch.bfloat16, 0.1)])
+@torch.no_grad()
+def test_a_whole_denoiser_is_close(
+    tiny_pipe: StableDiffusionPipeline, dtype: torch.dtype, bound: float, tools: Tools
+) -> None:
+    unet = tiny_pipe.unet
+    layers = [
+        quantized(name, module, 8, AffineGrid.from_range(-8, 8, 10))
+        for name, module in unet.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    ]
+    exact, ours = copy.deepcopy(unet), copy.deepcopy(unet)
+    ReferenceRuntime().lower(exact, layers)
+    executions = OneDnnRuntime(tools, dtype).lower(ours, layers)
+    assert not [one for one in executions if one.fallback]
+    generator = torch.Generator().manual_seed(0)
+    x, text = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 7, 16, generator=generator)
+    expected, y = exact(x, 500, text).sample, ours(x, 500, text).sample
+    assert y.dtype == torch.float32
+    assert (y - expected).norm() <= bound * expected.norm()
+    assert torch.equal(ours(x, 500, text).sample, y)  # what was remembered changes nothing
+
+
+@pytest.mark.parametrize("columns", [1, 6, 7])
+def test_nibbles_come_back(columns: int, tools: Tools) -> None:
+    w_q = torch.randint(0, 16, (5, columns), generator=torch.Generator().manual_seed(0)).byte()
+    zero_point = torch.arange(5, dtype=torch.uint8)
+    expected = w_q.int() - zero_point[:, None].int()
+    for unpack in (from_nibbles, tools.unpack):
+        assert torch.equal(unpack(to_nibbles(w_q), zero_point, columns).int(), expected)

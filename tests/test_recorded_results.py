@@ -1,0 +1,33 @@
+"""What the docs say of the recorded results is in them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
+CANDIDATES = ["pcr W8A8", "pcr W4A8", "rtn W4A8"]
+HIGHER = {"PSNR (dB)": 100.0, "SSIM": 1.0, "pairs alike (SSIM ≥ 0.95)": 1.0}
+"""Metrics of which more is better, with what full precision has against itself; of all others that is 0."""
+LOWER = ["image MSE", "latent MSE", *(f"{name} (emoji-clip)" for name in (
+    "Fréchet distance", "KID", "CMMD", "CLIP score change"))]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def together() -> dict[str, dict[str, Any]]:
+    document = json.loads((RESULTS / "bench-emoji-sd.json").read_text(encoding="utf-8"))
+    assert [one["name"] for one in document["candidates"]] == CANDIDATES
+    return {one["name"]: one["together"] for one in document["candidates"]}
+
+
+@pytest.mark.parametrize("metric", [*HIGHER, *LOWER])
+def test_every_metric_family_ranks_the_candidates(together: dict[str, dict[str, Any]], metric: str) -> None:
+    sign = -1 if metric in HIGHER else 1
+    losses = [sign * (together[name][metric]["mean"] - HIGHER.get(metric, 0.0)) for name in CANDIDATES]
+    assert losses == sorted(losses)
+    best, worst = (together[name][metric] for name in (CANDIDATES[0], CANDIDATES[-1]))
+    if metric != "latent MSE":  # of a quarter of the pictures
+        assert best["low"] > worst["high"] if metric in HIGHER else best["high"] < worst["low"]
+    bounds = sorted(sign * (worst[bound] - HIGHER.get(metric, 0.0)) for bound in ("low", "high"))
+    assert bounds[0] > 0  # apart from full precision itself
