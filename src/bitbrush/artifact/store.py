@@ -77,9 +77,9 @@ def load(
 ) -> DiffusionPipeline:
     """The quantized pipeline, as :func:`load_with` gives it, the executor by the names of ``bitbrush generate``.
 
-    ``runtime``: onednn (8-bit kernels), reference (exact integers, emulated in float32), or auto, the fastest that this
-    machine runs exactly. ``dtype``: of everything between the integer products, float32 or bfloat16; None: bfloat16
-    where the processor has it. ``memory``: low keeps weights of up to 4 bits packed, at the cost of speed. Raises
+    ``runtime``: onednn or openvino (8-bit kernels), reference (exact integers, emulated in float32), or auto, the
+    fastest that this machine runs exactly. ``dtype``: of everything between the integer products, float32 or bfloat16;
+    None: bfloat16 where the processor has it. ``memory``: low keeps weights of up to 4 bits packed. Raises
     ValueError for other names, and where this machine cannot run the executor.
     """
     return load_with(directory, runtime_named(runtime, dtype, memory))

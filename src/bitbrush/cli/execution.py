@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from bitbrush.runtime.interface import Execution
 
 RuntimeOption: TypeAlias = Annotated[
-    str, typer.Option(help="What executes artifacts: onednn (8-bit kernels), reference (emulated), or auto.")
+    str,
+    typer.Option(help="Of artifacts: onednn or openvino (8-bit kernels), reference (emulated), auto."),
 ]
 DtypeOption: TypeAlias = Annotated[
     str | None,

@@ -9,6 +9,7 @@ from bitbrush.runtime.interface import Runtime, RuntimeUnavailable
 from bitbrush.runtime.onednn.probe import require_exact_products
 from bitbrush.runtime.onednn.runtime import OneDnnRuntime
 from bitbrush.runtime.onednn.weights import Memory
+from bitbrush.runtime.openvino.runtime import OpenVinoRuntime
 from bitbrush.runtime.reference import ReferenceRuntime
 from bitbrush.runtime.tools import best_tools
 
@@ -17,6 +18,7 @@ class RuntimeName(StrEnum):
     AUTO = "auto"
     REFERENCE = "reference"
     ONEDNN = "onednn"
+    OPENVINO = "openvino"
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ def choose_runtime(
             return _reference(dtype, memory, "asked for")
         case RuntimeName.ONEDNN:
             return _onednn(dtype, memory, "asked for")
+        case RuntimeName.OPENVINO:
+            return _openvino(dtype, memory, "asked for")
         case RuntimeName.AUTO:
             try:
                 return _onednn(dtype, memory, "8-bit products are exact and fast on this processor")
@@ -66,9 +70,18 @@ def runtime_named(name: str = RuntimeName.AUTO, dtype: str | None = None, memory
 def _onednn(dtype: torch.dtype | None, memory: Memory, reason: str) -> Choice:
     require_exact_products()
     tools = best_tools()
-    fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    dtype = dtype or (torch.bfloat16 if fast else torch.float32)
-    return Choice(OneDnnRuntime(tools, dtype, memory), reason, tools.shortfall)
+    return Choice(OneDnnRuntime(tools, dtype or _fastest_dtype(), memory), reason, tools.shortfall)
+
+
+def _openvino(dtype: torch.dtype | None, memory: Memory, reason: str) -> Choice:
+    if memory is Memory.LOW:
+        raise RuntimeUnavailable(f"memory is low, but the openvino runtime expands every weight to a byte ({reason})")
+    return Choice(OpenVinoRuntime(dtype or _fastest_dtype()), reason)
+
+
+def _fastest_dtype() -> torch.dtype:
+    """bfloat16 where the processor multiplies it."""
+    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
 
 
 def _reference(dtype: torch.dtype | None, memory: Memory, reason: str) -> Choice:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bitbrush.network import fusions
 from bitbrush.network.inputs import fake_quantize_input
 from bitbrush.network.layers import QuantizedLayer, set_weight
+from bitbrush.runtime.integers import obstacle, signed_bytes
 from bitbrush.runtime.interface import Execution
 from bitbrush.runtime.nibbles import NIBBLE
 from bitbrush.runtime.onednn.fused import ImageTransformer, NormedLayer, ResidualBlock, TransformerBlock, UpsampledConv
@@ -24,7 +25,7 @@ from bitbrush.runtime.onednn.layers import (
     pack_conv,
     pack_linear,
 )
-from bitbrush.runtime.onednn.weights import ExpandedWeights, Memory, NibbleWeights, Pack, Weights, signed_bytes
+from bitbrush.runtime.onednn.weights import ExpandedWeights, Memory, NibbleWeights, Pack, Weights
 from bitbrush.runtime.tools import Tools
 from bitbrush.timeline.clock import Clock
 
@@ -32,8 +33,6 @@ KERNEL = "u8 x s8, int32 sums (oneDNN)"
 EMULATION = "fake-quantized float32"
 EXACT_ARGUMENTS = ("timestep", "time_ids", "img_ids", "txt_ids", "resolution", "aspect_ratio")
 """Numbers that a denoiser embeds: times, sizes and places, which bfloat16 would round to a neighbour."""
-MOST_PRODUCTS = (2**31 - 1) // (255 * 128)
-"""So many products of bytes fit into an int32 sum whatever the bytes are."""
 
 
 @dataclass(frozen=True)
@@ -151,17 +150,9 @@ def execution(layer: nn.Module, name: str, signed: Tensor | None) -> Execution:
 
 def _reason(layer: nn.Module, signed: Tensor | None) -> str | None:
     """Why a layer cannot be multiplied in integers; None if it can."""
-    if signed is None:
-        return "weights less their zero point are no signed bytes"
-    products = signed[0].numel()
-    if products > MOST_PRODUCTS:
-        return f"{products} products per output may overflow int32 sums; at most {MOST_PRODUCTS} cannot"
-    if isinstance(layer, nn.Conv2d):
-        if layer.padding_mode != "zeros":
-            return f"padding mode {layer.padding_mode}; integer convolutions pad with zeros"
-        if isinstance(layer.padding, str) or len(set(layer.padding)) > 1:
-            return f"padding {layer.padding}; integer convolutions pad all sides alike"
-    return None
+    if isinstance(layer, nn.Conv2d) and (isinstance(layer.padding, str) or len(set(layer.padding)) > 1):
+        return f"padding {layer.padding}; integer convolutions pad all sides alike"
+    return obstacle(layer, signed)
 
 
 def compute_in(denoiser: nn.Module, dtype: torch.dtype) -> None:

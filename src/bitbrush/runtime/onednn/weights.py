@@ -4,7 +4,6 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Protocol, TypeAlias
 
-import torch
 from torch import Tensor
 
 from bitbrush.numerics.weights import QuantizedWeight
@@ -48,12 +47,3 @@ class NibbleWeights:
     def packed(self) -> Tensor:
         columns = self._shape[1:].numel()
         return self._pack(self._unpack(self._nibbles, self._zero_point, columns).view(self._shape))
-
-
-def signed_bytes(weight: QuantizedWeight) -> Tensor | None:
-    """``w_q - zero_point`` as int8, (C_out, C_in, ...); None where that is no signed byte."""
-    zero_point = weight.grid.zero_point.view(-1, *(1,) * (weight.w_q.dim() - 1))
-    signed = weight.w_q.to(torch.int16) - zero_point
-    if int(signed.min()) < -128 or int(signed.max()) > 127:
-        return None
-    return signed.to(torch.int8)

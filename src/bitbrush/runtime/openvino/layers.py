@@ -20,11 +20,8 @@ from torch import Tensor, nn
 
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.numerics.affine import AffineGrid
-from bitbrush.numerics.weights import QuantizedWeight
 
 BYTE = 8
-MOST_PRODUCTS = (2**31 - 1) // (255 * 128)
-"""So many products of bytes fit into an int32 sum whatever the bytes are."""
 
 Row: TypeAlias = tuple[float, float, float]
 """1/scale, offset and scale of one layer at one step."""
@@ -62,29 +59,6 @@ class Step:
 
     forms: Sequence[Form] = ()
     rows: Sequence[Sequence[Tensor]] = ()
-
-
-def signed_bytes(weight: QuantizedWeight) -> Tensor | None:
-    """``w_q - zero_point`` as int8, (C_out, C_in, ...); None where that is no signed byte."""
-    zero_point = weight.grid.zero_point.view(-1, *(1,) * (weight.w_q.dim() - 1))
-    signed = weight.w_q.to(torch.int16) - zero_point
-    if int(signed.min()) < -128 or int(signed.max()) > 127:
-        return None
-    return signed.to(torch.int8)
-
-
-def obstacle(original: nn.Conv2d | nn.Linear, signed: Tensor | None) -> str | None:
-    """Why a layer cannot be multiplied in integers; None if it can."""
-    if signed is None:
-        return "weights less their zero point are no signed bytes"
-    if (products := signed[0].numel()) > MOST_PRODUCTS:
-        return f"{products} products per output may overflow int32 sums; at most {MOST_PRODUCTS} cannot"
-    if isinstance(original, nn.Conv2d):
-        if original.padding_mode != "zeros":
-            return f"padding mode {original.padding_mode}; integer convolutions pad with zeros"
-        if isinstance(original.padding, str):
-            return f"padding {original.padding!r}; integer convolutions pad by numbers"
-    return None
 
 
 @dataclass(frozen=True)

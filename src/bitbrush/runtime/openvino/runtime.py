@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from bitbrush.network.layers import QuantizedLayer
+from bitbrush.runtime.integers import obstacle, signed_bytes
 from bitbrush.runtime.interface import Execution
 from bitbrush.runtime.openvino.graph import Call, Graph, Traced, compile_graph
-from bitbrush.runtime.openvino.layers import FloatLayer, Form, IntegerLayer, OpenVinoLayer, Step, obstacle, signed_bytes
+from bitbrush.runtime.openvino.layers import FloatLayer, Form, IntegerLayer, OpenVinoLayer, Step
 from bitbrush.runtime.openvino.package import load_openvino, require_exact_products
 from bitbrush.timeline.clock import timestep_reader
 
@@ -48,6 +49,10 @@ class OpenVinoRuntime:
     @property
     def description(self) -> str:
         return f"OpenVINO {load_openvino().__version__} u8 x s8, {_HINTS[self.dtype]} between the products"
+
+    def execution(self, original: nn.Module, layer: QuantizedLayer) -> Execution:
+        """What the layer is exported as, which :meth:`lower`'s graph may still find OpenVINO to change."""
+        return _execution(layer.name, _obstacle(original, signed_bytes(layer.weight)))
 
     def lower(self, denoiser: nn.Module, layers: Iterable[QuantizedLayer]) -> tuple[Execution, ...]:
         """What each layer is exported as. FloatingPointWarning at a later call tells of what became another."""
@@ -117,13 +122,22 @@ def _place(denoiser: nn.Module, layer: QuantizedLayer, index: int, step: Step) -
     original = denoiser.get_submodule(layer.name)
     assert isinstance(original, nn.Conv2d | nn.Linear)
     signed = signed_bytes(layer.weight)
-    reason = obstacle(original, signed)
-    if reason is None and signed is not None:
-        made: OpenVinoLayer = IntegerLayer(original, layer, signed, index=index, step=step)
-        execution = Execution(layer.name, KERNEL)
+    execution = _execution(layer.name, _obstacle(original, signed))
+    made: OpenVinoLayer
+    if execution.fallback is None and signed is not None:
+        made = IntegerLayer(original, layer, signed, index=index, step=step)
     else:
         made = FloatLayer(original, layer, index=index, step=step)
-        execution = Execution(layer.name, "fake-quantized (OpenVINO)", reason)
     parent, _, own = layer.name.rpartition(".")
     setattr(denoiser.get_submodule(parent), own, made)
     return made, execution
+
+
+def _execution(name: str, reason: str | None) -> Execution:
+    return Execution(name, KERNEL) if reason is None else Execution(name, "fake-quantized (OpenVINO)", reason)
+
+
+def _obstacle(original: nn.Module, signed: Tensor | None) -> str | None:
+    if isinstance(original, nn.Conv2d) and isinstance(original.padding, str):
+        return f"padding {original.padding!r}; integer convolutions pad by numbers"
+    return obstacle(original, signed)
