@@ -51,4 +51,5 @@ OURS = (
     _subject("bitbrush W8A8 onednn", 8, Way("onednn")),
     _subject("bitbrush W4A8 onednn", 4, Way("onednn")),
     _subject("bitbrush W4A8 onednn low memory", 4, Way("onednn", memory=Memory.LOW)),
+    _subject("bitbrush W8A8 openvino", 8, Way("openvino")),
 )

@@ -104,10 +104,10 @@ def openvino_convert(task: Task) -> None:
 
     Height and width are left open; they are fixed when it is loaded, before it is compiled.
     """
-    import openvino
-
     if _openvino_file(task, "float").exists():
         return
+    import openvino
+
     denoiser = _load(task, torch.float32, torch.contiguous_format)
     inputs = task.inputs
     names = ["sample", "timestep", *_flat(inputs.conditioning)]
@@ -121,12 +121,12 @@ def openvino_convert(task: Task) -> None:
 
 def openvino_quantize(task: Task) -> None:
     """Post-training quantization as NNCF's documentation does it for diffusion models: one static range per layer."""
+    if _openvino_file(task, "int8").exists():
+        return
     import nncf
     import openvino
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters
 
-    if _openvino_file(task, "int8").exists():
-        return
     openvino_convert(task)
     inputs = task.inputs
     fixed = {name: tensor.numpy() for name, tensor in _flat(inputs.conditioning).items()}
