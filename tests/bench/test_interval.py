@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from bitbrush.bench.metrics import interval
-from bitbrush.bench.metrics.interval import Interval, bootstrap_difference, bootstrap_mean
+from bitbrush.bench.metrics.interval import Interval, bootstrap_difference, bootstrap_mean, median_interval
 
 
 def test_agrees_with_scipy() -> None:
@@ -78,3 +78,16 @@ def test_refusals() -> None:
         bootstrap_mean([1.0], resamples=0)
     with pytest.raises(ValueError, match=r"\(2,\), candidate \(1,\)"):
         bootstrap_difference([1.0, 2.0], [1.0])
+
+
+@pytest.mark.parametrize("count", [6, 7, 16, 25, 100])
+def test_the_medians_interval_agrees_with_scipy(count: int) -> None:
+    values = np.random.default_rng(count).gamma(2.0, size=count)
+    expected = stats.quantile_test(values).confidence_interval(0.95)
+    assert median_interval(values) == (np.median(values), expected.low, expected.high)
+
+
+def test_a_few_values_do_not_bound_their_median() -> None:
+    assert median_interval([1.0, 3.0, 2.0, 9.0, 4.0]) == (3.0, -np.inf, np.inf)
+    with pytest.raises(ValueError, match="value 1 is nan"):
+        median_interval([1.0, np.nan])

@@ -102,7 +102,10 @@ def test_a_picture_that_turns_into_another_does_not_decide() -> None:
     assert recommend(curve(falling)).relax == "0.8:1"
 
 
-def test_what_is_added_up_is_each_pictures_error_in_decibels() -> None:
+def test_says_how_much_and_how_many() -> None:
     psnr = np.full((10, 8), 60.0)
     psnr[-2:] = 50.0
-    assert "costs a picture 10.0 dB" in recommend(curve(psnr)).reason
+    psnr[0, :3] = 22
+    told = recommend(curve(psnr)).reason
+    assert "costs the usual picture 10.0 dB" in told
+    assert "pictures below 30 dB: 3 of 8 by the first fifth, 0 of 8 by the last" in told

@@ -149,21 +149,13 @@ def _costs(document: Mapping[str, Any], measured: Sequence[EntryFigures]) -> Ite
     facts = {"denoiser, MiB": "denoiser_mib", "weight bits": "weight_bits", "activation bits": "activation_bits"}
     for name, key in facts.items():
         yield _Row(name, "↓", [(format_number(one[key], digits=3), "") for one in told])
-    yield _Row("runtime", "", [tuple(one["runtime"].split(": ", 1)) for one in told])
+    yield _Row("runtime", "", [(one["runtime"].partition(":")[0], "") for one in told])
     yield _Row("layers in 8-bit integers", "", [(str(one["int8_layers"]), "") for one in told])
     if any(one["fallbacks"] for one in told):
-        yield _Row("quantized, yet in floating point", "", [_fallbacks(one["fallbacks"]) for one in told])
+        counts = [sum(map(len, one["fallbacks"].values())) for one in told]
+        yield _Row("quantized, yet in floating point", "↓", [(str(count), "") for count in counts])
     calls = format_number(document["protocol"]["denoiser_calls"], digits=3)
     yield _Row("denoiser calls a picture", "↓", [(calls, "")] * len(told))
-
-
-def _fallbacks(layers: Mapping[str, Sequence[str]]) -> tuple[str, str]:
-    count = sum(map(len, layers.values()))
-    return str(count), "; ".join(f"{len(names)} as {how} ({_some(names)})" for how, names in layers.items())
-
-
-def _some(names: Sequence[str], shown: int = 3) -> str:
-    return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")
 
 
 def _rows(sources: Sequence[Mapping[str, Interval]]) -> list[_Row]:
@@ -318,10 +310,19 @@ def _facts(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             lines = [f"{count} × {what}" for what, count in subject["operators"].items()]
             told = [f"{subject['source']}, sha256 {subject['digest'][:16]}", *lines]
             yield f"Layers of {subject['name']}", "\n".join(told)
+            yield f"Execution of {subject['name']}", "\n".join(_execution(subject))
     yield "In floating point everywhere", "attention's matrix products, norms, activations, text encoder, VAE"
     for network in document["networks"]:
         yield f"Network: {network['use']}", f"{network['name']}, sha256 {network['sha256'][:16]}"
     yield "Versions", ", ".join(f"{name} {number}" for name, number in document["versions"].items())
+
+
+def _execution(subject: Mapping[str, Any]) -> Iterator[str]:
+    yield subject["runtime"]
+    if subject["int8_layers"]:
+        yield f"{subject['int8_layers']} layers really in 8-bit integers"
+    for how, names in subject["fallbacks"].items():
+        yield f"{len(names)} as {how}: {', '.join(names)}"
 
 
 def _listed(values: Sequence[int]) -> str:

@@ -17,10 +17,9 @@ from torch import nn
 
 from bitbrush.bench.metrics.clip_score import clip_score
 from bitbrush.bench.metrics.image_mse import image_mse
-from bitbrush.bench.metrics.interval import Interval, bootstrap_difference, bootstrap_mean
+from bitbrush.bench.metrics.interval import Interval, bootstrap_difference, bootstrap_mean, median_interval
 from bitbrush.bench.metrics.psnr import psnr
 from bitbrush.bench.networks.clip import Clip
-from bitbrush.bench.number_format import format_interval
 from bitbrush.calibration.ranges import ActivationBits, Calibration
 from bitbrush.network.families import denoiser_name, family_of
 from bitbrush.network.inputs import InputObserver, fake_quantize_input
@@ -34,6 +33,8 @@ from bitbrush.timeline.trajectory import DenoiserCall, PromptBatch, planned_time
 Disturb: TypeAlias = Callable[[nn.Module, DenoiserCall, Any], Any]
 """From the denoiser, one of its calls and the right output to a disturbed output."""
 
+ANOTHER_PICTURE = 30.0
+"""In dB: pairs farther apart do not show the same picture, as those of two seeds do not (about 20)."""
 END_SHARE = 0.2
 """The share of the steps at either end that a recommendation weighs: the paper's tau."""
 
@@ -144,31 +145,28 @@ def step_sensitivities(
 
 
 def recommend(sensitivities: Sequence[StepSensitivity]) -> Recommendation:
-    """The end whose steps cost the pictures more, if the pictures agree on it.
+    """The end whose steps cost the usual picture more: the median over pictures of the difference in mean PSNR.
 
-    A picture's error for an end is the sum over its steps; the two ends are compared picture by picture, in dB. Errors
-    themselves would be the wrong measure: their mean is made by the few pictures that turn into another one.
+    Not the mean of errors, which the few pictures make that turn into another one; how many do so is told.
     """
     count = max(1, round(END_SHARE * len(sensitivities)))
-    errors = {
-        name: _picture_errors(end) for name, end in (("xT", sensitivities[:count]), ("x0", sensitivities[-count:]))
-    }
-    more = bootstrap_mean(10 * np.log10(errors["x0"] / errors["xT"]))
-    mean, between = format_interval(more)
+    first, last = (_psnr(end) for end in (sensitivities[:count], sensitivities[-count:]))
+    median, low, high = median_interval(first.mean(0) - last.mean(0))
+    turned = [f"{(end.min(0) < ANOTHER_PICTURE).sum()} of {end.shape[1]}" for end in (first, last)]
     match = [np.mean([one.match.mean for one in end]) for end in (sensitivities[:count], sensitivities[-count:])]
     told = (
-        f"disturbing the last fifth (x0) costs a picture {mean} dB ({between}) more than disturbing the first fifth "
-        f"(xT); change of the CLIP score: first fifth {match[0]:+.2f}, last fifth {match[1]:+.2f}"
+        f"disturbing a step of the last fifth (x0) costs the usual picture {median:.1f} dB ({low:.1f} to {high:.1f}) "
+        f"more than one of the first fifth (xT); pictures below {ANOTHER_PICTURE:g} dB: {turned[0]} by the first "
+        f"fifth, {turned[1]} by the last; change of the CLIP score: {match[0]:+.2f} and {match[1]:+.2f}"
     )
-    if more.low <= 0 <= more.high:
+    if low <= 0 <= high:
         return Recommendation(None, f"neither end stands out: {told}")
-    return Recommendation("0.8:1" if more.mean > 0 else "0:0.2", told)
+    return Recommendation("0.8:1" if median > 0 else "0:0.2", told)
 
 
-def _picture_errors(end: Sequence[StepSensitivity]) -> NDArray[np.float64]:
-    """`(N,)` float64: squared errors of each picture, added over the steps that were disturbed one at a time."""
-    errors: NDArray[np.float64] = np.sum([10 ** (-np.array(one.psnr_by_picture) / 10) for one in end], axis=0)
-    return errors
+def _psnr(end: Sequence[StepSensitivity]) -> NDArray[np.float64]:
+    """(steps, pictures)."""
+    return np.array([one.psnr_by_picture for one in end])
 
 
 def _run_clean(

@@ -1,5 +1,6 @@
 """A mean with its bootstrap confidence interval."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -79,6 +80,24 @@ def bootstrap_gap(
     low, high = np.quantile(draws[1] - draws[0], [(1 - confidence) / 2, (1 + confidence) / 2])
     gap = float(arrays[1].mean() - arrays[0].mean())
     return Interval(mean=gap, low=float(low), high=float(high), n=arrays[0].size + arrays[1].size)
+
+
+def median_interval(values: ArrayLike, *, confidence: float = 0.95) -> tuple[float, float, float]:
+    """The median of `values` `(N,)` and a confidence interval of it between two of the values, `(median, low, high)`.
+
+    The number of values below the true median is binomial whatever their distribution, so the k-th smallest and the
+    k-th largest enclose it with at least the confidence, k being as large as it may: `P(Bin(N, 1/2) < k)` is at most
+    `(1 - confidence) / 2`. With fewer than 6 values (at 0.95) no two values do, and the bounds are infinite. Raises
+    ValueError as `bootstrap_mean`. Source: Conover, "Practical Nonparametric Statistics", 1999, section 3.2.
+    """
+    array = np.sort(np.asarray(values, dtype=np.float64))
+    _require_sample(array)
+    below, k = 0.5**array.size, 0
+    while below <= (1 - confidence) / 2:
+        k += 1
+        below += math.comb(array.size, k) * 0.5**array.size
+    low, high = (array[k - 1], array[-k]) if k else (-math.inf, math.inf)
+    return float(np.median(array)), float(low), float(high)
 
 
 def _require_sample(array: NDArray[np.float64]) -> None:
