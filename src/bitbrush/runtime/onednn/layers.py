@@ -42,16 +42,23 @@ class IntegerLayer(nn.Module):
 
     def multiply(self, x: Bytes, dtype: torch.dtype, residual: Tensor | None = None) -> Tensor:
         """The layer's output for quantized input, ``residual`` of the output's shape added to it."""
-        bias = self._bias_at(x.grid)
+        packed, bias = self._weights.packed(), self._bias_at(x.grid)
         if x.low is None:
-            return self._product(x.high, x.grid.scale, bias, dtype, residual)
-        return self._two_products(x.high, x.low, x.grid.scale, bias, dtype, residual)
+            return self._product(packed, x.high, x.grid.scale, bias, dtype, residual)
+        return self._two_products(packed, x.high, x.low, x.grid.scale, bias, dtype, residual)
 
     def _two_products(
-        self, high: Tensor, low: Tensor, scale: float, bias: Tensor, dtype: torch.dtype, residual: Tensor | None
+        self,
+        packed: Tensor,
+        high: Tensor,
+        low: Tensor,
+        scale: float,
+        bias: Tensor,
+        dtype: torch.dtype,
+        residual: Tensor | None,
     ) -> Tensor:
-        y = self._product(high, scale * (1 << BYTE), bias, torch.float32, None)
-        y = self._product(low, scale, None, torch.float32, y)
+        y = self._product(packed, high, scale * (1 << BYTE), bias, torch.float32, None)
+        y = self._product(packed, low, scale, None, torch.float32, y)
         return (y if residual is None else y.add_(residual)).to(dtype)
 
     def _bias_at(self, grid: AffineGrid) -> Tensor:
@@ -60,15 +67,27 @@ class IntegerLayer(nn.Module):
         return self._folded[1]
 
     def _product(
-        self, x: Tensor, scale: float, bias: Tensor | None, dtype: torch.dtype, residual: Tensor | None
+        self,
+        packed: Tensor,
+        x: Tensor,
+        scale: float,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        residual: Tensor | None,
     ) -> Tensor:
         raise NotImplementedError
 
     def _linear_product(
-        self, rows: Tensor, scale: float, bias: Tensor | None, dtype: torch.dtype, residual: Tensor | None
+        self,
+        packed: Tensor,
+        rows: Tensor,
+        scale: float,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        residual: Tensor | None,
     ) -> Tensor:
         """(rows, C_in) times the weights, ``residual`` (rows, C_out) added."""
-        factors = scale, 0, self._weights.packed(), self._scale, self._zero_points
+        factors = scale, 0, packed, self._scale, self._zero_points
         if residual is None:
             y: Tensor = torch.ops.onednn.qlinear_pointwise(rows, *factors, bias, 1.0, 0, dtype, "none", [], "")
         else:
@@ -96,9 +115,15 @@ class IntegerConv2d(IntegerLayer):
         return self._glue.quantize(x, self.grid, padding=self.border, upsample=upsample)
 
     def _product(
-        self, x: Tensor, scale: float, bias: Tensor | None, dtype: torch.dtype, residual: Tensor | None
+        self,
+        packed: Tensor,
+        x: Tensor,
+        scale: float,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        residual: Tensor | None,
     ) -> Tensor:
-        factors = scale, 0, self._weights.packed(), self._scale, self._zero_points
+        factors = scale, 0, packed, self._scale, self._zero_points
         y: Tensor = torch.ops.onednn.qconv2d_pointwise(
             x, *factors, bias, *self._geometry, 1.0, 0, dtype, "none", [], ""
         )
@@ -109,10 +134,16 @@ class IntegerPointwiseConv2d(IntegerConv2d):
     """A 1x1 convolution is a Linear of the pixels, which lie in memory as tokens do."""
 
     def _product(
-        self, x: Tensor, scale: float, bias: Tensor | None, dtype: torch.dtype, residual: Tensor | None
+        self,
+        packed: Tensor,
+        x: Tensor,
+        scale: float,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        residual: Tensor | None,
     ) -> Tensor:
         other = None if residual is None else _rows(residual)
-        y = self._linear_product(_rows(x), scale, bias, dtype, other)
+        y = self._linear_product(packed, _rows(x), scale, bias, dtype, other)
         return y.view(len(x), *x.shape[2:], self.out_channels).permute(0, 3, 1, 2)
 
 
@@ -129,14 +160,27 @@ class IntegerLinear(IntegerLayer):
         return self._glue.quantize(x, self.grid)
 
     def _product(
-        self, x: Tensor, scale: float, bias: Tensor | None, dtype: torch.dtype, residual: Tensor | None
+        self,
+        packed: Tensor,
+        x: Tensor,
+        scale: float,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        residual: Tensor | None,
     ) -> Tensor:
         other = None if residual is None else residual.reshape(-1, self.out_features)
-        y = self._linear_product(x.view(-1, self.in_features), scale, bias, dtype, other)
+        y = self._linear_product(packed, x.view(-1, self.in_features), scale, bias, dtype, other)
         return y.view(*x.shape[:-1], self.out_features)
 
     def _two_products(
-        self, high: Tensor, low: Tensor, scale: float, bias: Tensor, dtype: torch.dtype, residual: Tensor | None
+        self,
+        packed: Tensor,
+        high: Tensor,
+        low: Tensor,
+        scale: float,
+        bias: Tensor,
+        dtype: torch.dtype,
+        residual: Tensor | None,
     ) -> Tensor:
         """Some rows at a time: the float32 sums of all would take four times the memory of a plain step's result."""
         out = torch.empty(*high.shape[:-1], self.out_features, dtype=dtype)
@@ -144,7 +188,7 @@ class IntegerLinear(IntegerLayer):
         parts = [x.view(len(rows), -1).split(self._rows_at_once) for x in (rows, high, low)]
         others = [None] * len(parts[0]) if residual is None else residual.reshape(rows.shape).split(self._rows_at_once)
         for y, part, low_part, other in zip(*parts, others, strict=True):
-            y.copy_(super()._two_products(part, low_part, scale, bias, dtype, other))
+            y.copy_(super()._two_products(packed, part, low_part, scale, bias, dtype, other))
         return out
 
 
