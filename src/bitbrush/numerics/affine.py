@@ -1,5 +1,6 @@
 """Affine quantization per tensor: one scale and zero point for all elements."""
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Self
@@ -81,6 +82,7 @@ def _check_bits(bits: int) -> None:
         raise ValueError(f"bits is {bits}; supported are {MIN_BITS} to {MAX_BITS}")
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def reciprocal(grid: AffineGrid) -> float:
     """``1 / scale`` as float32 rounds it: what inputs are multiplied by."""
     return float(torch.tensor(grid.scale, dtype=torch.float32).reciprocal())
