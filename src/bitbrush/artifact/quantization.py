@@ -92,6 +92,24 @@ def quantize(
     for ``rounded`` weights of other layers or bits, for ``work`` of another quantization, for inputs that the pipeline
     misses or does not take, or if the checkpoint or its activations hold NaN.
     """
+    job = quantization_job(pipe, recipe, prompts, inputs=inputs, generic=generic, rounded=rounded, progress=progress)
+    if work is not None:
+        job = replace(job, journal=open_work(work, job, model_digest(pipe)))
+    outcome = METHODS[recipe.method].run(job)
+    return Quantization(job.pipe, job.family, recipe, outcome, job.costs.phases)
+
+
+def quantization_job(
+    pipe: DiffusionPipeline,
+    recipe: Recipe,
+    prompts: Sequence[str],
+    *,
+    inputs: Mapping[str, Sequence[Any]] | None = None,
+    generic: bool = False,
+    rounded: Mapping[str, RoundedLayer] | None = None,
+    progress: Progress = silent,
+) -> Job:
+    """What :func:`quantize` carries out, checked as it says; nothing is computed yet."""
     if recipe.method not in METHODS:
         raise ValueError(f"method is {recipe.method!r}; known are {', '.join(METHODS)}")
     if len(prompts) < recipe.num_prompts:
@@ -102,16 +120,12 @@ def quantize(
     _require_pictures(pipe, inputs or {})
     family = generic_family(pipe) if generic else family_of(pipe)
     _require_float32(getattr(pipe, family.component), family.component)
-    costs = CostLedger()
     batches = tuple(prompt_batches(prompts[: recipe.num_prompts], recipe.seed, recipe.batch_size, inputs=inputs))
-    job = Job(with_scheduler(pipe, recipe.scheduler), family, recipe, batches, progress, costs, rounded)
+    job = Job(with_scheduler(pipe, recipe.scheduler), family, recipe, batches, progress, CostLedger(), rounded)
     layers = job.calibration.layers  # refuses what the recipe excludes in vain before a folder is made
     if rounded is not None:
         _require_same_layers(rounded, layers)
-    if work is not None:
-        job = replace(job, journal=open_work(work, job, model_digest(pipe)))
-    outcome = METHODS[recipe.method].run(job)
-    return Quantization(job.pipe, family, recipe, outcome, costs.phases)
+    return job
 
 
 def _require_pictures(pipe: DiffusionPipeline, inputs: Mapping[str, Any]) -> None:

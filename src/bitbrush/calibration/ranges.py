@@ -28,6 +28,9 @@ from bitbrush.timeline.progress import Progress
 from bitbrush.timeline.schedule import ActivationSchedule
 from bitbrush.timeline.trajectory import DenoiserCall, Trajectory, pending
 
+OBSERVING_CALLS, PROGRESSIVE_CALLS = 1, 2
+"""Denoiser calls of :func:`observe` and :func:`calibrate_progressively` for each that the pipeline makes."""
+
 Observations: TypeAlias = dict[float, InputObserver]
 """What every layer was given, by timestep."""
 
@@ -132,7 +135,7 @@ def calibrate_progressively(
     planned = pending(trajectories)[0].planned
     current: dict[str, AffineGrid] = {}
     names = [spec.name for spec in calibration.layers]
-    with _quantized_inputs(denoiser, names, current.get), progress("calibrating", len(planned)) as advance:
+    with quantized_inputs(denoiser, names, current.get), progress("calibrating", len(planned)) as advance:
         for visit in itertools.count():
             if not (waiting := pending(trajectories)):
                 break
@@ -168,9 +171,10 @@ def _run(call: DenoiserCall, denoiser: nn.Module) -> Any:
 
 
 @contextmanager
-def _quantized_inputs(
+def quantized_inputs(
     denoiser: nn.Module, names: Sequence[str], grid: Callable[[str], AffineGrid | None]
 ) -> Iterator[None]:
+    """While entered, the layers see their inputs on ``grid(name)``; unchanged where that is None."""
     handles = [fake_quantize_input(denoiser.get_submodule(name), partial(grid, name)) for name in names]
     try:
         yield

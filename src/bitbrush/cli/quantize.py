@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bitbrush.cli.console import note, out, quiet_libraries, shown, table, warn
+from bitbrush.cli.dry_run import print_plan
 from bitbrush.cli.options import Config, Generic, Images, Loras, Masks, PipelineArguments, Revision, Variant
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from bitbrush.artifact.quantization import Quantization
     from bitbrush.methods.recipe import Recipe
 
-NO_KEYS = ("model", "output", "prompts", "recipe", "images", "masks", "generic")
+NO_KEYS = ("model", "output", "prompts", "recipe", "images", "masks", "generic", "dry_run")
 OF_THE_MODEL = ("revision", "variant", "config", "loras")
 """Parameters of the command that are no keys of a recipe; all others but those of the model are, under their name."""
 
@@ -57,13 +58,16 @@ def quantize(
     variant: Variant = None,
     config: Config = None,
     loras: Loras = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan, its time, memory and disk, and end; writes nothing.")
+    ] = False,
 ) -> None:
     """Quantize MODEL after training and save it as a pipeline folder of packed integers."""
     given = {key: value for key, value in locals().items() if key not in NO_KEYS and value is not None}
     of_the_model = {key: given.pop(key) for key in OF_THE_MODEL if key in given}
     quiet_libraries()
     chosen, options = _recipe(recipe, given), _options(**of_the_model)
-    _quantize(model, options, output, chosen, prompts, images=images, masks=masks, generic=generic)
+    _quantize(model, options, output, chosen, prompts, images=images, masks=masks, generic=generic, dry_run=dry_run)
 
 
 def _options(*, loras: Sequence[str] = (), **given: str) -> "ModelOptions":
@@ -83,8 +87,11 @@ def _quantize(
     images: Path | None,
     masks: Path | None,
     generic: bool,
+    dry_run: bool,
 ) -> None:
+    from bitbrush.artifact.estimate import estimate_job, require_room
     from bitbrush.artifact.models import find_model, load_full_precision
+    from bitbrush.artifact.quantization import quantization_job
     from bitbrush.artifact.quantization import quantize as run
     from bitbrush.artifact.store import require_free, save
     from bitbrush.artifact.work import work_folder
@@ -100,7 +107,13 @@ def _quantize(
     for message in too_long(pipe, calibration[: chosen.num_prompts]):
         warn(message)
     note(_announcement(model, chosen))
+    job = quantization_job(pipe, chosen, calibration, inputs=inputs, generic=generic)
+    estimate, walk = estimate_job(job)
     work = work_folder(output)
+    if dry_run:
+        print_plan(job, estimate, walk, output)
+        return
+    require_room(estimate, output, kept=Journal(work).size)
     if done := Journal(work).pieces():
         note(f"going on with the {len(done)} blocks and steps that {work} holds")
     quantization = run(pipe, chosen, calibration, inputs=inputs, generic=generic, work=work, progress=shown)

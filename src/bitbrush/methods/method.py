@@ -1,6 +1,6 @@
 """What a method is: a name, default keys, and the function that carries it out."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -60,12 +60,30 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class PlannedPhase:
+    """A part of a method's ``run``: its name in the costs, the batches that it runs, and its denoiser calls.
+
+    ``calls_per_step``: of each batch, for every denoiser call that the pipeline itself makes. ``on_rounded_weights``:
+    they run a copy of the denoiser that has these, and its finished steps are kept.
+    """
+
+    name: str
+    batches: Sequence[PromptBatch] = ()
+    calls_per_step: int = 0
+    on_rounded_weights: bool = False
+
+
+@dataclass(frozen=True)
 class Method:
-    """``defaults``: the method's recipe for a number of activation bits, which decide its ranges and relaxed bits."""
+    """``defaults``: the method's recipe for a number of activation bits, which decide its ranges and relaxed bits.
+
+    ``phases``: what ``run`` will do with a job, in order.
+    """
 
     name: str
     defaults: Callable[[int], Recipe]
     run: Callable[[Job], Outcome]
+    phases: Callable[[Job], tuple[PlannedPhase, ...]]
 
     def recipe(self, keys: Mapping[str, Any] = MappingProxyType({})) -> Recipe:
         """The defaults, updated by plain ``keys`` as in a recipe file. Raises ValueError as :meth:`Recipe.updated`."""

@@ -3,7 +3,7 @@
 from bitbrush.calibration.ranges import one_shot_schedules
 from bitbrush.methods.method import Job, Method, Outcome
 from bitbrush.methods.recipe import Recipe
-from bitbrush.methods.stages import observe_full_precision, outcome, rounded_weights
+from bitbrush.methods.stages import observe_full_precision, observing_phases, outcome, rounded_weights
 
 
 def run(job: Job) -> Outcome:
@@ -16,4 +16,4 @@ def defaults(activations: int) -> Recipe:
     return Recipe(method="one-shot", activations=activations)
 
 
-ONE_SHOT = Method("one-shot", defaults, run)
+ONE_SHOT = Method("one-shot", defaults, run, observing_phases)

@@ -5,24 +5,31 @@ what the already quantized steps produced; the steps of the relaxed interval get
 published procedure are listed where they are made: ``calibration/ranges.py`` and ``rounding/``.
 """
 
-from bitbrush.calibration.ranges import calibrate_progressively
-from bitbrush.methods.method import Job, Method, Outcome
+from bitbrush.calibration.ranges import PROGRESSIVE_CALLS, calibrate_progressively
+from bitbrush.methods.method import Job, Method, Outcome, PlannedPhase
 from bitbrush.methods.recipe import Recipe, Rounding
-from bitbrush.methods.stages import outcome, rounded_weights, with_weights
+from bitbrush.methods.stages import outcome, rounded_weights, rounding_phases, with_weights
 from bitbrush.numerics.affine import MAX_BITS
 from bitbrush.timeline.plan import Relaxation
 from bitbrush.timeline.trajectory import carried
+
+PROGRESSIVE = "progressive_calibration"
 
 
 def run(job: Job) -> Outcome:
     rounded = rounded_weights(job)
     denoiser = with_weights(job.denoiser, rounded)
     with (
-        job.costs.phase("progressive_calibration") as calls,
+        job.costs.phase(PROGRESSIVE) as calls,
         carried(job.pipe, job.family.component, job.batches, job.recipe.plan) as trajectories,
     ):
         schedules = calibrate_progressively(denoiser, job.calibration, trajectories, job.progress, calls, job.journal)
     return outcome(job, rounded, schedules)
+
+
+def phases(job: Job) -> tuple[PlannedPhase, ...]:
+    progressive = PlannedPhase(PROGRESSIVE, job.batches, PROGRESSIVE_CALLS, on_rounded_weights=True)
+    return (*rounding_phases(job), progressive)
 
 
 def defaults(activations: int) -> Recipe:
@@ -31,4 +38,4 @@ def defaults(activations: int) -> Recipe:
     return Recipe(method="pcr", activations=activations, relax=relax, rounding=Rounding.LEARNED)
 
 
-PCR = Method("pcr", defaults, run)
+PCR = Method("pcr", defaults, run, phases)

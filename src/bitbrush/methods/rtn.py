@@ -1,19 +1,28 @@
 """Round-to-nearest: min-max weights, one static min-max activation range per layer for all steps. The floor."""
 
 from bitbrush.calibration.ranges import static_schedules
-from bitbrush.methods.method import Job, Method, Outcome
+from bitbrush.methods.method import Job, Method, Outcome, PlannedPhase
 from bitbrush.methods.recipe import Recipe
-from bitbrush.methods.stages import observe_full_precision, outcome, rounded_weights
+from bitbrush.methods.stages import observe_full_precision, observing_phases, outcome, rounded_weights
 from bitbrush.numerics.ranges import RangeEstimator
 from bitbrush.numerics.weights import WeightRange
 
 
 def run(job: Job) -> Outcome:
-    if job.recipe.relax:
-        raise ValueError(f"relax is {job.recipe.relax}, but rtn has one range for all steps; use pcr or one-shot")
+    _require_one_range(job)
     rounded = rounded_weights(job)
     observations = observe_full_precision(job)
     return outcome(job, rounded, static_schedules(job.calibration, observations))
+
+
+def phases(job: Job) -> tuple[PlannedPhase, ...]:
+    _require_one_range(job)
+    return observing_phases(job)
+
+
+def _require_one_range(job: Job) -> None:
+    if job.recipe.relax:
+        raise ValueError(f"relax is {job.recipe.relax}, but rtn has one range for all steps; use pcr or one-shot")
 
 
 def defaults(activations: int) -> Recipe:
@@ -25,4 +34,4 @@ def defaults(activations: int) -> Recipe:
     )
 
 
-RTN = Method("rtn", defaults, run)
+RTN = Method("rtn", defaults, run, phases)

@@ -5,15 +5,33 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from bitbrush.calibration.ranges import Observations, observe
-from bitbrush.methods.method import Job, Outcome
+from bitbrush.calibration.ranges import OBSERVING_CALLS, Observations, observe
+from bitbrush.methods.method import Job, Outcome, PlannedPhase
 from bitbrush.methods.recipe import Rounding
 from bitbrush.network.layers import QuantizedLayer, set_weight
 from bitbrush.rounding.learned import learn_rounding
 from bitbrush.rounding.nearest import RoundedLayer, round_all_to_nearest
-from bitbrush.rounding.samples import record_samples
+from bitbrush.rounding.samples import RECORDING_CALLS, record_samples, sample_batches
 from bitbrush.timeline.schedule import ActivationSchedule
 from bitbrush.timeline.trajectory import carried, planned_timesteps
+
+RECORDING, ROUNDING, OBSERVATION = "recording", "rounding", "observation"
+
+
+def rounding_phases(job: Job) -> tuple[PlannedPhase, ...]:
+    """What :func:`rounded_weights` will do. Learning itself makes no whole denoiser calls: it goes block by block."""
+    if job.rounded is not None:
+        return ()
+    match job.recipe.rounding:
+        case Rounding.NEAREST:
+            return (PlannedPhase(ROUNDING),)
+        case Rounding.LEARNED:
+            return (PlannedPhase(RECORDING, sample_batches(job.batches), RECORDING_CALLS), PlannedPhase(ROUNDING))
+
+
+def observing_phases(job: Job) -> tuple[PlannedPhase, ...]:
+    """Of a method that rounds the weights and observes full precision."""
+    return (*rounding_phases(job), PlannedPhase(OBSERVATION, job.batches, OBSERVING_CALLS))
 
 
 def rounded_weights(job: Job) -> Mapping[str, RoundedLayer]:
@@ -22,12 +40,12 @@ def rounded_weights(job: Job) -> Mapping[str, RoundedLayer]:
         return job.rounded
     match job.recipe.rounding:
         case Rounding.NEAREST:
-            with job.costs.phase("rounding"):
+            with job.costs.phase(ROUNDING):
                 return round_all_to_nearest(job.denoiser, job.calibration.layers, job.recipe.weight_range)
         case Rounding.LEARNED:
-            with job.costs.phase("recording") as calls:
+            with job.costs.phase(RECORDING) as calls:
                 samples = record_samples(job.pipe, job.family, job.batches, job.recipe.plan, job.progress, calls)
-            with job.costs.phase("rounding"):
+            with job.costs.phase(ROUNDING):
                 return learn_rounding(
                     job.denoiser,
                     job.family,
@@ -42,7 +60,7 @@ def rounded_weights(job: Job) -> Mapping[str, RoundedLayer]:
 def observe_full_precision(job: Job) -> Observations:
     """What every layer is given along the full-precision trajectories of the calibration prompts."""
     with (
-        job.costs.phase("observation") as calls,
+        job.costs.phase(OBSERVATION) as calls,
         carried(job.pipe, job.family.component, job.batches, job.recipe.plan) as trajectories,
     ):
         return observe(job.denoiser, job.calibration, trajectories, job.progress, calls)

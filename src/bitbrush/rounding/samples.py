@@ -20,6 +20,18 @@ from bitbrush.timeline.trajectory import (
 MAX_PROMPTS = 16
 PROMPTS_PER_CALL = 8
 EVERY = 4
+RECORDING_CALLS = 1
+"""Denoiser calls of each batch for every one that the pipeline makes."""
+
+
+def sample_batches(batches: Sequence[PromptBatch]) -> list[PromptBatch]:
+    """The first 16 prompts, eight to a denoiser call."""
+    return split(join(batches)[:MAX_PROMPTS], PROMPTS_PER_CALL)
+
+
+def is_sample(call: int, batch: int, of: int) -> bool:
+    """Whether the ``call``-th denoiser call of the ``batch``-th of so many batches is kept: every fourth, staggered."""
+    return (call + batch * EVERY // of) % EVERY == 0
 
 
 def record_samples(
@@ -36,12 +48,12 @@ def record_samples(
     """
     denoiser = getattr(pipe, family.component)
     samples = []
-    small = split(join(batches)[:MAX_PROMPTS], PROMPTS_PER_CALL)
+    small = sample_batches(batches)
     steps = len(planned_timesteps(pipe, family.component, plan, small[0]))
     with carried(pipe, family.component, small, plan) as trajectories, progress("recording samples", steps) as advance:
         while waiting := pending(trajectories):
             for index, (trajectory, call) in enumerate(zip(trajectories, waiting, strict=True)):
-                if (calls.per_batch + index * EVERY // len(small)) % EVERY == 0:
+                if is_sample(calls.per_batch, index, len(small)):
                     samples.append(call)
                 trajectory.answer(call.run(denoiser))
             calls.add()

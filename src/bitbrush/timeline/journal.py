@@ -29,6 +29,11 @@ class Journal:
         """The names of the finished ones."""
         return tuple(sorted(path.stem for path in self.folder.glob("*.safetensors"))) if self.folder else ()
 
+    @property
+    def size(self) -> int:
+        """Bytes of the finished ones."""
+        return sum(path.stat().st_size for path in self.folder.glob("*.safetensors")) if self.folder else 0
+
     def _path(self, piece: str) -> Path | None:
         return self.folder / f"{piece}.safetensors" if self.folder else None
 

@@ -1,0 +1,182 @@
+"""What a quantization will do and take, told before anything long starts."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from bitbrush.artifact.machine import available_disk, available_memory, resident_memory
+from bitbrush.artifact.tensors import LAYER_KEYS
+from bitbrush.artifact.walk import PipelineWalk, sample_bytes, walk_pipeline
+from bitbrush.methods import METHODS
+from bitbrush.methods.method import Job, PlannedPhase
+from bitbrush.methods.stages import RECORDING, ROUNDING
+from bitbrush.network.layers import LayerSpec
+from bitbrush.numerics.histogram import BINS
+from bitbrush.rounding.blocks import reconstruction_blocks
+from bitbrush.rounding.demand import FLOAT, rounding_bytes
+
+HISTOGRAM_BYTES = 8 * BINS
+GRID_BYTES = 13
+"""Of one activation grid in the artifact: timestep, scale, zero point, bits."""
+ENTRY_BYTES = 110
+"""Of a tensor's name, shape and place in a safetensors file."""
+INPUT_COPIES = 4
+"""Of the largest layer input, while it is observed or quantized."""
+SEARCH_COPIES = 6
+"""Of the largest weight, while its range is searched."""
+HOLES = 1.3
+"""What the process takes for each byte of tensors in learned rounding: freed ones leave holes that stay its own.
+
+On emoji-sd they are half of what is live; of larger networks less, as large buffers go back to the system.
+"""
+
+
+@dataclass(frozen=True)
+class PhaseEstimate:
+    """``calls_per_batch`` of the denoiser, for each of ``batches``; ``bytes`` beyond what the process holds before."""
+
+    name: str
+    batches: int
+    calls_per_batch: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """``resident``: bytes that the process holds already, ``weight_bytes`` of them the denoiser's in float32.
+
+    ``samples``: denoiser calls of one prompt each that are kept for learned rounding. ``work_bytes``: of what an
+    interrupted run goes on from; on the disk together with the artifact, until that is whole.
+    """
+
+    specs: tuple[LayerSpec, ...]
+    phases: tuple[PhaseEstimate, ...]
+    resident: int
+    weight_bytes: int
+    samples: int
+    sample_bytes: int
+    artifact_bytes: int
+    work_bytes: int
+
+    @property
+    def largest(self) -> PhaseEstimate:
+        """The phase that takes the most memory."""
+        return max(self.phases, key=lambda phase: phase.bytes)
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.resident + self.largest.bytes
+
+
+def estimate_job(job: Job) -> tuple[Estimate, PipelineWalk]:
+    """Counted by the method's own phases and the pipeline's own call; costs a denoiser call of one prompt.
+
+    Raises ValueError for what the method would refuse.
+    """
+    phases = METHODS[job.recipe.method].phases(job)
+    walk = walk_pipeline(job)
+    sizes = sample_bytes(job, walk)
+    memory = _Memory(job, walk, samples=len(sizes), sample_bytes=sum(sizes))
+    visits = len(walk.timesteps) * len(job.calibration.layers)
+    progressive = any(phase.on_rounded_weights for phase in phases)
+    estimate = Estimate(
+        specs=job.specs,
+        phases=tuple(
+            PhaseEstimate(one.name, len(one.batches), one.calls_per_step * len(walk.timesteps), memory.of(one))
+            for one in phases
+        ),
+        resident=resident_memory(),
+        weight_bytes=memory.denoiser,
+        samples=len(sizes),
+        sample_bytes=sum(sizes),
+        artifact_bytes=_artifact_bytes(job, walk),
+        work_bytes=(memory.integers if sizes else 0) + (visits * HISTOGRAM_BYTES if progressive else 0),
+    )
+    return estimate, walk
+
+
+def require_room(estimate: Estimate, output: Path, *, kept: int = 0) -> None:
+    """Raises ValueError if the job cannot fit into the memory or onto the disk that the machine has left.
+
+    ``kept``: bytes of its work that are on the disk already. Memory is not looked at where the system does not tell.
+    """
+    phase, memory = estimate.largest, available_memory()
+    if memory is not None and phase.bytes > memory:
+        fewer = "num_prompts, or choose --rounding nearest" if phase.name == ROUNDING else "batch_size"
+        raise ValueError(
+            f"{phase.name.replace('_', ' ')} takes about {size_text(phase.bytes)} of memory beside what is loaded, "
+            f"{size_text(memory)} are available; lower {fewer}, make smaller pictures, or free memory"
+        )
+    work, disk = max(0, estimate.work_bytes - kept), available_disk(output)
+    if estimate.artifact_bytes + work > disk:
+        raise ValueError(
+            f"{output} takes about {size_text(estimate.artifact_bytes)} of disk and {size_text(work)} for unfinished "
+            f"work beside it, {size_text(disk)} are free; make room there, or choose another output"
+        )
+
+
+def size_text(size: int) -> str:
+    """In MiB, from 10 GiB on in GiB."""
+    return f"{size / 2**20:.0f} MiB" if size < 10 * 2**30 else f"{size / 2**30:.1f} GiB"
+
+
+class _Memory:
+    """Bytes that each phase holds at most beside what is there before the first."""
+
+    def __init__(self, job: Job, walk: PipelineWalk, *, samples: int, sample_bytes: int) -> None:
+        self._job, self._walk, self._samples, self._sample_bytes = job, walk, samples, sample_bytes
+        weights = [_weight(job.denoiser, spec) for spec in job.calibration.layers]
+        self.denoiser = _state_bytes(job.denoiser)
+        self.integers = sum(weight.numel() for weight in weights)
+        self._largest_weight = max((weight.nbytes for weight in weights), default=0)
+
+    def of(self, phase: PlannedPhase) -> int:
+        most = self._walk.footprint.most
+        prompts = max((len(batch.prompts) for batch in phase.batches), default=0)
+        if phase.name == RECORDING:
+            return self._sample_bytes + most * prompts
+        if phase.name == ROUNDING:
+            return self._rounding()
+        copies = self.integers + (self.denoiser if phase.on_rounded_weights else 0)
+        return copies + self._histograms() + self._suspended(phase) + (most + self._input_copies()) * prompts
+
+    def _rounding(self) -> int:
+        search = SEARCH_COPIES * self._largest_weight
+        if not self._samples:
+            return self.integers + search
+        called = self._walk.footprint.modules
+        names = [spec.name for spec in self._job.calibration.layers if spec.name in called]
+        blocks = reconstruction_blocks(self._job.denoiser, self._job.family, names)
+        learning = rounding_bytes(self._job.denoiser, blocks, self._walk.footprint, self._samples)
+        return int(HOLES * (self.denoiser + self.integers + self._sample_bytes + max(learning, search)))
+
+    def _histograms(self) -> int:
+        return self._walk.distinct_timesteps * len(self._job.calibration.layers) * HISTOGRAM_BYTES
+
+    def _suspended(self, phase: PlannedPhase) -> int:
+        """What the waiting pipeline calls of all prompts hold: the denoiser's arguments, and their own like these."""
+        return 2 * max(self._walk.argument_bytes) * sum(len(batch.prompts) for batch in phase.batches)
+
+    def _input_copies(self) -> int:
+        return INPUT_COPIES * max((use.inputs for use in self._walk.footprint.modules.values()), default=0)
+
+
+def _artifact_bytes(job: Job, walk: PipelineWalk) -> int:
+    """Packed integers, scales and activation grids of the quantized layers; everything else as float32."""
+    networks = [part for part in job.pipe.components.values() if isinstance(part, nn.Module)]
+    size = sum(_state_bytes(network) for network in networks)
+    for spec in job.calibration.layers:
+        weight = _weight(job.denoiser, spec)
+        size += -(-weight.numel() * spec.weight_bits // 8) - weight.nbytes
+        size += (FLOAT + 1) * weight.shape[0] + GRID_BYTES * walk.distinct_timesteps
+        size += ENTRY_BYTES * len(LAYER_KEYS)
+    return size
+
+
+def _weight(denoiser: nn.Module, spec: LayerSpec) -> nn.Parameter:
+    return denoiser.get_submodule(spec.name).get_parameter("weight")
+
+
+def _state_bytes(network: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in network.state_dict().values())

@@ -1,0 +1,101 @@
+"""What ``bitbrush quantize --dry-run`` prints."""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bitbrush.cli.console import note, out, table, warn
+
+if TYPE_CHECKING:
+    from bitbrush.artifact.estimate import Estimate
+    from bitbrush.artifact.walk import PipelineWalk
+    from bitbrush.methods.method import Job
+    from bitbrush.network.layers import LayerSpec
+
+KINDS = {"conv": "Conv2d", "linear": "Linear"}
+
+
+def print_plan(job: "Job", estimate: "Estimate", walk: "PipelineWalk", output: Path) -> None:
+    """Layers, phases, memory and disk; times two denoiser calls where these fit into the memory."""
+    from bitbrush.artifact.estimate import require_room
+    from bitbrush.artifact.pace import measure_pace, phase_seconds
+
+    _print_layers(job, estimate)
+    try:
+        require_room(estimate, output)
+    except ValueError as problem:
+        _print_phases(estimate, {})
+        _print_sizes(estimate)
+        warn(f"it would be refused: {problem}")
+        return
+    note("timing two denoiser calls of the calibration's batch size")
+    _print_phases(estimate, phase_seconds(job, walk, measure_pace(job)))
+    _print_sizes(estimate)
+
+
+def _print_layers(job: "Job", estimate: "Estimate") -> None:
+    groups: dict[tuple[str, str, str], int] = defaultdict(int)
+    left: dict[str, list[str]] = defaultdict(list)
+    for spec in estimate.specs:
+        if spec.excluded is None:
+            groups[KINDS[spec.kind], str(spec.weight_bits), _activation_bits(job, spec)] += 1
+        else:
+            left[spec.excluded].append(spec.name)
+    layers = table("layers", "number", "weight bits", "activation bits")
+    for (kind, weights, activations), count in sorted(groups.items()):
+        layers.add_row(kind, str(count), weights, activations)
+    console = out()
+    console.print(layers)
+    for reason, names in left.items():
+        console.print(f"left in floating point ({reason}): {', '.join(names)}", markup=False)
+    networks = [name for name, part in job.pipe.components.items() if hasattr(part, "parameters")]
+    others = ", ".join(name for name in networks if name != job.family.component)
+    console.print(f"in floating point: {others}; of the denoiser norms and attention's products\n", markup=False)
+
+
+def _activation_bits(job: "Job", spec: "LayerSpec") -> str:
+    from bitbrush.network.layers import EDGE_ACTIVATION_BITS
+
+    if spec.edge:
+        return f"{EDGE_ACTIVATION_BITS} (next to the latents)"
+    relax = job.recipe.relax
+    return f"{job.recipe.activations}{f', relaxed {relax}' if relax else ''}"
+
+
+def _print_phases(estimate: "Estimate", seconds: dict[str, float]) -> None:
+    phases = table("phase", "batches", "denoiser calls per batch", "in all", "about", "memory")
+    for one in estimate.phases:
+        phases.add_row(
+            one.name.replace("_", " "),
+            str(one.batches or "-"),
+            str(one.calls_per_batch or "-"),
+            str(one.batches * one.calls_per_batch or "-"),
+            duration(seconds[one.name]) if seconds else "not timed",
+            f"+ {one.bytes / 2**20:.0f} MiB",
+        )
+    out().print(phases)
+    if seconds:
+        out().print(
+            f"\nabout {duration(sum(seconds.values()))} in all, on this machine and if it has nothing else to do"
+        )
+
+
+def _print_sizes(estimate: "Estimate") -> None:
+    from bitbrush.artifact.estimate import size_text
+
+    samples = f", {size_text(estimate.sample_bytes)} for {estimate.samples} samples" if estimate.samples else ""
+    out().print(
+        f"memory: {size_text(estimate.peak_bytes)} at most, {size_text(estimate.resident)} of them already held; the "
+        f"denoiser takes {size_text(estimate.weight_bytes)}{samples}\n"
+        f"disk: {size_text(estimate.artifact_bytes)} for the artifact, {size_text(estimate.work_bytes)} for unfinished "
+        "work beside it meanwhile\n"
+        "nothing was written",
+        markup=False,
+    )
+
+
+def duration(seconds: float) -> str:
+    """``45 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"

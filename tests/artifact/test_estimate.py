@@ -1,0 +1,137 @@
+"""What is told beforehand is what comes: denoiser calls to the last one, memory and disk about."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from diffusers import StableDiffusionPipeline
+
+import bitbrush
+from bitbrush.artifact import estimate as estimates
+from bitbrush.artifact.estimate import estimate_job, require_room, size_text
+from bitbrush.artifact.pace import measure_pace, phase_seconds
+from bitbrush.artifact.quantization import quantization_job
+from bitbrush.artifact.walk import sample_bytes, walk_pipeline
+from bitbrush.rounding.samples import record_samples
+from bitbrush.timeline.cost import CallCounter
+from bitbrush.timeline.live_memory import tensor_bytes
+from bitbrush.timeline.progress import silent
+from tests.artifact.conftest import PROMPTS
+from tests.artifact.pipelines import CASES, pipeline
+
+MANY = tuple(f"{number} red cats" for number in range(11))
+
+
+def job_of(pipe: Any, prompts: tuple[str, ...] = PROMPTS, **keys: Any) -> Any:
+    recipe = bitbrush.METHODS[keys.pop("method", "pcr")].recipe({"num_prompts": len(prompts), **keys})
+    return quantization_job(pipe, recipe, prompts)
+
+
+@pytest.mark.usefixtures("brief_rounding")
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"method": "pcr", "steps": 3},
+        {"method": "pcr", "steps": 3, "batch_size": 1, "scheduler": "heun"},
+        {"method": "pcr", "steps": 2, "rounding": "nearest", "guidance_scale": 1.0},
+        {"method": "one-shot", "steps": 3, "scheduler": "euler"},
+        {"method": "rtn", "steps": 2},
+    ],
+    ids=lambda keys: " ".join(map(str, keys.values())),
+)
+def test_denoiser_calls_are_those_of_the_manifest(
+    tiny_pipe: StableDiffusionPipeline, tmp_path: Path, keys: dict[str, Any]
+) -> None:
+    job = job_of(tiny_pipe, **keys)
+    told, _ = estimate_job(job)
+    made = bitbrush.quantize(tiny_pipe, job.recipe, PROMPTS)
+    cost = bitbrush.read_manifest(bitbrush.save(made, tmp_path / "a", base_model="someone/tiny"))["cost"]
+    expected = {phase: one["denoiser_calls_per_batch"] for phase, one in cost.items()}
+    assert {one.name: one.calls_per_batch for one in told.phases} == expected
+    assert told.artifact_bytes == pytest.approx(
+        sum(path.stat().st_size for path in (tmp_path / "a").rglob("*.safetensors")), rel=0.25
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("sdxl-refiner", {}),
+        ("sdxl-turbo", {"steps": 4, "guidance_scale": 5.0, "pipeline_arguments": {"denoising_end": 0.5}}),
+        ("sd3", {"steps": 4, "pipeline_arguments": {"skip_guidance_layers": [1], "skip_layer_guidance_start": 0.0}}),
+        ("flux-dev", {"steps": 3, "pipeline_arguments": {"true_cfg_scale": 2.0, "negative_prompt": "blue"}}),
+    ],
+)
+def test_calls_of_pipelines_with_ways_of_their_own(name: str, keys: dict[str, Any]) -> None:
+    """From pictures, ended early, with a further call on some steps, with two calls on each."""
+    case = CASES[name]
+    pipe = pipeline(case)
+    arguments = {**case.keys.get("pipeline_arguments", {}), **keys.get("pipeline_arguments", {})}
+    keys = {"steps": 2, "num_prompts": 2, "batch_size": 1, **case.keys, **keys, "pipeline_arguments": arguments}
+    recipe = bitbrush.METHODS["rtn"].recipe(keys)
+    told, _ = estimate_job(quantization_job(pipe, recipe, PROMPTS, inputs=case.inputs))
+    made = bitbrush.quantize(pipe, recipe, PROMPTS, inputs=case.inputs)
+    assert told.phases[-1].calls_per_batch == made.costs["observation"].denoiser_calls_per_batch
+
+
+def test_samples_are_those_recorded(tiny_pipe: StableDiffusionPipeline) -> None:
+    job = job_of(tiny_pipe, MANY, steps=9)
+    sizes = sample_bytes(job, walk_pipeline(job))
+    recorded = record_samples(tiny_pipe, job.family, job.batches, job.recipe.plan, silent, CallCounter())
+    assert len(sizes) * 2 == sum(call.args[0].shape[0] for call in recorded)  # two rows a prompt: guidance
+    assert sum(sizes) == pytest.approx(sum(tensor_bytes((call.args, call.kwargs)) for call in recorded), rel=0.01)
+
+
+def test_more_prompts_take_more_memory_and_steps_more_calls(tiny_pipe: StableDiffusionPipeline) -> None:
+    few, _ = estimate_job(job_of(tiny_pipe, steps=4))
+    many, _ = estimate_job(job_of(tiny_pipe, MANY, steps=8))
+    for before, after in zip(few.phases, many.phases, strict=True):
+        assert after.bytes > before.bytes
+        assert after.calls_per_batch >= before.calls_per_batch
+
+
+def test_rounded_before_no_weights_are_learned(tiny_pipe: StableDiffusionPipeline) -> None:
+    rtn = bitbrush.METHODS["rtn"].recipe({"steps": 2, "num_prompts": 2})
+    rounded = bitbrush.quantize(tiny_pipe, rtn, PROMPTS).rounded
+    told, _ = estimate_job(quantization_job(tiny_pipe, rtn, PROMPTS, rounded=rounded))
+    assert [one.name for one in told.phases] == ["observation"]
+
+
+def test_what_the_method_refuses_is_refused_before(tiny_pipe: StableDiffusionPipeline) -> None:
+    with pytest.raises(ValueError, match="rtn has one range for all steps"):
+        estimate_job(job_of(tiny_pipe, method="rtn", relax="0.5:1@10"))
+
+
+def test_every_phase_is_timed(tiny_pipe: StableDiffusionPipeline) -> None:
+    job = job_of(tiny_pipe, steps=3)
+    seconds = phase_seconds(job, walk_pipeline(job), measure_pace(job))
+    assert list(seconds) == ["recording", "rounding", "progressive_calibration"]
+    assert all(0 < one < 600 for one in seconds.values())
+
+
+def test_too_little_memory_is_refused(
+    tiny_pipe: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, _ = estimate_job(job_of(tiny_pipe, steps=3))
+    require_room(told, tmp_path / "new")
+    monkeypatch.setattr(estimates, "available_memory", lambda: told.largest.bytes - 1)
+    with pytest.raises(ValueError, match=r"takes about \d+ MiB of memory beside what is loaded, \d+ MiB are available"):
+        require_room(told, tmp_path / "new")
+    monkeypatch.setattr(estimates, "available_memory", lambda: None)  # the system does not tell
+    require_room(told, tmp_path / "new")
+
+
+def test_too_little_disk_is_refused(
+    tiny_pipe: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, _ = estimate_job(job_of(tiny_pipe, steps=3))
+    monkeypatch.setattr(estimates, "available_disk", lambda _: told.artifact_bytes)
+    with pytest.raises(ValueError, match=r"of disk and \d+ MiB for unfinished work beside it, \d+ MiB are free; make"):
+        require_room(told, tmp_path / "new")
+    require_room(told, tmp_path / "new", kept=told.work_bytes)
+
+
+def test_sizes_as_people_read_them() -> None:
+    assert size_text(3 << 20) == "3 MiB"
+    assert size_text(9 << 30) == "9216 MiB"
+    assert size_text(21 << 30) == "21.0 GiB"
