@@ -28,6 +28,8 @@ SEARCHED = 1 << 18
 COLUMNS = 256
 """Of the layer whose compensation is timed: so small that it is its steps that take the time, not its arithmetic."""
 
+REPEATS = 3
+
 
 @dataclass(frozen=True)
 class Pace:
@@ -103,18 +105,23 @@ def _rounding_pace(estimator: WeightRange) -> tuple[float, float, float]:
     """Seconds for an operation, a weight and a column."""
     generator = torch.Generator().manual_seed(0)
     square = torch.randn(PRODUCT, PRODUCT, generator=generator)
-    operation = _seconds(lambda: square @ square, warm=True) / (2 * PRODUCT**3)
+    operation = _seconds(lambda: square @ square, times=REPEATS) / (2 * PRODUCT**3)
     weight = square.flatten()[:SEARCHED].view(-1, PRODUCT)
-    search = _seconds(lambda: weight_grid(weight, 4, estimator)) / SEARCHED
+    search = _seconds(lambda: weight_grid(weight, 4, estimator), times=REPEATS) / SEARCHED
     layer, x = nn.utils.skip_init(nn.Linear, COLUMNS, COLUMNS, bias=False), square[:, :COLUMNS]
     set_weight(layer, x[:COLUMNS], None)
-    column = _seconds(lambda: round_with_compensation(layer, 4, WeightRange.MIN_MAX, x, x, generator)) / COLUMNS
+    column = (
+        _seconds(lambda: round_with_compensation(layer, 4, WeightRange.MIN_MAX, x, x, generator), times=REPEATS)
+        / COLUMNS
+    )
     return operation, search, column
 
 
-def _seconds(work: Callable[[], object], *, warm: bool = False) -> float:
-    if warm:
+def _seconds(work: Callable[[], object], *, times: int = 1) -> float:
+    """Of the fastest of so many runs: what else the machine does, and what a first call sets up, is not meant."""
+    took = []
+    for _ in range(times):
+        began = time.perf_counter()
         work()
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+        took.append(time.perf_counter() - began)
+    return min(took)
