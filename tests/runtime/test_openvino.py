@@ -2,8 +2,6 @@
 
 import copy
 import logging
-import warnings
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -26,12 +24,9 @@ TIMESTEPS = (900.0, 500.0, 1.0)
 
 
 @pytest.fixture(autouse=True)
-def _what_others_say(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """OpenVINO's converter uses what torch deprecates; pytest would collect what torch.export logs, at length."""
+def _what_others_say(caplog: pytest.LogCaptureFixture) -> None:
+    """pytest would collect what torch.export logs, at length."""
     caplog.set_level(logging.WARNING, logger="torch.__trace")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
-        yield
 
 
 class Layers(nn.Module):

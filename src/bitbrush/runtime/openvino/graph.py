@@ -1,5 +1,6 @@
 """One compiled graph of a denoiser: for inputs of certain shapes, and layers of certain forms."""
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -103,7 +104,9 @@ def compile_graph(
     rows = [numbers[i : i + 3] for i in range(0, len(numbers), 3)]
     with torch.no_grad():
         exported = torch.export.export(traced, (call.tensors, rows), strict=False)
-    model = openvino.convert_model(exported)
+    with warnings.catch_warnings():  # OpenVINO's converter uses what torch deprecates
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+        model = openvino.convert_model(exported)
     model.reshape({i: list(x.shape) for i, x in enumerate((*call.tensors, *numbers))})
     expected = _name_products(model, traced.denoiser)
     compiled = openvino.Core().compile_model(model, "CPU", dict(config))
