@@ -97,6 +97,8 @@ def _run(
         if own.leads:
             runtime = protocol.choice.runtime
             note(f"artifacts by {runtime.name}: {runtime.description} ({protocol.choice.reason})")
+            if protocol.choice.shortfall:
+                warn(f"slower than it could be: {protocol.choice.shortfall}")
             note(_announcement(reference, list(sources), protocol))
         document = run_bench(reference, sources, protocol, networks, output, work, pictures=pictures, command=command)
         if own.leads:

@@ -1,6 +1,6 @@
 """Conv2d and Linear in integers: u8 activations times s8 weights, summed in int32, by oneDNN."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,15 @@ from bitbrush.timeline.clock import Clock
 
 ONE_GO = 1 << 20
 """So many sums of a linear layer with activations of more than 8 bits are computed at a time: 4 MiB of float32."""
+
+
+class Factors(NamedTuple):
+    """What quantized inputs are multiplied by: packed weights, and the inputs' scale. Results have the dtype."""
+
+    packed: Tensor
+    scale: float
+    bias: Tensor | None
+    dtype: torch.dtype
 
 
 class IntegerLayer(nn.Module):
@@ -42,57 +51,32 @@ class IntegerLayer(nn.Module):
 
     def multiply(self, x: Bytes, dtype: torch.dtype, residual: Tensor | None = None) -> Tensor:
         """The layer's output for quantized input, ``residual`` of the output's shape added to it."""
-        packed, bias = self._weights.packed(), self._bias_at(x.grid)
+        by = Factors(self._weights.packed(), x.grid.scale, self._bias_at(x.grid), dtype)
         if x.low is None:
-            return self._product(packed, x.high, x.grid.scale, bias, dtype, residual)
-        return self._two_products(packed, x.high, x.low, x.grid.scale, bias, dtype, residual)
+            return self._product(x.high, by, residual)
+        return self._two_products(x.high, x.low, by, residual)
 
-    def _two_products(
-        self,
-        packed: Tensor,
-        high: Tensor,
-        low: Tensor,
-        scale: float,
-        bias: Tensor,
-        dtype: torch.dtype,
-        residual: Tensor | None,
-    ) -> Tensor:
-        y = self._product(packed, high, scale * (1 << BYTE), bias, torch.float32, None)
-        y = self._product(packed, low, scale, None, torch.float32, y)
-        return (y if residual is None else y.add_(residual)).to(dtype)
+    def _two_products(self, high: Tensor, low: Tensor, by: Factors, residual: Tensor | None) -> Tensor:
+        y = self._product(high, by._replace(scale=by.scale * (1 << BYTE), dtype=torch.float32), None)
+        y = self._product(low, by._replace(bias=None, dtype=torch.float32), y)
+        return (y if residual is None else y.add_(residual)).to(by.dtype)
 
     def _bias_at(self, grid: AffineGrid) -> Tensor:
         if self._folded is None or self._folded[0] is not grid:
             self._folded = grid, self._bias - grid.scale * grid.zero_point * self._sums
         return self._folded[1]
 
-    def _product(
-        self,
-        packed: Tensor,
-        x: Tensor,
-        scale: float,
-        bias: Tensor | None,
-        dtype: torch.dtype,
-        residual: Tensor | None,
-    ) -> Tensor:
+    def _product(self, x: Tensor, by: Factors, residual: Tensor | None) -> Tensor:
         raise NotImplementedError
 
-    def _linear_product(
-        self,
-        packed: Tensor,
-        rows: Tensor,
-        scale: float,
-        bias: Tensor | None,
-        dtype: torch.dtype,
-        residual: Tensor | None,
-    ) -> Tensor:
+    def _linear_product(self, rows: Tensor, by: Factors, residual: Tensor | None) -> Tensor:
         """(rows, C_in) times the weights, ``residual`` (rows, C_out) added."""
-        factors = scale, 0, packed, self._scale, self._zero_points
+        factors = by.scale, 0, by.packed, self._scale, self._zero_points
         if residual is None:
-            y: Tensor = torch.ops.onednn.qlinear_pointwise(rows, *factors, bias, 1.0, 0, dtype, "none", [], "")
+            y: Tensor = torch.ops.onednn.qlinear_pointwise(rows, *factors, by.bias, 1.0, 0, by.dtype, "none", [], "")
         else:
             y = torch.ops.onednn.qlinear_pointwise.binary(
-                rows, *factors, residual, bias, 1.0, 0, dtype, 1.0, 0, "add", 1.0, "none", [], ""
+                rows, *factors, residual, by.bias, 1.0, 0, by.dtype, 1.0, 0, "add", 1.0, "none", [], ""
             )
         return y
 
@@ -114,18 +98,10 @@ class IntegerConv2d(IntegerLayer):
         """The input as :meth:`multiply` takes it, with its border."""
         return self._glue.quantize(x, self.grid, padding=self.border, upsample=upsample)
 
-    def _product(
-        self,
-        packed: Tensor,
-        x: Tensor,
-        scale: float,
-        bias: Tensor | None,
-        dtype: torch.dtype,
-        residual: Tensor | None,
-    ) -> Tensor:
-        factors = scale, 0, packed, self._scale, self._zero_points
+    def _product(self, x: Tensor, by: Factors, residual: Tensor | None) -> Tensor:
+        factors = by.scale, 0, by.packed, self._scale, self._zero_points
         y: Tensor = torch.ops.onednn.qconv2d_pointwise(
-            x, *factors, bias, *self._geometry, 1.0, 0, dtype, "none", [], ""
+            x, *factors, by.bias, *self._geometry, 1.0, 0, by.dtype, "none", [], ""
         )
         return y if residual is None else y.add_(residual)
 
@@ -133,17 +109,9 @@ class IntegerConv2d(IntegerLayer):
 class IntegerPointwiseConv2d(IntegerConv2d):
     """A 1x1 convolution is a Linear of the pixels, which lie in memory as tokens do."""
 
-    def _product(
-        self,
-        packed: Tensor,
-        x: Tensor,
-        scale: float,
-        bias: Tensor | None,
-        dtype: torch.dtype,
-        residual: Tensor | None,
-    ) -> Tensor:
+    def _product(self, x: Tensor, by: Factors, residual: Tensor | None) -> Tensor:
         other = None if residual is None else _rows(residual)
-        y = self._linear_product(packed, _rows(x), scale, bias, dtype, other)
+        y = self._linear_product(_rows(x), by, other)
         return y.view(len(x), *x.shape[2:], self.out_channels).permute(0, 3, 1, 2)
 
 
@@ -159,36 +127,19 @@ class IntegerLinear(IntegerLayer):
     def quantize(self, x: Tensor) -> Bytes:
         return self._glue.quantize(x, self.grid)
 
-    def _product(
-        self,
-        packed: Tensor,
-        x: Tensor,
-        scale: float,
-        bias: Tensor | None,
-        dtype: torch.dtype,
-        residual: Tensor | None,
-    ) -> Tensor:
+    def _product(self, x: Tensor, by: Factors, residual: Tensor | None) -> Tensor:
         other = None if residual is None else residual.reshape(-1, self.out_features)
-        y = self._linear_product(packed, x.view(-1, self.in_features), scale, bias, dtype, other)
+        y = self._linear_product(x.view(-1, self.in_features), by, other)
         return y.view(*x.shape[:-1], self.out_features)
 
-    def _two_products(
-        self,
-        packed: Tensor,
-        high: Tensor,
-        low: Tensor,
-        scale: float,
-        bias: Tensor,
-        dtype: torch.dtype,
-        residual: Tensor | None,
-    ) -> Tensor:
+    def _two_products(self, high: Tensor, low: Tensor, by: Factors, residual: Tensor | None) -> Tensor:
         """Some rows at a time: the float32 sums of all would take four times the memory of a plain step's result."""
-        out = torch.empty(*high.shape[:-1], self.out_features, dtype=dtype)
+        out = torch.empty(*high.shape[:-1], self.out_features, dtype=by.dtype)
         rows = out.view(-1, self.out_features)
         parts = [x.view(len(rows), -1).split(self._rows_at_once) for x in (rows, high, low)]
         others = [None] * len(parts[0]) if residual is None else residual.reshape(rows.shape).split(self._rows_at_once)
         for y, part, low_part, other in zip(*parts, others, strict=True):
-            y.copy_(super()._two_products(packed, part, low_part, scale, bias, dtype, other))
+            y.copy_(super()._two_products(part, low_part, by, other))
         return out
 
 
