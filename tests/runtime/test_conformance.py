@@ -1,6 +1,5 @@
 """Every layer of real denoisers on what it is really given: integer sums exactly, outputs to 1e-5."""
 
-import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,34 +14,16 @@ from bitbrush.network.layers import LayerSpec, QuantizedLayer, layer_specs
 from bitbrush.network.unet import UNET
 from bitbrush.numerics.affine import AffineGrid, quantize
 from bitbrush.numerics.weights import QuantizedWeight, WeightGrid, WeightRange, round_to_nearest, weight_grid
-from bitbrush.runtime.interface import RuntimeUnavailable
-from bitbrush.runtime.onednn import probe
 from bitbrush.runtime.onednn.runtime import OneDnnRuntime
 from bitbrush.runtime.reference import ReferenceRuntime
 from bitbrush.runtime.tools import best_tools
 from bitbrush.timeline.schedule import ActivationSchedule
+from tests.runtime.conftest import Alone
 
 EXACT_IN_FLOAT = 2**24
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _exact() -> None:
-    try:
-        probe.require_exact_products()
-    except RuntimeUnavailable as error:
-        pytest.skip(str(error))
-
-
-class Alone(nn.Module):
-    """A denoiser of one layer."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = copy.deepcopy(layer)
-
-    def forward(self, sample: Tensor, timestep: float) -> Tensor:
-        y: Tensor = self.layer(sample)
-        return y
+pytestmark = pytest.mark.usefixtures("exact_products")
 
 
 def emoji_sd() -> tuple[nn.Module, Tensor, Tensor]:

@@ -11,15 +11,14 @@ from torch import Tensor, nn
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.numerics.affine import AffineGrid
 from bitbrush.numerics.weights import QuantizedWeight, WeightGrid, WeightRange, round_to_nearest, weight_grid
-from bitbrush.runtime.interface import RuntimeUnavailable
 from bitbrush.runtime.nibbles import from_nibbles, to_nibbles
-from bitbrush.runtime.onednn import probe
 from bitbrush.runtime.onednn.lowering import compute_in
 from bitbrush.runtime.onednn.runtime import OneDnnRuntime
 from bitbrush.runtime.onednn.weights import Memory
 from bitbrush.runtime.reference import ReferenceRuntime
 from bitbrush.runtime.tools import Tools, best_tools, torch_tools
 from bitbrush.timeline.schedule import ActivationSchedule
+from tests.runtime.conftest import Alone
 
 LAYERS = {
     "conv": (nn.Conv2d(16, 24, 3, padding=1), (2, 16, 9, 7)),
@@ -30,22 +29,7 @@ LAYERS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _exact() -> None:
-    try:
-        probe.require_exact_products()
-    except RuntimeUnavailable as error:
-        pytest.skip(str(error))
-
-
-class Denoiser(nn.Module):
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, sample: Tensor, timestep: float) -> Tensor:
-        y: Tensor = self.layer(sample)
-        return y
+pytestmark = pytest.mark.usefixtures("exact_products")
 
 
 def quantized(name: str, layer: nn.Conv2d | nn.Linear, weight_bits: int, grid: AffineGrid) -> QuantizedLayer:
@@ -73,7 +57,7 @@ def test_layers_equal_the_reference(
     layer, shape = LAYERS[kind]
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     own = quantized("layer", layer, weight_bits, AffineGrid.from_range(-1.5, 2.5, activation_bits))
-    exact, ours = Denoiser(copy.deepcopy(layer)), Denoiser(copy.deepcopy(layer))
+    exact, ours = Alone(layer), Alone(layer)
     ReferenceRuntime().lower(exact, [own])
     (execution,) = OneDnnRuntime(tools, torch.float32, memory).lower(ours, [own])
     assert execution.fallback is None
@@ -91,7 +75,7 @@ def test_sums_of_extreme_integers_are_exact(kind: str, tools: Tools) -> None:
     w_q = (torch.randint(0, 2, layer.weight.shape, generator=generator) * 255).byte()
     grid = WeightGrid(torch.ones(len(w_q)), torch.full((len(w_q),), 128, dtype=torch.uint8), 8)
     own = QuantizedLayer("layer", QuantizedWeight(w_q, grid), None, ActivationSchedule.static(AffineGrid(1.0, 0, 8)))
-    denoiser = Denoiser(copy.deepcopy(layer))
+    denoiser = Alone(layer)
     OneDnnRuntime(tools, torch.float32).lower(denoiser, [own])
     w = (w_q.long() - 128).double()
     sums = (
@@ -107,7 +91,7 @@ def test_sums_of_extreme_integers_are_exact(kind: str, tools: Tools) -> None:
 def test_a_layer_that_does_not_fit_is_named_and_still_right(dtype: torch.dtype, tools: Tools) -> None:
     layer, shape = nn.Conv2d(4, 6, 3, padding=(1, 2)), (1, 4, 5, 5)
     own = quantized("layer", layer, 4, AffineGrid.from_range(-2, 2, 10))
-    exact, ours = Denoiser(copy.deepcopy(layer)), Denoiser(copy.deepcopy(layer))
+    exact, ours = Alone(layer), Alone(layer)
     ReferenceRuntime().lower(exact, [own])
     (execution,) = OneDnnRuntime(tools, dtype).lower(ours, [own])
     assert execution.fallback is not None
