@@ -15,6 +15,8 @@ TINY_SCHEDULE = Schedule(steps=STEPS, batch_size=4, learning_rate=1e-3, warmup=2
 TINY_CLIP = replace(SMALL.clip, width=16, layers=1, heads=2, patch=16, scenes=8, schedule=TINY_SCHEDULE)
 TINY_VAE = replace(SMALL.vae, widths=(4, 4, 4), norm_groups=2, scenes=8, schedule=TINY_SCHEDULE)
 TINY_DENOISER = replace(SMALL.denoiser, widths=(8, 8, 8), norm_groups=4, scenes=8, schedule=TINY_SCHEDULE)
+TINY_SECOND_TOWER = replace(SMALL.second_tower, width=12, layers=2, heads=2, scenes=8, schedule=TINY_SCHEDULE)
+TINY_DENOISER_XL = replace(SMALL.denoiser_xl, denoiser=TINY_DENOISER, condition_width=4)
 
 
 @pytest.fixture(scope="session")

@@ -7,23 +7,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from bitbrush import zoo
-from tests.training.conftest import STEPS, TINY_CLIP, TINY_DENOISER, TINY_VAE
-from training.emoji.assemble import assemble, finished
+from tests.training.conftest import STEPS, TINY_CLIP, TINY_DENOISER, TINY_DENOISER_XL, TINY_SECOND_TOWER, TINY_VAE
+from training.emoji.assemble import assemble, assemble_xl, finished, has_xl, lay_out_shipped, load_towers
 from training.emoji.clip import contrastive_loss, train_clip
 from training.emoji.config import TokenizerConfig
 from training.emoji.data import sample_captions
 from training.emoji.denoiser import min_snr_weights, train_denoiser
+from training.emoji.denoiser_xl import train_denoiser_xl
 from training.emoji.loop import Run
 from training.emoji.scenes import Sprites
+from training.emoji.second_tower import train_second_tower
 from training.emoji.tokenizer import load_tokenizer, train_tokenizer
 from training.emoji.vae import train_vae
 
 CPU = torch.device("cpu")
+STAGES = ("clip", "vae", "denoiser", "second-tower", "denoiser-xl")
 Stage = Callable[[Run], None]
 
 
@@ -37,7 +40,7 @@ def trained(tokenizer: CLIPTokenizer, sprites: Sprites, tmp_path_factory: pytest
     """A directory in which every stage ran without interruption."""
     directory = tmp_path_factory.mktemp("trained")
     tokenizer.save_pretrained(directory / "tokenizer")
-    for stage in ("clip", "vae", "denoiser"):
+    for stage in STAGES:
         stage_function(stage, directory, tokenizer, sprites)(Run(directory, CPU))
     return directory
 
@@ -48,9 +51,15 @@ def stage_function(stage: str, inputs: Path, tokenizer: CLIPTokenizer, sprites: 
         return lambda run: train_clip(TINY_CLIP, tokenizer, sprites, run)
     if stage == "vae":
         return lambda run: train_vae(TINY_VAE, sprites, run)
-    text_encoder = CLIPTextModel.from_pretrained(finished(inputs, "clip"))
+    if stage == "second-tower":
+        clip = CLIPModel.from_pretrained(finished(inputs, "clip"))
+        return lambda run: train_second_tower(TINY_SECOND_TOWER, tokenizer, clip, sprites, run)
     vae = AutoencoderKL.from_pretrained(finished(inputs, "vae"))
-    return lambda run: train_denoiser(TINY_DENOISER, tokenizer, text_encoder, vae, sprites, run)
+    if stage == "denoiser":
+        text_encoder = CLIPTextModel.from_pretrained(finished(inputs, "clip"))
+        return lambda run: train_denoiser(TINY_DENOISER, tokenizer, text_encoder, vae, sprites, run)
+    towers, grown_from = load_towers(inputs), UNet2DConditionModel.from_pretrained(finished(inputs, "denoiser"))
+    return lambda run: train_denoiser_xl(TINY_DENOISER_XL, tokenizer, towers, vae, grown_from, sprites, run)
 
 
 def weights(directory: Path) -> dict[str, torch.Tensor]:
@@ -58,7 +67,7 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
     return load_file(file)
 
 
-@pytest.mark.parametrize("stage", ["clip", "vae", "denoiser"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_resumed_run_ends_at_the_same_weights(
     stage: str, trained: Path, tokenizer: CLIPTokenizer, sprites: Sprites, tmp_path: Path
 ) -> None:
@@ -108,6 +117,27 @@ def test_assembled_models_load_and_generate(trained: Path) -> None:
     image = pipeline("a duck on a blue background", num_inference_steps=2, output_type="np").images
     assert image.shape == (1, 64, 64, 3)
     assert np.isfinite(image).all()
+
+
+def test_assembled_sdxl_loads_and_generates(trained: Path) -> None:
+    assert has_xl(trained)
+    assemble_xl(trained)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(trained / "emoji-sdxl")
+    pipeline.set_progress_bar_config(disable=True)
+    assert {t.dtype for t in weights(trained / "emoji-sdxl" / "unet").values()} == {torch.float16}
+    image = pipeline("a duck on a blue background", num_inference_steps=2, output_type="np").images
+    assert image.shape == (1, 64, 64, 3)
+    assert np.isfinite(image).all()
+
+
+def test_shipped_models_lie_where_the_stages_leave_theirs(tmp_path: Path) -> None:
+    lay_out_shipped(tmp_path)
+    for stage in ("clip", "vae", "denoiser"):
+        assert finished(tmp_path, stage) == tmp_path / stage
+    assert load_tokenizer(tmp_path / "tokenizer").model_max_length == 32
+    assert not has_xl(tmp_path)
+    with pytest.raises(FileExistsError):
+        lay_out_shipped(tmp_path)
 
 
 def test_assembling_needs_every_stage(trained: Path, tmp_path: Path) -> None:

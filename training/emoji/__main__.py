@@ -1,6 +1,6 @@
 """Command line of the recipe: `python -m training.emoji STAGE`.
 
-Stages in order: sprites, tokenizer, clip, vae, denoiser, assemble. `prompts` stands alone.
+Stages in order: sprites, tokenizer, clip, vae, denoiser, second-tower, denoiser-xl, assemble. `prompts` stands alone.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from typing import Annotated
 
 import torch
 import typer
-from diffusers import AutoencoderKL
-from transformers import CLIPTextModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPModel, CLIPTextModel
 
 from training.emoji import assemble as assembly
 from training.emoji import clip as clip_stage
 from training.emoji import denoiser as denoiser_stage
+from training.emoji import denoiser_xl as xl_stage
+from training.emoji import second_tower as tower_stage
 from training.emoji import vae as vae_stage
 from training.emoji.config import LARGE, SMALL, Recipe
 from training.emoji.data import sample_captions
@@ -126,9 +128,57 @@ def denoiser(
 
 
 @app.command()
+def second_tower(
+    *,
+    out: Out = DEFAULT_OUT,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    size: SizeOption = Size.SMALL,
+    until: Until = None,
+    bfloat16: Bfloat16 = False,
+) -> None:
+    """Train the second text encoder of the SDXL pipeline on the CLIP's image embeddings."""
+    run = Run(out, torch.device(device), seed=seed, until=until, bfloat16=bfloat16)
+    clip = CLIPModel.from_pretrained(assembly.finished(out, clip_stage.STAGE))
+    tokenizer = load_tokenizer(out / "tokenizer")
+    tower_stage.train_second_tower(size.recipe.second_tower, tokenizer, clip, _load_sprites(out), run)
+
+
+@app.command()
+def denoiser_xl(
+    *,
+    out: Out = DEFAULT_OUT,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    size: SizeOption = Size.SMALL,
+    until: Until = None,
+    bfloat16: Bfloat16 = False,
+) -> None:
+    """Train the SDXL UNet, grown from the Stable Diffusion one."""
+    run = Run(out, torch.device(device), seed=seed, until=until, bfloat16=bfloat16)
+    xl_stage.train_denoiser_xl(
+        size.recipe.denoiser_xl,
+        load_tokenizer(out / "tokenizer"),
+        assembly.load_towers(out),
+        AutoencoderKL.from_pretrained(assembly.finished(out, vae_stage.STAGE)),
+        UNet2DConditionModel.from_pretrained(assembly.finished(out, denoiser_stage.STAGE)),
+        _load_sprites(out),
+        run,
+    )
+
+
+@app.command()
+def shipped(out: Out = DEFAULT_OUT) -> None:
+    """Start from the shipped emoji-sd and emoji-clip: put their networks where the stages leave them."""
+    assembly.lay_out_shipped(out)
+
+
+@app.command()
 def assemble(out: Out = DEFAULT_OUT) -> None:
-    """Write emoji-sd and emoji-clip in half precision."""
+    """Write emoji-sd and emoji-clip in half precision, and emoji-sdxl where its stages are complete."""
     assembly.assemble(out)
+    if assembly.has_xl(out):
+        assembly.assemble_xl(out)
 
 
 def _sprites_directory(out: Path) -> Path:

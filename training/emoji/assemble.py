@@ -1,15 +1,17 @@
-"""The finished models: a diffusers pipeline and a CLIP, in half-precision safetensors."""
+"""The finished models: diffusers pipelines and a CLIP, in half-precision safetensors."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
-from transformers import CLIPImageProcessor, CLIPModel, CLIPTextModel
+from transformers import CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTextModelWithProjection
 
-from training.emoji import clip, denoiser, vae
+from bitbrush import zoo
+from training.emoji import clip, denoiser, denoiser_xl, second_tower, vae
 from training.emoji.tokenizer import load_tokenizer
 
 
@@ -36,6 +38,56 @@ def assemble(directory: Path) -> None:
         halve_weights(directory / name)
     tokenizer.save_pretrained(directory / "emoji-clip")
     CLIPImageProcessor.from_pretrained(clip_directory).save_pretrained(directory / "emoji-clip")
+
+
+def assemble_xl(directory: Path) -> None:
+    """Write `emoji-sdxl` into the directory. Raises FileNotFoundError where a stage is not complete."""
+    tokenizer = load_tokenizer(directory / "tokenizer")
+    towers = load_towers(directory)
+    pipeline = StableDiffusionXLPipeline(
+        vae=AutoencoderKL.from_pretrained(finished(directory, vae.STAGE)),
+        text_encoder=towers.first,
+        text_encoder_2=towers.second,
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        unet=UNet2DConditionModel.from_pretrained(finished(directory, denoiser_xl.STAGE)),
+        scheduler=denoiser_xl.build_scheduler_xl(),
+        force_zeros_for_empty_prompt=True,
+        add_watermarker=False,
+    )
+    pipeline.save_pretrained(directory / "emoji-sdxl")
+    halve_weights(directory / "emoji-sdxl")
+
+
+def has_xl(directory: Path) -> bool:
+    """Whether the SDXL pipeline's own stages are complete."""
+    return all((directory / stage / "config.json").is_file() for stage in (second_tower.STAGE, denoiser_xl.STAGE))
+
+
+def load_towers(directory: Path) -> denoiser_xl.TextTowers:
+    """The text encoders of the SDXL pipeline. Raises FileNotFoundError where a stage is not complete."""
+    return denoiser_xl.TextTowers(
+        CLIPTextModel.from_pretrained(finished(directory, clip.STAGE)),
+        CLIPTextModelWithProjection.from_pretrained(finished(directory, second_tower.STAGE)),
+    )
+
+
+def lay_out_shipped(directory: Path) -> None:
+    """Copy the networks of the bundled `emoji-sd` and `emoji-clip` to where their stages leave them.
+
+    Raises FileExistsError where a stage has left something already.
+    """
+    pipeline, whole_clip = zoo.model_path("emoji-sd"), zoo.model_path("emoji-clip")
+    assert pipeline is not None
+    assert whole_clip is not None
+    sources = {
+        "tokenizer": pipeline / "tokenizer",
+        clip.STAGE: whole_clip,
+        vae.STAGE: pipeline / "vae",
+        denoiser.STAGE: pipeline / "unet",
+    }
+    for stage, source in sources.items():
+        shutil.copytree(source, directory / stage)
 
 
 def finished(directory: Path, stage: str) -> Path:

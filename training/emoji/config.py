@@ -85,6 +85,45 @@ class DenoiserConfig:
 
 
 @dataclass(frozen=True)
+class SecondTowerConfig:
+    """The second text encoder of the SDXL pipeline, trained against the finished CLIP's image tower."""
+
+    width: int = 160
+    layers: int = 5
+    heads: int = 5
+    scenes: int = 30_000
+    schedule: Schedule = Schedule(steps=1500, batch_size=160, learning_rate=1e-3, warmup=100, weight_decay=0.05)
+
+
+@dataclass(frozen=True)
+class FramingConfig:
+    """Micro-conditioning: shares of the pictures that are blurred and cropped.
+
+    `original`: least and largest side of a blurred picture's original; `enlarged`: of what a crop is cut from.
+    """
+
+    blurred: float = 0.15
+    cropped: float = 0.15
+    original: tuple[int, int] = (20, 56)
+    enlarged: tuple[int, int] = (68, 88)
+
+
+@dataclass(frozen=True)
+class DenoiserXlConfig:
+    """SDXL's denoiser: `transformer_layers` by resolution, `condition_width` of the embedding of each size.
+
+    `denoiser` must have the widths of the Stable Diffusion denoiser that it is grown from.
+    """
+
+    denoiser: DenoiserConfig = DenoiserConfig(
+        schedule=Schedule(steps=5000, batch_size=64, learning_rate=4e-4, warmup=200, hold=0.3)
+    )
+    transformer_layers: tuple[int, ...] = (1, 1, 2)
+    condition_width: int = 32
+    framing: FramingConfig = FramingConfig()
+
+
+@dataclass(frozen=True)
 class Recipe:
     """The configuration of every stage."""
 
@@ -92,6 +131,8 @@ class Recipe:
     clip: ClipConfig = field(default_factory=ClipConfig)
     vae: VaeConfig = field(default_factory=VaeConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
+    second_tower: SecondTowerConfig = field(default_factory=SecondTowerConfig)
+    denoiser_xl: DenoiserXlConfig = field(default_factory=DenoiserXlConfig)
 
 
 SMALL = Recipe()
@@ -114,6 +155,14 @@ LARGE = Recipe(
         average_decay=0.9998,
         scenes=200_000,
         schedule=Schedule(steps=60_000, batch_size=256, learning_rate=4e-4, warmup=1000, hold=0.3),
+    ),
+    denoiser_xl=DenoiserXlConfig(
+        denoiser=DenoiserConfig(
+            widths=(96, 160, 256),
+            average_decay=0.9998,
+            scenes=200_000,
+            schedule=Schedule(steps=60_000, batch_size=256, learning_rate=4e-4, warmup=1000, hold=0.3),
+        ),
     ),
 )
 """For a GPU: a wider VAE against soft edges, a wider denoiser, longer training. Not yet trained.

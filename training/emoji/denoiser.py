@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, UNet2DConditionModel
@@ -18,11 +19,16 @@ from training.emoji.vae import encode
 
 STAGE = "denoiser"
 TIMESTEPS = 1000
-_BETAS = {"num_train_timesteps": TIMESTEPS, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+BETAS = {"num_train_timesteps": TIMESTEPS, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
-def build_denoiser(config: DenoiserConfig, vae: AutoencoderKL, text_width: int) -> UNet2DConditionModel:
-    """UNet2DConditionModel for the VAE's latents and text embeddings of the given width."""
+def build_denoiser(
+    config: DenoiserConfig, vae: AutoencoderKL, text_width: int, **architecture: Any
+) -> UNet2DConditionModel:
+    """UNet2DConditionModel for the VAE's latents and text embeddings of the given width.
+
+    `architecture`: further keys of its configuration.
+    """
     levels = len(config.widths)
     return UNet2DConditionModel(
         sample_size=vae.config.sample_size // 2 ** (len(vae.config.block_out_channels) - 1),
@@ -36,12 +42,13 @@ def build_denoiser(config: DenoiserConfig, vae: AutoencoderKL, text_width: int) 
         cross_attention_dim=text_width,
         attention_head_dim=config.head_dim,
         norm_num_groups=config.norm_groups,
+        **architecture,
     )
 
 
 def build_scheduler() -> PNDMScheduler:
     """The scheduler the pipeline samples with: Stable Diffusion's own."""
-    return PNDMScheduler(**_BETAS, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
+    return PNDMScheduler(**BETAS, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
 
 
 def min_snr_weights(alphas_cumprod: Tensor, limit: float) -> Tensor:
@@ -68,7 +75,7 @@ def train_denoiser(
     pool = make_pool(sprites, config.scenes, derive_seed(run.seed, STAGE, "scenes"))
     latents = encode(vae.to(run.device).eval(), pool.images, run) * vae.config.scaling_factor
     ids, empty = token_ids(tokenizer, pool.captions), token_ids(tokenizer, ("",))
-    scheduler = DDPMScheduler(**_BETAS)
+    scheduler = DDPMScheduler(**BETAS)
     weights = min_snr_weights(scheduler.alphas_cumprod, config.snr_limit)
     size = config.schedule.batch_size
 
