@@ -108,11 +108,11 @@ def test_an_unknown_recipe_key_is_refused(
 
 def test_an_unknown_model_is_refused(refused: Callable[..., str], prompts: Path, tmp_path: Path) -> None:
     said = refused("quantize", "no-such-model", "-o", tmp_path / "new", "--prompts", prompts)
-    assert "model 'no-such-model' is neither bundled (emoji-sd, emoji-clip), nor a directory" in said
+    assert "model 'no-such-model' is neither bundled (emoji-sd, emoji-sdxl, emoji-clip), nor a directory" in said
     (tmp_path / "empty").mkdir()
     said = refused("quantize", tmp_path / "empty", "-o", tmp_path / "new", "--prompts", prompts)
     assert "is no diffusers pipeline: it has no model_index.json" in said
-    assert "emoji-sd is" in refused("quantize", "emoji-clip", "-o", tmp_path / "new", "--prompts", prompts)
+    assert "emoji-sd and emoji-sdxl are" in refused("quantize", "emoji-clip", "-o", tmp_path / "new", "--prompts", prompts)
 
 
 def test_prompts_that_cannot_be_had_are_refused(refused: Callable[..., str], model: Path, tmp_path: Path) -> None:

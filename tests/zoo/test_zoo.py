@@ -92,7 +92,7 @@ def test_prompt_sets() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("sd-turbo", "coco", "test"), "'sd-turbo'; bundled are emoji-sd, emoji-clip"),
+        (("sd-turbo", "coco", "test"), "'sd-turbo'; bundled are emoji-sd, emoji-sdxl, emoji-clip"),
         (("emoji-sd", "parti", "test"), "no prompt set 'parti'; it has coco, sdp"),
         (("emoji-clip", "coco", "test"), "no prompt set 'coco'; it has none"),
         (("emoji-sd", "sdp", "calibration"), "no split 'calibration'; it has test"),

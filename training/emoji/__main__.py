@@ -120,8 +120,8 @@ def denoiser(
     denoiser_stage.train_denoiser(
         size.recipe.denoiser,
         load_tokenizer(out / "tokenizer"),
-        CLIPTextModel.from_pretrained(assembly.finished(out, clip_stage.STAGE)),
-        AutoencoderKL.from_pretrained(assembly.finished(out, vae_stage.STAGE)),
+        CLIPTextModel.from_pretrained(assembly.finished(out, clip_stage.STAGE), dtype=torch.float32),
+        AutoencoderKL.from_pretrained(assembly.finished(out, vae_stage.STAGE), torch_dtype=torch.float32),
         _load_sprites(out),
         run,
     )
@@ -139,7 +139,7 @@ def second_tower(
 ) -> None:
     """Train the second text encoder of the SDXL pipeline on the CLIP's image embeddings."""
     run = Run(out, torch.device(device), seed=seed, until=until, bfloat16=bfloat16)
-    clip = CLIPModel.from_pretrained(assembly.finished(out, clip_stage.STAGE))
+    clip = CLIPModel.from_pretrained(assembly.finished(out, clip_stage.STAGE), dtype=torch.float32)
     tokenizer = load_tokenizer(out / "tokenizer")
     tower_stage.train_second_tower(size.recipe.second_tower, tokenizer, clip, _load_sprites(out), run)
 
@@ -160,8 +160,8 @@ def denoiser_xl(
         size.recipe.denoiser_xl,
         load_tokenizer(out / "tokenizer"),
         assembly.load_towers(out),
-        AutoencoderKL.from_pretrained(assembly.finished(out, vae_stage.STAGE)),
-        UNet2DConditionModel.from_pretrained(assembly.finished(out, denoiser_stage.STAGE)),
+        AutoencoderKL.from_pretrained(assembly.finished(out, vae_stage.STAGE), torch_dtype=torch.float32),
+        UNet2DConditionModel.from_pretrained(assembly.finished(out, denoiser_stage.STAGE), torch_dtype=torch.float32),
         _load_sprites(out),
         run,
     )

@@ -67,8 +67,8 @@ def has_xl(directory: Path) -> bool:
 def load_towers(directory: Path) -> denoiser_xl.TextTowers:
     """The text encoders of the SDXL pipeline. Raises FileNotFoundError where a stage is not complete."""
     return denoiser_xl.TextTowers(
-        CLIPTextModel.from_pretrained(finished(directory, clip.STAGE)),
-        CLIPTextModelWithProjection.from_pretrained(finished(directory, second_tower.STAGE)),
+        CLIPTextModel.from_pretrained(finished(directory, clip.STAGE), dtype=torch.float32),
+        CLIPTextModelWithProjection.from_pretrained(finished(directory, second_tower.STAGE), dtype=torch.float32),
     )
 
 

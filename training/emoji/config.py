@@ -91,8 +91,8 @@ class SecondTowerConfig:
     width: int = 160
     layers: int = 5
     heads: int = 5
-    scenes: int = 30_000
-    schedule: Schedule = Schedule(steps=1500, batch_size=160, learning_rate=1e-3, warmup=100, weight_decay=0.05)
+    scenes: int = 20_000
+    schedule: Schedule = Schedule(steps=1000, batch_size=160, learning_rate=1e-3, warmup=100, weight_decay=0.05)
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class DenoiserXlConfig:
     """
 
     denoiser: DenoiserConfig = DenoiserConfig(
-        schedule=Schedule(steps=5000, batch_size=64, learning_rate=4e-4, warmup=200, hold=0.3)
+        scenes=40_000, schedule=Schedule(steps=2800, batch_size=64, learning_rate=4e-4, warmup=100, hold=0.3)
     )
     transformer_layers: tuple[int, ...] = (1, 1, 2)
     condition_width: int = 32

@@ -83,7 +83,7 @@ def _find(model: str) -> str:
     bundled = model_path(model)
     if bundled is not None:
         if not (bundled / MODEL_INDEX).exists():
-            raise UnknownModelError(f"bundled model {model!r} is no pipeline; emoji-sd is")
+            raise UnknownModelError(f"bundled model {model!r} is no pipeline; emoji-sd and emoji-sdxl are")
         return str(bundled)
     path = Path(model)
     if path.suffix == SINGLE_FILE:

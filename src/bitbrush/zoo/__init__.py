@@ -9,10 +9,13 @@ from pathlib import Path
 
 __all__ = ["MODELS", "model_path", "prompt_set", "prompt_sets"]
 
-MODELS = ("emoji-sd", "emoji-clip")
-"""Names of the bundled models: a diffusers StableDiffusionPipeline, and a transformers CLIPModel of the same world."""
+MODELS = ("emoji-sd", "emoji-sdxl", "emoji-clip")
+"""Names of the bundled models: diffusers' StableDiffusionPipeline and StableDiffusionXLPipeline, and a transformers
+CLIPModel, all of the same world."""
 
 _DIRECTORY = Path(__file__).parent
+_PROMPTS = {"emoji-sd": "emoji", "emoji-sdxl": "emoji"}
+"""Where the prompts of a model are: those of one world serve all its pipelines."""
 
 
 def model_path(name: str) -> Path | None:
@@ -28,7 +31,9 @@ def prompt_sets(model_name: str) -> dict[str, tuple[str, ...]]:
     if model_name not in MODELS:
         raise ValueError(f"no bundled model is called {model_name!r}; bundled are {', '.join(MODELS)}")
     splits: dict[str, tuple[str, ...]] = {}
-    for path in sorted((_DIRECTORY / "prompts" / model_name).glob("*.txt")):
+    if model_name not in _PROMPTS:
+        return splits
+    for path in sorted((_DIRECTORY / "prompts" / _PROMPTS[model_name]).glob("*.txt")):
         set_name, split, _ = path.name.split(".")
         splits[set_name] = (*splits.get(set_name, ()), split)
     return splits
@@ -49,5 +54,5 @@ def prompt_set(model_name: str, set_name: str, split: str) -> tuple[str, ...]:
     if split not in sets[set_name]:
         existing = ", ".join(sets[set_name])
         raise ValueError(f"prompt set {set_name!r} of {model_name!r} has no split {split!r}; it has {existing}")
-    path = _DIRECTORY / "prompts" / model_name / f"{set_name}.{split}.txt"
+    path = _DIRECTORY / "prompts" / _PROMPTS[model_name] / f"{set_name}.{split}.txt"
     return tuple(path.read_text(encoding="utf-8").splitlines())
