@@ -47,7 +47,7 @@ def test_runs_repeats_and_leaves_the_pipeline(tiny_pipe: StableDiffusionPipeline
     parts, full = dict(tiny_pipe.components), image(tiny_pipe)
     first, second = (bitbrush.quantize(tiny_pipe, recipe(method), PROMPTS) for _ in range(2))
 
-    assert first.source is tiny_pipe
+    assert (first.source is tiny_pipe) == (method != "smoothquant")
     assert all(tiny_pipe.components[name] is part for name, part in parts.items())
     assert all(torch.equal(tensor, before[name]) for name, tensor in tiny_pipe.unet.state_dict().items())
     assert not any(module._forward_pre_hooks for module in tiny_pipe.unet.modules())
@@ -135,9 +135,28 @@ def test_one_shot_and_rtn_cost_one_call_per_step(tiny_pipe: StableDiffusionPipel
         assert len(calls) == 2 * 5
 
 
-def test_rtn_has_nothing_to_relax(tiny_pipe: StableDiffusionPipeline) -> None:
-    with pytest.raises(ValueError, match=r"relax is 0\.5:1@10, but rtn has one range for all steps; use pcr"):
-        bitbrush.quantize(tiny_pipe, recipe("rtn", relax="0.5:1@10"), PROMPTS)
+@pytest.mark.parametrize("method", ["rtn", "ptq4dm", "smoothquant"])
+def test_methods_of_one_range_have_nothing_to_relax(tiny_pipe: StableDiffusionPipeline, method: str) -> None:
+    with pytest.raises(ValueError, match=rf"relax is 0\.5:1@10, but {method} has one range for all steps; use pcr"):
+        bitbrush.quantize(tiny_pipe, recipe(method, relax="0.5:1@10"), PROMPTS)
+
+
+def test_ptq4dm_ranges_are_those_of_its_draws(tiny_pipe: StableDiffusionPipeline) -> None:
+    """Its static range is that of the union of the drawn steps, each as often as drawn: unlike rtn's of all steps."""
+    keys = {"rounding": "nearest", "activations": 6}
+    made = {
+        name: bitbrush.quantize(tiny_pipe, recipe(name, **keys), PROMPTS).outcome for name in ("ptq4dm", "one-shot")
+    }
+    static, stepwise = ({layer.name: layer.activations for layer in made[name].layers} for name in made)
+    assert {len(schedule.timesteps) for schedule in static.values()} == {1}
+    spans = [
+        (static[name].grids[0].scale, [grid.scale for grid in stepwise[name].grids])
+        for name in static
+        if len({grid.scale for grid in stepwise[name].grids}) > 1
+    ]
+    assert spans
+    within = [min(steps) * 0.9 <= scale <= max(steps) * 1.1 for scale, steps in spans]
+    assert sum(within) / len(within) > 0.9
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -37,6 +37,8 @@ from bitbrush.timeline.trajectory import prompt_batches
 class Quantization:
     """A quantized pipeline in memory. ``source``: full precision with the recipe's scheduler; ``costs`` by phase.
 
+    The source's denoiser computes what the given one does, but a method may have rescaled its channels.
+
     ``recalibrated``: ``manifest`` and ``digest`` of the artifact whose weights these are, if they were not rounded
     here; ``source`` then has those weights.
     """
@@ -95,8 +97,13 @@ def quantize(
     job = quantization_job(pipe, recipe, prompts, inputs=inputs, generic=generic, rounded=rounded, progress=progress)
     if work is not None:
         job = replace(job, journal=open_work(work, job, model_digest(pipe)))
-    outcome = METHODS[recipe.method].run(job)
-    return Quantization(job.pipe, job.family, recipe, outcome, job.costs.phases)
+    return carry_out(METHODS[recipe.method].prepare(job))
+
+
+def carry_out(job: Job) -> Quantization:
+    """What the job's method makes of the job's denoiser as it is."""
+    outcome = METHODS[job.recipe.method].run(job)
+    return Quantization(job.pipe, job.family, job.recipe, outcome, job.costs.phases)
 
 
 def quantization_job(

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from bitbrush.artifact.denoiser import WEIGHTS
-from bitbrush.artifact.quantization import Quantization, quantize
+from bitbrush.artifact.quantization import Quantization, carry_out, quantization_job
 from bitbrush.artifact.store import artifact_digest, verify
 from bitbrush.artifact.tensors import layer_from_tensors
 from bitbrush.methods.recipe import Recipe
@@ -66,8 +66,8 @@ def recalibrate(
     recipe = Recipe().updated(manifest["recipe"]).updated(keys)
     pipe, rounded = load_rounded(root, manifest)
     is_generic = manifest["denoiser"]["family"] == generic.NAME
-    made = quantize(pipe, recipe, prompts, inputs=inputs, generic=is_generic, rounded=rounded, progress=progress)
-    return replace(made, recalibrated={"manifest": manifest, "digest": artifact_digest(root)})
+    job = quantization_job(pipe, recipe, prompts, inputs=inputs, generic=is_generic, rounded=rounded, progress=progress)
+    return replace(carry_out(job), recalibrated={"manifest": manifest, "digest": artifact_digest(root)})
 
 
 def load_rounded(root: Path, manifest: Mapping[str, Any]) -> tuple[DiffusionPipeline, dict[str, RoundedLayer]]:

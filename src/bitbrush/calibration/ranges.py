@@ -97,11 +97,17 @@ def observe(
     return observations
 
 
-def static_schedules(calibration: Calibration, observations: Observations) -> dict[str, ActivationSchedule]:
-    """One range per layer for all steps: the union of what was seen at any of them."""
+def static_schedules(
+    calibration: Calibration, observations: Observations, counts: Mapping[float, int] | None = None
+) -> dict[str, ActivationSchedule]:
+    """One range per layer for all steps: the union of what was seen at any of them.
+
+    ``counts``: how many times each timestep counts, none where it is not in it; None: all once.
+    """
     everything = InputObserver()
+    counts = counts if counts is not None else dict.fromkeys(observations, 1)
     for spec in calibration.layers:
-        histograms = [observer.histogram(spec.name) for observer in observations.values()]
+        histograms = [observations[t].histogram(spec.name).times(count) for t, count in counts.items()]
         everything.histograms[spec.name] = reduce(Histogram.merge, histograms)
     any_step = next(iter(observations))
     grids = calibration.grids(everything, any_step, (any_step,))

@@ -3,26 +3,27 @@
 from bitbrush.calibration.ranges import static_schedules
 from bitbrush.methods.method import Job, Method, Outcome, PlannedPhase
 from bitbrush.methods.recipe import Recipe
-from bitbrush.methods.stages import observe_full_precision, observing_phases, outcome, rounded_weights
+from bitbrush.methods.stages import (
+    observe_full_precision,
+    observing_phases,
+    outcome,
+    require_one_range,
+    rounded_weights,
+)
 from bitbrush.numerics.ranges import RangeEstimator
 from bitbrush.numerics.weights import WeightRange
 
 
 def run(job: Job) -> Outcome:
-    _require_one_range(job)
+    require_one_range(job)
     rounded = rounded_weights(job)
     observations = observe_full_precision(job)
     return outcome(job, rounded, static_schedules(job.calibration, observations))
 
 
 def phases(job: Job) -> tuple[PlannedPhase, ...]:
-    _require_one_range(job)
+    require_one_range(job)
     return observing_phases(job)
-
-
-def _require_one_range(job: Job) -> None:
-    if job.recipe.relax:
-        raise ValueError(f"relax is {job.recipe.relax}, but rtn has one range for all steps; use pcr or one-shot")
 
 
 def defaults(activations: int) -> Recipe:

@@ -34,6 +34,14 @@ def observing_phases(job: Job) -> tuple[PlannedPhase, ...]:
     return (*rounding_phases(job), PlannedPhase(OBSERVATION, job.batches, OBSERVING_CALLS))
 
 
+def require_one_range(job: Job) -> None:
+    """Raises ValueError if the recipe relaxes steps, which a method with one range for all steps cannot."""
+    if job.recipe.relax:
+        raise ValueError(
+            f"relax is {job.recipe.relax}, but {job.recipe.method} has one range for all steps; use pcr or one-shot"
+        )
+
+
 def rounded_weights(job: Job) -> Mapping[str, RoundedLayer]:
     """The job's own, or by the recipe's rounding; learned rounding records full-precision trajectories first."""
     if job.rounded is not None:

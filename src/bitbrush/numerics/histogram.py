@@ -1,7 +1,7 @@
 """What is remembered of a stream of activations: exact extremes and a histogram that grows with them."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -48,6 +48,10 @@ class Histogram:
         exponent = max(self.exponent, other.exponent)
         counts = _widen(self.counts, exponent - self.exponent) + _widen(other.counts, exponent - other.exponent)
         return type(self)(min(self.low, other.low), max(self.high, other.high), exponent, counts)
+
+    def times(self, count: int) -> Self:
+        """As if everything had been seen ``count`` times."""
+        return replace(self, counts=self.counts * count)
 
     @property
     def edges(self) -> Tensor:

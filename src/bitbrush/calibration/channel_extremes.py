@@ -1,0 +1,47 @@
+"""The largest magnitude that every channel of a layer's input takes over the trajectories."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitbrush.timeline.cost import CallCounter
+from bitbrush.timeline.progress import Progress
+from bitbrush.timeline.trajectory import Trajectory, pending
+
+EXTREMES_CALLS = 1
+"""Denoiser calls of :func:`observe_channel_extremes` for each that the pipeline makes."""
+
+
+def observe_channel_extremes(
+    denoiser: nn.Module,
+    layers: Sequence[str],
+    trajectories: Sequence[Trajectory],
+    progress: Progress,
+    calls: CallCounter,
+) -> dict[str, Tensor]:
+    """``max |x_j|`` of every input channel j, (C_in,), by layer; channels are the input's last dimension.
+
+    Runs the trajectories to their end with ``denoiser`` as it is, one call per step and prompt batch.
+    """
+    extremes: dict[str, Tensor] = {}
+    with ExitStack() as stack, progress("observing channels", len(pending(trajectories)[0].planned)) as advance:
+        for name in layers:
+            hook = denoiser.get_submodule(name).register_forward_pre_hook(_watch(name, extremes))
+            stack.callback(hook.remove)
+        while waiting := pending(trajectories):
+            for trajectory, call in zip(trajectories, waiting, strict=True):
+                trajectory.answer(call.run(denoiser))
+            calls.add()
+            advance()
+    return extremes
+
+
+def _watch(name: str, extremes: dict[str, Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+        largest = args[0].detach().abs().flatten(0, -2).amax(0)
+        extremes[name] = torch.maximum(extremes[name], largest) if name in extremes else largest
+
+    return hook
