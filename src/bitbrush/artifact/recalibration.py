@@ -53,8 +53,8 @@ def recalibrate(
     """The artifact's weights with activation ranges for its recipe updated by ``keys``.
 
     ``prompts`` and ``inputs`` as for :func:`bitbrush.quantize`. Methods that observe full precision (rtn, one-shot)
-    observe the quantized weights here. Raises ArtifactError if the artifact is not intact, ValueError for a key that
-    weights depend on.
+    observe the quantized weights here. Several processes share it as they share quantizing. Raises ArtifactError if the
+    artifact is not intact, ValueError for a key that weights depend on.
     """
     root = Path(directory)
     manifest = verify(root)
