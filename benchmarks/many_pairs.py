@@ -28,9 +28,9 @@ from bitbrush.bench.image_set import ImageSet
 from bitbrush.bench.networks.chosen import load_networks
 from bitbrush.bench.prompts import Domain, PromptSet
 from bitbrush.bench.qdiffbench import FLOOR, Entry, Pictures, compute_all
-from bitbrush.bench.ranks import Ranks
 from bitbrush.timeline.cost import CostLedger, peak_resident_mib
 from bitbrush.timeline.progress import silent
+from bitbrush.timeline.ranks import Ranks
 
 SIZE = 512
 ALONE = Work(Ranks(), silent)

@@ -72,6 +72,8 @@ class Estimate:
 def estimate_job(job: Job) -> tuple[Estimate, PipelineWalk]:
     """Counted by the method's own phases and the pipeline's own call; costs a denoiser call of one prompt.
 
+    Where processes share the job it is the estimate of this one.
+
     Raises ValueError for what the method would refuse.
     """
     phases = METHODS[job.recipe.method].phases(job)
@@ -96,17 +98,20 @@ def estimate_job(job: Job) -> tuple[Estimate, PipelineWalk]:
     return estimate, walk
 
 
-def require_room(estimate: Estimate, output: Path, *, kept: int = 0) -> None:
+def require_room(estimate: Estimate, output: Path, *, kept: int = 0, processes: int = 1) -> None:
     """Raises ValueError if the job cannot fit into the memory or onto the disk that the machine has left.
 
-    ``kept``: bytes of its work that are on the disk already. Memory is not looked at where the system does not tell.
+    ``kept``: bytes of its work that are on the disk already. ``processes``: of this machine that have such an estimate
+    each, all of them loaded. Memory is not looked at where the system does not tell.
     """
     phase, memory = estimate.largest, available_memory()
-    if memory is not None and phase.bytes > memory:
+    if memory is not None and processes * phase.bytes > memory:
         fewer = "num_prompts, or choose --rounding nearest" if phase.name == ROUNDING else "batch_size"
+        fewer += ", or start fewer processes" if processes > 1 else ""
+        each = f" in each of {processes}" if processes > 1 else ""
         raise ValueError(
-            f"{phase.name.replace('_', ' ')} takes about {size_text(phase.bytes)} of memory beside what is loaded, "
-            f"{size_text(memory)} are available; lower {fewer}, make smaller pictures, or free memory"
+            f"{phase.name.replace('_', ' ')} takes about {size_text(phase.bytes)} of memory{each} beside "
+            f"what is loaded, {size_text(memory)} are available; lower {fewer}, make smaller pictures, or free memory"
         )
     work, disk = max(0, estimate.work_bytes - kept), available_disk(output)
     if estimate.artifact_bytes + work > disk:

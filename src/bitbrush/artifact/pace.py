@@ -55,7 +55,7 @@ class Pace:
 
 def measure_pace(job: Job) -> Pace:
     """Times two denoiser calls of the first calibration batch, and samples of the arithmetic of rounding."""
-    batch, denoiser, names = job.batches[0], job.denoiser, [spec.name for spec in job.calibration.layers]
+    batch, denoiser, names = job.own[0], job.denoiser, [spec.name for spec in job.calibration.layers]
     grids: dict[str, AffineGrid] = {}
     with start(job.pipe, job.family.component, batch, job.recipe.plan) as trajectory:
         (call,) = pending([trajectory])

@@ -17,7 +17,7 @@ from torch import nn
 
 from bitbrush.artifact.identity import model_digest
 from bitbrush.artifact.schedulers import with_scheduler
-from bitbrush.artifact.work import open_work
+from bitbrush.artifact.work import open_work, require_same_job
 from bitbrush.methods import METHODS
 from bitbrush.methods.method import Job, Outcome
 from bitbrush.methods.recipe import Recipe
@@ -28,8 +28,10 @@ from bitbrush.network.layers import LayerSpec
 from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.runtime.reference import ReferenceRuntime
 from bitbrush.timeline.cost import CostLedger, PhaseCost
+from bitbrush.timeline.journal import Journal
 from bitbrush.timeline.plan import average_bits
 from bitbrush.timeline.progress import Progress, silent
+from bitbrush.timeline.ranks import ALONE, Ranks, ranks
 from bitbrush.timeline.trajectory import prompt_batches
 
 
@@ -40,7 +42,7 @@ class Quantization:
     The source's denoiser computes what the given one does, but a method may have rescaled its channels.
 
     ``recalibrated``: ``manifest`` and ``digest`` of the artifact whose weights these are, if they were not rounded
-    here; ``source`` then has those weights.
+    here; ``source`` then has those weights. ``processes``: how many shared the work; ``costs`` are this one's.
     """
 
     source: DiffusionPipeline
@@ -49,6 +51,7 @@ class Quantization:
     outcome: Outcome
     costs: dict[str, PhaseCost]
     recalibrated: Mapping[str, Any] | None = None
+    processes: int = 1
 
     @property
     def average_activation_bits(self) -> float:
@@ -90,20 +93,34 @@ def quantize(
     ``work``: a folder for every reconstructed block and calibrated step, from which the same call goes on, after
     whatever ended it, to the same result bit for bit. Remove it when the result is saved.
 
+    Where torchrun started several processes, or torch.distributed has been initialized (with gloo), each calls this
+    with the same arguments and shares the work by the prompts; each is given the same result, to be saved by one.
+    If one fails, the others raise RankError.
+
     Raises ValueError for an unknown method, denoiser or scheduler, for a denoiser not in float32, for too few prompts,
     for ``rounded`` weights of other layers or bits, for ``work`` of another quantization, for inputs that the pipeline
-    misses or does not take, or if the checkpoint or its activations hold NaN.
+    misses or does not take, for fewer prompts than processes, or if the checkpoint or its activations hold NaN.
     """
-    job = quantization_job(pipe, recipe, prompts, inputs=inputs, generic=generic, rounded=rounded, progress=progress)
+    with ranks() as own:
+        job = quantization_job(
+            pipe, recipe, prompts, inputs=inputs, generic=generic, rounded=rounded, progress=progress, ranks=own
+        )
+        return carry_out(job, work)
+
+
+def carry_out(job: Job, work: Path | None = None) -> Quantization:
+    """What :func:`quantize` does with a job, once it is checked."""
+    require_same_job(job)
     if work is not None:
-        job = replace(job, journal=open_work(work, job, model_digest(pipe)))
-    return carry_out(METHODS[recipe.method].prepare(job))
+        first = open_work(work, job, model_digest(job.pipe)) if job.ranks.leads else Journal(None, job.ranks)
+        job = replace(job, journal=first)
+    return run_method(METHODS[job.recipe.method].prepare(job))
 
 
-def carry_out(job: Job) -> Quantization:
+def run_method(job: Job) -> Quantization:
     """What the job's method makes of the job's denoiser as it is."""
     outcome = METHODS[job.recipe.method].run(job)
-    return Quantization(job.pipe, job.family, job.recipe, outcome, job.costs.phases)
+    return Quantization(job.pipe, job.family, job.recipe, outcome, job.costs.phases, processes=job.ranks.world)
 
 
 def quantization_job(
@@ -115,8 +132,12 @@ def quantization_job(
     generic: bool = False,
     rounded: Mapping[str, RoundedLayer] | None = None,
     progress: Progress = silent,
+    ranks: Ranks = ALONE,
 ) -> Job:
-    """What :func:`quantize` carries out, checked as it says; nothing is computed yet."""
+    """What :func:`quantize` carries out, checked as it says; nothing is computed yet.
+
+    ``ranks``: the processes that share it, of which the first alone reports ``progress``.
+    """
     if recipe.method not in METHODS:
         raise ValueError(f"method is {recipe.method!r}; known are {', '.join(METHODS)}")
     if len(prompts) < recipe.num_prompts:
@@ -124,11 +145,18 @@ def quantization_job(
             f"num_prompts is {recipe.num_prompts}, but only {len(prompts)} calibration prompts are given; "
             "lower it or give more"
         )
+    if recipe.num_prompts < ranks.world:
+        raise ValueError(
+            f"num_prompts is {recipe.num_prompts} for {ranks.world} processes, of which each needs one; start fewer "
+            "(torchrun --nproc-per-node), or use more prompts"
+        )
     _require_pictures(pipe, inputs or {})
     family = generic_family(pipe) if generic else family_of(pipe)
     _require_float32(getattr(pipe, family.component), family.component)
     batches = tuple(prompt_batches(prompts[: recipe.num_prompts], recipe.seed, recipe.batch_size, inputs=inputs))
-    job = Job(with_scheduler(pipe, recipe.scheduler), family, recipe, batches, progress, CostLedger(), rounded)
+    shown = progress if ranks.leads else silent
+    costs, planned = CostLedger(), with_scheduler(pipe, recipe.scheduler)
+    job = Job(planned, family, recipe, batches, shown, costs, rounded, ranks=ranks)
     layers = job.calibration.layers  # refuses what the recipe excludes in vain before a folder is made
     if rounded is not None:
         _require_same_layers(rounded, layers)

@@ -18,14 +18,16 @@ from safetensors.torch import load_file
 from torch import nn
 
 from bitbrush.artifact.denoiser import WEIGHTS
-from bitbrush.artifact.quantization import Quantization, carry_out, quantization_job
+from bitbrush.artifact.quantization import Quantization, quantization_job, run_method
 from bitbrush.artifact.store import artifact_digest, verify
 from bitbrush.artifact.tensors import layer_from_tensors
+from bitbrush.artifact.work import require_same_job
 from bitbrush.methods.recipe import Recipe
 from bitbrush.network import generic
 from bitbrush.network.layers import set_weight
 from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.timeline.progress import Progress, silent
+from bitbrush.timeline.ranks import ranks
 
 KEYS = (
     "activations",
@@ -53,8 +55,8 @@ def recalibrate(
     """The artifact's weights with activation ranges for its recipe updated by ``keys``.
 
     ``prompts`` and ``inputs`` as for :func:`bitbrush.quantize`. Methods that observe full precision (rtn, one-shot)
-    observe the quantized weights here. Raises ArtifactError if the artifact is not intact, ValueError for a key that
-    weights depend on.
+    observe the quantized weights here. Several processes share it as they share quantizing. Raises ArtifactError if the
+    artifact is not intact, ValueError for a key that weights depend on.
     """
     root = Path(directory)
     manifest = verify(root)
@@ -66,8 +68,13 @@ def recalibrate(
     recipe = Recipe().updated(manifest["recipe"]).updated(keys)
     pipe, rounded = load_rounded(root, manifest)
     is_generic = manifest["denoiser"]["family"] == generic.NAME
-    job = quantization_job(pipe, recipe, prompts, inputs=inputs, generic=is_generic, rounded=rounded, progress=progress)
-    return replace(carry_out(job), recalibrated={"manifest": manifest, "digest": artifact_digest(root)})
+    with ranks() as own:
+        job = quantization_job(
+            pipe, recipe, prompts, inputs=inputs, generic=is_generic, rounded=rounded, progress=progress, ranks=own
+        )
+        require_same_job(job)
+        made = run_method(job)
+    return replace(made, recalibrated={"manifest": manifest, "digest": artifact_digest(root)})
 
 
 def load_rounded(root: Path, manifest: Mapping[str, Any]) -> tuple[DiffusionPipeline, dict[str, RoundedLayer]]:

@@ -270,6 +270,7 @@ def _manifest(quantization: Quantization, origin: dict[str, Any], full_bytes: in
             "full_precision_bytes": full_bytes,
         },
         "layers": [{**asdict(spec), "shape": list(spec.shape)} for spec in quantization.outcome.specs],
+        "processes": quantization.processes,
         "cost": {phase: asdict(cost) for phase, cost in quantization.costs.items()},
         "versions": {
             "python": platform.python_version(),

@@ -11,7 +11,7 @@ from bitbrush.methods.method import Job
 from bitbrush.methods.recipe import Rounding
 from bitbrush.network.footprint import Footprint, measure_footprint
 from bitbrush.rounding.blocks import reconstruction_blocks
-from bitbrush.rounding.samples import is_sample, sample_batches
+from bitbrush.rounding.samples import is_sample, sample_pieces
 from bitbrush.timeline.live_memory import tensor_bytes
 from bitbrush.timeline.trajectory import start
 
@@ -55,14 +55,13 @@ def walk_pipeline(job: Job) -> PipelineWalk:
 
 
 def sample_bytes(job: Job, walk: PipelineWalk) -> list[int]:
-    """Of every prompt's denoiser call that is kept for learned rounding; none where weights are not learned."""
+    """Of every prompt's denoiser call that this process keeps for learned rounding; none where none is."""
     if job.rounded is not None or job.recipe.rounding is not Rounding.LEARNED:
         return []
-    batches = sample_batches(job.batches)
     return [
         size
         for call, size in enumerate(walk.argument_bytes)
-        for index, batch in enumerate(batches)
-        if is_sample(call, index, len(batches))
-        for _ in batch.prompts
+        for piece in sample_pieces(job.batches, job.ranks)
+        if is_sample(call, piece.index, piece.batches)
+        for _ in piece.batch.prompts
     ]

@@ -27,11 +27,11 @@ def open_work(folder: Path, job: Job, digest: str) -> Journal:
     """The journal of ``folder``, made if there is none. ``digest``: of the pipeline's networks.
 
     Raises ValueError, naming what differs, if the work in it was done for another model, recipe, prompts, versions or
-    number of threads: going on with it would not give what the job gives.
+    number of threads or processes: going on with it would not give what the job gives.
     """
-    ours = _fingerprint(job, digest)
+    ours = {"model": digest, **_fingerprint(job)}
     path = folder / FINGERPRINT
-    journal = Journal(folder)
+    journal = Journal(folder, job.ranks)
     if journal.pieces():
         theirs = json.loads(path.read_text(encoding="utf-8"))
         unlike = [part for part in ours if ours[part] != theirs.get(part)]
@@ -50,15 +50,32 @@ def open_work(folder: Path, job: Job, digest: str) -> Journal:
     return journal
 
 
-def _fingerprint(job: Job, digest: str) -> dict[str, Any]:
+def require_same_job(job: Job) -> None:
+    """Raises ValueError in every process, naming what differs, if those that share the job were given different ones.
+
+    The networks' weights are not compared.
+    """
+    parts = _fingerprint(job)
+    digests = [hashlib.sha256(json.dumps(part, sort_keys=True).encode()).digest()[:7] for part in parts.values()]
+    own = torch.tensor([int.from_bytes(digest) for digest in digests])
+    differ = job.ranks.least(own.clone()) != job.ranks.most(own.clone())
+    unlike = [name for name, other in zip(parts, differ.tolist(), strict=True) if other]
+    if unlike:
+        raise ValueError(
+            f"the {job.ranks.world} processes were given different {' and '.join(unlike)}; "
+            "give all of them the same: they share one job"
+        )
+
+
+def _fingerprint(job: Job) -> dict[str, Any]:
     return {
-        "model": digest,
         "recipe": job.recipe.to_dict(),
         "prompts": _prompts_digest(job.batches),
         "family": job.family.name,
         "weights": _weights_digest(job),
         "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
         "number of threads": torch.get_num_threads(),  # sums are added up in another order
+        "number of processes": job.ranks.world,
     }
 
 

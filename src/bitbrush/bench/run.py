@@ -11,12 +11,12 @@ from bitbrush.bench.files import write_whole
 from bitbrush.bench.networks.chosen import Networks, load_networks
 from bitbrush.bench.prompts import bench_sets
 from bitbrush.bench.qdiffbench import Protocol, compute_all, generate_all
-from bitbrush.bench.ranks import ranks
 from bitbrush.bench.report import render_report
 from bitbrush.bench.results import results_document, results_text
 from bitbrush.bench.subjects import plan_for
 from bitbrush.runtime.choose import runtime_named
 from bitbrush.timeline.progress import Progress, silent
+from bitbrush.timeline.ranks import ranks
 
 RESULTS, REPORT, PICTURES = "results.json", "report.html", "pictures"
 

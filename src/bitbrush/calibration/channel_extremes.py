@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bitbrush.timeline.cost import CallCounter
 from bitbrush.timeline.progress import Progress
+from bitbrush.timeline.ranks import ALONE, Ranks
 from bitbrush.timeline.trajectory import Trajectory, pending
 
 EXTREMES_CALLS = 1
@@ -21,10 +22,13 @@ def observe_channel_extremes(
     trajectories: Sequence[Trajectory],
     progress: Progress,
     calls: CallCounter,
+    *,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Tensor]:
     """``max |x_j|`` of every input channel j, (C_in,), by layer; channels are the input's last dimension.
 
-    Runs the trajectories to their end with ``denoiser`` as it is, one call per step and prompt batch.
+    Runs the trajectories to their end with ``denoiser`` as it is, one call per step and prompt batch; they may be the
+    share of one process of ``ranks``, each of which is given the largest of all.
     """
     extremes: dict[str, Tensor] = {}
     with ExitStack() as stack, progress("observing channels", len(pending(trajectories)[0].planned)) as advance:
@@ -36,7 +40,7 @@ def observe_channel_extremes(
                 trajectory.answer(call.run(denoiser))
             calls.add()
             advance()
-    return extremes
+    return {name: ranks.most(extremes[name]) for name in layers}
 
 
 def _watch(name: str, extremes: dict[str, Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], None]:

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from bitbrush.calibration.kept_steps import step_from_tensors, step_tensors
+from bitbrush.calibration.merging import merged_over_ranks
 from bitbrush.network.inputs import InputObserver, fake_quantize_input
 from bitbrush.network.layers import EDGE_ACTIVATION_BITS, LayerSpec
 from bitbrush.numerics.affine import AffineGrid
@@ -25,6 +26,7 @@ from bitbrush.timeline.cost import CallCounter
 from bitbrush.timeline.journal import NO_JOURNAL, Journal
 from bitbrush.timeline.plan import Relaxation, bits_at
 from bitbrush.timeline.progress import Progress
+from bitbrush.timeline.ranks import ALONE, Ranks
 from bitbrush.timeline.schedule import ActivationSchedule
 from bitbrush.timeline.trajectory import DenoiserCall, Trajectory, pending
 
@@ -77,11 +79,13 @@ def observe(
     progress: Progress,
     calls: CallCounter,
     *,
+    ranks: Ranks = ALONE,
     record: Callable[[int, DenoiserCall], None] = lambda batch, call: None,
 ) -> Observations:
     """Runs the trajectories to their end with ``denoiser`` as it is and observes the input of every layer.
 
-    One call per step and prompt batch. ``record`` is handed every call together with the index of its batch.
+    One call per step and prompt batch. ``trajectories`` may be the share of one process of ``ranks``; each is given
+    what all observed. ``record`` is handed every call together with the index of its batch.
     """
     observations: Observations = {}
     names = [spec.name for spec in calibration.layers]
@@ -94,7 +98,7 @@ def observe(
                     trajectory.answer(_run(call, denoiser))
             calls.add()
             advance()
-    return observations
+    return {timestep: merged_over_ranks(observer, names, ranks) for timestep, observer in observations.items()}
 
 
 def static_schedules(
@@ -128,6 +132,7 @@ def calibrate_progressively(
     progress: Progress,
     calls: CallCounter,
     journal: Journal = NO_JOURNAL,
+    ranks: Ranks = ALONE,
 ) -> dict[str, ActivationSchedule]:
     """One range per layer and timestep, each observed on what the already quantized steps produced.
 
@@ -135,6 +140,7 @@ def calibrate_progressively(
     that output is what the trajectories go on with: two calls per step and prompt batch. A timestep that the scheduler
     visits twice (PNDM, Heun) has one grid, from what both visits saw. ``denoiser`` holds the quantized weights already.
     A visit that ``journal`` holds is not observed again, the others go into it; the result is the same.
+    ``trajectories`` may be the share of one process of ``ranks``: their histograms are merged at every visit.
     """
     observations: Observations = {}
     by_step: dict[float, dict[str, AffineGrid]] = {}
@@ -150,11 +156,12 @@ def calibrate_progressively(
             if (kept := journal.read(piece)) is not None:
                 observations[timestep], by_step[timestep] = step_from_tensors(names, kept)
             else:
-                observer = observations.setdefault(timestep, InputObserver())
-                with observer.watching(denoiser, names):
+                visit_only, observer = InputObserver(), observations.setdefault(timestep, InputObserver())
+                with visit_only.watching(denoiser, names):
                     for call in waiting:
                         _run(call, denoiser)
                 calls.add()
+                observer.add(merged_over_ranks(visit_only, names, ranks))
                 by_step[timestep] = calibration.grids(observer, timestep, planned)
                 journal.write(piece, step_tensors(names, observer, by_step[timestep]))
             current.update(by_step[timestep])

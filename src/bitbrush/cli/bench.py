@@ -88,8 +88,8 @@ def _run(
     pictures: Path | None,
 ) -> None:
     from bitbrush.bench.collection import Work
-    from bitbrush.bench.ranks import ranks
     from bitbrush.bench.run import REPORT, run_bench
+    from bitbrush.timeline.ranks import ranks
 
     command = shlex.join(["bitbrush", *sys.argv[1:]])
     with ranks() as own:

@@ -22,7 +22,7 @@ def print_plan(job: "Job", estimate: "Estimate", walk: "PipelineWalk", output: P
 
     _print_layers(job, estimate)
     try:
-        require_room(estimate, output)
+        require_room(estimate, output, processes=job.ranks.here)
     except ValueError as problem:
         _print_phases(estimate, {})
         _print_sizes(estimate)

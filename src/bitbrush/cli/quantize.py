@@ -14,6 +14,7 @@ from bitbrush.cli.options import Config, Generic, Images, Loras, Masks, Pipeline
 if TYPE_CHECKING:
     from bitbrush.artifact.models import ModelOptions
     from bitbrush.artifact.quantization import Quantization
+    from bitbrush.methods.method import Job
     from bitbrush.methods.recipe import Recipe
 
 NO_KEYS = ("model", "output", "prompts", "recipe", "images", "masks", "generic", "dry_run")
@@ -89,37 +90,52 @@ def _quantize(
     generic: bool,
     dry_run: bool,
 ) -> None:
-    from bitbrush.artifact.estimate import estimate_job, require_room
     from bitbrush.artifact.models import find_model, load_full_precision
-    from bitbrush.artifact.quantization import quantization_job
-    from bitbrush.artifact.quantization import quantize as run
+    from bitbrush.artifact.quantization import carry_out, quantization_job
     from bitbrush.artifact.store import require_free, save
     from bitbrush.artifact.work import work_folder
     from bitbrush.bench.input_images import read_inputs
-    from bitbrush.bench.prompts import calibration_prompts, too_long
-    from bitbrush.timeline.journal import Journal
+    from bitbrush.bench.prompts import calibration_prompts
+    from bitbrush.timeline.ranks import ranks
 
     require_free(output)
     find_model(model, options)
     calibration = calibration_prompts(prompts, model)
     inputs = read_inputs(images, masks)
     pipe = load_full_precision(model, options)
-    for message in too_long(pipe, calibration[: chosen.num_prompts]):
+    with ranks() as own:
+        job = quantization_job(pipe, chosen, calibration, inputs=inputs, generic=generic, progress=shown, ranks=own)
+        own.wait()  # until all are loaded, as what memory is left is looked at
+        if own.leads:
+            note(_announcement(model, chosen, own.world))
+            _look_ahead(job, calibration, output, dry_run=dry_run)
+        if dry_run:
+            return
+        work = work_folder(output)
+        quantization = carry_out(job, work)
+        if own.leads:
+            save(quantization, output, base_model=model, options=options)
+            shutil.rmtree(work)
+            print_summary(quantization, output)
+
+
+def _look_ahead(job: "Job", calibration: Sequence[str], output: Path, *, dry_run: bool) -> None:
+    """What is to be told or refused before anything long starts."""
+    from bitbrush.artifact.estimate import estimate_job, require_room
+    from bitbrush.artifact.work import work_folder
+    from bitbrush.bench.prompts import too_long
+    from bitbrush.timeline.journal import Journal
+
+    for message in too_long(job.pipe, calibration[: job.recipe.num_prompts]):
         warn(message)
-    note(_announcement(model, chosen))
-    job = quantization_job(pipe, chosen, calibration, inputs=inputs, generic=generic)
     estimate, walk = estimate_job(job)
-    work = work_folder(output)
     if dry_run:
         print_plan(job, estimate, walk, output)
         return
-    require_room(estimate, output, kept=Journal(work).size)
-    if done := Journal(work).pieces():
-        note(f"going on with the {len(done)} blocks and steps that {work} holds")
-    quantization = run(pipe, chosen, calibration, inputs=inputs, generic=generic, work=work, progress=shown)
-    save(quantization, output, base_model=model, options=options)
-    shutil.rmtree(work)
-    print_summary(quantization, output)
+    kept = Journal(work_folder(output))
+    require_room(estimate, output, kept=kept.size, processes=job.ranks.here)
+    if done := kept.pieces():
+        note(f"going on with the {len(done)} blocks and steps that {kept.folder} holds")
 
 
 def _recipe(file: Path | None, given: dict[str, Any]) -> "Recipe":
@@ -134,12 +150,12 @@ def _recipe(file: Path | None, given: dict[str, Any]) -> "Recipe":
     return METHODS[name].recipe(keys)
 
 
-def _announcement(model: str, recipe: "Recipe") -> str:
+def _announcement(model: str, recipe: "Recipe", processes: int) -> str:
     relax = f", relaxed {recipe.relax}" if recipe.relax else ""
     return (
         f"{model}: {recipe.method}, {recipe.weights}-bit weights ({recipe.rounding} rounding), "
         f"{recipe.activations}-bit activations{relax}; {recipe.steps} steps, guidance {recipe.guidance_scale:g}, "
-        f"{recipe.num_prompts} prompts"
+        f"{recipe.num_prompts} prompts{f' shared by {processes} processes' if processes > 1 else ''}"
     )
 
 

@@ -39,17 +39,21 @@ def recalibrate(
     from bitbrush.bench.input_images import read_inputs
     from bitbrush.bench.prompts import calibration_prompts, too_long
     from bitbrush.methods.recipe import Recipe
+    from bitbrush.timeline.ranks import ranks
 
     manifest = read_manifest(artifact)
     recipe = Recipe().updated(manifest["recipe"]).updated(keys)
     require_free(output)
     calibration = calibration_prompts(prompts, manifest["base_model"])
-    note(
-        f"{artifact}: {recipe.name}, for {recipe.scheduler or manifest['plan']['scheduler']}, {recipe.steps} steps, "
-        f"guidance {recipe.guidance_scale:g}, {recipe.num_prompts} prompts"
-    )
-    made = run(artifact, keys, calibration, inputs=read_inputs(images, masks), progress=shown)
-    for message in too_long(made.source, calibration[: recipe.num_prompts]):
-        warn(message)
-    save(made, output)
-    print_summary(made, output)
+    with ranks() as own:
+        if own.leads:
+            note(
+                f"{artifact}: {recipe.name}, for {recipe.scheduler or manifest['plan']['scheduler']}, {recipe.steps} "
+                f"steps, guidance {recipe.guidance_scale:g}, {recipe.num_prompts} prompts"
+            )
+        made = run(artifact, keys, calibration, inputs=read_inputs(images, masks), progress=shown)
+        if own.leads:
+            for message in too_long(made.source, calibration[: recipe.num_prompts]):
+                warn(message)
+            save(made, output)
+            print_summary(made, output)

@@ -15,6 +15,8 @@ from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.timeline.cost import CostLedger
 from bitbrush.timeline.journal import NO_JOURNAL, Journal
 from bitbrush.timeline.progress import Progress
+from bitbrush.timeline.ranks import ALONE, Ranks
+from bitbrush.timeline.shares import own_pieces
 from bitbrush.timeline.trajectory import PromptBatch
 
 
@@ -23,7 +25,8 @@ class Job:
     """One quantization: the pipeline (left as it is), the recipe, calibration prompts, and where to report.
 
     ``rounded``: weights to use as they are, from an earlier job with the same weight keys; None to round them.
-    ``journal``: where finished pieces of the work are kept.
+    ``journal``: where finished pieces of the work are kept. ``ranks``: the processes that share it, each with the whole
+    of ``batches`` and its ``own`` share of them.
     """
 
     pipe: Any
@@ -34,6 +37,12 @@ class Job:
     costs: CostLedger
     rounded: Mapping[str, RoundedLayer] | None = None
     journal: Journal = NO_JOURNAL
+    ranks: Ranks = ALONE
+
+    @property
+    def own(self) -> tuple[PromptBatch, ...]:
+        """The calibration batches, or parts of such, of this process."""
+        return tuple(piece.batch for piece in own_pieces(self.batches, self.ranks))
 
     @property
     def denoiser(self) -> nn.Module:

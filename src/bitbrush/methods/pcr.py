@@ -21,14 +21,16 @@ def run(job: Job) -> Outcome:
     denoiser = with_weights(job.denoiser, rounded)
     with (
         job.costs.phase(PROGRESSIVE) as calls,
-        carried(job.pipe, job.family.component, job.batches, job.recipe.plan) as trajectories,
+        carried(job.pipe, job.family.component, job.own, job.recipe.plan) as trajectories,
     ):
-        schedules = calibrate_progressively(denoiser, job.calibration, trajectories, job.progress, calls, job.journal)
+        schedules = calibrate_progressively(
+            denoiser, job.calibration, trajectories, job.progress, calls, job.journal, job.ranks
+        )
     return outcome(job, rounded, schedules)
 
 
 def phases(job: Job) -> tuple[PlannedPhase, ...]:
-    progressive = PlannedPhase(PROGRESSIVE, job.batches, PROGRESSIVE_CALLS, on_rounded_weights=True)
+    progressive = PlannedPhase(PROGRESSIVE, job.own, PROGRESSIVE_CALLS, on_rounded_weights=True)
     return (*rounding_phases(job), progressive)
 
 

@@ -41,9 +41,9 @@ def smoothed(job: Job) -> Job:
     names = [one.readers[0] for one in inputs]
     with (
         job.costs.phase(SMOOTHING) as calls,
-        carried(job.pipe, job.family.component, job.batches, job.recipe.plan) as trajectories,
+        carried(job.pipe, job.family.component, job.own, job.recipe.plan) as trajectories,
     ):
-        extremes = observe_channel_extremes(job.denoiser, names, trajectories, job.progress, calls)
+        extremes = observe_channel_extremes(job.denoiser, names, trajectories, job.progress, calls, ranks=job.ranks)
     pipe, denoiser = copy.copy(job.pipe), copy.deepcopy(job.denoiser)
     smooth_(denoiser, inputs, extremes, alpha=ALPHA)
     setattr(pipe, job.family.component, denoiser)
@@ -58,7 +58,7 @@ def run(job: Job) -> Outcome:
 
 def phases(job: Job) -> tuple[PlannedPhase, ...]:
     require_one_range(job)
-    return (PlannedPhase(SMOOTHING, job.batches, EXTREMES_CALLS), *observing_phases(job))
+    return (PlannedPhase(SMOOTHING, job.own, EXTREMES_CALLS), *observing_phases(job))
 
 
 def defaults(activations: int) -> Recipe:

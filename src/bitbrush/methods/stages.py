@@ -11,7 +11,7 @@ from bitbrush.methods.recipe import Rounding
 from bitbrush.network.layers import QuantizedLayer, set_weight
 from bitbrush.rounding.learned import learn_rounding
 from bitbrush.rounding.nearest import RoundedLayer, round_all_to_nearest
-from bitbrush.rounding.samples import RECORDING_CALLS, record_samples, sample_batches
+from bitbrush.rounding.samples import RECORDING_CALLS, record_samples, sample_pieces, sample_shards
 from bitbrush.timeline.schedule import ActivationSchedule
 from bitbrush.timeline.trajectory import carried, planned_timesteps
 
@@ -26,12 +26,13 @@ def rounding_phases(job: Job) -> tuple[PlannedPhase, ...]:
         case Rounding.NEAREST:
             return (PlannedPhase(ROUNDING),)
         case Rounding.LEARNED:
-            return (PlannedPhase(RECORDING, sample_batches(job.batches), RECORDING_CALLS), PlannedPhase(ROUNDING))
+            recorded = [piece.batch for piece in sample_pieces(job.batches, job.ranks)]
+            return (PlannedPhase(RECORDING, recorded, RECORDING_CALLS), PlannedPhase(ROUNDING))
 
 
 def observing_phases(job: Job) -> tuple[PlannedPhase, ...]:
     """Of a method that rounds the weights and observes full precision."""
-    return (*rounding_phases(job), PlannedPhase(OBSERVATION, job.batches, OBSERVING_CALLS))
+    return (*rounding_phases(job), PlannedPhase(OBSERVATION, job.own, OBSERVING_CALLS))
 
 
 def require_one_range(job: Job) -> None:
@@ -52,7 +53,9 @@ def rounded_weights(job: Job) -> Mapping[str, RoundedLayer]:
                 return round_all_to_nearest(job.denoiser, job.calibration.layers, job.recipe.weight_range)
         case Rounding.LEARNED:
             with job.costs.phase(RECORDING) as calls:
-                samples = record_samples(job.pipe, job.family, job.batches, job.recipe.plan, job.progress, calls)
+                samples = record_samples(
+                    job.pipe, job.family, job.batches, job.recipe.plan, job.progress, calls, job.ranks
+                )
             with job.costs.phase(ROUNDING):
                 return learn_rounding(
                     job.denoiser,
@@ -62,6 +65,7 @@ def rounded_weights(job: Job) -> Mapping[str, RoundedLayer]:
                     samples,
                     job.progress,
                     job.journal,
+                    sample_shards(job.batches, len(samples), job.ranks),
                 )
 
 
@@ -69,9 +73,9 @@ def observe_full_precision(job: Job) -> Observations:
     """What every layer is given along the full-precision trajectories of the calibration prompts."""
     with (
         job.costs.phase(OBSERVATION) as calls,
-        carried(job.pipe, job.family.component, job.batches, job.recipe.plan) as trajectories,
+        carried(job.pipe, job.family.component, job.own, job.recipe.plan) as trajectories,
     ):
-        return observe(job.denoiser, job.calibration, trajectories, job.progress, calls)
+        return observe(job.denoiser, job.calibration, trajectories, job.progress, calls, ranks=job.ranks)
 
 
 def with_weights(denoiser: nn.Module, rounded: Mapping[str, RoundedLayer]) -> nn.Module:

@@ -35,11 +35,18 @@ class InputObserver:
             raise ValueError(f"layer {name} is never called by the denoiser; exclude it by pattern")
         return self.histograms[name]
 
+    def add(self, other: "InputObserver") -> None:
+        """As if this one had watched what ``other`` has, too."""
+        for name, histogram in other.histograms.items():
+            self._add(name, histogram)
+
+    def _add(self, name: str, histogram: Histogram) -> None:
+        known = self.histograms.get(name)
+        self.histograms[name] = known.merge(histogram) if known else histogram
+
     def _observe(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-            histogram = self._histogram_of(args[0], name)
-            known = self.histograms.get(name)
-            self.histograms[name] = known.merge(histogram) if known else histogram
+            self._add(name, self._histogram_of(args[0], name))
 
         return hook
 

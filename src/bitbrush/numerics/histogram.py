@@ -46,12 +46,16 @@ class Histogram:
 
     def merge(self, other: Self) -> Self:
         exponent = max(self.exponent, other.exponent)
-        counts = _widen(self.counts, exponent - self.exponent) + _widen(other.counts, exponent - other.exponent)
+        counts = self.counts_to(exponent) + other.counts_to(exponent)
         return type(self)(min(self.low, other.low), max(self.high, other.high), exponent, counts)
 
     def times(self, count: int) -> Self:
         """As if everything had been seen ``count`` times."""
         return replace(self, counts=self.counts * count)
+
+    def counts_to(self, exponent: int) -> Tensor:
+        """The counts over ``[-2^exponent, 2^exponent)``, (BINS,), float64; ``exponent`` at least its own."""
+        return _widen(self.counts, exponent - self.exponent)
 
     @property
     def edges(self) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bitbrush.network.family import Family
+from bitbrush.timeline.ranks import ALONE, Ranks
 from bitbrush.timeline.suspension import Suspension
 from bitbrush.timeline.trajectory import DenoiserCall
 
@@ -52,16 +53,17 @@ def reconstruction_blocks(denoiser: nn.Module, family: Family, layers: Sequence[
     return held
 
 
-def next_stop(walking: Sequence[Walk], order: Sequence[str]) -> tuple[str, list[int]] | None:
+def next_stop(walking: Sequence[Walk], order: Sequence[str], ranks: Ranks = ALONE) -> tuple[str, list[int]] | None:
     """The first in ``order`` of the blocks that walks wait at, and which of them do; None when all have ended.
 
-    Walks take different ways where a call skips blocks, as guidance by skipped layers does.
+    Walks take different ways where a call skips blocks, as guidance by skipped layers does. The walks of all processes
+    count: it may be that none of this one's waits there.
     """
-    stops = {index: walk.request.name for index, walk in enumerate(walking) if walk.request}
-    if not stops:
+    stops = {index: order.index(walk.request.name) for index, walk in enumerate(walking) if walk.request}
+    first = int(ranks.least(torch.tensor(min(stops.values(), default=len(order)))))
+    if first == len(order):
         return None
-    name = min(stops.values(), key=order.index)
-    return name, [index for index, stop in stops.items() if stop == name]
+    return order[first], [index for index, stop in stops.items() if stop == first]
 
 
 def called(walk: Walk) -> BlockCall:

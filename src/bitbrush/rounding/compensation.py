@@ -14,12 +14,15 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from bitbrush.numerics.weights import QuantizedWeight, WeightGrid, WeightRange, weight_grid
+from bitbrush.rounding.shards import Shard
+from bitbrush.timeline.ranks import Ranks
 
 DAMPING = 0.01
 DRIFT_RIDGE = 0.05
 COLUMNS_PER_BLOCK = 64
 POSITIONS_PER_COLUMN = 4
 MIN_POSITIONS = 4096
+SOLUTION = ("w_q", "wanted", "scale", "zero_point", "shift")
 
 
 @dataclass(frozen=True)
@@ -32,42 +35,100 @@ class Compensated:
 
 
 def round_with_compensation(
-    layer: nn.Conv2d | nn.Linear, bits: int, estimator: WeightRange, target_x: Tensor, x: Tensor, generator: Generator
+    layer: nn.Conv2d | nn.Linear,
+    bits: int,
+    estimator: WeightRange,
+    target_x: Tensor | None,
+    x: Tensor | None,
+    generator: Generator,
+    shard: Shard | None = None,
 ) -> Compensated:
     """Integers and bias with which the layer, given ``x``, comes close to its output given ``target_x``.
 
     ``target_x``, ``x``: the same samples' inputs in the full-precision and in the quantized network, (N, C, H, W) or
-    (N, ..., C). ``layer`` holds full-precision weights and stays as it is.
+    (N, ..., C). ``layer`` holds full-precision weights and stays as it is. Where the samples are spread over processes,
+    ``shard`` says how, and the inputs are this one's, None if it has none: their moments are added up, the first
+    process solves, and all are given its solution.
     """
     groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
     weight = layer.weight.detach().float().flatten(1)
-    rows, positions = _sampling(layer, x, generator)
-    target_columns = _columns(layer, target_x[rows], positions).chunk(groups, 1)
-    columns = _columns(layer, x[rows], positions).chunk(groups, 1)
-    integers, wanted, grids, shift = [], [], [], []
-    for w, a, b in zip(weight.chunk(groups), target_columns, columns, strict=True):
-        gram = b.T @ b / len(b)
-        fitted = _fit_drift(w, (a - b).T @ b / len(b), gram)
-        grid = weight_grid(fitted, bits, estimator)
-        w_q, w_wanted = _round_columns(fitted, grid, gram)
-        shift.append(w @ a.mean(0) - QuantizedWeight(w_q, grid).dequantize() @ b.mean(0))
-        integers.append(w_q)
-        wanted.append(w_wanted)
-        grids.append(grid)
-    shape = layer.weight.shape
-    grid = WeightGrid(torch.cat([g.scale for g in grids]), torch.cat([g.zero_point for g in grids]), bits)
-    bias = None if layer.bias is None else layer.bias.detach().float() + torch.cat(shift)
-    return Compensated(QuantizedWeight(torch.cat(integers).view(shape), grid), torch.cat(wanted).view(shape), bias)
+    shard = shard or Shard.whole(0 if x is None else len(x))
+    target_columns, columns, count = _sampled_columns(layer, target_x, x, shard, generator)
+    parts = [
+        _Moments.of(a, b, count, shard.ranks).solve(w, bits, estimator, shard.ranks)
+        for w, a, b in zip(weight.chunk(groups), target_columns.chunk(groups, 1), columns.chunk(groups, 1), strict=True)
+    ]
+    w_q, wanted, scale, zero_point, shift = (torch.cat([part[key] for part in parts]) for key in SOLUTION)
+    shape, grid = layer.weight.shape, WeightGrid(scale, zero_point, bits)
+    bias = None if layer.bias is None else layer.bias.detach().float() + shift
+    return Compensated(QuantizedWeight(w_q.view(shape), grid), wanted.view(shape), bias)
 
 
-def _sampling(layer: nn.Conv2d | nn.Linear, x: Tensor, generator: Generator) -> tuple[Tensor, Tensor | None]:
-    """Rows of ``x``, and of their output positions, that suffice for the Gram matrix; all where there are few."""
-    wanted = max(MIN_POSITIONS, POSITIONS_PER_COLUMN * layer.weight[0].numel())
-    per_row = _columns(layer, x[:1], None).shape[0]
-    rows = torch.randperm(len(x), generator=generator)[: -(-2 * wanted // per_row)]
-    available = len(rows) * per_row
-    positions = torch.randperm(available, generator=generator)[:wanted] if available > wanted else None
-    return rows, positions
+@dataclass(frozen=True)
+class _Moments:
+    """Over all positions of all processes: ``gram`` E[x x^T], ``drift`` E[(target_x - x) x^T], and both means."""
+
+    gram: Tensor
+    drift: Tensor
+    target_mean: Tensor
+    mean: Tensor
+
+    @classmethod
+    def of(cls, target_x: Tensor, x: Tensor, count: int, ranks: Ranks) -> "_Moments":
+        """``target_x``, ``x``: (positions, K) of this process; ``count``: positions of all."""
+        products = (x.T @ x, (target_x - x).T @ x, target_x.sum(0), x.sum(0))
+        return cls(*(ranks.sum(product.div_(count)) for product in products))
+
+    def solve(self, weight: Tensor, bits: int, estimator: WeightRange, ranks: Ranks) -> dict[str, Tensor]:
+        """The entries of SOLUTION, found by the first process: which machine solves decides the last bits."""
+
+        def solution() -> dict[str, Tensor]:
+            fitted = _fit_drift(weight, self.drift, self.gram)
+            grid = weight_grid(fitted, bits, estimator)
+            w_q, wanted = _round_columns(fitted, grid, self.gram)
+            shift = weight @ self.target_mean - QuantizedWeight(w_q, grid).dequantize() @ self.mean
+            return dict(zip(SOLUTION, (w_q, wanted, grid.scale, grid.zero_point, shift), strict=True))
+
+        solved = ranks.from_first(solution)
+        assert solved is not None
+        return solved
+
+
+def _sampled_columns(
+    layer: nn.Conv2d | nn.Linear, target_x: Tensor | None, x: Tensor | None, shard: Shard, generator: Generator
+) -> tuple[Tensor, Tensor, int]:
+    """This process's share of the sampled columns of both, and how many there are in all."""
+    per_row = torch.tensor(0 if x is None else len(_columns(layer, x[:1], None)))
+    sampling = _Sampling.draw(layer, int(shard.ranks.most(per_row)), shard, generator)
+    if x is None or target_x is None:
+        none = torch.zeros(0, layer.weight[0].numel() * (layer.groups if isinstance(layer, nn.Conv2d) else 1))
+        return none, none, sampling.count
+    rows, positions = sampling.rows, sampling.positions
+    return _columns(layer, target_x[rows], positions), _columns(layer, x[rows], positions), sampling.count
+
+
+@dataclass(frozen=True)
+class _Sampling:
+    """``rows`` of this process, and of their output positions, all or some; ``count``: positions in all processes."""
+
+    rows: Tensor
+    positions: Tensor | None
+    count: int
+
+    @classmethod
+    def draw(cls, layer: nn.Conv2d | nn.Linear, per_row: int, shard: Shard, generator: Generator) -> "_Sampling":
+        """As many as suffice for the Gram matrix, the same in all processes; all where there are few."""
+        wanted = max(MIN_POSITIONS, POSITIONS_PER_COLUMN * layer.weight[0].numel())
+        rows = torch.randperm(shard.rows, generator=generator)[: -(-2 * wanted // per_row)]
+        available = len(rows) * per_row
+        own = shard.own(rows)
+        if available <= wanted:
+            return cls(own, None, available)
+        positions = torch.randperm(available, generator=generator)[:wanted]
+        here = shard.local[rows] >= 0
+        row = positions // per_row
+        own_row = here.cumsum(0)[row] - 1
+        return cls(own, (own_row * per_row + positions % per_row)[here[row]], wanted)
 
 
 def _columns(layer: nn.Conv2d | nn.Linear, x: Tensor, positions: Tensor | None) -> Tensor:

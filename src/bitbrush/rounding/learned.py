@@ -6,6 +6,7 @@ a whole. What follows sees the inputs that the rounded network really produces.
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,47 +29,69 @@ from bitbrush.rounding.compensation import Compensated, round_with_compensation
 from bitbrush.rounding.kept_blocks import block_from_tensors, block_tensors
 from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.rounding.reconstruction import reconstruct
+from bitbrush.rounding.shards import WHOLE, Place, Shard, Shards
 from bitbrush.timeline.journal import NO_JOURNAL, Journal
 from bitbrush.timeline.progress import Progress
+from bitbrush.timeline.ranks import Ranks
 from bitbrush.timeline.trajectory import DenoiserCall
 
 
-class _Learner:
-    """``full`` keeps its weights; ``quantized`` is a copy that takes on the rounded ones."""
+@dataclass(frozen=True)
+class _Calls:
+    """Calls of one block or layer in both networks, and the place of each among those of all processes."""
 
-    def __init__(self, full: nn.Module, specs: Sequence[LayerSpec], estimator: WeightRange) -> None:
+    full: Sequence[BlockCall]
+    quantized: Sequence[BlockCall]
+    places: Sequence[Place]
+
+    def at(self, indices: Sequence[int]) -> list[Place]:
+        return [self.places[index] for index in indices]
+
+
+def _waiting(walking: Sequence[Walk], indices: Sequence[int]) -> list[BlockCall]:
+    return [called(walking[index]) for index in indices]
+
+
+class _Learner:
+    """``full`` keeps its weights; ``quantized`` is a copy that takes on the rounded ones.
+
+    Calls of a block come with their places among those of all ``ranks``; this process may have none.
+    """
+
+    def __init__(self, full: nn.Module, specs: Sequence[LayerSpec], estimator: WeightRange, ranks: Ranks) -> None:
         self.full = full
         self.quantized = copy.deepcopy(full).requires_grad_(requires_grad=False)
         self.rounded: dict[str, RoundedLayer] = {}
         self._bits = {spec.name: spec.weight_bits for spec in specs}
         self._estimator = estimator
+        self._ranks = ranks
         self.generator = torch.Generator().manual_seed(0)
 
     @torch.no_grad()
-    def learn(self, layers: Sequence[str], full: Sequence[BlockCall], quantized: Sequence[BlockCall]) -> list[Any]:
-        """Rounds the layers of the block called; returns the full-precision outputs of ``full``."""
-        name = full[0].name
-        compensated, outputs = self._compensate(layers, full, quantized)
+    def learn(self, name: str, layers: Sequence[str], calls: "_Calls") -> list[Any]:
+        """Rounds the layers of the block ``name``; returns its full-precision outputs."""
+        compensated, outputs = self._compensate(layers, calls)
         weights = {layer: start.weight for layer, start in compensated.items()}
         if len(layers) > 1:
             inner = {layer.removeprefix(name + "."): compensated[layer] for layer in layers}
             block = self.quantized.get_submodule(name)
-            targets = torch.cat([as_rows(output) for output in outputs])
-            learned = reconstruct(block, inner, BlockInputs.of(quantized), targets, self.generator)
+            targets = torch.cat([as_rows(output) for output in outputs]) if outputs else None
+            inputs = BlockInputs.of(calls.quantized) if calls.quantized else None
+            shard = Shard.of(calls.places, [call.rows for call in calls.quantized], self._ranks)
+            learned = reconstruct(block, inner, inputs, targets, self.generator, shard)
             weights = {f"{name}.{layer}": weight for layer, weight in learned.items()}
         for layer, weight in weights.items():
             self._set(layer, RoundedLayer(weight, compensated[layer].bias))
         return outputs
 
-    def _compensate(
-        self, layers: Sequence[str], full: Sequence[BlockCall], quantized: Sequence[BlockCall]
-    ) -> tuple[dict[str, Compensated], list[Any]]:
+    def _compensate(self, layers: Sequence[str], calls: "_Calls") -> tuple[dict[str, Compensated], list[Any]]:
         compensated: dict[str, Compensated] = {}
-        with walks(self.full, layers, full) as targets, walks(self.quantized, layers, quantized) as inputs:
-            while stop := next_stop(targets, layers):
+        with walks(self.full, layers, calls.full) as targets, walks(self.quantized, layers, calls.quantized) as inputs:
+            while stop := next_stop(targets, layers, self._ranks):
                 name, waiting = stop
                 if name not in compensated:
-                    compensated[name] = self._compensate_one(name, targets, inputs, waiting)
+                    own = _Calls(_waiting(targets, waiting), _waiting(inputs, waiting), calls.at(waiting))
+                    compensated[name] = self._compensate_one(name, own)
                 for network, walking in ((self.full, targets), (self.quantized, inputs)):
                     for index in waiting:
                         walking[index].answer(called(walking[index]).run(network))
@@ -76,16 +99,15 @@ class _Learner:
                 raise ValueError(f"layer {missing[0]} is never called by the denoiser; exclude it by pattern")
             return compensated, [walk.result for walk in targets]
 
-    def _compensate_one(
-        self, name: str, targets: Sequence[Walk], inputs: Sequence[Walk], waiting: Sequence[int]
-    ) -> Compensated:
+    def _compensate_one(self, name: str, calls: "_Calls") -> Compensated:
         """By the inputs of its first call; a layer called again in the same denoiser call goes on with what it got."""
         layer = self.full.get_submodule(name)
         assert isinstance(layer, nn.Conv2d | nn.Linear)
         target_x, x = (
-            torch.cat([called(walking[index]).args[0] for index in waiting]) for walking in (targets, inputs)
+            torch.cat([call.args[0] for call in own]) if own else None for own in (calls.full, calls.quantized)
         )
-        start = round_with_compensation(layer, self._bits[name], self._estimator, target_x, x, self.generator)
+        shard = Shard.of(calls.places, [len(call.args[0]) for call in calls.quantized], self._ranks)
+        start = round_with_compensation(layer, self._bits[name], self._estimator, target_x, x, self.generator, shard)
         self._set(name, RoundedLayer(start.weight, start.bias))
         return start
 
@@ -99,20 +121,14 @@ class _Learner:
         set_weight(self.quantized.get_submodule(name), rounded.weight.dequantize(), rounded.bias)
 
 
-def _learn_or_recall(
-    learner: _Learner,
-    layers: Sequence[str],
-    full: Sequence[BlockCall],
-    quantized: Sequence[BlockCall],
-    journal: Journal,
-) -> list[Any]:
-    """The full-precision outputs of the block called; its layers are rounded, here or by earlier work."""
-    piece = f"block-{full[0].name}"
+def _learn_or_recall(learner: _Learner, name: str, layers: Sequence[str], calls: _Calls, journal: Journal) -> list[Any]:
+    """The full-precision outputs of the block ``name``; its layers are rounded, here or by earlier work."""
+    piece = f"block-{name}"
     kept = journal.read(piece)
     if kept is not None:
         learner.recall(block_from_tensors(layers, kept, learner.generator))
-        return [call.run(learner.full) for call in full]
-    outputs = learner.learn(layers, full, quantized)
+        return [call.run(learner.full) for call in calls.full]
+    outputs = learner.learn(name, layers, calls)
     journal.write(piece, block_tensors({layer: learner.rounded[layer] for layer in layers}, learner.generator))
     return outputs
 
@@ -126,30 +142,34 @@ def learn_rounding(
     samples: Sequence[DenoiserCall],
     progress: Progress,
     journal: Journal = NO_JOURNAL,
+    shards: Shards = WHOLE,
 ) -> dict[str, RoundedLayer]:
     """Integers and biases by layer name; ``denoiser`` stays as it is. ``samples``: calls of the full-precision model.
+
+    ``shards``: which of all processes' samples these are. All learn together, and each has the same result: that of a
+    single process, apart from the order in which sums over samples are added up.
 
     Every sample runs through either network once, for all blocks together. What a denoiser call uses several times is
     learned on its first use. Blocks that ``journal`` holds are taken from it, the others go into it; the result is the
     same. Raises ValueError if a layer is never called.
     """
     blocks = reconstruction_blocks(denoiser, family, [spec.name for spec in specs])
-    learner = _Learner(denoiser, specs, estimator)
+    learner = _Learner(denoiser, specs, estimator, shards.ranks)
     names = list(blocks)
     with (
         walks(denoiser, names, samples) as full,
         walks(learner.quantized, names, samples) as quantized,
         progress("learning rounding", len(names)) as advance,
     ):
-        while stop := next_stop(full, names):
+        while stop := next_stop(full, names, shards.ranks):
             name, waiting = stop
-            calls, inputs = ([called(walking[index]) for index in waiting] for walking in (full, quantized))
+            calls = _Calls(_waiting(full, waiting), _waiting(quantized, waiting), shards.of(waiting))
             if name in blocks:
-                outputs = _learn_or_recall(learner, blocks.pop(name), calls, inputs, journal)
+                outputs = _learn_or_recall(learner, name, blocks.pop(name), calls, journal)
                 advance()
             else:
-                outputs = [call.run(denoiser) for call in calls]
-            for index, output, call in zip(waiting, outputs, inputs, strict=True):
+                outputs = [call.run(denoiser) for call in calls.full]
+            for index, output, call in zip(waiting, outputs, calls.quantized, strict=True):
                 full[index].answer(output)
                 quantized[index].answer(call.run(learner.quantized))
     if blocks:

@@ -18,6 +18,7 @@ from torch.func import functional_call
 from bitbrush.numerics.weights import QuantizedWeight
 from bitbrush.rounding.blocks import BlockInputs, as_rows
 from bitbrush.rounding.compensation import Compensated
+from bitbrush.rounding.shards import Shard
 
 ITERATIONS = 60
 BATCH_ROWS = 16
@@ -29,37 +30,46 @@ HELD_OUT = 64
 
 @dataclass(frozen=True)
 class _Block:
-    """``layers``: start of the rounding of each layer, by its name within the block ("" for the block itself)."""
+    """``layers``: start of the rounding of each layer, by its name within the block ("" for the block itself).
+
+    ``inputs`` and ``targets`` are this process's, None if it has none; rows are counted over all processes.
+    """
 
     module: nn.Module
     layers: Mapping[str, Compensated]
-    inputs: BlockInputs
-    targets: Tensor
+    inputs: BlockInputs | None
+    targets: Tensor | None
+    shard: Shard
 
-    def output(self, weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
-        args, kwargs = self.inputs.take(rows)
+    def loss(self, weights: Mapping[str, Tensor], rows: Tensor) -> Tensor | None:
+        """What this process's own of the ``rows`` add to their mean squared error; None if it has none of them."""
+        own = self.shard.own(rows)
+        if self.inputs is None or self.targets is None or not len(own):
+            return None
+        args, kwargs = self.inputs.take(own)
         named = {f"{name}.weight".lstrip("."): weight for name, weight in weights.items()}
-        return as_rows(functional_call(self.module, named, args, kwargs))
-
-    def loss(self, weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
-        return F.mse_loss(self.output(weights, rows), self.targets[rows])
+        output = as_rows(functional_call(self.module, named, args, kwargs))
+        return F.mse_loss(output, self.targets[own]) * (len(own) / len(rows))
 
 
 def reconstruct(
     module: nn.Module,
     layers: Mapping[str, Compensated],
-    inputs: BlockInputs,
-    targets: Tensor,
+    inputs: BlockInputs | None,
+    targets: Tensor | None,
     generator: Generator,
+    shard: Shard | None = None,
 ) -> dict[str, QuantizedWeight]:
     """The integers with the least output error on held-out rows among those visited, the start included.
 
     ``layers`` by name within the block; ``targets`` (rows, ...), as :func:`as_rows` gives them. Stops early
-    after two checks without gain. Of fewer than four rows none can be held out: the start is returned.
+    after two checks without gain. Of fewer than four rows none can be held out: the start is returned. Where the rows
+    are spread over processes, ``shard`` says how, inputs and targets are this one's, None if it has none, and gradients
+    and errors are averaged over all.
     """
-    block = _Block(module, layers, inputs, targets)
-    order = torch.randperm(inputs.rows, generator=generator)
-    held_out = order[: min(HELD_OUT, inputs.rows // 4)]
+    block = _Block(module, layers, inputs, targets, shard or Shard.whole(inputs.rows if inputs else 0))
+    order = torch.randperm(block.shard.rows, generator=generator)
+    held_out = order[: min(HELD_OUT, block.shard.rows // 4)]
     training = order[len(held_out) :]
     offsets = {name: torch.zeros_like(layer.wanted).requires_grad_() for name, layer in layers.items()}
     best = {name: layer.weight for name, layer in layers.items()}
@@ -82,10 +92,14 @@ def reconstruct(
 def _descend(block: _Block, offsets: Mapping[str, Tensor], rows: Tensor, step: float) -> None:
     with torch.enable_grad():
         weights = {name: _straight_through(block.layers[name], offset) for name, offset in offsets.items()}
-        gradients = torch.autograd.grad(block.loss(weights, rows), list(offsets.values()))
+        loss = block.loss(weights, rows)
+        gradients = [] if loss is None else torch.autograd.grad(loss, list(offsets.values()))
     with torch.no_grad():
-        for offset, gradient in zip(offsets.values(), gradients, strict=True):
-            offset.sub_(gradient.sign(), alpha=step)
+        own = gradients or [torch.zeros_like(offset) for offset in offsets.values()]
+        sizes = [offset.numel() for offset in offsets.values()]
+        averaged = block.shard.ranks.sum(torch.cat([gradient.flatten() for gradient in own])).split(sizes)
+        for offset, gradient in zip(offsets.values(), averaged, strict=True):
+            offset.sub_(gradient.view_as(offset).sign(), alpha=step)
 
 
 def _straight_through(layer: Compensated, offset: Tensor) -> Tensor:
@@ -105,4 +119,5 @@ def _integers(layer: Compensated, offset: Tensor) -> QuantizedWeight:
 
 @torch.no_grad()
 def _held_out_loss(block: _Block, weights: Mapping[str, QuantizedWeight], rows: Tensor) -> float:
-    return float(block.loss({name: weight.dequantize() for name, weight in weights.items()}, rows))
+    loss = block.loss({name: weight.dequantize() for name, weight in weights.items()}, rows)
+    return float(block.shard.ranks.sum(torch.tensor(0.0 if loss is None else float(loss), dtype=torch.float64)))

@@ -1,12 +1,16 @@
 """The denoiser calls that learned rounding learns from: recorded once, for all blocks together."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bitbrush.network.family import Family
+from bitbrush.rounding.shards import Place, Shards
 from bitbrush.timeline.cost import CallCounter
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.progress import Progress
+from bitbrush.timeline.ranks import ALONE, Ranks
+from bitbrush.timeline.shares import Piece, own_pieces
 from bitbrush.timeline.trajectory import (
     DenoiserCall,
     PromptBatch,
@@ -29,6 +33,11 @@ def sample_batches(batches: Sequence[PromptBatch]) -> list[PromptBatch]:
     return split(join(batches)[:MAX_PROMPTS], PROMPTS_PER_CALL)
 
 
+def sample_pieces(batches: Sequence[PromptBatch], ranks: Ranks) -> tuple[Piece, ...]:
+    """This process's share of :func:`sample_batches`."""
+    return own_pieces(sample_batches(batches), ranks)
+
+
 def is_sample(call: int, batch: int, of: int) -> bool:
     """Whether the ``call``-th denoiser call of the ``batch``-th of so many batches is kept: every fourth, staggered."""
     return (call + batch * EVERY // of) % EVERY == 0
@@ -41,21 +50,39 @@ def record_samples(
     plan: SamplingPlan,
     progress: Progress,
     calls: CallCounter,
+    ranks: Ranks = ALONE,
 ) -> list[DenoiserCall]:
     """Every fourth denoiser call on the full-precision trajectories of the first 16 prompts.
 
     Its two batches are staggered, so that together they cover every second call. One denoiser call per step and batch.
+    Of several processes each records its own share of the prompts.
     """
     denoiser = getattr(pipe, family.component)
     samples = []
-    small = sample_batches(batches)
-    steps = len(planned_timesteps(pipe, family.component, plan, small[0]))
-    with carried(pipe, family.component, small, plan) as trajectories, progress("recording samples", steps) as advance:
+    own = sample_pieces(batches, ranks)
+    steps = len(planned_timesteps(pipe, family.component, plan, batches[0]))
+    with (
+        carried(pipe, family.component, [piece.batch for piece in own], plan) as trajectories,
+        progress("recording samples", steps) as advance,
+    ):
         while waiting := pending(trajectories):
-            for index, (trajectory, call) in enumerate(zip(trajectories, waiting, strict=True)):
-                if is_sample(calls.per_batch, index, len(small)):
+            for piece, trajectory, call in zip(own, trajectories, waiting, strict=True):
+                if is_sample(calls.per_batch, piece.index, piece.batches):
                     samples.append(call)
                 trajectory.answer(call.run(denoiser))
             calls.add()
             advance()
     return samples
+
+
+def sample_shards(batches: Sequence[PromptBatch], samples: int, ranks: Ranks) -> Shards:
+    """Where the samples that :func:`record_samples` gave this process stand among those of all."""
+    return Shards(ranks, tuple(itertools.islice(_places(sample_pieces(batches, ranks)), samples)))
+
+
+def _places(pieces: Sequence[Piece]) -> Iterator[Place]:
+    """Of all samples of the pieces, in the order in which they are recorded, without end."""
+    for call in itertools.count() if pieces else ():
+        for piece in pieces:
+            if is_sample(call, piece.index, piece.batches):
+                yield Place(call * piece.batches + piece.index, piece.begin, len(piece.batch.prompts), piece.of)
