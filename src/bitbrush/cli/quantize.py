@@ -90,7 +90,8 @@ def _quantize(
     dry_run: bool,
 ) -> None:
     from bitbrush.artifact.estimate import estimate_job, require_room
-    from bitbrush.artifact.models import find_model, load_full_precision
+    from bitbrush.artifact.machine import nearest_folder
+    from bitbrush.artifact.models import find_model, load_source
     from bitbrush.artifact.quantization import quantization_job
     from bitbrush.artifact.quantization import quantize as run
     from bitbrush.artifact.store import require_free, save
@@ -98,12 +99,13 @@ def _quantize(
     from bitbrush.bench.input_images import read_inputs
     from bitbrush.bench.prompts import calibration_prompts, too_long
     from bitbrush.timeline.journal import Journal
+    from bitbrush.timeline.spool import Spool
 
     require_free(output)
     find_model(model, options)
     calibration = calibration_prompts(prompts, model)
     inputs = read_inputs(images, masks)
-    pipe = load_full_precision(model, options)
+    pipe = load_source(model, options, spool=Spool(nearest_folder(output)))
     for message in too_long(pipe, calibration[: chosen.num_prompts]):
         warn(message)
     note(_announcement(model, chosen))

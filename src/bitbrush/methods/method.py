@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -15,6 +16,7 @@ from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.timeline.cost import CostLedger
 from bitbrush.timeline.journal import NO_JOURNAL, Journal
 from bitbrush.timeline.progress import Progress
+from bitbrush.timeline.spool import IN_MEMORY, Spool
 from bitbrush.timeline.trajectory import PromptBatch
 
 
@@ -23,7 +25,7 @@ class Job:
     """One quantization: the pipeline (left as it is), the recipe, calibration prompts, and where to report.
 
     ``rounded``: weights to use as they are, from an earlier job with the same weight keys; None to round them.
-    ``journal``: where finished pieces of the work are kept.
+    ``journal``: where finished pieces of the work are kept; ``spool``: where samples wait meanwhile.
     """
 
     pipe: Any
@@ -34,13 +36,14 @@ class Job:
     costs: CostLedger
     rounded: Mapping[str, RoundedLayer] | None = None
     journal: Journal = NO_JOURNAL
+    spool: Spool = IN_MEMORY
 
     @property
     def denoiser(self) -> nn.Module:
         denoiser: nn.Module = getattr(self.pipe, self.family.component)
         return denoiser
 
-    @property
+    @cached_property  # every weight is looked at
     def specs(self) -> tuple[LayerSpec, ...]:
         return layer_specs(self.denoiser, self.family, weight_bits=self.recipe.weights, exclude=self.recipe.exclude)
 

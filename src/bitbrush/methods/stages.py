@@ -1,6 +1,5 @@
 """The stages that several methods share."""
 
-import copy
 from collections.abc import Mapping
 
 from torch import nn
@@ -8,7 +7,8 @@ from torch import nn
 from bitbrush.calibration.ranges import OBSERVING_CALLS, Observations, observe
 from bitbrush.methods.method import Job, Outcome, PlannedPhase
 from bitbrush.methods.recipe import Rounding
-from bitbrush.network.layers import QuantizedLayer, set_weight
+from bitbrush.network.held import hold_rounded, twin
+from bitbrush.network.layers import QuantizedLayer
 from bitbrush.rounding.learned import learn_rounding
 from bitbrush.rounding.nearest import RoundedLayer, round_all_to_nearest
 from bitbrush.rounding.samples import RECORDING_CALLS, record_samples, sample_batches
@@ -44,7 +44,9 @@ def rounded_weights(job: Job) -> Mapping[str, RoundedLayer]:
                 return round_all_to_nearest(job.denoiser, job.calibration.layers, job.recipe.weight_range)
         case Rounding.LEARNED:
             with job.costs.phase(RECORDING) as calls:
-                samples = record_samples(job.pipe, job.family, job.batches, job.recipe.plan, job.progress, calls)
+                samples = record_samples(
+                    job.pipe, job.family, job.batches, job.recipe.plan, job.progress, calls, job.spool
+                )
             with job.costs.phase(ROUNDING):
                 return learn_rounding(
                     job.denoiser,
@@ -54,6 +56,7 @@ def rounded_weights(job: Job) -> Mapping[str, RoundedLayer]:
                     samples,
                     job.progress,
                     job.journal,
+                    job.spool,
                 )
 
 
@@ -67,10 +70,10 @@ def observe_full_precision(job: Job) -> Observations:
 
 
 def with_weights(denoiser: nn.Module, rounded: Mapping[str, RoundedLayer]) -> nn.Module:
-    """A copy of ``denoiser`` that computes with the rounded weights, activations in floating point."""
-    quantized = copy.deepcopy(denoiser)
+    """One that computes with the rounded weights, held as integers; all else it shares with ``denoiser``."""
+    quantized = twin(denoiser)
     for name, layer in rounded.items():
-        set_weight(quantized.get_submodule(name), layer.weight.dequantize(), layer.bias)
+        hold_rounded(quantized.get_submodule(name), layer.weight, layer.bias)
     return quantized
 
 

@@ -4,7 +4,6 @@ Each block's layers are first rounded one by one with error compensation; a bloc
 a whole. What follows sees the inputs that the rounded network really produces.
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,11 +11,13 @@ import torch
 from torch import nn
 
 from bitbrush.network.family import Family
-from bitbrush.network.layers import LayerSpec, set_weight
+from bitbrush.network.held import hold_rounded, twin
+from bitbrush.network.layers import LayerSpec
 from bitbrush.numerics.weights import WeightRange
 from bitbrush.rounding.blocks import (
     BlockCall,
     BlockInputs,
+    Rows,
     Walk,
     as_rows,
     called,
@@ -30,15 +31,17 @@ from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.rounding.reconstruction import reconstruct
 from bitbrush.timeline.journal import NO_JOURNAL, Journal
 from bitbrush.timeline.progress import Progress
+from bitbrush.timeline.spool import IN_MEMORY, Spool
 from bitbrush.timeline.trajectory import DenoiserCall
 
 
 class _Learner:
-    """``full`` keeps its weights; ``quantized`` is a copy that takes on the rounded ones."""
+    """``full`` keeps its weights; ``quantized`` shares them until it takes on the rounded ones, as integers."""
 
-    def __init__(self, full: nn.Module, specs: Sequence[LayerSpec], estimator: WeightRange) -> None:
+    def __init__(self, full: nn.Module, specs: Sequence[LayerSpec], estimator: WeightRange, spool: Spool) -> None:
         self.full = full
-        self.quantized = copy.deepcopy(full).requires_grad_(requires_grad=False)
+        self.quantized = twin(full)
+        self.spool = spool
         self.rounded: dict[str, RoundedLayer] = {}
         self._bits = {spec.name: spec.weight_bits for spec in specs}
         self._estimator = estimator
@@ -53,7 +56,7 @@ class _Learner:
         if len(layers) > 1:
             inner = {layer.removeprefix(name + "."): compensated[layer] for layer in layers}
             block = self.quantized.get_submodule(name)
-            targets = torch.cat([as_rows(output) for output in outputs])
+            targets = Rows(tuple(self.spool.put_away(as_rows(output)) for output in outputs))
             learned = reconstruct(block, inner, BlockInputs.of(quantized), targets, self.generator)
             weights = {f"{name}.{layer}": weight for layer, weight in learned.items()}
         for layer, weight in weights.items():
@@ -64,7 +67,10 @@ class _Learner:
         self, layers: Sequence[str], full: Sequence[BlockCall], quantized: Sequence[BlockCall]
     ) -> tuple[dict[str, Compensated], list[Any]]:
         compensated: dict[str, Compensated] = {}
-        with walks(self.full, layers, full) as targets, walks(self.quantized, layers, quantized) as inputs:
+        with (
+            walks(self.full, layers, full, self.spool) as targets,
+            walks(self.quantized, layers, quantized, self.spool) as inputs,
+        ):
             while stop := next_stop(targets, layers):
                 name, waiting = stop
                 if name not in compensated:
@@ -83,7 +89,7 @@ class _Learner:
         layer = self.full.get_submodule(name)
         assert isinstance(layer, nn.Conv2d | nn.Linear)
         target_x, x = (
-            torch.cat([called(walking[index]).args[0] for index in waiting]) for walking in (targets, inputs)
+            Rows(tuple(called(walking[index]).args[0] for index in waiting)) for walking in (targets, inputs)
         )
         start = round_with_compensation(layer, self._bits[name], self._estimator, target_x, x, self.generator)
         self._set(name, RoundedLayer(start.weight, start.bias))
@@ -96,7 +102,7 @@ class _Learner:
 
     def _set(self, name: str, rounded: RoundedLayer) -> None:
         self.rounded[name] = rounded
-        set_weight(self.quantized.get_submodule(name), rounded.weight.dequantize(), rounded.bias)
+        hold_rounded(self.quantized.get_submodule(name), rounded.weight, rounded.bias)
 
 
 def _learn_or_recall(
@@ -111,7 +117,7 @@ def _learn_or_recall(
     kept = journal.read(piece)
     if kept is not None:
         learner.recall(block_from_tensors(layers, kept, learner.generator))
-        return [call.run(learner.full) for call in full]
+        return [learner.spool.put_away(call.run(learner.full)) for call in full]
     outputs = learner.learn(layers, full, quantized)
     journal.write(piece, block_tensors({layer: learner.rounded[layer] for layer in layers}, learner.generator))
     return outputs
@@ -126,19 +132,20 @@ def learn_rounding(
     samples: Sequence[DenoiserCall],
     progress: Progress,
     journal: Journal = NO_JOURNAL,
+    spool: Spool = IN_MEMORY,
 ) -> dict[str, RoundedLayer]:
     """Integers and biases by layer name; ``denoiser`` stays as it is. ``samples``: calls of the full-precision model.
 
     Every sample runs through either network once, for all blocks together. What a denoiser call uses several times is
     learned on its first use. Blocks that ``journal`` holds are taken from it, the others go into it; the result is the
-    same. Raises ValueError if a layer is never called.
+    same. What the samples hold meanwhile is put away by ``spool``. Raises ValueError if a layer is never called.
     """
     blocks = reconstruction_blocks(denoiser, family, [spec.name for spec in specs])
-    learner = _Learner(denoiser, specs, estimator)
+    learner = _Learner(denoiser, specs, estimator, spool)
     names = list(blocks)
     with (
-        walks(denoiser, names, samples) as full,
-        walks(learner.quantized, names, samples) as quantized,
+        walks(denoiser, names, samples, spool) as full,
+        walks(learner.quantized, names, samples, spool) as quantized,
         progress("learning rounding", len(names)) as advance,
     ):
         while stop := next_stop(full, names):
@@ -148,7 +155,7 @@ def learn_rounding(
                 outputs = _learn_or_recall(learner, blocks.pop(name), calls, inputs, journal)
                 advance()
             else:
-                outputs = [call.run(denoiser) for call in calls]
+                outputs = [spool.put_away(call.run(denoiser)) for call in calls]
             for index, output, call in zip(waiting, outputs, inputs, strict=True):
                 full[index].answer(output)
                 quantized[index].answer(call.run(learner.quantized))

@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
 from bitbrush.numerics.weights import QuantizedWeight
-from bitbrush.rounding.blocks import BlockInputs, as_rows
+from bitbrush.rounding.blocks import BlockInputs, Rows, as_rows
 from bitbrush.rounding.compensation import Compensated
 
 ITERATIONS = 60
@@ -25,6 +25,8 @@ STEP = 0.01
 CHECK_EVERY = 15
 PATIENCE = 2
 HELD_OUT = 64
+PASS_BYTES = 32 << 20
+"""Of the inputs that go through a block at once: rows of more are passed in parts, and their gradients summed."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,12 @@ class _Block:
     module: nn.Module
     layers: Mapping[str, Compensated]
     inputs: BlockInputs
-    targets: Tensor
+    targets: Tensor | Rows
+
+    def passes(self, rows: Tensor) -> list[tuple[Tensor, float]]:
+        """Rows that go through the block together, and their share of all."""
+        parts = rows.split(max(1, PASS_BYTES // max(1, self.inputs.row_bytes)))
+        return [(part, len(part) / len(rows)) for part in parts]
 
     def output(self, weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
         args, kwargs = self.inputs.take(rows)
@@ -49,7 +56,7 @@ def reconstruct(
     module: nn.Module,
     layers: Mapping[str, Compensated],
     inputs: BlockInputs,
-    targets: Tensor,
+    targets: Tensor | Rows,
     generator: Generator,
 ) -> dict[str, QuantizedWeight]:
     """The integers with the least output error on held-out rows among those visited, the start included.
@@ -80,12 +87,15 @@ def reconstruct(
 
 
 def _descend(block: _Block, offsets: Mapping[str, Tensor], rows: Tensor, step: float) -> None:
-    with torch.enable_grad():
-        weights = {name: _straight_through(block.layers[name], offset) for name, offset in offsets.items()}
-        gradients = torch.autograd.grad(block.loss(weights, rows), list(offsets.values()))
-    with torch.no_grad():
-        for offset, gradient in zip(offsets.values(), gradients, strict=True):
-            offset.sub_(gradient.sign(), alpha=step)
+    gradients = [torch.zeros_like(offset) for offset in offsets.values()]
+    for part, share in block.passes(rows):
+        with torch.enable_grad():
+            weights = {name: _straight_through(block.layers[name], offset) for name, offset in offsets.items()}
+            of_part = torch.autograd.grad(block.loss(weights, part) * share, list(offsets.values()))
+        for gradient, more in zip(gradients, of_part, strict=True):
+            gradient += more
+    for offset, gradient in zip(offsets.values(), gradients, strict=True):
+        offset.detach().sub_(gradient.sign(), alpha=step)
 
 
 def _straight_through(layer: Compensated, offset: Tensor) -> Tensor:
@@ -105,4 +115,5 @@ def _integers(layer: Compensated, offset: Tensor) -> QuantizedWeight:
 
 @torch.no_grad()
 def _held_out_loss(block: _Block, weights: Mapping[str, QuantizedWeight], rows: Tensor) -> float:
-    return float(block.loss({name: weight.dequantize() for name, weight in weights.items()}, rows))
+    floats = {name: weight.dequantize() for name, weight in weights.items()}
+    return sum(float(block.loss(floats, part)) * share for part, share in block.passes(rows))

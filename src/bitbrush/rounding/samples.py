@@ -7,6 +7,7 @@ from bitbrush.network.family import Family
 from bitbrush.timeline.cost import CallCounter
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.progress import Progress
+from bitbrush.timeline.spool import IN_MEMORY, Spool
 from bitbrush.timeline.trajectory import (
     DenoiserCall,
     PromptBatch,
@@ -41,8 +42,9 @@ def record_samples(
     plan: SamplingPlan,
     progress: Progress,
     calls: CallCounter,
+    spool: Spool = IN_MEMORY,
 ) -> list[DenoiserCall]:
-    """Every fourth denoiser call on the full-precision trajectories of the first 16 prompts.
+    """Every fourth denoiser call on the full-precision trajectories of the first 16 prompts, put away by ``spool``.
 
     Its two batches are staggered, so that together they cover every second call. One denoiser call per step and batch.
     """
@@ -53,9 +55,11 @@ def record_samples(
     with carried(pipe, family.component, small, plan) as trajectories, progress("recording samples", steps) as advance:
         while waiting := pending(trajectories):
             for index, (trajectory, call) in enumerate(zip(trajectories, waiting, strict=True)):
+                output = call.run(denoiser)
                 if is_sample(calls.per_batch, index, len(small)):
+                    spool.put_away((call.args, call.kwargs))
                     samples.append(call)
-                trajectory.answer(call.run(denoiser))
+                trajectory.answer(output)
             calls.add()
             advance()
     return samples
