@@ -1,5 +1,6 @@
 """What a quantization will do and take, told before anything long starts."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from bitbrush.artifact.walk import PipelineWalk, sample_bytes, walk_pipeline
 from bitbrush.methods import METHODS
 from bitbrush.methods.method import Job, PlannedPhase
 from bitbrush.methods.stages import RECORDING, ROUNDING
+from bitbrush.network.held import held_weights
 from bitbrush.network.layers import LayerSpec
 from bitbrush.numerics.histogram import BINS
 from bitbrush.rounding.blocks import reconstruction_blocks
@@ -131,10 +133,10 @@ class _Memory:
 
     def __init__(self, job: Job, walk: PipelineWalk, *, samples: int, sample_bytes: int) -> None:
         self._job, self._walk, self._samples, self._sample_bytes = job, walk, samples, sample_bytes
-        weights = [_weight(job.denoiser, spec) for spec in job.calibration.layers]
+        weights = [math.prod(spec.shape) for spec in job.calibration.layers]
         self.denoiser = _state_bytes(job.denoiser)
-        self.integers = sum(weight.numel() for weight in weights)
-        self._largest_weight = max((weight.nbytes for weight in weights), default=0)
+        self.integers = sum(weights)
+        self._largest_weight = FLOAT * max(weights, default=0)
 
     def of(self, phase: PlannedPhase) -> int:
         most = self._walk.footprint.most
@@ -172,16 +174,13 @@ def _artifact_bytes(job: Job, walk: PipelineWalk) -> int:
     networks = [part for part in job.pipe.components.values() if isinstance(part, nn.Module)]
     size = sum(_state_bytes(network) for network in networks)
     for spec in job.calibration.layers:
-        weight = _weight(job.denoiser, spec)
-        size += -(-weight.numel() * spec.weight_bits // 8) - weight.nbytes
-        size += (FLOAT + 1) * weight.shape[0] + GRID_BYTES * walk.distinct_timesteps
+        weights = math.prod(spec.shape)
+        size += -(-weights * spec.weight_bits // 8) - FLOAT * weights
+        size += (FLOAT + 1) * spec.shape[0] + GRID_BYTES * walk.distinct_timesteps
         size += ENTRY_BYTES * len(LAYER_KEYS)
     return size
 
 
-def _weight(denoiser: nn.Module, spec: LayerSpec) -> nn.Parameter:
-    return denoiser.get_submodule(spec.name).get_parameter("weight")
-
-
 def _state_bytes(network: nn.Module) -> int:
-    return sum(tensor.nbytes for tensor in network.state_dict().values())
+    """In float32, wherever its weights are held."""
+    return sum(int(tensor.nbytes) for tensor in network.state_dict().values()) + FLOAT * held_weights(network)

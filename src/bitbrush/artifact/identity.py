@@ -6,16 +6,22 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from bitbrush.network.held import state_readers
+
 
 def model_digest(pipe: DiffusionPipeline) -> str:
-    """SHA-256 over the tensors of all networks of the pipeline: their names, dtypes, shapes and bytes.
+    """SHA-256 over the tensors of all networks of the pipeline: their names, dtypes, shapes and bytes, as float32.
 
-    Independent of where the pipeline came from (bundled, folder, hub) and of its scheduler, which belongs to the plan.
+    Independent of where the pipeline came from (bundled, folder, hub), of whether it was loaded in float32 or in the
+    checkpoint's half precision, and of its scheduler, which belongs to the plan.
     """
     digest = hashlib.sha256()
     for name, part in sorted(pipe.components.items()):
         if isinstance(part, nn.Module):
-            for key, tensor in sorted(part.state_dict().items()):
+            for key, read in sorted(state_readers(part).items()):
+                tensor = read()
+                if tensor.is_floating_point():
+                    tensor = tensor.float()
                 digest.update(f"{name}/{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
                 digest.update(_bytes(tensor))
     return digest.hexdigest()

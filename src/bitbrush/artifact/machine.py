@@ -26,5 +26,9 @@ def resident_memory() -> int:
 
 def available_disk(path: Path) -> int:
     """Bytes free where ``path`` is, or will be."""
-    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
-    return shutil.disk_usage(there).free
+    return shutil.disk_usage(nearest_folder(path)).free
+
+
+def nearest_folder(path: Path) -> Path:
+    """``path`` itself or the folder nearest above it that is there."""
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())

@@ -1,16 +1,22 @@
 """Full-precision pipelines by bundled name, local directory, hub id, or single file."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub.errors import HfHubHTTPError
+from torch import nn
 
+from bitbrush.artifact.checkpoint_type import file_type, folder_type
 from bitbrush.artifact.lora import Lora, fuse_lora
 from bitbrush.artifact.single_file import MODEL_INDEX, load_single_file
+from bitbrush.network.families import DENOISERS
+from bitbrush.network.held import put_weights_away
+from bitbrush.runtime.allocator import return_freed_memory
+from bitbrush.timeline.spool import Spool
 from bitbrush.zoo import MODELS, model_path
 
 SINGLE_FILE = ".safetensors"
@@ -52,6 +58,36 @@ def load_full_precision(model: str | os.PathLike[str], options: ModelOptions | N
         pipe = load_single_file(Path(source), options.config)
     else:
         pipe = _load_folder(model, source, options)
+    return _finished(pipe, options)
+
+
+def load_source(
+    model: str | os.PathLike[str], options: ModelOptions | None = None, *, spool: Spool
+) -> DiffusionPipeline:
+    """The same pipeline for a quantization, with the denoiser's weights on the disk, in the checkpoint's own type.
+
+    It computes what that of :func:`load_full_precision` does, bit for bit. The denoiser is in memory once while it is
+    loaded; in float32 if there are LoRAs to be fused. Raises as :func:`load_full_precision`, and OSError where the
+    disk is full.
+    """
+    options = options or ModelOptions()
+    source = find_model(model, options)
+    return_freed_memory()  # before anything large is made: the heap would keep its size
+    if options.loras:
+        pipe = load_full_precision(model, options)
+    elif source.endswith(SINGLE_FILE):
+        pipe = load_single_file(Path(source), options.config, file_type(Path(source)))
+    else:
+        pipe = _load_folder(model, source, options, own_type=True)
+    for name, part in pipe.components.items():
+        if name in DENOISERS and part is not None:
+            put_weights_away(part, spool)
+        elif isinstance(part, nn.Module):
+            part.float()
+    return _finished(pipe, replace(options, loras=()))
+
+
+def _finished(pipe: DiffusionPipeline, options: ModelOptions) -> DiffusionPipeline:
     for lora in options.loras:
         fuse_lora(pipe, lora)
     pipe.set_progress_bar_config(disable=True)
@@ -96,10 +132,17 @@ def _find(model: str) -> str:
     return model
 
 
-def _load_folder(model: str | os.PathLike[str], source: str, options: ModelOptions) -> DiffusionPipeline:
+def _load_folder(
+    model: str | os.PathLike[str], source: str, options: ModelOptions, *, own_type: bool = False
+) -> DiffusionPipeline:
+    found: dict[str, Any] = {"revision": options.revision, "variant": options.variant}
     try:
+        if not own_type:
+            return DiffusionPipeline.from_pretrained(source, dtype=torch.float32, **found)
+        folder = source if Path(source).is_dir() else DiffusionPipeline.download(source, **found)
+        types = {name: folder_type(Path(folder) / name, options.variant) for name in DENOISERS}
         return DiffusionPipeline.from_pretrained(
-            source, dtype=torch.float32, revision=options.revision, variant=options.variant
+            folder, dtype={**types, "default": torch.float32}, variant=options.variant
         )
     except (OSError, ValueError, HfHubHTTPError) as error:
         asked = ", ".join(f"{name} {value!r}" for name, value in options.facts().items() if name != "loras")

@@ -1,5 +1,6 @@
 """How long a quantization will take, from timing what it does on its own first step."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from bitbrush.calibration.ranges import quantized_inputs
 from bitbrush.methods import METHODS
 from bitbrush.methods.method import Job, PlannedPhase
 from bitbrush.methods.stages import RECORDING, ROUNDING
+from bitbrush.network.held import weight_shape
 from bitbrush.network.inputs import InputObserver
 from bitbrush.network.layers import set_weight
 from bitbrush.numerics.affine import AffineGrid
@@ -89,11 +91,11 @@ def _rounding_seconds(job: Job, walk: PipelineWalk, pace: Pace) -> float:
     seconds, samples = 0.0, len(sample_bytes(job, walk))
     for name in layers:
         layer = job.denoiser.get_submodule(name)
-        assert isinstance(layer, nn.Conv2d | nn.Linear)
-        seconds += layer.weight.numel() * pace.weight
+        channels, *kernel = weight_shape(layer)
+        seconds += channels * math.prod(kernel) * pace.weight
         if samples:
             operations = layer_demand(layer, called[name], samples * called[name].rows).operations
-            seconds += operations * pace.operation + layer.weight[0].numel() * pace.column
+            seconds += operations * pace.operation + math.prod(kernel) * pace.column
     if samples:
         blocks = reconstruction_blocks(job.denoiser, job.family, layers)
         seconds += rounding_passes(blocks, walk.footprint, samples) * pace.per_prompt

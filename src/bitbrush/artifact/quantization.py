@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from bitbrush.methods.recipe import Recipe
 from bitbrush.network.families import family_of
 from bitbrush.network.family import Family
 from bitbrush.network.generic import generic_family
+from bitbrush.network.held import HALF, in_float32, in_memory, twin
 from bitbrush.network.layers import LayerSpec
 from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.runtime.reference import ReferenceRuntime
@@ -32,6 +34,7 @@ from bitbrush.timeline.journal import Journal
 from bitbrush.timeline.plan import average_bits
 from bitbrush.timeline.progress import Progress, silent
 from bitbrush.timeline.ranks import ALONE, Ranks, ranks
+from bitbrush.timeline.spool import Spool
 from bitbrush.timeline.trajectory import prompt_batches
 
 
@@ -64,9 +67,13 @@ class Quantization:
         return {layer.name: RoundedLayer(layer.weight, layer.bias) for layer in self.outcome.layers}
 
     def pipeline(self) -> DiffusionPipeline:
-        """A pipeline that shares everything with the source but has its denoiser quantized (reference runtime)."""
-        denoiser = copy.deepcopy(getattr(self.source, self.family.component))
+        """A pipeline that shares everything with the source but has its denoiser quantized (reference runtime).
+
+        Its weights are in float32, as fast as they run and as large.
+        """
+        denoiser = twin(getattr(self.source, self.family.component))
         ReferenceRuntime().lower(denoiser, self.outcome.layers)
+        denoiser = in_memory(denoiser)  # excluded layers, too
         pipe = copy.copy(self.source)
         setattr(pipe, self.family.component, denoiser)
         pipe.scheduler = copy.deepcopy(self.source.scheduler)
@@ -91,13 +98,17 @@ def quantize(
     ``generic``: quantize the layers of whatever denoiser there is without regard to its architecture. ``rounded``:
     weights of an earlier quantization of the same pipeline with the same weight keys, which saves rounding them again.
     ``work``: a folder for every reconstructed block and calibrated step, from which the same call goes on, after
-    whatever ended it, to the same result bit for bit. Remove it when the result is saved.
+    whatever ended it, to the same result bit for bit. Remove it when the result is saved. Samples of learned rounding
+    wait on the disk there, in files without a name; without it, in the system's folder for temporary files.
+
+    Networks in float16 or bfloat16 stay so and are widened layer by layer for each call: what comes out is what comes
+    of the same weights in float32, bit for bit. ``source`` of the result is then a twin of ``pipe`` that does so.
 
     Where torchrun started several processes, or torch.distributed has been initialized (with gloo), each calls this
     with the same arguments and shares the work by the prompts; each is given the same result, to be saved by one.
     If one fails, the others raise RankError.
 
-    Raises ValueError for an unknown method, denoiser or scheduler, for a denoiser not in float32, for too few prompts,
+    Raises ValueError for an unknown method, denoiser or scheduler, for a denoiser in another type, for too few prompts,
     for ``rounded`` weights of other layers or bits, for ``work`` of another quantization, for inputs that the pipeline
     misses or does not take, for fewer prompts than processes, or if the checkpoint or its activations hold NaN.
     """
@@ -114,6 +125,7 @@ def carry_out(job: Job, work: Path | None = None) -> Quantization:
     if work is not None:
         first = open_work(work, job, model_digest(job.pipe)) if job.ranks.leads else Journal(None, job.ranks)
         job = replace(job, journal=first)
+    job = replace(job, spool=Spool(work or Path(tempfile.gettempdir())))
     return run_method(METHODS[job.recipe.method].prepare(job))
 
 
@@ -152,11 +164,11 @@ def quantization_job(
         )
     _require_pictures(pipe, inputs or {})
     family = generic_family(pipe) if generic else family_of(pipe)
-    _require_float32(getattr(pipe, family.component), family.component)
+    _require_float(getattr(pipe, family.component), family.component)
     batches = tuple(prompt_batches(prompts[: recipe.num_prompts], recipe.seed, recipe.batch_size, inputs=inputs))
     shown = progress if ranks.leads else silent
-    costs, planned = CostLedger(), with_scheduler(pipe, recipe.scheduler)
-    job = Job(planned, family, recipe, batches, shown, costs, rounded, ranks=ranks)
+    source = _in_float32(with_scheduler(pipe, recipe.scheduler))
+    job = Job(source, family, recipe, batches, shown, CostLedger(), rounded, ranks=ranks)
     layers = job.calibration.layers  # refuses what the recipe excludes in vain before a folder is made
     if rounded is not None:
         _require_same_layers(rounded, layers)
@@ -174,13 +186,25 @@ def _require_pictures(pipe: DiffusionPipeline, inputs: Mapping[str, Any]) -> Non
         )
 
 
-def _require_float32(denoiser: nn.Module, component: str) -> None:
-    others = {parameter.dtype for parameter in denoiser.parameters()} - {torch.float32}
+def _require_float(denoiser: nn.Module, component: str) -> None:
+    others = {parameter.dtype for parameter in denoiser.parameters()} - {torch.float32, *HALF}
     if others:
         raise ValueError(
             f"the pipeline's {component} holds {', '.join(sorted(map(str, others)))}; ranges and rounding are found in "
-            "float32: load it with bitbrush.load_full_precision, or convert it by .to(torch.float32)"
+            "float32, to which only half precision is widened: load it with bitbrush.load_full_precision"
         )
+
+
+def _in_float32(pipe: DiffusionPipeline) -> DiffusionPipeline:
+    """The pipeline, or one like it whose networks compute in float32; the one given stays as it is."""
+    networks = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+    wide = {name: in_float32(part) for name, part in networks.items()}
+    if all(wide[name] is part for name, part in networks.items()):
+        return pipe
+    own = copy.copy(pipe)
+    for name, part in wide.items():
+        setattr(own, name, part)
+    return own
 
 
 def _require_same_layers(rounded: Mapping[str, RoundedLayer], layers: Sequence[LayerSpec]) -> None:

@@ -17,8 +17,8 @@ DENOISER = "model.diffusion_model."
 AUTOENCODER = ("first_stage_model.", "vae.")
 
 
-def load_single_file(path: Path, config: str | None) -> DiffusionPipeline:
-    """The pipeline in float32, by diffusers' own conversion.
+def load_single_file(path: Path, config: str | None, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
+    """The pipeline in ``dtype``, by diffusers' own conversion.
 
     ``config``: a pipeline folder or hub id with the configuration and the tokenizers; without, those of the published
     model that the checkpoint's shapes point at, from the hub or its cache. Raises ValueError if the file is none of
@@ -28,7 +28,7 @@ def load_single_file(path: Path, config: str | None) -> DiffusionPipeline:
     source = config if config is not None else _published(path)
     try:
         pipeline = getattr(diffusers, _pipeline_class(source))
-        return pipeline.from_single_file(str(path), config=source, torch_dtype=torch.float32)
+        return pipeline.from_single_file(str(path), config=source, torch_dtype=dtype)
     except (OSError, ValueError, KeyError, AttributeError, RuntimeError, HfHubHTTPError) as error:
         given = f"the configuration {source}" if config else f"{source}, the configuration its shapes point at,"
         raise ValueError(

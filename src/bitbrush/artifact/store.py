@@ -24,6 +24,7 @@ from bitbrush.artifact.quantization import Quantization
 from bitbrush.artifact.tensors import layer_from_tensors, layer_tensors, other_tensors
 from bitbrush.methods.recipe import Recipe
 from bitbrush.network.families import FAMILY_NAMES
+from bitbrush.network.held import held_weights, in_memory
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.runtime.choose import Choice, runtime_named
 
@@ -220,7 +221,8 @@ def _write(quantization: Quantization, root: Path, origin: dict[str, Any]) -> No
     pipe.save_config(root)
     for name, part in pipe.components.items():
         if name != component and hasattr(part, "save_pretrained"):
-            part.save_pretrained(root / name)
+            whole: Any = in_memory(part) if isinstance(part, torch.nn.Module) else part
+            whole.save_pretrained(root / name)
     denoiser = getattr(pipe, component)
     layers = {layer.name: layer for layer in quantization.outcome.layers}
     _write_config(
@@ -281,7 +283,7 @@ def _manifest(quantization: Quantization, origin: dict[str, Any], full_bytes: in
 
 def _full_precision_bytes(denoiser: torch.nn.Module) -> int:
     """Size of all parameters as float32."""
-    return 4 * sum(parameter.numel() for parameter in denoiser.parameters())
+    return 4 * (sum(parameter.numel() for parameter in denoiser.parameters()) + held_weights(denoiser))
 
 
 def _sha256(path: Path) -> str:

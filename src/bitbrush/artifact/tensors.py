@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bitbrush.network.held import state_readers
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.numerics.affine import AffineGrid
 from bitbrush.numerics.packing import pack, unpack
@@ -66,5 +67,5 @@ def layer_from_tensors(name: str, shape: tuple[int, ...], bits: int, tensors: Ma
 
 def other_tensors(denoiser: nn.Module, layers: Mapping[str, Any]) -> dict[str, Tensor]:
     """The state of everything that is not quantized: norms, embeddings, excluded layers."""
-    quantized = tuple(f"{name}.{key}" for name in layers for key in ("weight", "bias"))
-    return {key: tensor.contiguous() for key, tensor in denoiser.state_dict().items() if key not in quantized}
+    quantized = {f"{name}.{key}" for name in layers for key in ("weight", "bias")}
+    return {key: read().contiguous() for key, read in state_readers(denoiser).items() if key not in quantized}

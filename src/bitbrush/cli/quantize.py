@@ -90,19 +90,21 @@ def _quantize(
     generic: bool,
     dry_run: bool,
 ) -> None:
-    from bitbrush.artifact.models import find_model, load_full_precision
+    from bitbrush.artifact.machine import nearest_folder
+    from bitbrush.artifact.models import find_model, load_source
     from bitbrush.artifact.quantization import carry_out, quantization_job
     from bitbrush.artifact.store import require_free, save
     from bitbrush.artifact.work import work_folder
     from bitbrush.bench.input_images import read_inputs
     from bitbrush.bench.prompts import calibration_prompts
     from bitbrush.timeline.ranks import ranks
+    from bitbrush.timeline.spool import Spool
 
     require_free(output)
     find_model(model, options)
     calibration = calibration_prompts(prompts, model)
     inputs = read_inputs(images, masks)
-    pipe = load_full_precision(model, options)
+    pipe = load_source(model, options, spool=Spool(nearest_folder(output)))
     with ranks() as own:
         job = quantization_job(pipe, chosen, calibration, inputs=inputs, generic=generic, progress=shown, ranks=own)
         own.wait()  # until all are loaded, as what memory is left is looked at

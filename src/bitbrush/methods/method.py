@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -17,6 +18,7 @@ from bitbrush.timeline.journal import NO_JOURNAL, Journal
 from bitbrush.timeline.progress import Progress
 from bitbrush.timeline.ranks import ALONE, Ranks
 from bitbrush.timeline.shares import own_pieces
+from bitbrush.timeline.spool import IN_MEMORY, Spool
 from bitbrush.timeline.trajectory import PromptBatch
 
 
@@ -25,8 +27,8 @@ class Job:
     """One quantization: the pipeline (left as it is), the recipe, calibration prompts, and where to report.
 
     ``rounded``: weights to use as they are, from an earlier job with the same weight keys; None to round them.
-    ``journal``: where finished pieces of the work are kept. ``ranks``: the processes that share it, each with the whole
-    of ``batches`` and its ``own`` share of them.
+    ``journal``: where finished pieces of the work are kept; ``spool``: where samples wait meanwhile. ``ranks``: the
+    processes that share it, each with the whole of ``batches`` and its ``own`` share of them.
     """
 
     pipe: Any
@@ -37,6 +39,7 @@ class Job:
     costs: CostLedger
     rounded: Mapping[str, RoundedLayer] | None = None
     journal: Journal = NO_JOURNAL
+    spool: Spool = IN_MEMORY
     ranks: Ranks = ALONE
 
     @property
@@ -49,7 +52,7 @@ class Job:
         denoiser: nn.Module = getattr(self.pipe, self.family.component)
         return denoiser
 
-    @property
+    @cached_property  # every weight is looked at
     def specs(self) -> tuple[LayerSpec, ...]:
         return layer_specs(self.denoiser, self.family, weight_bits=self.recipe.weights, exclude=self.recipe.exclude)
 

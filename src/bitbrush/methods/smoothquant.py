@@ -19,6 +19,7 @@ from bitbrush.methods.stages import (
     require_one_range,
     rounded_weights,
 )
+from bitbrush.network.held import twin
 from bitbrush.network.smoothing import smooth_, smoothable_inputs
 from bitbrush.timeline.trajectory import carried
 
@@ -44,7 +45,7 @@ def smoothed(job: Job) -> Job:
         carried(job.pipe, job.family.component, job.own, job.recipe.plan) as trajectories,
     ):
         extremes = observe_channel_extremes(job.denoiser, names, trajectories, job.progress, calls, ranks=job.ranks)
-    pipe, denoiser = copy.copy(job.pipe), copy.deepcopy(job.denoiser)
+    pipe, denoiser = copy.copy(job.pipe), twin(job.denoiser)
     smooth_(denoiser, inputs, extremes, alpha=ALPHA)
     setattr(pipe, job.family.component, denoiser)
     return replace(job, pipe=pipe)

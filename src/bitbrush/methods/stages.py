@@ -1,6 +1,5 @@
 """The stages that several methods share."""
 
-import copy
 from collections.abc import Mapping
 
 from torch import nn
@@ -8,7 +7,8 @@ from torch import nn
 from bitbrush.calibration.ranges import OBSERVING_CALLS, Observations, observe
 from bitbrush.methods.method import Job, Outcome, PlannedPhase
 from bitbrush.methods.recipe import Rounding
-from bitbrush.network.layers import QuantizedLayer, set_weight
+from bitbrush.network.held import hold_rounded, twin
+from bitbrush.network.layers import QuantizedLayer
 from bitbrush.rounding.learned import learn_rounding
 from bitbrush.rounding.nearest import RoundedLayer, round_all_to_nearest
 from bitbrush.rounding.samples import RECORDING_CALLS, record_samples, sample_pieces, sample_shards
@@ -54,7 +54,14 @@ def rounded_weights(job: Job) -> Mapping[str, RoundedLayer]:
         case Rounding.LEARNED:
             with job.costs.phase(RECORDING) as calls:
                 samples = record_samples(
-                    job.pipe, job.family, job.batches, job.recipe.plan, job.progress, calls, job.ranks
+                    job.pipe,
+                    job.family,
+                    job.batches,
+                    job.recipe.plan,
+                    job.progress,
+                    calls,
+                    spool=job.spool,
+                    ranks=job.ranks,
                 )
             with job.costs.phase(ROUNDING):
                 return learn_rounding(
@@ -65,7 +72,8 @@ def rounded_weights(job: Job) -> Mapping[str, RoundedLayer]:
                     samples,
                     job.progress,
                     job.journal,
-                    sample_shards(job.batches, len(samples), job.ranks),
+                    spool=job.spool,
+                    shards=sample_shards(job.batches, len(samples), job.ranks),
                 )
 
 
@@ -79,10 +87,10 @@ def observe_full_precision(job: Job) -> Observations:
 
 
 def with_weights(denoiser: nn.Module, rounded: Mapping[str, RoundedLayer]) -> nn.Module:
-    """A copy of ``denoiser`` that computes with the rounded weights, activations in floating point."""
-    quantized = copy.deepcopy(denoiser)
+    """One that computes with the rounded weights, held as integers; all else it shares with ``denoiser``."""
+    quantized = twin(denoiser)
     for name, layer in rounded.items():
-        set_weight(quantized.get_submodule(name), layer.weight.dequantize(), layer.bias)
+        hold_rounded(quantized.get_submodule(name), layer.weight, layer.bias)
     return quantized
 
 

@@ -12,6 +12,8 @@ from bitbrush.network.sd3 import SD3
 from bitbrush.network.unet import UNET
 
 FAMILIES: tuple[Family, ...] = (UNET, PIXART, SD3, FLUX)
+DENOISERS: tuple[str, ...] = tuple(dict.fromkeys(family.component for family in FAMILIES))
+"""What pipelines call their denoiser."""
 FAMILY_NAMES: tuple[str, ...] = (*(family.name for family in FAMILIES), generic.NAME)
 
 

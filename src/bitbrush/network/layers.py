@@ -69,10 +69,11 @@ def layer_specs(
 def _spec(
     name: str, layer: nn.Conv2d | nn.Linear, edges: Sequence[str], weight_bits: int, exclude: Sequence[str]
 ) -> LayerSpec:
-    bad = int((~torch.isfinite(layer.weight)).sum())
+    weight = layer.weight
+    bad = int((~torch.isfinite(weight)).sum())
     if bad:
         raise ValueError(
-            f"{bad} of {layer.weight.numel()} weights of layer {name} are NaN or infinite; "
+            f"{bad} of {weight.numel()} weights of layer {name} are NaN or infinite; "
             "the checkpoint is damaged, or was cast to a type too narrow for it"
         )
     edge = name in edges
@@ -80,7 +81,7 @@ def _spec(
     return LayerSpec(
         name=name,
         kind="conv" if isinstance(layer, nn.Conv2d) else "linear",
-        shape=tuple(layer.weight.shape),
+        shape=tuple(weight.shape),
         weight_bits=EDGE_WEIGHT_BITS if edge else weight_bits,
         edge=edge,
         excluded=reason,
@@ -90,13 +91,14 @@ def _spec(
 def set_weight(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
     """Gives a Conv2d or Linear new values of the same shape, in its own dtype and on its own device.
 
-    A layer without values (on the device meta) takes them as they are.
+    A layer without values of its own (on the device meta, or held elsewhere) takes them as they are.
     """
     assert isinstance(layer, nn.Conv2d | nn.Linear)
-    if layer.weight.is_meta:
+    own = layer._parameters["weight"]
+    if own is None or own.is_meta:
         layer.weight = nn.Parameter(weight, requires_grad=False)
         layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         return
-    layer.weight.data = weight.to(layer.weight)
+    own.data = weight.to(own)
     if layer.bias is not None and bias is not None:
         layer.bias.data = bias.to(layer.bias)

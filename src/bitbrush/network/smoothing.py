@@ -62,11 +62,18 @@ def smooth_(
     input, (C_in,). The denoiser computes what it did, but for rounding of floats.
     """
     for one in inputs:
-        readers = [denoiser.get_submodule(name).get_parameter("weight") for name in one.readers]
-        weights = torch.stack([weight.abs().amax(0) for weight in readers]).amax(0).clamp_min(LEAST)
+        readers, maker = [denoiser.get_submodule(name) for name in one.readers], denoiser.get_submodule(one.maker)
+        weights = torch.stack([reader.weight.abs().amax(0) for reader in readers]).amax(0).clamp_min(LEAST)
         scale = extremes[one.readers[0]].clamp_min(LEAST) ** alpha / weights ** (1 - alpha)
-        maker = denoiser.get_submodule(one.maker)
-        for parameter in maker.parameters(recurse=False):
-            parameter[: len(scale)].div_(scale.view(-1, *[1] * (parameter.dim() - 1)))
-        for weight in readers:
-            weight.mul_(scale)
+        for key in ("weight", "bias"):
+            if getattr(maker, key, None) is not None:
+                _rescale_rows(maker, key, scale.reciprocal())
+        for reader in readers:
+            reader.register_parameter("weight", nn.Parameter(reader.weight * scale, requires_grad=False))
+
+
+def _rescale_rows(module: nn.Module, key: str, factors: Tensor) -> None:
+    """The first rows of a parameter, one for each factor."""
+    changed = getattr(module, key).detach().clone()
+    changed[: len(factors)].mul_(factors.view(-1, *[1] * (changed.dim() - 1)))
+    module.register_parameter(key, nn.Parameter(changed, requires_grad=False))

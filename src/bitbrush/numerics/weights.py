@@ -55,7 +55,7 @@ class QuantizedWeight:
     def dequantize(self) -> Tensor:
         """``(w_q - zero_point) * scale``, float32."""
         scale, zero_point = self.grid.per_channel(self.w_q)
-        return (self.w_q.float() - zero_point) * scale
+        return self.w_q.float().sub_(zero_point).mul_(scale)
 
 
 def round_to_nearest(weight: Tensor, grid: WeightGrid) -> QuantizedWeight:

@@ -2,8 +2,8 @@
 
 Reconstructing a block needs its input in the quantized network so far and its output in the full-precision one, for
 every calibration sample. Here each recorded denoiser call is suspended at each block, so both networks see every
-sample exactly once for all blocks together, nothing but the live activations is kept, and no forward pass of any
-architecture is copied.
+sample exactly once for all blocks together, nothing but the live activations is kept (on disk, where there is a spool),
+and no forward pass of any architecture is copied.
 """
 
 import threading
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from bitbrush.network.family import Family
 from bitbrush.timeline.ranks import ALONE, Ranks
+from bitbrush.timeline.spool import IN_MEMORY, Following, Spool, release
 from bitbrush.timeline.suspension import Suspension
 from bitbrush.timeline.trajectory import DenoiserCall
 
@@ -81,11 +82,15 @@ def as_rows(output: Any) -> Tensor:
 
 @contextmanager
 def walks(
-    network: nn.Module, blocks: Sequence[str], calls: Sequence[DenoiserCall] | Sequence[BlockCall]
+    network: nn.Module,
+    blocks: Sequence[str],
+    calls: Sequence[DenoiserCall] | Sequence[BlockCall],
+    spool: Spool = IN_MEMORY,
 ) -> Iterator[list[Walk]]:
     """Each call of ``network`` up to its first block; answer with the block's output to go on to the next.
 
-    Walks nest: a block call can in turn be walked through layer by layer.
+    Walks nest: a block call can in turn be walked through layer by layer. What a call holds while it waits, and its
+    result, are put away by ``spool``.
     """
     doors = threading.local()
     originals = {name: network.get_submodule(name).forward for name in blocks}
@@ -94,7 +99,7 @@ def walks(
             module = network.get_submodule(name)
             stack.callback(_restore, module, module.__dict__.get("forward"))
             module.forward = _handing_out(name, original, doors)
-        yield [stack.enter_context(_walk(network, call, doors)) for call in calls]
+        yield [stack.enter_context(_walk(network, call, doors, spool)) for call in calls]
 
 
 def _handing_out(name: str, original: Callable[..., Any], doors: threading.local) -> Callable[..., Any]:
@@ -114,13 +119,46 @@ def _restore(module: nn.Module, forward: Callable[..., Any] | None) -> None:
         module.forward = forward
 
 
-def _walk(network: nn.Module, call: DenoiserCall | BlockCall, doors: threading.local) -> Walk:
+def _walk(network: nn.Module, call: DenoiserCall | BlockCall, doors: threading.local, spool: Spool) -> Walk:
     def function(hand_out: Callable[[BlockCall], Any]) -> Any:
-        doors.hand_out = hand_out
-        with torch.no_grad():  # gradients are recorded per thread, and this is a new one
-            return call.run(network)
+        held = Following(spool)
+
+        def wait_with(block: BlockCall) -> Any:
+            held.put_away()
+            output = hand_out(block)
+            held.follow(output)
+            return output
+
+        doors.hand_out = wait_with
+        with torch.no_grad(), held:  # gradients are recorded per thread, and this is a new one
+            held.follow((call.args, call.kwargs))
+            result = call.run(network)
+        held.put_away()
+        return result
 
     return Suspension(function)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Tensors of a row per sample, one after the other along the first dimension; only rows asked for are copied."""
+
+    parts: tuple[Tensor, ...]
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    def __getitem__(self, rows: Tensor | slice) -> Tensor:
+        if isinstance(rows, slice):
+            rows = torch.arange(len(self))[rows]
+        taken = self.parts[0].new_empty(len(rows), *self.parts[0].shape[1:])
+        begin = 0
+        for part in self.parts:
+            here = (rows >= begin) & (rows < begin + len(part))
+            taken[here] = part[rows[here] - begin]
+            release(part)
+            begin += len(part)
+        return taken
 
 
 @dataclass(frozen=True)
@@ -142,7 +180,7 @@ class BlockInputs:
 
         def join(values: Sequence[Any]) -> Any:
             by_row = all(_has_rows(value, own) for value, own in zip(values, rows, strict=True))
-            return torch.cat(list(values)) if by_row else values[0]
+            return Rows(tuple(values)) if by_row else values[0]
 
         args = tuple(join(values) for values in zip(*(call.args for call in calls), strict=True))
         kwargs = {key: join([call.kwargs[key] for call in calls]) for key in calls[0].kwargs}
@@ -150,9 +188,15 @@ class BlockInputs:
 
     def take(self, rows: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
         def pick(value: Any) -> Any:
-            return value[rows] if _has_rows(value, self.rows) else value
+            return value[rows] if isinstance(value, Rows) else value
 
         return tuple(pick(value) for value in self.args), {key: pick(value) for key, value in self.kwargs.items()}
+
+    @property
+    def row_bytes(self) -> int:
+        """Of one sample."""
+        parts = [value.parts[0] for value in (*self.args, *self.kwargs.values()) if isinstance(value, Rows)]
+        return sum(part.nbytes // len(part) for part in parts)
 
 
 def _has_rows(value: Any, rows: int) -> bool:

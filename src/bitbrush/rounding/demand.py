@@ -1,11 +1,13 @@
 """The memory and the arithmetic that learned rounding takes, reckoned from one measured denoiser call."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from bitbrush.network.footprint import Footprint, ModuleUse
+from bitbrush.network.held import weight_shape
 from bitbrush.rounding.compensation import MIN_POSITIONS, POSITIONS_PER_COLUMN
 from bitbrush.rounding.reconstruction import BATCH_ROWS, CHECK_EVERY, HELD_OUT, ITERATIONS
 
@@ -61,7 +63,8 @@ def layer_demand(layer: nn.Module, use: ModuleUse, rows: int) -> LayerDemand:
     Operations: two products of all positions, two fits, two inverses and a factor, the spread of the errors.
     """
     assert isinstance(layer, nn.Conv2d | nn.Linear)
-    columns, channels = layer.weight[0].numel(), layer.weight.shape[0]
+    channels, *kernel = weight_shape(layer)
+    columns = math.prod(kernel)
     wanted = max(MIN_POSITIONS, POSITIONS_PER_COLUMN * columns)
     taken = min(rows, -(-2 * wanted // use.positions)) * use.positions
     used = min(taken, wanted)
@@ -73,5 +76,5 @@ def layer_demand(layer: nn.Module, use: ModuleUse, rows: int) -> LayerDemand:
 
 
 def _descent_bytes(denoiser: nn.Module, layers: Sequence[str], use: ModuleUse) -> int:
-    weights = [denoiser.get_submodule(layer).get_parameter("weight").numel() for layer in layers]
+    weights = [math.prod(weight_shape(denoiser.get_submodule(layer))) for layer in layers]
     return FLOAT * WEIGHTS_OF_A_DESCENT * sum(weights) + use.inner * HELD_OUT // use.rows

@@ -4,7 +4,6 @@ Each block's layers are first rounded one by one with error compensation; a bloc
 a whole. What follows sees the inputs that the rounded network really produces.
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +12,13 @@ import torch
 from torch import nn
 
 from bitbrush.network.family import Family
-from bitbrush.network.layers import LayerSpec, set_weight
+from bitbrush.network.held import hold_rounded, twin
+from bitbrush.network.layers import LayerSpec
 from bitbrush.numerics.weights import WeightRange
 from bitbrush.rounding.blocks import (
     BlockCall,
     BlockInputs,
+    Rows,
     Walk,
     as_rows,
     called,
@@ -33,6 +34,7 @@ from bitbrush.rounding.shards import WHOLE, Place, Shard, Shards
 from bitbrush.timeline.journal import NO_JOURNAL, Journal
 from bitbrush.timeline.progress import Progress
 from bitbrush.timeline.ranks import Ranks
+from bitbrush.timeline.spool import IN_MEMORY, Spool
 from bitbrush.timeline.trajectory import DenoiserCall
 
 
@@ -53,14 +55,17 @@ def _waiting(walking: Sequence[Walk], indices: Sequence[int]) -> list[BlockCall]
 
 
 class _Learner:
-    """``full`` keeps its weights; ``quantized`` is a copy that takes on the rounded ones.
+    """``full`` keeps its weights; ``quantized`` shares them until it takes on the rounded ones, as integers.
 
     Calls of a block come with their places among those of all ``ranks``; this process may have none.
     """
 
-    def __init__(self, full: nn.Module, specs: Sequence[LayerSpec], estimator: WeightRange, ranks: Ranks) -> None:
+    def __init__(
+        self, full: nn.Module, specs: Sequence[LayerSpec], estimator: WeightRange, *, spool: Spool, ranks: Ranks
+    ) -> None:
         self.full = full
-        self.quantized = copy.deepcopy(full).requires_grad_(requires_grad=False)
+        self.quantized = twin(full)
+        self.spool = spool
         self.rounded: dict[str, RoundedLayer] = {}
         self._bits = {spec.name: spec.weight_bits for spec in specs}
         self._estimator = estimator
@@ -75,7 +80,7 @@ class _Learner:
         if len(layers) > 1:
             inner = {layer.removeprefix(name + "."): compensated[layer] for layer in layers}
             block = self.quantized.get_submodule(name)
-            targets = torch.cat([as_rows(output) for output in outputs]) if outputs else None
+            targets = Rows(tuple(self.spool.put_away(as_rows(output)) for output in outputs)) if outputs else None
             inputs = BlockInputs.of(calls.quantized) if calls.quantized else None
             shard = Shard.of(calls.places, [call.rows for call in calls.quantized], self._ranks)
             learned = reconstruct(block, inner, inputs, targets, self.generator, shard)
@@ -86,7 +91,10 @@ class _Learner:
 
     def _compensate(self, layers: Sequence[str], calls: "_Calls") -> tuple[dict[str, Compensated], list[Any]]:
         compensated: dict[str, Compensated] = {}
-        with walks(self.full, layers, calls.full) as targets, walks(self.quantized, layers, calls.quantized) as inputs:
+        with (
+            walks(self.full, layers, calls.full, self.spool) as targets,
+            walks(self.quantized, layers, calls.quantized, self.spool) as inputs,
+        ):
             while stop := next_stop(targets, layers, self._ranks):
                 name, waiting = stop
                 if name not in compensated:
@@ -104,7 +112,7 @@ class _Learner:
         layer = self.full.get_submodule(name)
         assert isinstance(layer, nn.Conv2d | nn.Linear)
         target_x, x = (
-            torch.cat([call.args[0] for call in own]) if own else None for own in (calls.full, calls.quantized)
+            Rows(tuple(call.args[0] for call in own)) if own else None for own in (calls.full, calls.quantized)
         )
         shard = Shard.of(calls.places, [len(call.args[0]) for call in calls.quantized], self._ranks)
         start = round_with_compensation(layer, self._bits[name], self._estimator, target_x, x, self.generator, shard)
@@ -118,7 +126,7 @@ class _Learner:
 
     def _set(self, name: str, rounded: RoundedLayer) -> None:
         self.rounded[name] = rounded
-        set_weight(self.quantized.get_submodule(name), rounded.weight.dequantize(), rounded.bias)
+        hold_rounded(self.quantized.get_submodule(name), rounded.weight, rounded.bias)
 
 
 def _learn_or_recall(learner: _Learner, name: str, layers: Sequence[str], calls: _Calls, journal: Journal) -> list[Any]:
@@ -127,7 +135,7 @@ def _learn_or_recall(learner: _Learner, name: str, layers: Sequence[str], calls:
     kept = journal.read(piece)
     if kept is not None:
         learner.recall(block_from_tensors(layers, kept, learner.generator))
-        return [call.run(learner.full) for call in calls.full]
+        return [learner.spool.put_away(call.run(learner.full)) for call in calls.full]
     outputs = learner.learn(name, layers, calls)
     journal.write(piece, block_tensors({layer: learner.rounded[layer] for layer in layers}, learner.generator))
     return outputs
@@ -142,6 +150,8 @@ def learn_rounding(
     samples: Sequence[DenoiserCall],
     progress: Progress,
     journal: Journal = NO_JOURNAL,
+    *,
+    spool: Spool = IN_MEMORY,
     shards: Shards = WHOLE,
 ) -> dict[str, RoundedLayer]:
     """Integers and biases by layer name; ``denoiser`` stays as it is. ``samples``: calls of the full-precision model.
@@ -151,14 +161,14 @@ def learn_rounding(
 
     Every sample runs through either network once, for all blocks together. What a denoiser call uses several times is
     learned on its first use. Blocks that ``journal`` holds are taken from it, the others go into it; the result is the
-    same. Raises ValueError if a layer is never called.
+    same. What the samples hold meanwhile is put away by ``spool``. Raises ValueError if a layer is never called.
     """
     blocks = reconstruction_blocks(denoiser, family, [spec.name for spec in specs])
-    learner = _Learner(denoiser, specs, estimator, shards.ranks)
+    learner = _Learner(denoiser, specs, estimator, spool=spool, ranks=shards.ranks)
     names = list(blocks)
     with (
-        walks(denoiser, names, samples) as full,
-        walks(learner.quantized, names, samples) as quantized,
+        walks(denoiser, names, samples, spool) as full,
+        walks(learner.quantized, names, samples, spool) as quantized,
         progress("learning rounding", len(names)) as advance,
     ):
         while stop := next_stop(full, names, shards.ranks):
@@ -168,7 +178,7 @@ def learn_rounding(
                 outputs = _learn_or_recall(learner, name, blocks.pop(name), calls, journal)
                 advance()
             else:
-                outputs = [call.run(denoiser) for call in calls.full]
+                outputs = [spool.put_away(call.run(denoiser)) for call in calls.full]
             for index, output, call in zip(waiting, outputs, calls.quantized, strict=True):
                 full[index].answer(output)
                 quantized[index].answer(call.run(learner.quantized))

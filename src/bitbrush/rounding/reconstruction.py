@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
 from bitbrush.numerics.weights import QuantizedWeight
-from bitbrush.rounding.blocks import BlockInputs, as_rows
+from bitbrush.rounding.blocks import BlockInputs, Rows, as_rows
 from bitbrush.rounding.compensation import Compensated
 from bitbrush.rounding.shards import Shard
 
@@ -26,6 +26,8 @@ STEP = 0.01
 CHECK_EVERY = 15
 PATIENCE = 2
 HELD_OUT = 64
+PASS_BYTES = 32 << 20
+"""Of the inputs that go through a block at once: rows of more are passed in parts, and their gradients summed."""
 
 
 @dataclass(frozen=True)
@@ -38,25 +40,31 @@ class _Block:
     module: nn.Module
     layers: Mapping[str, Compensated]
     inputs: BlockInputs | None
-    targets: Tensor | None
+    targets: Tensor | Rows | None
     shard: Shard
 
-    def loss(self, weights: Mapping[str, Tensor], rows: Tensor) -> Tensor | None:
-        """What this process's own of the ``rows`` add to their mean squared error; None if it has none of them."""
+    def passes(self, rows: Tensor) -> list[tuple[Tensor, float]]:
+        """This process's own of the ``rows``, those that go through the block together, and their share of all."""
         own = self.shard.own(rows)
-        if self.inputs is None or self.targets is None or not len(own):
-            return None
+        if self.inputs is None or not len(own):
+            return []
+        parts = own.split(max(1, PASS_BYTES // max(1, self.inputs.row_bytes)))
+        return [(part, len(part) / len(rows)) for part in parts]
+
+    def loss(self, weights: Mapping[str, Tensor], own: Tensor) -> Tensor:
+        """Of rows of this process."""
+        assert self.inputs is not None
+        assert self.targets is not None
         args, kwargs = self.inputs.take(own)
         named = {f"{name}.weight".lstrip("."): weight for name, weight in weights.items()}
-        output = as_rows(functional_call(self.module, named, args, kwargs))
-        return F.mse_loss(output, self.targets[own]) * (len(own) / len(rows))
+        return F.mse_loss(as_rows(functional_call(self.module, named, args, kwargs)), self.targets[own])
 
 
 def reconstruct(
     module: nn.Module,
     layers: Mapping[str, Compensated],
     inputs: BlockInputs | None,
-    targets: Tensor | None,
+    targets: Tensor | Rows | None,
     generator: Generator,
     shard: Shard | None = None,
 ) -> dict[str, QuantizedWeight]:
@@ -90,16 +98,15 @@ def reconstruct(
 
 
 def _descend(block: _Block, offsets: Mapping[str, Tensor], rows: Tensor, step: float) -> None:
-    with torch.enable_grad():
-        weights = {name: _straight_through(block.layers[name], offset) for name, offset in offsets.items()}
-        loss = block.loss(weights, rows)
-        gradients = [] if loss is None else torch.autograd.grad(loss, list(offsets.values()))
-    with torch.no_grad():
-        own = gradients or [torch.zeros_like(offset) for offset in offsets.values()]
-        sizes = [offset.numel() for offset in offsets.values()]
-        averaged = block.shard.ranks.sum(torch.cat([gradient.flatten() for gradient in own])).split(sizes)
-        for offset, gradient in zip(offsets.values(), averaged, strict=True):
-            offset.sub_(gradient.view_as(offset).sign(), alpha=step)
+    gradients = [torch.zeros_like(offset) for offset in offsets.values()]
+    for part, share in block.passes(rows):
+        with torch.enable_grad():
+            weights = {name: _straight_through(block.layers[name], offset) for name, offset in offsets.items()}
+            of_part = torch.autograd.grad(block.loss(weights, part) * share, list(offsets.values()))
+        for gradient, more in zip(gradients, of_part, strict=True):
+            gradient += more
+    for offset, gradient in zip(offsets.values(), gradients, strict=True):
+        offset.detach().sub_(block.shard.ranks.sum(gradient).sign(), alpha=step)
 
 
 def _straight_through(layer: Compensated, offset: Tensor) -> Tensor:
@@ -119,5 +126,6 @@ def _integers(layer: Compensated, offset: Tensor) -> QuantizedWeight:
 
 @torch.no_grad()
 def _held_out_loss(block: _Block, weights: Mapping[str, QuantizedWeight], rows: Tensor) -> float:
-    loss = block.loss({name: weight.dequantize() for name, weight in weights.items()}, rows)
-    return float(block.shard.ranks.sum(torch.tensor(0.0 if loss is None else float(loss), dtype=torch.float64)))
+    floats = {name: weight.dequantize() for name, weight in weights.items()}
+    own = sum(float(block.loss(floats, part)) * share for part, share in block.passes(rows))
+    return float(block.shard.ranks.sum(torch.tensor(own, dtype=torch.float64)))

@@ -11,6 +11,7 @@ from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.progress import Progress
 from bitbrush.timeline.ranks import ALONE, Ranks
 from bitbrush.timeline.shares import Piece, own_pieces
+from bitbrush.timeline.spool import IN_MEMORY, Spool
 from bitbrush.timeline.trajectory import (
     DenoiserCall,
     PromptBatch,
@@ -50,9 +51,11 @@ def record_samples(
     plan: SamplingPlan,
     progress: Progress,
     calls: CallCounter,
+    *,
+    spool: Spool = IN_MEMORY,
     ranks: Ranks = ALONE,
 ) -> list[DenoiserCall]:
-    """Every fourth denoiser call on the full-precision trajectories of the first 16 prompts.
+    """Every fourth denoiser call on the full-precision trajectories of the first 16 prompts, put away by ``spool``.
 
     Its two batches are staggered, so that together they cover every second call. One denoiser call per step and batch.
     Of several processes each records its own share of the prompts.
@@ -67,9 +70,11 @@ def record_samples(
     ):
         while waiting := pending(trajectories):
             for piece, trajectory, call in zip(own, trajectories, waiting, strict=True):
+                output = call.run(denoiser)
                 if is_sample(calls.per_batch, piece.index, piece.batches):
+                    spool.put_away((call.args, call.kwargs))
                     samples.append(call)
-                trajectory.answer(call.run(denoiser))
+                trajectory.answer(output)
             calls.add()
             advance()
     return samples

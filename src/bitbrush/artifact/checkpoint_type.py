@@ -1,0 +1,44 @@
+"""The type in which a checkpoint stores its denoiser."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+_HALF = {"F16": torch.float16, "BF16": torch.bfloat16}
+_FLOATS = {*_HALF, "F32", "F64"}
+
+
+def folder_type(component: Path, variant: str | None) -> torch.dtype:
+    """Of a component's folder: half precision if all of its files are, float32 otherwise.
+
+    Files that are no safetensors count as float32, which any type can be loaded as.
+    """
+    files = [path for path in component.glob("*.safetensors") if _is_of(path.stem, variant)]
+    return _common(kind for path in files for kind in _types(path))
+
+
+def file_type(path: Path) -> torch.dtype:
+    """Of a single file: half precision if all of it is, so that nothing is lost by loading it so; else float32.
+
+    What is no safetensors file counts as float32; whoever loads it names the problem.
+    """
+    try:
+        return _common(_types(path))
+    except SafetensorError:
+        return torch.float32
+
+
+def _is_of(stem: str, variant: str | None) -> bool:
+    return "." not in stem if variant is None else f".{variant}" in stem
+
+
+def _types(path: Path) -> Iterable[str]:
+    with safe_open(path, framework="pt") as file:
+        yield from {file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118 - no dictionary
+
+
+def _common(types: Iterable[str]) -> torch.dtype:
+    found = {kind for kind in types if kind in _FLOATS}
+    return _HALF.get(found.pop(), torch.float32) if len(found) == 1 else torch.float32

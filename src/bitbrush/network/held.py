@@ -1,0 +1,140 @@
+"""Weights kept in a narrow form, integers or half precision or on disk, and widened for each call of their layer.
+
+A layer that holds its weight so is still a Conv2d or Linear whose ``weight`` is float32: reading it widens it. Only
+``state_dict()`` and ``parameters()`` do not know it; :func:`state_readers` does.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from bitbrush.numerics.weights import QuantizedWeight
+from bitbrush.timeline.spool import Spool, release
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class HeldWeight:
+    """``read`` yields the weight in float32, in memory that nobody else has."""
+
+    read: Callable[[], Tensor]
+
+    def __deepcopy__(self, _: dict[int, Any]) -> Self:
+        return self  # it never changes, so that copies of a network share it
+
+
+class Holding:
+    """What is added to a Conv2d or Linear; a parameter that is set all the same comes before what is held."""
+
+    held: HeldWeight
+    _parameters: dict[str, nn.Parameter | None]
+
+    @property
+    def weight(self) -> Tensor:
+        own = self._parameters["weight"]
+        return self.held.read() if own is None else own
+
+
+@lru_cache
+def _holding(kind: Hashable) -> type:
+    assert isinstance(kind, type)
+    return type(kind.__name__, (Holding, kind), {})
+
+
+def hold(layer: nn.Module, weight: HeldWeight) -> None:
+    """From now on a Conv2d or Linear has ``weight``, and no parameter of that name."""
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    if not isinstance(layer, Holding):
+        object.__setattr__(layer, "__class__", _holding(type(layer)))
+    layer.register_parameter("weight", None)
+    object.__setattr__(layer, "held", weight)
+
+
+def hold_rounded(layer: nn.Module, weight: QuantizedWeight, bias: Tensor | None) -> None:
+    """The layer computes with the integers from now on; it keeps its bias where that is None."""
+    hold(layer, HeldWeight(weight.dequantize))
+    if bias is not None and layer.bias is not None:
+        layer.bias = nn.Parameter(bias, requires_grad=False)
+
+
+def weight_shape(layer: nn.Module) -> tuple[int, ...]:
+    """Of a Conv2d or Linear, without widening what it holds."""
+    if isinstance(layer, nn.Conv2d):
+        return (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size)
+    assert isinstance(layer, nn.Linear)
+    return (layer.out_features, layer.in_features)
+
+
+def twin(network: nn.Module) -> nn.Module:
+    """A copy of the modules that shares every tensor; neither notices when the other is given new ones."""
+    memo: dict[int, Any] = {id(one): nn.Parameter(one.detach(), requires_grad=False) for one in network.parameters()}
+    memo |= {id(one): one.detach() for one in network.buffers()}
+    return copy.deepcopy(network, memo)
+
+
+def in_float32(network: nn.Module) -> nn.Module:
+    """The network itself if all of it is float32; else a twin that computes in float32.
+
+    Conv2d and Linear weights in half precision stay so and are widened for each call, which is exact.
+    """
+    narrow = any(one.dtype in HALF for one in (*network.parameters(), *network.buffers()))
+    if not narrow:
+        return network
+    wide = twin(network)
+    for layer in _layers(wide):
+        if layer.weight.dtype in HALF:
+            hold(layer, HeldWeight(layer.weight.detach().float))
+    return wide.float()
+
+
+def put_weights_away(network: nn.Module, spool: Spool) -> None:
+    """Every Conv2d and Linear reads its weight from the disk from now on, for each call; the rest becomes float32."""
+    for layer in _layers(network):
+        weight = layer.weight.detach()
+        spool.put_away(weight)
+        hold(layer, HeldWeight(partial(_read, weight)))
+    network.float()
+
+
+def in_memory(network: nn.Module) -> nn.Module:
+    """The network itself if it holds nothing; else a twin that has all of its weights as float32 parameters."""
+    if not held_layers(network):
+        return network
+    whole = twin(network)
+    for name, layer in held_layers(whole).items():
+        whole.get_submodule(name).register_parameter("weight", nn.Parameter(layer.held.read(), requires_grad=False))
+    return whole
+
+
+def held_layers(network: nn.Module) -> dict[str, Holding]:
+    """Those that hold their weight, by name."""
+    holding = {name: module for name, module in network.named_modules() if isinstance(module, Holding)}
+    return {name: module for name, module in holding.items() if module._parameters["weight"] is None}
+
+
+def state_readers(network: nn.Module) -> dict[str, Callable[[], Tensor]]:
+    """``state_dict()`` with what layers hold, each tensor read when it is asked for."""
+    readers: dict[str, Callable[[], Tensor]] = {key: one.detach for key, one in network.state_dict().items()}
+    return readers | {f"{name}.weight": layer.held.read for name, layer in held_layers(network).items()}
+
+
+def held_weights(network: nn.Module) -> int:
+    """How many weights the layers hold that are no parameters."""
+    return sum(math.prod(weight_shape(network.get_submodule(name))) for name in held_layers(network))
+
+
+def _layers(network: nn.Module) -> Iterator[nn.Conv2d | nn.Linear]:
+    return (module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear))
+
+
+def _read(weight: Tensor) -> Tensor:
+    wide = weight.to(torch.float32, copy=True)
+    release(weight)
+    return wide
