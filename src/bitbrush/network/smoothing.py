@@ -62,14 +62,20 @@ def smooth_(
     input, (C_in,). The denoiser computes what it did, but for rounding of floats.
     """
     for one in inputs:
-        readers, maker = [denoiser.get_submodule(name) for name in one.readers], denoiser.get_submodule(one.maker)
-        weights = torch.stack([reader.weight.abs().amax(0) for reader in readers]).amax(0).clamp_min(LEAST)
+        readers, maker = [_weight(denoiser, name) for name in one.readers], denoiser.get_submodule(one.maker)
+        weights = torch.stack([weight.abs().amax(0) for weight in readers]).amax(0).clamp_min(LEAST)
         scale = extremes[one.readers[0]].clamp_min(LEAST) ** alpha / weights ** (1 - alpha)
         for key in ("weight", "bias"):
             if getattr(maker, key, None) is not None:
                 _rescale_rows(maker, key, scale.reciprocal())
-        for reader in readers:
-            reader.register_parameter("weight", nn.Parameter(reader.weight * scale, requires_grad=False))
+        for name, weight in zip(one.readers, readers, strict=True):
+            denoiser.get_submodule(name).register_parameter("weight", nn.Parameter(weight * scale, requires_grad=False))
+
+
+def _weight(denoiser: nn.Module, name: str) -> Tensor:
+    layer = denoiser.get_submodule(name)
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    return layer.weight.detach()
 
 
 def _rescale_rows(module: nn.Module, key: str, factors: Tensor) -> None:
