@@ -177,14 +177,12 @@ def test_learned_rounding_is_as_good_as_a_single_processs(shared: Path, single: 
 
 
 def rounded_layers(tensors: Mapping[str, Tensor]) -> dict[str, RoundedLayer]:
-    names = [key.removesuffix(".weight") for key in tensors if key.endswith(".weight")]
-    grids = {
-        name: WeightGrid(tensors[f"{name}.weight_scale"], tensors[f"{name}.weight_zero_point"], 8) for name in names
-    }
-    return {
-        name: RoundedLayer(QuantizedWeight(tensors[f"{name}.weight"], grids[name]), tensors.get(f"{name}.bias"))
-        for name in names
-    }
+    layers = {}
+    for name in (key.removesuffix(".weight") for key in tensors if key.endswith(".weight")):
+        grid = WeightGrid(tensors[f"{name}.weight_scale"], tensors[f"{name}.weight_zero_point"], bits=8)
+        weight = QuantizedWeight(tensors[f"{name}.weight"], grid)
+        layers[name] = RoundedLayer(weight, tensors.get(f"{name}.bias"))
+    return layers
 
 
 def test_resumed_it_comes_to_the_same(shared: Path) -> None:

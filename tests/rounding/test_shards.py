@@ -2,76 +2,27 @@
 
 import copy
 import itertools
-import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Generator, Tensor
 
+from bitbrush.network.unet import UNET
 from bitbrush.numerics.weights import WeightRange
 from bitbrush.rounding.blocks import BlockCall, BlockInputs
 from bitbrush.rounding.compensation import Compensated, round_with_compensation
+from bitbrush.rounding.learned import learn_rounding
 from bitbrush.rounding.reconstruction import reconstruct
 from bitbrush.rounding.samples import sample_shards
-from bitbrush.rounding.shards import Place, Shard
+from bitbrush.rounding.shards import Place, Shard, Shards
+from bitbrush.timeline.progress import silent
 from bitbrush.timeline.ranks import Ranks
-from bitbrush.timeline.trajectory import prompt_batches
+from bitbrush.timeline.trajectory import DenoiserCall, prompt_batches
 from tests.rounding.test_compensation import LAYERS, layer_and_inputs
+from tests.rounding.test_learned import Block, Network, specs_of
 from tests.rounding.test_reconstruction import block_and_inputs, nearest
-
-
-@dataclass
-class Table:
-    """What threads that play processes lay down for each other."""
-
-    world: int
-    laid: dict[int, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.barrier = threading.Barrier(self.world, timeout=60)
-
-
-@dataclass(frozen=True)
-class ThreadRanks(Ranks):
-    """Ranks whose processes are threads."""
-
-    table: Table = field(default_factory=lambda: Table(1))
-
-    def _exchange(self, own: Any) -> list[Any]:
-        self.table.laid[self.rank] = own
-        self.table.barrier.wait()
-        everyone = [self.table.laid[rank] for rank in range(self.world)]
-        self.table.barrier.wait()
-        return everyone
-
-    def sum(self, x: Tensor) -> Tensor:
-        return torch.stack(self._exchange(x.clone())).sum(0)
-
-    def most(self, x: Tensor) -> Tensor:
-        return torch.stack(self._exchange(x.clone())).amax(0)
-
-    def from_first(self, make: Callable[[], dict[str, Tensor] | None]) -> dict[str, Tensor] | None:
-        first: dict[str, Tensor] | None = self._exchange(make() if self.leads else None)[0]
-        return first
-
-
-def in_threads(world: int, work: Callable[[Ranks], Any]) -> list[Any]:
-    """``work(ranks)`` of every process."""
-    table, results = Table(world), {}
-
-    def run(rank: int) -> None:
-        results[rank] = work(ThreadRanks(rank, world, table))
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(world)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return [results[rank] for rank in range(world)]
-
+from tests.thread_ranks import in_threads
 
 PARTS = {
     "halves": [range(8), range(8, 16), range(0)],
@@ -156,3 +107,30 @@ def test_samples_are_numbered_as_in_one_process(prompts: int, world: int) -> Non
     assert len(single) == sum(len(named) for named, _ in shared)
     for row, name in enumerate(single):
         assert [named[local[row]] for named, local in shared if local[row] >= 0] == [name]
+
+
+class Skipping(Network):
+    def forward(self, x: Tensor, skip: bool = False) -> Tensor:
+        x = self.first(x)
+        return self.last(x if skip else self.second(x))
+
+
+def test_a_block_that_no_call_of_a_process_comes_to() -> None:
+    """As where guidance skips layers in some calls: the others learn it, and tell."""
+    x = torch.randn(160, 3, generator=Generator().manual_seed(0))
+    calls = [DenoiserCall((x[:80],), {}, 0.0, ()), DenoiserCall((x[80:],), {"skip": True}, 0.0, ())]
+    family = replace(UNET, denoiser_class=Skipping, edge_layers=lambda _: (), block_classes=(Block,))
+
+    def learned(ranks: Ranks) -> dict[str, Tensor]:
+        network, own = Skipping(), list(ranks.cut(len(calls)))
+        shards = Shards(ranks, [Place(index) for index in own])
+        given = specs_of(network, family, "*.spare"), WeightRange.MSE, [calls[index] for index in own], silent
+        return {
+            name: layer.weight.w_q for name, layer in learn_rounding(network, family, *given, shards=shards).items()
+        }
+
+    (single,), (first, second) = in_threads(1, learned), in_threads(2, learned)
+    assert single.keys() == first.keys() == second.keys() >= {"second.a", "second.b"}
+    for name, weight in single.items():
+        assert torch.equal(first[name], second[name])
+        assert torch.equal(first[name], weight), name
