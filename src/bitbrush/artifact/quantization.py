@@ -112,7 +112,7 @@ def quantize(
     for ``rounded`` weights of other layers or bits, for ``work`` of another quantization, for inputs that the pipeline
     misses or does not take, for fewer prompts than processes, or if the checkpoint or its activations hold NaN.
     """
-    with ranks() as own:
+    with ranks() as own, own.together():
         job = quantization_job(
             pipe, recipe, prompts, inputs=inputs, generic=generic, rounded=rounded, progress=progress, ranks=own
         )

@@ -68,7 +68,7 @@ def recalibrate(
     recipe = Recipe().updated(manifest["recipe"]).updated(keys)
     pipe, rounded = load_rounded(root, manifest)
     is_generic = manifest["denoiser"]["family"] == generic.NAME
-    with ranks() as own:
+    with ranks() as own, own.together():
         job = quantization_job(
             pipe, recipe, prompts, inputs=inputs, generic=is_generic, rounded=rounded, progress=progress, ranks=own
         )

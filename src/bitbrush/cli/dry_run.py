@@ -21,6 +21,8 @@ def print_plan(job: "Job", estimate: "Estimate", walk: "PipelineWalk", output: P
     from bitbrush.artifact.pace import measure_pace, phase_seconds
 
     _print_layers(job, estimate)
+    if job.ranks.world > 1:
+        note(f"batches, calls, times and memory are those of the first of {job.ranks.world} processes")
     try:
         require_room(estimate, output, processes=job.ranks.here)
     except ValueError as problem:

@@ -105,7 +105,7 @@ def _quantize(
     calibration = calibration_prompts(prompts, model)
     inputs = read_inputs(images, masks)
     pipe = load_source(model, options, spool=Spool(nearest_folder(output)))
-    with ranks() as own:
+    with ranks() as own, own.together():
         job = quantization_job(pipe, chosen, calibration, inputs=inputs, generic=generic, progress=shown, ranks=own)
         own.wait()  # until all are loaded, as what memory is left is looked at
         if own.leads:

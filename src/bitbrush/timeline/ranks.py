@@ -27,8 +27,8 @@ class Ranks:
     """This process is number ``rank`` of ``world``.
 
     Every process calls the methods below in the same order, with tensors of the same shape and dtype; each has the same
-    result, bit for bit. A single process exchanges nothing and is given back what it gave. They raise RankError in all
-    processes once one has failed (:func:`ranks`).
+    result, bit for bit. A single process exchanges nothing and is given back what it gave. They raise RankError once
+    another process has failed (:meth:`together`) or ended.
     """
 
     rank: int = 0
@@ -96,10 +96,21 @@ class Ranks:
             distributed.broadcast(text, 0)
         return made if self.leads else load(text.numpy().tobytes())
 
-    def fail(self, error: Exception) -> None:
-        """Tells the others, when they next come to exchange something, that this process goes on no more."""
-        if not isinstance(error, RankError):
-            self._meet(f"{type(error).__name__}: {error}")
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """All leave together; one that fails inside tells the others when they next exchange something.
+
+        These raise RankError. For work that exchanges often: until then the failed process waits, and does not end.
+        """
+        try:
+            yield
+        except RankError:
+            raise
+        except Exception as error:
+            with suppress(RankError):  # nobody may be left to hear it
+                self._meet(f"{type(error).__name__}: {error}")
+            raise
+        self.wait()
 
     def _reduce(self, x: Tensor, operation: ReduceOp.RedOpType) -> Tensor:
         if self.world > 1:
@@ -147,13 +158,13 @@ def _reached() -> Iterator[None]:
 def ranks() -> Iterator[Ranks]:
     """The processes of the group that torch.distributed was initialized with, else those that torchrun started.
 
-    In a group of the caller's own a failure inside is told to the others, who raise RankError, and all leave together;
-    where torchrun started them it ends all when one fails. A process started otherwise is alone. Raises ValueError for
-    a group that exchanges no tensors of the CPU.
+    A process started otherwise is alone. Raises ValueError for a group that exchanges no tensors of the CPU.
     """
     if distributed.is_available() and distributed.is_initialized():
-        with _in_group() as own:
-            yield own
+        backend = distributed.get_backend_config()
+        if "gloo" not in backend:
+            raise ValueError(f"the process group's backend is {backend}; initialize it with gloo: work is on the CPU")
+        yield Ranks(distributed.get_rank(), distributed.get_world_size())
         return
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
@@ -164,18 +175,3 @@ def ranks() -> Iterator[Ranks]:
         yield Ranks(distributed.get_rank(), world)
     finally:
         distributed.destroy_process_group()
-
-
-@contextmanager
-def _in_group() -> Iterator[Ranks]:
-    backend = distributed.get_backend_config()
-    if "gloo" not in backend:
-        raise ValueError(f"the process group's backend is {backend}; initialize it with gloo: the work is on the CPU")
-    own = Ranks(distributed.get_rank(), distributed.get_world_size())
-    try:
-        yield own
-    except Exception as error:
-        with suppress(RankError):  # nobody may be left to hear it
-            own.fail(error)
-        raise
-    own.wait()
