@@ -16,7 +16,8 @@ from bitbrush.network.held import held_weights
 from bitbrush.network.layers import LayerSpec
 from bitbrush.numerics.histogram import BINS
 from bitbrush.rounding.blocks import reconstruction_blocks
-from bitbrush.rounding.demand import FLOAT, rounding_bytes
+from bitbrush.rounding.demand import FLOAT, rounding_bytes, spooled_bytes
+from bitbrush.rounding.samples import sample_batches
 
 HISTOGRAM_BYTES = 8 * BINS
 GRID_BYTES = 13
@@ -46,10 +47,11 @@ class PhaseEstimate:
 
 @dataclass(frozen=True)
 class Estimate:
-    """``resident``: bytes that the process holds already, ``weight_bytes`` of them the denoiser's in float32.
+    """``resident``: bytes that the process holds already; ``weight_bytes`` of the denoiser, were it in float32.
 
-    ``samples``: denoiser calls of one prompt each that are kept for learned rounding. ``work_bytes``: of what an
-    interrupted run goes on from; on the disk together with the artifact, until that is whole.
+    ``samples``: denoiser calls of one prompt each that are kept for learned rounding; ``spool_bytes``: what they, and
+    the calls suspended there, take on the disk meanwhile. ``work_bytes``: of what an interrupted run goes on from; on
+    the disk together with the artifact, until that is whole.
     """
 
     specs: tuple[LayerSpec, ...]
@@ -57,7 +59,7 @@ class Estimate:
     resident: int
     weight_bytes: int
     samples: int
-    sample_bytes: int
+    spool_bytes: int
     artifact_bytes: int
     work_bytes: int
 
@@ -81,7 +83,7 @@ def estimate_job(job: Job) -> tuple[Estimate, PipelineWalk]:
     phases = METHODS[job.recipe.method].phases(job)
     walk = walk_pipeline(job)
     sizes = sample_bytes(job, walk)
-    memory = _Memory(job, walk, samples=len(sizes), sample_bytes=sum(sizes))
+    memory = _Memory(job, walk, samples=len(sizes))
     visits = len(walk.timesteps) * len(job.calibration.layers)
     progressive = any(phase.on_rounded_weights for phase in phases)
     estimate = Estimate(
@@ -93,7 +95,7 @@ def estimate_job(job: Job) -> tuple[Estimate, PipelineWalk]:
         resident=resident_memory(),
         weight_bytes=memory.denoiser,
         samples=len(sizes),
-        sample_bytes=sum(sizes),
+        spool_bytes=sum(sizes) + memory.spooled,
         artifact_bytes=_artifact_bytes(job, walk),
         work_bytes=(memory.integers if sizes else 0) + (visits * HISTOGRAM_BYTES if progressive else 0),
     )
@@ -108,7 +110,7 @@ def require_room(estimate: Estimate, output: Path, *, kept: int = 0, processes: 
     """
     phase, memory = estimate.largest, available_memory()
     if memory is not None and processes * phase.bytes > memory:
-        fewer = "num_prompts, or choose --rounding nearest" if phase.name == ROUNDING else "batch_size"
+        fewer = "num_prompts, choose --rounding nearest" if phase.name == ROUNDING else "batch_size"
         fewer += ", or start fewer processes" if processes > 1 else ""
         each = f" in each of {processes}" if processes > 1 else ""
         raise ValueError(
@@ -116,10 +118,11 @@ def require_room(estimate: Estimate, output: Path, *, kept: int = 0, processes: 
             f"what is loaded, {size_text(memory)} are available; lower {fewer}, make smaller pictures, or free memory"
         )
     work, disk = max(0, estimate.work_bytes - kept), available_disk(output)
-    if estimate.artifact_bytes + work > disk:
+    if max(estimate.artifact_bytes, processes * estimate.spool_bytes) + work > disk:
         raise ValueError(
-            f"{output} takes about {size_text(estimate.artifact_bytes)} of disk and {size_text(work)} for unfinished "
-            f"work beside it, {size_text(disk)} are free; make room there, or choose another output"
+            f"{output} takes about {size_text(estimate.artifact_bytes)} of disk, {size_text(work)} for unfinished "
+            f"work beside it and before {size_text(processes * estimate.spool_bytes)} for samples, {size_text(disk)} are free; "
+            "make room there, choose another output, or lower num_prompts"
         )
 
 
@@ -131,8 +134,8 @@ def size_text(size: int) -> str:
 class _Memory:
     """Bytes that each phase holds at most beside what is there before the first."""
 
-    def __init__(self, job: Job, walk: PipelineWalk, *, samples: int, sample_bytes: int) -> None:
-        self._job, self._walk, self._samples, self._sample_bytes = job, walk, samples, sample_bytes
+    def __init__(self, job: Job, walk: PipelineWalk, *, samples: int) -> None:
+        self._job, self._walk, self._samples = job, walk, samples
         weights = [math.prod(spec.shape) for spec in job.calibration.layers]
         self.denoiser = _state_bytes(job.denoiser)
         self.integers = sum(weights)
@@ -142,21 +145,28 @@ class _Memory:
         most = self._walk.footprint.most
         prompts = max((len(batch.prompts) for batch in phase.batches), default=0)
         if phase.name == RECORDING:
-            return self._sample_bytes + most * prompts
+            return self._suspended(phase) + most * prompts
         if phase.name == ROUNDING:
             return self._rounding()
-        copies = self.integers + (self.denoiser if phase.on_rounded_weights else 0)
-        return copies + self._histograms() + self._suspended(phase) + (most + self._input_copies()) * prompts
+        return self.integers + self._histograms() + self._suspended(phase) + (most + self._input_copies()) * prompts
 
     def _rounding(self) -> int:
         search = SEARCH_COPIES * self._largest_weight
         if not self._samples:
             return self.integers + search
+        prompts = max(len(batch.prompts) for batch in sample_batches(self._job.batches))
+        learning = rounding_bytes(self._job.denoiser, self._blocks, self._walk.footprint, prompts)
+        return int(self.integers + HOLES * max(learning, search))
+
+    @property
+    def spooled(self) -> int:
+        return spooled_bytes(self._blocks, self._walk.footprint, self._samples) if self._samples else 0
+
+    @property
+    def _blocks(self) -> dict[str, tuple[str, ...]]:
         called = self._walk.footprint.modules
         names = [spec.name for spec in self._job.calibration.layers if spec.name in called]
-        blocks = reconstruction_blocks(self._job.denoiser, self._job.family, names)
-        learning = rounding_bytes(self._job.denoiser, blocks, self._walk.footprint, self._samples)
-        return int(HOLES * (self.denoiser + self.integers + self._sample_bytes + max(learning, search)))
+        return reconstruction_blocks(self._job.denoiser, self._job.family, names)
 
     def _histograms(self) -> int:
         return self._walk.distinct_timesteps * len(self._job.calibration.layers) * HISTOGRAM_BYTES

@@ -2,19 +2,45 @@
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from bitbrush.timeline.cost import peak_resident_mib
 
 MEMINFO, STATM = Path("/proc/meminfo"), Path("/proc/self/statm")
+CGROUP, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def available_memory() -> int | None:
-    """Bytes that can still be taken, free swap space included; None where the system does not tell (not Linux)."""
+    """Bytes that can still be taken, free swap space included; None where the system does not tell (not Linux).
+
+    In a container that may take less than the machine has, what its control groups leave.
+    """
     if not MEMINFO.exists():
         return None
     entries = dict(line.split(":", 1) for line in MEMINFO.read_text(encoding="ascii").splitlines())
-    return sum(1024 * int(entries[name].split()[0]) for name in ("MemAvailable", "SwapFree") if name in entries)
+    there = sum(1024 * int(entries[name].split()[0]) for name in ("MemAvailable", "SwapFree") if name in entries)
+    return min((there, *_left_by_groups()))
+
+
+def _left_by_groups() -> Iterator[int]:
+    """Of every control group of this process that has a limit, of either version; file pages can be taken back."""
+    lines = CGROUP.read_text(encoding="utf-8").splitlines() if CGROUP.exists() else []
+    for _, controllers, group in (line.split(":", 2) for line in lines):
+        if not controllers:
+            root, limit, usage, files = CGROUPS, "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            root, limit, usage = CGROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            files = "total_inactive_file"
+        else:
+            continue
+        own = root / group.lstrip("/")
+        for folder in (own, *own.parents):
+            if folder.is_relative_to(root) and (folder / limit).is_file():
+                most = (folder / limit).read_text(encoding="ascii").strip()
+                if most != "max":
+                    stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                    yield max(0, int(most) - int((folder / usage).read_text()) + int(stat.get(files, 0)))
 
 
 def resident_memory() -> int:

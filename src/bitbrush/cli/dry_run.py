@@ -85,12 +85,12 @@ def _print_phases(estimate: "Estimate", seconds: dict[str, float]) -> None:
 def _print_sizes(estimate: "Estimate") -> None:
     from bitbrush.artifact.estimate import size_text
 
-    samples = f", {size_text(estimate.sample_bytes)} for {estimate.samples} samples" if estimate.samples else ""
+    samples = f", {size_text(estimate.spool_bytes)} before for {estimate.samples} samples" if estimate.samples else ""
     out().print(
         f"memory: {size_text(estimate.peak_bytes)} at most, {size_text(estimate.resident)} of them already held; the "
-        f"denoiser takes {size_text(estimate.weight_bytes)}{samples}\n"
+        f"denoiser would take {size_text(estimate.weight_bytes)} in float32\n"
         f"disk: {size_text(estimate.artifact_bytes)} for the artifact, {size_text(estimate.work_bytes)} for unfinished "
-        "work beside it meanwhile\n"
+        f"work beside it meanwhile{samples}\n"
         "nothing was written",
         markup=False,
     )

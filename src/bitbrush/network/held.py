@@ -6,9 +6,9 @@ A layer that holds its weight so is still a Conv2d or Linear whose ``weight`` is
 
 import copy
 import math
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cache, partial
 from typing import Any, Self
 
 import torch
@@ -42,9 +42,8 @@ class Holding:
         return self.held.read() if own is None else own
 
 
-@lru_cache
-def _holding(kind: Hashable) -> type:
-    assert isinstance(kind, type)
+@cache
+def _holding(kind: Any) -> Any:
     return type(kind.__name__, (Holding, kind), {})
 
 
@@ -52,7 +51,8 @@ def hold(layer: nn.Module, weight: HeldWeight) -> None:
     """From now on a Conv2d or Linear has ``weight``, and no parameter of that name."""
     assert isinstance(layer, nn.Conv2d | nn.Linear)
     if not isinstance(layer, Holding):
-        object.__setattr__(layer, "__class__", _holding(type(layer)))
+        kind: Any = type(layer)
+        object.__setattr__(layer, "__class__", _holding(kind))
     layer.register_parameter("weight", None)
     object.__setattr__(layer, "held", weight)
 

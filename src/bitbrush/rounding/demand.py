@@ -8,12 +8,16 @@ from torch import nn
 
 from bitbrush.network.footprint import Footprint, ModuleUse
 from bitbrush.network.held import weight_shape
-from bitbrush.rounding.compensation import MIN_POSITIONS, POSITIONS_PER_COLUMN
-from bitbrush.rounding.reconstruction import BATCH_ROWS, CHECK_EVERY, HELD_OUT, ITERATIONS
+from bitbrush.rounding.compensation import MIN_POSITIONS, PART_BYTES, POSITIONS_PER_COLUMN, WHOLE_BYTES
+from bitbrush.rounding.reconstruction import BATCH_ROWS, CHECK_EVERY, HELD_OUT, ITERATIONS, PASS_BYTES
 
 FLOAT = 4
-MATRICES = 6
-"""Square matrices of a layer's inputs that compensation holds at once: Gram, damped, inverse, factor, two more."""
+MATRICES = 2
+"""Square matrices of a layer's inputs that compensation holds at once: Gram matrix and one that is made of it."""
+PARTS = 6
+"""Copies of a part of a layer's inputs as columns: unfolded, laid out, chosen, of both networks."""
+WEIGHT_COPIES = 7
+"""Float copies of a layer's weights: fitted, ordered, wanted and rounded, and what the search of their range takes."""
 WEIGHTS_OF_A_DESCENT = 8
 """Float copies of a block's weights in one step: wanted, offset, gradient, and the straight-through round's."""
 BACKWARD = 3
@@ -22,28 +26,37 @@ BACKWARD = 3
 
 @dataclass(frozen=True)
 class LayerDemand:
-    """Of rounding one layer: bytes beyond the suspended calls, and floating point operations."""
+    """Of rounding one layer: bytes beyond those of a denoiser call, and floating point operations."""
 
     bytes: int
     operations: int
 
 
-def rounding_bytes(denoiser: nn.Module, blocks: Mapping[str, Sequence[str]], footprint: Footprint, samples: int) -> int:
-    """The most that rounding the blocks holds beside two denoisers, the samples themselves and finished integers.
+def rounding_bytes(denoiser: nn.Module, blocks: Mapping[str, Sequence[str]], footprint: Footprint, prompts: int) -> int:
+    """The most memory that rounding the blocks holds beside the full-precision weights and finished integers.
 
-    ``footprint``: of a denoiser call of one prompt; ``samples``: as many such calls are suspended, in both networks.
+    ``footprint``: of a denoiser call of one prompt; ``prompts``: in one of the recorded calls. It does not grow with
+    their number: calls that wait do so on the disk.
     """
+    call = 2 * footprint.most * prompts  # the one that runs, and what was read of others
+    most = 0
+    for block, layers in blocks.items():
+        if len(layers) > 1:
+            most = max(most, _descent_bytes(denoiser, layers, footprint.modules[block]))
+        for layer in layers:
+            own = footprint.modules[layer]
+            most = max(most, layer_demand(denoiser.get_submodule(layer), own, own.rows * prompts).bytes)
+    return call + most
+
+
+def spooled_bytes(blocks: Mapping[str, Sequence[str]], footprint: Footprint, samples: int) -> int:
+    """The most that calls of so many single prompts, suspended in both networks, hold on the disk."""
     most = 0
     for block, layers in blocks.items():
         use = footprint.modules[block]
-        suspended = 2 * samples * use.live
-        learned = samples * (use.inputs + 2 * use.outputs) + _descent_bytes(denoiser, layers, use)
-        most = max(most, suspended + (learned if len(layers) > 1 else 0))
-        for layer in layers:
-            own = footprint.modules[layer]
-            demand = layer_demand(denoiser.get_submodule(layer), own, samples * own.rows)
-            most = max(most, 2 * samples * (own.live + own.inputs) + demand.bytes)
-    return most
+        inner = [footprint.modules[layer] for layer in layers]
+        most = max(most, 2 * use.live + use.inputs + 2 * use.outputs, *(2 * (own.live + own.inputs) for own in inner))
+    return samples * most
 
 
 def rounding_passes(blocks: Mapping[str, Sequence[str]], footprint: Footprint, samples: int) -> float:
@@ -58,7 +71,7 @@ def rounding_passes(blocks: Mapping[str, Sequence[str]], footprint: Footprint, s
 
 
 def layer_demand(layer: nn.Module, use: ModuleUse, rows: int) -> LayerDemand:
-    """Of :func:`round_with_compensation` for ``rows`` of input.
+    """Of :func:`round_with_compensation` for ``rows`` of input, all that are to be chosen from.
 
     Operations: two products of all positions, two fits, two inverses and a factor, the spread of the errors.
     """
@@ -68,13 +81,14 @@ def layer_demand(layer: nn.Module, use: ModuleUse, rows: int) -> LayerDemand:
     wanted = max(MIN_POSITIONS, POSITIONS_PER_COLUMN * columns)
     taken = min(rows, -(-2 * wanted // use.positions)) * use.positions
     used = min(taken, wanted)
-    unfolded = (2 if isinstance(layer, nn.Conv2d) else 1) * taken
-    sampling, solving = 2 * used + unfolded, 3 * used
-    most = FLOAT * columns * max(sampling, solving + MATRICES * columns)
+    whole = FLOAT * columns * taken
+    seen = PARTS * (whole if whole <= WHOLE_BYTES else max(PART_BYTES, FLOAT * columns * use.positions))
+    most = FLOAT * columns * (MATRICES * columns + WEIGHT_COPIES * channels) + seen
     operations = columns**2 * (4 * used + 6 * channels + 5 * columns)
     return LayerDemand(most, operations)
 
 
 def _descent_bytes(denoiser: nn.Module, layers: Sequence[str], use: ModuleUse) -> int:
     weights = [math.prod(weight_shape(denoiser.get_submodule(layer))) for layer in layers]
-    return FLOAT * WEIGHTS_OF_A_DESCENT * sum(weights) + use.inner * HELD_OUT // use.rows
+    rows = min(HELD_OUT, max(1, PASS_BYTES * use.rows // max(1, use.inputs)))
+    return FLOAT * WEIGHTS_OF_A_DESCENT * sum(weights) + BACKWARD * use.inner * rows // use.rows
