@@ -17,6 +17,36 @@ def test_memory_that_can_be_taken_counts_swap(tmp_path: Path, monkeypatch: pytes
     assert available_memory() is None
 
 
+@pytest.mark.parametrize(
+    ("line", "folder", "names"),
+    [
+        ("0::/a/b", "a", ("memory.max", "memory.current", "inactive_file")),
+        ("4:cpu,memory:/a/b", "memory/a/b", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")),
+    ],
+    ids=["version 2, of a group above", "version 1"],
+)
+def test_a_containers_limit_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, folder: str, names: tuple[str, str, str]
+) -> None:
+    (tmp_path / "meminfo").write_text("MemAvailable:  300 kB\n")
+    (tmp_path / "cgroup").write_text(f"9:pids:/a\n{line}\n")
+    group, (limit, usage, files) = tmp_path / folder, names
+    group.mkdir(parents=True)
+    for name, path in (("MEMINFO", "meminfo"), ("CGROUP", "cgroup"), ("CGROUPS", ".")):
+        monkeypatch.setattr(machine, name, tmp_path / path)
+    (group / usage).write_text("50000\n")
+    (group / "memory.stat").write_text(f"anon 40000\n{files} 3000\n")
+    for most, left in (("100000", 53000), ("40000", 0), ("9000000000", 300 * 1024)):
+        (group / limit).write_text(f"{most}\n")
+        assert available_memory() == left
+    (tmp_path / "cgroup").unlink()
+    assert available_memory() == 300 * 1024
+    if line.startswith("0"):
+        (tmp_path / "cgroup").write_text(line)
+        (group / limit).write_text("max\n")
+        assert available_memory() == 300 * 1024
+
+
 def test_resident_memory_is_told_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = resident_memory()
     assert now > 50 * 2**20

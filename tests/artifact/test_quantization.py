@@ -34,9 +34,9 @@ def test_an_unknown_denoiser_is_refused(tiny_pipe: StableDiffusionPipeline) -> N
         bitbrush.quantize(tiny_pipe, RTN, PROMPTS)
 
 
-def test_half_precision_is_refused(tiny_pipe: StableDiffusionPipeline) -> None:
-    tiny_pipe.unet.conv_in.to(torch.bfloat16)
-    with pytest.raises(ValueError, match=r"unet holds torch\.bfloat16; .* load it with bitbrush\.load_full_precision"):
+def test_what_float32_does_not_hold_is_refused(tiny_pipe: StableDiffusionPipeline) -> None:
+    tiny_pipe.unet.conv_in.to(torch.float64)
+    with pytest.raises(ValueError, match=r"unet holds torch\.float64; .* load it with bitbrush\.load_full_precision"):
         bitbrush.quantize(tiny_pipe, RTN, PROMPTS)
 
 

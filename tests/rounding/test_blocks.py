@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from bitbrush.network.unet import UNET
 from bitbrush.rounding.blocks import (
     BlockCall,
     BlockInputs,
+    Rows,
     Walk,
     as_rows,
     called,
@@ -20,6 +22,8 @@ from bitbrush.rounding.blocks import (
     reconstruction_blocks,
     walks,
 )
+from bitbrush.timeline import spool as spools
+from bitbrush.timeline.spool import Spool, is_away
 from bitbrush.timeline.trajectory import DenoiserCall
 
 
@@ -171,6 +175,38 @@ def test_inputs_of_many_calls_are_joined_by_row() -> None:
     assert x.tolist() == [[6.0, 7.0], [0.0, 1.0], [6.0, 7.0]]
     assert (nothing, mode, kwargs["scale"]) == (None, "mode", 1.0)
     assert torch.equal(kwargs["temb"], 10 * x)
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_rows_are_those_of_one_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, away: bool) -> None:
+    monkeypatch.setattr(spools, "SMALLEST", 1)
+    parts = tuple(torch.randn(n, 3, 2) for n in (2, 1, 4))
+    joined, rows = torch.cat(parts), Rows(parts)
+    if away:
+        Spool(tmp_path).put_away(parts)
+    assert len(rows) == 7
+    picked = torch.tensor([6, 0, 2, 2])
+    assert torch.equal(rows[picked], joined[picked])
+    assert torch.equal(rows[1:5], joined[1:5])
+    assert is_away(parts[0]) == away
+
+
+def test_what_waits_is_on_the_disk_and_comes_to_the_same(
+    tiny_pipe: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spools, "SMALLEST", 1)
+    unet, calls = tiny_pipe.unet, denoiser_calls(2, 1)
+    expected = [call.run(unet)[0] for call in calls]
+    blocks = list(reconstruction_blocks(unet, UNET, layer_names(tiny_pipe)))
+    with walks(unet, blocks, calls, Spool(tmp_path)) as walking:
+        while stop := next_stop(walking, blocks):
+            for index in stop[1]:
+                call = called(walking[index])
+                assert all(is_away(one) for one in call.args if isinstance(one, Tensor))
+                with torch.no_grad():
+                    walking[index].answer(call.run(unet))
+    assert all(torch.equal(walk.result[0], y) for walk, y in zip(walking, expected, strict=True))
+    assert all(is_away(walk.result[0]) for walk in walking)
 
 
 def test_what_has_no_row_per_sample_is_the_same_for_all() -> None:

@@ -1,8 +1,11 @@
 """Learned rounding of a whole denoiser: better than nearest, once through, the same every time."""
 
 import copy
+import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,9 +22,11 @@ from bitbrush.rounding.compensation import Compensated
 from bitbrush.rounding.learned import learn_rounding
 from bitbrush.rounding.nearest import RoundedLayer, round_all_to_nearest
 from bitbrush.rounding.samples import record_samples
+from bitbrush.timeline import spool as spools
 from bitbrush.timeline.cost import CallCounter
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.progress import silent
+from bitbrush.timeline.spool import IN_MEMORY, Spool, is_away
 from bitbrush.timeline.trajectory import DenoiserCall, prompt_batches
 
 
@@ -84,6 +89,39 @@ def test_once_through_either_network_the_same_each_time_and_no_trace(
         assert torch.equal(layer.weight.w_q, second[name].weight.w_q)
         assert torch.equal(layer.weight.grid.scale, second[name].weight.grid.scale)
         assert layer.bias is second[name].bias or torch.equal(layer.bias, second[name].bias)
+
+
+def test_memory_does_not_grow_with_samples(
+    tiny_pipe: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors that are there, and not on the disk, whenever a block of several layers is learned."""
+    monkeypatch.setattr(spools, "SMALLEST", 1)
+    monkeypatch.setattr(reconstruction, "ITERATIONS", 0)
+    usual, seen = reconstruction.reconstruct, list[int]()
+
+    def counting(*given: Any) -> dict[str, QuantizedWeight]:
+        storages = {
+            one.untyped_storage().data_ptr(): one.untyped_storage().nbytes()
+            for one in gc.get_objects()
+            if isinstance(one, Tensor) and not is_away(one)
+        }
+        seen.append(sum(storages.values()))
+        return usual(*given)
+
+    monkeypatch.setattr(learned_rounding, "reconstruct", counting)
+    all_samples = samples_of(tiny_pipe, 0, prompts=16)
+    specs = layer_specs(tiny_pipe.unet, UNET, weight_bits=4)
+
+    def peak(samples: Sequence[DenoiserCall], spool: Spool) -> int:
+        seen.clear()
+        learn_rounding(tiny_pipe.unet, UNET, specs, WeightRange.MSE, samples, silent, spool=spool)
+        return max(seen)
+
+    in_memory = [peak(all_samples[:count], IN_MEMORY) for count in (1, 4)]
+    on_disk = [peak(all_samples[:count], Spool(tmp_path)) for count in (1, 4)]
+    sample = all_samples[0].args[0].nbytes
+    assert in_memory[1] > in_memory[0] + 10 * sample  # what is measured is there
+    assert on_disk[1] <= on_disk[0] + sample
 
 
 def test_a_single_row_is_enough_to_run(tiny_pipe: StableDiffusionPipeline) -> None:

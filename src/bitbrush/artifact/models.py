@@ -1,5 +1,6 @@
 """Full-precision pipelines by bundled name, local directory, hub id, or single file."""
 
+import gc
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,6 +85,7 @@ def load_source(
             put_weights_away(part, spool)
         elif isinstance(part, nn.Module):
             part.float()
+    gc.collect()  # what loads a checkpoint leaves cycles behind, and its files mapped through them
     return _finished(pipe, replace(options, loras=()))
 
 

@@ -91,14 +91,17 @@ def _spec(
 def set_weight(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
     """Gives a Conv2d or Linear new values of the same shape, in its own dtype and on its own device.
 
-    A layer without values of its own (on the device meta, or held elsewhere) takes them as they are.
+    A layer without values (on the device meta) takes them as they are, one that held its weight elsewhere the weight.
     """
     assert isinstance(layer, nn.Conv2d | nn.Linear)
     own = layer._parameters["weight"]
-    if own is None or own.is_meta:
+    if own is not None and own.is_meta:
         layer.weight = nn.Parameter(weight, requires_grad=False)
         layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         return
-    own.data = weight.to(own)
+    if own is None:
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+    else:
+        own.data = weight.to(own)
     if layer.bias is not None and bias is not None:
         layer.bias.data = bias.to(layer.bias)
