@@ -14,33 +14,39 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 import bitbrush
-from bitbrush.artifact.recalibration import load_rounded
+from bitbrush.artifact.denoiser import WEIGHTS
 from bitbrush.artifact.schedulers import with_scheduler
-from bitbrush.artifact.store import read_layer
+from bitbrush.artifact.tensors import layer_from_tensors
 from bitbrush.bench.generation import generate
 from bitbrush.methods.recipe import Recipe
+from bitbrush.network.layers import QuantizedLayer
 from bitbrush.timeline.trajectory import prompt_batches
 from bitbrush.zoo import prompt_set
 
 PROMPTS = 16
 
 
+def layers_of(folder: Path) -> list[QuantizedLayer]:
+    manifest = bitbrush.read_manifest(folder)
+    tensors = load_file(folder / manifest["denoiser"]["component"] / WEIGHTS)
+    kept = [entry for entry in manifest["layers"] if entry["excluded"] is None]
+    return [layer_from_tensors(one["name"], tuple(one["shape"]), one["weight_bits"], tensors) for one in kept]
+
+
 def differences(first: Path, other: Path) -> str:
     """Share of integers, median and greatest relative difference of weight and activation scales."""
-    manifest = bitbrush.read_manifest(first)
-    ours, theirs = (load_rounded(folder, bitbrush.read_manifest(folder))[1] for folder in (first, other))
-    unlike = torch.cat([(ours[name].weight.w_q != theirs[name].weight.w_q).flatten() for name in ours])
-    weights = [ours[name].weight.grid.scale / theirs[name].weight.grid.scale - 1 for name in ours]
-    names = [layer["name"] for layer in manifest["layers"] if layer["excluded"] is None]
-    scales = [
-        torch.tensor([[grid.scale for grid in read_layer(folder, name).activations.grids] for name in names])
-        for folder in (first, other)
-    ]
-    text = f"{float(unlike.float().mean()):.4f} of the integers differ"
-    for name, off in (("weight", torch.cat(weights)), ("activation", (scales[0] / scales[1] - 1).flatten())):
-        text += f"; {name} scales by {float(off.abs().median()):.5f} (median), {float(off.abs().max()):.3f} (most)"
+    unlike, weights, activations = [], [], []
+    for ours, theirs in zip(layers_of(first), layers_of(other), strict=True):
+        unlike.append((ours.weight.w_q != theirs.weight.w_q).flatten())
+        weights.append(ours.weight.grid.scale / theirs.weight.grid.scale - 1)
+        grids = zip(ours.activations.grids, theirs.activations.grids, strict=True)
+        activations.append(torch.tensor([a.scale / b.scale - 1 for a, b in grids]))
+    text = f"{float(torch.cat(unlike).float().mean()):.4f} of the integers differ"
+    for name, off in (("weight", torch.cat(weights).abs()), ("activation", torch.cat(activations).abs())):
+        text += f"; {name} scales by {float(off.median()):.5f} (median), {float(off.max()):.3f} (most)"
     return text
 
 
