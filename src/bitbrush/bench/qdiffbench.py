@@ -94,7 +94,7 @@ def generate_all(reference: str, candidates: Mapping[str, str], protocol: Protoc
     """
     subject, pipe = open_reference(reference)
     pipe = with_scheduler(pipe, protocol.plan.scheduler)
-    made_by = {"model": subject.digest, "plan": _plan(pipe, protocol.plan)}
+    made_by = {"model": subject.digest, "plan": plan_facts(pipe, protocol.plan)}
     entries = [
         Entry(subject, name, _fill(pipe, made_by, protocol, seeds, root / "full-precision", work))
         for name, seeds in (("full precision", protocol.seeds), (FLOOR, protocol.floor_seeds))
@@ -133,7 +133,7 @@ def _candidate(
     except ValueError as error:
         return Entry(None, name, problem=str(error))
     own = with_scheduler_of(own, pipe)
-    made_by = {"model": subject.digest, "plan": _plan(pipe, protocol.plan), "runtime": subject.runtime}
+    made_by = {"model": subject.digest, "plan": plan_facts(pipe, protocol.plan), "runtime": subject.runtime}
     return Entry(subject, name, _fill(own, made_by, protocol, protocol.seeds, root / _folder(name), work))
 
 
@@ -170,12 +170,16 @@ def _folder(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "candidate"
 
 
-def _plan(pipe: DiffusionPipeline, plan: SamplingPlan) -> dict[str, Any]:
-    """Of the scheduler, its configuration too: two of one class may step differently."""
+def plan_facts(pipe: DiffusionPipeline, plan: SamplingPlan) -> dict[str, Any]:
+    """What of a plan decides pictures, as JSON values.
+
+    Of the scheduler, its configuration too: two of one class may step differently.
+    """
     scheduler = {key: value for key, value in dict(pipe.scheduler.config).items() if not key.startswith("_")}
     return {
         "steps": plan.steps,
         "guidance_scale": plan.guidance_scale,
         "scheduler": type(pipe.scheduler).__name__,
         "scheduler_config": scheduler,
+        "arguments": dict(plan.arguments),
     }

@@ -1,0 +1,2 @@
+def grid_page(*args):
+    return ""
