@@ -5,7 +5,6 @@ found on the very steps in the other. What lies between them is the price of por
 """
 
 import hashlib
-import io
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from bitbrush.artifact.store import load_with, read_manifest, save
 from bitbrush.bench.generation import NonFiniteLatents, generate_each
 from bitbrush.bench.grid_cells import WORST, FailedCell, Fidelity, GridCell, read_cell, write_cell
 from bitbrush.bench.grid_plans import GridPlan
+from bitbrush.bench.input_images import inputs_digest
 from bitbrush.bench.metrics.latent_mse import latent_mse
 from bitbrush.bench.metrics.psnr import psnr
 from bitbrush.bench.qdiffbench import plan_facts
@@ -176,14 +176,3 @@ def _digest(job: GridJob, planned: GridPlan) -> str:
         "recalibration": again and [list(again.prompts), inputs_digest(again.inputs)],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def inputs_digest(inputs: Mapping[str, Sequence[Any]]) -> str:
-    """SHA-256 over the pictures that a pipeline starts from, pixel by pixel."""
-    digest = hashlib.sha256()
-    for name, values in sorted(inputs.items()):
-        for value in values:
-            buffer = io.BytesIO()
-            np.save(buffer, np.asarray(value), allow_pickle=False)
-            digest.update(name.encode() + buffer.getvalue())
-    return digest.hexdigest()

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bitbrush.artifact.models import ModelOptions
+from bitbrush.artifact.quantization import require_inputs
 from bitbrush.artifact.store import read_manifest
 from bitbrush.bench.files import write_whole
 from bitbrush.bench.grid import CELLS, GridJob, Recalibration, measure_grid
@@ -55,6 +56,7 @@ def open_grid(
                 "recalibrate it with"
             )
     reference, full = open_reference(model, options)
+    require_inputs(full, batches[0].inputs)
     subject, quantized = open_candidate(
         Path(source).name, source, reference, plan_for([source], {}), choice, options=options
     )

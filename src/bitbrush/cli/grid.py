@@ -2,9 +2,9 @@
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -69,7 +69,10 @@ def grid(
     base = plan_for([str(artifact)], {"guidance_scale": guidance_scale})
     inputs = read_inputs(images, masks)
     sets = {name: texts[:num_prompts] for name, texts in held_out_prompts(prompts or [], model).items()}
-    recalibration = None if no_recalibration else Recalibration(calibration_prompts(calibration, model), inputs)
+    recalibration = None
+    if not no_recalibration:
+        own = calibration_prompts(calibration, model, option="--calibration-prompts (or give --no-recalibration)")
+        recalibration = Recalibration(own, inputs)
     texts = [prompt for one in sets.values() for prompt in one]
     batches = prompt_batches(texts, seed, batch_size, inputs=inputs)
     choice = chosen(runtime, dtype, memory)
@@ -87,6 +90,50 @@ def grid(
     figures = run_grid(job, plans, output, facts, command=command, progress=shown)
     _print(figures)
     note(f"{output / REPORT}\nOpen it in a browser.")
+
+
+AXES = ("steps", "scheduler")
+APPLY = {
+    "guidance_scale": "guidance_scale",
+    "prompts": "prompts",
+    "num_images": "num_prompts",
+    "batch_size": "batch_size",
+    "runtime": "runtime",
+    "dtype": "dtype",
+    "memory": "memory",
+    "images": "images",
+    "masks": "masks",
+    "revision": "revision",
+    "variant": "variant",
+    "config": "config",
+    "loras": "loras",
+}
+"""Options of ``bitbrush bench`` that a grid has too, with their names there."""
+
+
+def grid_of_bench(axes: str, model: str, candidates: Sequence[str], output: Path, given: Mapping[str, object]) -> None:
+    """``bitbrush bench --grid AXES``: the grid over these axes; the other stays at the artifact's plan, or as given.
+
+    ``given``: the options of ``bench`` that its user gave, by name. Raises ValueError for those that a grid has not.
+    """
+    from bitbrush.artifact.store import read_manifest
+
+    named = [axis.strip() for axis in axes.split(",")]
+    if unknown := [axis for axis in named if axis not in AXES]:
+        raise ValueError(f"grid is {axes!r}; {unknown[0]!r} is none of its axes, which are {','.join(AXES)}")
+    if len(candidates) > 1:
+        raise ValueError(
+            f"--grid takes one artifact, not {len(candidates)}; run it for each, with an output of its own"
+        )
+    others = [name for name in given if name not in APPLY and name not in (*AXES, "grid")]
+    if others or any(axis in given for axis in named):
+        name = next(iter(others), named[0]).replace("_", "-")
+        raise ValueError(f"--{name} does not apply to --grid {axes}; `bitbrush grid` has all options of a grid")
+    manifest = read_manifest(candidates[0])
+    fixed = {"steps": manifest["recipe"]["steps"], "scheduler": manifest["plan"]["scheduler"]}
+    kept = {axis: str(given.get(axis, fixed[axis])) for axis in AXES if axis not in named}
+    options: dict[str, Any] = {APPLY[name]: value for name, value in given.items() if name in APPLY}
+    grid(model, Path(candidates[0]), output, kept.get("steps"), kept.get("scheduler"), **options)
 
 
 def _numbers(text: str | None) -> tuple[int, ...]:

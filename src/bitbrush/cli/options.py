@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
@@ -41,10 +41,3 @@ def model_options(
     from bitbrush.artifact.models import ModelOptions
 
     return ModelOptions(revision, variant, config, tuple(Lora.parse(text) for text in loras or ()))
-
-
-def further_arguments(given: Sequence[str] | None) -> dict[str, Any]:
-    """Of --pipeline-argument, as a recipe reads them."""
-    from bitbrush.methods.recipe import Recipe
-
-    return {} if not given else dict(Recipe().updated({"pipeline_arguments": list(given)}).pipeline_arguments)
