@@ -65,8 +65,9 @@ def grid_page(
 
 
 def _heat(figures: Sequence[CellFigures], *, against: bool) -> dict[str, Any]:
-    by_plan = {(one.planned.plan.scheduler, one.planned.plan.steps): one for one in figures}
-    schedulers, steps = ([*dict.fromkeys(key[axis] for key in by_plan)] for axis in (0, 1))
+    by_plan = {(str(one.planned.plan.scheduler), one.planned.plan.steps): one for one in figures}
+    schedulers = list(dict.fromkeys(name for name, _ in by_plan))
+    steps = list(dict.fromkeys(count for _, count in by_plan))
     errors = [one.artifact.latent_mse.median.mean for one in figures if one.artifact]
     cell = _ratio_cell if against else lambda one: _error_cell(one, min(errors), max(errors))
     rows = [(name, [cell(by_plan[name, count]) for count in steps]) for name in schedulers]

@@ -96,7 +96,7 @@ def require_alike(full: DiffusionPipeline, candidate: DiffusionPipeline) -> None
     shapes = []
     for pipe in (full, candidate):
         config = getattr(pipe, denoiser_name(pipe)).config
-        shapes.append((type(pipe).__name__, config.in_channels, config.sample_size))
+        shapes.append((type(pipe).__name__, config.in_channels, config.get("sample_size")))  # FLUX has none
     if shapes[0] != shapes[1]:
         raise ValueError(
             f"the model is {shapes[0]} and the artifact {shapes[1]} (pipeline, latent channels, latent size); "

@@ -133,7 +133,7 @@ def _run(
             if protocol.choice.shortfall:
                 warn(f"slower than it could be: {protocol.choice.shortfall}")
             note(_announcement(reference, list(sources), protocol))
-        told = {"pictures": pictures, "options": options, "command": command}
+        told: dict[str, Any] = {"pictures": pictures, "options": options, "command": command}
         document = run_bench(reference, sources, protocol, networks, output, work, **told)
         if own.leads:
             _print(document)
