@@ -64,6 +64,8 @@ def cell_figures(cell: GridCell | FailedCell) -> CellFigures:
 def headline(figures: Sequence[CellFigures]) -> str:
     """One sentence on the plans that the artifact was not calibrated for."""
     ratios = [one.ratios.of_medians.mean for one in figures if one.ratios]
+    if len(ratios) == 1:
+        return f"The other plan takes {ratios[0]:.2f} times the latent error of recalibrating for it"
     if ratios:
         kept = sum(ratio <= TOLERATED for ratio in ratios)
         count = f"{kept} of {len(ratios)}" if kept < len(ratios) else f"All {kept}"
