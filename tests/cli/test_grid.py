@@ -31,7 +31,7 @@ def measure(run: Callable[..., Result], model: Path, prompts: Path) -> Callable[
         result = run("grid", model, artifact, "-o", output, *given, *options)
         assert result.exit_code == 0, result.output
         figures = takewhile(str.strip, result.stdout.splitlines())
-        assert max(len(line.rstrip()) for line in figures) <= 110
+        assert max(len(line.rstrip()) for line in figures) <= 80
         return json.loads((output / "results.json").read_text(encoding="utf-8"))
 
     return invoke

@@ -33,8 +33,9 @@ def grid_plans(
 ) -> tuple[GridPlan, ...]:
     """Every scheduler with every number of steps, guidance and further arguments being those of ``base``.
 
-    Without ``schedulers`` all that run and are deterministic (where none is, all that run); without ``steps`` the usual ones. Costs no denoiser call.
-    Raises ValueError for a scheduler that does not fit, naming those that do, and for steps it cannot take.
+    Without ``schedulers`` all that run and are deterministic (where none is, all that run); without ``steps`` the usual
+    ones. Costs no denoiser call. Raises ValueError for a scheduler that does not fit, naming those that do, and for
+    steps it cannot take.
     """
     steps = steps or (FEW_STEPS if base.steps <= 2 * FEW_STEPS[-1] else USUAL_STEPS)
     if not schedulers:

@@ -160,15 +160,17 @@ def _announcement(model: str, artifact: Path, plans: "Sequence[GridPlan]", pictu
 def _print(figures: "Sequence[CellFigures]") -> None:
     from bitbrush.bench.grid_figures import headline
 
-    columns = ["scheduler", "steps", "latent MSE\nmedian", "mean", "PSNR\nmedian"]
+    columns = ["scheduler", "steps", "latent\nMSE", "PSNR"]
     recalibrated = any(one.recalibrated for one in figures)
     if recalibrated:
-        columns += ["recalibrated\nmedian", "PSNR\nmedian", "ratio\nof medians", "\nof means"]
+        columns += ["recal.\nMSE", "recal.\nPSNR", "ratio of\nmedian MSEs", "of\nmeans"]
     shown_figures = table(*columns)
     for one in figures:
         shown_figures.add_row(*_row(one), *(_again(one) if recalibrated else ()))
     out().print(shown_figures)
-    out().print(f"\n{headline(figures)}", markup=False)
+    told = "; recal.: the artifact recalibrated for the plan" if recalibrated else ""
+    out().print(f"\nMSE and PSNR to full precision, medians over the pictures{told}", markup=False)
+    out().print(headline(figures), markup=False)
     if any(one.is_calibrated for one in figures):
         out().print("*: the plan that the artifact is calibrated for", markup=False)
     for one in figures:
@@ -179,23 +181,22 @@ def _print(figures: "Sequence[CellFigures]") -> None:
 def _row(one: "CellFigures") -> list[str]:
     name = f"{one.planned.plan.scheduler}{' *' if one.is_calibrated else ''}"
     own = one.artifact
+    steps = str(one.planned.plan.steps)
     if own is None:
-        return [name, str(one.planned.plan.steps), "-", "-", "-"]
-    errors, decibels = own.latent_mse, own.psnr
-    return [name, str(one.planned.plan.steps), *map(_digits, (errors.median, errors.mean)), _digits(decibels.median)]
+        return [name, steps, "-", "-"]
+    return [name, steps, _digits(own.latent_mse.median), f"{own.psnr.median.mean:.1f}"]
 
 
 def _again(one: "CellFigures") -> list[str]:
     again, ratios = one.recalibrated, one.ratios
-    errors = [_digits(again.latent_mse.median), _digits(again.psnr.median)] if again else ["-", "-"]
-    return errors + ([_with_ends(ratios.of_medians), _with_ends(ratios.of_means)] if ratios else ["-", "-"])
+    errors = [_digits(again.latent_mse.median), f"{again.psnr.median.mean:.1f}"] if again else ["-", "-"]
+    if ratios is None:
+        return [*errors, "-", "-"]
+    middle = ratios.of_medians
+    return [*errors, f"{middle.mean:.2f} ({middle.low:.2f}-{middle.high:.2f})", f"{ratios.of_means.mean:.2f}"]
 
 
 def _digits(interval: "Interval") -> str:
     from bitbrush.bench.number_format import format_number
 
     return format_number(interval.mean, digits=3)
-
-
-def _with_ends(interval: "Interval") -> str:
-    return f"{interval.mean:.2f} ({interval.low:.2f} to {interval.high:.2f})"
