@@ -2,11 +2,9 @@
 
 import shlex
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 
 from bitbrush.bench.networks import BUNDLED_CLIP, USUAL_CLIP
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
 
 
 def bench(
+    context: typer.Context,
     reference: Annotated[str, typer.Argument(help="Full-precision model: bundled name, directory or hub id.")],
     candidates: Annotated[
         list[str],
@@ -78,7 +77,7 @@ def bench(
 ) -> None:
     """Measure what artifacts kept of their full-precision model, and write a report."""
     if grid is not None:
-        grid_of_bench(grid, reference, candidates, output, _given(locals()))
+        grid_of_bench(grid, reference, candidates, output, _given(context))
         return
     quiet_libraries()
     from bitbrush.artifact.models import find_model
@@ -140,15 +139,11 @@ def _run(
             note(f"{output / REPORT}\nOpen it in a browser.")
 
 
-def _given(parameters: Mapping[str, Any]) -> dict[str, Any]:
+def _given(context: typer.Context) -> dict[str, Any]:
     """Those options that the user gave, by name."""
-    context = click.get_current_context()
-    values = {name: value for name, value in parameters.items() if name not in ("reference", "candidates", "output")}
-    return {
-        name: value
-        for name, value in values.items()
-        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
-    }
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = [name for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
+    return {name: context.params[name] for name in given if name not in ("reference", "candidates", "output")}
 
 
 def _seeds(text: str) -> tuple[int, ...]:
