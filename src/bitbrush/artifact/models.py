@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 
 from bitbrush.artifact.lora import Lora, fuse_lora
@@ -111,7 +112,7 @@ def _load_folder(model: str | os.PathLike[str], source: str, options: ModelOptio
 def _require_on_hub(model: str, options: ModelOptions) -> None:
     """So that a mistyped name is told before anything that follows from it, such as missing prompts."""
     try:
-        DiffusionPipeline.load_config(model, revision=options.revision)
+        hf_hub_download(model, MODEL_INDEX, revision=options.revision)
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise UnknownModelError(_unknown(model, options, error)) from error
 
