@@ -5,19 +5,36 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bitbrush.bench.ranks import ranks
 from torch import nn
 
 import bitbrush
+from bitbrush.bench.collection import Work
+from bitbrush.bench.networks import BUNDLED_CLIP
+from bitbrush.bench.networks.chosen import Networks, load_networks
+from bitbrush.bench.prompts import Domain, PromptSet
+from bitbrush.bench.qdiffbench import Protocol
+from bitbrush.bench.run import run_bench
+from bitbrush.bench.sensitivity import QuantizedActivations, step_sensitivities
 from bitbrush.network.families import family_of
 from bitbrush.rounding.blocks import reconstruction_blocks
+from bitbrush.runtime.choose import runtime_named
+from bitbrush.timeline.progress import silent
+from bitbrush.timeline.trajectory import prompt_batches
 from tests.artifact.pipelines import CASES, generated, pipeline, quantized
 
+FEW = ("a red cat", "two blue dogs on the left", "a green owl")
 FAMILIES = {"pixart": "pixart", "sd3": "sd3", "flux-dev": "flux", "flux-schnell": "flux"}
 
 
 @pytest.fixture(autouse=True)
 def _brief(brief_rounding: None) -> None:
     pass
+
+
+@pytest.fixture(scope="module")
+def networks() -> Networks:
+    return load_networks("", clip=BUNDLED_CLIP)
 
 
 def state(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -66,3 +83,43 @@ def test_blocks_and_edges_are_those_of_the_architecture(name: str) -> None:
     # Outside the blocks are the edges, embeddings and what lies between stages, in every family the smaller part.
     assert len(within) > 0.6 * len(layers)
     assert not set(edges[::2]) & set(within)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bench(name: str, networks: Networks, tmp_path: Path) -> None:
+    case = CASES[name]
+    pipe = pipeline(case)
+    pipe.save_pretrained(tmp_path / "model")
+    quantization = quantized(case, pipe, rounding="nearest")
+    bitbrush.save(quantization, tmp_path / "artifact", base_model=str(tmp_path / "model"))
+    protocol = Protocol(
+        plan=quantization.recipe.plan,
+        sets=(PromptSet("few", Domain.CALIBRATION, FEW),),
+        num_images=len(FEW),
+        choice=runtime_named("reference"),
+        inputs=case.inputs,
+    )
+    sources = {"artifact": str(tmp_path / "artifact"), "itself": str(tmp_path / "model")}
+    with ranks() as own:
+        document = run_bench(
+            str(tmp_path / "model"), sources, protocol, networks, tmp_path / "bench", Work(own, silent)
+        )
+    artifact, itself = document["candidates"]
+    assert artifact["problem"] is None
+    figures, same = (one["sets"]["few"]["figures"] for one in (artifact, itself))
+    assert figures["latent MSE"]["n"] == len(FEW)
+    assert figures["latent MSE"]["mean"] > 0
+    assert same["latent MSE"]["mean"] == 0
+    assert (tmp_path / "bench" / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_sensitivity(name: str, networks: Networks) -> None:
+    case = CASES[name]
+    pipe = pipeline(case)
+    plan = bitbrush.METHODS["pcr"].recipe({"steps": 2, **case.keys}).plan
+    batches = prompt_batches(FEW[:2], 0, 2, inputs=case.inputs)
+    found = step_sensitivities(pipe, batches, plan, QuantizedActivations(pipe, 4), networks.clip)
+    assert [one.step for one in found] == list(range(len(found)))
+    assert all(one.image_mse.n == 2 for one in found)
+    assert any(one.image_mse.mean > 0 for one in found)

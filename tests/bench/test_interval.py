@@ -1,5 +1,8 @@
 """Bootstrap intervals: coverage, agreement with SciPy, repeatability, and what they refuse."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +10,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from bitbrush.bench.metrics import interval
-from bitbrush.bench.metrics.interval import Interval, bootstrap_difference, bootstrap_mean, median_interval
+from bitbrush.bench.metrics.interval import (
+    Interval,
+    bootstrap_difference,
+    bootstrap_mean,
+    bootstrap_ratio,
+    median_interval,
+)
 
 
 def test_agrees_with_scipy() -> None:
@@ -61,6 +70,20 @@ def test_pairing_cancels_what_the_pairs_share() -> None:
     assert difference.n == 64
     reverse = bootstrap_difference(candidate, reference)
     assert (reverse.low, reverse.high) == pytest.approx((-difference.high, -difference.low), abs=0.01)
+
+
+@pytest.mark.parametrize("statistic", [np.mean, np.median])
+def test_a_ratio_of_pairs_is_sharper_than_the_pairs_are_alike(statistic: Callable[..., Any]) -> None:
+    rng = np.random.default_rng(1)
+    reference = rng.gamma(0.5, size=64) + 1e-3  # spread over orders of magnitude, as errors are
+    candidate = reference * rng.uniform(1.2, 1.4, size=64)
+    ratio = bootstrap_ratio(reference, candidate, statistic=statistic)
+    assert ratio.mean == statistic(candidate) / statistic(reference)
+    assert 1.15 < ratio.low < ratio.mean < ratio.high < 1.45
+    assert ratio.n == 64
+    assert bootstrap_ratio(reference, 2 * reference, statistic=statistic).low == 2
+    with pytest.raises(ValueError, match="a ratio needs values above 0"):
+        bootstrap_ratio([0.0, 1.0], [1.0, 1.0])
 
 
 def test_refusals() -> None:

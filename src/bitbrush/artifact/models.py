@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
 
@@ -99,7 +100,8 @@ def _finished(pipe: DiffusionPipeline, options: ModelOptions) -> DiffusionPipeli
 def find_model(model: str | os.PathLike[str], options: ModelOptions | None = None) -> str:
     """Where the model is found: a directory, a single file, or the name itself as a hub id.
 
-    Costs no loading. Raises UnknownModelError where nothing can be, ValueError for an option that does not apply.
+    Costs no loading of weights; of a hub id the file that names its parts is fetched. Raises UnknownModelError where
+    nothing can be, ValueError for an option that does not apply.
     """
     options = options or ModelOptions()
     source = _find(os.fspath(model))
@@ -114,6 +116,8 @@ def find_model(model: str | os.PathLike[str], options: ModelOptions | None = Non
         raise ValueError(f"revision is {options.revision!r}, but {source} is local; revisions are of hub ids")
     for lora in options.loras:
         lora.require()
+    if not single and not local:
+        _require_on_hub(source, options)
     return source
 
 
@@ -147,8 +151,21 @@ def _load_folder(
             folder, dtype={**types, "default": torch.float32}, variant=options.variant
         )
     except (OSError, ValueError, HfHubHTTPError) as error:
-        asked = ", ".join(f"{name} {value!r}" for name, value in options.facts().items() if name != "loras")
-        raise UnknownModelError(
-            f"model {str(model)!r}{f' with {asked}' if asked else ''} is neither bundled ({', '.join(MODELS)}), nor a "
-            f"directory with {MODEL_INDEX}, nor in the hub's cache or reachable on the hub: {error}"
-        ) from error
+        raise UnknownModelError(_unknown(model, options, error)) from error
+
+
+def _require_on_hub(model: str, options: ModelOptions) -> None:
+    """So that a mistyped name is told before anything that follows from it, such as missing prompts."""
+    try:
+        hf_hub_download(model, MODEL_INDEX, revision=options.revision)
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise UnknownModelError(_unknown(model, options, error)) from error
+
+
+def _unknown(model: str | os.PathLike[str], options: ModelOptions, error: Exception) -> str:
+    given = {"revision": options.revision, "variant": options.variant}
+    asked = ", ".join(f"{name} {value!r}" for name, value in given.items() if value is not None)
+    return (
+        f"model {str(model)!r}{f' with {asked}' if asked else ''} is neither bundled ({', '.join(MODELS)}), nor a "
+        f"directory with {MODEL_INDEX}, nor in the hub's cache or reachable on the hub: {error}"
+    )

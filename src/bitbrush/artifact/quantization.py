@@ -162,7 +162,7 @@ def quantization_job(
             f"num_prompts is {recipe.num_prompts} for {ranks.world} processes, of which each needs one; start fewer "
             "(torchrun --nproc-per-node), or use more prompts"
         )
-    _require_pictures(pipe, inputs or {})
+    require_inputs(pipe, inputs or {})
     family = generic_family(pipe) if generic else family_of(pipe)
     _require_float(getattr(pipe, family.component), family.component)
     batches = tuple(prompt_batches(prompts[: recipe.num_prompts], recipe.seed, recipe.batch_size, inputs=inputs))
@@ -175,13 +175,14 @@ def quantization_job(
     return job
 
 
-def _require_pictures(pipe: DiffusionPipeline, inputs: Mapping[str, Any]) -> None:
+def require_inputs(pipe: DiffusionPipeline, inputs: Mapping[str, Any]) -> None:
+    """Raises ValueError, naming what is missing, where a pipeline that makes pictures from pictures is given none."""
     from_pictures = (*AUTO_IMAGE2IMAGE_PIPELINES_MAPPING.values(), *AUTO_INPAINT_PIPELINES_MAPPING.values())
     taken = inspect.signature(pipe.__call__).parameters
     missing = [name for name in ("image", "mask_image") if name in taken and name not in inputs]
     if missing and type(pipe) in from_pictures:
         raise ValueError(
-            f"{type(pipe).__name__} makes pictures from pictures; give {' and '.join(missing)} to calibrate with: "
+            f"{type(pipe).__name__} makes pictures from pictures; give {' and '.join(missing)}: "
             'inputs={"image": [...]}, or the folders --images (and --masks) on the command line'
         )
 

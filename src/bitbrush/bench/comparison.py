@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
 
+from bitbrush.artifact.quantization import require_inputs
 from bitbrush.bench.generation import Generated, generate
 from bitbrush.bench.metrics.interval import Interval, bootstrap_mean
 from bitbrush.bench.metrics.paired import latent_mse_by_step, paired_metrics
@@ -37,15 +39,21 @@ def compare(
     *,
     seed: int,
     batch_size: int = 16,
+    inputs: Mapping[str, Sequence[Any]] | None = None,
     progress: Progress = silent,
 ) -> dict[str, Comparison]:
-    """By name of the prompt set. Raises ValueError if the two pipelines are not of the same shape."""
+    """By name of the prompt set; ``inputs``: what the pipelines are given beside prompts, used in turn.
+
+    Raises ValueError if the two pipelines are not of the same shape.
+    """
     require_alike(full, candidate)
+    require_inputs(full, inputs or {})
     compared = {}
     for name, texts in prompts.items():
-        batches = prompt_batches(texts, seed, batch_size)
+        batches = prompt_batches(texts, seed, batch_size, inputs=inputs)
         reference = generate(full, batches, plan, progress=progress)
-        other = generate(full, prompt_batches(texts, seed + 1, batch_size), plan, progress=progress)
+        elsewhere = prompt_batches(texts, seed + 1, batch_size, inputs=inputs)
+        other = generate(full, elsewhere, plan, progress=progress)
         own = generate(candidate, batches, plan, progress=progress)
         compared[name] = Comparison(
             _intervals(reference, own), _intervals(reference, other), latent_mse_by_step(reference, own).mean(0)

@@ -1,5 +1,8 @@
 """Generation into image sets: resumable picture by picture, and shared by any number of processes."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from diffusers import DiffusionPipeline
 
 from bitbrush.bench.generation import denoiser_calls, generate_batch
@@ -18,6 +21,7 @@ def fill(
     count: int,
     with_latents: int,
     batch_size: int,
+    inputs: Mapping[str, Sequence[Any]],
     ranks: Ranks,
     progress: Progress,
 ) -> None:
@@ -28,7 +32,7 @@ def fill(
     the last bit. Latents and pictures may hold NaN (a NaN pixel is black); looking for that is the metrics' business.
     """
     starts = range(0, count, batch_size)
-    batches = prompt_batches(images.prompts[:count], images.seed, batch_size)
+    batches = prompt_batches(images.prompts[:count], images.seed, batch_size, inputs=inputs)
     mine = [
         (start, batch)
         for start, batch in ranks.share(list(zip(starts, batches, strict=True)))
@@ -37,7 +41,7 @@ def fill(
     if not mine:
         return
     pipe.set_progress_bar_config(disable=True)
-    with progress("generating", len(mine) * denoiser_calls(pipe, plan)) as advance:
+    with progress("generating", len(mine) * denoiser_calls(pipe, plan, batches[0])) as advance:
         for start, batch in mine:
             made = generate_batch(pipe, batch, plan, lambda _, __: advance())
             for offset in range(len(batch.prompts)):

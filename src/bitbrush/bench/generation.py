@@ -16,16 +16,23 @@ from bitbrush.timeline.progress import Progress, silent
 from bitbrush.timeline.trajectory import PromptBatch, call_arguments, planned_timesteps
 
 
+class NonFiniteLatents(ValueError):
+    """The latents became NaN or infinite; there are no pictures to measure."""
+
+
 @dataclass(frozen=True)
 class Generated:
-    """``images`` (N, H, W, 3) uint8; ``steps`` (N, T, C, H, W) float32, the latents after each denoiser call."""
+    """``images`` (N, H, W, 3) uint8; ``steps`` (N, T, C, H, W) float32, the latents after each denoiser call.
+
+    Pipelines that keep their latents as tokens (FLUX) have (N, T, L, C).
+    """
 
     images: NDArray[np.uint8]
     steps: NDArray[np.float32]
 
     @property
     def latents(self) -> NDArray[np.float32]:
-        """The final latents, (N, C, H, W)."""
+        """The final latents, (N, C, H, W), or (N, L, C) as tokens."""
         latents: NDArray[np.float32] = self.steps[:, -1]
         return latents
 
@@ -41,7 +48,7 @@ def generate(
 def generate_each(
     pipe: DiffusionPipeline, batches: Sequence[PromptBatch], plan: SamplingPlan, *, progress: Progress = silent
 ) -> Iterator[Generated]:
-    """Batch by batch. Raises ValueError, naming the prompt, where the latents become NaN or infinite."""
+    """Batch by batch. Raises NonFiniteLatents, naming the prompt, where the latents become NaN or infinite."""
     pipe.set_progress_bar_config(disable=True)
     with progress("generating", len(batches) * denoiser_calls(pipe, plan, batches[0])) as advance:
         for batch in batches:
@@ -97,7 +104,7 @@ def _calling_back(pipe: DiffusionPipeline, keep: Callable[[Tensor], None]) -> di
 def _require_finite(latents: NDArray[np.float32], batch: PromptBatch, step: int) -> None:
     for prompt, seed, own in zip(batch.prompts, batch.seeds, latents, strict=True):
         if not np.isfinite(own).all():
-            raise ValueError(
+            raise NonFiniteLatents(
                 f"the latents of prompt {prompt!r} (seed {seed}) hold NaN or infinity after denoiser call {step}; "
                 "the checkpoint may need float32, or the scheduler another number of steps"
             )

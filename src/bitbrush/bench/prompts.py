@@ -14,11 +14,14 @@ CALIBRATION, TEST = "calibration", "test"
 DEFAULT_CALIBRATION_SET = "coco"
 
 
-def calibration_prompts(source: str | None, model: str) -> tuple[str, ...]:
-    """From a bundled set or a file; without ``source`` the model's own set, which only bundled models have."""
+def calibration_prompts(source: str | None, model: str, *, option: str = "--prompts") -> tuple[str, ...]:
+    """From a bundled set or a file; without ``source`` the model's own set, which only bundled models have.
+
+    ``option``: by which a user names the source.
+    """
     if source is None and model not in MODELS:
         raise ValueError(
-            f"model {model!r} has no prompts of its own; name a file of prompts, one a line, with --prompts"
+            f"model {model!r} has no prompts of its own; name a file of prompts, one a line, with {option}"
         )
     return read_prompts(source or DEFAULT_CALIBRATION_SET, model, CALIBRATION)
 

@@ -12,16 +12,20 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
+from bitbrush.artifact.models import ModelOptions
+from bitbrush.artifact.quantization import require_inputs
 from bitbrush.artifact.schedulers import with_scheduler
 from bitbrush.bench.collection import Collection, Pairs, Work
 from bitbrush.bench.filling import fill
 from bitbrush.bench.generation import denoiser_calls
 from bitbrush.bench.image_set import ImageSet
+from bitbrush.bench.input_images import inputs_digest
 from bitbrush.bench.networks.chosen import Networks
 from bitbrush.bench.prompts import PromptSet
 from bitbrush.bench.subjects import Subject, open_candidate, open_reference, require_alike, with_scheduler_of
 from bitbrush.runtime.choose import Choice, choose_runtime
 from bitbrush.timeline.plan import SamplingPlan
+from bitbrush.timeline.trajectory import prompt_batches
 
 FLOOR = "another seed"
 FEWEST = 3
@@ -33,7 +37,8 @@ class Protocol:
 
     ``num_images`` of each prompt set and seed; the floor uses as many seeds above the highest. ``with_latents``: how
     many pictures of each keep their latents of every step. ``batch_size``: prompts per denoiser call; it changes no
-    picture's noise. ``choice``: what executes the artifacts.
+    picture's noise. ``choice``: what executes the artifacts. ``inputs``: what the pipeline is given beside prompts,
+    used in turn for them: ``{"image": [...], "mask_image": [...]}``.
     """
 
     plan: SamplingPlan
@@ -43,6 +48,7 @@ class Protocol:
     batch_size: int = 16
     with_latents: int = 32
     choice: Choice = field(default_factory=choose_runtime)
+    inputs: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for one in self.sets:
@@ -56,6 +62,11 @@ class Protocol:
     @property
     def floor_seeds(self) -> tuple[int, ...]:
         return tuple(max(self.seeds) + 1 + index for index in range(len(self.seeds)))
+
+    def facts(self, pipe: DiffusionPipeline) -> dict[str, Any]:
+        """What decides the pictures beside weights, prompts and seed, as JSON values; ``pipe`` has the scheduler."""
+        facts: dict[str, Any] = {"plan": plan_facts(pipe, self.plan)}
+        return {**facts, "inputs": inputs_digest(self.inputs)} if self.inputs else facts
 
     def count(self, prompts: PromptSet) -> int:
         return min(self.num_images, len(prompts.prompts))
@@ -86,21 +97,36 @@ class Pictures:
         return (entry for entry in (self.floor, *self.candidates) if entry.problem is None)
 
 
-def generate_all(reference: str, candidates: Mapping[str, str], protocol: Protocol, root: Path, work: Work) -> Pictures:
+def generate_all(
+    reference: str,
+    candidates: Mapping[str, str],
+    protocol: Protocol,
+    root: Path,
+    work: Work,
+    *,
+    options: ModelOptions | None = None,
+) -> Pictures:
     """Generates, or finds below ``root``, all pictures. ``candidates``: sources by name.
+
+    ``options``: with which the reference is loaded.
 
     A candidate that cannot be measured (damaged, made of other weights, of another shape) becomes an entry with the
     problem; the others are unaffected. Raises ValueError if the reference cannot be.
     """
-    subject, pipe = open_reference(reference)
+    subject, pipe = open_reference(reference, options)
+    require_inputs(pipe, protocol.inputs)
     pipe = with_scheduler(pipe, protocol.plan.scheduler)
-    made_by = {"model": subject.digest, "plan": _plan(pipe, protocol.plan)}
+    made_by = {"model": subject.digest, **protocol.facts(pipe)}
     entries = [
         Entry(subject, name, _fill(pipe, made_by, protocol, seeds, root / "full-precision", work))
         for name, seeds in (("full precision", protocol.seeds), (FLOOR, protocol.floor_seeds))
     ]
-    calls = denoiser_calls(pipe, protocol.plan)
-    others = [_candidate(name, source, subject, pipe, protocol, root, work) for name, source in candidates.items()]
+    (one,) = prompt_batches(protocol.sets[0].prompts[:1], 0, 1, inputs=protocol.inputs)
+    calls = denoiser_calls(pipe, protocol.plan, one)
+    others = [
+        _candidate(name, source, subject, pipe, protocol, root, work, options=options)
+        for name, source in candidates.items()
+    ]
     return Pictures(entries[0], entries[1], tuple(others), type(pipe.scheduler).__name__, calls)
 
 
@@ -126,14 +152,16 @@ def _candidate(
     protocol: Protocol,
     root: Path,
     work: Work,
+    *,
+    options: ModelOptions | None,
 ) -> Entry:
     try:
-        subject, own = open_candidate(name, source, reference, protocol.plan, protocol.choice)
+        subject, own = open_candidate(name, source, reference, protocol.plan, protocol.choice, options=options)
         require_alike(pipe, own)
     except ValueError as error:
         return Entry(None, name, problem=str(error))
     own = with_scheduler_of(own, pipe)
-    made_by = {"model": subject.digest, "plan": _plan(pipe, protocol.plan), "runtime": subject.runtime}
+    made_by = {"model": subject.digest, "runtime": subject.runtime, **protocol.facts(pipe)}
     return Entry(subject, name, _fill(own, made_by, protocol, protocol.seeds, root / _folder(name), work))
 
 
@@ -157,6 +185,7 @@ def _fill(
                 count=count,
                 with_latents=min(protocol.with_latents, count),
                 batch_size=protocol.batch_size,
+                inputs=protocol.inputs,
                 ranks=work.ranks,
                 progress=work.progress,
             )
@@ -170,12 +199,16 @@ def _folder(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "candidate"
 
 
-def _plan(pipe: DiffusionPipeline, plan: SamplingPlan) -> dict[str, Any]:
-    """Of the scheduler, its configuration too: two of one class may step differently."""
+def plan_facts(pipe: DiffusionPipeline, plan: SamplingPlan) -> dict[str, Any]:
+    """What of a plan decides pictures, as JSON values.
+
+    Of the scheduler, its configuration too: two of one class may step differently.
+    """
     scheduler = {key: value for key, value in dict(pipe.scheduler.config).items() if not key.startswith("_")}
     return {
         "steps": plan.steps,
         "guidance_scale": plan.guidance_scale,
         "scheduler": type(pipe.scheduler).__name__,
         "scheduler_config": scheduler,
+        "arguments": dict(plan.arguments),
     }

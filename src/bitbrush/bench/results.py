@@ -52,7 +52,7 @@ def results_document(
         },
         "floor": {"name": pictures.floor.name, **_figures(figures.floor)},
         "candidates": [_candidate(one) for one in figures.candidates],
-        "versions": _versions(),
+        "versions": versions(),
     }
 
 
@@ -109,7 +109,7 @@ def _interval(interval: Interval) -> dict[str, float]:
     return asdict(interval)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     packages: Sequence[str] = ("bitbrush", "torch", "diffusers", "transformers", "numpy")
     return {
         **{name: version(name) for name in packages},

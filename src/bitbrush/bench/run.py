@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bitbrush.artifact.models import ModelOptions
 from bitbrush.bench.collection import Work
 from bitbrush.bench.figures import bench_figures
 from bitbrush.bench.files import write_whole
@@ -30,12 +31,14 @@ def benchmark(
     feature_extractor: str | None = None,
     lpips: str | os.PathLike[str] | None = None,
     pictures: str | os.PathLike[str] | None = None,
+    options: ModelOptions | None = None,
     progress: Progress = silent,
     **protocol: Any,
 ) -> dict[str, Any]:
     """``bitbrush bench`` from Python, its options under the same names: writes ``directory`` and gives the results.
 
-    ``candidates``: artifacts or models by name; ``protocol``: what :func:`bench_protocol` takes. Where torchrun started
+    ``candidates``: artifacts or models by name; ``options``: revision, variant and LoRAs with which the reference is
+    loaded; ``protocol``: what :func:`bench_protocol` takes. Where torchrun started
     several processes, each calls this, and the first alone is given the results. Raises ValueError as
     :func:`run_bench`, and for prompts or networks that cannot be loaded.
     """
@@ -46,7 +49,7 @@ def benchmark(
     place = None if pictures is None else Path(pictures)
     with ranks() as own:
         work = Work(own, progress if own.leads else silent)
-        return run_bench(reference, candidates, chosen, networks, root, work, pictures=place)
+        return run_bench(reference, candidates, chosen, networks, root, work, pictures=place, options=options)
 
 
 def bench_protocol(
@@ -62,12 +65,22 @@ def bench_protocol(
     steps: int | None = None,
     guidance_scale: float | None = None,
     scheduler: str | None = None,
+    pipeline_arguments: Sequence[str] | Mapping[str, Any] | None = None,
+    inputs: Mapping[str, Sequence[Any]] | None = None,
     runtime: str = "auto",
     dtype: str | None = None,
     memory: str = "expanded",
 ) -> Protocol:
-    """From what a caller gives: without prompts the bundled sets, without a plan the first artifact's."""
-    given = {"steps": steps, "guidance_scale": guidance_scale, "scheduler": scheduler}
+    """From what a caller gives: without prompts the bundled sets, without a plan the first artifact's.
+
+    ``inputs``: pictures (and masks) that the pipeline starts from, by its own names for them, used in turn.
+    """
+    given = {
+        "steps": steps,
+        "guidance_scale": guidance_scale,
+        "scheduler": scheduler,
+        "pipeline_arguments": pipeline_arguments,
+    }
     return Protocol(
         plan=plan_for(candidates, given),
         sets=bench_sets(prompts, unseen_prompts, reference),
@@ -75,6 +88,7 @@ def bench_protocol(
         seeds=tuple(seeds),
         batch_size=batch_size,
         with_latents=latents,
+        inputs=inputs or {},
         choice=runtime_named(runtime, dtype, memory),
     )
 
@@ -98,16 +112,18 @@ def run_bench(
     work: Work,
     *,
     pictures: Path | None = None,
+    options: ModelOptions | None = None,
     command: str = "",
 ) -> dict[str, Any]:
     """Benchmarks ``candidates`` (sources by name) against ``reference`` and writes ``directory``; gives the results.
 
-    ``pictures``: where pictures are kept and found again, ``directory/pictures`` if not given. Every process of
+    ``pictures``: where pictures are kept and found again, ``directory/pictures`` if not given; ``options``: with which
+    the reference is loaded. Every process of
     ``work.ranks`` makes its share of pictures and features; the first puts the figures together and writes.
     Raises ValueError if the reference cannot be loaded, or ``directory`` holds something else.
     """
     require_bench_folder(directory)
-    made = generate_all(reference, candidates, protocol, pictures or directory / PICTURES, work)
+    made = generate_all(reference, candidates, protocol, pictures or directory / PICTURES, work, options=options)
     compute_all(made, networks, work)
     document: dict[str, Any] = {}
     if work.ranks.leads:

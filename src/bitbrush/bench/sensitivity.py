@@ -15,6 +15,8 @@ from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
 from torch import nn
 
+from bitbrush.artifact.quantization import require_inputs
+from bitbrush.bench.generation import denoiser_calls
 from bitbrush.bench.metrics.clip_score import clip_score
 from bitbrush.bench.metrics.image_mse import image_mse
 from bitbrush.bench.metrics.interval import Interval, bootstrap_difference, bootstrap_mean, median_interval
@@ -28,7 +30,7 @@ from bitbrush.numerics.affine import AffineGrid
 from bitbrush.numerics.ranges import RangeEstimator
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.progress import Advance, Progress, silent
-from bitbrush.timeline.trajectory import DenoiserCall, PromptBatch, planned_timesteps, start
+from bitbrush.timeline.trajectory import DenoiserCall, PromptBatch, start
 
 Disturb: TypeAlias = Callable[[nn.Module, DenoiserCall, Any], Any]
 """From the denoiser, one of its calls and the right output to a disturbed output."""
@@ -61,9 +63,10 @@ class Recommendation:
 
 @dataclass(frozen=True)
 class _Clean:
-    """An undisturbed run of one batch: its pictures, every call and output, and what layers were given."""
+    """An undisturbed run of one batch: its pictures, and the timestep and output of every denoiser call."""
 
     images: NDArray[np.uint8]
+    timesteps: list[float]
     outputs: list[Any]
 
 
@@ -118,20 +121,23 @@ def step_sensitivities(
     every: int = 1,
     progress: Progress = silent,
 ) -> list[StepSensitivity]:
-    """Of every ``every``-th denoiser call, in order.
+    """Of every ``every``-th denoiser call, in order; of pipelines that call twice in a step, each call by itself.
 
     The pipeline's own call is run once clean and once per disturbed step, which takes the clean outputs up to that step
     and computes from there on: about T²/2 denoiser calls per prompt batch in all, instead of T².
     """
     component = denoiser_name(pipe)
-    planned = planned_timesteps(pipe, component, plan)
-    steps = range(0, len(planned), every)
-    calls = sum(len(planned) - step for step in steps) + len(planned)
+    require_inputs(pipe, batches[0].inputs)
+    with progress("undisturbed", denoiser_calls(pipe, plan, batches[0])) as advance:
+        first = _run_clean(pipe, component, batches[0], plan, advance)
+    count = len(first.outputs)  # known now alone: there may be more calls than steps
+    steps = range(0, count, every)
+    calls = sum(count - step for step in steps) + count
     pictures: dict[int, list[NDArray[np.uint8]]] = {step: [] for step in steps}
     clean: list[NDArray[np.uint8]] = []
-    with progress("disturbing", calls * len(batches)) as advance:
-        for batch in batches:
-            run = _run_clean(pipe, component, batch, plan, advance)
+    with progress("disturbing", calls * len(batches) - count) as advance:
+        for index, batch in enumerate(batches):
+            run = _run_clean(pipe, component, batch, plan, advance) if index else first
             clean.append(run.images)
             for step in steps:
                 pictures[step].append(_run_disturbed(pipe, component, batch, plan, run, step, disturb, advance))
@@ -139,7 +145,7 @@ def step_sensitivities(
     texts = clip.text_features([prompt for batch in batches for prompt in batch.prompts])
     matching = clip_score(clip.features(reference), texts)
     return [
-        _sensitivity(step, planned[step], reference, np.concatenate(pictures[step]), texts, matching, clip)
+        _sensitivity(step, first.timesteps[step], reference, np.concatenate(pictures[step]), texts, matching, clip)
         for step in steps
     ]
 
@@ -172,13 +178,14 @@ def _psnr(end: Sequence[StepSensitivity]) -> NDArray[np.float64]:
 def _run_clean(
     pipe: DiffusionPipeline, component: str, batch: PromptBatch, plan: SamplingPlan, advance: Advance
 ) -> _Clean:
-    outputs = []
+    timesteps, outputs = [], []
     with start(pipe, component, batch, plan, output_type="np") as trajectory:
         while (call := trajectory.request) is not None:
+            timesteps.append(call.timestep)
             outputs.append(call.run(getattr(pipe, component)))
             trajectory.answer(_copied(outputs[-1]))
             advance()
-        return _Clean(_pixels(trajectory.result), outputs)
+        return _Clean(_pixels(trajectory.result), timesteps, outputs)
 
 
 def _run_disturbed(

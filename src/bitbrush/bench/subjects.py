@@ -11,7 +11,8 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from bitbrush.artifact.identity import model_digest
-from bitbrush.artifact.models import load_full_precision
+from bitbrush.artifact.models import ModelOptions, load_full_precision
+from bitbrush.artifact.origin import require_origin
 from bitbrush.artifact.store import artifact_digest, is_artifact, load_with, read_manifest
 from bitbrush.methods.recipe import Recipe
 from bitbrush.network.families import denoiser_name
@@ -45,28 +46,31 @@ class Subject:
     notes: tuple[str, ...] = ()
 
 
-def open_reference(source: str) -> tuple[Subject, DiffusionPipeline]:
-    """A full-precision model. Raises ValueError if there is none, or if it is an artifact."""
+def open_reference(source: str, options: ModelOptions | None = None) -> tuple[Subject, DiffusionPipeline]:
+    """A full-precision model, loaded with ``options``. Raises ValueError if there is none, or if it is an artifact."""
     if is_artifact(source):
         raise ValueError(
             f"the reference {source!r} is a quantized artifact; name the full-precision model it was made of"
         )
-    return _full_precision("full precision", source)
+    return _full_precision("full precision", source, options or ModelOptions())
 
 
 def open_candidate(
-    name: str, source: str, reference: Subject, plan: SamplingPlan, choice: Choice
+    name: str,
+    source: str,
+    reference: Subject,
+    plan: SamplingPlan,
+    choice: Choice,
+    options: ModelOptions | None = None,
 ) -> tuple[Subject, DiffusionPipeline]:
-    """An artifact, or a full-precision model. Raises ValueError if an artifact was made of another model."""
+    """An artifact, or a full-precision model. Raises ValueError if an artifact was made of another model.
+
+    ``options``: with which the reference was loaded.
+    """
     if not is_artifact(source):
-        return _full_precision(name, source)
+        return _full_precision(name, source, ModelOptions())
     manifest = read_manifest(source)
-    base = manifest.get("base_model_digest", "none: made by an older bitbrush")
-    if base != reference.digest:
-        raise ValueError(
-            f"{source} was made of other weights ({manifest['base_model']}, digest {base[:12]}) than the reference has "
-            f"({reference.source}, {reference.digest[:12]}); compare it with its own model"
-        )
+    doubt = require_origin(source, manifest, reference.source, options or ModelOptions(), reference.digest)
     pipe = load_with(source, choice)
     lowered = lowered_of(getattr(pipe, denoiser_name(pipe)))
     assert lowered is not None
@@ -82,7 +86,7 @@ def open_candidate(
         runtime=lowered.name,
         int8_layers=sum(one.fallback is None for one in lowered.executions),
         fallbacks=layers_by_fallback(lowered.executions),
-        notes=tuple(_notes(recipe, plan)),
+        notes=(*_notes(recipe, plan), *([doubt] if doubt else [])),
     )
     return subject, pipe
 
@@ -92,7 +96,7 @@ def require_alike(full: DiffusionPipeline, candidate: DiffusionPipeline) -> None
     shapes = []
     for pipe in (full, candidate):
         config = getattr(pipe, denoiser_name(pipe)).config
-        shapes.append((type(pipe).__name__, config.in_channels, config.sample_size))
+        shapes.append((type(pipe).__name__, config.in_channels, config.get("sample_size")))  # FLUX has none
     if shapes[0] != shapes[1]:
         raise ValueError(
             f"the model is {shapes[0]} and the artifact {shapes[1]} (pipeline, latent channels, latent size); "
@@ -126,13 +130,14 @@ def with_scheduler_of(pipe: DiffusionPipeline, reference: DiffusionPipeline) -> 
     return other
 
 
-def _full_precision(name: str, source: str) -> tuple[Subject, DiffusionPipeline]:
-    pipe = load_full_precision(source)
+def _full_precision(name: str, source: str, options: ModelOptions) -> tuple[Subject, DiffusionPipeline]:
+    pipe = load_full_precision(source, options)
     denoiser = getattr(pipe, denoiser_name(pipe))
     layers = Counter(type(m).__name__ for m in denoiser.modules() if isinstance(m, nn.Conv2d | nn.Linear))
     size = sum(parameter.nbytes for parameter in denoiser.parameters()) / 2**20
     operators = {f"{kind}, float32": count for kind, count in sorted(layers.items())}
-    return Subject(name, source, model_digest(pipe), size, 32, 32, operators, FLOAT), pipe
+    notes = tuple(f"with LoRA {lora.path.name}, scale {lora.scale:g}" for lora in options.loras)
+    return Subject(name, source, model_digest(pipe), size, 32, 32, operators, FLOAT, notes=notes), pipe
 
 
 def _quantized_operators(manifest: dict[str, Any], recipe: Recipe) -> dict[str, int]:

@@ -10,14 +10,27 @@ import typer
 from bitbrush.bench.networks import BUNDLED_CLIP, USUAL_CLIP
 from bitbrush.cli.console import note, out, quiet_libraries, shown, table, warn
 from bitbrush.cli.execution import DtypeOption, MemoryOption, RuntimeOption
+from bitbrush.cli.grid import grid_of_bench
+from bitbrush.cli.options import (
+    Config,
+    Images,
+    Loras,
+    Masks,
+    PipelineArguments,
+    Revision,
+    Variant,
+    model_options,
+)
 from bitbrush.timeline.progress import silent
 
 if TYPE_CHECKING:
+    from bitbrush.artifact.models import ModelOptions
     from bitbrush.bench.networks.chosen import Networks
     from bitbrush.bench.qdiffbench import Protocol
 
 
 def bench(
+    context: typer.Context,
     reference: Annotated[str, typer.Argument(help="Full-precision model: bundled name, directory or hub id.")],
     candidates: Annotated[
         list[str],
@@ -50,18 +63,35 @@ def bench(
     dtype: DtypeOption = None,
     memory: MemoryOption = "expanded",
     pictures: Annotated[Path | None, typer.Option(help="Folder of pictures, shared by benchmarks [in output].")] = None,
+    grid: Annotated[
+        str | None,
+        typer.Option(help="steps,scheduler or one of them: tabulate over these instead, as `bitbrush grid` does."),
+    ] = None,
+    pipeline_arguments: PipelineArguments = None,
+    images: Images = None,
+    masks: Masks = None,
+    revision: Revision = None,
+    variant: Variant = None,
+    config: Config = None,
+    loras: Loras = None,
 ) -> None:
     """Measure what artifacts kept of their full-precision model, and write a report."""
+    if grid is not None:
+        grid_of_bench(grid, reference, candidates, output, _given(context))
+        return
     quiet_libraries()
     from bitbrush.artifact.models import find_model
+    from bitbrush.bench.input_images import read_inputs
     from bitbrush.bench.networks.chosen import load_networks
     from bitbrush.bench.run import bench_protocol, require_bench_folder
     from bitbrush.bench.subjects import named_candidates
 
     require_bench_folder(output)
-    find_model(reference)
+    options = model_options(revision, variant, config, loras)
+    find_model(reference, options)
     sources = named_candidates(candidates)
     plan: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale, "scheduler": scheduler}
+    plan["pipeline_arguments"] = pipeline_arguments
     execution: dict[str, Any] = {"runtime": runtime, "dtype": dtype, "memory": memory}
     protocol = bench_protocol(
         reference,
@@ -72,15 +102,17 @@ def bench(
         seeds=_seeds(seeds),
         batch_size=batch_size,
         latents=latents,
+        inputs=read_inputs(images, masks),
         **plan,
         **execution,
     )
     networks = load_networks(reference, clip=clip, feature_extractor=feature_extractor, lpips=lpips)
-    _run(reference, sources, protocol, networks, output, pictures)
+    _run(reference, options, sources, protocol, networks, output, pictures)
 
 
 def _run(
     reference: str,
+    options: "ModelOptions",
     sources: dict[str, str],
     protocol: "Protocol",
     networks: "Networks",
@@ -100,10 +132,18 @@ def _run(
             if protocol.choice.shortfall:
                 warn(f"slower than it could be: {protocol.choice.shortfall}")
             note(_announcement(reference, list(sources), protocol))
-        document = run_bench(reference, sources, protocol, networks, output, work, pictures=pictures, command=command)
+        told: dict[str, Any] = {"pictures": pictures, "options": options, "command": command}
+        document = run_bench(reference, sources, protocol, networks, output, work, **told)
         if own.leads:
             _print(document)
             note(f"{output / REPORT}\nOpen it in a browser.")
+
+
+def _given(context: typer.Context) -> dict[str, Any]:
+    """Those options that the user gave, by name."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = [name for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
+    return {name: context.params[name] for name in given if name not in ("reference", "candidates", "output")}
 
 
 def _seeds(text: str) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ import typer
 
 from bitbrush.cli.console import note, out, quiet_libraries, shown, table, warn
 from bitbrush.cli.execution import DtypeOption, MemoryOption, RuntimeOption, chosen, tell_executions
+from bitbrush.cli.options import Config, Images, Loras, Masks, Revision, Variant, model_options
 
 if TYPE_CHECKING:
     from bitbrush.bench.comparison import Comparison
@@ -28,27 +29,46 @@ def compare(
     runtime: RuntimeOption = "auto",
     dtype: DtypeOption = None,
     memory: MemoryOption = "expanded",
+    images: Images = None,
+    masks: Masks = None,
+    revision: Revision = None,
+    variant: Variant = None,
+    config: Config = None,
+    loras: Loras = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Compare an artifact with its full-precision model, pair by pair: PSNR, SSIM, image and latent MSE."""
     quiet_libraries()
+    from bitbrush.artifact.identity import model_digest
     from bitbrush.artifact.models import find_model, load_full_precision
+    from bitbrush.artifact.origin import require_origin
     from bitbrush.artifact.schedulers import with_scheduler
     from bitbrush.artifact.store import load_with, read_manifest
     from bitbrush.bench.comparison import compare as run
+    from bitbrush.bench.input_images import read_inputs
     from bitbrush.bench.prompts import held_out_prompts, too_long
+    from bitbrush.bench.subjects import require_alike
     from bitbrush.methods.recipe import Recipe
 
-    recipe = Recipe().updated(read_manifest(artifact)["recipe"])
-    find_model(model)
+    manifest = read_manifest(artifact)
+    recipe = Recipe().updated(manifest["recipe"])
+    options = model_options(revision, variant, config, loras)
+    find_model(model, options)
+    inputs = read_inputs(images, masks)
     sets = {name: texts[:num_prompts] for name, texts in held_out_prompts(prompts or [], model).items()}
     choice = chosen(runtime, dtype, memory)
-    full, candidate = with_scheduler(load_full_precision(model), recipe.scheduler), load_with(artifact, choice)
+    full, candidate = load_full_precision(model, options), load_with(artifact, choice)
+    require_alike(full, candidate)
+    doubt = require_origin(artifact, manifest, model, options, model_digest(full))
+    if doubt is not None:
+        warn(doubt)
+    full = with_scheduler(full, recipe.scheduler)
     executor = tell_executions(candidate)
     for message in too_long(full, [prompt for texts in sets.values() for prompt in texts]):
         warn(message)
     note(f"{model} against {artifact} ({recipe.name}): {recipe.steps} steps, guidance {recipe.guidance_scale:g}")
-    compared = run(full, candidate, sets, recipe.plan, seed=seed, batch_size=batch_size, progress=shown)
+    told: dict[str, Any] = {"inputs": inputs, "seed": seed, "batch_size": batch_size, "progress": shown}
+    compared = run(full, candidate, sets, recipe.plan, **told)
     if as_json:
         facts = {"model": model, "artifact": str(artifact), "recipe": recipe.to_dict(), "seed": seed}
         facts["runtime"] = executor

@@ -1,9 +1,13 @@
-"""Options that several commands share."""
+"""Options that several commands share, and what they say together."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
+
+if TYPE_CHECKING:
+    from bitbrush.artifact.models import ModelOptions
 
 PipelineArguments: TypeAlias = Annotated[
     list[str] | None,
@@ -27,3 +31,13 @@ Loras: TypeAlias = Annotated[
 ]
 ImageFile: TypeAlias = Annotated[Path | None, typer.Option(help="Picture to start from, for pipelines that do.")]
 MaskFile: TypeAlias = Annotated[Path | None, typer.Option(help="Mask, white where to paint, for inpainting.")]
+
+
+def model_options(
+    revision: str | None, variant: str | None, config: str | None, loras: Sequence[str] | None
+) -> "ModelOptions":
+    """What the four options of a model say, as one value."""
+    from bitbrush.artifact.lora import Lora
+    from bitbrush.artifact.models import ModelOptions
+
+    return ModelOptions(revision, variant, config, tuple(Lora.parse(text) for text in loras or ()))

@@ -1,7 +1,6 @@
 """``bitbrush quantize``."""
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +8,17 @@ import typer
 
 from bitbrush.cli.console import note, out, quiet_libraries, shown, table, warn
 from bitbrush.cli.dry_run import print_plan
-from bitbrush.cli.options import Config, Generic, Images, Loras, Masks, PipelineArguments, Revision, Variant
+from bitbrush.cli.options import (
+    Config,
+    Generic,
+    Images,
+    Loras,
+    Masks,
+    PipelineArguments,
+    Revision,
+    Variant,
+    model_options,
+)
 
 if TYPE_CHECKING:
     from bitbrush.artifact.models import ModelOptions
@@ -17,9 +26,9 @@ if TYPE_CHECKING:
     from bitbrush.methods.method import Job
     from bitbrush.methods.recipe import Recipe
 
-NO_KEYS = ("model", "output", "prompts", "recipe", "images", "masks", "generic", "dry_run")
 OF_THE_MODEL = ("revision", "variant", "config", "loras")
-"""Parameters of the command that are no keys of a recipe; all others but those of the model are, under their name."""
+NO_KEYS = ("model", "output", "prompts", "recipe", "images", "masks", "generic", "dry_run", *OF_THE_MODEL)
+"""Parameters of the command that are no keys of a recipe; all others are, under their name."""
 
 
 def quantize(
@@ -65,17 +74,9 @@ def quantize(
 ) -> None:
     """Quantize MODEL after training and save it as a pipeline folder of packed integers."""
     given = {key: value for key, value in locals().items() if key not in NO_KEYS and value is not None}
-    of_the_model = {key: given.pop(key) for key in OF_THE_MODEL if key in given}
     quiet_libraries()
-    chosen, options = _recipe(recipe, given), _options(**of_the_model)
+    chosen, options = _recipe(recipe, given), model_options(revision, variant, config, loras)
     _quantize(model, options, output, chosen, prompts, images=images, masks=masks, generic=generic, dry_run=dry_run)
-
-
-def _options(*, loras: Sequence[str] = (), **given: str) -> "ModelOptions":
-    from bitbrush.artifact.lora import Lora
-    from bitbrush.artifact.models import ModelOptions
-
-    return ModelOptions(**given, loras=tuple(Lora.parse(text) for text in loras))
 
 
 def _quantize(

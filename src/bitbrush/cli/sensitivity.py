@@ -9,6 +9,16 @@ import typer
 
 from bitbrush.bench.networks import BUNDLED_CLIP, USUAL_CLIP
 from bitbrush.cli.console import note, out, quiet_libraries, shown, warn
+from bitbrush.cli.options import (
+    Config,
+    Images,
+    Loras,
+    Masks,
+    PipelineArguments,
+    Revision,
+    Variant,
+    model_options,
+)
 
 if TYPE_CHECKING:
     from bitbrush.bench.sensitivity import StepSensitivity
@@ -35,34 +45,43 @@ def sensitivity(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the initial noise.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts per denoiser call.")] = 16,
+    pipeline_arguments: PipelineArguments = None,
+    images: Images = None,
+    masks: Masks = None,
+    revision: Revision = None,
+    variant: Variant = None,
+    config: Config = None,
+    loras: Loras = None,
 ) -> None:
     """Disturb each denoising step alone and see what it does to the pictures: which end to relax, and why."""
     quiet_libraries()
     from bitbrush.artifact.models import find_model, load_full_precision
     from bitbrush.artifact.schedulers import with_scheduler
+    from bitbrush.bench.input_images import read_inputs
     from bitbrush.bench.networks.chosen import judge_of
     from bitbrush.bench.prompts import calibration_prompts, too_long
     from bitbrush.bench.sensitivity import QuantizedActivations, RelativeNoise, step_sensitivities
-    from bitbrush.methods.recipe import check_activation_bits
-    from bitbrush.timeline.plan import SamplingPlan
+    from bitbrush.methods.recipe import Recipe, check_activation_bits
     from bitbrush.timeline.trajectory import prompt_batches
 
     _require_free(output)
     check_activation_bits(activations)
-    plan = SamplingPlan(steps, guidance_scale, scheduler)
-    find_model(model)
+    given = {"steps": steps, "guidance_scale": guidance_scale, "scheduler": scheduler}
+    plan = Recipe().updated({**given, "pipeline_arguments": pipeline_arguments or []}).plan
+    options = model_options(revision, variant, config, loras)
+    find_model(model, options)
+    inputs = read_inputs(images, masks)
     used = calibration_prompts(prompts, model)[:num_prompts]
     judge = judge_of(model, clip)
-    pipe = with_scheduler(load_full_precision(model), scheduler)
+    pipe = with_scheduler(load_full_precision(model, options), scheduler)
     disturb = QuantizedActivations(pipe, activations) if noise is None else RelativeNoise(noise, seed)
     for message in too_long(pipe, used):
         warn(message)
     note(f"{model}: {disturb.description}, {steps} steps, guidance {guidance_scale:g}, {len(used)} prompts")
-    found = step_sensitivities(
-        pipe, prompt_batches(used, seed, batch_size), plan, disturb, judge, every=every, progress=shown
-    )
+    batches = prompt_batches(used, seed, batch_size, inputs=inputs)
+    found = step_sensitivities(pipe, batches, plan, disturb, judge, every=every, progress=shown)
     facts = {
-        "Model": model,
+        "Model": model + "".join(f", LoRA {lora.path.name}@{lora.scale:g}" for lora in options.loras),
         "Disturbed": disturb.description,
         "Plan": f"{type(pipe.scheduler).__name__}, {steps} steps, guidance {guidance_scale:g}",
         "Prompts": f"{len(used)} of {prompts or 'the calibration set'}, seed {seed}",

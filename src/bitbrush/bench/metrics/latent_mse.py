@@ -11,13 +11,15 @@ from bitbrush.bench.metrics.pairs import require_same_shape
 def latent_mse(reference: NDArray[np.floating[Any]], candidate: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """`(N,)` float64: the mean over channels and positions of `(reference - candidate)^2`, in squared latent units.
 
-    Latents are floats `(N, C, H, W)`, differences taken in float64. A pair with NaN or infinite latents gets NaN or
-    infinity; `bootstrap_mean` refuses such a value by its index. Raises ValueError where shapes or dtypes do not fit.
+    Latents are floats `(N, C, H, W)`, or `(N, L, C)` where a pipeline keeps them as tokens; differences are taken in
+    float64. A pair with NaN or infinite latents gets NaN or infinity; `bootstrap_mean` refuses such a value by its
+    index. Raises ValueError where shapes or dtypes do not fit.
     """
     require_same_shape(reference, candidate)
-    if reference.ndim != 4 or 0 in reference.shape[1:]:
+    if reference.ndim not in (3, 4) or 0 in reference.shape[1:]:
         raise ValueError(
-            f"reference and candidate have shapes {reference.shape} and {candidate.shape}; latents are (N, C, H, W)"
+            f"reference and candidate have shapes {reference.shape} and {candidate.shape}; latents are (N, C, H, W), "
+            "or (N, L, C) as tokens"
         )
     for array in (reference, candidate):
         if not np.issubdtype(array.dtype, np.floating):

@@ -1,0 +1,92 @@
+"""What was measured of one cell of a grid, and the file that keeps it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from bitbrush.bench.files import write_whole
+from bitbrush.bench.grid_plans import GridPlan
+
+WORST = 2
+"""So many pairs of every cell are kept for people to see: those that differ most."""
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How near a pipeline comes to full precision, picture by picture: ``(N,)`` each, PSNR in dB.
+
+    ``pictures`` ``(WORST, H, W, 3)`` uint8: of the cell's worst pairs.
+    """
+
+    latent_mse: NDArray[np.float64]
+    psnr: NDArray[np.float64]
+    pictures: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class GridCell:
+    """``recalibrated``: the artifact with activations recalibrated for this plan, None where that was left out.
+
+    ``worst`` ``(WORST,)``: the artifact's pairs with the largest latent MSE, largest first; ``full`` their
+    full-precision pictures. ``is_calibrated``: this is the plan that the artifact is calibrated for.
+    """
+
+    planned: GridPlan
+    is_calibrated: bool
+    artifact: Fidelity
+    recalibrated: Fidelity | None
+    worst: NDArray[np.int64]
+    full: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class FailedCell:
+    """A plan that could not be measured, and why."""
+
+    planned: GridPlan
+    is_calibrated: bool
+    problem: str
+
+
+def write_cell(cell: GridCell | FailedCell, path: Path) -> None:
+    """All of it, or nothing."""
+    arrays: dict[str, NDArray[np.generic]] = {}
+    metadata = {}
+    match cell:
+        case FailedCell():
+            metadata["problem"] = cell.problem
+        case GridCell():
+            arrays = {"worst": cell.worst, "full": cell.full}
+            for name, one in (("artifact", cell.artifact), ("recalibrated", cell.recalibrated)):
+                if one is not None:
+                    arrays |= {f"{name}.{key}": value for key, value in vars(one).items()}
+    write_whole(save(arrays, metadata={"cell": json.dumps(metadata)}), path)
+
+
+def read_cell(planned: GridPlan, path: Path, *, is_calibrated: bool) -> GridCell | FailedCell:
+    """Raises ValueError for a damaged file."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            told = json.loads(file.metadata()["cell"])
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dictionary
+        if "problem" in told:
+            return FailedCell(planned, is_calibrated, told["problem"])
+        return GridCell(
+            planned=planned,
+            is_calibrated=is_calibrated,
+            artifact=_fidelity(arrays, "artifact"),
+            recalibrated=_fidelity(arrays, "recalibrated") if "recalibrated.psnr" in arrays else None,
+            worst=arrays["worst"],
+            full=arrays["full"],
+        )
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it and run again") from error
+
+
+def _fidelity(arrays: dict[str, NDArray[np.generic]], name: str) -> Fidelity:
+    return Fidelity(**{key: arrays[f"{name}.{key}"] for key in Fidelity.__dataclass_fields__})  # type: ignore[arg-type]

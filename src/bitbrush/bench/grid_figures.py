@@ -1,0 +1,92 @@
+"""The figures of a grid: of every cell medians and means over the pictures, and what recalibrating would change."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitbrush.bench.grid_cells import FailedCell, Fidelity, GridCell
+from bitbrush.bench.grid_plans import GridPlan
+from bitbrush.bench.metrics.interval import Interval, bootstrap_mean, bootstrap_ratio, median_interval
+
+TOLERATED = 1.3
+"""The ratio of errors up to which a foreign plan counts as kept; above it recalibrating is advised."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """``median`` with its interval, whose ends are infinite below 6 pictures, and ``mean`` with its own."""
+
+    median: Interval
+    mean: Interval
+
+
+@dataclass(frozen=True)
+class FidelityFigures:
+    latent_mse: Spread
+    psnr: Spread
+
+
+@dataclass(frozen=True)
+class Ratios:
+    """The artifact's latent MSE as a multiple of the recalibrated one's, over the same pictures."""
+
+    of_medians: Interval
+    of_means: Interval
+
+
+@dataclass(frozen=True)
+class CellFigures:
+    """``recalibrated`` and ``ratios`` are None where nothing was recalibrated, all three where ``problem`` says why."""
+
+    planned: GridPlan
+    is_calibrated: bool
+    artifact: FidelityFigures | None = None
+    recalibrated: FidelityFigures | None = None
+    ratios: Ratios | None = None
+    problem: str | None = None
+
+
+def cell_figures(cell: GridCell | FailedCell) -> CellFigures:
+    if isinstance(cell, FailedCell):
+        return CellFigures(cell.planned, cell.is_calibrated, problem=cell.problem)
+    again = cell.recalibrated
+    return CellFigures(
+        cell.planned,
+        cell.is_calibrated,
+        artifact=_figures(cell.artifact),
+        recalibrated=None if again is None else _figures(again),
+        ratios=None if again is None else _ratios(cell.artifact.latent_mse, again.latent_mse),
+    )
+
+
+def headline(figures: Sequence[CellFigures]) -> str:
+    """One sentence on the plans that the artifact was not calibrated for."""
+    ratios = [one.ratios.of_medians.mean for one in figures if one.ratios]
+    if len(ratios) == 1:
+        return f"The other plan takes {ratios[0]:.2f} times the latent error of recalibrating for it"
+    if ratios:
+        kept = sum(ratio <= TOLERATED for ratio in ratios)
+        count = f"{kept} of {len(ratios)}" if kept < len(ratios) else f"All {kept}"
+        rest = f"; the others take up to {max(ratios):.2f} times" if kept < len(ratios) else ""
+        return f"{count} plans keep the latent error within {TOLERATED:g} times that of recalibrating for them{rest}"
+    errors = [one.artifact.latent_mse.median.mean for one in figures if one.artifact]
+    if not errors:
+        return "No plan could be measured"
+    return f"The median latent error lies between {min(errors):.2g} and {max(errors):.2g} over {len(errors)} plans"
+
+
+def _figures(one: Fidelity) -> FidelityFigures:
+    return FidelityFigures(_spread(one.latent_mse), _spread(one.psnr))
+
+
+def _spread(values: NDArray[np.float64]) -> Spread:
+    return Spread(Interval(*median_interval(values), values.size), bootstrap_mean(values))
+
+
+def _ratios(own: NDArray[np.float64], again: NDArray[np.float64]) -> Ratios | None:
+    """None where a recalibrated picture has no error at all, and a ratio no meaning."""
+    if again.min() <= 0:
+        return None
+    return Ratios(bootstrap_ratio(again, own, statistic=np.median), bootstrap_ratio(again, own))

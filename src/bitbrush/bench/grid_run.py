@@ -1,0 +1,99 @@
+"""A whole grid: its cells, ``results.json``, ``report.html``."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from bitbrush.artifact.models import ModelOptions
+from bitbrush.artifact.quantization import require_inputs
+from bitbrush.artifact.store import read_manifest
+from bitbrush.bench.files import write_whole
+from bitbrush.bench.grid import CELLS, GridJob, Recalibration, measure_grid
+from bitbrush.bench.grid_figures import CellFigures, cell_figures
+from bitbrush.bench.grid_page import grid_page
+from bitbrush.bench.grid_plans import GridPlan
+from bitbrush.bench.grid_results import grid_results
+from bitbrush.bench.subjects import open_candidate, open_reference, plan_for
+from bitbrush.runtime.choose import Choice
+from bitbrush.timeline.progress import Progress, silent
+from bitbrush.timeline.trajectory import PromptBatch
+
+RESULTS, REPORT = "results.json", "report.html"
+
+
+def require_grid_folder(directory: Path) -> None:
+    """Raises ValueError if something stands at ``directory`` that no grid wrote."""
+    known = {RESULTS, REPORT, CELLS}
+    foreign = sorted({path.name for path in directory.iterdir()} - known) if directory.is_dir() else []
+    if foreign or (directory.exists() and not directory.is_dir()):
+        raise ValueError(
+            f"{directory} holds {(foreign or ['a file'])[0]}, which no grid wrote; choose another directory"
+        )
+
+
+def open_grid(
+    model: str,
+    artifact: str | os.PathLike[str],
+    batches: Sequence[PromptBatch],
+    choice: Choice,
+    *,
+    options: ModelOptions | None = None,
+    recalibration: Recalibration | None = None,
+) -> GridJob:
+    """The artifact beside its full-precision model, both loaded.
+
+    Raises ArtifactError or UnknownModelError where one cannot be, and ValueError where the artifact is of another model
+    or ``recalibration`` has fewer prompts than it was calibrated with.
+    """
+    source = os.fspath(artifact)
+    wanted = read_manifest(source)["recipe"]["num_prompts"]
+    if recalibration is not None:
+        recalibration = replace(recalibration, prompts=tuple(recalibration.prompts[:wanted]))
+        if len(recalibration.prompts) < wanted:
+            raise ValueError(
+                f"{source} was calibrated with {wanted} prompts, but {len(recalibration.prompts)} are given to "
+                "recalibrate it with"
+            )
+    reference, full = open_reference(model, options)
+    require_inputs(full, batches[0].inputs)
+    subject, quantized = open_candidate(
+        Path(source).name, source, reference, plan_for([source], {}), choice, options=options
+    )
+    return GridJob(full, reference, quantized, subject, batches, recalibration, choice)
+
+
+def run_grid(
+    job: GridJob,
+    plans: Sequence[GridPlan],
+    directory: Path,
+    facts: Mapping[str, str],
+    *,
+    command: str = "",
+    progress: Progress = silent,
+) -> list[CellFigures]:
+    """Measures what is not measured yet and writes ``directory``; gives the figures. ``facts`` tell of the prompts."""
+    require_grid_folder(directory)
+    cells = measure_grid(job, plans, directory, progress)
+    figures = [cell_figures(cell) for cell in cells]
+    told = {**_facts(job), **facts}
+    write_whole(grid_results(figures, job, {"command": command, "facts": told}), directory / RESULTS)
+    prompts = [prompt for batch in job.batches for prompt in batch.prompts]
+    write_whole(grid_page(job.subject.name, figures, cells, prompts, told, command), directory / REPORT)
+    return figures
+
+
+def _facts(job: GridJob) -> dict[str, str]:
+    manifest = read_manifest(job.artifact)
+    recipe, own = manifest["recipe"], manifest["plan"]["scheduler"]
+    again = job.recalibration
+    facts = {
+        "Model": f"{job.reference.source}, sha256 {job.reference.digest[:16]}",
+        "Artifact": f"{job.subject.source}, {recipe['method']} W{recipe['weights']}A{recipe['activations']}, "
+        f"sha256 {job.subject.digest[:16]}",
+        "Calibrated for": f"{own}, {recipe['steps']} steps, guidance {recipe['guidance_scale']:g}",
+        "Executed by": job.subject.runtime,
+        "Recalibrated with": f"{recipe['num_prompts']} prompts, for each plan; the weights stay" if again else "not",
+    }
+    notes = [*job.reference.notes, *job.subject.notes]
+    return facts | ({"Notes": "\n".join(notes)} if notes else {})

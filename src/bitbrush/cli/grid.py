@@ -1,0 +1,202 @@
+"""``bitbrush grid``."""
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bitbrush.cli.console import note, out, quiet_libraries, shown, table, warn
+from bitbrush.cli.execution import DtypeOption, MemoryOption, RuntimeOption, chosen, tell_executions
+from bitbrush.cli.options import Config, Images, Loras, Masks, Revision, Variant, model_options
+
+if TYPE_CHECKING:
+    from bitbrush.bench.grid_figures import CellFigures
+    from bitbrush.bench.grid_plans import GridPlan
+    from bitbrush.bench.metrics.interval import Interval
+
+
+def grid(
+    model: Annotated[str, typer.Argument(help="Full-precision model: bundled name, directory or hub id.")],
+    artifact: Annotated[Path, typer.Argument(metavar="DIR", help="What `bitbrush quantize` made of it.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Directory for results.json and report.html.")],
+    steps: Annotated[
+        str | None, typer.Option(help="Numbers of denoising steps, e.g. 10,20,50 [so; 1,2,4 of few-step models].")
+    ] = None,
+    schedulers: Annotated[
+        str | None, typer.Option(help="Schedulers, e.g. pndm,ddim,euler [all that fit and add no noise].")
+    ] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="Guidance [the artifact's].")] = None,
+    prompts: Annotated[
+        list[str] | None, typer.Option(help="Held-out prompts: a file, one a line, or a bundled set; repeatable.")
+    ] = None,
+    num_prompts: Annotated[int, typer.Option(min=1, help="How many of each set to use.")] = 16,
+    no_recalibration: Annotated[
+        bool, typer.Option("--no-recalibration", help="Measure against full precision alone: half the time.")
+    ] = False,
+    calibration: Annotated[
+        str | None, typer.Option("--calibration-prompts", help="Prompts to recalibrate with: a file or a bundled set.")
+    ] = None,
+    images: Images = None,
+    masks: Masks = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the initial noise.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts per denoiser call.")] = 16,
+    runtime: RuntimeOption = "auto",
+    dtype: DtypeOption = None,
+    memory: MemoryOption = "expanded",
+    revision: Revision = None,
+    variant: Variant = None,
+    config: Config = None,
+    loras: Loras = None,
+) -> None:
+    """Run an artifact by other schedulers and steps than it was calibrated for, against recalibrating for each."""
+    quiet_libraries()
+    from bitbrush.artifact.models import find_model
+    from bitbrush.bench.grid import Recalibration
+    from bitbrush.bench.grid_plans import grid_plans
+    from bitbrush.bench.grid_run import REPORT, open_grid, require_grid_folder, run_grid
+    from bitbrush.bench.input_images import read_inputs
+    from bitbrush.bench.prompts import calibration_prompts, held_out_prompts, too_long
+    from bitbrush.bench.subjects import plan_for
+    from bitbrush.timeline.trajectory import prompt_batches
+
+    require_grid_folder(output)
+    counts, names = _numbers(steps), [one.strip() for one in (schedulers or "").split(",") if one.strip()]
+    options = model_options(revision, variant, config, loras)
+    find_model(model, options)
+    base = plan_for([str(artifact)], {"guidance_scale": guidance_scale})
+    inputs = read_inputs(images, masks)
+    sets = {name: texts[:num_prompts] for name, texts in held_out_prompts(prompts or [], model).items()}
+    recalibration = None
+    if not no_recalibration:
+        own = calibration_prompts(calibration, model, option="--calibration-prompts (or give --no-recalibration)")
+        recalibration = Recalibration(own, inputs)
+    texts = [prompt for one in sets.values() for prompt in one]
+    batches = prompt_batches(texts, seed, batch_size, inputs=inputs)
+    choice = chosen(runtime, dtype, memory)
+    job = open_grid(model, artifact, batches, choice, options=options, recalibration=recalibration)
+    tell_executions(job.quantized)
+    for message in (*job.subject.notes, *too_long(job.full, texts)):
+        warn(message)
+    plans = grid_plans(job.full, base, names, counts, batches[0])
+    note(_announcement(model, artifact, plans, len(texts), job.recalibration is not None))
+    facts = {
+        "Prompts": ", ".join(f"{len(one)} of {name}" for name, one in sets.items()),
+        "Noise": f"each picture's own, from seed {seed} and prompt; the same for both of a pair",
+    }
+    command = shlex.join(["bitbrush", *sys.argv[1:]])
+    figures = run_grid(job, plans, output, facts, command=command, progress=shown)
+    _print(figures)
+    note(f"{output / REPORT}\nOpen it in a browser.")
+
+
+AXES = ("steps", "scheduler")
+APPLY = {
+    "guidance_scale": "guidance_scale",
+    "prompts": "prompts",
+    "num_images": "num_prompts",
+    "batch_size": "batch_size",
+    "runtime": "runtime",
+    "dtype": "dtype",
+    "memory": "memory",
+    "images": "images",
+    "masks": "masks",
+    "revision": "revision",
+    "variant": "variant",
+    "config": "config",
+    "loras": "loras",
+}
+"""Options of ``bitbrush bench`` that a grid has too, with their names there."""
+
+
+def grid_of_bench(axes: str, model: str, candidates: Sequence[str], output: Path, given: Mapping[str, object]) -> None:
+    """``bitbrush bench --grid AXES``: the grid over these axes; the other stays at the artifact's plan, or as given.
+
+    ``given``: the options of ``bench`` that its user gave, by name. Raises ValueError for those that a grid has not.
+    """
+    from bitbrush.artifact.store import read_manifest
+
+    named = [axis.strip() for axis in axes.split(",")]
+    if unknown := [axis for axis in named if axis not in AXES]:
+        raise ValueError(f"grid is {axes!r}; {unknown[0]!r} is none of its axes, which are {','.join(AXES)}")
+    if len(candidates) > 1:
+        raise ValueError(
+            f"--grid takes one artifact, not {len(candidates)}; run it for each, with an output of its own"
+        )
+    others = [name for name in given if name not in APPLY and name not in (*AXES, "grid")]
+    if others or any(axis in given for axis in named):
+        name = next(iter(others), named[0]).replace("_", "-")
+        raise ValueError(f"--{name} does not apply to --grid {axes}; `bitbrush grid` has all options of a grid")
+    manifest = read_manifest(candidates[0])
+    fixed = {"steps": manifest["recipe"]["steps"], "scheduler": manifest["plan"]["scheduler"]}
+    kept = {axis: str(given.get(axis, fixed[axis])) for axis in AXES if axis not in named}
+    options: dict[str, Any] = {APPLY[name]: value for name, value in given.items() if name in APPLY}
+    grid(model, Path(candidates[0]), output, kept.get("steps"), kept.get("scheduler"), **options)
+
+
+def _numbers(text: str | None) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise ValueError(f"steps is {text!r}; expected whole numbers with commas between, e.g. 10,20,50") from None
+    if len(set(numbers)) < len(numbers) or min(numbers, default=1) < 1:
+        raise ValueError(f"steps is {text!r}; they are numbers from 1 on, each once")
+    return numbers
+
+
+def _announcement(model: str, artifact: Path, plans: "Sequence[GridPlan]", pictures: int, recalibrates: bool) -> str:
+    plan = plans[0].plan
+    names = ", ".join(dict.fromkeys(str(one.plan.scheduler) for one in plans))
+    steps = ", ".join(dict.fromkeys(str(one.plan.steps) for one in plans))
+    again = "recalibrated for each" if recalibrates else "not recalibrated"
+    return (
+        f"{artifact} against {model}: {names} with {steps} steps, guidance {plan.guidance_scale:g}, "
+        f"{pictures} pictures each, {again}"
+    )
+
+
+def _print(figures: "Sequence[CellFigures]") -> None:
+    from bitbrush.bench.grid_figures import headline
+
+    columns = ["scheduler", "steps", "latent\nMSE", "PSNR"]
+    recalibrated = any(one.recalibrated for one in figures)
+    if recalibrated:
+        columns += ["recal.\nMSE", "recal.\nPSNR", "ratio of\nmedian MSEs", "of\nmeans"]
+    shown_figures = table(*columns)
+    for one in figures:
+        shown_figures.add_row(*_row(one), *(_again(one) if recalibrated else ()))
+    out().print(shown_figures)
+    told = "; recal.: the artifact recalibrated for the plan" if recalibrated else ""
+    out().print(f"\nMSE and PSNR to full precision, medians over the pictures{told}", markup=False)
+    out().print(headline(figures), markup=False)
+    if any(one.is_calibrated for one in figures):
+        out().print("*: the plan that the artifact is calibrated for", markup=False)
+    for one in figures:
+        if one.problem:
+            warn(f"{one.planned.name} was not measured: {one.problem}")
+
+
+def _row(one: "CellFigures") -> list[str]:
+    name = f"{one.planned.plan.scheduler}{' *' if one.is_calibrated else ''}"
+    own = one.artifact
+    steps = str(one.planned.plan.steps)
+    if own is None:
+        return [name, steps, "-", "-"]
+    return [name, steps, _digits(own.latent_mse.median), f"{own.psnr.median.mean:.1f}"]
+
+
+def _again(one: "CellFigures") -> list[str]:
+    again, ratios = one.recalibrated, one.ratios
+    errors = [_digits(again.latent_mse.median), f"{again.psnr.median.mean:.1f}"] if again else ["-", "-"]
+    if ratios is None:
+        return [*errors, "-", "-"]
+    middle = ratios.of_medians
+    return [*errors, f"{middle.mean:.2f} ({middle.low:.2f}-{middle.high:.2f})", f"{ratios.of_means.mean:.2f}"]
+
+
+def _digits(interval: "Interval") -> str:
+    from bitbrush.bench.number_format import format_number
+
+    return format_number(interval.mean, digits=3)
