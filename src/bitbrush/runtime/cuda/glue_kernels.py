@@ -26,7 +26,7 @@ def _store_bytes(value, high, low, where, mask, scales, integers, LOW: tl.conste
         tl.store(high + where, (x_q - 128).to(tl.int8), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels", "height", "width", "border_h", "border_w"])
 def quantize_kernel(
     x,
     high,
@@ -72,10 +72,8 @@ def quantize_kernel(
     _store_bytes(tl.where(mask, value, 0.0), high, low, where, stored, scales, integers, LOW)
 
 
-@triton.jit
-def moments_kernel(
-    x, means, squares, pixels, channels, chunk, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr
-):
+@triton.jit(do_not_specialize=["pixels", "chunk"])
+def moments_kernel(x, means, squares, pixels, channels, chunk, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
     """Of every channel of a chunk of ``chunk`` pixels of an image: mean, and sum of squares around it.
 
     x (images, pixels, channels); means, squares (images, chunks, channels) float32. Merges block by block (Chan), so
@@ -104,7 +102,7 @@ def moments_kernel(
     tl.store(squares + where, square, mask=c < channels)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels", "chunk", "chunks"])
 def affine_kernel(
     means,
     squares,
@@ -150,7 +148,7 @@ def affine_kernel(
     tl.store(shift + where, moved, mask=inner < of_group)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def layer_norm_kernel(
     x,
     high,
@@ -180,7 +178,7 @@ def layer_norm_kernel(
     _store_bytes(own, high, low, where, mask, scales, integers, LOW)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def geglu_kernel(
     x, high, low, scales, integers, rows, channels, LOW: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
 ):

@@ -61,34 +61,23 @@ def integer_product(
     rows, filters = y.numel() // y.shape[-1], y.shape[-1] // own.groups
     channels = high.shape[-1] // own.groups
     packed = w_zero is not None
-    need = Need.TWO_SUMS if split else Need.UNPACKING if packed else Need.RESIDUAL if residual is not None else Need.NOTHING
+    need = (
+        Need.TWO_SUMS
+        if split
+        else Need.UNPACKING
+        if packed
+        else Need.RESIDUAL
+        if residual is not None
+        else Need.NOTHING
+    )
     tile = choose_tile(rows, filters, (channels + 1) // 2 if packed else channels, _card(high.device), need)
-    product_kernel[(triton.cdiv(rows, tile.m) * triton.cdiv(filters, tile.n), own.groups)](
-        high,
-        low,
-        weight,
-        w_zero,
-        w_sums,
-        w_scale,
-        bias,
-        residual,
-        y,
-        scales,
-        integers,
-        rows,
-        filters,
-        channels,
-        own.kernel_h * own.kernel_w,
-        own.kernel_w,
-        own.out_height,
-        own.out_width,
-        high.shape[2],
-        high.shape[1] * high.shape[2],
-        high.shape[3],
-        own.stride_h,
-        own.stride_w,
-        own.dilation_h,
-        own.dilation_w,
+    programs = triton.cdiv(rows, tile.m) * triton.cdiv(filters, tile.n)
+    sizes = rows, filters, channels, *own[:2], high.shape[2], high.shape[1] * high.shape[2], high.shape[3], *own[4:8]
+    product_kernel[(programs, own.groups)](
+        *(high, low, weight, w_zero, w_sums, w_scale, bias, residual, y, scales, integers),
+        *sizes,
+        TAPS=own.kernel_h * own.kernel_w,
+        KERNEL_WIDTH=own.kernel_w,
         EVEN=channels % (2 * tile.k if packed else tile.k) == 0,
         PACKED=packed,
         LOW=low is not None,
@@ -235,9 +224,7 @@ def group_norm_affine(
 
 
 @group_norm_affine.register_fake
-def _(
-    x: Tensor, gamma: Tensor, beta: Tensor, added: Tensor | None, groups: int, eps: float
-) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, gamma: Tensor, beta: Tensor, added: Tensor | None, groups: int, eps: float) -> tuple[Tensor, Tensor]:
     shape = x.shape[0], x.shape[-1]
     return x.new_empty(shape, dtype=torch.float32), x.new_empty(shape, dtype=torch.float32)
 

@@ -36,7 +36,6 @@ _SHAPES = ((128, 256, 8), (128, 128, 8), (64, 128, 4), (64, 64, 4), (32, 64, 4),
 """Pixels, filters, warps; the first are the fastest for each byte they read."""
 
 
-
 @dataclass(frozen=True)
 class _Room:
     """Shapes whose programs don't run out of registers, the most channels at a time, the most loads under way.
