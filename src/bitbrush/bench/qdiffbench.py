@@ -93,7 +93,7 @@ def generate_all(reference: str, candidates: Mapping[str, str], protocol: Protoc
     problem; the others are unaffected. Raises ValueError if the reference cannot be.
     """
     subject, pipe = open_reference(reference)
-    pipe = with_scheduler(pipe, protocol.plan.scheduler)
+    pipe = protocol.choice.place(with_scheduler(pipe, protocol.plan.scheduler))
     made_by = {"model": subject.digest, "plan": _plan(pipe, protocol.plan)}
     entries = [
         Entry(subject, name, _fill(pipe, made_by, protocol, seeds, root / "full-precision", work))
@@ -132,7 +132,7 @@ def _candidate(
         require_alike(pipe, own)
     except ValueError as error:
         return Entry(None, name, problem=str(error))
-    own = with_scheduler_of(own, pipe)
+    own = protocol.choice.place(with_scheduler_of(own, pipe))
     made_by = {"model": subject.digest, "plan": _plan(pipe, protocol.plan), "runtime": subject.runtime}
     return Entry(subject, name, _fill(own, made_by, protocol, protocol.seeds, root / _folder(name), work))
 

@@ -43,7 +43,8 @@ def compare(
     find_model(model)
     sets = {name: texts[:num_prompts] for name, texts in held_out_prompts(prompts or [], model).items()}
     choice = chosen(runtime, dtype, memory)
-    full, candidate = with_scheduler(load_full_precision(model), recipe.scheduler), load_with(artifact, choice)
+    full = choice.place(with_scheduler(load_full_precision(model), recipe.scheduler))
+    candidate = load_with(artifact, choice)
     executor = tell_executions(candidate)
     for message in too_long(full, [prompt for texts in sets.values() for prompt in texts]):
         warn(message)

@@ -135,7 +135,7 @@ def _as(sample: Tensor, output: Any) -> Any:
 
 
 def record_cuda_graph(run: Callable[[], Any]) -> Replay:
-    """A :data:`Recorder`: what ``run`` launches, as one CUDA graph. Runs it once to warm up, beside the current stream."""
+    """A :data:`Recorder`: what ``run`` launches, as one CUDA graph. Runs it once before, beside the current stream."""
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):

@@ -12,7 +12,7 @@ from bitbrush.runtime.cuda.weights import Weights
 
 
 class IntegerLayer(nn.Module):
-    """``y = scale w_scale sum((x_q - zero_point) w) + bias``, summed exactly whatever the bits, rounded to float32 once.
+    """``y = scale w_scale sum((x_q - zero_point) w) + bias``, summed exactly whatever the bits, rounded once.
 
     The grid is the step's, read by the kernels on the device. Results have the dtype of the layer's input.
     """

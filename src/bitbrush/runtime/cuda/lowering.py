@@ -22,7 +22,7 @@ _NORMS = nn.GroupNorm, nn.LayerNorm
 
 @dataclass(frozen=True)
 class Lowering:
-    """One denoiser being lowered. ``dtype``: of everything between the products; ``nibbles``: of up to 4-bit weights."""
+    """One denoiser being lowered. ``dtype``: of all between the products; ``nibbles``: for weights of up to 4 bits."""
 
     denoiser: nn.Module
     steps: Steps

@@ -17,7 +17,7 @@ from bitbrush.runtime.cuda.tiles import Card, Need, choose_tile
 
 _PANEL = 8
 _MOST_CHUNKS = 256
-_EMULATED = Card(processors=8, shared_bytes=1 << 16)
+_EMULATED = Card(processors=1, shared_bytes=1 << 16)
 """Of Triton's interpreter, which runs on the processor."""
 
 

@@ -72,7 +72,7 @@ def product_kernel(
 
 @triton.jit
 def _place(rows, filters, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PANEL: tl.constexpr):
-    """First row and the filters of this program's tile: PANEL rows of tiles share the weights they read in the cache."""
+    """First row and filters of this program's tile: PANEL rows of tiles share the weights they read in the cache."""
     tiles_m, tiles_n = tl.cdiv(rows, BLOCK_M), tl.cdiv(filters, BLOCK_N)
     tile = tl.program_id(0)
     panel, within = tile // (PANEL * tiles_n), tile % (PANEL * tiles_n)
@@ -85,7 +85,7 @@ def _accumulate(
     total, x_rows, w_rows, zero, trips, blocks, channels, below, beside,
     TAPS: tl.constexpr, KERNEL_WIDTH: tl.constexpr, EVEN: tl.constexpr, PACKED: tl.constexpr, BLOCK_K: tl.constexpr,
 ):
-    """``total + sum(x w)`` over ``trips`` blocks of channels, tap by tap; no trip for a byte that a step doesn't have."""
+    """``total + sum(x w)`` over ``trips`` blocks of channels, tap by tap; none for a byte that a step doesn't have."""
     k = tl.arange(0, BLOCK_K)
     columns = (channels + 1) // 2 if PACKED else channels
     for trip in range(trips):

@@ -32,8 +32,11 @@ class Need(Enum):
     UNPACKING = auto()
 
 
-_SHAPES = ((128, 256, 8), (128, 128, 8), (64, 128, 4), (64, 64, 4), (32, 64, 4), (16, 64, 4), (16, 32, 2))
+_SHAPES = ((128, 256, 8), (128, 128, 8), (64, 128, 4), (64, 64, 4), (128, 32, 4), (32, 64, 4), (16, 64, 4), (16, 32, 2))
 """Pixels, filters, warps; the first are the fastest for each byte they read."""
+
+_LEAST = 16, 32
+"""Pixels and filters that every tile has, if it uses them or not."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ _ROOM = {
     Need.NOTHING: _Room(_SHAPES),
     Need.RESIDUAL: _Room(_SHAPES[1:]),
     Need.TWO_SUMS: _Room(_SHAPES[3:]),
-    Need.UNPACKING: _Room(((128, 64, 8), *_SHAPES[4:]), channels=64, stages=3),
+    Need.UNPACKING: _Room(((128, 64, 8), *_SHAPES[5:]), channels=64, stages=3),
 }
 _FEWEST_STAGES = 2
 
@@ -67,8 +70,10 @@ def choose_tile(rows: int, filters: int, channels: int, card: Card, need: Need =
     fitting = [
         shape
         for shape in room.shapes
-        if shape[0] < 2 * rows and shape[1] < 2 * filters and _stages(shape, k, card) >= _FEWEST_STAGES
-    ] or [room.shapes[-1]]
+        if shape[0] < 2 * max(rows, _LEAST[0])
+        and shape[1] < 2 * max(filters, _LEAST[1])
+        and _stages(shape, k, card) >= _FEWEST_STAGES
+    ]
     busy = (shape for shape in fitting if -(-rows // shape[0]) * -(-filters // shape[1]) >= card.processors)
     m, n, warps = shape = next(busy, fitting[-1])
     return Tile(m, n, k, warps, min(room.stages, max(_FEWEST_STAGES, _stages(shape, k, card))))
