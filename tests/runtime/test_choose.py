@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 
 from bitbrush.runtime import choose
 from bitbrush.runtime.choose import RuntimeName, choose_runtime, runtime_named
+from bitbrush.runtime.cuda import package
+from bitbrush.runtime.cuda.runtime import CudaRuntime
 from bitbrush.runtime.interface import RuntimeUnavailable
 from bitbrush.runtime.native import build
 from bitbrush.runtime.native.build import NativeUnavailable
@@ -74,3 +77,81 @@ def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(NativeUnavailable, match=r"failed on the kernels:\nno such flag"):
         build.native_library()
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
+
+
+@pytest.fixture
+def _card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine with a card: nothing is computed on it."""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a card")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    found = package.importlib.util.find_spec
+    monkeypatch.setattr(package.importlib.util, "find_spec", lambda name: name == "triton" or found(name))
+
+
+@pytest.mark.usefixtures("_card")
+@pytest.mark.parametrize("memory", list(Memory))
+def test_a_card_is_preferred_and_the_pipeline_goes_there(memory: Memory) -> None:
+    chosen = choose_runtime(memory=memory)
+    assert isinstance(chosen.runtime, CudaRuntime)
+    assert chosen.runtime.dtype == torch.bfloat16
+    assert chosen.runtime.nibbles is (memory is Memory.LOW)
+    assert "a card" in chosen.runtime.description
+    moved: list[torch.device] = []
+
+    class Pipe:
+        def to(self, device: torch.device) -> "Pipe":
+            moved.append(device)
+            return self
+
+    chosen.place(Pipe())
+    assert moved == [torch.device("cuda", 0)]
+    assert choose_runtime(RuntimeName.REFERENCE).place("left alone") == "left alone"
+    assert choose_runtime(RuntimeName.CUDA, dtype=torch.float32).runtime.dtype == torch.float32
+
+
+@pytest.mark.usefixtures("_card")
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda m: m.setattr(torch.cuda, "get_device_capability", lambda: (7, 5)), "compute capability 7.5"),
+        (lambda m: m.setattr(package.importlib.util, "find_spec", lambda _: None), r"bitbrush\[cuda\]"),
+        (lambda m: m.setenv("TRITON_INTERPRET", "1"), "TRITON_INTERPRET is 1"),
+    ],
+    ids=["old", "no triton", "emulated"],
+)
+def test_a_card_that_cannot_be_used_is_told_of(
+    spoil: Callable[[pytest.MonkeyPatch], None], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch)
+    with pytest.raises(RuntimeUnavailable, match=told):
+        choose_runtime(RuntimeName.CUDA)
+    chosen = choose_runtime()
+    assert chosen.runtime.name in ("onednn", "reference")
+    assert chosen.shortfall is not None
+    assert "the card is not used" in chosen.shortfall
+
+
+def test_what_a_card_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(RuntimeUnavailable, match=r"torch built for CUDA.*bitbrush\[cuda\]"):
+        choose_runtime(RuntimeName.CUDA)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    with pytest.raises(RuntimeUnavailable, match="sees none"):
+        choose_runtime(RuntimeName.CUDA)
+    assert choose_runtime().shortfall is None or "card" not in choose_runtime().shortfall
+
+
+def test_nothing_imports_triton_unasked() -> None:
+    script = (
+        "import sys, bitbrush.runtime.choose as c, bitbrush.runtime.cuda.runtime; c.choose_runtime(); "
+        "print([name for name in sys.modules if name.partition('.')[0] == 'triton'])"
+    )
+    hidden = "import sys; sys.modules['triton'] = None; "  # an import of it, torch's own apart, would fail
+    done = subprocess.run([sys.executable, "-c", hidden + script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "['triton']"

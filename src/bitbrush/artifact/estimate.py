@@ -120,8 +120,9 @@ def require_room(estimate: Estimate, output: Path, *, kept: int = 0, processes: 
     work, disk = max(0, estimate.work_bytes - kept), available_disk(output)
     if max(estimate.artifact_bytes, processes * estimate.spool_bytes) + work > disk:
         raise ValueError(
-            f"{output} takes about {size_text(estimate.artifact_bytes)} of disk, {size_text(work)} for unfinished work "
-            f"beside it and before {size_text(processes * estimate.spool_bytes)} for samples, {size_text(disk)} are free; "
+            f"{output} takes about {size_text(estimate.artifact_bytes)} of disk, {size_text(work)} for unfinished "
+            f"work beside it and before {size_text(processes * estimate.spool_bytes)} for samples, "
+            f"{size_text(disk)} are free; "
             "make room there, choose another output, or lower num_prompts"
         )
 

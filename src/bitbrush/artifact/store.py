@@ -78,16 +78,17 @@ def load(
 ) -> DiffusionPipeline:
     """The quantized pipeline, as :func:`load_with` gives it, the executor by the names of ``bitbrush generate``.
 
-    ``runtime``: onednn or openvino (8-bit kernels), reference (exact integers, emulated in float32), or auto, the
-    fastest that this machine runs exactly. ``dtype``: of everything between the integer products, float32 or bfloat16;
-    None: bfloat16 where the processor has it. ``memory``: low keeps weights of up to 4 bits packed. Raises
-    ValueError for other names, and where this machine cannot run the executor.
+    ``runtime``: onednn or openvino (8-bit kernels), cuda (the same on an NVIDIA card, where the pipeline then is),
+    reference (exact integers, emulated in float32), or auto, the fastest that this machine runs exactly. ``dtype``: of
+    everything between the integer products, float32 or bfloat16; None: bfloat16 where it is fast. ``memory``: low
+    keeps weights of up to 4 bits packed. Raises ValueError for other names, and where this machine cannot run the
+    executor.
     """
     return load_with(directory, runtime_named(runtime, dtype, memory))
 
 
 def load_with(directory: str | os.PathLike[str], choice: Choice) -> DiffusionPipeline:
-    """The quantized pipeline, executed as ``choice`` says.
+    """The quantized pipeline, executed as ``choice`` says, on its device.
 
     Verifies every file first. The weights are read layer by layer: an integer runtime never has them in floating point.
     Raises ArtifactError if the directory is no artifact, of a newer schema, incomplete or altered.
@@ -105,7 +106,8 @@ def load_with(directory: str | os.PathLike[str], choice: Choice) -> DiffusionPip
     except (SafetensorError, KeyError, ValueError) as error:
         raise ArtifactError(f"{root} does not hold what {MANIFEST} lists: {error}; quantize again") from error
     pipe.set_progress_bar_config(disable=True)
-    return pipe
+    placed: DiffusionPipeline = choice.place(pipe)
+    return placed
 
 
 def is_artifact(directory: str | os.PathLike[str]) -> bool:

@@ -109,14 +109,14 @@ def _cost(job: GridJob, planned: GridPlan, *, is_own: bool) -> int:
 
 def _measured(job: GridJob, planned: GridPlan, advance: Advance, *, is_own: bool) -> GridCell | FailedCell:
     """``is_own``: the artifact is calibrated for this plan, so there is nothing to find anew."""
-    reference = with_scheduler(job.full, planned.plan.scheduler)
+    reference = job.choice.place(with_scheduler(job.full, planned.plan.scheduler))
     try:
         full = _make(reference, job, planned, advance)
-        own = _make(with_scheduler_of(job.quantized, reference), job, planned, advance)
+        own = _make(job.choice.place(with_scheduler_of(job.quantized, reference)), job, planned, advance)
         again = None
         if job.recalibration is not None and not is_own:
             with _recalibrated(job, job.recalibration, planned, advance) as pipe:
-                again = _make(with_scheduler_of(pipe, reference), job, planned, advance)
+                again = _make(job.choice.place(with_scheduler_of(pipe, reference)), job, planned, advance)
     except NonFiniteLatents as error:
         return FailedCell(planned, is_own, str(error))
     errors = latent_mse(full.latents, own.latents)

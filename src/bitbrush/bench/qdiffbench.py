@@ -115,7 +115,7 @@ def generate_all(
     """
     subject, pipe = open_reference(reference, options)
     require_inputs(pipe, protocol.inputs)
-    pipe = with_scheduler(pipe, protocol.plan.scheduler)
+    pipe = protocol.choice.place(with_scheduler(pipe, protocol.plan.scheduler))
     made_by = {"model": subject.digest, **protocol.facts(pipe)}
     entries = [
         Entry(subject, name, _fill(pipe, made_by, protocol, seeds, root / "full-precision", work))
@@ -160,7 +160,7 @@ def _candidate(
         require_alike(pipe, own)
     except ValueError as error:
         return Entry(None, name, problem=str(error))
-    own = with_scheduler_of(own, pipe)
+    own = protocol.choice.place(with_scheduler_of(own, pipe))
     made_by = {"model": subject.digest, "runtime": subject.runtime, **protocol.facts(pipe)}
     return Entry(subject, name, _fill(own, made_by, protocol, protocol.seeds, root / _folder(name), work))
 

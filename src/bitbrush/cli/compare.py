@@ -62,7 +62,7 @@ def compare(
     doubt = require_origin(artifact, manifest, model, options, model_digest(full))
     if doubt is not None:
         warn(doubt)
-    full = with_scheduler(full, recipe.scheduler)
+    full = choice.place(with_scheduler(full, recipe.scheduler))
     executor = tell_executions(candidate)
     for message in too_long(full, [prompt for texts in sets.values() for prompt in texts]):
         warn(message)

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 RuntimeOption: TypeAlias = Annotated[
     str,
-    typer.Option(help="Of artifacts: onednn or openvino (8-bit kernels), reference (emulated), auto."),
+    typer.Option(help="Of artifacts: onednn, openvino or cuda (8-bit kernels), reference (emulated), auto."),
 ]
 DtypeOption: TypeAlias = Annotated[
     str | None,
-    typer.Option(help="Between the integer products: float32 or bfloat16 [bfloat16 where the processor has it]."),
+    typer.Option(help="Between the integer products: float32 or bfloat16 [bfloat16 where it is fast]."),
 ]
 MemoryOption: TypeAlias = Annotated[
     str, typer.Option(help="Weights of up to 4 bits: expanded once to a byte, or low: half a byte each, and slower.")

@@ -10,6 +10,8 @@ from bitbrush.cli.execution import DtypeOption, MemoryOption, RuntimeOption, cho
 from bitbrush.cli.options import ImageFile, MaskFile, PipelineArguments
 
 if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
     from bitbrush.timeline.plan import SamplingPlan
 
 
@@ -35,7 +37,6 @@ def generate(
 ) -> None:
     """Generate images from a quantized (or a full-precision) pipeline."""
     quiet_libraries()
-    from bitbrush.artifact.models import load_full_precision
     from bitbrush.artifact.schedulers import with_scheduler
     from bitbrush.artifact.store import is_artifact, load_with
     from bitbrush.bench.input_images import read_image
@@ -46,7 +47,7 @@ def generate(
     require_pictures(output)
     if any(not prompt.strip() for prompt in prompts):
         raise ValueError("a prompt is empty; write what the picture should show")
-    loaded = load_with(model, chosen(runtime, dtype, memory)) if is_artifact(model) else load_full_precision(model)
+    loaded = load_with(model, chosen(runtime, dtype, memory)) if is_artifact(model) else _full_precision(model, runtime)
     executor = tell_executions(loaded)
     pipe = with_scheduler(loaded, plan.scheduler)
     for message in too_long(pipe, prompts):
@@ -71,6 +72,15 @@ def generate(
         if picture.constant:
             warn(f"{picture.path} (prompt {picture.prompt!r}, seed {picture.seed}) is all of one colour")
         out().print(str(picture.path), markup=False)
+
+
+def _full_precision(model: str, runtime: str) -> "DiffusionPipeline":
+    """On the card where its runtime is asked for by name."""
+    from bitbrush.artifact.models import load_full_precision
+    from bitbrush.runtime.choose import RuntimeName, choose_runtime
+
+    pipe = load_full_precision(model)
+    return choose_runtime(RuntimeName.CUDA).place(pipe) if runtime == RuntimeName.CUDA else pipe
 
 
 def _plan(

@@ -1,6 +1,7 @@
 """``bitbrush quantize``."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 

@@ -1,10 +1,14 @@
 """Which executor runs an artifact on this machine, and why that one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
 
 import torch
 
+from bitbrush.runtime.cuda.engine import record_cuda_graph
+from bitbrush.runtime.cuda.package import has_card, require_card
+from bitbrush.runtime.cuda.runtime import CudaRuntime
 from bitbrush.runtime.interface import Runtime, RuntimeUnavailable
 from bitbrush.runtime.onednn.probe import require_exact_products
 from bitbrush.runtime.onednn.runtime import OneDnnRuntime
@@ -19,15 +23,27 @@ class RuntimeName(StrEnum):
     REFERENCE = "reference"
     ONEDNN = "onednn"
     OPENVINO = "openvino"
+    CUDA = "cuda"
+
+
+PROCESSOR = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """``reason``: why this executor, for people; ``shortfall``: what makes it slower here than it could be, or None."""
+    """``reason``: why this executor, for people; ``shortfall``: what makes it slower here than it could be, or None.
+
+    ``device``: where a pipeline has to be for it.
+    """
 
     runtime: Runtime
     reason: str
     shortfall: str | None = None
+    device: torch.device = PROCESSOR
+
+    def place(self, pipe: Any) -> Any:
+        """The pipeline, its parts moved to the device."""
+        return pipe if self.device == PROCESSOR else pipe.to(self.device)
 
 
 def choose_runtime(
@@ -45,11 +61,17 @@ def choose_runtime(
             return _onednn(dtype, memory, "asked for")
         case RuntimeName.OPENVINO:
             return _openvino(dtype, memory, "asked for")
+        case RuntimeName.CUDA:
+            return _cuda(dtype, memory, "asked for")
         case RuntimeName.AUTO:
+            if not has_card():
+                return _on_processor(dtype, memory)
             try:
-                return _onednn(dtype, memory, "8-bit products are exact and fast on this processor")
+                return _cuda(dtype, memory, "8-bit products on the card")
             except RuntimeUnavailable as error:
-                return _reference(dtype, memory, f"integers are emulated: {error}")
+                chosen = _on_processor(dtype, memory)
+                why = "; ".join(filter(None, (f"the card is not used: {error}", chosen.shortfall)))
+                return replace(chosen, shortfall=why)
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -65,6 +87,20 @@ def runtime_named(name: str = RuntimeName.AUTO, dtype: str | None = None, memory
         if given not in known:
             raise ValueError(f"{wish} is {given!r}; choose from {', '.join(known)}")
     return choose_runtime(RuntimeName(name), dtype=DTYPES[dtype] if dtype else None, memory=Memory(memory))
+
+
+def _on_processor(dtype: torch.dtype | None, memory: Memory) -> Choice:
+    try:
+        return _onednn(dtype, memory, "8-bit products are exact and fast on this processor")
+    except RuntimeUnavailable as error:
+        return _reference(dtype, memory, f"integers are emulated: {error}")
+
+
+def _cuda(dtype: torch.dtype | None, memory: Memory, reason: str) -> Choice:
+    require_card()
+    device = torch.device("cuda", torch.cuda.current_device())
+    runtime = CudaRuntime(device, dtype or torch.bfloat16, nibbles=memory is Memory.LOW, record=record_cuda_graph)
+    return Choice(runtime, reason, device=device)
 
 
 def _onednn(dtype: torch.dtype | None, memory: Memory, reason: str) -> Choice:

@@ -84,6 +84,8 @@ class IntegerLayer(nn.Module):
 class IntegerConv2d(IntegerLayer):
     """Zero padding becomes a border of zero points around the quantized input, which the glue adds as it quantizes."""
 
+    is_image = True
+
     def __init__(self, conv: nn.Conv2d, *args: Any) -> None:
         super().__init__(*args)
         self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
@@ -116,6 +118,9 @@ class IntegerPointwiseConv2d(IntegerConv2d):
 
 
 class IntegerLinear(IntegerLayer):
+    is_image = False
+    border = 0
+
     def __init__(self, linear: nn.Linear, *args: Any) -> None:
         super().__init__(*args)
         self.in_features, self.out_features = linear.in_features, linear.out_features
@@ -124,7 +129,8 @@ class IntegerLinear(IntegerLayer):
     def forward(self, x: Tensor) -> Tensor:
         return self.multiply(self.quantize(x), x.dtype)
 
-    def quantize(self, x: Tensor) -> Bytes:
+    def quantize(self, x: Tensor, *, upsample: int = 1) -> Bytes:
+        assert upsample == 1, "tokens are not magnified"
         return self._glue.quantize(x, self.grid)
 
     def _product(self, x: Tensor, by: Factors, residual: Tensor | None) -> Tensor:

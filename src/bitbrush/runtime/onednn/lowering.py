@@ -1,6 +1,6 @@
 """Puts integer layers and fused blocks into a denoiser."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from bitbrush.network import fusions
 from bitbrush.network.inputs import fake_quantize_input
 from bitbrush.network.layers import QuantizedLayer, set_weight
+from bitbrush.runtime.arguments import EXACT_ARGUMENTS
+from bitbrush.runtime.fused import Between, fuse
 from bitbrush.runtime.integers import obstacle, signed_bytes
 from bitbrush.runtime.interface import Execution
+from bitbrush.runtime.memo import Memo
 from bitbrush.runtime.nibbles import NIBBLE
-from bitbrush.runtime.onednn.fused import ImageTransformer, NormedLayer, ResidualBlock, TransformerBlock, UpsampledConv
 from bitbrush.runtime.onednn.layers import (
     IntegerConv2d,
     IntegerLayer,
@@ -31,8 +33,6 @@ from bitbrush.timeline.clock import Clock
 
 KERNEL = "u8 x s8, int32 sums (oneDNN)"
 EMULATION = "fake-quantized float32"
-EXACT_ARGUMENTS = ("timestep", "time_ids", "img_ids", "txt_ids", "resolution", "aspect_ratio")
-"""Numbers that a denoiser embeds: times, sizes and places, which bfloat16 would round to a neighbour."""
 
 
 @dataclass(frozen=True)
@@ -87,31 +87,11 @@ class Lowering:
 
     def fuse(self, described: Iterable[fusions.Fusion]) -> None:
         """Computes in one go what the family describes and whose layers all are in integers."""
-        for fusion in described:
-            if all(isinstance(self._part(name), IntegerLayer) for name in _layers(fusion)):
-                self._install(fusion)
-
-    def _part(self, name: str) -> nn.Module:
-        return self.denoiser.get_submodule(name)
-
-    def _install(self, fusion: fusions.Fusion) -> None:
-        glue, part = self.tools.glue, self._part
-        match fusion:
-            case fusions.NormedLayer():
-                fused: Callable[..., Any] = NormedLayer(fusion, part, glue)
-                part(fusion.layer).forward = fused
-                for passed in filter(None, (fusion.norm, fusion.activation)):
-                    setattr(self.denoiser, passed, nn.Identity())
-                return
-            case fusions.UpsampledConv():
-                fused = UpsampledConv(fusion, part)
-            case fusions.ResidualBlock():
-                fused = ResidualBlock(fusion, part, glue, self.clock)
-            case fusions.TransformerBlock():
-                fused = TransformerBlock(fusion, part, glue, self.tools.attention, part(fusion.name).forward)
-            case fusions.ImageTransformer():
-                fused = ImageTransformer(fusion, part, glue, part(fusion.name).forward)
-        part(fusion.name).forward = fused
+        clock = self.clock
+        between = Between(
+            self.tools.glue, self.tools.attention, lambda entries: Memo(entries=entries), lambda: clock.timestep
+        )
+        fuse(self.denoiser, described, IntegerLayer, between)
 
 
 def _integer_layer(original: nn.Conv2d | nn.Linear, *args: Any) -> IntegerLayer:
@@ -122,24 +102,6 @@ def _integer_layer(original: nn.Conv2d | nn.Linear, *args: Any) -> IntegerLayer:
             return IntegerPointwiseConv2d(original, *args)
         case _:
             return IntegerConv2d(original, *args)
-
-
-def _layers(fusion: fusions.Fusion) -> tuple[str, ...]:
-    """The layers that must be in integers for a fusion."""
-    match fusion:
-        case fusions.NormedLayer():
-            return (fusion.layer,)
-        case fusions.UpsampledConv():
-            return (fusion.conv,)
-        case fusions.ResidualBlock():
-            found = fusion.conv1, fusion.conv2, fusion.time_projection, fusion.shortcut
-            return tuple(name for name in found if name is not None)
-        case fusions.TransformerBlock():
-            attentions = filter(None, (fusion.self_attention, fusion.cross_attention))
-            inner = (name for one in attentions for name in (one.query, one.key, one.value, one.output))
-            return *inner, fusion.expand, fusion.shrink
-        case fusions.ImageTransformer():
-            return fusion.proj_in, fusion.proj_out
 
 
 def execution(layer: nn.Module, name: str, signed: Tensor | None) -> Execution:

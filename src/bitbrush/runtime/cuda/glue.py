@@ -1,0 +1,116 @@
+"""What stands between two products, by the kernels; see :mod:`bitbrush.runtime.glue` for what is computed.
+
+Images come as (N, C, H, W) in channels-last memory (others are laid out so first), tokens as (..., C).
+"""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor, nn
+
+from bitbrush.runtime.cuda.steps import StepGrid
+
+Border = tuple[int, int]
+NO_BORDER: Border = (0, 0)
+
+
+@dataclass(frozen=True)
+class DeviceBytes:
+    """Quantized activations, each byte less 128, int8: ``high`` and, for a grid of which some steps have two, ``low``.
+
+    Images are (N, H, W, C) with their border, tokens (..., C).
+    """
+
+    high: Tensor
+    low: Tensor | None
+    grid: StepGrid
+
+
+class CudaGlue:
+    """``ops``: the module of that name, which imports Triton and so is handed in."""
+
+    name = "Triton kernels"
+
+    def __init__(self, ops: ModuleType) -> None:
+        self._ops: Any = ops
+
+    def quantize(self, x: Tensor, grid: StepGrid, *, padding: Border = NO_BORDER, upsample: int = 1) -> DeviceBytes:
+        return self._image(x, grid, padding, upsample=upsample)
+
+    def group_norm(
+        self,
+        x: Tensor,
+        norm: nn.GroupNorm,
+        grid: StepGrid,
+        *,
+        padding: Border = NO_BORDER,
+        silu: bool = False,
+        add: Tensor | None = None,
+    ) -> DeviceBytes:
+        added = None if add is None else add.float().contiguous()
+        affine = self._ops.group_norm_affine(
+            _nhwc(x), norm.weight.float(), norm.bias.float(), added, norm.num_groups, norm.eps
+        )
+        return self._image(x, grid, padding, affine=affine, silu=silu)
+
+    def layer_norm(self, x: Tensor, norm: nn.LayerNorm, grid: StepGrid) -> DeviceBytes:
+        return _bytes(
+            self._ops.layer_norm_bytes(
+                x.contiguous(),
+                norm.weight.float(),
+                norm.bias.float(),
+                norm.eps,
+                grid.scales,
+                grid.integers,
+                grid.wide,
+            ),
+            grid,
+        )
+
+    def geglu(self, x: Tensor, grid: StepGrid) -> DeviceBytes:
+        return _bytes(self._ops.geglu_bytes(x.contiguous(), grid.scales, grid.integers, grid.wide), grid)
+
+    def _image(
+        self,
+        x: Tensor,
+        grid: StepGrid,
+        border: Border,
+        *,
+        affine: tuple[Tensor, Tensor] | None = None,
+        silu: bool = False,
+        upsample: int = 1,
+    ) -> DeviceBytes:
+        factor, shift = affine or (None, None)
+        high, low = self._ops.quantize_image(
+            _nhwc(x), factor, shift, grid.scales, grid.integers, border, upsample, silu, grid.wide
+        )
+        if x.dim() != 4:
+            high, low = high.view(x.shape), low.view(x.shape) if grid.wide else low
+        return _bytes((high, low), grid)
+
+
+def _bytes(parts: tuple[Tensor, Tensor], grid: StepGrid) -> DeviceBytes:
+    high, low = parts
+    return DeviceBytes(high, low if grid.wide else None, grid)
+
+
+def _nhwc(x: Tensor) -> Tensor:
+    """Images (N, C, H, W), or tokens (N, L, C) or (N, C) as images of one line, as contiguous (N, H, W, C)."""
+    if x.dim() == 4:
+        return x.permute(0, 2, 3, 1).contiguous()
+    return x.reshape(x.shape[0], 1, -1, x.shape[-1]).contiguous()
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    """``softmax(q k^T / sqrt(d)) v`` head by head, (N, L, heads d), by torch's fused kernel."""
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
+    return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+class Anew:
+    """Remembers nothing: to know whether an input is the same as before, the host would have to wait for the card."""
+
+    def get(self, _: Hashable, __: Tensor, compute: Callable[[], Tensor]) -> Tensor:
+        return compute()

@@ -1,0 +1,95 @@
+"""Conv2d and Linear in integers on the device."""
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitbrush.runtime.cuda.glue import NO_BORDER, Border, CudaGlue, DeviceBytes
+from bitbrush.runtime.cuda.steps import StepGrid
+from bitbrush.runtime.cuda.weights import Weights
+
+
+class IntegerLayer(nn.Module):
+    """``y = scale w_scale sum((x_q - zero_point) w) + bias``, summed exactly whatever the bits, rounded once.
+
+    The grid is the step's, read by the kernels on the device. Results have the dtype of the layer's input.
+    """
+
+    border: Border = NO_BORDER
+    is_image = False
+
+    def __init__(self, weights: Weights, grid: StepGrid, ops: ModuleType, glue: CudaGlue) -> None:
+        super().__init__()
+        self.grid = grid
+        self._weights, self._glue = weights, glue
+        self._ops: Any = ops
+        self._split = weights.overflows(grid.most_bits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.multiply(self.quantize(x), x.dtype)
+
+    def quantize(self, x: Tensor, *, upsample: int = 1) -> DeviceBytes:
+        """The input as :meth:`multiply` takes it, with its border."""
+        return self._glue.quantize(x, self.grid, padding=self.border, upsample=upsample)
+
+    def multiply(self, x: DeviceBytes, dtype: torch.dtype, residual: Tensor | None = None) -> Tensor:
+        """The layer's output for quantized input, ``residual`` of the output's shape added to it."""
+        raise NotImplementedError
+
+    def _product(
+        self, high: Tensor, low: Tensor | None, geometry: tuple[int, ...], dtype: torch.dtype, residual: Tensor | None
+    ) -> Tensor:
+        own, grid = self._weights, self.grid
+        y: Tensor = self._ops.integer_product(
+            *(high, low, own.data, own.zero_points, own.sums, own.scale, own.bias, residual),
+            *(grid.scales, grid.integers, geometry, self._split, dtype),
+        )
+        return y
+
+
+class IntegerConv2d(IntegerLayer):
+    """Zero padding becomes a border of zero points around the quantized input, which the glue adds as it quantizes."""
+
+    is_image = True
+
+    def __init__(self, conv: nn.Conv2d, *args: Any) -> None:
+        super().__init__(*args)
+        self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
+        assert isinstance(conv.padding, tuple)
+        height, width = conv.padding
+        self.border = height, width
+        self._fixed = *conv.kernel_size, *conv.stride, *conv.dilation, conv.groups
+        self._reach = [d * (k - 1) + 1 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+        self._stride = conv.stride
+
+    def multiply(self, x: DeviceBytes, dtype: torch.dtype, residual: Tensor | None = None) -> Tensor:
+        height, width = (
+            (size - reach) // stride + 1
+            for size, reach, stride in zip(x.high.shape[1:3], self._reach, self._stride, strict=True)
+        )
+        other = None if residual is None else residual.permute(0, 2, 3, 1).contiguous()
+        return self._product(x.high, x.low, (height, width, *self._fixed), dtype, other).permute(0, 3, 1, 2)
+
+
+class IntegerLinear(IntegerLayer):
+    """A convolution of 1x1 over an image of one line."""
+
+    def __init__(self, linear: nn.Linear, *args: Any) -> None:
+        super().__init__(*args)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+
+    def quantize(self, x: Tensor, *, upsample: int = 1) -> DeviceBytes:
+        assert upsample == 1, "tokens are not magnified"
+        rows = self._glue.quantize(x.reshape(1, -1, self.in_features), self.grid)
+        low = None if rows.low is None else rows.low.view(x.shape)
+        return DeviceBytes(rows.high.view(x.shape), low, rows.grid)
+
+    def multiply(self, x: DeviceBytes, dtype: torch.dtype, residual: Tensor | None = None) -> Tensor:
+        high = x.high.view(1, 1, -1, self.in_features)
+        low = None if x.low is None else x.low.view(high.shape)
+        rows = high.shape[2]
+        other = None if residual is None else residual.reshape(1, 1, rows, self.out_features).contiguous()
+        y = self._product(high, low, (1, rows, 1, 1, 1, 1, 1, 1, 1), dtype, other)
+        return y.view(*x.high.shape[:-1], self.out_features)

@@ -1,0 +1,88 @@
+"""Putting integer layers and fused blocks into a denoiser, and the rest of it onto the device."""
+
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitbrush.network.layers import QuantizedLayer, set_weight
+from bitbrush.runtime.cuda.glue import CudaGlue
+from bitbrush.runtime.cuda.layers import IntegerConv2d, IntegerLayer, IntegerLinear
+from bitbrush.runtime.cuda.steps import StepGrid, Steps
+from bitbrush.runtime.cuda.weights import lay_out
+from bitbrush.runtime.integers import obstacle, signed_bytes
+from bitbrush.runtime.interface import Execution
+
+KERNEL = "s8 x s8, int32 sums (Triton)"
+EMULATION = "fake-quantized float32"
+_NORMS = nn.GroupNorm, nn.LayerNorm
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """One denoiser being lowered. ``dtype``: of all between the products; ``nibbles``: for weights of up to 4 bits."""
+
+    denoiser: nn.Module
+    steps: Steps
+    ops: ModuleType
+    dtype: torch.dtype
+    nibbles: bool
+    emulated: list[nn.Module] = field(default_factory=list)
+
+    def place(self, layer: QuantizedLayer) -> Execution:
+        """Puts the integer layer where the float one stands, or leaves that one with its reason told."""
+        original = self.denoiser.get_submodule(layer.name)
+        assert isinstance(original, nn.Conv2d | nn.Linear)
+        signed, grid = signed_bytes(layer.weight), self.steps.grid(layer.activations)
+        executed = execution(original, layer.name, signed)
+        if executed.fallback is not None or signed is None:
+            self._emulate(layer, original, grid)
+            return executed
+        weights = lay_out(layer, signed, self.steps.device, nibbles=self.nibbles)
+        made = _integer_layer(original, weights, grid, self.ops, CudaGlue(self.ops))
+        parent, _, own = layer.name.rpartition(".")
+        setattr(self.denoiser.get_submodule(parent), own, made)
+        return executed
+
+    def _emulate(self, layer: QuantizedLayer, original: nn.Module, grid: StepGrid) -> None:
+        """In float32 whatever surrounds it: in bfloat16 the input's very integers would come out wrong."""
+        set_weight(original, layer.weight.dequantize(), layer.bias)
+        original.register_forward_pre_hook(lambda _, args: (_fake_quantize(args[0].float(), grid), *args[1:]))
+        original.register_forward_hook(lambda _, __, y: y.to(self.dtype))
+        self.emulated.append(original)
+
+    def move_rest(self) -> None:
+        """The rest to the device and ``dtype``, save emulated layers and norms, which compute in float32."""
+        for module in self.denoiser.modules():
+            if isinstance(module, IntegerLayer):
+                continue
+            if isinstance(module, _NORMS):
+                module.register_forward_pre_hook(lambda _, args: (args[0].float(), *args[1:]))
+                module.register_forward_hook(lambda _, __, y: y.to(self.dtype))
+            wide = isinstance(module, _NORMS) or module in self.emulated
+            for name, parameter in module.named_parameters(recurse=False):
+                moved = parameter.to(self.steps.device, torch.float32 if wide else self.dtype)
+                setattr(module, name, nn.Parameter(moved, requires_grad=False))
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(self.steps.device))
+
+
+def _integer_layer(original: nn.Conv2d | nn.Linear, *args: Any) -> IntegerLayer:
+    return IntegerLinear(original, *args) if isinstance(original, nn.Linear) else IntegerConv2d(original, *args)
+
+
+def _fake_quantize(x: Tensor, grid: StepGrid) -> Tensor:
+    """As :func:`bitbrush.numerics.affine.fake_quantize`, by the step's grid on the device."""
+    scale, reciprocal = grid.scales[0], grid.scales[1]
+    zero_point, qmax = grid.integers[0].float(), grid.integers[1].float()
+    return (x * reciprocal).round().clamp(-zero_point, qmax - zero_point) * scale
+
+
+def execution(layer: nn.Module, name: str, signed: Tensor | None) -> Execution:
+    """By which kernel a layer of these signed weights is computed, and why not in integers where it is not."""
+    reason = obstacle(layer, signed)
+    if isinstance(layer, nn.Conv2d) and isinstance(layer.padding, str):
+        reason = f"padding {layer.padding!r}; integer convolutions pad by numbers"
+    return Execution(name, KERNEL) if reason is None else Execution(name, EMULATION, reason)

@@ -1,0 +1,52 @@
+"""Whether the kernels can run here: a card, torch built for it, and Triton, an optional dependency."""
+
+import importlib.util
+import os
+
+import torch
+
+from bitbrush.runtime.interface import RuntimeUnavailable
+
+OLDEST = (8, 0)
+"""Compute capability: the oldest whose matrix units Triton multiplies bytes with and that have bfloat16 (Ampere)."""
+
+_INSTALL = "pip install 'bitbrush[cuda]'"
+
+
+def has_card() -> bool:
+    return torch.cuda.is_available()
+
+
+def require_card() -> None:
+    """Raises RuntimeUnavailable, naming what is missing and how it is had, unless the kernels run on this machine."""
+    if torch.version.cuda is None:
+        raise RuntimeUnavailable(
+            f"the cuda runtime needs torch built for CUDA, and torch {torch.__version__} is not: install the build for "
+            f"your driver from PyTorch's own index, and the kernels' compiler by {_INSTALL}"
+        )
+    if not has_card():
+        raise RuntimeUnavailable(
+            f"the cuda runtime needs an NVIDIA card, and torch {torch.__version__} (CUDA {torch.version.cuda}) sees "
+            "none; look at `nvidia-smi`, CUDA_VISIBLE_DEVICES and the driver"
+        )
+    capability = torch.cuda.get_device_capability()
+    if capability < OLDEST:
+        raise RuntimeUnavailable(
+            f"{torch.cuda.get_device_name()} has compute capability {_dotted(capability)}; the cuda runtime needs "
+            f"{_dotted(OLDEST)} (Ampere) or newer: use --runtime onednn or reference"
+        )
+    require_triton()
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise RuntimeUnavailable("TRITON_INTERPRET is 1: Triton would emulate its kernels; unset it to run on the card")
+
+
+def require_triton() -> None:
+    """Raises RuntimeUnavailable where the package is missing. Imports nothing."""
+    if importlib.util.find_spec("triton") is None:
+        raise RuntimeUnavailable(
+            f"the cuda runtime needs the package triton, which is not installed: {_INSTALL} (Linux)"
+        )
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return ".".join(map(str, capability))

@@ -1,0 +1,113 @@
+"""The integer product: an implicit matrix product of bytes, exact, with everything that follows it in one pass.
+
+Imports Triton: only what runs on a card (or in Triton's interpreter) may import this.
+"""
+
+import triton
+import triton.language as tl
+
+
+# fmt: off
+@triton.jit(
+    do_not_specialize=["rows", "out_height", "out_width", "in_width", "in_pixels",
+                       "stride_h", "stride_w", "dilation_h", "dilation_w"]
+)
+def product_kernel(
+    x_high, x_low, weight, w_zero, w_sums, w_scale, bias, residual, y, scales, integers,
+    rows, filters, channels, out_height, out_width, in_width, in_pixels, in_channels,
+    stride_h, stride_w, dilation_h, dilation_w,
+    TAPS: tl.constexpr, KERNEL_WIDTH: tl.constexpr,
+    EVEN: tl.constexpr, PACKED: tl.constexpr, LOW: tl.constexpr, SPLIT: tl.constexpr,
+    BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PANEL: tl.constexpr,
+):
+    """``y = scale w_scale sum((x_q - zero_point) w) + bias + residual``, a tile of pixels times filters.
+
+    x (images, in_pixels, in_channels) with its border, NHWC; weight (groups filters, TAPS, channels); y (rows, groups
+    filters), a row a pixel. The second program axis is the group. ``scales`` and ``integers`` hold the step's scale,
+    zero point and whether activations have two bytes: they are read here, so that one launch serves every step.
+    EVEN: blocks of channels need no mask. PACKED: weights are nibbles. LOW: steps may have two bytes. SPLIT: their sums
+    don't fit into 32 bits.
+    """
+    first, n = _place(rows, filters, BLOCK_M, BLOCK_N, PANEL)
+    m, k, group = first + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_K), tl.program_id(1)
+    pixel = tl.minimum(m, rows - 1)  # rows beyond the end compute the last one again and are not stored
+    image, place = pixel // (out_height * out_width), pixel % (out_height * out_width)
+    corner = (place // out_width) * stride_h * in_width + (place % out_width) * stride_w
+    start = (image.to(tl.int64) * in_pixels + corner) * in_channels + group * channels
+    own = group * filters + tl.minimum(n, filters - 1)
+    columns = (channels + 1) // 2 if PACKED else channels  # of a tap, in bytes of the weight
+    w_rows = weight + own[None, :].to(tl.int64) * (TAPS * columns) + k[:, None]
+    zero = tl.load(w_zero + own) if PACKED else own
+    blocks = tl.cdiv(columns, BLOCK_K)
+    below, beside = dilation_h * in_width * in_channels, dilation_w * in_channels
+
+    nothing = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32)
+    x_rows = x_high + start[:, None] + k[None, :]
+    total = _accumulate(nothing, x_rows, w_rows, zero, TAPS * blocks, blocks, channels, below, beside,
+                        TAPS, KERNEL_WIDTH, EVEN, PACKED, BLOCK_K)
+    offset, sums = tl.load(integers + 3), tl.load(w_sums + own)
+    if LOW:
+        two = tl.load(integers + 2)
+        radix = 1 + 255 * two
+        x_rows = x_low + start[:, None] + k[None, :]
+        low = _accumulate(nothing if SPLIT else total * radix, x_rows, w_rows, zero, two * TAPS * blocks, blocks,
+                          channels, below, beside, TAPS, KERNEL_WIDTH, EVEN, PACKED, BLOCK_K)
+        total = total.to(tl.int64) * radix + low.to(tl.int64) if SPLIT else low
+    if SPLIT:
+        total -= (offset.to(tl.int64) * sums.to(tl.int64))[None, :]
+    else:  # modulo 2^32: what comes out fits, whatever happened on the way
+        total -= (offset * sums)[None, :]
+    out = total.to(tl.float32) * (tl.load(scales) * tl.load(w_scale + own))[None, :]
+    if BIAS:
+        out += tl.load(bias + own)[None, :]
+    width = filters * tl.num_programs(1)
+    begin = first.to(tl.int64) * width  # what is added to it fits into 32 bits, and so into fewer registers
+    where = tl.arange(0, BLOCK_M)[:, None] * width + own[None, :]
+    stored = (m < rows)[:, None] & (n < filters)[None, :]
+    if RESIDUAL:
+        out += tl.load(residual + begin + where, mask=stored, other=0.0).to(tl.float32)
+    tl.store(y + begin + where, out.to(y.dtype.element_ty), mask=stored)
+
+
+@triton.jit
+def _place(rows, filters, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PANEL: tl.constexpr):
+    """First row and filters of this program's tile: PANEL rows of tiles share the weights they read in the cache."""
+    tiles_m, tiles_n = tl.cdiv(rows, BLOCK_M), tl.cdiv(filters, BLOCK_N)
+    tile = tl.program_id(0)
+    panel, within = tile // (PANEL * tiles_n), tile % (PANEL * tiles_n)
+    height = tl.minimum(tiles_m - panel * PANEL, PANEL)
+    return (panel * PANEL + within % height) * BLOCK_M, (within // height) * BLOCK_N + tl.arange(0, BLOCK_N)
+
+
+@triton.jit
+def _accumulate(
+    total, x_rows, w_rows, zero, trips, blocks, channels, below, beside,
+    TAPS: tl.constexpr, KERNEL_WIDTH: tl.constexpr, EVEN: tl.constexpr, PACKED: tl.constexpr, BLOCK_K: tl.constexpr,
+):
+    """``total + sum(x w)`` over ``trips`` blocks of channels, tap by tap; none for a byte that a step doesn't have."""
+    k = tl.arange(0, BLOCK_K)
+    columns = (channels + 1) // 2 if PACKED else channels
+    for trip in range(trips):
+        tap = trip // blocks if TAPS > 1 else 0
+        c = (trip - tap * blocks) * BLOCK_K
+        x_tap = x_rows + (tap // KERNEL_WIDTH) * below + (tap % KERNEL_WIDTH) * beside + c
+        w_tap = w_rows + tap * columns + c
+        if EVEN:
+            x, w = tl.load(x_tap), tl.load(w_tap)
+        else:
+            inside = c + k < columns
+            x = tl.load(x_tap, mask=inside[None, :], other=0)
+            w = tl.load(w_tap, mask=inside[:, None], other=0)
+        if PACKED:
+            # The first half of a tap's channels is in the low halves of the bytes, the second in the high ones.
+            if EVEN:
+                x_second = tl.load(x_tap + columns)
+            else:
+                x_second = tl.load(x_tap + columns, mask=(columns + c + k < channels)[None, :], other=0)
+            total = tl.dot(x, (w & 15).to(tl.int8) - zero[None, :], total, out_dtype=tl.int32)
+            total = tl.dot(x_second, (w >> 4).to(tl.int8) - zero[None, :], total, out_dtype=tl.int32)
+        else:
+            total = tl.dot(x, w, total, out_dtype=tl.int32)
+    return total
+# fmt: on

@@ -1,0 +1,56 @@
+"""The executor itself: what becomes of a denoiser on the card."""
+
+import functools
+import importlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from bitbrush.network.families import known_fusions
+from bitbrush.network.layers import QuantizedLayer
+from bitbrush.runtime.cuda.engine import Engine, Recorder
+from bitbrush.runtime.cuda.glue import Anew, CudaGlue, attend
+from bitbrush.runtime.cuda.layers import IntegerLayer
+from bitbrush.runtime.cuda.lowering import Lowering, execution
+from bitbrush.runtime.cuda.steps import Steps
+from bitbrush.runtime.fused import Between, fuse
+from bitbrush.runtime.integers import signed_bytes
+from bitbrush.runtime.interface import Execution
+
+
+@dataclass(frozen=True)
+class CudaRuntime:
+    """``dtype``: of everything between the integer products. ``nibbles``: half a byte for weights of up to 4 bits.
+
+    ``device``: the card, or the processor in Triton's interpreter. ``record``: how calls become graphs, None: not.
+    """
+
+    device: torch.device
+    dtype: torch.dtype = torch.bfloat16
+    nibbles: bool = False
+    record: Recorder | None = None
+
+    name = "cuda"
+
+    @property
+    def description(self) -> str:
+        where = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "Triton's interpreter"
+        return f"Triton s8 x s8 on {where}, {str(self.dtype).removeprefix('torch.')} between the products"
+
+    def execution(self, original: nn.Module, layer: QuantizedLayer) -> Execution:
+        return execution(original, layer.name, signed_bytes(layer.weight))
+
+    def lower(self, denoiser: nn.Module, layers: Iterable[QuantizedLayer]) -> tuple[Execution, ...]:
+        ops = importlib.import_module("bitbrush.runtime.cuda.ops")
+        most = sum(isinstance(module, nn.Conv2d | nn.Linear) for module in denoiser.modules())
+        steps = Steps(self.device, most)
+        lowering = Lowering(denoiser, steps, ops, self.dtype, self.nibbles)
+        described = known_fusions(denoiser)
+        executions = tuple(lowering.place(layer) for layer in layers)
+        lowering.move_rest()
+        fuse(denoiser, described, IntegerLayer, Between(CudaGlue(ops), attend, lambda _: Anew(), lambda: None))
+        engine = Engine(denoiser, steps, self.dtype, self.record)
+        denoiser.forward = functools.wraps(denoiser.forward)(engine)
+        return executions

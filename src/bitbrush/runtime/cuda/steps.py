@@ -1,0 +1,94 @@
+"""Activation grids of all layers and timesteps, as tensors on the device: the host never has to know the timestep.
+
+A step's scales and zero points lie in buffers of their own, at the same place for every step, which kernels read. A
+denoiser call begins by filling them. So no kernel is compiled or launched anew for a step, a recorded CUDA graph serves
+all of them, and a timestep that is on the card stays there.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bitbrush.numerics.affine import AffineGrid, reciprocal
+from bitbrush.runtime.glue import BYTE
+from bitbrush.timeline.schedule import ActivationSchedule
+
+_SHIFT_OF_ONE_BYTE = 128
+_SHIFT_OF_TWO = 128 * 257
+"""What sums lack because every byte of the activations is stored less 128."""
+
+
+@dataclass(frozen=True, eq=False)
+class StepGrid:
+    """The grid of a schedule, now; layers of equal schedules have one and the same.
+
+    ``scales`` (4,) float32: scale, reciprocal. ``integers`` (4,) int32: zero point, qmax, whether activations have two
+    bytes, and what is taken off sums for every unit of weight. ``wide``: some steps have two bytes.
+    """
+
+    schedule: ActivationSchedule
+    scales: Tensor
+    integers: Tensor
+
+    @property
+    def wide(self) -> bool:
+        return self.most_bits > BYTE
+
+    @property
+    def most_bits(self) -> int:
+        return max(grid.bits for grid in self.schedule.grids)
+
+
+class Steps:
+    """``device``: of the buffers. At most ``schedules`` different schedules."""
+
+    def __init__(self, device: torch.device, schedules: int) -> None:
+        self.device = device
+        self._scales = torch.zeros(schedules, 4, device=device)
+        self._integers = torch.zeros(schedules, 4, dtype=torch.int32, device=device)
+        self._known: dict[ActivationSchedule, StepGrid] = {}
+        self._tables: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def grid(self, schedule: ActivationSchedule) -> StepGrid:
+        if schedule not in self._known:
+            row = len(self._known)
+            self._known[schedule] = StepGrid(schedule, self._scales[row], self._integers[row])
+            self._tables = None
+        return self._known[schedule]
+
+    def set(self, timestep: Tensor) -> None:
+        """From now on all grids are those nearest to ``timestep``, one or equal ones; of two equally near the noisier.
+
+        Without waiting for the device. Where timesteps differ all scales are NaN, and with them all that is computed:
+        a denoiser call is at one step.
+        """
+        if not self._known:
+            return
+        times, scales, integers = self._tables = self._tables or self._tabulate()
+        every = timestep.to(self.device, torch.float64).reshape(-1)
+        first = every[0]
+        index = (times - first).abs().argmin(1)
+        rows = torch.arange(len(index), device=self.device)
+        one = torch.where((every == first).all(), 1.0, torch.nan)
+        self._scales[: len(rows)] = scales[rows, index] * one
+        self._integers[: len(rows)] = integers[rows, index]
+
+    def _tabulate(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Timesteps (schedules, steps), and by each what the buffers hold; shorter schedules are filled up."""
+        steps = max(len(schedule.timesteps) for schedule in self._known)
+        times = torch.full((len(self._known), steps), torch.inf, dtype=torch.float64)
+        scales = torch.zeros(len(self._known), steps, 4)
+        integers = torch.zeros(len(self._known), steps, 4, dtype=torch.int32)
+        for row, schedule in enumerate(self._known):
+            count = len(schedule.timesteps)
+            times[row, :count] = torch.tensor(schedule.timesteps, dtype=torch.float64)
+            scales[row, :count, :2] = torch.tensor([(grid.scale, reciprocal(grid)) for grid in schedule.grids])
+            integers[row, :count] = torch.tensor([_integers(grid) for grid in schedule.grids], dtype=torch.int32)
+        return times.to(self.device), scales.to(self.device), integers.to(self.device)
+
+
+def _integers(grid: AffineGrid) -> tuple[int, int, int, int]:
+    two = grid.bits > BYTE
+    shift = _SHIFT_OF_TWO if two else _SHIFT_OF_ONE_BYTE
+    return grid.zero_point, grid.qmax, int(two), grid.zero_point - shift

@@ -1,0 +1,60 @@
+"""Integer weights as the kernels read them."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bitbrush.network.layers import QuantizedLayer
+from bitbrush.numerics.weights import QuantizedWeight
+from bitbrush.runtime.nibbles import NIBBLE
+
+_WORD = 2**31
+
+
+@dataclass(frozen=True)
+class Weights:
+    """On the device: ``data`` (C_out, taps, C_in / groups) int8, or uint8 nibbles with ``zero_points`` (C_out,) int8.
+
+    ``sums`` (C_out,) int32 of the signed weights; ``scale`` and ``bias`` (C_out,) float32. ``largest``: the greatest
+    sum of a filter's magnitudes.
+    """
+
+    data: Tensor
+    zero_points: Tensor | None
+    sums: Tensor
+    scale: Tensor
+    bias: Tensor | None
+    largest: int
+
+    def overflows(self, bits: int) -> bool:
+        """Whether sums of activations of so many bits may not fit into 32 bits."""
+        return self.largest * ((1 << bits) - 1) >= _WORD
+
+
+def lay_out(layer: QuantizedLayer, signed: Tensor, device: torch.device, *, nibbles: bool) -> Weights:
+    """``signed`` (C_out, C_in, ...) int8: the layer's weights less their zero points. ``nibbles``: half a byte each."""
+    rows = signed.flatten(1)
+    packed = nibbles and layer.weight.grid.bits <= NIBBLE
+    data = _nibbles(layer.weight) if packed else _taps_first(signed)
+    return Weights(
+        data=data.to(device),
+        zero_points=layer.weight.grid.zero_point.to(device, torch.int8) if packed else None,
+        sums=rows.sum(1, dtype=torch.int64).to(device, torch.int32),
+        scale=layer.weight.grid.scale.to(device, torch.float32),
+        bias=None if layer.bias is None else layer.bias.to(device, torch.float32),
+        largest=int(rows.abs().to(torch.uint8).sum(1, dtype=torch.int64).max()),
+    )
+
+
+def _taps_first(weight: Tensor) -> Tensor:
+    """(C_out, C_in, ...) as (C_out, taps, C_in)."""
+    return weight.reshape(len(weight), weight.shape[1], -1).transpose(1, 2).contiguous()
+
+
+def _nibbles(weight: QuantizedWeight) -> Tensor:
+    """Two a byte: the first half of a tap's channels in the low halves, the second in the high ones."""
+    w_q = _taps_first(weight.w_q)
+    half = (w_q.shape[2] + 1) // 2
+    low, high = w_q[..., :half], nn.functional.pad(w_q[..., half:], (0, w_q.shape[2] % 2))
+    return low | (high << NIBBLE)

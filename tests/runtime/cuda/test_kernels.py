@@ -1,0 +1,163 @@
+"""Every kernel against whole numbers and float64, on odd sizes: emulated here, on the card where there is one."""
+
+from types import ModuleType
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bitbrush.numerics.affine import AffineGrid, quantize
+from bitbrush.runtime.cuda.glue import CudaGlue, DeviceBytes
+from bitbrush.runtime.cuda.steps import StepGrid, Steps
+from bitbrush.timeline.schedule import ActivationSchedule
+
+PLAIN, RELAXED = 900.0, 100.0
+GRIDS = {PLAIN: AffineGrid(0.03, 77, 8), RELAXED: AffineGrid(0.01, 301, 10)}
+
+
+class Shape(NamedTuple):
+    """Of an input (images, channels, height, width) and a convolution with ``kernel`` taps in each direction."""
+
+    images: int
+    channels: int
+    height: int
+    width: int
+    filters: int
+    kernel: int = 3
+    stride: int = 1
+    dilation: int = 1
+    groups: int = 1
+
+
+SHAPES = {
+    "odd": Shape(2, 5, 7, 9, 11),
+    "stride": Shape(1, 40, 9, 8, 33, stride=2),
+    "dilation": Shape(1, 8, 9, 9, 5, dilation=2),
+    "groups": Shape(1, 6, 6, 5, 9, groups=3),
+    "depthwise": Shape(1, 4, 6, 6, 4, kernel=5, groups=4),
+    "even channels": Shape(1, 64, 4, 4, 32),
+    "many tiles": Shape(1, 130, 1, 300, 150, kernel=1),
+}
+
+
+def integers(shape: tuple[int, ...], low: int, high: int, seed: int) -> Tensor:
+    return torch.randint(low, high, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def at(grids: dict[float, AffineGrid], timestep: float, device: torch.device) -> StepGrid:
+    steps = Steps(device, 1)
+    grid = steps.grid(ActivationSchedule.of(grids))
+    steps.set(torch.tensor(timestep))
+    return grid
+
+
+def whole(x: DeviceBytes, timestep: float) -> Tensor:
+    """The integers that the bytes stand for."""
+    high = x.high.cpu().long() + 128
+    if x.low is None or timestep != RELAXED:
+        return high
+    return 256 * high + x.low.cpu().long() + 128
+
+
+def as_bytes(x_q: Tensor, bits: int) -> tuple[Tensor, Tensor | None]:
+    """NHWC, less 128."""
+    pixels = x_q.permute(0, 2, 3, 1).contiguous()
+    if bits <= 8:
+        return (pixels - 128).to(torch.int8), None
+    return ((pixels >> 8) - 128).to(torch.int8), ((pixels & 255) - 128).to(torch.int8)
+
+
+@pytest.mark.parametrize(("activation_bits", "split"), [(8, False), (10, False), (16, True)])
+@pytest.mark.parametrize("kind", list(SHAPES))
+def test_sums_equal_those_of_whole_numbers(
+    kind: str, activation_bits: int, split: bool, ops: ModuleType, device: torch.device
+) -> None:
+    """The kernel's own sum is compared, scales being 1, as float32 rounds it once."""
+    own = SHAPES[kind]
+    grid = AffineGrid(1.0, (1 << activation_bits) // 3, activation_bits)
+    x_q = integers((own.images, own.channels, own.height, own.width), 0, grid.qmax + 1, 0)
+    w = integers((own.filters, own.channels // own.groups, own.kernel, own.kernel), -128, 128, 1)
+    x_q.view(-1)[:3], w.view(-1)[:3] = grid.qmax, -128  # the largest products among them
+    sums = F.conv2d((x_q - grid.zero_point).double(), w.double(), None, own.stride, 0, own.dilation, own.groups)
+    high, low = (None if one is None else one.to(device) for one in as_bytes(x_q, activation_bits))
+    step = at({1.0: grid}, 1.0, device)
+    geometry = (*sums.shape[2:], own.kernel, own.kernel, own.stride, own.stride, own.dilation, own.dilation, own.groups)
+    weight = w.flatten(2).transpose(1, 2).contiguous().to(device, torch.int8)
+    column_sums = w.flatten(1).sum(1).to(device, torch.int32)
+    ones = torch.ones(own.filters, device=device)
+    y = ops.integer_product(
+        *(high, low, weight, None, column_sums, ones, None, None, step.scales, step.integers),
+        *(geometry, split, torch.float32),
+    )
+    assert torch.equal(y.cpu(), sums.float().permute(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("timestep", [PLAIN, RELAXED])
+@pytest.mark.parametrize("upsample", [1, 2])
+def test_images_are_quantized_with_their_border(
+    upsample: int, timestep: float, ops: ModuleType, device: torch.device
+) -> None:
+    x = torch.randn(2, 70, 5, 3, generator=torch.Generator().manual_seed(0))
+    quantized = CudaGlue(ops).quantize(x.to(device), at(GRIDS, timestep, device), padding=(1, 2), upsample=upsample)
+    grid = GRIDS[timestep]
+    expected = quantize(F.interpolate(x, scale_factor=float(upsample), mode="nearest"), grid)
+    padded = F.pad(expected, (2, 2, 1, 1), value=grid.zero_point)
+    assert torch.equal(whole(quantized, timestep), padded.permute(0, 2, 3, 1).long())
+    assert expected.unique().numel() > 100  # else nothing was looked at
+
+
+def test_halves_are_rounded_to_even(ops: ModuleType, device: torch.device) -> None:
+    grid = AffineGrid(1.0, 128, 8)
+    x = torch.arange(-300.0, 300.0).view(1, -1, 1) * 0.5
+    quantized = CudaGlue(ops).quantize(x.to(device), at({PLAIN: grid}, PLAIN, device))
+    assert torch.equal(whole(quantized, PLAIN), quantize(x, grid).long())
+
+
+@pytest.mark.parametrize("timestep", [PLAIN, RELAXED])
+def test_norms_are_those_of_torch(timestep: float, ops: ModuleType, device: torch.device) -> None:
+    """To one integer: the last bits of a mean depend on the order of its sum. A mean far from zero costs no digits."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 24, 9, 11, generator=generator) + 50
+    added = torch.randn(2, 24, generator=generator)
+    norm, layer = nn.GroupNorm(4, 24).requires_grad_(False), nn.LayerNorm(24).requires_grad_(False)
+    for one in (norm, layer):
+        one.weight.copy_(1 + 0.1 * torch.randn(24, generator=generator))
+        one.bias.copy_(torch.randn(24, generator=generator))
+    tokens = x.flatten(2).transpose(1, 2)
+    gated = torch.randn(2, 5, 26, generator=generator)
+    value, gate = gated.chunk(2, -1)
+    expected = {
+        "group": F.silu(norm(x + added[..., None, None])).permute(0, 2, 3, 1),
+        "layer": layer(tokens),
+        "geglu": value * F.gelu(gate),
+    }
+    glue, step = CudaGlue(ops), at(GRIDS, timestep, device)
+    norm, layer = norm.to(device), layer.to(device)
+    made = {
+        "group": glue.group_norm(x.to(device), norm, step, silu=True, add=added.to(device)),
+        "layer": glue.layer_norm(tokens.to(device), layer, step),
+        "geglu": glue.geglu(gated.to(device), step),
+    }
+    for name, y in expected.items():
+        apart = (whole(made[name], timestep) - quantize(y, GRIDS[timestep])).abs()
+        assert apart.max() <= 1, name
+        assert (apart > 0).float().mean() < 0.01, name
+
+
+def test_each_step_has_its_own_grid_without_asking_the_device(device: torch.device) -> None:
+    steps = Steps(device, 3)
+    changing = steps.grid(ActivationSchedule.of(GRIDS))
+    static = steps.grid(ActivationSchedule.static(AffineGrid(0.5, 3, 4)))
+    assert steps.grid(ActivationSchedule.of(GRIDS)) is changing  # equal ones share what is quantized with them
+    for timestep in (1000, 500.1, 500, 499.9, 0):  # 500 lies between the two: the noisier
+        steps.set(torch.tensor(timestep))
+        nearest = changing.schedule.at(timestep)
+        assert float(changing.scales[0]) == torch.tensor(nearest.scale)
+        assert changing.integers[:3].tolist() == [nearest.zero_point, nearest.qmax, int(nearest.bits > 8)]
+        assert static.integers[0] == 3
+    steps.set(torch.tensor([500.0, 501.0]))
+    assert changing.scales.isnan().any()  # a call is at one step
+    steps.set(torch.tensor([500.0, 500.0]))
+    assert not changing.scales.isnan().any()

@@ -1,0 +1,199 @@
+"""The GPU runtime against the reference: layers of all kinds and bits, whole denoisers, graphs and compilation."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor, nn
+
+from bitbrush.network.layers import QuantizedLayer
+from bitbrush.numerics.affine import AffineGrid
+from bitbrush.numerics.weights import WeightRange, round_to_nearest, weight_grid
+from bitbrush.runtime.cuda.engine import GraphWarning, Replay
+from bitbrush.runtime.cuda.runtime import CudaRuntime
+from bitbrush.runtime.reference import ReferenceRuntime
+from bitbrush.timeline.schedule import ActivationSchedule
+from tests.runtime.conftest import Alone
+
+TIMESTEPS = (900.0, 500.0, 1.0)
+LAYERS = {
+    "conv": (nn.Conv2d(16, 24, 3, padding=1), (2, 16, 5, 7)),
+    "stride": (nn.Conv2d(9, 5, 3, stride=2, padding=(1, 2)), (1, 9, 7, 6)),
+    "groups": (nn.Conv2d(6, 9, 3, padding=1, groups=3), (1, 6, 5, 6)),
+    "pointwise": (nn.Conv2d(7, 3, 1, bias=False), (2, 7, 4, 5)),
+    "linear": (nn.Linear(33, 11), (2, 5, 33)),
+    "rows": (nn.Linear(12, 70), (3, 12)),
+}
+
+
+def quantized(name: str, layer: nn.Module, weight_bits: int, bits: tuple[int, ...]) -> QuantizedLayer:
+    """A grid a step, each of its own scale, zero point and bits."""
+    weight = round_to_nearest(layer.weight.data, weight_grid(layer.weight.data, weight_bits, WeightRange.MIN_MAX))
+    grids = tuple(AffineGrid.from_range(-2.0 - step, 3.0 + step**2, b) for step, b in enumerate(bits))
+    schedule = ActivationSchedule(TIMESTEPS[: len(bits)], grids)
+    return QuantizedLayer(name, weight, None if layer.bias is None else layer.bias.data.clone(), schedule)
+
+
+def all_layers(unet: nn.Module, bits: tuple[int, ...]) -> list[QuantizedLayer]:
+    found = ((name, m) for name, m in unet.named_modules() if isinstance(m, nn.Conv2d | nn.Linear))
+    return [quantized(name, module, 8, bits) for name, module in found]
+
+
+def given(*shape: int) -> Tensor:
+    return 2 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(("weight_bits", "nibbles"), [(8, False), (4, False), (3, True)])
+@pytest.mark.parametrize("kind", list(LAYERS))
+@torch.no_grad()
+def test_layers_equal_the_reference_at_every_step(
+    kind: str, weight_bits: int, nibbles: bool, device: torch.device
+) -> None:
+    """Steps of one byte, of two bytes in 32 bits, and of two bytes that need 64."""
+    layer, shape = LAYERS[kind]
+    x = given(*shape)
+    own = quantized("layer", layer, weight_bits, (8, 10, 16))
+    exact, ours = Alone(layer), Alone(layer)
+    ReferenceRuntime().lower(exact, [own])
+    (execution,) = CudaRuntime(device, torch.float32, nibbles).lower(ours, [own])
+    assert execution.fallback is None
+    for timestep in TIMESTEPS:
+        expected = exact(x, timestep)
+        y = ours(x, timestep)
+        assert y.shape == expected.shape
+        assert (y - expected).abs().max() <= 1e-5 * expected.abs().max(), timestep
+
+
+def test_nibbles_take_half_a_byte(device: torch.device) -> None:
+    layer = nn.Linear(64, 8)
+    own = quantized("layer", layer, 4, (8,))
+    sizes = []
+    for nibbles in (False, True):
+        denoiser = Alone(layer)
+        CudaRuntime(device, torch.float32, nibbles).lower(denoiser, [own])
+        sizes.append(denoiser.layer._weights.data.nbytes)
+    assert sizes == [64 * 8, 64 * 8 // 2]
+
+
+@torch.no_grad()
+def test_a_layer_that_does_not_fit_is_named_and_still_right(device: torch.device) -> None:
+    layer = nn.Conv2d(4, 6, 3, padding="same")
+    own = quantized("layer", layer, 4, (8, 10))
+    exact, ours = Alone(layer), Alone(layer)
+    ReferenceRuntime().lower(exact, [own])
+    (execution,) = CudaRuntime(device, torch.float32).lower(ours, [own])
+    assert execution.fallback is not None
+    assert "padding 'same'" in execution.fallback
+    for timestep in (900.0, 500.0):
+        expected = exact(given(1, 4, 5, 5), timestep)
+        assert (ours(given(1, 4, 5, 5), timestep) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@torch.no_grad()
+def test_a_whole_denoiser_is_close(tiny_pipe: StableDiffusionPipeline, device: torch.device) -> None:
+    """All that is fused, on a relaxed step."""
+    exact, ours = tiny_pipe.unet, copy.deepcopy(tiny_pipe.unet)
+    layers = all_layers(exact, (8, 10, 16))
+    ReferenceRuntime().lower(exact, layers)
+    executions = CudaRuntime(device, torch.float32).lower(ours, layers)
+    assert len(executions) == len(layers) > 30
+    assert not [one for one in executions if one.fallback]
+    x, text = given(2, 4, 8, 8), given(2, 7, 16)
+    expected, y = exact(x, 500, text).sample, ours(x, torch.tensor(500), text).sample
+    assert (y - expected).norm() <= 0.02 * expected.norm()
+
+
+@torch.no_grad()
+def test_what_is_no_number_is_not_made_one(device: torch.device) -> None:
+    denoiser = Answering()
+    CudaRuntime(device, torch.float32).lower(denoiser, [quantized("layer", denoiser.layer, 8, (8,))])
+    x = given(2, 12)
+    assert denoiser(x, 1.0)["y"].isfinite().all()
+    x[0, 0] = torch.nan
+    assert denoiser(x, 1.0)["y"].isnan().all()
+
+
+class Recorder:
+    """Records as a CUDA graph does: the replay computes on the tensors it was recorded with, into the same places."""
+
+    def __init__(self) -> None:
+        self.recorded = self.replayed = 0
+
+    def __call__(self, run: Callable[[], Any]) -> Replay:
+        self.recorded += 1
+        output = run()
+
+        def replay() -> Any:
+            self.replayed += 1
+            output["y"].copy_(run()["y"])
+            return output
+
+        return replay
+
+
+class Answering(nn.Module):
+    """A denoiser of one layer that answers with a dictionary, as diffusers does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(12, 12)
+
+    def forward(self, sample: Tensor, timestep: Tensor, doubled: bool = False) -> dict[str, Tensor]:
+        y = self.layer(sample)
+        return {"y": 2 * y if doubled else y}
+
+
+@torch.no_grad()
+def test_graphs_give_every_call_its_own_answer(device: torch.device) -> None:
+    own = [quantized("layer", Answering().layer, 8, (8, 10, 16))]
+    record, plain, recorded = Recorder(), Answering(), Answering()
+    CudaRuntime(device, torch.float32).lower(plain, own)
+    CudaRuntime(device, torch.float32, record=record).lower(recorded, own)
+    answers = []
+    for index, timestep in enumerate((900, 500.0, torch.tensor(1.0), 900)):
+        timestep = torch.as_tensor(timestep, dtype=torch.float32)
+        x = given(2, 12) + index
+        answers.append((plain(x, timestep)["y"], recorded(x, timestep)["y"]))
+    for expected, y in answers:  # looked at in the end: a later replay must not have overwritten them
+        assert torch.equal(y, expected)
+    assert (record.recorded, record.replayed) == (1, 3)  # the first call shows that it runs
+    twice = [recorded(given(2, 12), torch.tensor(1.0), doubled=True)["y"] for _ in range(3)]
+    assert record.recorded == 2  # another kind of call
+    assert torch.equal(twice[2], 2 * plain(given(2, 12), torch.tensor(1.0))["y"])
+
+
+@torch.no_grad()
+def test_what_cannot_be_recorded_runs_and_is_told(device: torch.device) -> None:
+    def refuse(_: Callable[[], Any]) -> Replay:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    denoiser = Answering()
+    own = [quantized("layer", denoiser.layer, 8, (8,))]
+    CudaRuntime(device, torch.float32, record=refuse).lower(denoiser, own)
+    first = denoiser(given(2, 12), torch.tensor(1.0))["y"]
+    with pytest.warns(GraphWarning, match="not permitted when stream is capturing"):
+        assert torch.equal(denoiser(given(2, 12), torch.tensor(1.0))["y"], first)
+    assert torch.equal(denoiser(given(2, 12), torch.tensor(1.0))["y"], first)
+
+
+@torch.no_grad()
+def test_no_step_is_compiled_anew(device: torch.device) -> None:
+    """torch.compile takes a lowered denoiser as one graph, and that one for all steps, relaxed or not."""
+    layer = nn.Conv2d(5, 7, 3, padding=1)
+    denoiser = Alone(layer)
+    CudaRuntime(device, torch.float32).lower(denoiser, [quantized("layer", layer, 8, (8, 10, 16))])
+    graphs: list[Any] = []
+
+    def backend(module: torch.fx.GraphModule, _: list[Tensor]) -> Any:
+        graphs.append(module)
+        return module.forward
+
+    compiled = torch.compile(denoiser, backend=backend, fullgraph=True)
+    for timestep in TIMESTEPS:
+        t = torch.tensor(timestep)
+        assert torch.equal(compiled(given(1, 5, 4, 4), t), denoiser(given(1, 5, 4, 4), t))
+    assert len(graphs) == 1
