@@ -124,17 +124,15 @@ class Inputs:
 def source(model: Model, dtype: torch.dtype, scratch: Path) -> Path:
     """The folder that ``from_pretrained`` reads the denoiser from, its weights stored as ``dtype``.
 
-    Made on first use, never holding more than a gigabyte of weights.
+    Made on first use, from the float32 ones if these are there, never holding more than a gigabyte of weights.
     """
-    wide = scratch / model.name / "float32"
-    if not (wide / _INDEX).exists():
-        wide.mkdir(parents=True, exist_ok=True)
-        _write(wide, _weights(_on_meta(model)) if model.config else _bundled(), _on_meta(model))
-    narrow = scratch / model.name / str(dtype).removeprefix("torch.")
-    if not (narrow / _INDEX).exists():
-        narrow.mkdir(parents=True, exist_ok=True)
-        _write(narrow, ((name, tensor.to(dtype)) for name, tensor in _stored(wide)), _on_meta(model))
-    return narrow
+    wide, folder = (scratch / model.name / str(one).removeprefix("torch.") for one in (torch.float32, dtype))
+    if not (folder / _INDEX).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        made = _weights(_on_meta(model)) if model.config else _bundled()
+        tensors = _stored(wide) if (wide / _INDEX).exists() else made
+        _write(folder, ((name, tensor.to(dtype)) for name, tensor in tensors), _on_meta(model))
+    return folder
 
 
 def _on_meta(model: Model) -> Any:

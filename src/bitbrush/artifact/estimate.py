@@ -118,12 +118,12 @@ def require_room(estimate: Estimate, output: Path, *, kept: int = 0, processes: 
             f"what is loaded, {size_text(memory)} are available; lower {fewer}, make smaller pictures, or free memory"
         )
     work, disk = max(0, estimate.work_bytes - kept), available_disk(output)
-    if max(estimate.artifact_bytes, processes * estimate.spool_bytes) + work > disk:
+    most = max(estimate.artifact_bytes, processes * estimate.spool_bytes)  # the samples go before the artifact comes
+    if most + work > disk:
+        samples = "" if most == estimate.artifact_bytes else " for samples (fewer with a lower num_prompts)"
         raise ValueError(
-            f"{output} takes about {size_text(estimate.artifact_bytes)} of disk, {size_text(work)} for unfinished "
-            f"work beside it and before {size_text(processes * estimate.spool_bytes)} for samples, "
-            f"{size_text(disk)} are free; "
-            "make room there, choose another output, or lower num_prompts"
+            f"{output} takes about {size_text(most)} of disk{samples} and {size_text(work)} for unfinished work beside "
+            f"it, {size_text(disk)} are free; make room there, or choose another output"
         )
 
 
