@@ -88,6 +88,10 @@ class Engine:
             return _as(sample, self._answer(call.arguments(call.tensors)))
         return _as(sample, self._by_graph(_Call.of(arguments, self._steps.device)))
 
+    def forget(self) -> None:
+        """Gives back the memory of all recorded graphs; the next call of a kind is launched kernel by kernel again."""
+        self._seen, self._graphs = [], []
+
     def _answer(self, arguments: dict[str, Any]) -> Any:
         """On the device, never waiting for it."""
         self._steps.set(arguments["timestep"])

@@ -49,6 +49,7 @@ class CudaRuntime:
         lowering = Lowering(denoiser, steps, ops, self.dtype, self.nibbles)
         described = known_fusions(denoiser)
         executions = tuple(lowering.place(layer) for layer in layers)
+        steps.tabulate()
         lowering.move_rest()
         fuse(denoiser, described, IntegerLayer, Between(CudaGlue(ops), attend, lambda _: Anew(), lambda: None))
         engine = Engine(denoiser, steps, self.dtype, self.record)

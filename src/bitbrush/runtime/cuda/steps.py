@@ -63,9 +63,11 @@ class Steps:
         Without waiting for the device. Where timesteps differ all scales are NaN, and with them all that is computed:
         a denoiser call is at one step.
         """
-        if not self._known:
+        if self._tables is None:
+            self.tabulate()
+        if self._tables is None:
             return
-        times, scales, integers = self._tables = self._tables or self._tabulate()
+        times, scales, integers = self._tables
         every = timestep.to(self.device, torch.float64).reshape(-1)
         first = every[0]
         index = (times - first).abs().argmin(1)
@@ -74,8 +76,13 @@ class Steps:
         self._scales[: len(rows)] = scales[rows, index] * one
         self._integers[: len(rows)] = integers[rows, index]
 
-    def _tabulate(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Timesteps (schedules, steps), and by each what the buffers hold; shorter schedules are filled up."""
+    def tabulate(self) -> None:
+        """Puts all grids known so far onto the device: before the first call, that none compiles or records this.
+
+        Timesteps (schedules, steps), and by each what the buffers hold; shorter schedules are filled up.
+        """
+        if not self._known:
+            return
         steps = max(len(schedule.timesteps) for schedule in self._known)
         times = torch.full((len(self._known), steps), torch.inf, dtype=torch.float64)
         scales = torch.zeros(len(self._known), steps, 4)
@@ -85,7 +92,7 @@ class Steps:
             times[row, :count] = torch.tensor(schedule.timesteps, dtype=torch.float64)
             scales[row, :count, :2] = torch.tensor([(grid.scale, reciprocal(grid)) for grid in schedule.grids])
             integers[row, :count] = torch.tensor([_integers(grid) for grid in schedule.grids], dtype=torch.int32)
-        return times.to(self.device), scales.to(self.device), integers.to(self.device)
+        self._tables = times.to(self.device), scales.to(self.device), integers.to(self.device)
 
 
 def _integers(grid: AffineGrid) -> tuple[int, int, int, int]:

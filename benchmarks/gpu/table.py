@@ -1,0 +1,55 @@
+"""The results as Markdown."""
+
+from collections.abc import Iterator
+from statistics import median
+from typing import Any
+
+from gpu.subjects import HALF_PRECISION, OURS
+
+_HEAD = ("subject", "ms", "x best half precision", "MiB", "of its memory")
+
+
+def table(document: dict[str, Any]) -> str:
+    """Per case: median milliseconds, how many times as fast as the fastest half-precision row and what share of its
+    memory; then the slowest products with their share of the card's own rate."""
+    lines = [f"GPU: {document['machine']['card']}; conformance: {document['conformance']['summary']}"]
+    for model, cases in document["runs"].items():
+        for case, rows in cases.items():
+            lines += ["", f"{model}, {case}:", "", *_grid(_HEAD, _rows(rows))]
+        if model in document["errors"]:
+            lines += ["", f"Relative error of {OURS} to the reference runtime: {document['errors'][model]:.2g}"]
+        if document["rates"].get(model):
+            lines += ["", f"{model}: its slowest products", "", *_rates(document["rates"][model], document["limits"])]
+    return "\n".join(lines) + "\n"
+
+
+def _rows(rows: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    timed = {name: median(row["seconds"]) for name, row in rows.items() if "seconds" in row}
+    half = min((name for name in timed if name in HALF_PRECISION), key=timed.__getitem__, default=None)
+    for name, row in rows.items():
+        if name not in timed:
+            yield name, row["error"], "", "", ""
+            continue
+        faster = f"{timed[half] / timed[name]:.2f}" if half else ""
+        memory = row.get("peak_mib")
+        share = f"{memory / rows[half]['peak_mib']:.2f}" if half and memory else ""
+        yield name, f"{1000 * timed[name]:.2f}", faster, str(memory or ""), share
+
+
+def _rates(rates: list[dict[str, Any]], limits: dict[str, float]) -> list[str]:
+    head = ("pixels", "filters", "products", "times", "ms", "TOP/s", "of the card's")
+    most = limits.get("int8_tera_operations")
+    rows = (
+        (
+            *(str(row[key]) for key in ("pixels", "filters", "products", "count", "milliseconds", "tera_operations")),
+            f"{row['tera_operations'] / most:.0%}" if most else "",
+        )
+        for row in rates[:12]
+    )
+    return list(_grid(head, rows))
+
+
+def _grid(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> Iterator[str]:
+    yield f"| {' | '.join(head)} |"
+    yield "|" + "---|" * len(head)
+    yield from (f"| {' | '.join(row)} |" for row in rows)

@@ -1,0 +1,67 @@
+"""Compiles the kernels for a card that isn't there: ``python compiling.py 90`` (a compute capability), a JSON line each.
+
+Stands in for the driver and compiles what would be launched, as it would be launched at the shapes of SDXL.
+"""
+
+import json
+import sys
+from typing import Any
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
+
+from bitbrush.runtime.cuda import ops
+from bitbrush.runtime.cuda.ops import Geometry
+from bitbrush.runtime.cuda.tiles import Card
+
+CARDS = {80: Card(108, 166_912), 90: Card(132, 232_448)}
+
+
+class Driver:
+    def __init__(self, capability: int) -> None:
+        self._capability = capability
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self._capability, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, _: int) -> int:
+        return 0
+
+
+def main() -> None:
+    capability = int(sys.argv[1])
+    driver.set_active(Driver(capability))
+    launch = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        made = launch(self, *args, grid=grid, warmup=True, **kwargs)
+        ptx = made.asm["ptx"]
+        units = [name for name in ("wgmma", "mma.sync") if name in ptx]
+        print(json.dumps({"kernel": self.fn.__name__, "units": units, "bytes": len(made.asm["cubin"])}), flush=True)
+        return made
+
+    JITFunction.run = compile_only
+    ops._card = lambda _: CARDS[capability]
+    scales, integers = torch.ones(4), torch.zeros(4, dtype=torch.int32)
+    for images, size, channels, filters, kernel in ((2, 64, 640, 640, 3), (1, 45, 1280, 1280, 1)):
+        high = torch.zeros(images, size + kernel - 1, size + kernel - 1, channels, dtype=torch.int8)
+        weight = torch.zeros(filters, kernel * kernel, channels, dtype=torch.int8)
+        ones, sums = torch.ones(filters), torch.zeros(filters, dtype=torch.int32)
+        ops.integer_product(
+            *(high, high, weight, None, sums, ones, ones, None, scales, integers),
+            *(Geometry(size, size, kernel, kernel), False, torch.bfloat16),
+        )
+    x = torch.zeros(2, 64, 64, 640, dtype=torch.bfloat16)
+    factor, shift = ops.group_norm_affine(x, torch.ones(640), torch.ones(640), None, 32, 1e-5)
+    ops.quantize_image(x, factor, shift, scales, integers, (1, 1), 1, True, True)
+    ops.layer_norm_bytes(x.flatten(1, 2), torch.ones(640), torch.ones(640), 1e-5, scales, integers, True)
+    ops.geglu_bytes(x.flatten(1, 2), scales, integers, True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""The kernels become machine code for cards that aren't here, with the matrix instructions they should have."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+KERNELS = {"product_kernel", "quantize_kernel", "moments_kernel", "affine_kernel", "layer_norm_kernel", "geglu_kernel"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("capability", "unit"), [(80, "mma.sync"), (90, "wgmma")])
+def test_kernels_compile_for_cards(capability: int, unit: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    script = Path(__file__).with_name("compiling.py")
+    command = [sys.executable, str(script), str(capability)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    made = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {one["kernel"] for one in made} == KERNELS
+    assert all(one["bytes"] > 0 for one in made)
+    assert all(unit in one["units"] for one in made if one["kernel"] == "product_kernel")
