@@ -25,7 +25,7 @@ from bitbrush.methods.recipe import Recipe
 from bitbrush.network.families import family_of
 from bitbrush.network.family import Family
 from bitbrush.network.generic import generic_family
-from bitbrush.network.held import HALF, in_float32, in_memory, twin
+from bitbrush.network.held import HALF, in_float32, twin, widen_
 from bitbrush.network.layers import LayerSpec
 from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.runtime.reference import ReferenceRuntime
@@ -73,7 +73,7 @@ class Quantization:
         """
         denoiser = twin(getattr(self.source, self.family.component))
         ReferenceRuntime().lower(denoiser, self.outcome.layers)
-        denoiser = in_memory(denoiser)  # excluded layers, too
+        widen_(denoiser)  # what was excluded
         pipe = copy.copy(self.source)
         setattr(pipe, self.family.component, denoiser)
         pipe.scheduler = copy.deepcopy(self.source.scheduler)

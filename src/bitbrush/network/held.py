@@ -105,12 +105,14 @@ def put_weights_away(network: nn.Module, spool: Spool) -> None:
 
 def in_memory(network: nn.Module) -> nn.Module:
     """The network itself if it holds nothing; else a twin that has all of its weights as float32 parameters."""
-    if not held_layers(network):
-        return network
-    whole = twin(network)
-    for name, layer in held_layers(whole).items():
-        whole.get_submodule(name).register_parameter("weight", nn.Parameter(layer.held.read(), requires_grad=False))
-    return whole
+    return widen_(twin(network)) if held_layers(network) else network
+
+
+def widen_(network: nn.Module) -> nn.Module:
+    """The network itself, what its layers hold turned into float32 parameters."""
+    for name, layer in held_layers(network).items():
+        network.get_submodule(name).register_parameter("weight", nn.Parameter(layer.held.read(), requires_grad=False))
+    return network
 
 
 def held_layers(network: nn.Module) -> dict[str, Holding]:
