@@ -19,8 +19,8 @@ from bitbrush.artifact.identity import model_digest
 from bitbrush.artifact.schedulers import with_scheduler
 from bitbrush.artifact.work import open_work
 from bitbrush.methods import METHODS
-from bitbrush.methods.method import Job, Outcome
-from bitbrush.methods.recipe import Recipe
+from bitbrush.methods.method import AllocatedBits, Job, Outcome
+from bitbrush.methods.recipe import Recipe, WeightAllocation
 from bitbrush.network.families import family_of
 from bitbrush.network.family import Family
 from bitbrush.network.generic import generic_family
@@ -28,7 +28,7 @@ from bitbrush.network.layers import LayerSpec
 from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.runtime.reference import ReferenceRuntime
 from bitbrush.timeline.cost import CostLedger, PhaseCost
-from bitbrush.timeline.plan import average_bits
+from bitbrush.timeline.plan import Relaxation, average_bits
 from bitbrush.timeline.progress import Progress, silent
 from bitbrush.timeline.trajectory import prompt_batches
 
@@ -50,8 +50,14 @@ class Quantization:
 
     @property
     def average_activation_bits(self) -> float:
-        """Over all denoiser calls of the plan; the edge layers, which always have 16, not counted."""
-        return average_bits(self.recipe.activations, self.recipe.relax, self.outcome.planned)
+        """Over all denoiser calls of the plan; the edge layers, which always have 16, not counted.
+
+        Where layers differ they count by their multiplications.
+        """
+        if self.outcome.average_activation_bits is not None:
+            return self.outcome.average_activation_bits
+        relax = self.recipe.relax if isinstance(self.recipe.relax, Relaxation) else None
+        return average_bits(self.recipe.activations, relax, self.outcome.planned)
 
     @property
     def rounded(self) -> dict[str, RoundedLayer]:
@@ -122,6 +128,8 @@ def quantization_job(
     _require_float32(getattr(pipe, family.component), family.component)
     batches = tuple(prompt_batches(prompts[: recipe.num_prompts], recipe.seed, recipe.batch_size, inputs=inputs))
     job = Job(with_scheduler(pipe, recipe.scheduler), family, recipe, batches, progress, CostLedger(), rounded)
+    if rounded is not None and recipe.weight_allocation is WeightAllocation.MEASURED:
+        job = replace(job, allocated=AllocatedBits({name: layer.weight.grid.bits for name, layer in rounded.items()}))
     layers = job.calibration.layers  # refuses what the recipe excludes in vain before a folder is made
     if rounded is not None:
         _require_same_layers(rounded, layers)
