@@ -3,7 +3,7 @@
 To first order, quantizing a layer's input ``x`` (or its weight) changes the output by ``J d``, J the Jacobian and d the
 error. For a random vector v of independent entries of variance 1, ``E[(v^T J d)^2] = |J d|^2``, and ``v^T J`` is what
 backpropagating v hands every layer: Hutchinson's estimate (Communications in Statistics 19(2), 1990), here of the norms
-of many vectors. On emoji-sd the estimates of all layers add up to the error of quantizing all of them within a fifth.
+of many vectors.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

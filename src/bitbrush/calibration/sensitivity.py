@@ -5,7 +5,7 @@ each step, and each layer's weight, is told apart, in three parts: (1) a clean r
 its steps does to the final latents, by running the rest of the pipeline; (3) which layers made these steps' output
 errors, by :mod:`bitbrush.calibration.probe`, at some steps. Errors of different layers and segments are taken to be
 independent: their squares add up. Within a segment they are not: neighbouring steps err alike, which steps disturbed
-one by one do not show (on emoji-sd it is ten times what they say halfway, and hardly more at the ends).
+one by one do not show (``benchmarks/sensitivity.py steps`` disturbs fifths of them).
 
 Every picture counts alike: its errors are divided by what all segments do to it. (Otherwise the few that turn into
 another picture own the sum, and bits go where they are decided.)

@@ -106,7 +106,7 @@ def _activation_bits(sensitivities: Sensitivities, average: float) -> tuple[Mapp
     """By layer and timestep, and their average.
 
     A layer keeps its bits throughout a segment of the steps: an executor that compiles a graph for every set of bits
-    then has few to compile, and by the measurement itself emoji-sd has but a sixth more error than with bits by step.
+    then has few to compile, and less hangs on the noise of a single call's probes.
     """
     parts = _calls_by_segment(sensitivities.timesteps)
     errors = torch.stack([sensitivities.inputs[calls].sum(0) for calls in parts])
