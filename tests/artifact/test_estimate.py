@@ -36,6 +36,7 @@ def job_of(pipe: Any, prompts: tuple[str, ...] = PROMPTS, **keys: Any) -> Any:
         {"method": "pcr", "steps": 2, "rounding": "nearest", "guidance_scale": 1.0},
         {"method": "one-shot", "steps": 3, "scheduler": "euler"},
         {"method": "rtn", "steps": 2},
+        {"method": "one-shot", "steps": 4, "relax": "auto:6", "weight_allocation": "measured"},
     ],
     ids=lambda keys: " ".join(map(str, keys.values())),
 )

@@ -33,6 +33,16 @@ def test_prints_the_plan_and_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
+def test_measured_bits_are_planned(run: Callable[..., Result], model: Path, prompts: Path, tmp_path: Path) -> None:
+    measured = ("--weight-allocation", "measured", "--relax", "auto:6.5")
+    result = run("quantize", model, "-o", tmp_path / "new", "--prompts", prompts, *PLAN, *measured, "--dry-run")
+    assert result.exit_code == 0
+    text = " ".join(result.stdout.split())
+    assert "measured, 4 on average measured, 6.5 on average" in text
+    assert "sensitivity 1 " in text
+    assert "it would be refused" not in result.stderr
+
+
 def test_what_does_not_fit_is_told_and_not_timed(
     run: Callable[..., Result], model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

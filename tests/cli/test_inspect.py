@@ -42,6 +42,14 @@ def test_a_layers_range(run: Callable[..., Result], artifact: Path, tmp_path: Pa
     assert all(grid["low"] <= 0 <= grid["high"] and grid["bits"] == 8 for grid in grids)
 
 
+def test_bits_of_all_layers_are_plotted(run: Callable[..., Result], artifact: Path, tmp_path: Path) -> None:
+    result = run("inspect", artifact, "--plot", tmp_path / "bits.svg")
+    assert result.exit_code == 0
+    plot = (tmp_path / "bits.svg").read_text(encoding="utf-8")
+    assert plot.startswith("<svg")
+    assert "mean of the layers" in plot
+
+
 def test_a_static_range_is_named_so(run: Callable[..., Result], model: Path, prompts: Path, tmp_path: Path) -> None:
     options = ("--method", "rtn", "--steps", 2, "--num-prompts", 1)
     run("quantize", model, "-o", tmp_path / "rtn", "--prompts", prompts, *options)
@@ -52,5 +60,4 @@ def test_bad_input_is_refused(refused: Callable[..., str], artifact: Path, tmp_p
     said = refused("inspect", artifact, "--layer", "mid_block.resnets.0.conv")
     assert "is not among the" in said
     assert "near are mid_block.resnets.0.conv" in said
-    assert "needs --layer NAME" in refused("inspect", artifact, "--plot", tmp_path / "p.svg")
     assert "is no bitbrush artifact" in refused("inspect", tmp_path / "nowhere")

@@ -10,6 +10,7 @@ from bitbrush.artifact.machine import available_disk, available_memory, resident
 from bitbrush.artifact.tensors import LAYER_KEYS
 from bitbrush.artifact.walk import PipelineWalk, sample_bytes, walk_pipeline
 from bitbrush.methods import METHODS
+from bitbrush.methods.allocation import SENSITIVITY
 from bitbrush.methods.method import Job, PlannedPhase
 from bitbrush.methods.stages import RECORDING, ROUNDING
 from bitbrush.network.held import held_weights
@@ -28,6 +29,8 @@ INPUT_COPIES = 4
 """Of the largest layer input, while it is observed or quantized."""
 SEARCH_COPIES = 6
 """Of the largest weight, while its range is searched."""
+GRAPH_COPIES = 2
+"""Of all layers' inputs and outputs: what a denoiser call keeps for its backward pass."""
 HOLES = 1.3
 """What the process takes for each byte of tensors in learned rounding: freed ones leave holes that stay its own.
 
@@ -89,8 +92,7 @@ def estimate_job(job: Job) -> tuple[Estimate, PipelineWalk]:
     estimate = Estimate(
         specs=job.specs,
         phases=tuple(
-            PhaseEstimate(one.name, len(one.batches), one.calls_per_step * len(walk.timesteps), memory.of(one))
-            for one in phases
+            PhaseEstimate(one.name, len(one.batches), one.calls(len(walk.timesteps)), memory.of(one)) for one in phases
         ),
         resident=resident_memory(),
         weight_bytes=memory.denoiser,
@@ -149,6 +151,8 @@ class _Memory:
             return self._suspended(phase) + most * prompts
         if phase.name == ROUNDING:
             return self._rounding()
+        if phase.name == SENSITIVITY:
+            return self._probing(phase, prompts)
         return self.integers + self._histograms() + self._suspended(phase) + (most + self._input_copies()) * prompts
 
     def _rounding(self) -> int:
@@ -168,6 +172,14 @@ class _Memory:
         called = self._walk.footprint.modules
         names = [spec.name for spec in self._job.calibration.layers if spec.name in called]
         return reconstruction_blocks(self._job.denoiser, self._job.family, names)
+
+    def _probing(self, phase: PlannedPhase, prompts: int) -> int:
+        """The graph of a denoiser call, the gradient of a weight and its errors, all kept calls and their outputs."""
+        graph = GRAPH_COPIES * sum(use.inputs + use.outputs for use in self._walk.footprint.modules.values()) * prompts
+        kept = 2 * sum(self._walk.argument_bytes) * prompts
+        search = SEARCH_COPIES * self._largest_weight
+        widened = FLOAT * held_weights(self._job.denoiser)
+        return widened + graph + kept + search + self._histograms() + self._suspended(phase)
 
     def _histograms(self) -> int:
         return self._walk.distinct_timesteps * len(self._job.calibration.layers) * HISTOGRAM_BYTES

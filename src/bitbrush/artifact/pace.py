@@ -10,7 +10,9 @@ from torch import nn
 
 from bitbrush.artifact.walk import PipelineWalk, sample_bytes
 from bitbrush.calibration.ranges import quantized_inputs
+from bitbrush.calibration.sensitivity import ACTIVATION_CHOICES, MEASURED_PROMPTS, PROBES, probed_calls
 from bitbrush.methods import METHODS
+from bitbrush.methods.allocation import SENSITIVITY
 from bitbrush.methods.method import Job, PlannedPhase
 from bitbrush.methods.stages import RECORDING, ROUNDING
 from bitbrush.network.held import weight_shape
@@ -31,6 +33,8 @@ COLUMNS = 256
 """Of the layer whose compensation is timed: so small that it is its steps that take the time, not its arithmetic."""
 
 REPEATS = 3
+PROBE_PASSES = 5
+"""Denoiser calls that a probe is worth: forward, backward, and the errors of every choice of bits."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +85,16 @@ def _phase_seconds(job: Job, walk: PipelineWalk, pace: Pace, phase: PlannedPhase
         return _rounding_seconds(job, walk, pace)
     if phase.name == RECORDING:
         return calls * prompts * pace.per_prompt
+    if phase.name == SENSITIVITY:
+        return phase.calls(calls) * prompts * pace.per_prompt + _probing_seconds(calls, pace)
     quantized = pace.quantized if phase.on_rounded_weights else 0.0
     return calls * (prompts / pace.prompts * (pace.observed + quantized) + pace.grids)
+
+
+def _probing_seconds(calls: int, pace: Pace) -> float:
+    """What sensitivities take beyond denoiser calls: the calls' grids, and the probes' backward passes."""
+    backward = PROBES * (PROBE_PASSES - 1) * MEASURED_PROMPTS * pace.per_prompt
+    return calls * pace.grids + len(probed_calls(calls)) * (len(ACTIVATION_CHOICES) * pace.grids + backward)
 
 
 def _rounding_seconds(job: Job, walk: PipelineWalk, pace: Pace) -> float:

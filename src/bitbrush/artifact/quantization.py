@@ -20,8 +20,8 @@ from bitbrush.artifact.identity import model_digest
 from bitbrush.artifact.schedulers import with_scheduler
 from bitbrush.artifact.work import open_work, require_same_job
 from bitbrush.methods import METHODS
-from bitbrush.methods.method import Job, Outcome
-from bitbrush.methods.recipe import Recipe
+from bitbrush.methods.method import AllocatedBits, Job, Outcome
+from bitbrush.methods.recipe import Recipe, WeightAllocation
 from bitbrush.network.families import family_of
 from bitbrush.network.family import Family
 from bitbrush.network.generic import generic_family
@@ -31,7 +31,7 @@ from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.runtime.reference import ReferenceRuntime
 from bitbrush.timeline.cost import CostLedger, PhaseCost
 from bitbrush.timeline.journal import Journal
-from bitbrush.timeline.plan import average_bits
+from bitbrush.timeline.plan import Relaxation, average_bits
 from bitbrush.timeline.progress import Progress, silent
 from bitbrush.timeline.ranks import ALONE, Ranks, ranks
 from bitbrush.timeline.spool import Spool
@@ -58,8 +58,14 @@ class Quantization:
 
     @property
     def average_activation_bits(self) -> float:
-        """Over all denoiser calls of the plan; the edge layers, which always have 16, not counted."""
-        return average_bits(self.recipe.activations, self.recipe.relax, self.outcome.planned)
+        """Over all denoiser calls of the plan; the edge layers, which always have 16, not counted.
+
+        Where layers differ they count by their multiplications.
+        """
+        if self.outcome.average_activation_bits is not None:
+            return self.outcome.average_activation_bits
+        relax = self.recipe.relax if isinstance(self.recipe.relax, Relaxation) else None
+        return average_bits(self.recipe.activations, relax, self.outcome.planned)
 
     @property
     def rounded(self) -> dict[str, RoundedLayer]:
@@ -169,6 +175,8 @@ def quantization_job(
     shown = progress if ranks.leads else silent
     source = _in_float32(with_scheduler(pipe, recipe.scheduler))
     job = Job(source, family, recipe, batches, shown, CostLedger(), rounded, ranks=ranks)
+    if rounded is not None and recipe.weight_allocation is WeightAllocation.MEASURED:
+        job = replace(job, allocated=AllocatedBits({name: layer.weight.grid.bits for name, layer in rounded.items()}))
     layers = job.calibration.layers  # refuses what the recipe excludes in vain before a folder is made
     if rounded is not None:
         _require_same_layers(rounded, layers)

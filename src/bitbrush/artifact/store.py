@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,16 @@ def read_layer(directory: str | os.PathLike[str], name: str) -> QuantizedLayer:
         raise KeyError(name)
     tensors = load_file(root / manifest["denoiser"]["component"] / WEIGHTS)
     return layer_from_tensors(name, tuple(entry["shape"]), entry["weight_bits"], tensors)
+
+
+def read_layers(directory: str | os.PathLike[str]) -> Iterator[QuantizedLayer]:
+    """All quantized layers of an artifact, in order."""
+    root = Path(directory)
+    manifest = read_manifest(root)
+    tensors = load_file(root / manifest["denoiser"]["component"] / WEIGHTS)
+    for entry in manifest["layers"]:
+        if entry["excluded"] is None:
+            yield layer_from_tensors(entry["name"], tuple(entry["shape"]), entry["weight_bits"], tensors)
 
 
 def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:

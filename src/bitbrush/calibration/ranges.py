@@ -39,15 +39,21 @@ Observations: TypeAlias = dict[float, InputObserver]
 
 @dataclass(frozen=True)
 class ActivationBits:
-    """``normal`` bits, more in the steps of ``relaxation``; the denoiser's edge layers always have 16."""
+    """``normal`` bits, more in the steps of ``relaxation``; the denoiser's edge layers always have 16.
+
+    ``allocated``: by layer name and timestep instead, where bits were measured.
+    """
 
     normal: int
     relaxation: Relaxation | None = None
+    allocated: Mapping[str, Mapping[float, int]] | None = None
 
     def of(self, spec: LayerSpec, timesteps: Sequence[float]) -> dict[float, int]:
         """Bits of a layer's input at every distinct timestep."""
         if spec.edge:
             return dict.fromkeys(timesteps, EDGE_ACTIVATION_BITS)
+        if self.allocated is not None:
+            return dict(self.allocated[spec.name])
         return bits_at(self.normal, self.relaxation, timesteps)
 
 

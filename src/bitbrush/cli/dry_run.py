@@ -40,7 +40,7 @@ def _print_layers(job: "Job", estimate: "Estimate") -> None:
     left: dict[str, list[str]] = defaultdict(list)
     for spec in estimate.specs:
         if spec.excluded is None:
-            groups[KINDS[spec.kind], str(spec.weight_bits), _activation_bits(job, spec)] += 1
+            groups[KINDS[spec.kind], _weight_bits(job, spec), _activation_bits(job, spec)] += 1
         else:
             left[spec.excluded].append(spec.name)
     layers = table("layers", "number", "weight bits", "activation bits")
@@ -57,11 +57,21 @@ def _print_layers(job: "Job", estimate: "Estimate") -> None:
 
 def _activation_bits(job: "Job", spec: "LayerSpec") -> str:
     from bitbrush.network.layers import EDGE_ACTIVATION_BITS
+    from bitbrush.timeline.plan import MeasuredRelaxation
 
     if spec.edge:
         return f"{EDGE_ACTIVATION_BITS} (next to the latents)"
     relax = job.recipe.relax
+    if isinstance(relax, MeasuredRelaxation):
+        return f"measured, {relax.average:g} on average"
     return f"{job.recipe.activations}{f', relaxed {relax}' if relax else ''}"
+
+
+def _weight_bits(job: "Job", spec: "LayerSpec") -> str:
+    from bitbrush.methods.recipe import WeightAllocation
+
+    measured = job.recipe.weight_allocation is WeightAllocation.MEASURED and job.allocated is None and not spec.edge
+    return f"measured, {spec.weight_bits} on average" if measured else str(spec.weight_bits)
 
 
 def _print_phases(estimate: "Estimate", seconds: dict[str, float]) -> None:

@@ -3,6 +3,7 @@
 import difflib
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,14 +23,15 @@ def inspect(
     artifact: Annotated[Path, typer.Argument(metavar="DIR", help="What `bitbrush quantize` made.")],
     layers: Annotated[bool, typer.Option("--layers", help="List every layer and how it is treated.")] = False,
     layer: Annotated[str | None, typer.Option(help="Show the activation range of this layer over the steps.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="With --layer: write that range as an SVG plot.")] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Write an SVG plot of activation bits over the steps; with --layer of its range."),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the manifest, or the layer's ranges, as JSON.")
     ] = False,
 ) -> None:
     """Show what an artifact holds: recipe, bits, sizes, cost, layers, and activation ranges over the steps."""
-    if plot and not layer:
-        raise ValueError(f"--plot {plot} needs --layer NAME: it shows the range of one layer")
     quiet_libraries()
     from bitbrush.artifact.store import verify
 
@@ -43,6 +45,18 @@ def inspect(
         _show_summary(artifact, manifest)
         _show_layers(manifest, executions) if layers else _show_kinds(manifest)
         _show_executions(executions)
+    if plot and not layer:
+        _plot_bits(artifact, manifest, plot)
+
+
+def _plot_bits(artifact: Path, manifest: dict[str, Any], plot: Path) -> None:
+    from bitbrush.artifact.store import read_layers
+    from bitbrush.bench.files import write_whole
+
+    inner = {entry["name"] for entry in manifest["layers"] if not entry["edge"]}
+    schedules = [layer.activations for layer in read_layers(artifact) if layer.name in inner]
+    write_whole(_bits_plot(schedules), plot)
+    out().print(f"plot: {plot}", markup=False)
 
 
 def _executions(artifact: Path, manifest: dict[str, Any]) -> "tuple[Execution, ...]":
@@ -56,12 +70,14 @@ def _executions(artifact: Path, manifest: dict[str, Any]) -> "tuple[Execution, .
 def _show_summary(artifact: Path, manifest: dict[str, Any]) -> None:
     recipe, plan, denoiser = manifest["recipe"], manifest["plan"], manifest["denoiser"]
     size, full = denoiser["bytes"] / 2**20, denoiser["full_precision_bytes"] / 2**20
+    measured = ", weight bits measured by layer" if recipe.get("weight_allocation") == "measured" else ""
     console = out()
     facts = table("artifact", str(artifact))
     facts.columns[1].justify = "left"
     rows = {
         "made of": manifest["base_model"],
-        "method": f"{recipe['method']}, W{recipe['weights']}A{recipe['activations']}, {recipe['rounding']} rounding",
+        "method": f"{recipe['method']}, W{recipe['weights']}A{recipe['activations']}, {recipe['rounding']} rounding"
+        f"{measured}",
         "relaxed steps": f"{recipe['relax']}, {plan['average_activation_bits']:.2f} activation bits on average",
         "ranges": f"weights {recipe['weight_range']}, activations {recipe['activation_range']}",
         "plan": f"{plan['scheduler']}, {recipe['steps']} steps, guidance {recipe['guidance_scale']:g}",
@@ -167,6 +183,21 @@ def _print_ranges(name: str, schedule: "ActivationSchedule") -> None:
 def _bar(ends: tuple[float, float], low: float, high: float, width: int = 30) -> str:
     first, last = (round((end - low) / (high - low) * (width - 1)) for end in ends)
     return " " * first + "━" * (last - first + 1)
+
+
+def _bits_plot(schedules: "Sequence[ActivationSchedule]") -> str:
+    """The most, the mean and the fewest activation bits of the layers at each step."""
+    from bitbrush.bench.plot_scales import Axis
+    from bitbrush.bench.plots import STEP_AXIS, Series, line_plot
+
+    by_step = list(zip(*((grid.bits for grid in one.grids) for one in schedules), strict=True))
+    steps = list(range(len(by_step)))
+    series = [
+        Series("most", steps, [max(bits) for bits in by_step]),
+        Series("mean of the layers", steps, [sum(bits) / len(bits) for bits in by_step]),
+        Series("fewest", steps, [min(bits) for bits in by_step]),
+    ]
+    return line_plot(series, title="activation bits", x_axis=STEP_AXIS, y_axis=Axis("bits"))
 
 
 def _plot(name: str, schedule: "ActivationSchedule") -> str:

@@ -37,11 +37,15 @@ def quantize(
         str, typer.Argument(help="Bundled name (emoji-sd), local pipeline directory, .safetensors, or hub id.")
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Directory for the artifact.")],
-    method: Annotated[str | None, typer.Option(help="pcr (default), one-shot or rtn.")] = None,
+    method: Annotated[str | None, typer.Option(help="pcr (default), best, one-shot or rtn.")] = None,
     weights: Annotated[int | None, typer.Option(help="Weight bits, 2 to 8 [4].")] = None,
     activations: Annotated[int | None, typer.Option(help="Activation bits, 4 to 16 [8].")] = None,
     relax: Annotated[
-        str | None, typer.Option(help="Steps with more activation bits, as fractions: 0.8:1.0@10, or none.")
+        str | None,
+        typer.Option(help="Steps with more activation bits, 0.8:1.0@10; auto:8.2: by measurement, that on average."),
+    ] = None,
+    weight_allocation: Annotated[
+        str | None, typer.Option(help="uniform, or measured: weight bits by layer, --weights on average.")
     ] = None,
     rounding: Annotated[str | None, typer.Option(help="learned (default of pcr) or nearest.")] = None,
     weight_range: Annotated[str | None, typer.Option(help="mse or min-max.")] = None,
@@ -156,8 +160,9 @@ def _recipe(file: Path | None, given: dict[str, Any]) -> "Recipe":
 
 def _announcement(model: str, recipe: "Recipe", processes: int) -> str:
     relax = f", relaxed {recipe.relax}" if recipe.relax else ""
+    measured = ", measured by layer" if recipe.weight_allocation == "measured" else ""
     return (
-        f"{model}: {recipe.method}, {recipe.weights}-bit weights ({recipe.rounding} rounding), "
+        f"{model}: {recipe.method}, {recipe.weights}-bit weights{measured} ({recipe.rounding} rounding), "
         f"{recipe.activations}-bit activations{relax}; {recipe.steps} steps, guidance {recipe.guidance_scale:g}, "
         f"{recipe.num_prompts} prompts{f' shared by {processes} processes' if processes > 1 else ''}"
     )

@@ -1,7 +1,7 @@
 """What a method is: a name, default keys, and the function that carries it out."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
@@ -15,6 +15,7 @@ from bitbrush.network.layers import LayerSpec, QuantizedLayer, layer_specs
 from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.timeline.cost import CostLedger
 from bitbrush.timeline.journal import NO_JOURNAL, Journal
+from bitbrush.timeline.plan import Relaxation
 from bitbrush.timeline.progress import Progress
 from bitbrush.timeline.ranks import ALONE, Ranks
 from bitbrush.timeline.shares import own_pieces
@@ -23,12 +24,25 @@ from bitbrush.timeline.trajectory import PromptBatch
 
 
 @dataclass(frozen=True)
+class AllocatedBits:
+    """Measured bits: of weights by layer name, of activations by layer name and timestep; None: by the recipe's keys.
+
+    ``average``: of activations, over all multiplications of the plan.
+    """
+
+    weights: Mapping[str, int] = field(default_factory=dict)
+    activations: Mapping[str, Mapping[float, int]] | None = None
+    average: float | None = None
+
+
+@dataclass(frozen=True)
 class Job:
     """One quantization: the pipeline (left as it is), the recipe, calibration prompts, and where to report.
 
     ``rounded``: weights to use as they are, from an earlier job with the same weight keys; None to round them.
     ``journal``: where finished pieces of the work are kept; ``spool``: where samples wait meanwhile. ``ranks``: the
-    processes that share it, each with the whole of ``batches`` and its ``own`` share of them.
+    processes that share it, each with the whole of ``batches`` and its ``own`` share of them. ``allocated``: bits that
+    were measured, once they are.
     """
 
     pipe: Any
@@ -41,6 +55,7 @@ class Job:
     journal: Journal = NO_JOURNAL
     spool: Spool = IN_MEMORY
     ranks: Ranks = ALONE
+    allocated: AllocatedBits | None = None
 
     @property
     def own(self) -> tuple[PromptBatch, ...]:
@@ -54,35 +69,49 @@ class Job:
 
     @cached_property  # every weight is looked at
     def specs(self) -> tuple[LayerSpec, ...]:
-        return layer_specs(self.denoiser, self.family, weight_bits=self.recipe.weights, exclude=self.recipe.exclude)
+        specs = layer_specs(self.denoiser, self.family, weight_bits=self.recipe.weights, exclude=self.recipe.exclude)
+        weights = self.allocated.weights if self.allocated else {}
+        return tuple(replace(spec, weight_bits=weights.get(spec.name, spec.weight_bits)) for spec in specs)
 
     @property
     def calibration(self) -> Calibration:
-        bits = ActivationBits(self.recipe.activations, self.recipe.relax)
+        relax, allocated = self.recipe.relax, self.allocated.activations if self.allocated else None
+        relaxation = relax if isinstance(relax, Relaxation) else None
+        bits = ActivationBits(self.recipe.activations, relaxation, allocated)
         return Calibration(self.specs, bits, self.recipe.activation_range)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a method yields: the treatment of every layer, the quantized ones, and the plan's timesteps in order."""
+    """What a method yields: the treatment of every layer, the quantized ones, and the plan's timesteps in order.
+
+    ``average_activation_bits`` of measured ones, None where they follow from the recipe alone.
+    """
 
     specs: tuple[LayerSpec, ...]
     layers: tuple[QuantizedLayer, ...]
     planned: tuple[float, ...]
+    average_activation_bits: float | None = None
 
 
 @dataclass(frozen=True)
 class PlannedPhase:
     """A part of a method's ``run``: its name in the costs, the batches that it runs, and its denoiser calls.
 
-    ``calls_per_step``: of each batch, for every denoiser call that the pipeline itself makes. ``on_rounded_weights``:
-    they run a copy of the denoiser that has these, and its finished steps are kept.
+    ``calls_per_step``: of each batch, for every denoiser call that the pipeline itself makes; ``calls_of``: where they
+    follow from the number of these in another way. ``on_rounded_weights``: they run a copy of the denoiser that has
+    these, and its finished steps are kept.
     """
 
     name: str
     batches: Sequence[PromptBatch] = ()
     calls_per_step: int = 0
     on_rounded_weights: bool = False
+    calls_of: Callable[[int], int] | None = None
+
+    def calls(self, of_pipeline: int) -> int:
+        """Denoiser calls of each batch, where the pipeline itself makes so many."""
+        return self.calls_of(of_pipeline) if self.calls_of else self.calls_per_step * of_pipeline
 
 
 def unprepared(job: Job) -> Job:

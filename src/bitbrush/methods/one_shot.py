@@ -1,12 +1,14 @@
 """Ranges per timestep, all from one pass of the full-precision model: what progressive calibration must beat."""
 
 from bitbrush.calibration.ranges import one_shot_schedules
+from bitbrush.methods.allocation import with_measured_bits
 from bitbrush.methods.method import Job, Method, Outcome
 from bitbrush.methods.recipe import Recipe
 from bitbrush.methods.stages import observe_full_precision, observing_phases, outcome, rounded_weights
 
 
 def run(job: Job) -> Outcome:
+    job = with_measured_bits(job)
     rounded = rounded_weights(job)
     observations = observe_full_precision(job)
     return outcome(job, rounded, one_shot_schedules(job.calibration, observations))

@@ -6,6 +6,7 @@ published procedure are listed where they are made: ``calibration/ranges.py`` an
 """
 
 from bitbrush.calibration.ranges import PROGRESSIVE_CALLS, calibrate_progressively
+from bitbrush.methods.allocation import sensitivity_phases, with_measured_bits
 from bitbrush.methods.method import Job, Method, Outcome, PlannedPhase
 from bitbrush.methods.recipe import Recipe, Rounding
 from bitbrush.methods.stages import outcome, rounded_weights, rounding_phases, with_weights
@@ -17,6 +18,7 @@ PROGRESSIVE = "progressive_calibration"
 
 
 def run(job: Job) -> Outcome:
+    job = with_measured_bits(job)
     rounded = rounded_weights(job)
     denoiser = with_weights(job.denoiser, rounded)
     with (
@@ -31,7 +33,7 @@ def run(job: Job) -> Outcome:
 
 def phases(job: Job) -> tuple[PlannedPhase, ...]:
     progressive = PlannedPhase(PROGRESSIVE, job.own, PROGRESSIVE_CALLS, on_rounded_weights=True)
-    return (*rounding_phases(job), progressive)
+    return (*sensitivity_phases(job), *rounding_phases(job), progressive)
 
 
 def defaults(activations: int) -> Recipe:

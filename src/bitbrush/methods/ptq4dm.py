@@ -7,6 +7,7 @@ fourth-power error, ``mse`` being the paper's.
 
 from bitbrush.calibration.ranges import static_schedules
 from bitbrush.calibration.timestep_sampling import skewed_normal_draws
+from bitbrush.methods.allocation import with_measured_bits
 from bitbrush.methods.method import Job, Method, Outcome, PlannedPhase
 from bitbrush.methods.recipe import Recipe, Rounding
 from bitbrush.methods.stages import (
@@ -20,6 +21,7 @@ from bitbrush.methods.stages import (
 
 def run(job: Job) -> Outcome:
     require_one_range(job)
+    job = with_measured_bits(job)
     rounded = rounded_weights(job)
     observations = observe_full_precision(job)
     counts = skewed_normal_draws(tuple(observations), seed=job.recipe.seed)

@@ -11,7 +11,7 @@ from typing import Any, Self
 from bitbrush.numerics.affine import MAX_BITS
 from bitbrush.numerics.ranges import RangeEstimator
 from bitbrush.numerics.weights import MAX_WEIGHT_BITS, MIN_WEIGHT_BITS, WeightRange
-from bitbrush.timeline.plan import PipelineArgument, Relaxation, SamplingPlan
+from bitbrush.timeline.plan import AUTO, MeasuredRelaxation, PipelineArgument, Relaxation, SamplingPlan
 
 MIN_ACTIVATION_BITS = 4
 DEFAULT_ACTIVATION_BITS = 8
@@ -24,11 +24,22 @@ class Rounding(StrEnum):
     LEARNED = "learned"
 
 
+class WeightAllocation(StrEnum):
+    """How weight bits are given to layers; ``weights`` are their average, by number of weights."""
+
+    UNIFORM = "uniform"
+    """The same for all."""
+    MEASURED = "measured"
+    """From 2 to 8 by measured sensitivity."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Keys of a recipe file, of the command line and of :func:`bitbrush.quantize`, all of the same names.
 
-    ``weights``, ``activations``: bits. ``relax``: ``START:END@BITS`` as fractions of the steps, None for none.
+    ``weights``, ``activations``: bits. ``relax``: ``START:END@BITS`` as fractions of the steps, ``auto:BITS`` for bits
+    of layers and steps by measured sensitivity with that average (instead of ``activations``), None for none.
+    ``weight_allocation``: measured for weight bits of layers by sensitivity, ``weights`` on average.
     ``steps``, ``guidance_scale``, ``scheduler`` (a diffusers class name; None: the pipeline's own) and
     ``pipeline_arguments`` (a table, e.g. ``{height = 768}``, or ``NAME=VALUE`` strings): the sampling plan of the
     calibration. ``exclude``: patterns of layer names left in floating point. ``num_prompts`` calibration
@@ -38,7 +49,8 @@ class Recipe:
     method: str = "pcr"
     weights: int = 4
     activations: int = DEFAULT_ACTIVATION_BITS
-    relax: Relaxation | None = None
+    relax: Relaxation | MeasuredRelaxation | None = None
+    weight_allocation: WeightAllocation = WeightAllocation.UNIFORM
     rounding: Rounding = Rounding.NEAREST
     weight_range: WeightRange = WeightRange.MSE
     activation_range: RangeEstimator = RangeEstimator.L4
@@ -58,7 +70,7 @@ class Recipe:
         _require("num_prompts", self.num_prompts, 1, None)
         _require("batch_size", self.batch_size, 1, None)
         _require("seed", self.seed, 0, None)
-        if self.relax and self.relax.bits <= self.activations:
+        if isinstance(self.relax, Relaxation) and self.relax.bits <= self.activations:
             raise ValueError(
                 f"relax is {self.relax}: {self.relax.bits} bits are no more than the {self.activations} bits of the "
                 "other steps; give more, or leave relax out"
@@ -118,9 +130,11 @@ def _require(key: str, value: Any, low: int, high: int | None) -> None:
 def _parse(key: str, value: Any) -> Any:
     match key:
         case "relax":
-            return None if value in (None, "none") else value if isinstance(value, Relaxation) else _relax(value)
+            return _relax(value)
         case "scheduler":
             return None if value in (None, "own") else str(value)
+        case "weight_allocation":
+            return _choice(key, value, WeightAllocation)
         case "rounding":
             return _choice(key, value, Rounding)
         case "weight_range":
@@ -137,10 +151,16 @@ def _parse(key: str, value: Any) -> Any:
             return value
 
 
-def _relax(value: Any) -> Relaxation:
-    if not isinstance(value, str):
-        raise ValueError(f"relax is {value!r}; expected START:END@BITS, e.g. 0.8:1.0@10, or none")
-    return Relaxation.parse(value)
+def _relax(value: Any) -> Relaxation | MeasuredRelaxation | None:
+    match value:
+        case None | "none":
+            return None
+        case Relaxation() | MeasuredRelaxation():
+            return value
+        case str():
+            return MeasuredRelaxation.parse(value) if value.startswith(AUTO) else Relaxation.parse(value)
+        case _:
+            raise ValueError(f"relax is {value!r}; expected START:END@BITS, e.g. 0.8:1.0@10, auto:BITS, or none")
 
 
 def _patterns(value: Any) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Round-to-nearest: min-max weights, one static min-max activation range per layer for all steps. The floor."""
 
 from bitbrush.calibration.ranges import static_schedules
+from bitbrush.methods.allocation import with_measured_bits
 from bitbrush.methods.method import Job, Method, Outcome, PlannedPhase
 from bitbrush.methods.recipe import Recipe
 from bitbrush.methods.stages import (
@@ -16,6 +17,7 @@ from bitbrush.numerics.weights import WeightRange
 
 def run(job: Job) -> Outcome:
     require_one_range(job)
+    job = with_measured_bits(job)
     rounded = rounded_weights(job)
     observations = observe_full_precision(job)
     return outcome(job, rounded, static_schedules(job.calibration, observations))

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from bitbrush.calibration.channel_extremes import EXTREMES_CALLS, observe_channel_extremes
 from bitbrush.calibration.ranges import static_schedules
+from bitbrush.methods.allocation import with_measured_bits
 from bitbrush.methods.method import Job, Method, Outcome, PlannedPhase
 from bitbrush.methods.recipe import Recipe, Rounding
 from bitbrush.methods.stages import (
@@ -53,6 +54,7 @@ def smoothed(job: Job) -> Job:
 
 def run(job: Job) -> Outcome:
     require_one_range(job)
+    job = with_measured_bits(job)
     rounded = rounded_weights(job)
     return outcome(job, rounded, static_schedules(job.calibration, observe_full_precision(job)))
 

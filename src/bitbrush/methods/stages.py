@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from bitbrush.calibration.ranges import OBSERVING_CALLS, Observations, observe
+from bitbrush.methods.allocation import sensitivity_phases
 from bitbrush.methods.method import Job, Outcome, PlannedPhase
 from bitbrush.methods.recipe import Rounding
 from bitbrush.network.held import hold_rounded, twin
@@ -32,7 +33,7 @@ def rounding_phases(job: Job) -> tuple[PlannedPhase, ...]:
 
 def observing_phases(job: Job) -> tuple[PlannedPhase, ...]:
     """Of a method that rounds the weights and observes full precision."""
-    return (*rounding_phases(job), PlannedPhase(OBSERVATION, job.own, OBSERVING_CALLS))
+    return (*sensitivity_phases(job), *rounding_phases(job), PlannedPhase(OBSERVATION, job.own, OBSERVING_CALLS))
 
 
 def require_one_range(job: Job) -> None:
@@ -97,4 +98,4 @@ def with_weights(denoiser: nn.Module, rounded: Mapping[str, RoundedLayer]) -> nn
 def outcome(job: Job, rounded: Mapping[str, RoundedLayer], schedules: Mapping[str, ActivationSchedule]) -> Outcome:
     layers = tuple(QuantizedLayer(name, layer.weight, layer.bias, schedules[name]) for name, layer in rounded.items())
     planned = planned_timesteps(job.pipe, job.family.component, job.recipe.plan, job.batches[0])
-    return Outcome(job.specs, layers, planned)
+    return Outcome(job.specs, layers, planned, job.allocated.average if job.allocated else None)

@@ -11,6 +11,9 @@ from bitbrush.numerics.affine import MAX_BITS, MIN_BITS
 PipelineArgument: TypeAlias = bool | int | float | str | tuple[bool | int | float | str, ...] | None
 """What an argument of a pipeline's call can be in a recipe."""
 
+LEAST_MEASURED_BITS = 4
+AUTO = "auto:"
+
 
 @dataclass(frozen=True)
 class SamplingPlan:
@@ -74,6 +77,30 @@ class Relaxation:
         count = _round_half_up((self.end - self.start) * len(descending))
         first = min(_round_half_up(self.start * len(descending)), len(descending) - count)
         return frozenset(descending[first : first + count])
+
+
+@dataclass(frozen=True)
+class MeasuredRelaxation:
+    """Bits for each layer at each step, chosen by measured sensitivity: ``average`` over all multiplications."""
+
+    average: float
+
+    def __post_init__(self) -> None:
+        if not LEAST_MEASURED_BITS <= self.average <= MAX_BITS:
+            raise ValueError(
+                f"relax is {self}; measured activation bits are {LEAST_MEASURED_BITS} to {MAX_BITS} on average"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From ``auto:BITS``, e.g. ``auto:8.2``."""
+        try:
+            return cls(float(text.removeprefix(AUTO)))
+        except ValueError as error:
+            raise ValueError(f"relax is {text!r}; expected auto:BITS, e.g. auto:8.2 ({error})") from None
+
+    def __str__(self) -> str:
+        return f"{AUTO}{self.average:g}"
 
 
 def _round_half_up(steps: float) -> int:

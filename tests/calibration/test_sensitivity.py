@@ -1,0 +1,101 @@
+"""Sensitivities of a tiny pipeline: what they count, what they grow with, and what a disturbed call does."""
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from bitbrush.calibration import sensitivity
+from bitbrush.calibration.propagation import Propagation
+from bitbrush.calibration.sensitivity import (
+    ACTIVATION_CHOICES,
+    WEIGHT_CHOICES,
+    Measurement,
+    measure_sensitivities,
+    measured_batch,
+    probed_calls,
+    segments,
+    sensitivity_calls,
+)
+from bitbrush.numerics.ranges import RangeEstimator
+from bitbrush.numerics.weights import WeightRange
+from bitbrush.timeline.cost import CallCounter
+from bitbrush.timeline.plan import SamplingPlan
+from bitbrush.timeline.progress import silent
+from bitbrush.timeline.trajectory import DenoiserCall, prompt_batches
+
+PLAN = SamplingPlan(steps=5)
+BATCH = prompt_batches(("a red cat", "two blue dogs"), 0, 2)[0]
+LAYERS = ("conv_in", "mid_block.attentions.0.proj_in", "mid_block.attentions.0.transformer_blocks.0.attn2.to_k")
+
+
+def measurement(pipe: StableDiffusionPipeline) -> Measurement:
+    return Measurement(pipe, "unet", PLAN, LAYERS, 8, RangeEstimator.L4, WeightRange.MSE)
+
+
+@pytest.fixture(autouse=True)
+def _measure_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sensitivity, "BOUNDS", (0.0, 0.5, 1.0))
+    monkeypatch.setattr(sensitivity, "PROBES", 2)
+
+
+def test_more_bits_err_less_and_every_call_is_counted(tiny_pipe: StableDiffusionPipeline) -> None:
+    calls: list[None] = []
+    tiny_pipe.unet.register_forward_hook(lambda *_: calls.append(None))
+    counter = CallCounter()
+    found = measure_sensitivities(measurement(tiny_pipe), BATCH, silent, counter)
+
+    assert len(calls) == counter.per_batch == sensitivity_calls(6)  # PNDM calls once more than it has steps
+    assert found.inputs.shape == (6, len(LAYERS), len(ACTIVATION_CHOICES))
+    assert found.weights.shape == (len(LAYERS), len(WEIGHT_CHOICES))
+    assert len(found.timesteps) == 6
+    for errors in (found.inputs.sum(0), found.weights):
+        assert (errors[:, 0] > 10 * errors[:, -1]).all()
+        assert (errors > 0).all()
+    assert found.products[0] == 8 * 8 * 8 * 4 * 9 * 2  # pixels, channels out and in, kernel, guidance
+
+
+def test_errors_at_unmeasured_calls_lie_between(
+    tiny_pipe: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sensitivity, "probed_calls", lambda calls: (0, calls - 1))
+    inputs = measure_sensitivities(measurement(tiny_pipe), BATCH, silent, CallCounter()).inputs
+    logarithm = inputs.log()
+    torch.testing.assert_close(logarithm.diff(dim=0), (logarithm[-1] - logarithm[0]).expand(5, -1, -1) / 5)
+
+
+@torch.no_grad()
+def test_a_disturbance_reaches_the_final_latents(tiny_pipe: StableDiffusionPipeline) -> None:
+    def plain(_: int, call: DenoiserCall) -> Any:
+        return call.run(tiny_pipe.unet)
+
+    def noisy(share: float, index: int, call: DenoiserCall) -> Any:
+        (output,) = plain(index, call)
+        noise = share * torch.randn(output.shape, generator=torch.Generator().manual_seed(index))
+        noise[1::2] = 0  # of the second prompt, both halves
+        return (output + noise,)
+
+    propagation = Propagation(tiny_pipe, "unet", PLAN)
+    run = propagation.clean(BATCH, plain)
+    assert len(run.calls) == len(run.outputs) == 6
+    assert propagation.effect(run, range(2, 4), plain, plain).tolist() == [0.0, 0.0]
+    first, second = propagation.effect(run, range(2, 4), partial(noisy, 1e-3), plain).tolist()
+    assert first > 0
+    assert second == 0
+    assert propagation.effect(run, range(2, 4), partial(noisy, 2e-3), plain)[0] == pytest.approx(4 * first, rel=0.2)
+
+
+def test_segments_cover_all_calls_once_and_are_short_at_the_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    for calls in (1, 2, 3, 5, 20, 51, 100):
+        assert [index for segment in segments(calls) for index in segment] == list(range(calls))
+        assert set(probed_calls(calls)) >= {0, calls - 1}
+        assert all(set(probed_calls(calls)) & set(segment) for segment in segments(calls))
+    assert [len(segment) for segment in segments(51)] == [2, 1, 3, 7, 13, 12, 7, 3, 1, 2]
+
+
+def test_prompts_to_measure_with_fit_one_batch() -> None:
+    prompts = tuple(f"{number} cats" for number in range(12))
+    assert [len(measured_batch(prompt_batches(prompts, 0, size)).prompts) for size in (16, 5, 1)] == [8, 5, 1]
