@@ -6,7 +6,13 @@ import sys
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
 from transformers import CLIPModel, CLIPTokenizer
 
 from bitbrush import zoo
@@ -15,6 +21,13 @@ from bitbrush import zoo
 @pytest.fixture(scope="module")
 def pipeline() -> StableDiffusionPipeline:
     pipeline = StableDiffusionPipeline.from_pretrained(zoo.model_path("emoji-sd"))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def sdxl() -> StableDiffusionXLPipeline:
+    pipeline = StableDiffusionXLPipeline.from_pretrained(zoo.model_path("emoji-sdxl"), torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -57,6 +70,40 @@ def test_pipeline_draws_the_background_it_is_asked_for(pipeline: StableDiffusion
     corners = [np.concatenate([image[:6, :6], image[-6:, -6:]]).mean((0, 1)) for image in (blue, yellow)]
     assert corners[0][2] > corners[0][0] + 0.2
     assert corners[1][0] > corners[1][2] + 0.2
+
+
+def test_sdxl_is_sdxl_and_small(sdxl: StableDiffusionXLPipeline) -> None:
+    assert isinstance(sdxl.scheduler, EulerDiscreteScheduler)
+    assert sdxl.config.force_zeros_for_empty_prompt
+    assert sdxl.unet.config.addition_embed_type == "text_time"
+    files = zoo.model_path("emoji-sdxl").rglob("*.safetensors")
+    assert sum(path.stat().st_size for path in files) < 40e6
+
+
+def test_sdxl_draws_the_background_it_is_asked_for(sdxl: StableDiffusionXLPipeline) -> None:
+    prompts = ["a lemon on a blue background", "a lemon on a yellow background"]
+    generators = [torch.Generator().manual_seed(0) for _ in prompts]
+    blue, yellow = sdxl(prompts, num_inference_steps=15, generator=generators, output_type="np").images
+    corners = [np.concatenate([image[:6, :6], image[-6:, -6:]]).mean((0, 1)) for image in (blue, yellow)]
+    assert corners[0][2] > corners[0][0] + 0.2
+    assert corners[1][0] > corners[1][2] + 0.2
+
+
+def test_sdxl_obeys_its_micro_conditions(sdxl: StableDiffusionXLPipeline) -> None:
+    """Pictures of a small original are blurred: their gradients are smaller."""
+    prompts = list(zoo.prompt_set("emoji-sdxl", "coco", "test")[:6])
+
+    def sharpness(**conditions: tuple[int, int]) -> float:
+        generators = [torch.Generator().manual_seed(index) for index in range(len(prompts))]
+        images = sdxl(prompts, num_inference_steps=15, generator=generators, output_type="np", **conditions).images
+        return float(np.abs(np.diff(images, axis=2)).mean())
+
+    assert sharpness(original_size=(20, 20)) < 0.9 * sharpness()
+
+
+def test_both_pipelines_have_the_same_prompts() -> None:
+    assert zoo.prompt_sets("emoji-sdxl") == zoo.prompt_sets("emoji-sd")
+    assert zoo.prompt_set("emoji-sdxl", "sdp", "test") == zoo.prompt_set("emoji-sd", "sdp", "test")
 
 
 def test_text_tower_of_clip_is_the_text_encoder(pipeline: StableDiffusionPipeline, clip: CLIPModel) -> None:
