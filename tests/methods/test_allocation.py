@@ -75,6 +75,12 @@ def test_weights_rounded_before_keep_their_bits(tiny_pipe: StableDiffusionPipeli
     assert weight_bits(again) == weight_bits(made)
 
 
+def test_eight_bits_on_average_are_eight_for_all(tiny_pipe: StableDiffusionPipeline) -> None:
+    made = bitbrush.quantize(tiny_pipe, recipe("one-shot", weights=8, relax="none"), PROMPTS)
+    assert "sensitivity" not in made.costs
+    assert set(weight_bits(made).values()) == {8}
+
+
 def test_measured_once_where_work_is_kept(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
     first = bitbrush.quantize(tiny_pipe, recipe(), PROMPTS, work=tmp_path / "work")
     second = bitbrush.quantize(tiny_pipe, recipe(), PROMPTS, work=tmp_path / "work")

@@ -69,8 +69,10 @@ def _activation_bits(job: "Job", spec: "LayerSpec") -> str:
 
 def _weight_bits(job: "Job", spec: "LayerSpec") -> str:
     from bitbrush.methods.recipe import WeightAllocation
+    from bitbrush.numerics.weights import MAX_WEIGHT_BITS
 
-    measured = job.recipe.weight_allocation is WeightAllocation.MEASURED and job.allocated is None and not spec.edge
+    wanted = job.recipe.weight_allocation is WeightAllocation.MEASURED and job.allocated is None
+    measured = wanted and spec.weight_bits < MAX_WEIGHT_BITS
     return f"measured, {spec.weight_bits} on average" if measured else str(spec.weight_bits)
 
 

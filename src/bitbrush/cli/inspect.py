@@ -70,14 +70,14 @@ def _executions(artifact: Path, manifest: dict[str, Any]) -> "tuple[Execution, .
 def _show_summary(artifact: Path, manifest: dict[str, Any]) -> None:
     recipe, plan, denoiser = manifest["recipe"], manifest["plan"], manifest["denoiser"]
     size, full = denoiser["bytes"] / 2**20, denoiser["full_precision_bytes"] / 2**20
-    measured = ", weight bits measured by layer" if recipe.get("weight_allocation") == "measured" else ""
+    measured = ", measured by layer" if recipe.get("weight_allocation") == "measured" else ""
     console = out()
     facts = table("artifact", str(artifact))
     facts.columns[1].justify = "left"
     rows = {
         "made of": manifest["base_model"],
-        "method": f"{recipe['method']}, W{recipe['weights']}A{recipe['activations']}, {recipe['rounding']} rounding"
-        f"{measured}",
+        "method": f"{recipe['method']}, W{recipe['weights']}A{recipe['activations']}, {recipe['rounding']} rounding",
+        "weight bits": f"{recipe['weights']} on average{measured}",
         "relaxed steps": f"{recipe['relax']}, {plan['average_activation_bits']:.2f} activation bits on average",
         "ranges": f"weights {recipe['weight_range']}, activations {recipe['activation_range']}",
         "plan": f"{plan['scheduler']}, {recipe['steps']} steps, guidance {recipe['guidance_scale']:g}",

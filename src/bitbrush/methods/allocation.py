@@ -34,7 +34,7 @@ SENSITIVITY = "sensitivity"
 
 @dataclass(frozen=True)
 class _Wanted:
-    """The averages for which bits are to be measured; None where the recipe gives them."""
+    """The averages for which bits are to be measured; None where the recipe gives them, as an average of 8 does."""
 
     weights: float | None
     activations: float | None
@@ -42,10 +42,10 @@ class _Wanted:
     @classmethod
     def by(cls, job: Job) -> "_Wanted":
         recipe = job.recipe
-        measured = recipe.weight_allocation is WeightAllocation.MEASURED and job.rounded is None
+        measured = recipe.weight_allocation is WeightAllocation.MEASURED and recipe.weights < WEIGHT_CHOICES[-1]
         relax = recipe.relax
         return cls(
-            float(recipe.weights) if measured else None,
+            float(recipe.weights) if measured and job.rounded is None else None,
             relax.average if isinstance(relax, MeasuredRelaxation) else None,
         )
 
