@@ -16,6 +16,20 @@ LOWER = ["image MSE", "latent MSE", *(f"{name} (emoji-clip)" for name in (
     "Fréchet distance", "KID", "CMMD", "CLIP score change"))]  # fmt: skip
 
 
+LIMITS = {"sd15": 8 * 1024, "sdxl": 16 * 1024}
+"""MiB that quantizing a denoiser of that size may take."""
+
+
+def test_quantizing_large_denoisers_took_no_more_than_a_modest_machine_has() -> None:
+    document = json.loads((RESULTS / "quantize-scale.json").read_text(encoding="utf-8"))
+    assert document["runs"]
+    for key, rows in document["runs"].items():
+        for name, row in rows.items():
+            assert row["peak_mib"] <= LIMITS[key.partition("@")[0]], (key, name)
+            calls = 2 if name.startswith("pcr") else 1
+            assert list(row["calls_per_batch"].values())[-1] == calls * row["steps"], (key, name)
+
+
 @pytest.fixture(scope="module")
 def together() -> dict[str, dict[str, Any]]:
     document = json.loads((RESULTS / "bench-emoji-sd.json").read_text(encoding="utf-8"))

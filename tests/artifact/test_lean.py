@@ -64,7 +64,9 @@ def test_learned_rounding_does_not_notice_either(
 ) -> None:
     tiny_pipe.to(torch.float16).save_pretrained(tmp_path / "model")
     recipe = bitbrush.METHODS["pcr"].recipe({"steps": 3, "num_prompts": 2, **keys})
-    lean = bitbrush.quantize(load_source(tmp_path / "model", spool=Spool(tmp_path)), recipe, PROMPTS, work=tmp_path)
+    lean = bitbrush.quantize(
+        load_source(tmp_path / "model", spool=Spool(tmp_path)), recipe, PROMPTS, work=tmp_path / "work"
+    )
     wide = bitbrush.quantize(load_full_precision(tmp_path / "model"), recipe, PROMPTS)
     assert weights(lean, tmp_path / "a") == weights(wide, tmp_path / "b")
     manifests = [bitbrush.read_manifest(tmp_path / name) for name in "ab"]

@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
 from bitbrush.numerics.weights import QuantizedWeight, WeightRange, round_to_nearest, weight_grid
-from bitbrush.rounding.blocks import BlockCall, BlockInputs
+from bitbrush.rounding.blocks import BlockCall, BlockInputs, Rows
 from bitbrush.rounding.compensation import Compensated
 from bitbrush.rounding.reconstruction import HELD_OUT, reconstruct
 
@@ -39,7 +39,7 @@ def loss(block: nn.Module, weights: Mapping[str, QuantizedWeight], x: Tensor) ->
 
 
 def learn(block: nn.Module, start: Mapping[str, Compensated], inputs: BlockInputs) -> dict[str, QuantizedWeight]:
-    targets = block(inputs.args[0]).detach()
+    targets = block(inputs.args[0][:]).detach()
     return reconstruct(copy.deepcopy(block), start, inputs, targets, Generator().manual_seed(5))
 
 
@@ -61,7 +61,7 @@ def test_clearly_better_on_rows_never_seen(bits: int) -> None:
         block, inputs = block_and_inputs(seed, rows=400)
         start = nearest(block, bits)
         fresh = inputs.args[0][200:]
-        learned = learn(block, start, BlockInputs("", (inputs.args[0][:200],), {}, 200))
+        learned = learn(block, start, BlockInputs("", (Rows((inputs.args[0][:200],)),), {}, 200))
         before = {name: layer.weight for name, layer in start.items()}
         assert loss(block, learned, fresh) < 0.9 * loss(block, before, fresh)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bitbrush.numerics.weights import QuantizedWeight
-from bitbrush.timeline.spool import Spool, release
+from bitbrush.timeline.spool import Spool, is_away, release
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -97,8 +97,9 @@ def in_float32(network: nn.Module) -> nn.Module:
 def put_weights_away(network: nn.Module, spool: Spool) -> None:
     """Every Conv2d and Linear reads its weight from the disk from now on, for each call; the rest becomes float32."""
     for layer in _layers(network):
-        weight = layer.weight.detach()
-        spool.put_away(weight)
+        weight = spool.put_away(layer.weight.detach())
+        if not is_away(weight):
+            weight = weight.clone()  # as part of a checkpoint's mapping it would keep the whole of it
         hold(layer, HeldWeight(partial(_read, weight)))
     network.float()
 
