@@ -29,6 +29,7 @@ def test_the_table_compares_with_the_fastest_half_precision(monkeypatch: pytest.
     document = {
         "machine": {"card": "a card"},
         "conformance": {"summary": "54 passed"},
+        "pictures": {"steps": 20, "psnr": 45.6},
         "limits": {"int8_tera_operations": 1200},
         "runs": {"sdxl": {"batch 2, 128x128": rows}},
         "errors": {"sdxl": 0.0123},
@@ -39,6 +40,7 @@ def test_the_table_compares_with_the_fastest_half_precision(monkeypatch: pytest.
     assert "| eager fp16 | 40.00 | 0.75 | 600 | 1.20 |" in lines
     assert "| torchao int8 dynamic, compiled | No module named 'torchao' |  |  |  |" in lines
     assert lines[-1] == "| 8 | 4 | 9 | 2 | 0.5 | 300.0 | 25% |"
+    assert any("45.6 dB" in line for line in lines)
     assert any("0.012" in line for line in lines)
 
 
@@ -58,5 +60,6 @@ def test_all_of_it_runs_on_a_processor(tmp_path: Path) -> None:
     assert document["conformance"]["passed"]
     rows = document["runs"]["tiny"]["batch 1, 8x8"]
     assert all(rows[name]["seconds"] for name in ("eager bf16", "bitbrush W8A8", "bitbrush W8A8, relaxed step"))
+    assert document["pictures"]["psnr"] > 30
     assert document["errors"]["tiny"] < 0.05
     assert document["rates"]["tiny"]

@@ -1,4 +1,4 @@
-"""Whole pictures of ``emoji-sd`` by a runtime against the reference runtime's: ``python -m gpu.pictures RUNTIME STEPS``.
+"""Whole pictures of ``emoji-sd`` by a runtime against the reference: ``python -m gpu.pictures RUNTIME STEPS``.
 
 Prints the median PSNR in decibels as JSON. One-shot W8A8 with the last fifth of the steps relaxed.
 """
