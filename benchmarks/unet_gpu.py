@@ -48,6 +48,10 @@ def main() -> None:
         print(f"conformance: {document['conformance']['summary']}", flush=True)
         document["limits"] = limits(device)
         _write(document, path)
+    if "psnr" not in document["pictures"]:
+        document["pictures"] = _pictures(device, deadline)
+        print(f"pictures: {document['pictures']}", flush=True)
+        _write(document, path)
     models = DRY if options.dry else {model: HEADLINES[model] for model in options.models}
     for name in DRY_SUBJECTS if options.dry else options.subjects:
         for model, cases in models.items():
@@ -69,6 +73,7 @@ def _begun(path: Path, card: str) -> dict[str, Any]:
         "machine": machine,
         "versions": versions,
         "conformance": conformance,
+        "pictures": {},
         "limits": {},
         "runs": {},
         "errors": {},
@@ -82,7 +87,9 @@ def _conformance(device: torch.device, deadline: float) -> dict[str, Any]:
     which = [] if on_card else ["-k", "halves or nibbles_take"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/runtime/cuda", *which]
     environment = _environment() | {"TRITON_INTERPRET": "0" if on_card else "1"}
-    seconds = max(LEAST_SECONDS, (deadline - time.monotonic()) / 2)
+    seconds = (deadline - time.monotonic()) / 2
+    if seconds < LEAST_SECONDS:
+        return {"passed": False, "summary": "not run: out of time"}
     try:
         done = subprocess.run(
             command, cwd=HERE.parent, env=environment, capture_output=True, text=True, check=False, timeout=seconds
@@ -91,6 +98,24 @@ def _conformance(device: torch.device, deadline: float) -> dict[str, Any]:
         return {"passed": False, "summary": f"not ended after {seconds:.0f} s"}
     lines = [line for line in done.stdout.splitlines() if line.strip()] or done.stderr.splitlines() or ["no output"]
     return {"passed": done.returncode == 0, "summary": lines[-1], "failures": [x for x in lines if "FAILED" in x]}
+
+
+def _pictures(device: torch.device, deadline: float) -> dict[str, Any]:
+    """How near whole pictures are to the reference runtime's; in the dry run the processor's own runtime makes them."""
+    runtime, steps = ("cuda", "20") if device.type == "cuda" else ("auto", "2")
+    left = deadline - time.monotonic()
+    if left < LEAST_SECONDS:
+        return {"error": "not made: out of time"}
+    command = [sys.executable, "-m", "gpu.pictures", runtime, steps]
+    environment = {name: value for name, value in _environment().items() if name != "TRITON_INTERPRET"}
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=left / 3)
+    except subprocess.TimeoutExpired:
+        return {"error": f"not ended after {left / 3:.0f} s"}
+    if done.returncode:
+        return {"error": (done.stderr.strip().splitlines() or ["no message"])[-1][:200]}
+    made: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return made
 
 
 def _measure(

@@ -13,6 +13,11 @@ def table(document: dict[str, Any]) -> str:
     """Per case: median milliseconds, how many times as fast as the fastest half-precision row and what share of its
     memory; then the slowest products with their share of the card's own rate."""
     lines = [f"GPU: {document['machine']['card']}; conformance: {document['conformance']['summary']}"]
+    pictures = document["pictures"]
+    if "psnr" in pictures:
+        lines.append(f"Pictures to the reference runtime's, {pictures['steps']} steps: {pictures['psnr']} dB (median)")
+    elif "error" in pictures:
+        lines.append(f"Pictures: {pictures['error']}")
     for model, cases in document["runs"].items():
         for case, rows in cases.items():
             lines += ["", f"{model}, {case}:", "", *_grid(_HEAD, _rows(rows))]

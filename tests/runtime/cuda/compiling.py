@@ -1,4 +1,4 @@
-"""Compiles the kernels for a card that isn't there: ``python compiling.py 90`` (compute capability), a JSON line each.
+"""Compiles the kernels for a card that is not there: ``python compiling.py 90`` (a compute capability); JSON lines.
 
 Stands in for the driver and compiles what would be launched, as it would be launched at the shapes of SDXL.
 """

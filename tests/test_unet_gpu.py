@@ -1,0 +1,65 @@
+"""The one command for a card: what it makes of results, of too little time, and of a machine without a card."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, str(BENCHMARKS / "unet_gpu.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_table_compares_with_the_fastest_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from gpu.table import table
+
+    rows = {
+        "bitbrush W8A8": {"seconds": [0.02, 0.01, 0.5], "peak_mib": 300},
+        "eager fp16": {"seconds": [0.04, 0.04, 0.04], "peak_mib": 600},
+        "graph fp16, channels-last": {"seconds": [0.03, 0.03, 0.03], "peak_mib": 500},
+        "torchao int8 dynamic, compiled": {"error": "No module named 'torchao'"},
+    }
+    rate = {"pixels": 8, "filters": 4, "products": 9, "count": 2, "milliseconds": 0.5, "tera_operations": 300.0}
+    document = {
+        "machine": {"card": "a card"},
+        "conformance": {"summary": "54 passed"},
+        "pictures": {"steps": 20, "psnr": 45.6},
+        "limits": {"int8_tera_operations": 1200},
+        "runs": {"sdxl": {"batch 2, 128x128": rows}},
+        "errors": {"sdxl": 0.0123},
+        "rates": {"sdxl": [rate]},
+    }
+    lines = table(document).splitlines()
+    assert "| bitbrush W8A8 | 20.00 | 1.50 | 300 | 0.60 |" in lines
+    assert "| eager fp16 | 40.00 | 0.75 | 600 | 1.20 |" in lines
+    assert "| torchao int8 dynamic, compiled | No module named 'torchao' |  |  |  |" in lines
+    assert lines[-1] == "| 8 | 4 | 9 | 2 | 0.5 | 300.0 | 25% |"
+    assert any("45.6 dB" in line for line in lines)
+    assert any("0.012" in line for line in lines)
+
+
+def test_without_time_every_row_says_so(tmp_path: Path) -> None:
+    done = run("--dry", "--budget", "0.01", "--output", str(tmp_path))
+    document = json.loads((tmp_path / "gpu-dry-run.json").read_text(encoding="utf-8"))
+    assert "out of time" in str(document["runs"]["tiny"])
+    assert "out of time" in (tmp_path / "gpu-dry-run.md").read_text(encoding="utf-8")
+    assert (done.returncode == 0) is document["conformance"]["passed"]  # a suite that was not passed is no success
+
+
+@pytest.mark.slow
+def test_all_of_it_runs_on_a_processor(tmp_path: Path) -> None:
+    done = run("--dry", "--budget", "280", "--output", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    document = json.loads((tmp_path / "gpu-dry-run.json").read_text(encoding="utf-8"))
+    assert document["conformance"]["passed"]
+    rows = document["runs"]["tiny"]["batch 1, 8x8"]
+    assert all(rows[name]["seconds"] for name in ("eager bf16", "bitbrush W8A8", "bitbrush W8A8, relaxed step"))
+    assert document["pictures"]["psnr"] > 30
+    assert document["errors"]["tiny"] < 0.05
+    assert document["rates"]["tiny"]
