@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bitbrush.bench.ranks import ranks
 from torch import nn
 
 import bitbrush
@@ -20,6 +19,7 @@ from bitbrush.network.families import family_of
 from bitbrush.rounding.blocks import reconstruction_blocks
 from bitbrush.runtime.choose import runtime_named
 from bitbrush.timeline.progress import silent
+from bitbrush.timeline.ranks import ranks
 from bitbrush.timeline.trajectory import prompt_batches
 from tests.artifact.pipelines import CASES, generated, pipeline, quantized
 

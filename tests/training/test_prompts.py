@@ -12,7 +12,7 @@ from training.emoji.__main__ import app
 from training.emoji.prompts import PROMPT_FILES, scenes_by_file
 from training.emoji.scenes import COLOURS, OBJECTS, Position
 
-SHIPPED = Path(zoo.__file__).parent / "prompts" / "emoji-sd"
+SHIPPED = Path(zoo.__file__).parent / "prompts" / "emoji"
 _OBJECT = re.compile(r"\b(" + "|".join(sorted(OBJECTS, key=len, reverse=True)) + r")\b")
 _COLOUR = re.compile(r"\b(" + "|".join(COLOURS) + r")\b")
 

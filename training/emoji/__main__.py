@@ -121,7 +121,7 @@ def denoiser(
         size.recipe.denoiser,
         load_tokenizer(out / "tokenizer"),
         CLIPTextModel.from_pretrained(assembly.finished(out, clip_stage.STAGE), dtype=torch.float32),
-        AutoencoderKL.from_pretrained(assembly.finished(out, vae_stage.STAGE), torch_dtype=torch.float32),
+        AutoencoderKL.from_pretrained(assembly.finished(out, vae_stage.STAGE), dtype=torch.float32),
         _load_sprites(out),
         run,
     )
@@ -160,8 +160,8 @@ def denoiser_xl(
         size.recipe.denoiser_xl,
         load_tokenizer(out / "tokenizer"),
         assembly.load_towers(out),
-        AutoencoderKL.from_pretrained(assembly.finished(out, vae_stage.STAGE), torch_dtype=torch.float32),
-        UNet2DConditionModel.from_pretrained(assembly.finished(out, denoiser_stage.STAGE), torch_dtype=torch.float32),
+        AutoencoderKL.from_pretrained(assembly.finished(out, vae_stage.STAGE), dtype=torch.float32),
+        UNet2DConditionModel.from_pretrained(assembly.finished(out, denoiser_stage.STAGE), dtype=torch.float32),
         _load_sprites(out),
         run,
     )
