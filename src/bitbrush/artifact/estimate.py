@@ -31,11 +31,13 @@ SEARCH_COPIES = 6
 """Of the largest weight, while its range is searched."""
 GRAPH_COPIES = 2
 """Of all layers' inputs and outputs: what a denoiser call keeps for its backward pass."""
-HOLES = 1.3
+HOLES = 2.0
 """What the process takes for each byte of tensors in learned rounding: freed ones leave holes that stay its own.
 
-On emoji-sd they are half of what is live; of larger networks less, as large buffers go back to the system.
+Set by one run, of emoji-sd; of larger networks there should be fewer, as large buffers go back to the system.
 """
+MAPPED = 1 << 30
+"""Of what waits on the disk so many bytes at most are counted as resident: what was looked at and is not yet let go."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,10 @@ class _Memory:
             return self.integers + search
         prompts = max(len(batch.prompts) for batch in sample_batches(self._job.batches))
         learning = rounding_bytes(self._job.denoiser, self._blocks, self._walk.footprint, prompts)
-        return int(self.integers + HOLES * max(learning, search))
+        return int(self.integers + HOLES * max(learning, search) + min(self._spooled(), MAPPED))
+
+    def _spooled(self) -> int:
+        return sum(sample_bytes(self._job, self._walk)) + self.spooled
 
     @property
     def spooled(self) -> int:

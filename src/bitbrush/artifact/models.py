@@ -1,6 +1,7 @@
 """Full-precision pipelines by bundled name, local directory, hub id, or single file."""
 
 import gc
+import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,9 @@ from bitbrush.timeline.spool import Spool
 from bitbrush.zoo import MODELS, model_path
 
 SINGLE_FILE = ".safetensors"
+LARGE = 256 << 20
+"""Bytes of a checkpoint from which on freed memory goes back to the system at once: what is given back must be paged in
+again. On emoji-sd it took a third of the time and saved 380 MiB."""
 
 
 class UnknownModelError(ValueError):
@@ -74,7 +78,8 @@ def load_source(
     """
     options = options or ModelOptions()
     source = find_model(model, options)
-    return_freed_memory()  # before anything large is made: the heap would keep its size
+    if _bytes_on_disk(source) >= LARGE:
+        return_freed_memory()  # before anything large is made: the heap would keep its size
     if options.loras:
         pipe = load_full_precision(model, options)
     elif source.endswith(SINGLE_FILE):
@@ -88,6 +93,15 @@ def load_source(
             part.float()
     gc.collect()  # what loads a checkpoint leaves cycles behind, and its files mapped through them
     return _finished(pipe, replace(options, loras=()))
+
+
+def _bytes_on_disk(source: str) -> float:
+    """Of a local model's weights; of one that is not here yet nothing is known, and the most assumed."""
+    path = Path(source)
+    if path.is_file():
+        return path.stat().st_size
+    files = [file for name in DENOISERS for file in (path / name).glob(f"*{SINGLE_FILE}")]
+    return sum(file.stat().st_size for file in files) if path.is_dir() else math.inf
 
 
 def _finished(pipe: DiffusionPipeline, options: ModelOptions) -> DiffusionPipeline:
