@@ -1,11 +1,8 @@
 """Draws of timesteps have the distributions that their papers name."""
 
-from collections import Counter
-
 import numpy as np
-import pytest
 
-from bitbrush.calibration.timestep_sampling import evenly_spaced, skewed_normal_draws
+from bitbrush.calibration.timestep_sampling import skewed_normal_draws
 
 TIMESTEPS = tuple(float(t) for t in range(981, 0, -20))
 
@@ -27,13 +24,3 @@ def test_more_draws_lie_near_x0_than_near_noise() -> None:
     near_x0 = sum(count for t, count in counts.items() if t < middle)
     assert 0.53 < near_x0 / counts.total() < 0.63
     assert counts == skewed_normal_draws(TIMESTEPS, seed=0) != skewed_normal_draws(TIMESTEPS, seed=1)
-
-
-@pytest.mark.parametrize(("steps", "every", "chosen"), [(6, 2, 3), (7, 3, 2), (1, 2, 1)])
-def test_evenly_spaced_steps(steps: int, every: int, chosen: int) -> None:
-    timesteps = tuple(float(t) for t in range(steps, 0, -1))
-    counts = evenly_spaced(timesteps, every=every)
-    assert counts.total() == len(counts) == chosen
-    gaps = {a - b for a, b in zip(counts, list(counts)[1:], strict=False)}
-    assert gaps <= {every}
-    assert isinstance(counts, Counter)

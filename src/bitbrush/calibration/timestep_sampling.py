@@ -29,12 +29,3 @@ def skewed_normal_draws(timesteps: Sequence[float], *, seed: int, draws: int = D
         drawn = (SKEWED_MEAN + 0.5 * torch.randn(missing, generator=generator, dtype=torch.float64)) * most
         counts.update(known[nearest(known, t)] for t in drawn.tolist() if 0 <= t <= most)
     return counts
-
-
-def evenly_spaced(timesteps: Sequence[float], *, every: int) -> Counter[float]:
-    """Every ``every``-th of the ``timesteps`` once, the last of each group.
-
-    Q-Diffusion's calibration set (arXiv 2302.04304, section 3.2): inputs at a fixed interval over all steps.
-    """
-    chosen = list(timesteps[every - 1 :: every]) or [timesteps[-1]]
-    return Counter(chosen)

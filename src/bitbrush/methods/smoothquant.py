@@ -9,17 +9,9 @@ import copy
 from dataclasses import replace
 
 from bitbrush.calibration.channel_extremes import EXTREMES_CALLS, observe_channel_extremes
-from bitbrush.calibration.ranges import static_schedules
-from bitbrush.methods.allocation import with_measured_bits
-from bitbrush.methods.method import Job, Method, Outcome, PlannedPhase
+from bitbrush.methods.method import Job, Method, PlannedPhase
 from bitbrush.methods.recipe import Recipe, Rounding
-from bitbrush.methods.stages import (
-    observe_full_precision,
-    observing_phases,
-    outcome,
-    require_one_range,
-    rounded_weights,
-)
+from bitbrush.methods.stages import one_range_phases, require_one_range, with_one_range
 from bitbrush.network.held import twin
 from bitbrush.network.smoothing import smooth_, smoothable_inputs
 from bitbrush.timeline.trajectory import carried
@@ -52,20 +44,12 @@ def smoothed(job: Job) -> Job:
     return replace(job, pipe=pipe)
 
 
-def run(job: Job) -> Outcome:
-    require_one_range(job)
-    job = with_measured_bits(job)
-    rounded = rounded_weights(job)
-    return outcome(job, rounded, static_schedules(job.calibration, observe_full_precision(job)))
-
-
 def phases(job: Job) -> tuple[PlannedPhase, ...]:
-    require_one_range(job)
-    return (PlannedPhase(SMOOTHING, job.own, EXTREMES_CALLS), *observing_phases(job))
+    return (PlannedPhase(SMOOTHING, job.own, EXTREMES_CALLS), *one_range_phases(job))
 
 
 def defaults(activations: int) -> Recipe:
     return Recipe(method="smoothquant", activations=activations, rounding=Rounding.LEARNED)
 
 
-SMOOTHQUANT = Method("smoothquant", defaults, run, phases, prepare=smoothed)
+SMOOTHQUANT = Method("smoothquant", defaults, with_one_range, phases, prepare=smoothed)

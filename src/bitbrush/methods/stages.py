@@ -1,11 +1,11 @@
 """The stages that several methods share."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
-from bitbrush.calibration.ranges import OBSERVING_CALLS, Observations, observe
-from bitbrush.methods.allocation import sensitivity_phases
+from bitbrush.calibration.ranges import OBSERVING_CALLS, Observations, observe, static_schedules
+from bitbrush.methods.allocation import sensitivity_phases, with_measured_bits
 from bitbrush.methods.method import Job, Outcome, PlannedPhase
 from bitbrush.methods.recipe import Rounding
 from bitbrush.network.held import hold_rounded, twin
@@ -42,6 +42,24 @@ def require_one_range(job: Job) -> None:
         raise ValueError(
             f"relax is {job.recipe.relax}, but {job.recipe.method} has one range for all steps; use pcr or one-shot"
         )
+
+
+def with_one_range(job: Job, counts: Callable[[Sequence[float]], Mapping[float, int]] | None = None) -> Outcome:
+    """Rounds the weights, and finds one range per layer for all steps on one pass of full precision.
+
+    ``counts``: from the timesteps, in order, to how many times each counts; None: all once.
+    """
+    require_one_range(job)
+    job = with_measured_bits(job)
+    rounded, observations = rounded_weights(job), observe_full_precision(job)
+    chosen = None if counts is None else counts(tuple(observations))
+    return outcome(job, rounded, static_schedules(job.calibration, observations, chosen))
+
+
+def one_range_phases(job: Job) -> tuple[PlannedPhase, ...]:
+    """Of :func:`with_one_range`."""
+    require_one_range(job)
+    return observing_phases(job)
 
 
 def rounded_weights(job: Job) -> Mapping[str, RoundedLayer]:
