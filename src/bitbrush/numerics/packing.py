@@ -14,6 +14,9 @@ def pack(x_q: Tensor, bits: int) -> Tensor:
         return x_q.reshape(-1).clone()
     if x_q.numel() and int(x_q.max()) >> bits:
         raise ValueError(f"value {int(x_q.max())} does not fit into {bits} bits")
+    if bits == 4:  # what large models have: no eight bytes for each of theirs in between
+        pairs = torch.nn.functional.pad(x_q.reshape(-1), (0, x_q.numel() % 2)).view(-1, 2)
+        return pairs[:, 0] | (pairs[:, 1] << 4)
     planes = (x_q.reshape(-1, 1) >> torch.arange(bits, dtype=torch.uint8)) & 1
     stream = planes.reshape(-1)
     stream = torch.nn.functional.pad(stream, (0, -stream.numel() % 8)).view(-1, 8)
@@ -30,7 +33,7 @@ def unpack(packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
         raise ValueError(f"{packed.numel()} bytes hold no {shape} of {bits} bits; {expected} are needed")
     if bits == 8:
         return packed.clone().view(shape)
-    if bits == 4:  # what large models have: no eight bytes for each of theirs in between
+    if bits == 4:
         return torch.stack((packed & 15, packed >> 4), dim=1).view(-1)[:count].reshape(shape)
     stream = (packed.view(-1, 1) >> torch.arange(8, dtype=torch.uint8)) & 1
     planes = stream.reshape(-1)[: count * bits].view(-1, bits)
