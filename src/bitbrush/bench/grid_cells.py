@@ -65,7 +65,9 @@ def write_cell(cell: GridCell | FailedCell, path: Path) -> None:
             for name, one in (("artifact", cell.artifact), ("recalibrated", cell.recalibrated)):
                 if one is not None:
                     arrays |= {f"{name}.{key}": value for key, value in vars(one).items()}
-    write_whole(save(arrays, metadata={"cell": json.dumps(metadata)}), path)
+    # In memory a picture's channels may come first; safetensors writes what lies there.
+    laid_out = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    write_whole(save(laid_out, metadata={"cell": json.dumps(metadata)}), path)
 
 
 def read_cell(planned: GridPlan, path: Path, *, is_calibrated: bool) -> GridCell | FailedCell:
