@@ -112,6 +112,17 @@ def test_manifest_says_what_was_done(quantization: Quantization, saved: Path) ->
     assert set(manifest["versions"]) == {"python", "bitbrush", "torch", "diffusers", "transformers"}
 
 
+@pytest.mark.parametrize("method", bitbrush.METHODS)
+def test_an_artifact_belongs_to_the_model_that_was_given(
+    tiny_pipe: StableDiffusionPipeline, tmp_path: Path, method: str
+) -> None:
+    """Whatever the method made of it before: that is what comparing asks for."""
+    keys = {"steps": 1, "num_prompts": 2, "batch_size": 2, "rounding": "nearest"}
+    made = bitbrush.quantize(tiny_pipe, bitbrush.METHODS[method].recipe(keys), ["a cat", "a dog"])
+    manifest = read_manifest(save(made, tmp_path / "artifact", base_model="tiny"))
+    assert manifest["base_model_digest"] == model_digest(tiny_pipe)
+
+
 def test_manifest_says_what_it_cost(quantization: Quantization, saved: Path) -> None:
     manifest = read_manifest(saved)
     cost = manifest["cost"]

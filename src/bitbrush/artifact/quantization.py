@@ -42,7 +42,8 @@ from bitbrush.timeline.trajectory import prompt_batches
 class Quantization:
     """A quantized pipeline in memory. ``source``: full precision with the recipe's scheduler; ``costs`` by phase.
 
-    The source's denoiser computes what the given one does, but a method may have rescaled its channels.
+    Where the method has rescaled the denoiser's channels, ``source`` has the rescaled ones and ``original`` is the
+    pipeline that was given; None where both are the same.
 
     ``recalibrated``: ``manifest`` and ``digest`` of the artifact whose weights these are, if they were not rounded
     here; ``source`` then has those weights. ``processes``: how many shared the work; ``costs`` are this one's.
@@ -55,6 +56,7 @@ class Quantization:
     costs: dict[str, PhaseCost]
     recalibrated: Mapping[str, Any] | None = None
     processes: int = 1
+    original: DiffusionPipeline | None = None
 
     @property
     def average_activation_bits(self) -> float:
@@ -132,7 +134,9 @@ def carry_out(job: Job, work: Path | None = None) -> Quantization:
         first = open_work(work, job, model_digest(job.pipe)) if job.ranks.leads else Journal(None, job.ranks)
         job = replace(job, journal=first)
     job = replace(job, spool=Spool(work or Path(tempfile.gettempdir())))
-    return run_method(METHODS[job.recipe.method].prepare(job))
+    prepared = METHODS[job.recipe.method].prepare(job)
+    made = run_method(prepared)
+    return made if prepared is job else replace(made, original=job.pipe)
 
 
 def run_method(job: Job) -> Quantization:

@@ -223,7 +223,7 @@ def _origin(quantization: Quantization, base_model: str | None, options: ModelOp
         raise ValueError("base_model is needed: the name, folder or hub id of the full-precision pipeline")
     return {
         "base_model": base_model,
-        "base_model_digest": model_digest(quantization.source),
+        "base_model_digest": model_digest(quantization.original or quantization.source),
         "base_model_options": options.facts(),
     }
 

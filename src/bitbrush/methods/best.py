@@ -1,7 +1,7 @@
 """The best combination found: PCR's stages, with bits of layers and steps by measured sensitivity.
 
 At the averages of ``pcr`` with the same keys: as many weight bits, and its relaxed fifth's two bits more given out over
-all steps and layers. docs/methods.md tells of the measurement, docs/results.md what it is worth.
+all steps and layers. docs/methods.md tells of the measurement and what it is worth.
 """
 
 from bitbrush.methods import pcr
