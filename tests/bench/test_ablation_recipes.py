@@ -2,6 +2,7 @@
 
 import pytest
 
+from bitbrush.bench.ablation import folder
 from bitbrush.bench.ablation.folder import weights_key
 from bitbrush.bench.ablation.recipes import Bits, NamedRecipe, given_keys, settings
 from bitbrush.methods import METHODS
@@ -76,3 +77,10 @@ def test_weights_do_not_depend_on_activation_bits_unless_measured() -> None:
     assert weights_key(at("pcr", "W4A8")) != weights_key(at("pcr", "W8A8"))
     assert weights_key(at("best", "W4A8")) != weights_key(at("best", "W4A4"))
     assert weights_key(at("smoothquant")) is None  # has rescaled them
+
+
+def test_weights_are_shared_by_known_keys_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = tuple(key for key in folder.OF_WEIGHTS if key != "exclude")
+    monkeypatch.setattr(folder, "OF_WEIGHTS", known)  # as if a later version had added it
+    assert weights_key(at("pcr exclude=conv")) is None
+    assert weights_key(at("pcr")) is not None

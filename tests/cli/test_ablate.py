@@ -95,12 +95,14 @@ def test_recipes_by_bits_under_one_protocol(results: dict[str, Any]) -> None:
         geometric = one["figures"]["all prompt sets"]["latent_mse_geometric"]["mean"]
         assert geometric == pytest.approx(np.exp(np.log(errors).mean()), rel=1e-3)
         if name == "pcr":
-            assert not one["ratios"]
+            assert not one["against"]
             continue
-        ratio = one["ratios"]["all prompt sets"]
-        assert ratio["of_means"]["mean"] == pytest.approx(errors.mean() / other.mean(), rel=1e-3)
+        ratio = one["against"]["all prompt sets"]
+        assert ratio["latent_mse_ratio"]["mean"] == pytest.approx(errors.mean() / other.mean(), rel=1e-3)
+        levels = [one["figures"]["all prompt sets"]["psnr"]["mean"] for one in (found[bits, "pcr"], one)]
+        assert ratio["psnr_difference"]["mean"] == pytest.approx(levels[1] - levels[0])
         expected = np.exp(np.log(errors).mean() - np.log(other).mean())
-        assert ratio["of_geometric_means"]["mean"] == pytest.approx(expected, rel=1e-3)
+        assert ratio["geometric_ratio"]["mean"] == pytest.approx(expected, rel=1e-3)
     assert found["W4A6", "pcr"]["activation_bits"] > 6  # the relaxed steps'
     assert found["W4A6", "rtn"]["activation_bits"] == 6
     assert (
@@ -122,6 +124,20 @@ def test_the_tables_follow_from_the_results(whole: Path, results: dict[str, Any]
     levels = [float(row[1].split()[0]) for row in rows[:-1]]
     assert levels == sorted(levels, reverse=True)
     assert rows[-1][0] == "| another seed"
+
+
+def test_one_page_with_every_recipes_picture_of_the_same_noise(whole: Path, results: dict[str, Any]) -> None:
+    page = (whole / "report.html").read_text(encoding="utf-8")
+    recipes = len(results["recipes"])
+    assert page.count("<img ") == 2 * 2 * 3 * (1 + recipes)  # bit settings, sets, prompts of each
+    first = max(
+        cells(results).items(),
+        key=lambda one: (one[0][0] == "W8A8", one[1]["figures"]["all prompt sets"]["psnr"]["mean"]),
+    )
+    assert f"Nearest to full precision: {first[0][1]} at W8A8" in page
+    assert page.count("<svg ") == 1 + 2
+    assert len(list((whole / "plots").glob("*.svg"))) == 3
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "").replace("http-equiv", "")
 
 
 def test_a_section_of_a_longer_file(
@@ -211,7 +227,7 @@ def test_a_recipe_that_fails_does_not_end_the_others(
     results = json.loads((tmp_path / "a" / "results.json").read_text(encoding="utf-8"))
     assert [one["problem"] is None for one in results["cells"]] == [False, True]
     assert results["against"] == "broken"
-    assert not cells(results)["W8A8", "rtn"]["ratios"]
+    assert not cells(results)["W8A8", "rtn"]["against"]
     assert "Failed. broken: relax is" in (tmp_path / "a" / "ablation.md").read_text(encoding="utf-8")
     again = invoke(tmp_path / "a", *given)
     assert again.exit_code == 1

@@ -166,9 +166,10 @@ def _announcement(model: str, compared: "Sequence[Setting]", pictures: int, sets
 def _print(document: dict[str, Any]) -> None:
     from bitbrush.bench.ablation.tables import bits_tables
 
+    columns = {0: "PSNR, dB", 1: "median", 2: "latent MSE", 4: f"less\n{document['against']}'s", 5: "times\nits MSE"}
     for one in bits_tables(document):
-        shown_figures = table(one.name, "PSNR, dB", "median", "latent MSE", "geometric", f"× {document['against']}'s")
+        shown_figures = table(one.name, *columns.values())
         for row in one.rows:
-            shown_figures.add_row(row.name, *("\n".join(cell) if cell else "-" for cell in row.cells[:5]))
+            shown_figures.add_row(row.name, *("\n".join(row.cells[at] or "-") for at in columns))
         out().print(shown_figures)
         out().print()

@@ -40,11 +40,16 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Ratios:
-    """The latent MSE as a multiple of another recipe's on the same pictures."""
+class Against:
+    """Beside another recipe's figures of the same pictures.
 
-    of_means: Interval
-    of_geometric_means: Interval
+    ``psnr_difference``: this one's less the other's; the latent MSE as a multiple of the other's, by means and by
+    geometric means, None where a pair is exactly alike.
+    """
+
+    psnr_difference: Interval
+    latent_mse_ratio: Interval | None
+    geometric_ratio: Interval | None
 
 
 def by_set(sets: Mapping[str, SetValues]) -> dict[str, Paired]:
@@ -73,12 +78,14 @@ def figures(own: Paired, full_clip: NDArray[np.float64]) -> Figures:
     )
 
 
-def ratios(other: Paired, own: Paired) -> Ratios | None:
-    """``own`` as a multiple of ``other``; None where a pair is exactly alike, and a ratio has no meaning."""
+def against(other: Paired, own: Paired) -> Against:
     first, second = other["latent_mse"], own["latent_mse"]
-    if min(first.min(), second.min()) <= 0:
-        return None
-    return Ratios(bootstrap_ratio(first, second), _exponential(bootstrap_difference(np.log(first), np.log(second))))
+    apart = min(first.min(), second.min()) > 0
+    return Against(
+        psnr_difference=bootstrap_difference(other["psnr"], own["psnr"]),
+        latent_mse_ratio=bootstrap_ratio(first, second) if apart else None,
+        geometric_ratio=_exponential(bootstrap_difference(np.log(first), np.log(second))) if apart else None,
+    )
 
 
 def gap(sets: Mapping[str, Paired], domains: Mapping[str, Domain]) -> Interval | None:

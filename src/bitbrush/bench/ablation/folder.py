@@ -25,8 +25,13 @@ KNOWN = (FINGERPRINT, CELLS, ARTIFACTS, REFERENCE, RESULTS, REPORT, MARKDOWN, PL
 
 ALIKE = ("rtn", "one-shot", "pcr", "best", "ptq4dm")
 """Methods that round the same weights where their keys are the same; of any other they are its own."""
-OF_ACTIVATIONS = ("method", "relax", "activation_range", "activations")
-"""Keys that decide nothing about these methods' weights, the last two as far as no bits are measured."""
+OF_WEIGHTS = (
+    *("weights", "weight_allocation", "rounding", "weight_range", "exclude", "num_prompts", "batch_size", "seed"),
+    *("steps", "guidance_scale", "scheduler", "pipeline_arguments"),
+)
+OF_ACTIVATIONS = ("activation_range", "activations")
+"""Keys that decide nothing about these methods' weights, unless bits are measured."""
+OF_NEITHER = ("method", "relax")
 
 
 @dataclass(frozen=True)
@@ -124,10 +129,13 @@ def weights_key(recipe: Recipe) -> str | None:
     """The same for recipes with the same integers as weights; None where they are the recipe's own."""
     if recipe.method not in ALIKE:
         return None
+    given = given_keys(recipe)
+    if any(key not in (*OF_WEIGHTS, *OF_ACTIVATIONS, *OF_NEITHER) for key in given):
+        return None  # such as change the network, or round with regard to its inputs
     measured = recipe.weight_allocation is WeightAllocation.MEASURED
-    free = OF_ACTIVATIONS[:2] if measured else OF_ACTIVATIONS
-    keys = {name: value for name, value in given_keys(recipe).items() if name not in free}
-    return hashlib.sha256(json.dumps({**keys, "weights": recipe.weights}, sort_keys=True).encode()).hexdigest()
+    deciding = (*OF_WEIGHTS, *OF_ACTIVATIONS) if measured else OF_WEIGHTS
+    keys = {name: value for name, value in given.items() if name in deciding}
+    return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()
 
 
 def rounded_of(artifact: Path) -> dict[str, RoundedLayer]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from bitbrush.bench.ablation.plots import quality_plots, step_plots, write_plots
 from bitbrush.bench.ablation.tables import Document, Table, bits_tables, fallback_lines, set_tables
 from bitbrush.bench.files import write_whole
 
@@ -28,7 +29,7 @@ def protocol_text(document: Document) -> str:
 
 
 def write_markdown(document: Document, path: Path) -> None:
-    """Writes ``path``; of a file that has the section's marks, what lies between them.
+    """Writes ``path``, and its plots beside it; of a file that has the section's marks, what lies between them.
 
     Raises ValueError for a file that is there without them.
     """
@@ -41,6 +42,7 @@ def write_markdown(document: Document, path: Path) -> None:
                 f"{path} has no section to write into; put these two lines where the tables are to be: {begin} {end}"
             )
         text = f"{before}{begin}\n{text}{end}{after}"
+    write_plots(document, path)
     write_whole(text, path)
 
 
@@ -55,6 +57,10 @@ def _lines(document: Document) -> Iterator[str]:
     if not document["cells"]:
         yield "No cell is there yet."
         return
+    for name, plot in quality_plots(document).items():
+        yield from (f"![{plot.heading}]({name})", "")
+    if steps := [f"[{plot.heading.rpartition(' ')[2]}]({name})" for name, plot in step_plots(document).items()]:
+        yield from (f"Error over the steps: {', '.join(steps)}.", "")
     for table in bits_tables(document):
         yield from (f"**{table.name}**", "", *_table(table), "")
         for problem in table.problems:

@@ -62,6 +62,11 @@ class Reference:
         """By prompt set, ``(N,)``."""
         return {one.name: np.concatenate([part.clip for part in self.parts(one)]) for one in self.job.protocol.sets}
 
+    def samples(self, one: PromptSet) -> NDArray[np.uint8]:
+        """The first pictures of a set, as many as a cell keeps."""
+        pictures = np.concatenate([part.generated.images[:SAMPLES] for part in self.parts(one)])
+        return pictures[:SAMPLES]
+
     def _files(self, one: PromptSet) -> Iterator[tuple[Path, PromptBatch]]:
         root = self.folder.root / REFERENCE / f"{slug(one.name)}-{self.job.pictures_digest()[:10]}"
         for index, batch in enumerate(self.job.protocol.batches(one, self.job.protocol.seed)):

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitbrush.bench.ablation.cells import Cell, FailedCell
-from bitbrush.bench.ablation.figures import TOGETHER, VALUES, Paired, by_set, figures, gap, ratios
+from bitbrush.bench.ablation.figures import TOGETHER, VALUES, Paired, against, by_set, figures, gap
 from bitbrush.bench.ablation.job import FLOOR, AblationJob
 from bitbrush.bench.ablation.recipes import Setting
 from bitbrush.bench.results import finite, versions
@@ -24,7 +24,7 @@ def ablation_results(
     floor: Cell,
     cells: Mapping[Setting, Cell | FailedCell],
     *,
-    against: str,
+    compared_with: str,
     command: str,
 ) -> dict[str, Any]:
     """As JSON values; cells that are not there yet are left out. ``full_clip``: full precision's CLIP scores by set."""
@@ -38,12 +38,12 @@ def ablation_results(
             "schema_version": SCHEMA_VERSION,
             "command": command,
             "protocol": _protocol(job),
-            "against": against,
+            "against": compared_with,
             "reference": asdict(job.reference),
             "floor": {"name": FLOOR, **_measured(job, by_set(floor.sets), clip, None)},
             "bits": list(dict.fromkeys(str(one.bits) for one in job.settings)),
             "recipes": list(dict.fromkeys(one.name for one in job.settings)),
-            "cells": [{**told[setting], **_cell(job, setting, cells, clip, against)} for setting in cells],
+            "cells": [{**told[setting], **_cell(job, setting, cells, clip, compared_with)} for setting in cells],
             "versions": versions(),
         }
     )
@@ -75,14 +75,14 @@ def _cell(
     setting: Setting,
     cells: Mapping[Setting, Cell | FailedCell],
     clip: Mapping[str, NDArray[np.float64]],
-    against: str,
+    compared_with: str,
 ) -> dict[str, Any]:
     cell = cells[setting]
     if isinstance(cell, FailedCell):
         return {"problem": cell.problem}
     assert cell.made is not None
     made = {**asdict(cell.made), "seconds": cell.made.seconds, "denoiser_calls_per_batch": cell.made.calls}
-    other = next((one for key, one in cells.items() if (key.bits, key.name) == (setting.bits, against)), None)
+    other = next((one for key, one in cells.items() if (key.bits, key.name) == (setting.bits, compared_with)), None)
     paired = by_set(other.sets) if isinstance(other, Cell) and other is not cell else None
     return {"problem": None, **made, **_measured(job, by_set(cell.sets), clip, paired)}
 
@@ -94,11 +94,11 @@ def _measured(
     other: Mapping[str, Paired] | None,
 ) -> dict[str, Any]:
     found = {name: asdict(figures(values, clip[name])) for name, values in own.items()}
-    compared = {name: ratios(other[name], values) for name, values in own.items()} if other else {}
+    compared = {name: asdict(against(other[name], values)) for name, values in own.items()} if other else {}
     between = gap(own, {one.name: one.domain for one in job.protocol.sets})
     return {
         "figures": found,
-        "ratios": {name: asdict(one) for name, one in compared.items() if one},
+        "against": compared,
         "gap": asdict(between) if between else None,
         "values": {
             name: {key: _rounded(values[key]) for key in VALUES} for name, values in own.items() if name != TOGETHER

@@ -1,15 +1,18 @@
 """A whole ablation: its cells, ``results.json``, ``ablation.md``, ``report.html``."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from bitbrush.artifact.models import ModelOptions
 from bitbrush.artifact.quantization import require_inputs
 from bitbrush.artifact.schedulers import with_scheduler
-from bitbrush.bench.ablation.folder import MARKDOWN, RESULTS, Folder
+from bitbrush.bench.ablation.folder import MARKDOWN, REPORT, RESULTS, Folder
 from bitbrush.bench.ablation.job import AblationJob, Protocol
 from bitbrush.bench.ablation.markdown import ablation_markdown, write_markdown
 from bitbrush.bench.ablation.measure import Ablation, Tell
+from bitbrush.bench.ablation.page import Samples, ablation_page
+from bitbrush.bench.ablation.plots import write_plots
 from bitbrush.bench.ablation.recipes import Setting
 from bitbrush.bench.ablation.results import ablation_results
 from bitbrush.bench.files import write_whole
@@ -70,8 +73,17 @@ def failed_cells(document: dict[str, Any]) -> list[str]:
 def _write(ablation: Ablation, against: str, command: str) -> dict[str, Any]:
     root, cells = ablation.folder.root, ablation.found()
     document = ablation_results(
-        ablation.job, ablation.reference.clip_scores(), ablation.floor(), cells, against=against, command=command
+        ablation.job, ablation.reference.clip_scores(), ablation.floor(), cells, compared_with=against, command=command
     )
     write_whole(results_text(document), root / RESULTS)
     write_whole(ablation_markdown(document), root / MARKDOWN)
+    write_plots(document, root / MARKDOWN)
+    write_whole(ablation_page(document, cells, list(_samples(ablation))), root / REPORT)
     return document
+
+
+def _samples(ablation: Ablation) -> Iterator[Samples]:
+    protocol = ablation.job.protocol
+    for one in protocol.sets:
+        first = ablation.reference.samples(one)
+        yield Samples(one.name, protocol.prompts(one)[: len(first)], first)

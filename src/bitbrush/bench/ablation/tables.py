@@ -37,10 +37,11 @@ def bits_tables(document: Document) -> Iterator[Table]:
         "median",
         "latent MSE",
         "geometric mean",
-        f"× {against}'s latent MSE",
-        "geometric",
+        f"PSNR less {against}'s",
+        f"latent MSE, times {against}'s",
+        "by geometric means",
         "CLIP score",
-        "its change",
+        "CLIP score change",
         "weight, activation bits",
         "layers in integers",
         "quantized in",
@@ -104,13 +105,13 @@ def interval_text(interval: Mapping[str, Any] | None) -> Text | None:
 
 def _quality(cell: Mapping[str, Any], against: str) -> list[Text | None]:
     figures = of_all(cell)
-    names = ("psnr", "psnr_median", "latent_mse", "latent_mse_geometric")
-    found = [interval_text(figures[name]) for name in names]
-    ratios = cell["ratios"].get(TOGETHER) or next(iter(cell["ratios"].values()), None)
+    found = [interval_text(figures[name]) for name in ("psnr", "psnr_median", "latent_mse", "latent_mse_geometric")]
+    compared: Mapping[str, Any] = cell["against"].get(TOGETHER) or next(iter(cell["against"].values()), {})
     if cell["recipe"] == against:
-        found += [("1", ""), ("1", "")]
+        found += [("0", ""), ("1", ""), ("1", "")]
     else:
-        found += [interval_text(ratios[name]) if ratios else None for name in ("of_means", "of_geometric_means")]
+        names = ("psnr_difference", "latent_mse_ratio", "geometric_ratio")
+        found += [interval_text(compared.get(name)) for name in names]
     return [*found, *(interval_text(figures[name]) for name in ("clip_score", "clip_difference"))]
 
 
