@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from bitbrush.bench.ablation.markdown import ablation_markdown, marks
+
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 CANDIDATES = ["pcr W8A8", "pcr W4A8", "rtn W4A8"]
 HIGHER = {"PSNR (dB)": 100.0, "SSIM": 1.0, "pairs alike (SSIM ≥ 0.95)": 1.0}
@@ -28,6 +30,18 @@ def test_quantizing_large_denoisers_took_no_more_than_a_modest_machine_has() -> 
             assert row["peak_mib"] <= LIMITS[key.partition("@")[0]], (key, name)
             calls = 2 if name.startswith("pcr") else 1
             assert list(row["calls_per_batch"].values())[-1] == calls * row["steps"], (key, name)
+
+
+ABLATION, TABLES = RESULTS / "ablation-emoji-sd.json", RESULTS.parents[1] / "docs" / "results.md"
+
+
+@pytest.mark.skipif(not ABLATION.exists(), reason="no ablation is recorded")
+def test_the_docs_have_the_recorded_ablations_tables() -> None:
+    document = json.loads(ABLATION.read_text(encoding="utf-8"))
+    assert document["cells"]
+    begin, end = marks("emoji-sd")
+    section = TABLES.read_text(encoding="utf-8").partition(f"{begin}\n")[2].partition(end)[0]
+    assert section == ablation_markdown(document)
 
 
 @pytest.fixture(scope="module")

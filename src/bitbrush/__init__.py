@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from bitbrush.artifact.quantization import Quantization, quantize
     from bitbrush.artifact.recalibration import recalibrate
     from bitbrush.artifact.store import load, read_manifest, save
+    from bitbrush.bench.ablation.run import ablate
     from bitbrush.bench.run import benchmark
     from bitbrush.methods import METHODS
     from bitbrush.methods.recipe import Recipe
@@ -22,6 +23,7 @@ __all__ = [
     "ModelOptions",
     "Quantization",
     "Recipe",
+    "ablate",
     "benchmark",
     "load",
     "load_full_precision",
@@ -38,6 +40,7 @@ _HOMES = {
     "ModelOptions": "bitbrush.artifact.models",
     "Quantization": "bitbrush.artifact.quantization",
     "Recipe": "bitbrush.methods.recipe",
+    "ablate": "bitbrush.bench.ablation.run",
     "benchmark": "bitbrush.bench.run",
     "load": "bitbrush.artifact.store",
     "load_full_precision": "bitbrush.artifact.models",

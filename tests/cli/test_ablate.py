@@ -10,6 +10,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+import bitbrush
 from bitbrush.artifact.store import artifact_digest, read_manifest
 from bitbrush.bench.ablation import measure
 from bitbrush.bench.ablation.cells import Cell, read_cell
@@ -124,6 +125,29 @@ def test_the_tables_follow_from_the_results(whole: Path, results: dict[str, Any]
     levels = [float(row[1].split()[0]) for row in rows[:-1]]
     assert levels == sorted(levels, reverse=True)
     assert rows[-1][0] == "| another seed"
+
+
+def test_the_same_from_python(
+    whole: Path, results: dict[str, Any], model: Path, prompts: Path, held_out: list[object]
+) -> None:
+    """On the same folder nothing is left to be computed; other differences follow from what is there."""
+    found = bitbrush.ablate(
+        str(model),
+        whole,
+        recipes=["pcr: pcr rounding=nearest relax=0.5:1@+2", "static: ptq4dm rounding=nearest", "rtn"],
+        bits=["W8A8", "W4A6"],
+        prompts=[str(held_out[1])],
+        unseen_prompts=[str(held_out[3])],
+        num_images=3,
+        calibration_prompts=str(prompts),
+        clip="emoji-clip",
+        batch_size=2,
+        runtime="reference",
+        steps=2,
+        num_prompts=2,
+        tell=lambda line: pytest.fail(f"computed again: {line}"),
+    )
+    assert {**found, "command": results["command"]} == results
 
 
 def test_one_page_with_every_recipes_picture_of_the_same_noise(whole: Path, results: dict[str, Any]) -> None:
@@ -277,6 +301,7 @@ def test_a_damaged_cell_is_named(invoke: Callable[..., Result], tmp_path: Path) 
         (["--bits", "W9A8"], "weights is 9; it must be a whole number from 2 to 8"),
         (["--num-images", 5], "prompt set 'plain' has 4 prompts, num_images is 5"),
         (["--num-images", 2], "num_images is 2; intervals need at least 3"),
+        (["--recipes", ","], "there is nothing to compare"),
         (["--against", "best", "--recipes", "rtn"], "against is 'best', which is not compared; the recipes are rtn"),
         (["--prompts", "sdp"], "prompts 'sdp': there is no such file"),
     ],

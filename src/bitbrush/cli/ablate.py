@@ -10,7 +10,7 @@ import typer
 
 from bitbrush.bench.networks import BUNDLED_CLIP, USUAL_CLIP
 from bitbrush.cli.console import note, out, quiet_libraries, shown, table, warn
-from bitbrush.cli.execution import MemoryOption, RuntimeOption, chosen
+from bitbrush.cli.execution import MemoryOption, RuntimeOption, announce
 from bitbrush.cli.options import (
     Config,
     Generic,
@@ -26,8 +26,6 @@ from bitbrush.cli.options import (
 if TYPE_CHECKING:
     from bitbrush.bench.ablation.recipes import Setting
 
-AGAINST = "pcr"
-
 
 def ablate(
     model: Annotated[str, typer.Argument(help="Full-precision model: bundled name, directory or hub id.")],
@@ -41,7 +39,7 @@ def ablate(
     ] = None,
     bits: Annotated[str, typer.Option(help="Bit settings.")] = "W8A8,W4A8,W4A6,W4A4",
     against: Annotated[
-        str | None, typer.Option(help=f"Recipe whose latent error the others' is a multiple of [{AGAINST}].")
+        str | None, typer.Option(help="Recipe whose latent error the others' is a multiple of [pcr].")
     ] = None,
     prompts: Annotated[
         list[str] | None,
@@ -82,38 +80,45 @@ def ablate(
 ) -> None:
     """Compare recipes at several bit settings under one protocol; run it again to go on, or twice to share the work."""
     quiet_libraries()
-    from bitbrush.artifact.models import find_model
     from bitbrush.bench.ablation.folder import REPORT
-    from bitbrush.bench.ablation.job import Protocol
-    from bitbrush.bench.ablation.run import failed_cells, missing_cells, open_ablation, run_ablation
+    from bitbrush.bench.ablation.run import (
+        ablation_job,
+        compared_with,
+        failed_cells,
+        missing_cells,
+        require_ablation_folder,
+        run_ablation,
+    )
     from bitbrush.bench.input_images import read_inputs
-    from bitbrush.bench.networks.chosen import judge_of
-    from bitbrush.bench.prompts import bench_sets, calibration_prompts, too_long
+    from bitbrush.bench.prompts import too_long
 
-    plan: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale, "scheduler": scheduler}
-    plan |= {"pipeline_arguments": pipeline_arguments, "num_prompts": num_prompts}
-    compared = _settings(methods, recipes, bits, {key: value for key, value in plan.items() if value is not None})
-    reference = _against(against, compared)
-    options = model_options(revision, variant, config, loras)
-    find_model(model, options)
-    choice = chosen(runtime, dtype, memory)
-    protocol = Protocol(
-        plan=compared[0].recipe.plan,
-        sets=bench_sets(_listed(prompts), _listed(unseen_prompts), model),
+    require_ablation_folder(output, markdown, model)
+    shared: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale, "scheduler": scheduler}
+    shared |= {"pipeline_arguments": pipeline_arguments, "num_prompts": num_prompts}
+    job = ablation_job(
+        model,
+        recipes=_recipes(methods, recipes),
+        bits=_parts(bits),
+        prompts=_listed(prompts),
+        unseen_prompts=_listed(unseen_prompts),
         num_images=num_images,
-        calibration=calibration_prompts(calibration, model, option="--calibration-prompts"),
-        judge=judge_of(model, clip),
-        choice=choice,
-        execution=f"{choice.runtime.name}, {dtype}",
+        calibration_prompts=calibration,
+        clip=clip,
         seed=seed,
         batch_size=batch_size,
         inputs=read_inputs(images, masks),
+        runtime=runtime,
+        dtype=dtype,
+        memory=memory,
         generic=generic,
+        options=model_options(revision, variant, config, loras),
+        **shared,
     )
-    job = open_ablation(model, compared, protocol, options)
+    reference, protocol = compared_with(against, job), job.protocol
+    announce(protocol.choice)
     for message in too_long(job.pipe, [prompt for one in protocol.sets for prompt in protocol.prompts(one)]):
         warn(message)
-    note(_announcement(model, compared, protocol.num_images, [one.name for one in protocol.sets]))
+    note(_announcement(model, job.settings, protocol.num_images, [one.name for one in protocol.sets]))
     command = shlex.join(["bitbrush", *sys.argv[1:]])
     told: dict[str, Any] = {"against": reference, "command": command, "markdown": markdown}
     document = run_ablation(job, output, **told, progress=shown, tell=note)
@@ -127,25 +132,12 @@ def ablate(
         raise typer.Exit(1)
 
 
-def _settings(
-    methods: str | None, recipes: Sequence[str] | None, bits: str, shared: dict[str, Any]
-) -> "tuple[Setting, ...]":
-    from bitbrush.bench.ablation.recipes import Bits, NamedRecipe, settings
+def _recipes(methods: str | None, recipes: Sequence[str] | None) -> list[str]:
+    """Those of both options; all methods where neither is given."""
     from bitbrush.methods import METHODS
 
-    named = _parts(methods) if methods is not None else list(METHODS) if not recipes else []
-    chosen_recipes = [NamedRecipe.parse(text) for text in [*named, *(recipes or ())]]
-    chosen_bits = list(dict.fromkeys(Bits.parse(text) for text in _parts(bits)))
-    if not (chosen_recipes and chosen_bits):
-        raise ValueError("there is nothing to compare: give --recipes or --recipe, and --bits")
-    return settings(chosen_recipes, chosen_bits, shared)
-
-
-def _against(given: str | None, compared: "Sequence[Setting]") -> str:
-    names = list(dict.fromkeys(one.name for one in compared))
-    if given is not None and given not in names:
-        raise ValueError(f"against is {given!r}, which is not compared; the recipes are {', '.join(names)}")
-    return given or (AGAINST if AGAINST in names else names[0])
+    named = _parts(methods) if methods is not None else [] if recipes else list(METHODS)
+    return [*named, *(recipes or ())]
 
 
 def _parts(text: str) -> list[str]:

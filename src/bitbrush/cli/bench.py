@@ -9,7 +9,7 @@ import typer
 
 from bitbrush.bench.networks import BUNDLED_CLIP, USUAL_CLIP
 from bitbrush.cli.console import note, out, quiet_libraries, shown, table, warn
-from bitbrush.cli.execution import DtypeOption, MemoryOption, RuntimeOption
+from bitbrush.cli.execution import DtypeOption, MemoryOption, RuntimeOption, announce
 from bitbrush.cli.grid import grid_of_bench
 from bitbrush.cli.options import (
     Config,
@@ -127,10 +127,7 @@ def _run(
     with ranks() as own:
         work = Work(own, shown if own.leads else silent)
         if own.leads:
-            runtime = protocol.choice.runtime
-            note(f"artifacts by {runtime.name}: {runtime.description} ({protocol.choice.reason})")
-            if protocol.choice.shortfall:
-                warn(f"slower than it could be: {protocol.choice.shortfall}")
+            announce(protocol.choice)
             note(_announcement(reference, list(sources), protocol))
         told: dict[str, Any] = {"pictures": pictures, "options": options, "command": command}
         document = run_bench(reference, sources, protocol, networks, output, work, **told)

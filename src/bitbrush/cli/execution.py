@@ -31,10 +31,14 @@ def chosen(runtime: str, dtype: str | None, memory: str) -> "Choice":
     from bitbrush.runtime.choose import runtime_named
 
     choice = runtime_named(runtime, dtype, memory)
+    announce(choice)
+    return choice
+
+
+def announce(choice: "Choice") -> None:
     note(f"{choice.runtime.name}: {choice.runtime.description} ({choice.reason})")
     if choice.shortfall:
         warn(f"slower than it could be: {choice.shortfall}")
-    return choice
 
 
 def tell_executions(pipe: "DiffusionPipeline") -> str:

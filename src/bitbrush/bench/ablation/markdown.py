@@ -29,27 +29,35 @@ def protocol_text(document: Document) -> str:
 
 
 def write_markdown(document: Document, path: Path) -> None:
-    """Writes ``path``, and its plots beside it; of a file that has the section's marks, what lies between them.
+    """Writes ``path``, and its plots beside it; of a file that is there, what lies between the section's marks.
 
-    Raises ValueError for a file that is there without them.
+    Raises ValueError as :func:`section_of`.
     """
-    text, (begin, end) = ablation_markdown(document), marks(document)
-    if path.exists():
-        before, found, rest = path.read_text(encoding="utf-8").partition(begin)
-        _, closed, after = rest.partition(end)
-        if not (found and closed):
-            raise ValueError(
-                f"{path} has no section to write into; put these two lines where the tables are to be: {begin} {end}"
-            )
-        text = f"{before}{begin}\n{text}{end}{after}"
+    text, around = ablation_markdown(document), section_of(path, document["protocol"]["model"])
     write_plots(document, path)
-    write_whole(text, path)
+    write_whole(text if around is None else f"{around[0]}{text}{around[1]}", path)
 
 
-def marks(document: Document) -> tuple[str, str]:
-    """The lines around the section of this ablation in a longer file."""
-    name = document["protocol"]["model"]
-    return f"<!-- bitbrush ablate {name} -->", f"<!-- end of bitbrush ablate {name} -->"
+def section_of(path: Path, model: str) -> tuple[str, str] | None:
+    """What a file has before and after the tables of ``model``, marks included; None where there is no file yet.
+
+    Raises ValueError for a file without the marks.
+    """
+    if not path.exists():
+        return None
+    begin, end = marks(model)
+    before, found, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(
+            f"{path} has no section to write into; put these two lines where the tables are to be: {begin} {end}"
+        )
+    return f"{before}{begin}\n", f"{end}{after}"
+
+
+def marks(model: str) -> tuple[str, str]:
+    """The lines around the section of this model's ablation in a longer file."""
+    return f"<!-- bitbrush ablate {model} -->", f"<!-- end of bitbrush ablate {model} -->"
 
 
 def _lines(document: Document) -> Iterator[str]:

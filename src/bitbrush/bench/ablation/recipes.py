@@ -106,8 +106,10 @@ class Setting:
 
 
 def settings(recipes: Sequence[NamedRecipe], bits: Sequence[Bits], shared: Mapping[str, Any]) -> tuple[Setting, ...]:
-    """Every recipe at every bit setting, bits outermost. Raises ValueError where two recipes have one name."""
+    """Every recipe at every bit setting, bits outermost. Raises ValueError for two of one name, or none."""
     names = [one.name for one in recipes]
+    if not (recipes and bits):
+        raise ValueError("there is nothing to compare: give recipes and bits")
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"two recipes are called {name!r}; give one a name of its own: 'NAME: {name}'")

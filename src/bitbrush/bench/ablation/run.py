@@ -1,37 +1,120 @@
 """A whole ablation: its cells, ``results.json``, ``ablation.md``, ``report.html``."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bitbrush.artifact.models import ModelOptions
+from bitbrush.artifact.models import ModelOptions, find_model
 from bitbrush.artifact.quantization import require_inputs
 from bitbrush.artifact.schedulers import with_scheduler
-from bitbrush.bench.ablation.folder import MARKDOWN, REPORT, RESULTS, Folder
+from bitbrush.bench.ablation.folder import KNOWN, MARKDOWN, REPORT, RESULTS, Folder
 from bitbrush.bench.ablation.job import AblationJob, Protocol
-from bitbrush.bench.ablation.markdown import ablation_markdown, write_markdown
+from bitbrush.bench.ablation.markdown import ablation_markdown, section_of, write_markdown
 from bitbrush.bench.ablation.measure import Ablation, Tell
 from bitbrush.bench.ablation.page import Samples, ablation_page
 from bitbrush.bench.ablation.plots import write_plots
-from bitbrush.bench.ablation.recipes import Setting
+from bitbrush.bench.ablation.recipes import USUAL_BITS, Bits, NamedRecipe, settings
 from bitbrush.bench.ablation.results import ablation_results
-from bitbrush.bench.files import write_whole
+from bitbrush.bench.files import require_own, write_whole
+from bitbrush.bench.networks.chosen import judge_of
+from bitbrush.bench.prompts import bench_sets
+from bitbrush.bench.prompts import calibration_prompts as read_calibration
 from bitbrush.bench.results import results_text
 from bitbrush.bench.subjects import open_reference
+from bitbrush.methods import METHODS
+from bitbrush.runtime.choose import runtime_named
 from bitbrush.timeline.progress import Progress, silent
 
+USUAL = "pcr"
+"""The recipe that the others are compared with where none is named, as far as it is there."""
 
-def open_ablation(
-    model: str, settings: tuple[Setting, ...], protocol: Protocol, options: ModelOptions | None = None
+
+def ablate(
+    model: str,
+    directory: str | os.PathLike[str],
+    *,
+    against: str | None = None,
+    markdown: str | os.PathLike[str] | None = None,
+    progress: Progress = silent,
+    tell: Tell = lambda line: None,
+    **given: Any,
+) -> dict[str, Any]:
+    """``bitbrush ablate`` from Python, its options under the same names: writes ``directory`` and gives the results.
+
+    ``given``: what :func:`ablation_job` takes. A recipe that fails is a cell with its ``problem``. Raises ValueError as
+    that and :func:`run_ablation`.
+    """
+    root, tables = Path(directory), None if markdown is None else Path(markdown)
+    require_ablation_folder(root, tables, model)
+    job = ablation_job(model, **given)
+    return run_ablation(job, root, against=compared_with(against, job), markdown=tables, progress=progress, tell=tell)
+
+
+def ablation_job(
+    model: str,
+    *,
+    recipes: Sequence[str] = tuple(METHODS),
+    bits: Sequence[str] = USUAL_BITS,
+    prompts: Sequence[str] = (),
+    unseen_prompts: Sequence[str] = (),
+    num_images: int = 32,
+    calibration_prompts: str | None = None,
+    clip: str | None = None,
+    seed: int = 1,
+    batch_size: int = 16,
+    inputs: Mapping[str, Sequence[Any]] | None = None,
+    runtime: str = "auto",
+    dtype: str = "float32",
+    memory: str = "expanded",
+    generic: bool = False,
+    options: ModelOptions | None = None,
+    **shared: Any,
 ) -> AblationJob:
-    """The full-precision model, loaded.
+    """Everything checked and the full-precision model loaded; nothing is computed yet.
 
-    Raises UnknownModelError or ValueError where it cannot be, or where it wants pictures to start from.
+    ``recipes``: ``"METHOD KEY=VALUE ..."`` or ``"NAME: METHOD ..."``; ``prompts``: bundled sets or files, those of the
+    model where neither these nor ``unseen_prompts`` are given; ``calibration_prompts``: the same, one. ``shared``: keys
+    that all recipes have (steps, guidance_scale, scheduler, pipeline_arguments, num_prompts), None for the usual.
+    Raises ValueError for whatever does not fit, UnknownModelError where there is no such model.
     """
     options = options or ModelOptions()
+    known = {key: value for key, value in shared.items() if value is not None}
+    of_each = [NamedRecipe.parse(text) for text in recipes]
+    compared = settings(of_each, list(dict.fromkeys(Bits.parse(text) for text in bits)), known)
+    find_model(model, options)
+    choice = runtime_named(runtime, dtype, memory)
+    protocol = Protocol(
+        plan=compared[0].recipe.plan,
+        sets=bench_sets(prompts, unseen_prompts, model),
+        num_images=num_images,
+        calibration=read_calibration(calibration_prompts, model, option="--calibration-prompts"),
+        judge=judge_of(model, clip),
+        choice=choice,
+        execution=f"{choice.runtime.name}, {dtype}",
+        seed=seed,
+        batch_size=batch_size,
+        inputs=inputs or {},
+        generic=generic,
+    )
     reference, pipe = open_reference(model, options)
     require_inputs(pipe, protocol.inputs)
-    return AblationJob(model, options, reference, with_scheduler(pipe, protocol.plan.scheduler), settings, protocol)
+    return AblationJob(model, options, reference, with_scheduler(pipe, protocol.plan.scheduler), compared, protocol)
+
+
+def compared_with(given: str | None, job: AblationJob) -> str:
+    """The name of the recipe that all are compared with. Raises ValueError for one that is not there."""
+    names = list(dict.fromkeys(one.name for one in job.settings))
+    if given is not None and given not in names:
+        raise ValueError(f"against is {given!r}, which is not compared; the recipes are {', '.join(names)}")
+    return given or (USUAL if USUAL in names else names[0])
+
+
+def require_ablation_folder(directory: Path, markdown: Path | None, model: str) -> None:
+    """Raises ValueError where results cannot be written: before anything long starts."""
+    require_own(directory, KNOWN, "ablation")
+    if markdown is not None:
+        section_of(markdown, model)
 
 
 def run_ablation(
