@@ -47,7 +47,7 @@ def test_runs_repeats_and_leaves_the_pipeline(tiny_pipe: StableDiffusionPipeline
     parts, full = dict(tiny_pipe.components), image(tiny_pipe)
     first, second = (bitbrush.quantize(tiny_pipe, recipe(method), PROMPTS) for _ in range(2))
 
-    assert (first.source is tiny_pipe) == (method != "smoothquant")
+    assert (first.source is tiny_pipe) == (method not in ("smoothquant", "qdiffusion"))
     assert all(tiny_pipe.components[name] is part for name, part in parts.items())
     assert all(torch.equal(tensor, before[name]) for name, tensor in tiny_pipe.unet.state_dict().items())
     assert not any(module._forward_pre_hooks for module in tiny_pipe.unet.modules())
@@ -135,7 +135,7 @@ def test_one_shot_and_rtn_cost_one_call_per_step(tiny_pipe: StableDiffusionPipel
         assert len(calls) == 2 * 5
 
 
-@pytest.mark.parametrize("method", ["rtn", "ptq4dm", "smoothquant"])
+@pytest.mark.parametrize("method", ["rtn", "ptq4dm", "qdiffusion", "smoothquant"])
 def test_methods_of_one_range_have_nothing_to_relax(tiny_pipe: StableDiffusionPipeline, method: str) -> None:
     with pytest.raises(ValueError, match=rf"relax is 0\.5:1@10, but {method} has one range for all steps; use pcr"):
         bitbrush.quantize(tiny_pipe, recipe(method, relax="0.5:1@10"), PROMPTS)

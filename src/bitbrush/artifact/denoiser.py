@@ -12,6 +12,7 @@ from torch import nn
 from bitbrush.artifact.tensor_file import TensorFile
 from bitbrush.artifact.tensors import LAYER_KEYS, layer_from_tensors
 from bitbrush.network.layers import QuantizedLayer
+from bitbrush.network.skip_inputs import split_
 from bitbrush.runtime.allocator import return_freed_memory
 from bitbrush.runtime.choose import Choice
 from bitbrush.runtime.interface import Execution
@@ -28,10 +29,8 @@ def load_denoiser(folder: Path, choice: Choice) -> nn.Module:
     Raises ValueError or KeyError if the folder's tensors are not those of its configuration.
     """
     return_freed_memory()  # before anything large is made: the heap would keep its size
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    bits: dict[str, int] = config.pop("quantization_config")["weight_bits"]
+    denoiser, bits = _empty_denoiser(folder)
     tensors = TensorFile(folder / WEIGHTS)
-    denoiser = empty_denoiser(config)
     quantized = {f"{name}.{key}" for name in bits for key in LAYER_KEYS}
     rest = {name: tensors[name] for name in tensors if name not in quantized}
     missing, unexpected = denoiser.load_state_dict(rest, strict=False, assign=True)
@@ -46,9 +45,7 @@ def load_denoiser(folder: Path, choice: Choice) -> nn.Module:
 
 def denoiser_executions(folder: Path, choice: Choice, progress: Progress = silent) -> tuple[Execution, ...]:
     """How the chosen runtime would compute each quantized layer of an artifact's ``folder``, without computing."""
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    bits: dict[str, int] = config.pop("quantization_config")["weight_bits"]
-    denoiser = empty_denoiser(config)
+    denoiser, bits = _empty_denoiser(folder)
     found = []
     with progress("inspecting", len(bits)) as advance:
         for layer in _layers(denoiser, bits, TensorFile(folder / WEIGHTS)):
@@ -61,11 +58,19 @@ def _refuse_saving(*_: Any, **__: Any) -> Never:
     raise ValueError("a quantized denoiser is not serializable from memory; copy the artifact's folder instead")
 
 
-def empty_denoiser(config: dict[str, Any]) -> nn.Module:
-    """A denoiser of the class that its configuration names, without values: all parameters on the device meta."""
+def denoiser_of(folder: Path) -> tuple[nn.Module, dict[str, int]]:
+    """One with an artifact's layers and the values its class starts from; the weight bits of its quantized layers."""
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    packed = config.pop("quantization_config")
+    denoiser: nn.Module = getattr(diffusers, config["_class_name"]).from_config(config)
+    split_(denoiser, packed.get("split_skips", {}))
+    return denoiser, packed["weight_bits"]
+
+
+def _empty_denoiser(folder: Path) -> tuple[nn.Module, dict[str, int]]:
+    """:func:`denoiser_of` without values: all parameters are on the device meta."""
     with init_empty_weights(include_buffers=False):
-        denoiser: nn.Module = getattr(diffusers, config["_class_name"]).from_config(config)
-    return denoiser
+        return denoiser_of(folder)
 
 
 def _layers(denoiser: nn.Module, bits: dict[str, int], tensors: TensorFile) -> Iterator[QuantizedLayer]:

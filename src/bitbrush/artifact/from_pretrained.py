@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bitbrush.artifact.tensors import LAYER_KEYS, layer_from_tensors
 from bitbrush.network.layers import QuantizedLayer
+from bitbrush.network.skip_inputs import split_
 from bitbrush.runtime.choose import RuntimeName, choose_runtime
 from bitbrush.runtime.lowered import note_lowered
 
@@ -31,14 +32,19 @@ def register() -> None:
 
 
 class BitbrushConfig(QuantizationConfigMixin):
-    """``weight_bits`` of every quantized layer by name; all else is in the tensors."""
+    """``weight_bits`` of every quantized layer by name; all else is in the tensors.
 
-    def __init__(self, weight_bits: dict[str, int], **_: Any) -> None:
+    ``split_skips``: the convolutions that became two, and at which input channel; see ``network/skip_inputs.py``.
+    """
+
+    def __init__(self, weight_bits: dict[str, int], split_skips: dict[str, int] | None = None, **_: Any) -> None:
         self.quant_method = QuantMethod.BITBRUSH
         self.weight_bits = weight_bits
+        self.split_skips = split_skips or {}
 
     def to_dict(self) -> dict[str, Any]:
-        return {"quant_method": self.quant_method.value, "weight_bits": dict(self.weight_bits)}
+        split = {"split_skips": dict(self.split_skips)} if self.split_skips else {}
+        return {"quant_method": self.quant_method.value, "weight_bits": dict(self.weight_bits), **split}
 
     def to_diff_dict(self) -> dict[str, Any]:
         return self.to_dict()
@@ -87,6 +93,7 @@ class BitbrushQuantizer(DiffusersQuantizer):
         self._tensors[param_name] = param_value.to(target_device)
 
     def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> None:
+        split_(model, self.quantization_config.split_skips)
         for name in self.quantization_config.weight_bits:
             _set_submodule(model, name, _Expected(model.get_submodule(name)))  # type: ignore[arg-type]
 

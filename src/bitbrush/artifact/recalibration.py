@@ -4,20 +4,17 @@ Progressive calibration observes the network with quantized weights, so it needs
 full-precision model, and none of the rounding that takes most of the time.
 """
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
-from torch import nn
 
-from bitbrush.artifact.denoiser import WEIGHTS
+from bitbrush.artifact.denoiser import WEIGHTS, denoiser_of
 from bitbrush.artifact.quantization import Quantization, quantization_job, run_method
 from bitbrush.artifact.store import artifact_digest, verify
 from bitbrush.artifact.tensors import layer_from_tensors
@@ -86,7 +83,7 @@ def load_rounded(root: Path, manifest: Mapping[str, Any]) -> tuple[DiffusionPipe
         layer_from_tensors(entry["name"], tuple(entry["shape"]), entry["weight_bits"], tensors) for entry in entries
     ]
     rounded = {layer.name: RoundedLayer(layer.weight, layer.bias) for layer in layers}
-    denoiser = _empty_denoiser(root / component)
+    denoiser, _ = denoiser_of(root / component)
     expected = denoiser.state_dict().keys()
     others = {key: tensors[key] for key in expected if key.rpartition(".")[0] not in rounded}
     denoiser.load_state_dict(others, strict=False)
@@ -95,10 +92,3 @@ def load_rounded(root: Path, manifest: Mapping[str, Any]) -> tuple[DiffusionPipe
     pipe = DiffusionPipeline.from_pretrained(root, dtype=torch.float32, **{component: denoiser.eval()})
     pipe.set_progress_bar_config(disable=True)
     return pipe, rounded
-
-
-def _empty_denoiser(folder: Path) -> nn.Module:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config.pop("quantization_config")
-    denoiser: nn.Module = getattr(diffusers, config["_class_name"]).from_config(config)
-    return denoiser

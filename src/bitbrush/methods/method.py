@@ -40,6 +40,7 @@ class Job:
     """One quantization: the pipeline (left as it is), the recipe, calibration prompts, and where to report.
 
     ``rounded``: weights to use as they are, from an earlier job with the same weight keys; None to round them.
+    ``original``: the pipeline that was given, where ``pipe`` has its convolutions split; None where it has not.
     ``journal``: where finished pieces of the work are kept; ``spool``: where samples wait meanwhile. ``ranks``: the
     processes that share it, each with the whole of ``batches`` and its ``own`` share of them. ``allocated``: bits that
     were measured, once they are.
@@ -56,6 +57,7 @@ class Job:
     spool: Spool = IN_MEMORY
     ranks: Ranks = ALONE
     allocated: AllocatedBits | None = None
+    original: Any = None
 
     @property
     def own(self) -> tuple[PromptBatch, ...]:

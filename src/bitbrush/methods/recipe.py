@@ -33,6 +33,15 @@ class WeightAllocation(StrEnum):
     """From 2 to 8 by measured sensitivity."""
 
 
+class SkipInputs(StrEnum):
+    """How convolutions that read a U-Net's skip concatenation are quantized."""
+
+    JOINT = "joint"
+    """As all others, with one grid for their input."""
+    SPLIT = "split"
+    """As two, one for each half of the concatenation, with grids and weight scales of their own."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Keys of a recipe file, of the command line and of :func:`bitbrush.quantize`, all of the same names.
@@ -43,7 +52,8 @@ class Recipe:
     ``steps``, ``guidance_scale``, ``scheduler`` (a diffusers class name; None: the pipeline's own) and
     ``pipeline_arguments`` (a table, e.g. ``{height = 768}``, or ``NAME=VALUE`` strings): the sampling plan of the
     calibration. ``exclude``: patterns of layer names left in floating point. ``num_prompts`` calibration
-    prompts are run ``batch_size`` at a time; ``seed`` and the prompt decide its initial noise.
+    prompts are run ``batch_size`` at a time; ``seed`` and the prompt decide its initial noise. ``skip_inputs``: split
+    for convolutions that read a U-Net's skip concatenation to be quantized as two.
     """
 
     method: str = "pcr"
@@ -62,6 +72,7 @@ class Recipe:
     num_prompts: int = 16
     batch_size: int = 16
     seed: int = 0
+    skip_inputs: SkipInputs = SkipInputs.JOINT
 
     def __post_init__(self) -> None:
         _require("weights", self.weights, MIN_WEIGHT_BITS, MAX_WEIGHT_BITS)
@@ -141,6 +152,8 @@ def _parse(key: str, value: Any) -> Any:
             return _choice(key, value, WeightRange)
         case "activation_range":
             return _choice(key, value, RangeEstimator)
+        case "skip_inputs":
+            return _choice(key, value, SkipInputs)
         case "pipeline_arguments":
             return _pipeline_arguments(value)
         case "exclude":
