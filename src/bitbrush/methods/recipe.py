@@ -33,6 +33,16 @@ class WeightAllocation(StrEnum):
     """From 2 to 8 by measured sensitivity."""
 
 
+class Smoothing(StrEnum):
+    """How much of the inputs' scale, channel by channel, moves into the weights before anything is quantized."""
+
+    NONE = "none"
+    SMOOTHQUANT = "smoothquant"
+    """The square root: as much as stays."""
+    LEARNED = "learned"
+    """For each input what leaves the least error in the layers that read it; none at all where that is least."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Keys of a recipe file, of the command line and of :func:`bitbrush.quantize`, all of the same names.
@@ -43,7 +53,8 @@ class Recipe:
     ``steps``, ``guidance_scale``, ``scheduler`` (a diffusers class name; None: the pipeline's own) and
     ``pipeline_arguments`` (a table, e.g. ``{height = 768}``, or ``NAME=VALUE`` strings): the sampling plan of the
     calibration. ``exclude``: patterns of layer names left in floating point. ``num_prompts`` calibration
-    prompts are run ``batch_size`` at a time; ``seed`` and the prompt decide its initial noise.
+    prompts are run ``batch_size`` at a time; ``seed`` and the prompt decide its initial noise. ``smoothing``: of the
+    denoiser's channels, which is then the one that is quantized.
     """
 
     method: str = "pcr"
@@ -62,6 +73,7 @@ class Recipe:
     num_prompts: int = 16
     batch_size: int = 16
     seed: int = 0
+    smoothing: Smoothing = Smoothing.NONE
 
     def __post_init__(self) -> None:
         _require("weights", self.weights, MIN_WEIGHT_BITS, MAX_WEIGHT_BITS)
@@ -137,6 +149,8 @@ def _parse(key: str, value: Any) -> Any:
             return _choice(key, value, WeightAllocation)
         case "rounding":
             return _choice(key, value, Rounding)
+        case "smoothing":
+            return _choice(key, value, Smoothing)
         case "weight_range":
             return _choice(key, value, WeightRange)
         case "activation_range":
