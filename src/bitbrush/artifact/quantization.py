@@ -22,6 +22,7 @@ from bitbrush.artifact.work import open_work, require_same_job
 from bitbrush.methods import METHODS
 from bitbrush.methods.method import AllocatedBits, Job, Outcome
 from bitbrush.methods.recipe import Recipe, SkipInputs, WeightAllocation
+from bitbrush.methods.smoothing import smoothed
 from bitbrush.network.families import family_of
 from bitbrush.network.family import Family
 from bitbrush.network.generic import generic_family
@@ -43,7 +44,7 @@ from bitbrush.timeline.trajectory import prompt_batches
 class Quantization:
     """A quantized pipeline in memory. ``source``: full precision with the recipe's scheduler; ``costs`` by phase.
 
-    Where the method has rescaled the denoiser's channels, or its convolutions were split, that is so in ``source``, and
+    Where the denoiser's channels were rescaled, or its convolutions split, that is so in ``source``, and
     ``original`` is the pipeline that was given; None where both are the same.
 
     ``recalibrated``: ``manifest`` and ``digest`` of the artifact whose weights these are, if they were not rounded
@@ -136,7 +137,7 @@ def carry_out(job: Job, work: Path | None = None) -> Quantization:
         first = open_work(work, job, model_digest(given)) if job.ranks.leads else Journal(None, job.ranks)
         job = replace(job, journal=first)
     job = replace(job, spool=Spool(work or Path(tempfile.gettempdir())))
-    prepared = METHODS[job.recipe.method].prepare(job)
+    prepared = smoothed(job)
     made = run_method(prepared)
     return made if prepared is job else replace(made, original=given)
 

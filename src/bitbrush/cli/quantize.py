@@ -50,6 +50,9 @@ def quantize(
         str | None, typer.Option(help="uniform, or measured: weight bits by layer, --weights on average.")
     ] = None,
     rounding: Annotated[str | None, typer.Option(help="learned (default of pcr) or nearest.")] = None,
+    smoothing: Annotated[
+        str | None, typer.Option(help="Scales moved from inputs into weights: none, smoothquant or learned.")
+    ] = None,
     weight_range: Annotated[str | None, typer.Option(help="mse or min-max.")] = None,
     activation_range: Annotated[str | None, typer.Option(help="l4, mse, percentile or min-max.")] = None,
     skip_inputs: Annotated[

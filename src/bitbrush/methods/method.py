@@ -116,24 +116,17 @@ class PlannedPhase:
         return self.calls_of(of_pipeline) if self.calls_of else self.calls_per_step * of_pipeline
 
 
-def unprepared(job: Job) -> Job:
-    """Most methods quantize the denoiser as it is."""
-    return job
-
-
 @dataclass(frozen=True)
 class Method:
     """``defaults``: the method's recipe for a number of activation bits, which decide its ranges and relaxed bits.
 
-    ``phases``: what ``prepare`` and ``run`` will do with a job, in order. ``prepare``: gives the job a pipeline that
-    computes the same and is easier to quantize; not for a job whose weights are those of an artifact already.
+    ``phases``: what ``run`` will do with a job, in order, and what comes before it by the recipe's keys.
     """
 
     name: str
     defaults: Callable[[int], Recipe]
     run: Callable[[Job], Outcome]
     phases: Callable[[Job], tuple[PlannedPhase, ...]]
-    prepare: Callable[[Job], Job] = unprepared
 
     def recipe(self, keys: Mapping[str, Any] = MappingProxyType({})) -> Recipe:
         """The defaults, updated by plain ``keys`` as in a recipe file. Raises ValueError as :meth:`Recipe.updated`."""

@@ -6,10 +6,10 @@ published procedure are listed where they are made: ``calibration/ranges.py`` an
 """
 
 from bitbrush.calibration.ranges import PROGRESSIVE_CALLS, calibrate_progressively
-from bitbrush.methods.allocation import sensitivity_phases, with_measured_bits
+from bitbrush.methods.allocation import with_measured_bits
 from bitbrush.methods.method import Job, Method, Outcome, PlannedPhase
 from bitbrush.methods.recipe import Recipe, Rounding
-from bitbrush.methods.stages import outcome, rounded_weights, rounding_phases, with_weights
+from bitbrush.methods.stages import early_phases, outcome, rounded_weights, rounding_phases, with_weights
 from bitbrush.numerics.affine import MAX_BITS
 from bitbrush.timeline.plan import Relaxation
 from bitbrush.timeline.trajectory import carried
@@ -33,7 +33,7 @@ def run(job: Job) -> Outcome:
 
 def phases(job: Job) -> tuple[PlannedPhase, ...]:
     progressive = PlannedPhase(PROGRESSIVE, job.own, PROGRESSIVE_CALLS, on_rounded_weights=True)
-    return (*sensitivity_phases(job), *rounding_phases(job), progressive)
+    return (*early_phases(job), *rounding_phases(job), progressive)
 
 
 def defaults(activations: int) -> Recipe:

@@ -42,6 +42,16 @@ class SkipInputs(StrEnum):
     """As two, one for each half of the concatenation, with grids and weight scales of their own."""
 
 
+class Smoothing(StrEnum):
+    """How much of the inputs' scale, channel by channel, moves into the weights before anything is quantized."""
+
+    NONE = "none"
+    SMOOTHQUANT = "smoothquant"
+    """The square root: as much as stays."""
+    LEARNED = "learned"
+    """For each input what leaves the least error in the layers that read it; none at all where that is least."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Keys of a recipe file, of the command line and of :func:`bitbrush.quantize`, all of the same names.
@@ -53,7 +63,8 @@ class Recipe:
     ``pipeline_arguments`` (a table, e.g. ``{height = 768}``, or ``NAME=VALUE`` strings): the sampling plan of the
     calibration. ``exclude``: patterns of layer names left in floating point. ``num_prompts`` calibration
     prompts are run ``batch_size`` at a time; ``seed`` and the prompt decide its initial noise. ``skip_inputs``: split
-    for convolutions that read a U-Net's skip concatenation to be quantized as two.
+    for convolutions that read a U-Net's skip concatenation to be quantized as two. ``smoothing``: of the denoiser's
+    channels; the smoothed denoiser is then the one that is quantized.
     """
 
     method: str = "pcr"
@@ -73,6 +84,7 @@ class Recipe:
     batch_size: int = 16
     seed: int = 0
     skip_inputs: SkipInputs = SkipInputs.JOINT
+    smoothing: Smoothing = Smoothing.NONE
 
     def __post_init__(self) -> None:
         _require("weights", self.weights, MIN_WEIGHT_BITS, MAX_WEIGHT_BITS)
@@ -148,6 +160,8 @@ def _parse(key: str, value: Any) -> Any:
             return _choice(key, value, WeightAllocation)
         case "rounding":
             return _choice(key, value, Rounding)
+        case "smoothing":
+            return _choice(key, value, Smoothing)
         case "weight_range":
             return _choice(key, value, WeightRange)
         case "activation_range":

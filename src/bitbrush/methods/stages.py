@@ -8,6 +8,7 @@ from bitbrush.calibration.ranges import OBSERVING_CALLS, Observations, observe, 
 from bitbrush.methods.allocation import sensitivity_phases, with_measured_bits
 from bitbrush.methods.method import Job, Outcome, PlannedPhase
 from bitbrush.methods.recipe import Rounding
+from bitbrush.methods.smoothing import smoothing_phases
 from bitbrush.network.held import hold_rounded, twin
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.rounding.learned import learn_rounding
@@ -17,6 +18,11 @@ from bitbrush.timeline.schedule import ActivationSchedule
 from bitbrush.timeline.trajectory import carried, planned_timesteps
 
 RECORDING, ROUNDING, OBSERVATION = "recording", "rounding", "observation"
+
+
+def early_phases(job: Job) -> tuple[PlannedPhase, ...]:
+    """What is done with the denoiser before its weights are rounded, by the recipe's keys."""
+    return (*smoothing_phases(job), *sensitivity_phases(job))
 
 
 def rounding_phases(job: Job) -> tuple[PlannedPhase, ...]:
@@ -33,7 +39,7 @@ def rounding_phases(job: Job) -> tuple[PlannedPhase, ...]:
 
 def observing_phases(job: Job) -> tuple[PlannedPhase, ...]:
     """Of a method that rounds the weights and observes full precision."""
-    return (*sensitivity_phases(job), *rounding_phases(job), PlannedPhase(OBSERVATION, job.own, OBSERVING_CALLS))
+    return (*early_phases(job), *rounding_phases(job), PlannedPhase(OBSERVATION, job.own, OBSERVING_CALLS))
 
 
 def require_one_range(job: Job) -> None:
