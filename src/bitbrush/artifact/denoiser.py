@@ -1,7 +1,7 @@
 """A quantized denoiser from its folder, layer by layer."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Never
 
@@ -12,6 +12,7 @@ from torch import nn
 from bitbrush.artifact.tensor_file import TensorFile
 from bitbrush.artifact.tensors import LAYER_KEYS, layer_from_tensors
 from bitbrush.network.layers import QuantizedLayer
+from bitbrush.network.output_correction import OutputCorrection, correct_output
 from bitbrush.runtime.allocator import return_freed_memory
 from bitbrush.runtime.choose import Choice
 from bitbrush.runtime.interface import Execution
@@ -20,6 +21,8 @@ from bitbrush.timeline.progress import Progress, silent
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CONFIG = "config.json"
+CORRECTION = "correction"
+"""Under which the configuration's part on quantization tells how the output is corrected."""
 
 
 def load_denoiser(folder: Path, choice: Choice) -> nn.Module:
@@ -29,7 +32,8 @@ def load_denoiser(folder: Path, choice: Choice) -> nn.Module:
     """
     return_freed_memory()  # before anything large is made: the heap would keep its size
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    bits: dict[str, int] = config.pop("quantization_config")["weight_bits"]
+    quantization = config.pop("quantization_config")
+    bits: dict[str, int] = quantization["weight_bits"]
     tensors = TensorFile(folder / WEIGHTS)
     denoiser = empty_denoiser(config)
     quantized = {f"{name}.{key}" for name in bits for key in LAYER_KEYS}
@@ -40,6 +44,7 @@ def load_denoiser(folder: Path, choice: Choice) -> nn.Module:
         raise ValueError(f"its tensors are not the configuration's: {', '.join((lacking or unexpected)[:3])}")
     executions = choice.runtime.lower(denoiser, _layers(denoiser, bits, tensors))
     note_lowered(denoiser, choice, executions)
+    correct_as_stored(denoiser, quantization)
     object.__setattr__(denoiser, "save_pretrained", _refuse_saving)
     return denoiser.eval().requires_grad_(False)
 
@@ -55,6 +60,12 @@ def denoiser_executions(folder: Path, choice: Choice, progress: Progress = silen
             found.append(choice.runtime.execution(denoiser.get_submodule(layer.name), layer))
             advance()
     return tuple(found)
+
+
+def correct_as_stored(denoiser: nn.Module, quantization: Mapping[str, Any]) -> None:
+    """Corrects the lowered denoiser's output if its ``quantization_config`` says by what."""
+    if (stored := quantization.get(CORRECTION)) is not None:
+        correct_output(denoiser, OutputCorrection.from_dict(stored))
 
 
 def _refuse_saving(*_: Any, **__: Any) -> Never:

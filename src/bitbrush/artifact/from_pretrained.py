@@ -9,6 +9,7 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import Tensor, nn
 
+from bitbrush.artifact.denoiser import CORRECTION, correct_as_stored
 from bitbrush.artifact.tensors import LAYER_KEYS, layer_from_tensors
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.runtime.choose import RuntimeName, choose_runtime
@@ -31,14 +32,16 @@ def register() -> None:
 
 
 class BitbrushConfig(QuantizationConfigMixin):
-    """``weight_bits`` of every quantized layer by name; all else is in the tensors."""
+    """``weight_bits`` of every quantized layer by name, ``correction`` of the output; all else is in the tensors."""
 
-    def __init__(self, weight_bits: dict[str, int], **_: Any) -> None:
+    def __init__(self, weight_bits: dict[str, int], correction: dict[str, Any] | None = None, **_: Any) -> None:
         self.quant_method = QuantMethod.BITBRUSH
         self.weight_bits = weight_bits
+        self.correction = correction
 
     def to_dict(self) -> dict[str, Any]:
-        return {"quant_method": self.quant_method.value, "weight_bits": dict(self.weight_bits)}
+        own = {"quant_method": self.quant_method.value, "weight_bits": dict(self.weight_bits)}
+        return own if self.correction is None else {**own, CORRECTION: self.correction}
 
     def to_diff_dict(self) -> dict[str, Any]:
         return self.to_dict()
@@ -95,6 +98,7 @@ class BitbrushQuantizer(DiffusersQuantizer):
         self._tensors.clear()
         choice = choose_runtime(RuntimeName.REFERENCE)
         note_lowered(model, choice, choice.runtime.lower(model, layers))
+        correct_as_stored(model, self.quantization_config.to_dict())
         return model
 
     def _restore(self, model: nn.Module, name: str, bits: int) -> QuantizedLayer:

@@ -238,9 +238,9 @@ def _write(quantization: Quantization, root: Path, origin: dict[str, Any]) -> No
             whole.save_pretrained(root / name)
     denoiser = getattr(pipe, component)
     layers = {layer.name: layer for layer in quantization.outcome.layers}
-    _write_config(
-        denoiser, BitbrushConfig({name: one.weight.grid.bits for name, one in layers.items()}), root / component
-    )
+    bits = {name: one.weight.grid.bits for name, one in layers.items()}
+    correction = quantization.outcome.correction
+    _write_config(denoiser, BitbrushConfig(bits, correction.to_dict() if correction else None), root / component)
     tensors = other_tensors(denoiser, layers)
     for layer in layers.values():
         tensors |= layer_tensors(layer)

@@ -50,6 +50,9 @@ def quantize(
     rounding: Annotated[str | None, typer.Option(help="learned (default of pcr) or nearest.")] = None,
     weight_range: Annotated[str | None, typer.Option(help="mse or min-max.")] = None,
     activation_range: Annotated[str | None, typer.Option(help="l4, mse, percentile or min-max.")] = None,
+    output_means: Annotated[
+        str | None, typer.Option(help="keep, or correct: the output's mean error of each step is taken off.")
+    ] = None,
     exclude: Annotated[
         list[str] | None, typer.Option(help="Pattern of layer names to leave in floating point; repeatable.")
     ] = None,

@@ -33,13 +33,22 @@ class WeightAllocation(StrEnum):
     """From 2 to 8 by measured sensitivity."""
 
 
+class OutputMeans(StrEnum):
+    """What is done about the mean error of the denoiser's output, per channel, at each step."""
+
+    KEEP = "keep"
+    CORRECT = "correct"
+    """It is measured in progressive calibration and taken off."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Keys of a recipe file, of the command line and of :func:`bitbrush.quantize`, all of the same names.
 
     ``weights``, ``activations``: bits. ``relax``: ``START:END@BITS`` as fractions of the steps, ``auto:BITS`` for bits
     of layers and steps by measured sensitivity with that average (instead of ``activations``), None for none.
-    ``weight_allocation``: measured for weight bits of layers by sensitivity, ``weights`` on average.
+    ``weight_allocation``: measured for weight bits of layers by sensitivity, ``weights`` on average. ``output_means``:
+    correct takes the denoiser's mean error of each step off its output.
     ``steps``, ``guidance_scale``, ``scheduler`` (a diffusers class name; None: the pipeline's own) and
     ``pipeline_arguments`` (a table, e.g. ``{height = 768}``, or ``NAME=VALUE`` strings): the sampling plan of the
     calibration. ``exclude``: patterns of layer names left in floating point. ``num_prompts`` calibration
@@ -54,6 +63,7 @@ class Recipe:
     rounding: Rounding = Rounding.NEAREST
     weight_range: WeightRange = WeightRange.MSE
     activation_range: RangeEstimator = RangeEstimator.L4
+    output_means: OutputMeans = OutputMeans.KEEP
     exclude: tuple[str, ...] = ()
     steps: int = 50
     guidance_scale: float = 7.5
@@ -141,6 +151,8 @@ def _parse(key: str, value: Any) -> Any:
             return _choice(key, value, WeightRange)
         case "activation_range":
             return _choice(key, value, RangeEstimator)
+        case "output_means":
+            return _choice(key, value, OutputMeans)
         case "pipeline_arguments":
             return _pipeline_arguments(value)
         case "exclude":
