@@ -28,6 +28,7 @@ from bitbrush.network.family import Family
 from bitbrush.network.generic import generic_family
 from bitbrush.network.held import HALF, in_float32, twin, widen_
 from bitbrush.network.layers import LayerSpec
+from bitbrush.network.output_correction import correct_output
 from bitbrush.network.skip_inputs import with_split_skips
 from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.runtime.reference import ReferenceRuntime
@@ -84,6 +85,8 @@ class Quantization:
         denoiser = twin(getattr(self.source, self.family.component))
         ReferenceRuntime().lower(denoiser, self.outcome.layers)
         widen_(denoiser)  # what was excluded
+        if self.outcome.correction is not None:
+            correct_output(denoiser, self.outcome.correction)
         pipe = copy.copy(self.source)
         setattr(pipe, self.family.component, denoiser)
         pipe.scheduler = copy.deepcopy(self.source.scheduler)

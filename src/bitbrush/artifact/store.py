@@ -240,7 +240,9 @@ def _write(quantization: Quantization, root: Path, origin: dict[str, Any]) -> No
     denoiser = getattr(pipe, component)
     layers = {layer.name: layer for layer in quantization.outcome.layers}
     bits = {name: one.weight.grid.bits for name, one in layers.items()}
-    _write_config(denoiser, BitbrushConfig(bits, split_begins(denoiser)), root / component)
+    correction = quantization.outcome.correction
+    config = BitbrushConfig(bits, split_begins(denoiser), correction.to_dict() if correction else None)
+    _write_config(denoiser, config, root / component)
     tensors = other_tensors(denoiser, layers)
     for layer in layers.values():
         tensors |= layer_tensors(layer)

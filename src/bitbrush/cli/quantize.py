@@ -58,6 +58,9 @@ def quantize(
     skip_inputs: Annotated[
         str | None, typer.Option(help="joint, or split: what reads a U-Net's skips as two layers.")
     ] = None,
+    output_means: Annotated[
+        str | None, typer.Option(help="keep, or correct: the output's mean error of each step is taken off.")
+    ] = None,
     exclude: Annotated[
         list[str] | None, typer.Option(help="Pattern of layer names to leave in floating point; repeatable.")
     ] = None,

@@ -12,6 +12,7 @@ from bitbrush.calibration.ranges import ActivationBits, Calibration
 from bitbrush.methods.recipe import DEFAULT_ACTIVATION_BITS, Recipe, check_activation_bits
 from bitbrush.network.family import Family
 from bitbrush.network.layers import LayerSpec, QuantizedLayer, layer_specs
+from bitbrush.network.output_correction import OutputCorrection
 from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.timeline.cost import CostLedger
 from bitbrush.timeline.journal import NO_JOURNAL, Journal
@@ -87,13 +88,15 @@ class Job:
 class Outcome:
     """What a method yields: the treatment of every layer, the quantized ones, and the plan's timesteps in order.
 
-    ``average_activation_bits`` of measured ones, None where they follow from the recipe alone.
+    ``average_activation_bits`` of measured ones, None where they follow from the recipe alone. ``correction``: of the
+    denoiser's output, None for none.
     """
 
     specs: tuple[LayerSpec, ...]
     layers: tuple[QuantizedLayer, ...]
     planned: tuple[float, ...]
     average_activation_bits: float | None = None
+    correction: OutputCorrection | None = None
 
 
 @dataclass(frozen=True)

@@ -52,13 +52,22 @@ class Smoothing(StrEnum):
     """For each input what leaves the least error in the layers that read it; none at all where that is least."""
 
 
+class OutputMeans(StrEnum):
+    """What is done about the mean error of the denoiser's output, per channel, at each step."""
+
+    KEEP = "keep"
+    CORRECT = "correct"
+    """It is measured in progressive calibration and taken off."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Keys of a recipe file, of the command line and of :func:`bitbrush.quantize`, all of the same names.
 
     ``weights``, ``activations``: bits. ``relax``: ``START:END@BITS`` as fractions of the steps, ``auto:BITS`` for bits
     of layers and steps by measured sensitivity with that average (instead of ``activations``), None for none.
-    ``weight_allocation``: measured for weight bits of layers by sensitivity, ``weights`` on average.
+    ``weight_allocation``: measured for weight bits of layers by sensitivity, ``weights`` on average. ``output_means``:
+    correct takes the denoiser's mean error of each step off its output.
     ``steps``, ``guidance_scale``, ``scheduler`` (a diffusers class name; None: the pipeline's own) and
     ``pipeline_arguments`` (a table, e.g. ``{height = 768}``, or ``NAME=VALUE`` strings): the sampling plan of the
     calibration. ``exclude``: patterns of layer names left in floating point. ``num_prompts`` calibration
@@ -75,6 +84,7 @@ class Recipe:
     rounding: Rounding = Rounding.NEAREST
     weight_range: WeightRange = WeightRange.MSE
     activation_range: RangeEstimator = RangeEstimator.L4
+    output_means: OutputMeans = OutputMeans.KEEP
     exclude: tuple[str, ...] = ()
     steps: int = 50
     guidance_scale: float = 7.5
@@ -150,24 +160,25 @@ def _require(key: str, value: Any, low: int, high: int | None) -> None:
         raise ValueError(f"{key} is {value!r}; it must be a whole number {limit}")
 
 
+CHOICES: Mapping[str, type[StrEnum]] = {
+    "weight_allocation": WeightAllocation,
+    "rounding": Rounding,
+    "weight_range": WeightRange,
+    "activation_range": RangeEstimator,
+    "skip_inputs": SkipInputs,
+    "smoothing": Smoothing,
+    "output_means": OutputMeans,
+}
+
+
 def _parse(key: str, value: Any) -> Any:
+    if key in CHOICES:
+        return _choice(key, value, CHOICES[key])
     match key:
         case "relax":
             return _relax(value)
         case "scheduler":
             return None if value in (None, "own") else str(value)
-        case "weight_allocation":
-            return _choice(key, value, WeightAllocation)
-        case "rounding":
-            return _choice(key, value, Rounding)
-        case "smoothing":
-            return _choice(key, value, Smoothing)
-        case "weight_range":
-            return _choice(key, value, WeightRange)
-        case "activation_range":
-            return _choice(key, value, RangeEstimator)
-        case "skip_inputs":
-            return _choice(key, value, SkipInputs)
         case "pipeline_arguments":
             return _pipeline_arguments(value)
         case "exclude":
