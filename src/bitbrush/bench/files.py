@@ -1,6 +1,7 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and folders that are ours."""
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 
@@ -14,3 +15,16 @@ def write_whole(content: str | bytes, path: Path) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def require_own(directory: Path, known: Collection[str], writer: str) -> None:
+    """Raises ValueError if something stands at ``directory`` that is not ``known`` to be written by a ``writer``.
+
+    What a killed process has left half-written, a hidden ``.part``, is overlooked.
+    """
+    if not directory.exists():
+        return
+    names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else ["a file"]
+    foreign = [name for name in names if name not in known and not (name.startswith(".") and name.endswith(".part"))]
+    if foreign:
+        raise ValueError(f"{directory} holds {foreign[0]}, which no {writer} wrote; choose another directory")

@@ -7,7 +7,7 @@ found on the very steps in the other. What lies between them is the price of por
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,7 +30,7 @@ from bitbrush.bench.qdiffbench import plan_facts
 from bitbrush.bench.subjects import Subject, require_alike, with_scheduler_of
 from bitbrush.methods.recipe import Recipe
 from bitbrush.runtime.choose import Choice
-from bitbrush.timeline.progress import Advance, Progress
+from bitbrush.timeline.progress import Advance, Progress, part_of
 from bitbrush.timeline.trajectory import PromptBatch
 
 SCHEMA_VERSION = 1
@@ -133,7 +133,7 @@ def _measured(job: GridJob, planned: GridPlan, advance: Advance, *, is_own: bool
 
 def _make(pipe: DiffusionPipeline, job: GridJob, planned: GridPlan, advance: Advance) -> _Made:
     """Of every batch the last latents alone: those of all steps of a large model would fill the memory."""
-    parts = generate_each(pipe, job.batches, planned.plan, progress=_into(advance))
+    parts = generate_each(pipe, job.batches, planned.plan, progress=part_of(advance))
     made = [(part.latents.copy(), part.images) for part in parts]
     return _Made(np.concatenate([latents for latents, _ in made]), np.concatenate([images for _, images in made]))
 
@@ -144,23 +144,13 @@ def _recalibrated(
 ) -> Iterator[DiffusionPipeline]:
     plan = planned.plan
     keys = {"scheduler": planned.scheduler_class, "steps": plan.steps, "guidance_scale": plan.guidance_scale}
-    made = recalibrate(job.artifact, keys, given.prompts, inputs=given.inputs, progress=_into(advance))
+    made = recalibrate(job.artifact, keys, given.prompts, inputs=given.inputs, progress=part_of(advance))
     with tempfile.TemporaryDirectory() as folder:  # the runtime reads an artifact, not a quantization in memory
         yield load_with(save(made, Path(folder) / "artifact"), job.choice)
 
 
 def _fidelity(full: _Made, own: _Made, worst: NDArray[np.int64]) -> Fidelity:
     return Fidelity(latent_mse(full.latents, own.latents), psnr(full.images, own.images), own.images[worst])
-
-
-def _into(advance: Advance) -> Progress:
-    """Phases that are parts of one longer work advance that."""
-
-    @contextmanager
-    def progress(phase: str, total: int) -> Iterator[Callable[[], None]]:
-        yield advance
-
-    return progress
 
 
 def _digest(job: GridJob, planned: GridPlan) -> str:

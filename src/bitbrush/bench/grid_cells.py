@@ -1,15 +1,12 @@
 """What was measured of one cell of a grid, and the file that keeps it."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
-from bitbrush.bench.files import write_whole
+from bitbrush.bench.array_file import damaged, read_arrays, write_arrays
 from bitbrush.bench.grid_plans import GridPlan
 
 WORST = 2
@@ -65,17 +62,13 @@ def write_cell(cell: GridCell | FailedCell, path: Path) -> None:
             for name, one in (("artifact", cell.artifact), ("recalibrated", cell.recalibrated)):
                 if one is not None:
                     arrays |= {f"{name}.{key}": value for key, value in vars(one).items()}
-    # In memory a picture's channels may come first; safetensors writes what lies there.
-    laid_out = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    write_whole(save(laid_out, metadata={"cell": json.dumps(metadata)}), path)
+    write_arrays(arrays, metadata, path)
 
 
 def read_cell(planned: GridPlan, path: Path, *, is_calibrated: bool) -> GridCell | FailedCell:
     """Raises ValueError for a damaged file."""
+    arrays, told = read_arrays(path)
     try:
-        with safe_open(path, framework="numpy") as file:
-            told = json.loads(file.metadata()["cell"])
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dictionary
         if "problem" in told:
             return FailedCell(planned, is_calibrated, told["problem"])
         return GridCell(
@@ -86,8 +79,8 @@ def read_cell(planned: GridPlan, path: Path, *, is_calibrated: bool) -> GridCell
             worst=arrays["worst"],
             full=arrays["full"],
         )
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it and run again") from error
+    except (KeyError, TypeError) as error:
+        raise damaged(path, error) from error
 
 
 def _fidelity(arrays: dict[str, NDArray[np.generic]], name: str) -> Fidelity:

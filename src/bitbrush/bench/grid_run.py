@@ -8,7 +8,7 @@ from pathlib import Path
 from bitbrush.artifact.models import ModelOptions
 from bitbrush.artifact.quantization import require_inputs
 from bitbrush.artifact.store import read_manifest
-from bitbrush.bench.files import write_whole
+from bitbrush.bench.files import require_own, write_whole
 from bitbrush.bench.grid import CELLS, GridJob, Recalibration, measure_grid
 from bitbrush.bench.grid_figures import CellFigures, cell_figures
 from bitbrush.bench.grid_page import grid_page
@@ -24,12 +24,7 @@ RESULTS, REPORT = "results.json", "report.html"
 
 def require_grid_folder(directory: Path) -> None:
     """Raises ValueError if something stands at ``directory`` that no grid wrote."""
-    known = {RESULTS, REPORT, CELLS}
-    foreign = sorted({path.name for path in directory.iterdir()} - known) if directory.is_dir() else []
-    if foreign or (directory.exists() and not directory.is_dir()):
-        raise ValueError(
-            f"{directory} holds {(foreign or ['a file'])[0]}, which no grid wrote; choose another directory"
-        )
+    require_own(directory, (RESULTS, REPORT, CELLS), "grid")
 
 
 def open_grid(

@@ -1,6 +1,7 @@
 """``results.json``: everything a benchmark found, and what one has to know to find it again."""
 
 import json
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -116,3 +117,16 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
     }
+
+
+def finite(value: Any) -> Any:
+    """JSON values of ``value``, numbers that are not finite (ends of intervals that do not exist) being None."""
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case dict():
+            return {key: finite(one) for key, one in value.items()}
+        case list() | tuple():
+            return [finite(one) for one in value]
+        case _:
+            return value

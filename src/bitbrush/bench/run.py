@@ -8,7 +8,7 @@ from typing import Any
 from bitbrush.artifact.models import ModelOptions
 from bitbrush.bench.collection import Work
 from bitbrush.bench.figures import bench_figures
-from bitbrush.bench.files import write_whole
+from bitbrush.bench.files import require_own, write_whole
 from bitbrush.bench.networks.chosen import Networks, load_networks
 from bitbrush.bench.prompts import bench_sets
 from bitbrush.bench.qdiffbench import Protocol, compute_all, generate_all
@@ -95,12 +95,7 @@ def bench_protocol(
 
 def require_bench_folder(directory: Path) -> None:
     """Raises ValueError if something stands at ``directory`` that no benchmark wrote."""
-    if not directory.exists():
-        return
-    known = {RESULTS, REPORT, PICTURES}
-    foreign = sorted({path.name for path in directory.iterdir()} - known) if directory.is_dir() else ["a file"]
-    if foreign:
-        raise ValueError(f"{directory} holds {foreign[0]}, which no benchmark wrote; choose another directory")
+    require_own(directory, (RESULTS, REPORT, PICTURES), "benchmark")
 
 
 def run_bench(

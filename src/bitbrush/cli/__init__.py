@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from bitbrush import __version__
+from bitbrush.cli.ablate import ablate
 from bitbrush.cli.bench import bench
 from bitbrush.cli.compare import compare
 from bitbrush.cli.console import reporting_errors
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (quantize, recalibrate, generate, compare, bench, grid, sensitivity, inspect, demo):
+for command in (quantize, recalibrate, generate, compare, bench, grid, ablate, sensitivity, inspect, demo):
     app.command()(reporting_errors(command))
 
 

@@ -17,3 +17,13 @@ class Progress(Protocol):
 def silent(phase: str, total: int) -> Iterator[Advance]:
     """Reports nothing."""
     yield lambda: None
+
+
+def part_of(advance: Advance) -> Progress:
+    """Of phases that are parts of one longer work: each of their pieces is one of that."""
+
+    @contextmanager
+    def progress(phase: str, total: int) -> Iterator[Advance]:
+        yield advance
+
+    return progress

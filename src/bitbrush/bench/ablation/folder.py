@@ -1,0 +1,150 @@
+"""The folder of an ablation: what is in it, whose it is, and how processes share the work in it."""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bitbrush.artifact.store import is_artifact, read_layers, read_manifest
+from bitbrush.bench.ablation.recipes import Setting, given_keys
+from bitbrush.bench.files import require_own, write_whole
+from bitbrush.methods.recipe import Recipe, WeightAllocation
+from bitbrush.methods.stages import ROUNDING
+from bitbrush.rounding.nearest import RoundedLayer
+
+FINGERPRINT, CELLS, ARTIFACTS, REFERENCE = "ablation.json", "cells", "artifacts", "full-precision"
+RESULTS, REPORT, MARKDOWN, PLOTS = "results.json", "report.html", "ablation.md", "plots"
+_CLAIMS, _WORK = "claims", "work"
+KNOWN = (FINGERPRINT, CELLS, ARTIFACTS, REFERENCE, RESULTS, REPORT, MARKDOWN, PLOTS, _CLAIMS, _WORK)
+
+ALIKE = ("rtn", "one-shot", "pcr", "best", "ptq4dm")
+"""Methods that round the same weights where their keys are the same; of any other they are its own."""
+OF_WEIGHTS = (
+    *("weights", "weight_allocation", "rounding", "weight_range", "exclude", "num_prompts", "batch_size", "seed"),
+    *("steps", "guidance_scale", "scheduler", "pipeline_arguments"),
+)
+OF_ACTIVATIONS = ("activation_range", "activations")
+"""Keys that decide nothing about these methods' weights, unless bits are measured."""
+OF_NEITHER = ("method", "relax")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Cells, artifacts and pictures of an ablation below ``root``.
+
+    What is finished is a file or folder that is there whole or not at all. What is being made is claimed by locking a
+    file, which the system gives back however its process ends.
+    """
+
+    root: Path
+
+    def require_own(self, facts: Mapping[str, Any]) -> None:
+        """Takes the folder for an ablation with these ``facts``, JSON values by what they are of.
+
+        Raises ValueError, naming what differs, if it is another ablation's, or no ablation's.
+        """
+        require_own(self.root, KNOWN, "ablation")
+        path = self.root / FINGERPRINT
+        if not path.exists():
+            write_whole(json.dumps(facts, indent=1) + "\n", path)
+            return
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+        unlike = [name for name in facts if facts[name] != theirs.get(name)]
+        if unlike:
+            raise ValueError(
+                f"{self.root} holds an ablation with another {' and another '.join(unlike)}; choose another directory"
+            )
+
+    def cell(self, setting: Setting, digest: str) -> Path:
+        return self.root / CELLS / f"{setting.file_name}-{digest[:10]}.safetensors"
+
+    def artifact(self, setting: Setting) -> Path:
+        return self.root / ARTIFACTS / setting.file_name
+
+    def work(self, setting: Setting, digest: str) -> Path:
+        """For the unfinished work of a quantization; ``digest``: of all that decides whether it can go on."""
+        return self.root / _WORK / f"{setting.file_name}-{digest[:10]}"
+
+    def clear_work(self, setting: Setting) -> None:
+        for path in (self.root / _WORK).glob(f"{setting.file_name}-*"):
+            shutil.rmtree(path)
+
+    @contextmanager
+    def claimed(self, name: str) -> Iterator[bool]:
+        """Whether this process alone now does what ``name`` stands for; False where another does."""
+        with self._lock_file(name) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+
+    @contextmanager
+    def alone(self, name: str) -> Iterator[None]:
+        """As :meth:`claimed`, once no other process does."""
+        with self._lock_file(name) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    @contextmanager
+    def _lock_file(self, name: str) -> Iterator[int]:
+        path = self.root / _CLAIMS / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(path, os.O_RDWR | os.O_CREAT)
+        try:
+            yield file
+        finally:
+            os.close(file)
+
+    def rounding_of(self, setting: Setting) -> Path | None:
+        """The artifact of another recipe, quantized here, whose weights are this one's too."""
+        key = weights_key(setting.recipe)
+        for path in sorted((self.root / ARTIFACTS).glob("*")) if key else ():
+            if path != self.artifact(setting) and is_artifact(path):
+                manifest = read_manifest(path)
+                if ROUNDING in manifest["cost"] and weights_key(Recipe().updated(manifest["recipe"])) == key:
+                    return path
+        return None
+
+    def share_files(self, artifact: Path) -> None:
+        """Lets the artifact have its text encoder, VAE and what else is alike in common with another, on the disk."""
+        own = read_manifest(artifact)["files"]
+        for other in sorted(artifact.parent.glob("*")):
+            if other == artifact or not is_artifact(other):
+                continue
+            theirs = read_manifest(other)["files"]
+            for name in [name for name, digest in own.items() if theirs.get(name) == digest]:
+                _link(other / name, artifact / name)
+            return
+
+
+def weights_key(recipe: Recipe) -> str | None:
+    """The same for recipes with the same integers as weights; None where they are the recipe's own."""
+    if recipe.method not in ALIKE:
+        return None
+    given = given_keys(recipe)
+    if any(key not in (*OF_WEIGHTS, *OF_ACTIVATIONS, *OF_NEITHER) for key in given):
+        return None  # such as change the network, or round with regard to its inputs
+    measured = recipe.weight_allocation is WeightAllocation.MEASURED
+    deciding = (*OF_WEIGHTS, *OF_ACTIVATIONS) if measured else OF_WEIGHTS
+    keys = {name: value for name, value in given.items() if name in deciding}
+    return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()
+
+
+def rounded_of(artifact: Path) -> dict[str, RoundedLayer]:
+    return {layer.name: RoundedLayer(layer.weight, layer.bias) for layer in read_layers(artifact)}
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under both names; where the disk has no such links the copy stays."""
+    partial = target.with_name(f".{target.name}.link")
+    with suppress(OSError):
+        os.link(source, partial)
+        partial.replace(target)

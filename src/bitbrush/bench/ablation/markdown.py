@@ -1,0 +1,87 @@
+"""The tables of an ablation as Markdown: a file of its own, or a marked section of one."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from bitbrush.bench.ablation.plots import quality_plots, step_plots, write_plots
+from bitbrush.bench.ablation.tables import Document, Table, bits_tables, fallback_lines, set_tables
+from bitbrush.bench.files import write_whole
+
+
+def ablation_markdown(document: Document) -> str:
+    """A function of what ``results.json`` holds alone."""
+    return "\n".join(_lines(document)) + "\n"
+
+
+def protocol_text(document: Document) -> str:
+    """What was compared, in a few sentences."""
+    told = document["protocol"]
+    sets = " and ".join(f"{one['prompts']} of {one['name']} ({one['domain']})" for one in told["prompt_sets"])
+    prompts = " or ".join(map(str, told["calibration_prompts"]))
+    return (
+        f"{told['model']}, {told['scheduler']}, {told['steps']} steps, guidance {told['guidance_scale']:g}; quantized "
+        f"with {prompts} calibration prompts; held-out prompts: {sets}; every picture from the noise that full "
+        f"precision had for it, seed {told['seed']}. Executed by {told['execution']}. Intervals: 95 % bootstrap "
+        "over prompts, of medians by order statistics. Averages of bits leave out the layers next to the latents. "
+        f"CLIP score ({told['clip']['name']}) less full precision's. Seconds of single "
+        "runs, calls for each batch of prompts."
+    )
+
+
+def write_markdown(document: Document, path: Path) -> None:
+    """Writes ``path``, and its plots beside it; of a file that has the section's marks, what lies between them.
+
+    Raises ValueError for a file that is there without them.
+    """
+    text, (begin, end) = ablation_markdown(document), marks(document)
+    if path.exists():
+        before, found, rest = path.read_text(encoding="utf-8").partition(begin)
+        _, closed, after = rest.partition(end)
+        if not (found and closed):
+            raise ValueError(
+                f"{path} has no section to write into; put these two lines where the tables are to be: {begin} {end}"
+            )
+        text = f"{before}{begin}\n{text}{end}{after}"
+    write_plots(document, path)
+    write_whole(text, path)
+
+
+def marks(document: Document) -> tuple[str, str]:
+    """The lines around the section of this ablation in a longer file."""
+    name = document["protocol"]["model"]
+    return f"<!-- bitbrush ablate {name} -->", f"<!-- end of bitbrush ablate {name} -->"
+
+
+def _lines(document: Document) -> Iterator[str]:
+    yield from ("```sh", document["command"], "```", "", protocol_text(document), "")
+    if not document["cells"]:
+        yield "No cell is there yet."
+        return
+    for name, plot in quality_plots(document).items():
+        yield from (f"![{plot.heading}]({name})", "")
+    if steps := [f"[{plot.heading.rpartition(' ')[2]}]({name})" for name, plot in step_plots(document).items()]:
+        yield from (f"Error over the steps: {', '.join(steps)}.", "")
+    for table in bits_tables(document):
+        yield from (f"**{table.name}**", "", *_table(table), "")
+        for problem in table.problems:
+            yield from (f"Failed. {problem}", "")
+    for line in fallback_lines(document):
+        yield from (f"Not in integers: {line}", "")
+    tables = list(set_tables(document))
+    if tables:
+        yield from ("By prompt set:", "")
+    for table in tables:
+        yield from (f"**{table.name}**", "", *_table(table), "")
+
+
+def _table(table: Table) -> Iterator[str]:
+    yield _row(["recipe", *table.columns])
+    yield "|" + "---|" * (len(table.columns) + 1)
+    for row in table.rows:
+        yield _row(
+            [row.name, *(f"{one[0]} ({one[1]})" if one and one[1] else one[0] if one else "" for one in row.cells)]
+        )
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

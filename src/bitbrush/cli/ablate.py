@@ -1,0 +1,175 @@
+"""``bitbrush ablate``."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bitbrush.bench.networks import BUNDLED_CLIP, USUAL_CLIP
+from bitbrush.cli.console import note, out, quiet_libraries, shown, table, warn
+from bitbrush.cli.execution import MemoryOption, RuntimeOption, chosen
+from bitbrush.cli.options import (
+    Config,
+    Generic,
+    Images,
+    Loras,
+    Masks,
+    PipelineArguments,
+    Revision,
+    Variant,
+    model_options,
+)
+
+if TYPE_CHECKING:
+    from bitbrush.bench.ablation.recipes import Setting
+
+AGAINST = "pcr"
+
+
+def ablate(
+    model: Annotated[str, typer.Argument(help="Full-precision model: bundled name, directory or hub id.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Directory for cells, artifacts, tables and report.")],
+    methods: Annotated[
+        str | None, typer.Option("--recipes", help="Methods with their usual keys, e.g. rtn,pcr,best [all].")
+    ] = None,
+    recipes: Annotated[
+        list[str] | None,
+        typer.Option("--recipe", help="'NAME: METHOD KEY=VALUE ...', NAME: may be left out; repeatable."),
+    ] = None,
+    bits: Annotated[str, typer.Option(help="Bit settings.")] = "W8A8,W4A8,W4A6,W4A4",
+    against: Annotated[
+        str | None, typer.Option(help=f"Recipe whose latent error the others' is a multiple of [{AGAINST}].")
+    ] = None,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(help="Held-out prompts of the calibration's style: bundled sets or files; repeatable."),
+    ] = None,
+    unseen_prompts: Annotated[
+        list[str] | None, typer.Option(help="Prompts of another style than the calibration's; repeatable.")
+    ] = None,
+    num_images: Annotated[int, typer.Option(help="Pictures of each prompt set.")] = 32,
+    calibration: Annotated[
+        str | None, typer.Option("--calibration-prompts", help="Prompts to quantize with: a file or a bundled set.")
+    ] = None,
+    num_prompts: Annotated[int | None, typer.Option(help="How many of them to use [16].")] = None,
+    clip: Annotated[
+        str | None, typer.Option(help=f"CLIP model: bundled name, directory, hub id [{BUNDLED_CLIP} or {USUAL_CLIP}].")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps [50].")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="Guidance [7.5].")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Scheduler [the model's own].")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the pictures' noise.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts per denoiser call.")] = 16,
+    markdown: Annotated[
+        Path | None, typer.Option(help="File for the tables too, or with a marked section for them.")
+    ] = None,
+    runtime: RuntimeOption = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="Between the integer products: float32, so that only recipes differ, or bfloat16.")
+    ] = "float32",
+    memory: MemoryOption = "expanded",
+    pipeline_arguments: PipelineArguments = None,
+    images: Images = None,
+    masks: Masks = None,
+    generic: Generic = False,
+    revision: Revision = None,
+    variant: Variant = None,
+    config: Config = None,
+    loras: Loras = None,
+) -> None:
+    """Compare recipes at several bit settings under one protocol; run it again to go on, or twice to share the work."""
+    quiet_libraries()
+    from bitbrush.artifact.models import find_model
+    from bitbrush.bench.ablation.folder import REPORT
+    from bitbrush.bench.ablation.job import Protocol
+    from bitbrush.bench.ablation.run import failed_cells, missing_cells, open_ablation, run_ablation
+    from bitbrush.bench.input_images import read_inputs
+    from bitbrush.bench.networks.chosen import judge_of
+    from bitbrush.bench.prompts import bench_sets, calibration_prompts, too_long
+
+    plan: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale, "scheduler": scheduler}
+    plan |= {"pipeline_arguments": pipeline_arguments, "num_prompts": num_prompts}
+    compared = _settings(methods, recipes, bits, {key: value for key, value in plan.items() if value is not None})
+    reference = _against(against, compared)
+    options = model_options(revision, variant, config, loras)
+    find_model(model, options)
+    choice = chosen(runtime, dtype, memory)
+    protocol = Protocol(
+        plan=compared[0].recipe.plan,
+        sets=bench_sets(_listed(prompts), _listed(unseen_prompts), model),
+        num_images=num_images,
+        calibration=calibration_prompts(calibration, model, option="--calibration-prompts"),
+        judge=judge_of(model, clip),
+        choice=choice,
+        execution=f"{choice.runtime.name}, {dtype}",
+        seed=seed,
+        batch_size=batch_size,
+        inputs=read_inputs(images, masks),
+        generic=generic,
+    )
+    job = open_ablation(model, compared, protocol, options)
+    for message in too_long(job.pipe, [prompt for one in protocol.sets for prompt in protocol.prompts(one)]):
+        warn(message)
+    note(_announcement(model, compared, protocol.num_images, [one.name for one in protocol.sets]))
+    command = shlex.join(["bitbrush", *sys.argv[1:]])
+    told: dict[str, Any] = {"against": reference, "command": command, "markdown": markdown}
+    document = run_ablation(job, output, **told, progress=shown, tell=note)
+    _print(document)
+    for missing in missing_cells(job, output):
+        note(f"{missing}: another process is at it, and will put it into the report")
+    note(f"{output / REPORT}\nOpen it in a browser.")
+    if failed := failed_cells(document):
+        for problem in failed:
+            warn(f"failed: {problem}")
+        raise typer.Exit(1)
+
+
+def _settings(
+    methods: str | None, recipes: Sequence[str] | None, bits: str, shared: dict[str, Any]
+) -> "tuple[Setting, ...]":
+    from bitbrush.bench.ablation.recipes import Bits, NamedRecipe, settings
+    from bitbrush.methods import METHODS
+
+    named = _parts(methods) if methods is not None else list(METHODS) if not recipes else []
+    chosen_recipes = [NamedRecipe.parse(text) for text in [*named, *(recipes or ())]]
+    chosen_bits = list(dict.fromkeys(Bits.parse(text) for text in _parts(bits)))
+    if not (chosen_recipes and chosen_bits):
+        raise ValueError("there is nothing to compare: give --recipes or --recipe, and --bits")
+    return settings(chosen_recipes, chosen_bits, shared)
+
+
+def _against(given: str | None, compared: "Sequence[Setting]") -> str:
+    names = list(dict.fromkeys(one.name for one in compared))
+    if given is not None and given not in names:
+        raise ValueError(f"against is {given!r}, which is not compared; the recipes are {', '.join(names)}")
+    return given or (AGAINST if AGAINST in names else names[0])
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _listed(sources: Sequence[str] | None) -> list[str]:
+    """Each a source, or several with commas between."""
+    return [part for one in sources or () for part in ([one] if Path(one).exists() else _parts(one))]
+
+
+def _announcement(model: str, compared: "Sequence[Setting]", pictures: int, sets: Sequence[str]) -> str:
+    names = ", ".join(dict.fromkeys(one.name for one in compared))
+    bits = ", ".join(dict.fromkeys(str(one.bits) for one in compared))
+    return f"{model}: {names} at {bits}; {pictures} held-out prompts of each of {', '.join(sets)}"
+
+
+def _print(document: dict[str, Any]) -> None:
+    from bitbrush.bench.ablation.tables import bits_tables
+
+    columns = {0: "PSNR, dB", 1: "median", 2: "latent MSE", 4: f"less\n{document['against']}'s", 5: "times\nits MSE"}
+    for one in bits_tables(document):
+        shown_figures = table(one.name, *columns.values())
+        for row in one.rows:
+            shown_figures.add_row(row.name, *("\n".join(row.cells[at] or "-") for at in columns))
+        out().print(shown_figures)
+        out().print()
