@@ -81,7 +81,10 @@ def test_a_prompt_too_long_is_told_and_cut(run: Callable[..., Result], model: Pa
         (("--relax", "0.8:1@17"), "relaxed bits is 17; supported are 2 to 16"),
         (("--relax", "0.8:1@8"), "8 bits are no more than the 8 bits"),
         (("--relax", "late"), "relax is 'late'; expected START:END@BITS"),
-        (("--method", "magic"), "method is 'magic'; known are pcr, best, one-shot, ptq4dm, smoothquant, rtn"),
+        (
+            ("--method", "magic"),
+            "method is 'magic'; known are pcr, best, one-shot, ptq4dm, qdiffusion, smoothquant, rtn",
+        ),
         (("--rounding", "up"), "rounding is 'up'; choose from nearest, learned"),
         (("--steps", 0), "steps"),
         (("--num-prompts", 9), "num_prompts is 9, but only 3 calibration prompts are given"),

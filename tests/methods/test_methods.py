@@ -14,7 +14,7 @@ import bitbrush
 from bitbrush.artifact.tensors import layer_tensors
 from bitbrush.methods import METHODS
 from bitbrush.methods.method import Outcome
-from bitbrush.methods.recipe import Recipe, Rounding
+from bitbrush.methods.recipe import Recipe, Rounding, Smoothing
 from bitbrush.rounding import reconstruction
 from bitbrush.timeline.plan import MeasuredRelaxation, Relaxation
 from bitbrush.timeline.progress import Advance, silent
@@ -47,7 +47,7 @@ def test_runs_repeats_and_leaves_the_pipeline(tiny_pipe: StableDiffusionPipeline
     parts, full = dict(tiny_pipe.components), image(tiny_pipe)
     first, second = (bitbrush.quantize(tiny_pipe, recipe(method), PROMPTS) for _ in range(2))
 
-    assert (first.source is tiny_pipe) == (method != "smoothquant")
+    assert (first.source is tiny_pipe) == (method not in ("smoothquant", "qdiffusion"))
     assert all(tiny_pipe.components[name] is part for name, part in parts.items())
     assert all(torch.equal(tensor, before[name]) for name, tensor in tiny_pipe.unet.state_dict().items())
     assert not any(module._forward_pre_hooks for module in tiny_pipe.unet.modules())
@@ -135,7 +135,7 @@ def test_one_shot_and_rtn_cost_one_call_per_step(tiny_pipe: StableDiffusionPipel
         assert len(calls) == 2 * 5
 
 
-@pytest.mark.parametrize("method", ["rtn", "ptq4dm", "smoothquant"])
+@pytest.mark.parametrize("method", ["rtn", "ptq4dm", "qdiffusion", "smoothquant"])
 def test_methods_of_one_range_have_nothing_to_relax(tiny_pipe: StableDiffusionPipeline, method: str) -> None:
     with pytest.raises(ValueError, match=rf"relax is 0\.5:1@10, but {method} has one range for all steps; use pcr"):
         bitbrush.quantize(tiny_pipe, recipe(method, relax="0.5:1@10"), PROMPTS)
@@ -157,6 +157,23 @@ def test_ptq4dm_ranges_are_those_of_its_draws(tiny_pipe: StableDiffusionPipeline
     assert spans
     within = [min(steps) * 0.9 <= scale <= max(steps) * 1.1 for scale, steps in spans]
     assert sum(within) / len(within) > 0.9
+
+
+@pytest.mark.parametrize("smoothing", [Smoothing.SMOOTHQUANT, Smoothing.LEARNED])
+def test_any_method_quantizes_a_smoothed_denoiser_that_computes_the_same(
+    tiny_pipe: StableDiffusionPipeline, smoothing: Smoothing
+) -> None:
+    keys = {"rounding": "nearest", "activations": 5}
+    plain, smoothed = (
+        bitbrush.quantize(tiny_pipe, recipe("pcr", smoothing=name, **keys), PROMPTS) for name in ("none", smoothing)
+    )
+    assert plain.original is None
+    assert smoothed.original is tiny_pipe
+    torch.testing.assert_close(image(smoothed.source), image(tiny_pipe), rtol=1e-3, atol=1e-3)
+    query = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight"
+    assert not torch.equal(smoothed.source.unet.get_parameter(query), tiny_pipe.unet.get_parameter(query))
+    assert smoothed.costs["smoothing"].denoiser_calls_per_batch == 4
+    assert "smoothing" not in plain.costs
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -7,7 +7,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from bitbrush.network.families import family_of
-from bitbrush.network.smoothing import smooth_, smoothable_inputs
+from bitbrush.network.smoothing import SmoothableInput, channel_scale, reader_weight, smooth_, smoothable_inputs
 
 
 def inputs_of(pipe: StableDiffusionPipeline, names: list[str]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -38,7 +38,7 @@ def test_a_smoothed_denoiser_computes_the_same(pipe: StableDiffusionPipeline) ->
     assert len(inputs) == 6 * sum(name.endswith("attn1") for name, _ in pipe.unet.named_modules()) > 0
     before, seen = inputs_of(pipe, readers)
     extremes = {name: x.abs().flatten(0, -2).amax(0) for name, x in seen.items()}
-    smooth_(pipe.unet, inputs, extremes, alpha=0.5)
+    smooth_(pipe.unet, inputs, scales_of(pipe, inputs, extremes, 0.5))
     after, smoothed = inputs_of(pipe, readers)
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
     assert any(not torch.equal(seen[name], smoothed[name]) for name in readers)
@@ -52,7 +52,7 @@ def test_activations_and_weights_share_the_outliers(pipe: StableDiffusionPipelin
     seen = inputs_of(pipe, readers)[1]
     extremes = {name: x.abs().flatten(0, -2).amax(0) for name, x in seen.items()}
     weights = {one.readers[0]: largest(pipe, one.readers) for one in inputs}
-    smooth_(pipe.unet, inputs, extremes, alpha=alpha)
+    smooth_(pipe.unet, inputs, scales_of(pipe, inputs, extremes, alpha))
     now, makers = inputs_of(pipe, readers)[1], {one.maker for one in inputs}
     for one in inputs:
         reader = one.readers[0]
@@ -60,6 +60,27 @@ def test_activations_and_weights_share_the_outliers(pipe: StableDiffusionPipelin
         torch.testing.assert_close(now[reader].abs().flatten(0, -2).amax(0), expected, rtol=1e-3, atol=1e-4)
         if alpha == 0.5 and makers.isdisjoint(one.readers):  # a maker's rows were scaled since
             torch.testing.assert_close(largest(pipe, one.readers), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_an_input_without_a_scale_stays_as_it_is(pipe: StableDiffusionPipeline) -> None:
+    inputs = smoothable_inputs(pipe.unet, family_of(pipe))
+    extremes = {one.readers[0]: torch.full((reader_weight(pipe.unet, one).shape[1],), 9.0) for one in inputs}
+    (chosen, scale), *others = scales_of(pipe, inputs, extremes, 0.5).items()
+    before = {one.readers[0]: reader_weight(pipe.unet, one) for one in inputs}
+    smooth_(pipe.unet, inputs, {chosen: scale})
+    changed = {
+        one.readers[0] for one in inputs if not torch.equal(reader_weight(pipe.unet, one), before[one.readers[0]])
+    }
+    assert others
+    assert changed == {chosen}
+
+
+def scales_of(
+    pipe: StableDiffusionPipeline, inputs: tuple[SmoothableInput, ...], extremes: dict[str, torch.Tensor], alpha: float
+) -> dict[str, torch.Tensor]:
+    return {
+        one.readers[0]: channel_scale(reader_weight(pipe.unet, one), extremes[one.readers[0]], alpha) for one in inputs
+    }
 
 
 def largest(pipe: StableDiffusionPipeline, readers: tuple[str, ...]) -> torch.Tensor:

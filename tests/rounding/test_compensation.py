@@ -124,11 +124,35 @@ def test_columns_rounded_in_pieces_are_those_rounded_in_one_go(monkeypatch: pyte
     layer = nn.Linear(160, 6)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(300, 160, generator=generator) @ torch.randn(160, 160, generator=generator)
+    whole_moments = compensated(layer, 3, x, x)
+    monkeypatch.setattr(compensation, "ROWS_AT_ONCE", 48)
     pieces = compensated(layer, 3, x, x)
+    assert (pieces.weight.w_q == whole_moments.weight.w_q).float().mean() > 0.95
     monkeypatch.setattr(compensation, "COLUMNS_PER_BLOCK", 160)
     whole = compensated(layer, 3, x, x)
     # A sum in another order may move a value over a rounding boundary, seldom more.
     assert (pieces.weight.w_q == whole.weight.w_q).float().mean() > 0.95
+
+
+def test_errors_are_spread_as_optimal_brain_quantization_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One column after another, each error over the rest by the inverse Gram matrix of the rest, inverted anew."""
+    monkeypatch.setattr(compensation, "ROWS_AT_ONCE", 5)
+    generator = Generator().manual_seed(0)
+    inputs = torch.randn(300, 24, generator=generator) @ torch.randn(24, 24, generator=generator)
+    gram = (inputs.T @ inputs / 300).double()
+    weight = torch.randn(6, 24, generator=generator).double()
+    grid = weight_grid(weight.float(), 4, WeightRange.MSE)
+    scale, zero_point = grid.scale.double(), grid.zero_point.double()
+    order = torch.argsort(gram.diagonal(), descending=True)
+    damped = gram[order][:, order] + compensation.DAMPING * gram.diagonal().mean() * torch.eye(24)
+    rest, expected = weight[:, order].clone(), torch.empty(6, 24)
+    for i in range(24):
+        expected[:, order[i]] = rest[:, i].float()
+        x_q = ((rest[:, i] / scale).round() + zero_point).clamp(0, grid.qmax)
+        inverse = torch.linalg.inv(damped[i:, i:])
+        rest[:, i:] -= torch.outer(rest[:, i] - (x_q - zero_point) * scale, inverse[0] / inverse[0, 0])
+    _, wanted = compensation._round_columns(weight.float(), grid, gram.float())
+    torch.testing.assert_close(wanted, expected, rtol=0, atol=1e-4)
 
 
 def test_no_bias_stays_none() -> None:

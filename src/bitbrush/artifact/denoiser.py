@@ -1,7 +1,7 @@
 """A quantized denoiser from its folder, layer by layer."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Never
 
@@ -12,6 +12,8 @@ from torch import nn
 from bitbrush.artifact.tensor_file import TensorFile
 from bitbrush.artifact.tensors import LAYER_KEYS, layer_from_tensors
 from bitbrush.network.layers import QuantizedLayer
+from bitbrush.network.output_correction import OutputCorrection, correct_output
+from bitbrush.network.skip_inputs import split_
 from bitbrush.runtime.allocator import return_freed_memory
 from bitbrush.runtime.choose import Choice
 from bitbrush.runtime.interface import Execution
@@ -20,6 +22,8 @@ from bitbrush.timeline.progress import Progress, silent
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CONFIG = "config.json"
+CORRECTION = "correction"
+"""Under which the configuration's part on quantization tells how the output is corrected."""
 
 
 def load_denoiser(folder: Path, choice: Choice) -> nn.Module:
@@ -28,10 +32,9 @@ def load_denoiser(folder: Path, choice: Choice) -> nn.Module:
     Raises ValueError or KeyError if the folder's tensors are not those of its configuration.
     """
     return_freed_memory()  # before anything large is made: the heap would keep its size
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    bits: dict[str, int] = config.pop("quantization_config")["weight_bits"]
+    denoiser, quantization = _empty_denoiser(folder)
+    bits: dict[str, int] = quantization["weight_bits"]
     tensors = TensorFile(folder / WEIGHTS)
-    denoiser = empty_denoiser(config)
     quantized = {f"{name}.{key}" for name in bits for key in LAYER_KEYS}
     rest = {name: tensors[name] for name in tensors if name not in quantized}
     missing, unexpected = denoiser.load_state_dict(rest, strict=False, assign=True)
@@ -40,15 +43,15 @@ def load_denoiser(folder: Path, choice: Choice) -> nn.Module:
         raise ValueError(f"its tensors are not the configuration's: {', '.join((lacking or unexpected)[:3])}")
     executions = choice.runtime.lower(denoiser, _layers(denoiser, bits, tensors))
     note_lowered(denoiser, choice, executions)
+    correct_as_stored(denoiser, quantization)
     object.__setattr__(denoiser, "save_pretrained", _refuse_saving)
     return denoiser.eval().requires_grad_(False)
 
 
 def denoiser_executions(folder: Path, choice: Choice, progress: Progress = silent) -> tuple[Execution, ...]:
     """How the chosen runtime would compute each quantized layer of an artifact's ``folder``, without computing."""
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    bits: dict[str, int] = config.pop("quantization_config")["weight_bits"]
-    denoiser = empty_denoiser(config)
+    denoiser, quantization = _empty_denoiser(folder)
+    bits: dict[str, int] = quantization["weight_bits"]
     found = []
     with progress("inspecting", len(bits)) as advance:
         for layer in _layers(denoiser, bits, TensorFile(folder / WEIGHTS)):
@@ -57,15 +60,29 @@ def denoiser_executions(folder: Path, choice: Choice, progress: Progress = silen
     return tuple(found)
 
 
+def correct_as_stored(denoiser: nn.Module, quantization: Mapping[str, Any]) -> None:
+    """Corrects the lowered denoiser's output if its ``quantization_config`` says by what."""
+    if (stored := quantization.get(CORRECTION)) is not None:
+        correct_output(denoiser, OutputCorrection.from_dict(stored))
+
+
 def _refuse_saving(*_: Any, **__: Any) -> Never:
     raise ValueError("a quantized denoiser is not serializable from memory; copy the artifact's folder instead")
 
 
-def empty_denoiser(config: dict[str, Any]) -> nn.Module:
-    """A denoiser of the class that its configuration names, without values: all parameters on the device meta."""
+def denoiser_of(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """One with an artifact's layers and the values its class starts from; what its configuration tells of them."""
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    packed = config.pop("quantization_config")
+    denoiser: nn.Module = getattr(diffusers, config["_class_name"]).from_config(config)
+    split_(denoiser, packed.get("split_skips", {}))
+    return denoiser, packed
+
+
+def _empty_denoiser(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """:func:`denoiser_of` without values: all parameters are on the device meta."""
     with init_empty_weights(include_buffers=False):
-        denoiser: nn.Module = getattr(diffusers, config["_class_name"]).from_config(config)
-    return denoiser
+        return denoiser_of(folder)
 
 
 def _layers(denoiser: nn.Module, bits: dict[str, int], tensors: TensorFile) -> Iterator[QuantizedLayer]:

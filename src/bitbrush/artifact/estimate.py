@@ -13,7 +13,7 @@ from bitbrush.methods import METHODS
 from bitbrush.methods.allocation import SENSITIVITY
 from bitbrush.methods.method import Job, PlannedPhase
 from bitbrush.methods.stages import RECORDING, ROUNDING
-from bitbrush.network.held import held_weights
+from bitbrush.network.held import held_weights, widest_held_weight
 from bitbrush.network.layers import LayerSpec
 from bitbrush.numerics.histogram import BINS
 from bitbrush.rounding.blocks import reconstruction_blocks
@@ -31,10 +31,10 @@ SEARCH_COPIES = 6
 """Of the largest weight, while its range is searched."""
 GRAPH_COPIES = 2
 """Of all layers' inputs and outputs: what a denoiser call keeps for its backward pass."""
-HOLES = 2.0
-"""What the process takes for each byte of tensors in learned rounding: freed ones leave holes that stay its own.
+HOLES = 1 << 30
+"""At most, and at most as much as tensors take: freed ones leave holes in learned rounding that stay the process's own.
 
-Set by one run, of emoji-sd; of larger networks there should be fewer, as large buffers go back to the system.
+Small networks' make up for all their tensors; large buffers go back to the system when they are freed.
 """
 MAPPED = 1 << 30
 """Of what waits on the disk so many bytes at most are counted as resident: what was looked at and is not yet let go."""
@@ -144,18 +144,20 @@ class _Memory:
         weights = [math.prod(spec.shape) for spec in job.calibration.layers]
         self.denoiser = _state_bytes(job.denoiser)
         self.integers = sum(weights)
+        self._widened = FLOAT * widest_held_weight(job.denoiser)
         self._largest_weight = FLOAT * max(weights, default=0)
 
     def of(self, phase: PlannedPhase) -> int:
-        most = self._walk.footprint.most
+        most, widened = self._walk.footprint.most, self._widened
         prompts = max((len(batch.prompts) for batch in phase.batches), default=0)
         if phase.name == RECORDING:
-            return self._suspended(phase) + most * prompts
+            return self._suspended(phase) + most * prompts + widened
         if phase.name == ROUNDING:
             return self._rounding()
         if phase.name == SENSITIVITY:
             return self._probing(phase, prompts)
-        return self.integers + self._histograms() + self._suspended(phase) + (most + self._input_copies()) * prompts
+        call = (most + self._input_copies()) * prompts + widened
+        return self.integers + self._histograms() + self._suspended(phase) + call
 
     def _rounding(self) -> int:
         search = SEARCH_COPIES * self._largest_weight
@@ -163,7 +165,8 @@ class _Memory:
             return self.integers + search
         prompts = max(len(batch.prompts) for batch in sample_batches(self._job.batches))
         learning = rounding_bytes(self._job.denoiser, self._blocks, self._walk.footprint, prompts)
-        return int(self.integers + HOLES * max(learning, search) + min(self._spooled(), MAPPED))
+        most = max(learning, search)
+        return self.integers + most + min(most, HOLES) + self._widened + min(self._spooled(), MAPPED)
 
     def _spooled(self) -> int:
         return sum(sample_bytes(self._job, self._walk)) + self.spooled

@@ -9,8 +9,10 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import Tensor, nn
 
+from bitbrush.artifact.denoiser import CORRECTION, correct_as_stored
 from bitbrush.artifact.tensors import LAYER_KEYS, layer_from_tensors
 from bitbrush.network.layers import QuantizedLayer
+from bitbrush.network.skip_inputs import split_
 from bitbrush.runtime.choose import RuntimeName, choose_runtime
 from bitbrush.runtime.lowered import note_lowered
 
@@ -31,14 +33,30 @@ def register() -> None:
 
 
 class BitbrushConfig(QuantizationConfigMixin):
-    """``weight_bits`` of every quantized layer by name; all else is in the tensors."""
+    """``weight_bits`` of every quantized layer by name, ``correction`` of the output; all else is in the tensors.
 
-    def __init__(self, weight_bits: dict[str, int], **_: Any) -> None:
+    ``split_skips``: the convolutions that became two, and at which input channel; see ``network/skip_inputs.py``.
+    """
+
+    def __init__(
+        self,
+        weight_bits: dict[str, int],
+        split_skips: dict[str, int] | None = None,
+        correction: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
         self.quant_method = QuantMethod.BITBRUSH
         self.weight_bits = weight_bits
+        self.split_skips = split_skips or {}
+        self.correction = correction
 
     def to_dict(self) -> dict[str, Any]:
-        return {"quant_method": self.quant_method.value, "weight_bits": dict(self.weight_bits)}
+        own: dict[str, Any] = {"quant_method": self.quant_method.value, "weight_bits": dict(self.weight_bits)}
+        if self.split_skips:
+            own["split_skips"] = dict(self.split_skips)
+        if self.correction is not None:
+            own[CORRECTION] = self.correction
+        return own
 
     def to_diff_dict(self) -> dict[str, Any]:
         return self.to_dict()
@@ -87,6 +105,7 @@ class BitbrushQuantizer(DiffusersQuantizer):
         self._tensors[param_name] = param_value.to(target_device)
 
     def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> None:
+        split_(model, self.quantization_config.split_skips)
         for name in self.quantization_config.weight_bits:
             _set_submodule(model, name, _Expected(model.get_submodule(name)))  # type: ignore[arg-type]
 
@@ -95,6 +114,7 @@ class BitbrushQuantizer(DiffusersQuantizer):
         self._tensors.clear()
         choice = choose_runtime(RuntimeName.REFERENCE)
         note_lowered(model, choice, choice.runtime.lower(model, layers))
+        correct_as_stored(model, self.quantization_config.to_dict())
         return model
 
     def _restore(self, model: nn.Module, name: str, bits: int) -> QuantizedLayer:

@@ -21,12 +21,15 @@ from bitbrush.artifact.schedulers import with_scheduler
 from bitbrush.artifact.work import open_work, require_same_job
 from bitbrush.methods import METHODS
 from bitbrush.methods.method import AllocatedBits, Job, Outcome
-from bitbrush.methods.recipe import Recipe, WeightAllocation
+from bitbrush.methods.recipe import Recipe, SkipInputs, WeightAllocation
+from bitbrush.methods.smoothing import smoothed
 from bitbrush.network.families import family_of
 from bitbrush.network.family import Family
 from bitbrush.network.generic import generic_family
 from bitbrush.network.held import HALF, in_float32, twin, widen_
 from bitbrush.network.layers import LayerSpec
+from bitbrush.network.output_correction import correct_output
+from bitbrush.network.skip_inputs import with_split_skips
 from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.runtime.reference import ReferenceRuntime
 from bitbrush.timeline.cost import CostLedger, PhaseCost
@@ -42,8 +45,8 @@ from bitbrush.timeline.trajectory import prompt_batches
 class Quantization:
     """A quantized pipeline in memory. ``source``: full precision with the recipe's scheduler; ``costs`` by phase.
 
-    Where the method has rescaled the denoiser's channels, ``source`` has the rescaled ones and ``original`` is the
-    pipeline that was given; None where both are the same.
+    Where the denoiser's channels were rescaled, or its convolutions split, that is so in ``source``, and
+    ``original`` is the pipeline that was given; None where both are the same.
 
     ``recalibrated``: ``manifest`` and ``digest`` of the artifact whose weights these are, if they were not rounded
     here; ``source`` then has those weights. ``processes``: how many shared the work; ``costs`` are this one's.
@@ -82,6 +85,8 @@ class Quantization:
         denoiser = twin(getattr(self.source, self.family.component))
         ReferenceRuntime().lower(denoiser, self.outcome.layers)
         widen_(denoiser)  # what was excluded
+        if self.outcome.correction is not None:
+            correct_output(denoiser, self.outcome.correction)
         pipe = copy.copy(self.source)
         setattr(pipe, self.family.component, denoiser)
         pipe.scheduler = copy.deepcopy(self.source.scheduler)
@@ -130,19 +135,21 @@ def quantize(
 def carry_out(job: Job, work: Path | None = None) -> Quantization:
     """What :func:`quantize` does with a job, once it is checked."""
     require_same_job(job)
+    given = job.original or job.pipe
     if work is not None:
-        first = open_work(work, job, model_digest(job.pipe)) if job.ranks.leads else Journal(None, job.ranks)
+        first = open_work(work, job, model_digest(given)) if job.ranks.leads else Journal(None, job.ranks)
         job = replace(job, journal=first)
     job = replace(job, spool=Spool(work or Path(tempfile.gettempdir())))
-    prepared = METHODS[job.recipe.method].prepare(job)
+    prepared = smoothed(job)
     made = run_method(prepared)
-    return made if prepared is job else replace(made, original=job.pipe)
+    return made if prepared is job else replace(made, original=given)
 
 
 def run_method(job: Job) -> Quantization:
     """What the job's method makes of the job's denoiser as it is."""
     outcome = METHODS[job.recipe.method].run(job)
-    return Quantization(job.pipe, job.family, job.recipe, outcome, job.costs.phases, processes=job.ranks.world)
+    costs, world = job.costs.phases, job.ranks.world
+    return Quantization(job.pipe, job.family, job.recipe, outcome, costs, processes=world, original=job.original)
 
 
 def quantization_job(
@@ -179,12 +186,24 @@ def quantization_job(
     shown = progress if ranks.leads else silent
     source = _in_float32(with_scheduler(pipe, recipe.scheduler))
     job = Job(source, family, recipe, batches, shown, CostLedger(), rounded, ranks=ranks)
+    if recipe.skip_inputs is SkipInputs.SPLIT:
+        job = _with_split_skips(job)
     if rounded is not None and recipe.weight_allocation is WeightAllocation.MEASURED:
         job = replace(job, allocated=AllocatedBits({name: layer.weight.grid.bits for name, layer in rounded.items()}))
     layers = job.calibration.layers  # refuses what the recipe excludes in vain before a folder is made
     if rounded is not None:
         _require_same_layers(rounded, layers)
     return job
+
+
+def _with_split_skips(job: Job) -> Job:
+    """The same job of a pipeline that computes the same, if any convolution had to be split for it."""
+    denoiser = with_split_skips(job.denoiser, job.family, job.recipe.exclude)
+    if denoiser is job.denoiser:
+        return job
+    pipe = copy.copy(job.pipe)
+    setattr(pipe, job.family.component, denoiser)
+    return replace(job, pipe=pipe, original=job.pipe)
 
 
 def require_inputs(pipe: DiffusionPipeline, inputs: Mapping[str, Any]) -> None:

@@ -4,25 +4,22 @@ Progressive calibration observes the network with quantized weights, so it needs
 full-precision model, and none of the rounding that takes most of the time.
 """
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
-from torch import nn
 
-from bitbrush.artifact.denoiser import WEIGHTS
+from bitbrush.artifact.denoiser import WEIGHTS, denoiser_of
 from bitbrush.artifact.quantization import Quantization, quantization_job, run_method
 from bitbrush.artifact.store import artifact_digest, verify
 from bitbrush.artifact.tensors import layer_from_tensors
 from bitbrush.artifact.work import require_same_job
-from bitbrush.methods.recipe import Recipe
+from bitbrush.methods.recipe import OutputMeans, Recipe
 from bitbrush.network import generic
 from bitbrush.network.layers import set_weight
 from bitbrush.rounding.nearest import RoundedLayer
@@ -33,6 +30,7 @@ KEYS = (
     "activations",
     "relax",
     "activation_range",
+    "output_means",
     "steps",
     "guidance_scale",
     "scheduler",
@@ -55,8 +53,9 @@ def recalibrate(
     """The artifact's weights with activation ranges for its recipe updated by ``keys``.
 
     ``prompts`` and ``inputs`` as for :func:`bitbrush.quantize`. Methods that observe full precision (rtn, one-shot)
-    observe the quantized weights here. Several processes share it as they share quantizing. Raises ArtifactError if the
-    artifact is not intact, ValueError for a key that weights depend on.
+    observe the quantized weights here. The output's means cannot be corrected. Several processes share it as they share
+    quantizing. Raises ArtifactError if the artifact is not intact, ValueError for a key that weights depend on, and
+    for an artifact whose output is corrected if ``keys`` do not say that it is kept.
     """
     root = Path(directory)
     manifest = verify(root)
@@ -66,6 +65,11 @@ def recalibrate(
     if keys.get("scheduler") == "own" != manifest["recipe"]["scheduler"]:
         raise ValueError(f"{root} holds {manifest['plan']['scheduler']}, not the base model's own; name a scheduler")
     recipe = Recipe().updated(manifest["recipe"]).updated(keys)
+    if recipe.output_means is OutputMeans.CORRECT:
+        raise ValueError(
+            f"the means that {root} corrects its output by are errors against full precision, which it does not hold; "
+            "recalibrate with output_means keep, or quantize anew"
+        )
     pipe, rounded = load_rounded(root, manifest)
     is_generic = manifest["denoiser"]["family"] == generic.NAME
     with ranks() as own, own.together():
@@ -86,7 +90,7 @@ def load_rounded(root: Path, manifest: Mapping[str, Any]) -> tuple[DiffusionPipe
         layer_from_tensors(entry["name"], tuple(entry["shape"]), entry["weight_bits"], tensors) for entry in entries
     ]
     rounded = {layer.name: RoundedLayer(layer.weight, layer.bias) for layer in layers}
-    denoiser = _empty_denoiser(root / component)
+    denoiser, _ = denoiser_of(root / component)
     expected = denoiser.state_dict().keys()
     others = {key: tensors[key] for key in expected if key.rpartition(".")[0] not in rounded}
     denoiser.load_state_dict(others, strict=False)
@@ -95,10 +99,3 @@ def load_rounded(root: Path, manifest: Mapping[str, Any]) -> tuple[DiffusionPipe
     pipe = DiffusionPipeline.from_pretrained(root, dtype=torch.float32, **{component: denoiser.eval()})
     pipe.set_progress_bar_config(disable=True)
     return pipe, rounded
-
-
-def _empty_denoiser(folder: Path) -> nn.Module:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config.pop("quantization_config")
-    denoiser: nn.Module = getattr(diffusers, config["_class_name"]).from_config(config)
-    return denoiser

@@ -27,6 +27,7 @@ from bitbrush.methods.recipe import Recipe
 from bitbrush.network.families import FAMILY_NAMES
 from bitbrush.network.held import held_weights, in_memory
 from bitbrush.network.layers import QuantizedLayer
+from bitbrush.network.skip_inputs import split_begins
 from bitbrush.runtime.choose import Choice, runtime_named
 
 MANIFEST = "manifest.json"
@@ -238,9 +239,10 @@ def _write(quantization: Quantization, root: Path, origin: dict[str, Any]) -> No
             whole.save_pretrained(root / name)
     denoiser = getattr(pipe, component)
     layers = {layer.name: layer for layer in quantization.outcome.layers}
-    _write_config(
-        denoiser, BitbrushConfig({name: one.weight.grid.bits for name, one in layers.items()}), root / component
-    )
+    bits = {name: one.weight.grid.bits for name, one in layers.items()}
+    correction = quantization.outcome.correction
+    config = BitbrushConfig(bits, split_begins(denoiser), correction.to_dict() if correction else None)
+    _write_config(denoiser, config, root / component)
     tensors = other_tensors(denoiser, layers)
     for layer in layers.values():
         tensors |= layer_tensors(layer)

@@ -7,7 +7,7 @@ by older parameters of that step.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -17,6 +17,7 @@ from torch import nn
 
 from bitbrush.calibration.kept_steps import step_from_tensors, step_tensors
 from bitbrush.calibration.merging import merged_over_ranks
+from bitbrush.calibration.output_errors import OutputErrors
 from bitbrush.network.inputs import InputObserver, fake_quantize_input
 from bitbrush.network.layers import EDGE_ACTIVATION_BITS, LayerSpec
 from bitbrush.numerics.affine import AffineGrid
@@ -139,6 +140,7 @@ def calibrate_progressively(
     calls: CallCounter,
     journal: Journal = NO_JOURNAL,
     ranks: Ranks = ALONE,
+    errors: OutputErrors | None = None,
 ) -> dict[str, ActivationSchedule]:
     """One range per layer and timestep, each observed on what the already quantized steps produced.
 
@@ -147,6 +149,7 @@ def calibrate_progressively(
     visits twice (PNDM, Heun) has one grid, from what both visits saw. ``denoiser`` holds the quantized weights already.
     A visit that ``journal`` holds is not observed again, the others go into it; the result is the same.
     ``trajectories`` may be the share of one process of ``ranks``: their histograms are merged at every visit.
+    ``errors``: measures every step's outputs, and corrects them before the trajectories go on with them.
     """
     observations: Observations = {}
     by_step: dict[float, dict[str, AffineGrid]] = {}
@@ -171,8 +174,11 @@ def calibrate_progressively(
                 by_step[timestep] = calibration.grids(observer, timestep, planned)
                 journal.write(piece, step_tensors(names, observer, by_step[timestep]))
             current.update(by_step[timestep])
-            for trajectory, call in zip(trajectories, waiting, strict=True):
-                trajectory.answer(call.run(denoiser))
+            answers: Iterable[Any] = (call.run(denoiser) for call in waiting)
+            if errors is not None:
+                answers = errors.corrected(waiting, list(answers))
+            for trajectory, answer in zip(trajectories, answers, strict=True):
+                trajectory.answer(answer)
             calls.add()
             advance()
     return _by_layer(by_step)

@@ -37,7 +37,9 @@ def quantize(
         str, typer.Argument(help="Bundled name (emoji-sd), local pipeline directory, .safetensors, or hub id.")
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Directory for the artifact.")],
-    method: Annotated[str | None, typer.Option(help="pcr (default), best, one-shot or rtn.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="pcr (default), best, one-shot, ptq4dm, qdiffusion, smoothquant or rtn.")
+    ] = None,
     weights: Annotated[int | None, typer.Option(help="Weight bits, 2 to 8 [4].")] = None,
     activations: Annotated[int | None, typer.Option(help="Activation bits, 4 to 16 [8].")] = None,
     relax: Annotated[
@@ -48,8 +50,17 @@ def quantize(
         str | None, typer.Option(help="uniform, or measured: weight bits by layer, --weights on average.")
     ] = None,
     rounding: Annotated[str | None, typer.Option(help="learned (default of pcr) or nearest.")] = None,
+    smoothing: Annotated[
+        str | None, typer.Option(help="Scales moved from inputs into weights: none, smoothquant or learned.")
+    ] = None,
     weight_range: Annotated[str | None, typer.Option(help="mse or min-max.")] = None,
     activation_range: Annotated[str | None, typer.Option(help="l4, mse, percentile or min-max.")] = None,
+    skip_inputs: Annotated[
+        str | None, typer.Option(help="joint, or split: what reads a U-Net's skips as two layers.")
+    ] = None,
+    output_means: Annotated[
+        str | None, typer.Option(help="keep, or correct: the output's mean error of each step is taken off.")
+    ] = None,
     exclude: Annotated[
         list[str] | None, typer.Option(help="Pattern of layer names to leave in floating point; repeatable.")
     ] = None,

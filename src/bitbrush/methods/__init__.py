@@ -1,10 +1,18 @@
 """The published methods, each a recipe composed of the stages of the rooms below."""
 
-from bitbrush.methods import best, one_shot, pcr, ptq4dm, rtn, smoothquant
+from bitbrush.methods import best, one_shot, pcr, ptq4dm, qdiffusion, rtn, smoothquant
 from bitbrush.methods.method import Method
 
 METHODS: dict[str, Method] = {
     method.name: method
-    for method in (pcr.PCR, best.BEST, one_shot.ONE_SHOT, ptq4dm.PTQ4DM, smoothquant.SMOOTHQUANT, rtn.RTN)
+    for method in (
+        pcr.PCR,
+        best.BEST,
+        one_shot.ONE_SHOT,
+        ptq4dm.PTQ4DM,
+        qdiffusion.QDIFFUSION,
+        smoothquant.SMOOTHQUANT,
+        rtn.RTN,
+    )
 }
 """By the name that a recipe's ``method`` key uses."""

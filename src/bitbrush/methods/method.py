@@ -12,6 +12,7 @@ from bitbrush.calibration.ranges import ActivationBits, Calibration
 from bitbrush.methods.recipe import DEFAULT_ACTIVATION_BITS, Recipe, check_activation_bits
 from bitbrush.network.family import Family
 from bitbrush.network.layers import LayerSpec, QuantizedLayer, layer_specs
+from bitbrush.network.output_correction import OutputCorrection
 from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.timeline.cost import CostLedger
 from bitbrush.timeline.journal import NO_JOURNAL, Journal
@@ -40,6 +41,7 @@ class Job:
     """One quantization: the pipeline (left as it is), the recipe, calibration prompts, and where to report.
 
     ``rounded``: weights to use as they are, from an earlier job with the same weight keys; None to round them.
+    ``original``: the pipeline that was given, where ``pipe`` has its convolutions split; None where it has not.
     ``journal``: where finished pieces of the work are kept; ``spool``: where samples wait meanwhile. ``ranks``: the
     processes that share it, each with the whole of ``batches`` and its ``own`` share of them. ``allocated``: bits that
     were measured, once they are.
@@ -56,6 +58,7 @@ class Job:
     spool: Spool = IN_MEMORY
     ranks: Ranks = ALONE
     allocated: AllocatedBits | None = None
+    original: Any = None
 
     @property
     def own(self) -> tuple[PromptBatch, ...]:
@@ -85,13 +88,15 @@ class Job:
 class Outcome:
     """What a method yields: the treatment of every layer, the quantized ones, and the plan's timesteps in order.
 
-    ``average_activation_bits`` of measured ones, None where they follow from the recipe alone.
+    ``average_activation_bits`` of measured ones, None where they follow from the recipe alone. ``correction``: of the
+    denoiser's output, None for none.
     """
 
     specs: tuple[LayerSpec, ...]
     layers: tuple[QuantizedLayer, ...]
     planned: tuple[float, ...]
     average_activation_bits: float | None = None
+    correction: OutputCorrection | None = None
 
 
 @dataclass(frozen=True)
@@ -114,24 +119,17 @@ class PlannedPhase:
         return self.calls_of(of_pipeline) if self.calls_of else self.calls_per_step * of_pipeline
 
 
-def unprepared(job: Job) -> Job:
-    """Most methods quantize the denoiser as it is."""
-    return job
-
-
 @dataclass(frozen=True)
 class Method:
     """``defaults``: the method's recipe for a number of activation bits, which decide its ranges and relaxed bits.
 
-    ``phases``: what ``prepare`` and ``run`` will do with a job, in order. ``prepare``: gives the job a pipeline that
-    computes the same and is easier to quantize; not for a job whose weights are those of an artifact already.
+    ``phases``: what ``run`` will do with a job, in order, and what comes before it by the recipe's keys.
     """
 
     name: str
     defaults: Callable[[int], Recipe]
     run: Callable[[Job], Outcome]
     phases: Callable[[Job], tuple[PlannedPhase, ...]]
-    prepare: Callable[[Job], Job] = unprepared
 
     def recipe(self, keys: Mapping[str, Any] = MappingProxyType({})) -> Recipe:
         """The defaults, updated by plain ``keys`` as in a recipe file. Raises ValueError as :meth:`Recipe.updated`."""

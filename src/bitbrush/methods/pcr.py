@@ -5,11 +5,14 @@ what the already quantized steps produced; the steps of the relaxed interval get
 published procedure are listed where they are made: ``calibration/ranges.py`` and ``rounding/``.
 """
 
+from dataclasses import replace
+
+from bitbrush.calibration.output_errors import COMPARING_CALLS, OutputErrors
 from bitbrush.calibration.ranges import PROGRESSIVE_CALLS, calibrate_progressively
-from bitbrush.methods.allocation import sensitivity_phases, with_measured_bits
+from bitbrush.methods.allocation import with_measured_bits
 from bitbrush.methods.method import Job, Method, Outcome, PlannedPhase
-from bitbrush.methods.recipe import Recipe, Rounding
-from bitbrush.methods.stages import outcome, rounded_weights, rounding_phases, with_weights
+from bitbrush.methods.recipe import OutputMeans, Recipe, Rounding
+from bitbrush.methods.stages import early_phases, outcome, rounded_weights, rounding_phases, with_weights
 from bitbrush.numerics.affine import MAX_BITS
 from bitbrush.timeline.plan import Relaxation
 from bitbrush.timeline.trajectory import carried
@@ -25,15 +28,21 @@ def run(job: Job) -> Outcome:
         job.costs.phase(PROGRESSIVE) as calls,
         carried(job.pipe, job.family.component, job.own, job.recipe.plan) as trajectories,
     ):
+        errors = OutputErrors(job.denoiser, calls, job.ranks) if _corrects(job) else None
         schedules = calibrate_progressively(
-            denoiser, job.calibration, trajectories, job.progress, calls, job.journal, job.ranks
+            denoiser, job.calibration, trajectories, job.progress, calls, job.journal, job.ranks, errors
         )
-    return outcome(job, rounded, schedules)
+    return replace(outcome(job, rounded, schedules), correction=errors.correction() if errors else None)
+
+
+def _corrects(job: Job) -> bool:
+    return job.recipe.output_means is OutputMeans.CORRECT
 
 
 def phases(job: Job) -> tuple[PlannedPhase, ...]:
-    progressive = PlannedPhase(PROGRESSIVE, job.own, PROGRESSIVE_CALLS, on_rounded_weights=True)
-    return (*sensitivity_phases(job), *rounding_phases(job), progressive)
+    calls = PROGRESSIVE_CALLS + (COMPARING_CALLS if _corrects(job) else 0)
+    progressive = PlannedPhase(PROGRESSIVE, job.own, calls, on_rounded_weights=True)
+    return (*early_phases(job), *rounding_phases(job), progressive)
 
 
 def defaults(activations: int) -> Recipe:

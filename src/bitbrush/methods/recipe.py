@@ -33,17 +33,47 @@ class WeightAllocation(StrEnum):
     """From 2 to 8 by measured sensitivity."""
 
 
+class SkipInputs(StrEnum):
+    """How convolutions that read a U-Net's skip concatenation are quantized."""
+
+    JOINT = "joint"
+    """As all others, with one grid for their input."""
+    SPLIT = "split"
+    """As two, one for each half of the concatenation, with grids and weight scales of their own."""
+
+
+class Smoothing(StrEnum):
+    """How much of the inputs' scale, channel by channel, moves into the weights before anything is quantized."""
+
+    NONE = "none"
+    SMOOTHQUANT = "smoothquant"
+    """The square root: as much as stays."""
+    LEARNED = "learned"
+    """For each input what leaves the least error in the layers that read it; none at all where that is least."""
+
+
+class OutputMeans(StrEnum):
+    """What is done about the mean error of the denoiser's output, per channel, at each step."""
+
+    KEEP = "keep"
+    CORRECT = "correct"
+    """It is measured in progressive calibration and taken off."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Keys of a recipe file, of the command line and of :func:`bitbrush.quantize`, all of the same names.
 
     ``weights``, ``activations``: bits. ``relax``: ``START:END@BITS`` as fractions of the steps, ``auto:BITS`` for bits
     of layers and steps by measured sensitivity with that average (instead of ``activations``), None for none.
-    ``weight_allocation``: measured for weight bits of layers by sensitivity, ``weights`` on average.
+    ``weight_allocation``: measured for weight bits of layers by sensitivity, ``weights`` on average. ``output_means``:
+    correct takes the denoiser's mean error of each step off its output.
     ``steps``, ``guidance_scale``, ``scheduler`` (a diffusers class name; None: the pipeline's own) and
     ``pipeline_arguments`` (a table, e.g. ``{height = 768}``, or ``NAME=VALUE`` strings): the sampling plan of the
     calibration. ``exclude``: patterns of layer names left in floating point. ``num_prompts`` calibration
-    prompts are run ``batch_size`` at a time; ``seed`` and the prompt decide its initial noise.
+    prompts are run ``batch_size`` at a time; ``seed`` and the prompt decide its initial noise. ``skip_inputs``: split
+    for convolutions that read a U-Net's skip concatenation to be quantized as two. ``smoothing``: of the denoiser's
+    channels; the smoothed denoiser is then the one that is quantized.
     """
 
     method: str = "pcr"
@@ -54,6 +84,7 @@ class Recipe:
     rounding: Rounding = Rounding.NEAREST
     weight_range: WeightRange = WeightRange.MSE
     activation_range: RangeEstimator = RangeEstimator.L4
+    output_means: OutputMeans = OutputMeans.KEEP
     exclude: tuple[str, ...] = ()
     steps: int = 50
     guidance_scale: float = 7.5
@@ -62,6 +93,8 @@ class Recipe:
     num_prompts: int = 16
     batch_size: int = 16
     seed: int = 0
+    skip_inputs: SkipInputs = SkipInputs.JOINT
+    smoothing: Smoothing = Smoothing.NONE
 
     def __post_init__(self) -> None:
         _require("weights", self.weights, MIN_WEIGHT_BITS, MAX_WEIGHT_BITS)
@@ -127,20 +160,25 @@ def _require(key: str, value: Any, low: int, high: int | None) -> None:
         raise ValueError(f"{key} is {value!r}; it must be a whole number {limit}")
 
 
+CHOICES: Mapping[str, type[StrEnum]] = {
+    "weight_allocation": WeightAllocation,
+    "rounding": Rounding,
+    "weight_range": WeightRange,
+    "activation_range": RangeEstimator,
+    "skip_inputs": SkipInputs,
+    "smoothing": Smoothing,
+    "output_means": OutputMeans,
+}
+
+
 def _parse(key: str, value: Any) -> Any:
+    if key in CHOICES:
+        return _choice(key, value, CHOICES[key])
     match key:
         case "relax":
             return _relax(value)
         case "scheduler":
             return None if value in (None, "own") else str(value)
-        case "weight_allocation":
-            return _choice(key, value, WeightAllocation)
-        case "rounding":
-            return _choice(key, value, Rounding)
-        case "weight_range":
-            return _choice(key, value, WeightRange)
-        case "activation_range":
-            return _choice(key, value, RangeEstimator)
         case "pipeline_arguments":
             return _pipeline_arguments(value)
         case "exclude":

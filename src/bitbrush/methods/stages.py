@@ -7,7 +7,8 @@ from torch import nn
 from bitbrush.calibration.ranges import OBSERVING_CALLS, Observations, observe, static_schedules
 from bitbrush.methods.allocation import sensitivity_phases, with_measured_bits
 from bitbrush.methods.method import Job, Outcome, PlannedPhase
-from bitbrush.methods.recipe import Rounding
+from bitbrush.methods.recipe import OutputMeans, Rounding
+from bitbrush.methods.smoothing import smoothing_phases
 from bitbrush.network.held import hold_rounded, twin
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.rounding.learned import learn_rounding
@@ -17,6 +18,11 @@ from bitbrush.timeline.schedule import ActivationSchedule
 from bitbrush.timeline.trajectory import carried, planned_timesteps
 
 RECORDING, ROUNDING, OBSERVATION = "recording", "rounding", "observation"
+
+
+def early_phases(job: Job) -> tuple[PlannedPhase, ...]:
+    """What is done with the denoiser before its weights are rounded, by the recipe's keys."""
+    return (*smoothing_phases(job), *sensitivity_phases(job))
 
 
 def rounding_phases(job: Job) -> tuple[PlannedPhase, ...]:
@@ -33,7 +39,16 @@ def rounding_phases(job: Job) -> tuple[PlannedPhase, ...]:
 
 def observing_phases(job: Job) -> tuple[PlannedPhase, ...]:
     """Of a method that rounds the weights and observes full precision."""
-    return (*sensitivity_phases(job), *rounding_phases(job), PlannedPhase(OBSERVATION, job.own, OBSERVING_CALLS))
+    require_output_means_kept(job)
+    return (*early_phases(job), *rounding_phases(job), PlannedPhase(OBSERVATION, job.own, OBSERVING_CALLS))
+
+
+def require_output_means_kept(job: Job) -> None:
+    """Raises ValueError if the recipe corrects the output, whose errors are measured in progressive calibration."""
+    if job.recipe.output_means is OutputMeans.CORRECT:
+        raise ValueError(
+            f"output_means is correct, but {job.recipe.method} never runs the quantized denoiser; use pcr or best"
+        )
 
 
 def require_one_range(job: Job) -> None:
@@ -98,6 +113,7 @@ def rounded_weights(job: Job) -> Mapping[str, RoundedLayer]:
 
 def observe_full_precision(job: Job) -> Observations:
     """What every layer is given along the full-precision trajectories of the calibration prompts."""
+    require_output_means_kept(job)
     with (
         job.costs.phase(OBSERVATION) as calls,
         carried(job.pipe, job.family.component, job.own, job.recipe.plan) as trajectories,

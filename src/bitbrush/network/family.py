@@ -1,7 +1,8 @@
 """What has to be known of a denoiser architecture."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from torch import nn
 
@@ -13,13 +14,19 @@ def no_fusions(_: nn.Module) -> tuple[Fusion, ...]:
     return ()
 
 
+def no_skip_readers(_: nn.Module) -> Mapping[str, int]:
+    """No layer reads a skip concatenation."""
+    return MappingProxyType({})
+
+
 @dataclass(frozen=True)
 class Family:
     """One denoiser architecture.
 
     ``component``: the pipeline's name for it. ``edge_layers``: the layers of a denoiser that lie next to the latents,
     which get 8-bit weights and 16-bit activations. ``block_classes``: the blocks that are reconstructed as a whole;
-    layers outside them singly. ``fusions``: what a runtime may compute in one go.
+    layers outside them singly. ``fusions``: what a runtime may compute in one go. ``skip_readers``: the convolutions
+    that read a concatenation with a skip connection, by name, and at which channel the skip begins.
     """
 
     name: str
@@ -28,3 +35,4 @@ class Family:
     edge_layers: Callable[[nn.Module], tuple[str, ...]]
     block_classes: tuple[type[nn.Module], ...]
     fusions: Callable[[nn.Module], tuple[Fusion, ...]] = no_fusions
+    skip_readers: Callable[[nn.Module], Mapping[str, int]] = no_skip_readers

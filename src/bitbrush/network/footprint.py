@@ -3,11 +3,13 @@
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from bitbrush.timeline.live_memory import LiveMemory, tensor_bytes
+from bitbrush.network.held import HeldWeight, held_layers
+from bitbrush.timeline.live_memory import LiveMemory, tensor_bytes, uncounted
 from bitbrush.timeline.trajectory import DenoiserCall
 
 
@@ -36,10 +38,16 @@ class Footprint:
 
 
 def measure_footprint(denoiser: nn.Module, call: DenoiserCall, names: Iterable[str]) -> tuple[Any, Footprint]:
-    """The call's output, and what it took. ``names``: of layers and blocks; of several uses the first counts."""
+    """The call's output, and what it took. ``names``: of layers and blocks; of several uses the first counts.
+
+    Weights that layers widen for their call are not counted: they do not grow with the number of rows.
+    """
     memory = LiveMemory()
     modules: dict[str, ModuleUse] = {}
     with ExitStack() as stack:
+        for layer in held_layers(denoiser).values():
+            stack.callback(setattr, layer, "held", layer.held)
+            layer.held = HeldWeight(partial(_uncounted, layer.held.read))
         for name in names:
             module = denoiser.get_submodule(name)
             before, after = _hooks(name, memory, modules)
@@ -48,6 +56,11 @@ def measure_footprint(denoiser: nn.Module, call: DenoiserCall, names: Iterable[s
         with memory:
             output = call.run(denoiser)
     return output, Footprint(memory.most, modules)
+
+
+def _uncounted(read: Callable[[], Tensor]) -> Tensor:
+    with uncounted():
+        return read()
 
 
 def _hooks(

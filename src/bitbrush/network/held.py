@@ -133,6 +133,11 @@ def held_weights(network: nn.Module) -> int:
     return sum(math.prod(weight_shape(network.get_submodule(name))) for name in held_layers(network))
 
 
+def widest_held_weight(network: nn.Module) -> int:
+    """Of the largest, how many weights; 0 where none is held."""
+    return max((math.prod(weight_shape(network.get_submodule(name))) for name in held_layers(network)), default=0)
+
+
 def _layers(network: nn.Module) -> Iterator[nn.Conv2d | nn.Linear]:
     return (module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear))
 

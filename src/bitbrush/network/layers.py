@@ -76,7 +76,7 @@ def _spec(
             f"{bad} of {weight.numel()} weights of layer {name} are NaN or infinite; "
             "the checkpoint is damaged, or was cast to a type too narrow for it"
         )
-    edge = name in edges
+    edge = any(f"{name}.".startswith(f"{one}.") for one in edges)  # or a half of one
     reason = next((f"recipe: exclude {p}" for p in exclude if fnmatchcase(name, p)), None)
     return LayerSpec(
         name=name,

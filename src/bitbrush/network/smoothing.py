@@ -4,7 +4,7 @@
 of its weights. Where nothing linear lies between the two (a SiLU, say) there is no such place.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,24 +52,38 @@ def _of_transformer(block: TransformerBlock) -> Iterator[SmoothableInput]:
     yield SmoothableInput(block.expand, (block.shrink,))  # its first half are the values, the rest the gates
 
 
-@torch.no_grad()
-def smooth_(
-    denoiser: nn.Module, inputs: tuple[SmoothableInput, ...], extremes: Mapping[str, Tensor], alpha: float
-) -> None:
-    """Moves ``s_j = max|x_j|^alpha / max|w_j|^(1 - alpha)`` of each channel j from the inputs into the weights.
+def channel_scale(weight: Tensor, extremes: Tensor, alpha: float) -> Tensor:
+    """``s_j = max|x_j|^alpha / max|w_j|^(1 - alpha)`` of every channel j, (C_in,): SmoothQuant, equation 4.
 
-    SmoothQuant (arXiv 2211.10438, equation 4). ``extremes``: the largest magnitude of every channel of a reader's
-    input, (C_in,). The denoiser computes what it did, but for rounding of floats.
+    ``weight``: of all readers of the input, (all their C_out, C_in); ``extremes``: ``max|x_j|``, (C_in,).
+    """
+    largest = weight.abs().amax(0).clamp_min(LEAST)
+    return extremes.clamp_min(LEAST) ** alpha / largest ** (1 - alpha)
+
+
+def reader_weight(denoiser: nn.Module, one: SmoothableInput) -> Tensor:
+    """The rows of all readers of an input, (all their C_out, C_in)."""
+    return torch.cat([_weight(denoiser, name) for name in one.readers])
+
+
+@torch.no_grad()
+def smooth_(denoiser: nn.Module, inputs: Sequence[SmoothableInput], scales: Mapping[str, Tensor]) -> None:
+    """Divides the channels of inputs by scales that the weights of their readers are multiplied by.
+
+    ``scales``: (C_in,), by the first reader's name; an input without one stays as it is. The denoiser computes what it
+    did, but for rounding of floats.
     """
     for one in inputs:
-        readers, maker = [_weight(denoiser, name) for name in one.readers], denoiser.get_submodule(one.maker)
-        weights = torch.stack([weight.abs().amax(0) for weight in readers]).amax(0).clamp_min(LEAST)
-        scale = extremes[one.readers[0]].clamp_min(LEAST) ** alpha / weights ** (1 - alpha)
+        scale = scales.get(one.readers[0])
+        if scale is None:
+            continue
+        maker = denoiser.get_submodule(one.maker)
         for key in ("weight", "bias"):
             if getattr(maker, key, None) is not None:
                 _rescale_rows(maker, key, scale.reciprocal())
-        for name, weight in zip(one.readers, readers, strict=True):
-            denoiser.get_submodule(name).register_parameter("weight", nn.Parameter(weight * scale, requires_grad=False))
+        for name in one.readers:
+            weight = nn.Parameter(_weight(denoiser, name) * scale, requires_grad=False)
+            denoiser.get_submodule(name).register_parameter("weight", weight)
 
 
 def _weight(denoiser: nn.Module, name: str) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Any
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.unets.unet_2d_blocks import CrossAttnDownBlock2D, CrossAttnUpBlock2D, DownBlock2D, UpBlock2D
 
 from bitbrush.network.family import Family
 from bitbrush.network.unet_fusions import unet_fusions
@@ -20,6 +21,27 @@ def _edge_layers(denoiser: Any) -> tuple[str, ...]:
     return "conv_in", f"up_blocks.{block}.resnets.{resnet}.conv_shortcut", "conv_out"
 
 
+def _skip_readers(denoiser: Any) -> dict[str, int]:
+    """Of the residual blocks on the way up: each reads what went before, and the last skip not yet read.
+
+    A block on the way down leaves the output of every residual block and of its downsampler. Nothing is told of a U-Net
+    that has blocks of another kind.
+    """
+    down = all(isinstance(block, DownBlock2D | CrossAttnDownBlock2D) for block in denoiser.down_blocks)
+    if not (down and all(isinstance(block, UpBlock2D | CrossAttnUpBlock2D) for block in denoiser.up_blocks)):
+        return {}
+    skips = [denoiser.conv_in]
+    for block in denoiser.down_blocks:
+        skips += [*block.resnets, *(block.downsamplers or ())]
+    begins: dict[str, int] = {}
+    for number, block in enumerate(denoiser.up_blocks):
+        for index, resnet in enumerate(block.resnets):
+            begin = resnet.in_channels - skips.pop().out_channels
+            layers = ("conv1", "conv_shortcut") if resnet.conv_shortcut is not None else ("conv1",)
+            begins |= {f"up_blocks.{number}.resnets.{index}.{layer}": begin for layer in layers}
+    return begins
+
+
 UNET = Family(
     name="unet",
     component="unet",
@@ -27,4 +49,5 @@ UNET = Family(
     edge_layers=_edge_layers,
     block_classes=(ResnetBlock2D, BasicTransformerBlock),
     fusions=unet_fusions,
+    skip_readers=_skip_readers,
 )

@@ -30,19 +30,28 @@ class Clock:
         return denoiser.register_forward_pre_hook(read, with_kwargs=True)
 
 
+def timestep_argument(denoiser: nn.Module) -> Callable[[tuple[Any, ...], dict[str, Any]], Any]:
+    """A function from the denoiser's call arguments to the one named ``timestep``, as it is.
+
+    Raises TypeError if the denoiser takes no argument of that name.
+    """
+    parameters = list(inspect.signature(denoiser.forward).parameters)
+    if "timestep" not in parameters:
+        raise TypeError(f"{type(denoiser).__name__}.forward takes {parameters}, no 'timestep'; it is not a denoiser")
+    position = parameters.index("timestep")
+    return lambda args, kwargs: kwargs["timestep"] if "timestep" in kwargs else args[position]
+
+
 def timestep_reader(denoiser: nn.Module) -> Callable[[tuple[Any, ...], dict[str, Any]], float]:
     """A function from the denoiser's call arguments to its timestep.
 
     A tensor of one timestep per sample must hold one value only: a batch is at one step. Raises TypeError if the
     denoiser takes no argument of that name.
     """
-    parameters = list(inspect.signature(denoiser.forward).parameters)
-    if "timestep" not in parameters:
-        raise TypeError(f"{type(denoiser).__name__}.forward takes {parameters}, no 'timestep'; it is not a denoiser")
-    position = parameters.index("timestep")
+    argument = timestep_argument(denoiser)
 
     def read(args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
-        value = kwargs["timestep"] if "timestep" in kwargs else args[position]
+        value = argument(args, kwargs)
         if isinstance(value, Tensor) and value.numel() > 1:
             low, high = float(value.min()), float(value.max())
             if low != high:

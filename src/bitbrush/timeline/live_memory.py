@@ -2,17 +2,19 @@
 
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_iter
 
 
 class LiveMemory(TorchDispatchMode):
     """While entered, counts the bytes of tensors made since and still there: ``now``, and the ``most`` so far.
 
-    What was there before is not counted, nor is what a kernel needs within one call.
+    What was there before is not counted, nor is what a kernel needs within one call, nor what is made within
+    :func:`uncounted`.
     """
 
     def __init__(self) -> None:
@@ -44,6 +46,11 @@ class LiveMemory(TorchDispatchMode):
     def _remove(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.now -= size
+
+
+def uncounted() -> AbstractContextManager[None]:
+    """While entered, nothing is counted."""
+    return _disable_current_modes()
 
 
 def tensor_bytes(values: Any) -> int:

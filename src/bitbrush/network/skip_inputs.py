@@ -1,0 +1,98 @@
+"""Convolutions that read a skip concatenation, as two that are added: each half is quantized by itself.
+
+``conv(cat(h, s)) = hidden(h) + skip(s)``, the weight cut along its input channels: Q-Diffusion's split shortcut
+(arXiv 2302.04304). What a U-Net's decoder computes and what its encoder hands over have ranges of their own, and so
+have the weights that read them; one range for both is too wide for one of them.
+"""
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitbrush.network.family import Family
+from bitbrush.network.held import HeldWeight, Holding, hold, twin
+
+
+class SplitConv2d(nn.Module):
+    """``hidden(x[:, :begin]) + skip(x[:, begin:])``, x being (N, C_in, H, W)."""
+
+    def __init__(self, conv: nn.Conv2d, begin: int) -> None:
+        super().__init__()
+        self._widths = [begin, conv.in_channels - begin]
+        self.hidden, self.skip = _part(conv, 0, begin), _part(conv, begin, conv.in_channels)
+        if conv.bias is not None:
+            self.hidden.bias = conv.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden, skip = x.split(self._widths, 1)
+        y: Tensor = self.hidden(hidden) + self.skip(skip)
+        return y
+
+
+def _part(conv: nn.Conv2d, begin: int, end: int) -> nn.Conv2d:
+    """Of the input channels from ``begin`` to ``end``; with a bias of zeros where ``conv`` has one.
+
+    Zeros, so that learned rounding can make up for the mean error of either half.
+    """
+    own = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+    geometry: dict[str, Any] = {key: getattr(conv, key) for key in own}
+    part = nn.Conv2d(end - begin, conv.out_channels, bias=False, device="meta", **geometry)
+    if conv._parameters["weight"] is None:
+        assert isinstance(conv, Holding)
+        hold(part, HeldWeight(partial(_read, conv.held, begin, end)))
+    else:
+        part.weight = nn.Parameter(conv.weight.detach()[:, begin:end].contiguous(), requires_grad=False)
+    if conv.bias is not None:
+        part.bias = nn.Parameter(torch.zeros_like(conv.bias), requires_grad=False)
+    return part
+
+
+def _read(held: HeldWeight, begin: int, end: int) -> Tensor:
+    return held.read()[:, begin:end].contiguous()
+
+
+def split_(denoiser: nn.Module, begins: Mapping[str, int]) -> None:
+    """Splits the named convolutions, each where the skip begins; they become ``name.hidden`` and ``name.skip``.
+
+    Nothing else changes, and the denoiser computes what it did, but for the order of sums.
+    """
+    for name, begin in begins.items():
+        conv = denoiser.get_submodule(name)
+        assert isinstance(conv, nn.Conv2d)
+        assert conv.groups == 1
+        parent, _, own = name.rpartition(".")
+        setattr(denoiser.get_submodule(parent), own, SplitConv2d(conv, begin))
+
+
+def split_begins(denoiser: nn.Module) -> dict[str, int]:
+    """What :func:`split_` has been given for a denoiser."""
+    split = {name: module for name, module in denoiser.named_modules() if isinstance(module, SplitConv2d)}
+    return {name: module._widths[0] for name, module in split.items()}
+
+
+def with_split_skips(denoiser: nn.Module, family: Family, exclude: Sequence[str] = ()) -> nn.Module:
+    """A twin whose convolutions that read a skip are split; the denoiser itself if they are split already.
+
+    ``exclude``: patterns of names that stay whole. Raises ValueError for a denoiser that has none.
+    """
+    begins = family.skip_readers(denoiser)
+    if not begins:
+        raise ValueError(
+            f"skip_inputs is split, but no convolution of this {type(denoiser).__name__} is known to read a skip "
+            "concatenation: those of U-Nets of the plain kind do; use joint, or another method than qdiffusion"
+        )
+    whole = {
+        name: begin
+        for name, begin in begins.items()
+        if isinstance(denoiser.get_submodule(name), nn.Conv2d)
+        and not any(fnmatchcase(name, pattern) for pattern in exclude)
+    }
+    if not whole:
+        return denoiser
+    made = twin(denoiser)
+    split_(made, whole)
+    return made

@@ -1,0 +1,158 @@
+"""Split skip inputs, from the quantization into the artifact and back: halves with grids of their own."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor, nn
+
+import bitbrush
+from bitbrush import Quantization
+from bitbrush.artifact.identity import model_digest
+from bitbrush.artifact.store import read_layers
+from bitbrush.network.skip_inputs import split_begins
+from bitbrush.network.unet import UNET
+from bitbrush.numerics.affine import AffineGrid
+from bitbrush.numerics.weights import WeightRange, weight_grid
+from bitbrush.runtime.interface import RuntimeUnavailable
+from bitbrush.runtime.lowered import lowered_of
+from tests.artifact.conftest import PROMPTS
+
+SMALL = {"rounding": "nearest", "steps": 2, "num_prompts": 2, "weights": 8}
+
+
+def made_by(pipe: StableDiffusionPipeline, method: str, **keys: object) -> Quantization:
+    return bitbrush.quantize(pipe, bitbrush.METHODS[method].recipe({**SMALL, **keys}), PROMPTS)
+
+
+def latents(pipe: StableDiffusionPipeline) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    y: Tensor = pipe("a cat", num_inference_steps=2, generator=generator, output_type="latent").images
+    return y.float()
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    return float(10 * torch.log10((b.max() - b.min()) ** 2 / (a - b).square().mean()))
+
+
+@pytest.fixture(scope="module")
+def split(_one_tiny_pipe: StableDiffusionPipeline) -> Quantization:
+    return made_by(copy.deepcopy(_one_tiny_pipe), "qdiffusion")
+
+
+@pytest.fixture(scope="module")
+def folder(split: Quantization, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bitbrush.save(split, tmp_path_factory.mktemp("split") / "artifact", base_model="someone/tiny")
+
+
+@pytest.mark.parametrize("method", ["rtn", "pcr"])
+def test_each_half_has_a_grid_of_its_own(tiny_pipe: StableDiffusionPipeline, method: str) -> None:
+    """Inputs: what that half was given, at any step or at each. Weights: the extremes of each half's channels."""
+    name, begin = "up_blocks.0.resnets.0.conv_shortcut", 16
+    assert UNET.skip_readers(tiny_pipe.unet)[name] == begin
+    tiny_pipe.unet.conv_in.weight.data *= 8  # one of the skips
+    seen: dict[str, list[Tensor]] = {"hidden": [], "skip": []}
+
+    def watch(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen["hidden"].append(args[0][:, :begin])
+        seen["skip"].append(args[0][:, begin:])
+
+    # What the residual block is given its shortcut reads.
+    tiny_pipe.unet.get_submodule("up_blocks.0.resnets.0").register_forward_pre_hook(watch)
+    keys = {"skip_inputs": "split", "weight_range": "min-max", "activation_range": "min-max", "relax": "none"}
+    layers = {layer.name: layer for layer in made_by(tiny_pipe, method, **keys).outcome.layers}
+    assert name not in layers
+    weight = tiny_pipe.unet.get_submodule(name).weight.detach()
+    for half, own in {"hidden": weight[:, :begin], "skip": weight[:, begin:]}.items():
+        layer = layers[f"{name}.{half}"]
+        expected = weight_grid(own, layer.weight.grid.bits, WeightRange.MIN_MAX)
+        assert torch.equal(layer.weight.grid.scale, expected.scale)
+        low, high = min(float(x.min()) for x in seen[half]), max(float(x.max()) for x in seen[half])
+        widest = max(grid.scale for grid in layer.activations.grids)
+        assert widest == pytest.approx(AffineGrid.from_range(low, high, 8).scale, rel=0.02)
+    hidden, skip = layers[f"{name}.hidden"], layers[f"{name}.skip"]
+    assert not torch.equal(hidden.weight.grid.scale, skip.weight.grid.scale)
+    assert hidden.activations != skip.activations
+
+
+def test_every_reader_of_a_skip_is_split(split: Quantization, tiny_pipe: StableDiffusionPipeline) -> None:
+    names = [layer.name for layer in split.outcome.layers]
+    readers = UNET.skip_readers(tiny_pipe.unet)
+    assert readers
+    for reader in readers:
+        assert reader not in names
+        assert {f"{reader}.hidden", f"{reader}.skip"} <= set(names)
+    assert {len(layer.activations.grids) for layer in split.outcome.layers} == {1}
+    assert split.original is not None
+    assert model_digest(split.original) == model_digest(tiny_pipe) != model_digest(split.source)
+
+
+@pytest.mark.usefixtures("brief_rounding")
+def test_learned_rounding_and_its_reuse(tiny_pipe: StableDiffusionPipeline) -> None:
+    learned = made_by(tiny_pipe, "qdiffusion", rounding="learned", weights=4)
+    biases = {layer.name: layer.bias for layer in learned.outcome.layers}
+    assert all(biases[f"{name}.skip"].any() for name in UNET.skip_readers(tiny_pipe.unet))  # its mean error made up for
+    recipe = bitbrush.METHODS["pcr"].recipe({**SMALL, "weights": 4, "skip_inputs": "split"})
+    again = bitbrush.quantize(tiny_pipe, recipe, PROMPTS, rounded=learned.rounded)
+    for ours, theirs in zip(again.outcome.layers, learned.outcome.layers, strict=True):
+        assert torch.equal(ours.weight.w_q, theirs.weight.w_q)
+        assert len(ours.activations.grids) > len(theirs.activations.grids)
+
+
+def test_what_is_saved_is_loaded(split: Quantization, folder: Path) -> None:
+    here = latents(split.pipeline())
+    assert torch.equal(latents(bitbrush.load(folder, runtime="reference")), here)
+    bitbrush.register()
+    assert torch.equal(latents(StableDiffusionPipeline.from_pretrained(folder)), here)
+    manifest = bitbrush.read_manifest(folder)
+    assert manifest["recipe"]["skip_inputs"] == "split"
+    assert manifest["base_model_digest"] == model_digest(split.original)
+    assert [layer.name for layer in read_layers(folder)] == [layer.name for layer in split.outcome.layers]
+
+
+def test_it_computes_what_the_full_precision_does(split: Quantization, folder: Path) -> None:
+    full = latents(split.original)
+    assert psnr(latents(split.source), full) > 100
+    assert psnr(latents(bitbrush.load(folder, runtime="reference")), full) > 30
+
+
+@pytest.mark.parametrize(
+    ("runtime", "dtype"),
+    [
+        ("onednn", "float32"),
+        ("onednn", "bfloat16"),
+        pytest.param("openvino", "float32", marks=pytest.mark.slow),  # compiling its graph takes half a minute
+    ],
+)
+def test_other_runtimes_compute_the_same_in_integers(folder: Path, runtime: str, dtype: str) -> None:
+    if runtime == "openvino":
+        pytest.importorskip("openvino")
+    try:
+        pipe = bitbrush.load(folder, runtime=runtime, dtype=dtype)
+    except RuntimeUnavailable as error:
+        pytest.skip(str(error))
+    lowered = lowered_of(pipe.unet)
+    assert lowered is not None
+    assert split_begins(pipe.unet)
+    assert not [one for one in lowered.executions if one.fallback]
+    assert any(one.layer.endswith("conv1.skip") for one in lowered.executions)
+    exact = latents(bitbrush.load(folder, runtime="reference"))
+    assert psnr(latents(pipe), exact) > (50 if dtype == "float32" else 30)
+
+
+def test_ranges_are_found_anew_on_its_own_integers(folder: Path, tmp_path: Path) -> None:
+    again = bitbrush.recalibrate(folder, {"activations": 6}, PROMPTS)
+    before = {layer.name: layer for layer in read_layers(folder)}
+    assert {layer.name for layer in again.outcome.layers} == set(before)
+    for layer in again.outcome.layers:
+        assert torch.equal(layer.weight.w_q, before[layer.name].weight.w_q)
+    saved = bitbrush.save(again, tmp_path / "again")
+    assert torch.equal(latents(bitbrush.load(saved, runtime="reference")), latents(again.pipeline()))
+
+
+def test_a_denoiser_without_skips_is_refused(tiny_pipe: StableDiffusionPipeline) -> None:
+    recipe = bitbrush.METHODS["qdiffusion"].recipe(SMALL)
+    with pytest.raises(ValueError, match="skip_inputs is split, but no convolution of this UNet2DConditionModel"):
+        bitbrush.quantize(tiny_pipe, recipe, PROMPTS, generic=True)
