@@ -61,6 +61,8 @@ def test_keys_that_are_as_in_a_plain_recipe_decide_nothing() -> None:
     [
         ("pcr", "one-shot rounding=learned", True),
         ("pcr", "pcr relax=none activation_range=mse", True),
+        ("pcr", "pcr output_means=correct", True),
+        ("pcr", "pcr smoothing=learned", False),
         ("pcr", "pcr rounding=nearest", False),
         ("pcr", "pcr exclude=conv", False),
         ("pcr", "best", False),

@@ -1,6 +1,7 @@
 """bitbrush ablate: recipes by bits, cells kept and shared, the same artifacts as `bitbrush quantize` makes."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,15 @@ def test_one_page_with_every_recipes_picture_of_the_same_noise(whole: Path, resu
     assert page.count("<svg ") == 1 + 2
     assert len(list((whole / "plots").glob("*.svg"))) == 3
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "").replace("http-equiv", "")
+
+
+def test_the_recorded_command_holds_no_path_of_the_machine(
+    measured: Callable[..., dict[str, Any]], whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["ablate", "emoji-sd", "-o", str(whole), "--recipe", "a: pcr relax=none", "--markdown", "docs/results.md"]
+    monkeypatch.setattr(sys, "argv", ["bitbrush", *given])
+    command = measured(whole, *WHOLE)["command"]
+    assert command == "bitbrush ablate emoji-sd -o whole --recipe 'a: pcr relax=none' --markdown docs/results.md"
 
 
 def test_a_section_of_a_longer_file(

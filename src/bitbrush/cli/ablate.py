@@ -119,7 +119,7 @@ def ablate(
     for message in too_long(job.pipe, [prompt for one in protocol.sets for prompt in protocol.prompts(one)]):
         warn(message)
     note(_announcement(model, job.settings, protocol.num_images, [one.name for one in protocol.sets]))
-    command = shlex.join(["bitbrush", *sys.argv[1:]])
+    command = shlex.join(["bitbrush", *map(_portable, sys.argv[1:])])
     told: dict[str, Any] = {"against": reference, "command": command, "markdown": markdown}
     document = run_ablation(job, output, **told, progress=shown, tell=note)
     _print(document)
@@ -138,6 +138,11 @@ def _recipes(methods: str | None, recipes: Sequence[str] | None) -> list[str]:
 
     named = _parts(methods) if methods is not None else [] if recipes else list(METHODS)
     return [*named, *(recipes or ())]
+
+
+def _portable(argument: str) -> str:
+    """Where things are on this machine is nobody's business who reads the tables: of an absolute path the name."""
+    return Path(argument).name if Path(argument).is_absolute() else argument
 
 
 def _parts(text: str) -> list[str]:

@@ -31,7 +31,7 @@ OF_WEIGHTS = (
 )
 OF_ACTIVATIONS = ("activation_range", "activations")
 """Keys that decide nothing about these methods' weights, unless bits are measured."""
-OF_NEITHER = ("method", "relax")
+OF_NEITHER = ("method", "relax", "output_means")
 
 
 @dataclass(frozen=True)
