@@ -1,7 +1,7 @@
 """What one recipe key is worth: pcr with and without it, paired, on prompts that no other figure uses.
 
     python benchmarks/stages.py output_means=correct W4A8 W4A4      # half an hour on one core
-    python benchmarks/stages.py group_size=64 W4A8 --prompts 24
+    python benchmarks/stages.py "fine=time_embedding.*,*.time_emb_proj" W4A8 --prompts 24
 
 Coco test prompts from 400 on of emoji-sd, 50 steps, oneDNN in float32 where a layer runs in integers. The ratio is the
 geometric mean of the pictures' own: latent MSE with the key over without, its interval by bootstrap over the pictures.
@@ -26,7 +26,7 @@ from bitbrush.network.output_correction import correct_output
 from bitbrush.runtime.choose import RuntimeName, choose_runtime
 from bitbrush.zoo import prompt_set
 
-OF_THE_WEIGHTS = ("weights", "weight_range", "weight_allocation", "rounding", "exclude", "group_size")
+OF_THE_WEIGHTS = ("weights", "weight_range", "weight_allocation", "rounding", "exclude", "fine", "group_size")
 
 
 def pictures(bench: Bench, made: Quantization) -> Generated:
@@ -59,7 +59,7 @@ def compare(bench: Bench, bits: str, key: str, value: str) -> None:
     pcr = bitbrush.METHODS["pcr"]
     without = bitbrush.quantize(bench.pipe, pcr.recipe(keys), prompts)
     kept = None if key in OF_THE_WEIGHTS else without.rounded
-    own = int(value) if re.fullmatch(r"\d+", value) else value
+    own = int(value) if re.fullmatch(r"\d+", value) else value.split(",") if "*" in value else value
     with_key = bitbrush.quantize(bench.pipe, pcr.recipe({**keys, key: own}), prompts, rounded=kept)
     plain = row(bits, "pcr", bench.reference, pictures(bench, without))
     staged = row(bits, f"pcr, {key} = {value}", bench.reference, pictures(bench, with_key))

@@ -64,6 +64,10 @@ def quantize(
     exclude: Annotated[
         list[str] | None, typer.Option(help="Pattern of layer names to leave in floating point; repeatable.")
     ] = None,
+    fine: Annotated[
+        list[str] | None,
+        typer.Option(help="Pattern of layer names for 8-bit weights and 16-bit activations; repeatable."),
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps to calibrate for [50].")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="Guidance to calibrate for [7.5].")] = None,
     scheduler: Annotated[str | None, typer.Option(help="Scheduler to calibrate for [the model's own].")] = None,

@@ -72,7 +72,10 @@ class Job:
 
     @cached_property  # every weight is looked at
     def specs(self) -> tuple[LayerSpec, ...]:
-        specs = layer_specs(self.denoiser, self.family, weight_bits=self.recipe.weights, exclude=self.recipe.exclude)
+        recipe = self.recipe
+        specs = layer_specs(
+            self.denoiser, self.family, weight_bits=recipe.weights, exclude=recipe.exclude, fine=recipe.fine
+        )
         weights = self.allocated.weights if self.allocated else {}
         return tuple(replace(spec, weight_bits=weights.get(spec.name, spec.weight_bits)) for spec in specs)
 
