@@ -61,6 +61,10 @@ def quantize(
     output_means: Annotated[
         str | None, typer.Option(help="keep, or correct: the output's mean error of each step is taken off.")
     ] = None,
+    first_token: Annotated[
+        str | None,
+        typer.Option(help="quantized, or known: keys and values of a text's start token are full precision's."),
+    ] = None,
     exclude: Annotated[
         list[str] | None, typer.Option(help="Pattern of layer names to leave in floating point; repeatable.")
     ] = None,

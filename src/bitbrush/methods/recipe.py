@@ -60,6 +60,14 @@ class OutputMeans(StrEnum):
     """It is measured in progressive calibration and taken off."""
 
 
+class FirstTokens(StrEnum):
+    """What cross-attention's keys and values make of the start token of a text."""
+
+    QUANTIZED = "quantized"
+    KNOWN = "known"
+    """What full precision makes of it; ranges are those of the other tokens."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Keys of a recipe file, of the command line and of :func:`bitbrush.quantize`, all of the same names.
@@ -67,7 +75,8 @@ class Recipe:
     ``weights``, ``activations``: bits. ``relax``: ``START:END@BITS`` as fractions of the steps, ``auto:BITS`` for bits
     of layers and steps by measured sensitivity with that average (instead of ``activations``), None for none.
     ``weight_allocation``: measured for weight bits of layers by sensitivity, ``weights`` on average. ``output_means``:
-    correct takes the denoiser's mean error of each step off its output.
+    correct takes the denoiser's mean error of each step off its output. ``first_token``: known leaves a text's start
+    token out of the quantization of cross-attention's keys and values.
     ``steps``, ``guidance_scale``, ``scheduler`` (a diffusers class name; None: the pipeline's own) and
     ``pipeline_arguments`` (a table, e.g. ``{height = 768}``, or ``NAME=VALUE`` strings): the sampling plan of the
     calibration. ``exclude``: patterns of layer names left in floating point; ``fine``: of layers that get 8-bit weights
@@ -86,6 +95,7 @@ class Recipe:
     weight_range: WeightRange = WeightRange.MSE
     activation_range: RangeEstimator = RangeEstimator.L4
     output_means: OutputMeans = OutputMeans.KEEP
+    first_token: FirstTokens = FirstTokens.QUANTIZED
     exclude: tuple[str, ...] = ()
     fine: tuple[str, ...] = ()
     steps: int = 50
@@ -170,6 +180,7 @@ CHOICES: Mapping[str, type[StrEnum]] = {
     "skip_inputs": SkipInputs,
     "smoothing": Smoothing,
     "output_means": OutputMeans,
+    "first_token": FirstTokens,
 }
 
 

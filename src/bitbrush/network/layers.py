@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bitbrush.network.family import Family
+from bitbrush.network.first_token import FirstToken
 from bitbrush.numerics.weights import QuantizedWeight
 from bitbrush.timeline.schedule import ActivationSchedule
 
@@ -41,13 +42,15 @@ class LayerSpec:
 class QuantizedLayer:
     """All that a runtime needs to execute one layer in integers, apart from its geometry.
 
-    ``bias`` (C_out,) float32 or None replaces the layer's own: rounding may have corrected it.
+    ``bias`` (C_out,) float32 or None replaces the layer's own: rounding may have corrected it. ``first``: the
+    token that it is not to quantize, None for none.
     """
 
     name: str
     weight: QuantizedWeight
     bias: Tensor | None
     activations: ActivationSchedule
+    first: FirstToken | None = None
 
 
 def layer_specs(
