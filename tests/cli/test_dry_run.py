@@ -21,7 +21,7 @@ def test_prints_the_plan_and_writes_nothing(
     assert "progressive calibration 2 8 16" in " ".join(result.stdout.split())
     for text in (
         "left in floating point (recipe: exclude *attn2.to_k): ",
-        "16 (next to the latents)",
+        "16 at every step",
         "8, relaxed 0.8:1@10",
         "in floating point: vae, text_encoder",
         "memory: ",

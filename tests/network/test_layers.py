@@ -45,9 +45,26 @@ def test_excluded_layers_stay_listed_with_the_reason(tiny_pipe: StableDiffusionP
     assert len(specs) == len(layer_specs(tiny_pipe.unet, UNET, weight_bits=4))
 
 
+@pytest.mark.parametrize("bits", [2, 4])
+def test_fine_layers_are_treated_as_edges(tiny_pipe: StableDiffusionPipeline, bits: int) -> None:
+    plain = layer_specs(tiny_pipe.unet, UNET, weight_bits=bits)
+    specs = layer_specs(tiny_pipe.unet, UNET, weight_bits=bits, fine=("*.time_emb_proj", "conv_in"))
+    changed = [b.name for a, b in zip(plain, specs, strict=True) if a != b]
+    assert changed == [spec.name for spec in specs if spec.name.endswith(".time_emb_proj")]
+    assert len(changed) > 2
+    assert all(spec.edge and spec.weight_bits == 8 for spec in specs if spec.name in changed)
+
+
+def test_a_layer_that_is_excluded_and_fine_is_excluded(tiny_pipe: StableDiffusionPipeline) -> None:
+    specs = layer_specs(tiny_pipe.unet, UNET, weight_bits=4, exclude=("*.time_emb_proj",), fine=("*.time_emb_proj",))
+    assert all(spec.excluded for spec in specs if spec.name.endswith(".time_emb_proj"))
+
+
 def test_a_pattern_that_matches_nothing_is_refused(tiny_pipe: StableDiffusionPipeline) -> None:
     with pytest.raises(ValueError, match=r"exclude pattern '\*\.attn3\.\*' matches none of the \d+ layers"):
         layer_specs(tiny_pipe.unet, UNET, weight_bits=4, exclude=("conv_in", "*.attn3.*"))
+    with pytest.raises(ValueError, match=r"fine pattern 'conv' matches none"):
+        layer_specs(tiny_pipe.unet, UNET, weight_bits=4, fine=("conv",))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

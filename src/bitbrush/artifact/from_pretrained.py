@@ -1,5 +1,6 @@
 """Artifacts through diffusers' own ``from_pretrained``: its quantizer interface, implemented for bitbrush's layers."""
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -36,6 +37,7 @@ class BitbrushConfig(QuantizationConfigMixin):
     """``weight_bits`` of every quantized layer by name, ``correction`` of the output; all else is in the tensors.
 
     ``split_skips``: the convolutions that became two, and at which input channel; see ``network/skip_inputs.py``.
+    ``first_tokens``: the layers that have tensors of a known first token; see ``network/first_token.py``.
     """
 
     def __init__(
@@ -43,12 +45,14 @@ class BitbrushConfig(QuantizationConfigMixin):
         weight_bits: dict[str, int],
         split_skips: dict[str, int] | None = None,
         correction: dict[str, Any] | None = None,
+        first_tokens: Sequence[str] = (),
         **_: Any,
     ) -> None:
         self.quant_method = QuantMethod.BITBRUSH
         self.weight_bits = weight_bits
         self.split_skips = split_skips or {}
         self.correction = correction
+        self.first_tokens = first_tokens
 
     def to_dict(self) -> dict[str, Any]:
         own: dict[str, Any] = {"quant_method": self.quant_method.value, "weight_bits": dict(self.weight_bits)}
@@ -56,6 +60,8 @@ class BitbrushConfig(QuantizationConfigMixin):
             own["split_skips"] = dict(self.split_skips)
         if self.correction is not None:
             own[CORRECTION] = self.correction
+        if self.first_tokens:
+            own["first_tokens"] = list(self.first_tokens)
         return own
 
     def to_diff_dict(self) -> dict[str, Any]:
@@ -65,11 +71,10 @@ class BitbrushConfig(QuantizationConfigMixin):
 class _Expected(nn.Module):
     """Stands where a layer will be while diffusers matches the file's keys with the model's."""
 
-    def __init__(self, original: nn.Conv2d | nn.Linear) -> None:
+    def __init__(self, original: nn.Conv2d | nn.Linear, absent: set[str]) -> None:
         super().__init__()
         self._original = [original]  # in a list it is no submodule: its own keys are not in the file
-        keys = LAYER_KEYS if original.bias is not None else LAYER_KEYS - {"bias"}
-        for key in keys:
+        for key in LAYER_KEYS - absent - ({"bias"} if original.bias is None else set()):
             self.register_parameter(key, nn.Parameter(torch.empty(0, device="meta"), requires_grad=False))
 
     @property
@@ -107,7 +112,8 @@ class BitbrushQuantizer(DiffusersQuantizer):
     def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> None:
         split_(model, self.quantization_config.split_skips)
         for name in self.quantization_config.weight_bits:
-            _set_submodule(model, name, _Expected(model.get_submodule(name)))  # type: ignore[arg-type]
+            absent = set() if name in self.quantization_config.first_tokens else {"first_input", "first_output"}
+            _set_submodule(model, name, _Expected(model.get_submodule(name), absent))  # type: ignore[arg-type]
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
         layers = [self._restore(model, name, bits) for name, bits in self.quantization_config.weight_bits.items()]

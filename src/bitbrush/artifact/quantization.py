@@ -75,7 +75,7 @@ class Quantization:
     @property
     def rounded(self) -> dict[str, RoundedLayer]:
         """The weights by layer name, for another quantization that differs in activations alone."""
-        return {layer.name: RoundedLayer(layer.weight, layer.bias) for layer in self.outcome.layers}
+        return {layer.name: RoundedLayer(layer.weight, layer.bias, layer.first) for layer in self.outcome.layers}
 
     def pipeline(self) -> DiffusionPipeline:
         """A pipeline that shares everything with the source but has its denoiser quantized (reference runtime).

@@ -89,7 +89,7 @@ def load_rounded(root: Path, manifest: Mapping[str, Any]) -> tuple[DiffusionPipe
     layers = [
         layer_from_tensors(entry["name"], tuple(entry["shape"]), entry["weight_bits"], tensors) for entry in entries
     ]
-    rounded = {layer.name: RoundedLayer(layer.weight, layer.bias) for layer in layers}
+    rounded = {layer.name: RoundedLayer(layer.weight, layer.bias, layer.first) for layer in layers}
     denoiser, _ = denoiser_of(root / component)
     expected = denoiser.state_dict().keys()
     others = {key: tensors[key] for key in expected if key.rpartition(".")[0] not in rounded}

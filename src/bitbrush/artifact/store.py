@@ -241,7 +241,8 @@ def _write(quantization: Quantization, root: Path, origin: dict[str, Any]) -> No
     layers = {layer.name: layer for layer in quantization.outcome.layers}
     bits = {name: one.weight.grid.bits for name, one in layers.items()}
     correction = quantization.outcome.correction
-    config = BitbrushConfig(bits, split_begins(denoiser), correction.to_dict() if correction else None)
+    known = [name for name, one in layers.items() if one.first is not None]
+    config = BitbrushConfig(bits, split_begins(denoiser), correction.to_dict() if correction else None, known)
     _write_config(denoiser, config, root / component)
     tensors = other_tensors(denoiser, layers)
     for layer in layers.values():

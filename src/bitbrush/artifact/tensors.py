@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bitbrush.network.first_token import FirstToken
 from bitbrush.network.held import state_readers
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.numerics.affine import AffineGrid
@@ -23,9 +24,11 @@ LAYER_KEYS = frozenset(
         "activation_zero_point",
         "activation_bits",
         "bias",
+        "first_input",
+        "first_output",
     )
 )
-"""What is stored of a quantized layer; ``bias`` of those that have one."""
+"""What is stored of a quantized layer; ``bias`` of those that have one, the last two where a first token is known."""
 
 
 def layer_tensors(layer: QuantizedLayer) -> dict[str, Tensor]:
@@ -42,6 +45,8 @@ def layer_tensors(layer: QuantizedLayer) -> dict[str, Tensor]:
     }
     if layer.bias is not None:
         tensors["bias"] = layer.bias
+    if layer.first is not None:
+        tensors |= {"first_input": layer.first.input, "first_output": layer.first.output}
     return {f"{layer.name}.{key}": tensor.contiguous() for key, tensor in tensors.items()}
 
 
@@ -62,7 +67,9 @@ def layer_from_tensors(name: str, shape: tuple[int, ...], bits: int, tensors: Ma
     )
     grid = WeightGrid(entry("weight_scale"), entry("weight_zero_point"), bits)
     weight = QuantizedWeight(unpack(entry("weight"), bits, shape), grid)
-    return QuantizedLayer(name, weight, tensors.get(f"{name}.bias"), schedule)
+    known = f"{name}.first_input" in tensors
+    first = FirstToken(entry("first_input"), entry("first_output")) if known else None
+    return QuantizedLayer(name, weight, tensors.get(f"{name}.bias"), schedule, first)
 
 
 def other_tensors(denoiser: nn.Module, layers: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -60,11 +60,12 @@ class ActivationBits:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What ranges are found for, and how."""
+    """What ranges are found for, and how. ``but_first``: layers in whose ranges the first token does not count."""
 
     specs: tuple[LayerSpec, ...]
     bits: ActivationBits
     estimator: RangeEstimator
+    but_first: frozenset[str] = frozenset()
 
     @property
     def layers(self) -> tuple[LayerSpec, ...]:
@@ -99,7 +100,7 @@ def observe(
     with progress("observing", len(pending(trajectories)[0].planned)) as advance:
         while waiting := pending(trajectories):
             observer = observations.setdefault(waiting[0].timestep, InputObserver())
-            with observer.watching(denoiser, names):
+            with observer.watching(denoiser, names, calibration.but_first):
                 for batch, (trajectory, call) in enumerate(zip(trajectories, waiting, strict=True)):
                     record(batch, call)
                     trajectory.answer(_run(call, denoiser))
@@ -166,7 +167,7 @@ def calibrate_progressively(
                 observations[timestep], by_step[timestep] = step_from_tensors(names, kept)
             else:
                 visit_only, observer = InputObserver(), observations.setdefault(timestep, InputObserver())
-                with visit_only.watching(denoiser, names):
+                with visit_only.watching(denoiser, names, calibration.but_first):
                     for call in waiting:
                         _run(call, denoiser)
                 calls.add()

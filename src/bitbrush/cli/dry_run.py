@@ -60,7 +60,7 @@ def _activation_bits(job: "Job", spec: "LayerSpec") -> str:
     from bitbrush.timeline.plan import MeasuredRelaxation
 
     if spec.edge:
-        return f"{EDGE_ACTIVATION_BITS} (next to the latents)"
+        return f"{EDGE_ACTIVATION_BITS} at every step"
     relax = job.recipe.relax
     if isinstance(relax, MeasuredRelaxation):
         return f"measured, {relax.average:g} on average"

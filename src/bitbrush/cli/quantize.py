@@ -61,8 +61,16 @@ def quantize(
     output_means: Annotated[
         str | None, typer.Option(help="keep, or correct: the output's mean error of each step is taken off.")
     ] = None,
+    first_token: Annotated[
+        str | None,
+        typer.Option(help="quantized, or known: keys and values of a text's start token are full precision's."),
+    ] = None,
     exclude: Annotated[
         list[str] | None, typer.Option(help="Pattern of layer names to leave in floating point; repeatable.")
+    ] = None,
+    fine: Annotated[
+        list[str] | None,
+        typer.Option(help="Pattern of layer names for 8-bit weights and 16-bit activations; repeatable."),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps to calibrate for [50].")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="Guidance to calibrate for [7.5].")] = None,

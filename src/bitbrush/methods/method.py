@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from bitbrush.calibration.ranges import ActivationBits, Calibration
-from bitbrush.methods.recipe import DEFAULT_ACTIVATION_BITS, Recipe, check_activation_bits
+from bitbrush.methods.recipe import DEFAULT_ACTIVATION_BITS, FirstTokens, Recipe, check_activation_bits
 from bitbrush.network.family import Family
 from bitbrush.network.layers import LayerSpec, QuantizedLayer, layer_specs
 from bitbrush.network.output_correction import OutputCorrection
@@ -72,7 +72,10 @@ class Job:
 
     @cached_property  # every weight is looked at
     def specs(self) -> tuple[LayerSpec, ...]:
-        specs = layer_specs(self.denoiser, self.family, weight_bits=self.recipe.weights, exclude=self.recipe.exclude)
+        recipe = self.recipe
+        specs = layer_specs(
+            self.denoiser, self.family, weight_bits=recipe.weights, exclude=recipe.exclude, fine=recipe.fine
+        )
         weights = self.allocated.weights if self.allocated else {}
         return tuple(replace(spec, weight_bits=weights.get(spec.name, spec.weight_bits)) for spec in specs)
 
@@ -81,7 +84,20 @@ class Job:
         relax, allocated = self.recipe.relax, self.allocated.activations if self.allocated else None
         relaxation = relax if isinstance(relax, Relaxation) else None
         bits = ActivationBits(self.recipe.activations, relaxation, allocated)
-        return Calibration(self.specs, bits, self.recipe.activation_range)
+        return Calibration(self.specs, bits, self.recipe.activation_range, self.first_token_layers)
+
+    @property
+    def first_token_layers(self) -> frozenset[str]:
+        """That are not to quantize the first token of a text. Raises ValueError for a denoiser without such layers."""
+        if self.recipe.first_token is FirstTokens.QUANTIZED:
+            return frozenset()
+        found = self.family.text_layers(self.denoiser)
+        if not found:
+            raise ValueError(
+                f"first_token is {self.recipe.first_token}, but a denoiser of the family {self.family.name} has no "
+                "layers that read a text with a start token only; leave it at quantized"
+            )
+        return frozenset(found) & {spec.name for spec in self.specs if spec.excluded is None}
 
 
 @dataclass(frozen=True)

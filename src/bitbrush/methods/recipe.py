@@ -60,6 +60,14 @@ class OutputMeans(StrEnum):
     """It is measured in progressive calibration and taken off."""
 
 
+class FirstTokens(StrEnum):
+    """What cross-attention's keys and values make of the start token of a text."""
+
+    QUANTIZED = "quantized"
+    KNOWN = "known"
+    """What full precision makes of it; ranges are those of the other tokens."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Keys of a recipe file, of the command line and of :func:`bitbrush.quantize`, all of the same names.
@@ -67,13 +75,15 @@ class Recipe:
     ``weights``, ``activations``: bits. ``relax``: ``START:END@BITS`` as fractions of the steps, ``auto:BITS`` for bits
     of layers and steps by measured sensitivity with that average (instead of ``activations``), None for none.
     ``weight_allocation``: measured for weight bits of layers by sensitivity, ``weights`` on average. ``output_means``:
-    correct takes the denoiser's mean error of each step off its output.
+    correct takes the denoiser's mean error of each step off its output. ``first_token``: known leaves a text's start
+    token out of the quantization of cross-attention's keys and values.
     ``steps``, ``guidance_scale``, ``scheduler`` (a diffusers class name; None: the pipeline's own) and
     ``pipeline_arguments`` (a table, e.g. ``{height = 768}``, or ``NAME=VALUE`` strings): the sampling plan of the
-    calibration. ``exclude``: patterns of layer names left in floating point. ``num_prompts`` calibration
-    prompts are run ``batch_size`` at a time; ``seed`` and the prompt decide its initial noise. ``skip_inputs``: split
-    for convolutions that read a U-Net's skip concatenation to be quantized as two. ``smoothing``: of the denoiser's
-    channels; the smoothed denoiser is then the one that is quantized.
+    calibration. ``exclude``: patterns of layer names left in floating point; ``fine``: of layers that get 8-bit weights
+    and 16-bit activations, as those next to the latents do. ``num_prompts`` calibration prompts are run ``batch_size``
+    at a time; ``seed`` and the prompt decide its initial noise. ``skip_inputs``: split for convolutions that read a
+    U-Net's skip concatenation to be quantized as two. ``smoothing``: of the denoiser's channels; the smoothed denoiser
+    is then the one that is quantized.
     """
 
     method: str = "pcr"
@@ -85,7 +95,9 @@ class Recipe:
     weight_range: WeightRange = WeightRange.MSE
     activation_range: RangeEstimator = RangeEstimator.L4
     output_means: OutputMeans = OutputMeans.KEEP
+    first_token: FirstTokens = FirstTokens.QUANTIZED
     exclude: tuple[str, ...] = ()
+    fine: tuple[str, ...] = ()
     steps: int = 50
     guidance_scale: float = 7.5
     scheduler: str | None = None
@@ -168,6 +180,7 @@ CHOICES: Mapping[str, type[StrEnum]] = {
     "skip_inputs": SkipInputs,
     "smoothing": Smoothing,
     "output_means": OutputMeans,
+    "first_token": FirstTokens,
 }
 
 
@@ -181,8 +194,8 @@ def _parse(key: str, value: Any) -> Any:
             return None if value in (None, "own") else str(value)
         case "pipeline_arguments":
             return _pipeline_arguments(value)
-        case "exclude":
-            return _patterns(value)
+        case "exclude" | "fine":
+            return _patterns(key, value)
         case "guidance_scale":
             return _number(key, value)
         case _:
@@ -201,10 +214,10 @@ def _relax(value: Any) -> Relaxation | MeasuredRelaxation | None:
             raise ValueError(f"relax is {value!r}; expected START:END@BITS, e.g. 0.8:1.0@10, auto:BITS, or none")
 
 
-def _patterns(value: Any) -> tuple[str, ...]:
+def _patterns(key: str, value: Any) -> tuple[str, ...]:
     patterns = (value,) if isinstance(value, str) else value
     if not isinstance(patterns, list | tuple) or not all(isinstance(pattern, str) for pattern in patterns):
-        raise ValueError(f"exclude is {value!r}; it must be a list of patterns of layer names")
+        raise ValueError(f"{key} is {value!r}; it must be a list of patterns of layer names")
     return tuple(patterns)
 
 

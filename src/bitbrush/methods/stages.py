@@ -6,9 +6,11 @@ from torch import nn
 
 from bitbrush.calibration.ranges import OBSERVING_CALLS, Observations, observe, static_schedules
 from bitbrush.methods.allocation import sensitivity_phases, with_measured_bits
+from bitbrush.methods.first_tokens import first_token_phases, with_first_tokens
 from bitbrush.methods.method import Job, Outcome, PlannedPhase
 from bitbrush.methods.recipe import OutputMeans, Rounding
 from bitbrush.methods.smoothing import smoothing_phases
+from bitbrush.network.first_token import answer_first_token
 from bitbrush.network.held import hold_rounded, twin
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.rounding.learned import learn_rounding
@@ -27,14 +29,15 @@ def early_phases(job: Job) -> tuple[PlannedPhase, ...]:
 
 def rounding_phases(job: Job) -> tuple[PlannedPhase, ...]:
     """What :func:`rounded_weights` will do. Learning itself makes no whole denoiser calls: it goes block by block."""
+    known = first_token_phases(job)
     if job.rounded is not None:
-        return ()
+        return known
     match job.recipe.rounding:
         case Rounding.NEAREST:
-            return (PlannedPhase(ROUNDING),)
+            return (PlannedPhase(ROUNDING), *known)
         case Rounding.LEARNED:
             recorded = [piece.batch for piece in sample_pieces(job.batches, job.ranks)]
-            return (PlannedPhase(RECORDING, recorded, RECORDING_CALLS), PlannedPhase(ROUNDING))
+            return (PlannedPhase(RECORDING, recorded, RECORDING_CALLS), PlannedPhase(ROUNDING), *known)
 
 
 def observing_phases(job: Job) -> tuple[PlannedPhase, ...]:
@@ -78,9 +81,14 @@ def one_range_phases(job: Job) -> tuple[PlannedPhase, ...]:
 
 
 def rounded_weights(job: Job) -> Mapping[str, RoundedLayer]:
-    """The job's own, or by the recipe's rounding; learned rounding records full-precision trajectories first."""
-    if job.rounded is not None:
-        return job.rounded
+    """The job's own, or by the recipe's rounding; learned rounding records full-precision trajectories first.
+
+    With what is known of the text's first token, if the recipe says so.
+    """
+    return with_first_tokens(job, _rounded(job) if job.rounded is None else job.rounded)
+
+
+def _rounded(job: Job) -> Mapping[str, RoundedLayer]:
     match job.recipe.rounding:
         case Rounding.NEAREST:
             with job.costs.phase(ROUNDING):
@@ -126,10 +134,14 @@ def with_weights(denoiser: nn.Module, rounded: Mapping[str, RoundedLayer]) -> nn
     quantized = twin(denoiser)
     for name, layer in rounded.items():
         hold_rounded(quantized.get_submodule(name), layer.weight, layer.bias)
+        if layer.first is not None:
+            answer_first_token(quantized.get_submodule(name), layer.first)
     return quantized
 
 
 def outcome(job: Job, rounded: Mapping[str, RoundedLayer], schedules: Mapping[str, ActivationSchedule]) -> Outcome:
-    layers = tuple(QuantizedLayer(name, layer.weight, layer.bias, schedules[name]) for name, layer in rounded.items())
+    layers = tuple(
+        QuantizedLayer(name, layer.weight, layer.bias, schedules[name], layer.first) for name, layer in rounded.items()
+    )
     planned = planned_timesteps(job.pipe, job.family.component, job.recipe.plan, job.batches[0])
     return Outcome(job.specs, layers, planned, job.allocated.average if job.allocated else None)

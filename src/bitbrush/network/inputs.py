@@ -1,6 +1,6 @@
 """Watching and replacing the inputs of layers, by forward pre-hooks: the network's own code stays as it is."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,12 +16,16 @@ class InputObserver:
 
     def __init__(self) -> None:
         self.histograms: dict[str, Histogram] = {}
-        self._last: tuple[Tensor, Histogram] | None = None
+        self._last: tuple[Tensor, slice, Histogram] | None = None
 
     @contextmanager
-    def watching(self, denoiser: nn.Module, layers: Iterable[str]) -> Iterator[None]:
-        """Raises NonFiniteError, naming the layer, when a layer is given NaN or infinity."""
-        handles = [denoiser.get_submodule(name).register_forward_pre_hook(self._observe(name)) for name in layers]
+    def watching(self, denoiser: nn.Module, layers: Iterable[str], but_first: Collection[str] = ()) -> Iterator[None]:
+        """Raises NonFiniteError, naming the layer, when a layer is given NaN or infinity.
+
+        ``but_first``: those of the layers that are given tokens (N, tokens, C) whose first does not count.
+        """
+        hooks = {name: self._observe(name, slice(1 if name in but_first else 0, None)) for name in layers}
+        handles = [denoiser.get_submodule(name).register_forward_pre_hook(hook) for name, hook in hooks.items()]
         try:
             yield
         finally:
@@ -44,21 +48,21 @@ class InputObserver:
         known = self.histograms.get(name)
         self.histograms[name] = known.merge(histogram) if known else histogram
 
-    def _observe(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def _observe(self, name: str, tokens: slice) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-            self._add(name, self._histogram_of(args[0], name))
+            self._add(name, self._histogram_of(args[0], name, tokens))
 
         return hook
 
-    def _histogram_of(self, x: Tensor, name: str) -> Histogram:
+    def _histogram_of(self, x: Tensor, name: str, tokens: slice) -> Histogram:
         # Queries, keys and values read one and the same tensor: it is counted once.
-        if self._last is not None and self._last[0] is x:
-            return self._last[1]
+        if self._last is not None and self._last[0] is x and self._last[1] == tokens:
+            return self._last[2]
         try:
-            histogram = Histogram.of(x)
+            histogram = Histogram.of(x[:, tokens] if tokens.start else x)
         except NonFiniteError as error:
             raise NonFiniteError(f"layer {name} was given {error}") from None
-        self._last = (x, histogram)
+        self._last = (x, tokens, histogram)
         return histogram
 
 

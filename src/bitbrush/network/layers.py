@@ -1,6 +1,6 @@
 """Which layers of a denoiser are quantized, and with how many bits."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bitbrush.network.family import Family
+from bitbrush.network.first_token import FirstToken
 from bitbrush.numerics.weights import QuantizedWeight
 from bitbrush.timeline.schedule import ActivationSchedule
 
@@ -25,8 +26,8 @@ of a step, and 8-bit inputs of the last shortcut 30 to 50 % of what was left.
 class LayerSpec:
     """A Conv2d or Linear of the denoiser and what is to be done with it.
 
-    ``excluded`` says why the layer stays in floating point; None for a quantized layer. ``edge``: next to the
-    latents, with 8-bit weights and 16-bit activations at every step.
+    ``excluded`` says why the layer stays in floating point; None for a quantized layer. ``edge``: with 8-bit weights
+    and 16-bit activations at every step, being next to the latents, or one that is to be ``fine``.
     """
 
     name: str
@@ -41,33 +42,42 @@ class LayerSpec:
 class QuantizedLayer:
     """All that a runtime needs to execute one layer in integers, apart from its geometry.
 
-    ``bias`` (C_out,) float32 or None replaces the layer's own: rounding may have corrected it.
+    ``bias`` (C_out,) float32 or None replaces the layer's own: rounding may have corrected it. ``first``: the
+    token that it is not to quantize, None for none.
     """
 
     name: str
     weight: QuantizedWeight
     bias: Tensor | None
     activations: ActivationSchedule
+    first: FirstToken | None = None
 
 
 def layer_specs(
-    denoiser: nn.Module, family: Family, *, weight_bits: int, exclude: Sequence[str] = ()
+    denoiser: nn.Module,
+    family: Family,
+    *,
+    weight_bits: int,
+    exclude: Sequence[str] = (),
+    fine: Sequence[str] = (),
 ) -> tuple[LayerSpec, ...]:
     """Every Conv2d and Linear of ``denoiser``, in module order.
 
-    ``exclude`` holds patterns of layer names (``*`` matches anything). Raises ValueError if one matches no layer, or if
-    a weight holds NaN or infinity.
+    ``exclude`` and ``fine`` hold patterns of layer names (``*`` matches anything): of those that stay in floating
+    point, and of those that are treated as the edge layers are. Raises ValueError if one matches no layer, or if a
+    weight holds NaN or infinity.
     """
     layers = {name: m for name, m in denoiser.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
-    for pattern in exclude:
-        if not any(fnmatchcase(name, pattern) for name in layers):
-            raise ValueError(f"exclude pattern {pattern!r} matches none of the {len(layers)} layers")
-    edges = family.edge_layers(denoiser)
+    for key, patterns in {"exclude": exclude, "fine": fine}.items():
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in layers):
+                raise ValueError(f"{key} pattern {pattern!r} matches none of the {len(layers)} layers")
+    edges = {*family.edge_layers(denoiser), *(n for n in layers if any(fnmatchcase(n, pattern) for pattern in fine))}
     return tuple(_spec(name, layer, edges, weight_bits, exclude) for name, layer in layers.items())
 
 
 def _spec(
-    name: str, layer: nn.Conv2d | nn.Linear, edges: Sequence[str], weight_bits: int, exclude: Sequence[str]
+    name: str, layer: nn.Conv2d | nn.Linear, edges: Collection[str], weight_bits: int, exclude: Sequence[str]
 ) -> LayerSpec:
     weight = layer.weight
     bad = int((~torch.isfinite(weight)).sum())

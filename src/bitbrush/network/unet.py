@@ -42,6 +42,16 @@ def _skip_readers(denoiser: Any) -> dict[str, int]:
     return begins
 
 
+def _text_layers(denoiser: Any) -> tuple[str, ...]:
+    """Keys and values of cross-attention."""
+    return tuple(
+        f"{name}.attn2.{part}"
+        for name, block in denoiser.named_modules()
+        if isinstance(block, BasicTransformerBlock) and block.attn2 is not None
+        for part in ("to_k", "to_v")
+    )
+
+
 UNET = Family(
     name="unet",
     component="unet",
@@ -50,4 +60,5 @@ UNET = Family(
     block_classes=(ResnetBlock2D, BasicTransformerBlock),
     fusions=unet_fusions,
     skip_readers=_skip_readers,
+    text_layers=_text_layers,
 )

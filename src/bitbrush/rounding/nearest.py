@@ -5,16 +5,21 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from bitbrush.network.first_token import FirstToken
 from bitbrush.network.layers import LayerSpec
 from bitbrush.numerics.weights import QuantizedWeight, WeightRange, round_to_nearest, weight_grid
 
 
 @dataclass(frozen=True)
 class RoundedLayer:
-    """A layer's integers and the bias that goes with them; None if it has none."""
+    """A layer's integers and the bias that goes with them; None if it has none.
+
+    ``first``: what is known of the first token of the texts that it reads, None where nothing is.
+    """
 
     weight: QuantizedWeight
     bias: Tensor | None
+    first: FirstToken | None = None
 
 
 def round_all_to_nearest(

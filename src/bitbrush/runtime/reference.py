@@ -5,6 +5,7 @@ from functools import partial
 
 from torch import nn
 
+from bitbrush.network.first_token import answer_first_token
 from bitbrush.network.inputs import fake_quantize_input
 from bitbrush.network.layers import QuantizedLayer, set_weight
 from bitbrush.numerics.affine import AffineGrid
@@ -36,6 +37,8 @@ class ReferenceRuntime:
     def _lower(self, module: nn.Module, layer: QuantizedLayer, clock: Clock) -> Execution:
         set_weight(module, layer.weight.dequantize(), layer.bias)
         fake_quantize_input(module, partial(_grid_now, layer.activations, clock))
+        if layer.first is not None:
+            answer_first_token(module, layer.first)
         return self.execution(module, layer)
 
 

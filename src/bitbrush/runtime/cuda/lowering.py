@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bitbrush.network.first_token import answer_first_token
 from bitbrush.network.layers import QuantizedLayer, set_weight
 from bitbrush.runtime.cuda.glue import CudaGlue
 from bitbrush.runtime.cuda.layers import IntegerConv2d, IntegerLayer, IntegerLinear
@@ -33,6 +34,12 @@ class Lowering:
 
     def place(self, layer: QuantizedLayer) -> Execution:
         """Puts the integer layer where the float one stands, or leaves that one with its reason told."""
+        executed = self._place(layer)
+        if layer.first is not None:
+            answer_first_token(self.denoiser.get_submodule(layer.name), layer.first.to(self.steps.device))
+        return executed
+
+    def _place(self, layer: QuantizedLayer) -> Execution:
         original = self.denoiser.get_submodule(layer.name)
         assert isinstance(original, nn.Conv2d | nn.Linear)
         signed, grid = signed_bytes(layer.weight), self.steps.grid(layer.activations)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bitbrush.network import fusions
+from bitbrush.network.first_token import answer_first_token
 from bitbrush.network.inputs import fake_quantize_input
 from bitbrush.network.layers import QuantizedLayer, set_weight
 from bitbrush.runtime.arguments import EXACT_ARGUMENTS
@@ -48,6 +49,12 @@ class Lowering:
 
     def place(self, layer: QuantizedLayer) -> Execution:
         """Puts the integer layer where the float one stands, or leaves that one with its reason told."""
+        executed = self._place(layer)
+        if layer.first is not None:
+            answer_first_token(self.denoiser.get_submodule(layer.name), layer.first)
+        return executed
+
+    def _place(self, layer: QuantizedLayer) -> Execution:
         original = self.denoiser.get_submodule(layer.name)
         assert isinstance(original, nn.Conv2d | nn.Linear)
         signed = signed_bytes(layer.weight)

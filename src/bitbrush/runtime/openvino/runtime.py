@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from bitbrush.network.first_token import answer_first_token
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.runtime.integers import obstacle, signed_bytes
 from bitbrush.runtime.interface import Execution
@@ -130,6 +131,8 @@ def _place(denoiser: nn.Module, layer: QuantizedLayer, index: int, step: Step) -
         made = FloatLayer(original, layer, index=index, step=step)
     parent, _, own = layer.name.rpartition(".")
     setattr(denoiser.get_submodule(parent), own, made)
+    if layer.first is not None:
+        answer_first_token(made, layer.first)
     return made, execution
 
 
