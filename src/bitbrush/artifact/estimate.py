@@ -36,6 +36,11 @@ HOLES = 1 << 30
 
 Small networks' make up for all their tensors; large buffers go back to the system when they are freed.
 """
+REMEDIES = {
+    ROUNDING: "num_prompts, choose --rounding nearest",
+    SENSITIVITY: "batch_size, choose --method pcr, which measures no sensitivities",
+}
+"""Of phases that need more memory than there is."""
 MAPPED = 1 << 30
 """Of what waits on the disk so many bytes at most are counted as resident: what was looked at and is not yet let go."""
 
@@ -114,7 +119,7 @@ def require_room(estimate: Estimate, output: Path, *, kept: int = 0, processes: 
     """
     phase, memory = estimate.largest, available_memory()
     if memory is not None and processes * phase.bytes > memory:
-        fewer = "num_prompts, choose --rounding nearest" if phase.name == ROUNDING else "batch_size"
+        fewer = REMEDIES.get(phase.name, "batch_size")
         fewer += ", or start fewer processes" if processes > 1 else ""
         each = f" in each of {processes}" if processes > 1 else ""
         raise ValueError(

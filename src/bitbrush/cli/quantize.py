@@ -38,7 +38,7 @@ def quantize(
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Directory for the artifact.")],
     method: Annotated[
-        str | None, typer.Option(help="pcr (default), best, one-shot, ptq4dm, qdiffusion, smoothquant or rtn.")
+        str | None, typer.Option(help="best (default), pcr, one-shot, ptq4dm, qdiffusion, smoothquant or rtn.")
     ] = None,
     weights: Annotated[int | None, typer.Option(help="Weight bits, 2 to 8 [4].")] = None,
     activations: Annotated[int | None, typer.Option(help="Activation bits, 4 to 16 [8].")] = None,
@@ -49,7 +49,7 @@ def quantize(
     weight_allocation: Annotated[
         str | None, typer.Option(help="uniform, or measured: weight bits by layer, --weights on average.")
     ] = None,
-    rounding: Annotated[str | None, typer.Option(help="learned (default of pcr) or nearest.")] = None,
+    rounding: Annotated[str | None, typer.Option(help="learned (default of best and pcr) or nearest.")] = None,
     smoothing: Annotated[
         str | None, typer.Option(help="Scales moved from inputs into weights: none, smoothquant or learned.")
     ] = None,
@@ -167,11 +167,11 @@ def _look_ahead(job: "Job", calibration: Sequence[str], output: Path, *, dry_run
 
 def _recipe(file: Path | None, given: dict[str, Any]) -> "Recipe":
     """The method's defaults, then the recipe file, then the options."""
-    from bitbrush.methods import METHODS
+    from bitbrush.methods import DEFAULT_METHOD, METHODS
     from bitbrush.methods.recipe import read_recipe
 
     keys = {**(read_recipe(file) if file else {}), **given}
-    name = keys.get("method", "pcr")
+    name = keys.get("method", DEFAULT_METHOD)
     if name not in METHODS:
         raise ValueError(f"method is {name!r}; known are {', '.join(METHODS)}")
     return METHODS[name].recipe(keys)

@@ -16,3 +16,5 @@ METHODS: dict[str, Method] = {
     )
 }
 """By the name that a recipe's ``method`` key uses."""
+DEFAULT_METHOD = best.BEST.name
+"""Of ``bitbrush quantize``: the best found; docs/results.md tells what it is worth, and docs/methods.md its cost."""
