@@ -18,6 +18,7 @@ from bitbrush.bench.ablation.cells import Cell, read_cell
 from bitbrush.bench.ablation.folder import Folder
 from bitbrush.bench.ablation.markdown import ablation_markdown
 from bitbrush.cli import app
+from tests.artifact.pipelines import CASES, picture, pipeline
 
 SMALL = ("--steps", 2, "--num-prompts", 2, "--num-images", 3, "--batch-size", 2, "--clip", "emoji-clip")
 FAST = (
@@ -344,3 +345,19 @@ def test_another_ablations_folder(
     (tmp_path / "other" / "thesis.tex").touch()
     result = invoke(tmp_path / "other", *given)
     assert "holds thesis.tex, which no ablation wrote" in " ".join(result.stderr.split())
+
+
+def test_pictures_to_start_from(
+    run: Callable[..., Result], prompts: Path, held_out: list[object], tmp_path: Path
+) -> None:
+    (tmp_path / "images").mkdir()
+    picture(0).save(tmp_path / "images" / "0.png")
+    pipeline(CASES["sd-img2img"]).save_pretrained(tmp_path / "model")
+    given = ("ablate", tmp_path / "model", "-o", tmp_path / "a", *held_out[:2], "--calibration-prompts", prompts)
+    given = (*given, *SMALL, "--runtime", "reference", "--recipes", "rtn", "--bits", "W8A8")
+    given = (*given, "--steps", 4, "--pipeline-argument", "strength=0.5")
+    assert "give image" in " ".join(run(*given).stderr.split())
+    assert run(*given, "--images", tmp_path / "images").exit_code == 0
+    results = json.loads((tmp_path / "a" / "results.json").read_text(encoding="utf-8"))
+    assert len(results["cells"][0]["figures"]["plain"]["latent_mse_by_step"]) < 4
+    assert results["cells"][0]["gap"] is None  # one set
