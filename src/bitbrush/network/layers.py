@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bitbrush.network.family import Family
 from bitbrush.numerics.weights import QuantizedWeight
-from bitbrush.timeline.schedule import ActivationSchedule
+from bitbrush.timeline.schedule import Activations, ActivationSchedule
 
 EDGE_WEIGHT_BITS = 8
 EDGE_ACTIVATION_BITS = 16
@@ -47,7 +47,13 @@ class QuantizedLayer:
     name: str
     weight: QuantizedWeight
     bias: Tensor | None
-    activations: ActivationSchedule
+    activations: Activations
+
+    @property
+    def schedule(self) -> ActivationSchedule:
+        """Of the activations, for who knows that they have one."""
+        assert isinstance(self.activations, ActivationSchedule), f"ranges of {self.name} are found at run time"
+        return self.activations
 
 
 def layer_specs(

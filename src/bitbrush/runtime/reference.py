@@ -5,12 +5,12 @@ from functools import partial
 
 from torch import nn
 
-from bitbrush.network.inputs import fake_quantize_input
+from bitbrush.network.inputs import fake_quantize_input, fake_quantize_input_dynamically
 from bitbrush.network.layers import QuantizedLayer, set_weight
 from bitbrush.numerics.affine import AffineGrid
 from bitbrush.runtime.interface import Execution
 from bitbrush.timeline.clock import Clock
-from bitbrush.timeline.schedule import ActivationSchedule
+from bitbrush.timeline.schedule import ActivationSchedule, DynamicRanges
 
 EMULATED = "the reference runtime emulates integers"
 
@@ -35,7 +35,11 @@ class ReferenceRuntime:
 
     def _lower(self, module: nn.Module, layer: QuantizedLayer, clock: Clock) -> Execution:
         set_weight(module, layer.weight.dequantize(), layer.bias)
-        fake_quantize_input(module, partial(_grid_now, layer.activations, clock))
+        match layer.activations:
+            case ActivationSchedule():
+                fake_quantize_input(module, partial(_grid_now, layer.activations, clock))
+            case DynamicRanges(bits):
+                fake_quantize_input_dynamically(module, bits)
         return self.execution(module, layer)
 
 
