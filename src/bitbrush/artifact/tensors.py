@@ -12,7 +12,7 @@ from bitbrush.network.layers import QuantizedLayer
 from bitbrush.numerics.affine import AffineGrid
 from bitbrush.numerics.packing import pack, unpack
 from bitbrush.numerics.weights import QuantizedWeight, WeightGrid
-from bitbrush.timeline.schedule import ActivationSchedule
+from bitbrush.timeline.schedule import Activations, ActivationSchedule, DynamicRanges
 
 LAYER_KEYS = frozenset(
     (
@@ -32,16 +32,26 @@ LAYER_KEYS = frozenset(
 
 
 def layer_tensors(layer: QuantizedLayer) -> dict[str, Tensor]:
-    """The weight as packed integers with scale and zero point per channel; the activation grids by timestep."""
-    grids = layer.activations.grids
+    """The weight as packed integers with scale and zero point per channel; the activation grids by timestep.
+
+    Of ranges that are found at run time there are the bits, and no timesteps.
+    """
+    grids: tuple[AffineGrid, ...] = ()
+    timesteps: tuple[float, ...] = ()
+    match layer.activations:
+        case ActivationSchedule():
+            grids, timesteps = layer.activations.grids, layer.activations.timesteps
+            bits = [grid.bits for grid in grids]
+        case DynamicRanges(same):
+            bits = [same]
     tensors = {
         "weight": pack(layer.weight.w_q, layer.weight.grid.bits),
         "weight_scale": layer.weight.grid.scale,
         "weight_zero_point": layer.weight.grid.zero_point,
-        "activation_timesteps": torch.tensor(layer.activations.timesteps, dtype=torch.float32),
+        "activation_timesteps": torch.tensor(timesteps, dtype=torch.float32),
         "activation_scale": torch.tensor([grid.scale for grid in grids], dtype=torch.float32),
         "activation_zero_point": torch.tensor([grid.zero_point for grid in grids], dtype=torch.int32),
-        "activation_bits": torch.tensor([grid.bits for grid in grids], dtype=torch.uint8),
+        "activation_bits": torch.tensor(bits, dtype=torch.uint8),
     }
     if layer.bias is not None:
         tensors["bias"] = layer.bias
@@ -56,20 +66,19 @@ def layer_from_tensors(name: str, shape: tuple[int, ...], bits: int, tensors: Ma
     def entry(key: str) -> Tensor:
         return tensors[f"{name}.{key}"]
 
-    grids = zip(
-        entry("activation_scale").tolist(),
-        entry("activation_zero_point").tolist(),
-        entry("activation_bits").tolist(),
-        strict=True,
-    )
-    schedule = ActivationSchedule(
-        tuple(entry("activation_timesteps").tolist()), tuple(AffineGrid(*values) for values in grids)
-    )
+    timesteps, activation_bits = entry("activation_timesteps").tolist(), entry("activation_bits").tolist()
+    activations: Activations
+    if timesteps:
+        scales, zero_points = entry("activation_scale").tolist(), entry("activation_zero_point").tolist()
+        grids = (AffineGrid(*values) for values in zip(scales, zero_points, activation_bits, strict=True))
+        activations = ActivationSchedule(tuple(timesteps), tuple(grids))
+    else:
+        activations = DynamicRanges(*activation_bits)
     grid = WeightGrid(entry("weight_scale"), entry("weight_zero_point"), bits)
     weight = QuantizedWeight(unpack(entry("weight"), bits, shape), grid)
     known = f"{name}.first_input" in tensors
     first = FirstToken(entry("first_input"), entry("first_output")) if known else None
-    return QuantizedLayer(name, weight, tensors.get(f"{name}.bias"), schedule, first)
+    return QuantizedLayer(name, weight, tensors.get(f"{name}.bias"), activations, first)
 
 
 def other_tensors(denoiser: nn.Module, layers: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from bitbrush.cli.execution import chosen, fallback_lines, in_integers
 
 if TYPE_CHECKING:
     from bitbrush.runtime.interface import Execution
-    from bitbrush.timeline.schedule import ActivationSchedule
+    from bitbrush.timeline.schedule import Activations, ActivationSchedule, DynamicRanges
 
 ROWS_SHOWN = 12
 
@@ -54,7 +54,7 @@ def _plot_bits(artifact: Path, manifest: dict[str, Any], plot: Path) -> None:
     from bitbrush.bench.files import write_whole
 
     inner = {entry["name"] for entry in manifest["layers"] if not entry["edge"]}
-    schedules = [layer.activations for layer in read_layers(artifact) if layer.name in inner]
+    schedules = [_scheduled(layer.activations) for layer in read_layers(artifact) if layer.name in inner]
     write_whole(_bits_plot(schedules), plot)
     out().print(f"plot: {plot}", markup=False)
 
@@ -133,6 +133,7 @@ def _treatment(entry: dict[str, Any]) -> str:
 
 def _show_layer(artifact: Path, manifest: dict[str, Any], name: str, plot: Path | None, *, as_json: bool) -> None:
     from bitbrush.artifact.store import read_layer
+    from bitbrush.timeline.schedule import DynamicRanges
 
     quantized = [entry["name"] for entry in manifest["layers"] if entry["excluded"] is None]
     if name not in quantized:
@@ -141,7 +142,11 @@ def _show_layer(artifact: Path, manifest: dict[str, Any], name: str, plot: Path 
             f"layer {name!r} is not among the {len(quantized)} quantized ones"
             f"{'; near are ' + ', '.join(near) if near else ''}; --layers lists all"
         )
-    schedule = read_layer(artifact, name).activations
+    activations = read_layer(artifact, name).activations
+    if isinstance(activations, DynamicRanges) and not plot:
+        _show_dynamic(name, activations, as_json=as_json)
+        return
+    schedule = _scheduled(activations)
     if plot:
         from bitbrush.bench.files import write_whole
 
@@ -152,6 +157,22 @@ def _show_layer(artifact: Path, manifest: dict[str, Any], name: str, plot: Path 
         _print_ranges(name, schedule)
     if plot:
         out().print(f"plot: {plot}", markup=False)
+
+
+def _show_dynamic(name: str, ranges: "DynamicRanges", *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"layer": name, "dynamic_bits": ranges.bits}, indent=1))
+        return
+    out().print(f"{name}: {ranges.bits} bits at every step; each token, or image, on the range it has at run time")
+
+
+def _scheduled(activations: "Activations") -> "ActivationSchedule":
+    """Raises ValueError for ranges that nobody knows before run time."""
+    from bitbrush.timeline.schedule import DynamicRanges
+
+    if isinstance(activations, DynamicRanges):
+        raise ValueError("the artifact's activation ranges are found at run time; there is nothing to plot")
+    return activations
 
 
 def _document(name: str, schedule: "ActivationSchedule") -> dict[str, Any]:

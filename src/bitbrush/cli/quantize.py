@@ -38,7 +38,8 @@ def quantize(
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Directory for the artifact.")],
     method: Annotated[
-        str | None, typer.Option(help="best (default), pcr, one-shot, ptq4dm, qdiffusion, smoothquant or rtn.")
+        str | None,
+        typer.Option(help="best (default), pcr, one-shot, ptq4dm, qdiffusion, smoothquant, dynamic or rtn."),
     ] = None,
     weights: Annotated[int | None, typer.Option(help="Weight bits, 2 to 8 [4].")] = None,
     activations: Annotated[int | None, typer.Option(help="Activation bits, 4 to 16 [8].")] = None,

@@ -1,6 +1,6 @@
 """The published methods, each a recipe composed of the stages of the rooms below."""
 
-from bitbrush.methods import best, one_shot, pcr, ptq4dm, qdiffusion, rtn, smoothquant
+from bitbrush.methods import best, dynamic, one_shot, pcr, ptq4dm, qdiffusion, rtn, smoothquant
 from bitbrush.methods.method import Method
 
 METHODS: dict[str, Method] = {
@@ -12,6 +12,7 @@ METHODS: dict[str, Method] = {
         ptq4dm.PTQ4DM,
         qdiffusion.QDIFFUSION,
         smoothquant.SMOOTHQUANT,
+        dynamic.DYNAMIC,
         rtn.RTN,
     )
 }

@@ -16,7 +16,7 @@ from bitbrush.network.layers import QuantizedLayer
 from bitbrush.rounding.learned import learn_rounding
 from bitbrush.rounding.nearest import RoundedLayer, round_all_to_nearest
 from bitbrush.rounding.samples import RECORDING_CALLS, record_samples, sample_pieces, sample_shards
-from bitbrush.timeline.schedule import ActivationSchedule
+from bitbrush.timeline.schedule import Activations
 from bitbrush.timeline.trajectory import carried, planned_timesteps
 
 RECORDING, ROUNDING, OBSERVATION = "recording", "rounding", "observation"
@@ -139,9 +139,10 @@ def with_weights(denoiser: nn.Module, rounded: Mapping[str, RoundedLayer]) -> nn
     return quantized
 
 
-def outcome(job: Job, rounded: Mapping[str, RoundedLayer], schedules: Mapping[str, ActivationSchedule]) -> Outcome:
+def outcome(job: Job, rounded: Mapping[str, RoundedLayer], activations: Mapping[str, Activations]) -> Outcome:
     layers = tuple(
-        QuantizedLayer(name, layer.weight, layer.bias, schedules[name], layer.first) for name, layer in rounded.items()
+        QuantizedLayer(name, layer.weight, layer.bias, activations[name], layer.first)
+        for name, layer in rounded.items()
     )
     planned = planned_timesteps(job.pipe, job.family.component, job.recipe.plan, job.batches[0])
     return Outcome(job.specs, layers, planned, job.allocated.average if job.allocated else None)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from bitbrush.numerics.affine import AffineGrid, fake_quantize
+from bitbrush.numerics.dynamic import fake_quantize_rows
 from bitbrush.numerics.histogram import Histogram, NonFiniteError
 
 
@@ -74,3 +75,18 @@ def fake_quantize_input(layer: nn.Module, grid: Callable[[], AffineGrid | None])
         return None if current is None else (fake_quantize(args[0], current), *args[1:])
 
     return layer.register_forward_pre_hook(hook)
+
+
+def fake_quantize_input_dynamically(layer: nn.Module, bits: int) -> RemovableHandle:
+    """From now on ``layer`` sees each token of its input, or each image, on a grid of that one's own extremes."""
+    within = row_dimensions(layer)
+
+    def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return fake_quantize_rows(args[0].float(), bits, within=within), *args[1:]
+
+    return layer.register_forward_pre_hook(hook)
+
+
+def row_dimensions(layer: nn.Module) -> int:
+    """How many of the input's last dimensions are one token of a linear layer, or one image of a convolution."""
+    return 3 if isinstance(layer, nn.Conv2d) else 1

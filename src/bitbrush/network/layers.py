@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bitbrush.network.family import Family
 from bitbrush.network.first_token import FirstToken
 from bitbrush.numerics.weights import QuantizedWeight
-from bitbrush.timeline.schedule import ActivationSchedule
+from bitbrush.timeline.schedule import Activations, ActivationSchedule
 
 EDGE_WEIGHT_BITS = 8
 EDGE_ACTIVATION_BITS = 16
@@ -49,8 +49,14 @@ class QuantizedLayer:
     name: str
     weight: QuantizedWeight
     bias: Tensor | None
-    activations: ActivationSchedule
+    activations: Activations
     first: FirstToken | None = None
+
+    @property
+    def schedule(self) -> ActivationSchedule:
+        """Of the activations, for who knows that they have one."""
+        assert isinstance(self.activations, ActivationSchedule), f"ranges of {self.name} are found at run time"
+        return self.activations
 
 
 def layer_specs(

@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from bitbrush.network.layers import QuantizedLayer
 from bitbrush.numerics.weights import QuantizedWeight
+from bitbrush.timeline.schedule import DynamicRanges
 
 MOST_PRODUCTS = (2**31 - 1) // (255 * 128)
 """So many products of bytes fit into an int32 sum whatever the bytes are."""
@@ -28,3 +30,8 @@ def obstacle(layer: nn.Module, signed: Tensor | None) -> str | None:
     if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
         return f"padding mode {layer.padding_mode}; integer convolutions pad with zeros"
     return None
+
+
+def needs_schedule(layer: QuantizedLayer) -> str | None:
+    """Why an executor that must know ranges beforehand cannot compute a layer in integers; None if it can."""
+    return "its ranges are found at run time" if isinstance(layer.activations, DynamicRanges) else None

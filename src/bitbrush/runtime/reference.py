@@ -6,12 +6,12 @@ from functools import partial
 from torch import nn
 
 from bitbrush.network.first_token import answer_first_token
-from bitbrush.network.inputs import fake_quantize_input
+from bitbrush.network.inputs import fake_quantize_input, fake_quantize_input_dynamically
 from bitbrush.network.layers import QuantizedLayer, set_weight
 from bitbrush.numerics.affine import AffineGrid
 from bitbrush.runtime.interface import Execution
 from bitbrush.timeline.clock import Clock
-from bitbrush.timeline.schedule import ActivationSchedule
+from bitbrush.timeline.schedule import ActivationSchedule, DynamicRanges
 
 EMULATED = "the reference runtime emulates integers"
 
@@ -36,7 +36,11 @@ class ReferenceRuntime:
 
     def _lower(self, module: nn.Module, layer: QuantizedLayer, clock: Clock) -> Execution:
         set_weight(module, layer.weight.dequantize(), layer.bias)
-        fake_quantize_input(module, partial(_grid_now, layer.activations, clock))
+        match layer.activations:
+            case ActivationSchedule():
+                fake_quantize_input(module, partial(_grid_now, layer.activations, clock))
+            case DynamicRanges(bits):
+                fake_quantize_input_dynamically(module, bits)
         if layer.first is not None:
             answer_first_token(module, layer.first)
         return self.execution(module, layer)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, TypeAlias
 
 from bitbrush.numerics.affine import AffineGrid
 
@@ -36,6 +36,19 @@ class ActivationSchedule:
     def at(self, timestep: float) -> AffineGrid:
         """The grid of the nearest calibrated timestep; of two equally near the noisier one."""
         return self.grids[nearest(self.timesteps, timestep)]
+
+
+@dataclass(frozen=True)
+class DynamicRanges:
+    """No schedule: ranges are the extremes of what comes, found at run time, on 2^bits values at every step.
+
+    Of every token by itself in a linear layer, of every image in a convolution.
+    """
+
+    bits: int
+
+
+Activations: TypeAlias = ActivationSchedule | DynamicRanges
 
 
 def nearest(timesteps: tuple[float, ...], timestep: float) -> int:

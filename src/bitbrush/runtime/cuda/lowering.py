@@ -8,13 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from bitbrush.network.first_token import answer_first_token
+from bitbrush.network.inputs import fake_quantize_input_dynamically
 from bitbrush.network.layers import QuantizedLayer, set_weight
 from bitbrush.runtime.cuda.glue import CudaGlue
 from bitbrush.runtime.cuda.layers import IntegerConv2d, IntegerLayer, IntegerLinear
 from bitbrush.runtime.cuda.steps import StepGrid, Steps
 from bitbrush.runtime.cuda.weights import lay_out
-from bitbrush.runtime.integers import obstacle, signed_bytes
+from bitbrush.runtime.integers import needs_schedule, obstacle, signed_bytes
 from bitbrush.runtime.interface import Execution
+from bitbrush.timeline.schedule import ActivationSchedule, DynamicRanges
 
 KERNEL = "s8 x s8, int32 sums (Triton)"
 EMULATION = "fake-quantized float32"
@@ -42,21 +44,27 @@ class Lowering:
     def _place(self, layer: QuantizedLayer) -> Execution:
         original = self.denoiser.get_submodule(layer.name)
         assert isinstance(original, nn.Conv2d | nn.Linear)
-        signed, grid = signed_bytes(layer.weight), self.steps.grid(layer.activations)
-        executed = execution(original, layer.name, signed)
+        signed = signed_bytes(layer.weight)
+        executed = execution(original, layer, signed)
         if executed.fallback is not None or signed is None:
-            self._emulate(layer, original, grid)
+            self._emulate(layer, original)
             return executed
+        grid = self.steps.grid(layer.schedule)
         weights = lay_out(layer, signed, self.steps.device, nibbles=self.nibbles)
         made = _integer_layer(original, weights, grid, self.ops, CudaGlue(self.ops))
         parent, _, own = layer.name.rpartition(".")
         setattr(self.denoiser.get_submodule(parent), own, made)
         return executed
 
-    def _emulate(self, layer: QuantizedLayer, original: nn.Module, grid: StepGrid) -> None:
+    def _emulate(self, layer: QuantizedLayer, original: nn.Module) -> None:
         """In float32 whatever surrounds it: in bfloat16 the input's very integers would come out wrong."""
         set_weight(original, layer.weight.dequantize(), layer.bias)
-        original.register_forward_pre_hook(lambda _, args: (_fake_quantize(args[0].float(), grid), *args[1:]))
+        match layer.activations:
+            case ActivationSchedule() as schedule:
+                grid = self.steps.grid(schedule)
+                original.register_forward_pre_hook(lambda _, args: (_fake_quantize(args[0].float(), grid), *args[1:]))
+            case DynamicRanges(bits):
+                fake_quantize_input_dynamically(original, bits)
         original.register_forward_hook(lambda _, __, y: y.to(self.dtype))
         self.emulated.append(original)
 
@@ -87,9 +95,9 @@ def _fake_quantize(x: Tensor, grid: StepGrid) -> Tensor:
     return (x * reciprocal).round().clamp(-zero_point, qmax - zero_point) * scale
 
 
-def execution(layer: nn.Module, name: str, signed: Tensor | None) -> Execution:
+def execution(original: nn.Module, layer: QuantizedLayer, signed: Tensor | None) -> Execution:
     """By which kernel a layer of these signed weights is computed, and why not in integers where it is not."""
-    reason = obstacle(layer, signed)
-    if isinstance(layer, nn.Conv2d) and isinstance(layer.padding, str):
-        reason = f"padding {layer.padding!r}; integer convolutions pad by numbers"
-    return Execution(name, KERNEL) if reason is None else Execution(name, EMULATION, reason)
+    reason = needs_schedule(layer) or obstacle(original, signed)
+    if isinstance(original, nn.Conv2d) and isinstance(original.padding, str):
+        reason = f"padding {original.padding!r}; integer convolutions pad by numbers"
+    return Execution(layer.name, KERNEL) if reason is None else Execution(layer.name, EMULATION, reason)

@@ -40,7 +40,7 @@ class CudaRuntime:
         return f"Triton s8 x s8 on {where}, {str(self.dtype).removeprefix('torch.')} between the products"
 
     def execution(self, original: nn.Module, layer: QuantizedLayer) -> Execution:
-        return execution(original, layer.name, signed_bytes(layer.weight))
+        return execution(original, layer, signed_bytes(layer.weight))
 
     def lower(self, denoiser: nn.Module, layers: Iterable[QuantizedLayer]) -> tuple[Execution, ...]:
         ops = importlib.import_module("bitbrush.runtime.cuda.ops")

@@ -34,9 +34,11 @@ class IntegerLayer(nn.Module):
     The grid is the schedule's at the clock's timestep. Results have the dtype of the layer's input.
     """
 
+    border: int
+
     def __init__(self, layer: QuantizedLayer, column_sums: Tensor, weights: Weights, clock: Clock, glue: Glue) -> None:
         super().__init__()
-        self.schedule = layer.activations
+        self.schedule = layer.schedule
         self._weights, self._clock, self._glue = weights, clock, glue
         self._scale = layer.weight.grid.scale
         self._zero_points = torch.zeros(len(self._scale), dtype=torch.int32)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bitbrush.network import fusions
 from bitbrush.network.first_token import answer_first_token
-from bitbrush.network.inputs import fake_quantize_input
+from bitbrush.network.inputs import fake_quantize_input, fake_quantize_input_dynamically
 from bitbrush.network.layers import QuantizedLayer, set_weight
 from bitbrush.runtime.arguments import EXACT_ARGUMENTS
 from bitbrush.runtime.fused import Between, fuse
@@ -19,6 +19,7 @@ from bitbrush.runtime.integers import obstacle, signed_bytes
 from bitbrush.runtime.interface import Execution
 from bitbrush.runtime.memo import Memo
 from bitbrush.runtime.nibbles import NIBBLE
+from bitbrush.runtime.onednn.dynamic import DynamicLayer, as_product
 from bitbrush.runtime.onednn.layers import (
     IntegerConv2d,
     IntegerLayer,
@@ -31,6 +32,7 @@ from bitbrush.runtime.onednn.layers import (
 from bitbrush.runtime.onednn.weights import ExpandedWeights, Memory, NibbleWeights, Pack, Weights
 from bitbrush.runtime.tools import Tools
 from bitbrush.timeline.clock import Clock
+from bitbrush.timeline.schedule import ActivationSchedule, DynamicRanges
 
 KERNEL = "u8 x s8, int32 sums (oneDNN)"
 EMULATION = "fake-quantized float32"
@@ -64,7 +66,13 @@ class Lowering:
             return executed
         sums = signed.flatten(1).sum(1, dtype=torch.int64).double().float()
         rest = layer, sums, self._weights(layer, original, signed), self.clock, self.tools.glue
-        made = _integer_layer(original, *rest)
+        made: nn.Module
+        match layer.activations:
+            case ActivationSchedule():
+                made = _integer_layer(original, *rest)
+            case DynamicRanges(bits):
+                product = _integer_layer(original, as_product(layer, bits), *rest[1:])
+                made = DynamicLayer(original, layer, sums, product)
         parent, _, own = layer.name.rpartition(".")
         setattr(self.denoiser.get_submodule(parent), own, made)
         return executed
@@ -81,7 +89,11 @@ class Lowering:
         """In float32 whatever surrounds it: in bfloat16 the input's very integers would come out wrong."""
         set_weight(original, layer.weight.dequantize(), layer.bias)
         original.register_forward_pre_hook(lambda _, args: (args[0].float(), *args[1:]))
-        fake_quantize_input(original, lambda: layer.activations.at(self.clock.timestep))
+        match layer.activations:
+            case ActivationSchedule() as schedule:
+                fake_quantize_input(original, lambda: schedule.at(self.clock.timestep))
+            case DynamicRanges(bits):
+                fake_quantize_input_dynamically(original, bits)
         original.register_forward_hook(lambda _, __, y: y.to(self.dtype))
         self.emulated.append(original)
 

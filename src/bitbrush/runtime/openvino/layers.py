@@ -18,8 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bitbrush.network.inputs import row_dimensions
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.numerics.affine import AffineGrid
+from bitbrush.numerics.dynamic import fake_quantize_rows
+from bitbrush.timeline.schedule import ActivationSchedule
 
 BYTE = 8
 
@@ -99,7 +102,7 @@ class OpenVinoLayer(nn.Module):
     def __init__(self, layer: QuantizedLayer, index: int, step: Step) -> None:
         super().__init__()
         self.name = layer.name
-        self.schedule = layer.activations
+        self.schedule = layer.schedule
         self._index, self._step = index, step
 
     def form(self, bits: int) -> Form:
@@ -180,6 +183,21 @@ class FloatLayer(OpenVinoLayer):
         form, (inverse, zero_point, scale) = self._now()
         x_q = torch.round(x * inverse) + zero_point
         y: Tensor = self._original((torch.clamp(x_q, 0, (1 << form.bits) - 1) - zero_point) * scale)
+        return y
+
+
+class DynamicLayer(FloatLayer):
+    """Likewise, on grids of the input's own extremes; what a step would tell is not read."""
+
+    def __init__(
+        self, original: nn.Conv2d | nn.Linear, layer: QuantizedLayer, bits: int, *, index: int, step: Step
+    ) -> None:
+        unread = ActivationSchedule.static(AffineGrid(1.0, 0, bits))
+        super().__init__(original, replace(layer, activations=unread), index=index, step=step)
+        self._bits, self._within = bits, row_dimensions(original)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self._original(fake_quantize_rows(x.float(), self._bits, within=self._within))
         return y
 
 

@@ -13,12 +13,13 @@ from torch.utils import _pytree as pytree
 
 from bitbrush.network.first_token import answer_first_token
 from bitbrush.network.layers import QuantizedLayer
-from bitbrush.runtime.integers import obstacle, signed_bytes
+from bitbrush.runtime.integers import needs_schedule, obstacle, signed_bytes
 from bitbrush.runtime.interface import Execution
 from bitbrush.runtime.openvino.graph import Call, Graph, Traced, compile_graph
-from bitbrush.runtime.openvino.layers import FloatLayer, Form, IntegerLayer, OpenVinoLayer, Step
+from bitbrush.runtime.openvino.layers import DynamicLayer, FloatLayer, Form, IntegerLayer, OpenVinoLayer, Step
 from bitbrush.runtime.openvino.package import load_openvino, require_exact_products
 from bitbrush.timeline.clock import timestep_reader
+from bitbrush.timeline.schedule import DynamicRanges
 
 _HINTS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 KERNEL = "u8 x s8, int32 sums (OpenVINO)"
@@ -53,7 +54,7 @@ class OpenVinoRuntime:
 
     def execution(self, original: nn.Module, layer: QuantizedLayer) -> Execution:
         """What the layer is exported as, which :meth:`lower`'s graph may still find OpenVINO to change."""
-        return _execution(layer.name, _obstacle(original, signed_bytes(layer.weight)))
+        return _execution(layer.name, _obstacle(original, layer, signed_bytes(layer.weight)))
 
     def lower(self, denoiser: nn.Module, layers: Iterable[QuantizedLayer]) -> tuple[Execution, ...]:
         """What each layer is exported as. FloatingPointWarning at a later call tells of what became another."""
@@ -123,10 +124,12 @@ def _place(denoiser: nn.Module, layer: QuantizedLayer, index: int, step: Step) -
     original = denoiser.get_submodule(layer.name)
     assert isinstance(original, nn.Conv2d | nn.Linear)
     signed = signed_bytes(layer.weight)
-    execution = _execution(layer.name, _obstacle(original, signed))
+    execution = _execution(layer.name, _obstacle(original, layer, signed))
     made: OpenVinoLayer
     if execution.fallback is None and signed is not None:
         made = IntegerLayer(original, layer, signed, index=index, step=step)
+    elif isinstance(layer.activations, DynamicRanges):
+        made = DynamicLayer(original, layer, layer.activations.bits, index=index, step=step)
     else:
         made = FloatLayer(original, layer, index=index, step=step)
     parent, _, own = layer.name.rpartition(".")
@@ -140,7 +143,7 @@ def _execution(name: str, reason: str | None) -> Execution:
     return Execution(name, KERNEL) if reason is None else Execution(name, "fake-quantized (OpenVINO)", reason)
 
 
-def _obstacle(original: nn.Module, signed: Tensor | None) -> str | None:
+def _obstacle(original: nn.Module, layer: QuantizedLayer, signed: Tensor | None) -> str | None:
     if isinstance(original, nn.Conv2d) and isinstance(original.padding, str):
         return f"padding {original.padding!r}; integer convolutions pad by numbers"
-    return obstacle(original, signed)
+    return needs_schedule(layer) or obstacle(original, signed)

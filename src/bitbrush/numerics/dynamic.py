@@ -1,0 +1,46 @@
+"""Affine grids of single rows, from the extremes of what lies in each: ranges that are found when the values come."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RowGrids:
+    """As :class:`~bitbrush.numerics.affine.AffineGrid`, one for each row.
+
+    ``scale`` and ``zero_point``, whole: float32 of the quantized tensor's shape, but 1 in all dimensions within a row.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    bits: int
+
+    @property
+    def qmax(self) -> int:
+        return (1 << self.bits) - 1
+
+    @classmethod
+    def of(cls, x: Tensor, bits: int, *, within: int) -> "RowGrids":
+        """Of float32 rows of the last ``within`` dimensions: each grid is ``AffineGrid.from_range(min, max, bits)``."""
+        rows = x.flatten(-within)
+        low, high = (end.double() for end in torch.aminmax(rows, dim=-1))
+        low, high = low.clamp(max=0), high.clamp(min=0)
+        scale = ((high - low) / ((1 << bits) - 1)).float()
+        nothing = scale < torch.finfo(torch.float32).tiny
+        scale = scale.masked_fill(nothing, 1.0)
+        zero_point = (-low / scale).round().clamp(0, (1 << bits) - 1).float().masked_fill(nothing, 0.0)
+        shape = *rows.shape[:-1], *(1,) * within
+        return cls(scale.view(shape), zero_point.view(shape), bits)
+
+
+def quantize_rows(x: Tensor, grids: RowGrids) -> Tensor:
+    """``clamp(round(x / scale) + zero_point, 0, 2^bits - 1)``, whole numbers in float32."""
+    return (x * grids.scale.reciprocal()).round_().add_(grids.zero_point).clamp_(0, grids.qmax)
+
+
+def fake_quantize_rows(x: Tensor, bits: int, *, within: int) -> Tensor:
+    """Float32 rows of the last ``within`` dimensions as the integers of their own grids represent them; NaN stays."""
+    grids = RowGrids.of(x, bits, within=within)
+    return quantize_rows(x, grids).sub_(grids.zero_point).mul_(grids.scale)

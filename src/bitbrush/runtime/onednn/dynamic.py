@@ -1,0 +1,49 @@
+"""Layers whose input ranges are found at run time, in integers."""
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bitbrush.network.inputs import row_dimensions
+from bitbrush.network.layers import QuantizedLayer
+from bitbrush.numerics.affine import AffineGrid
+from bitbrush.numerics.dynamic import RowGrids, quantize_rows
+from bitbrush.runtime.glue import Bytes, memory_format
+from bitbrush.runtime.onednn.layers import IntegerLayer
+from bitbrush.timeline.schedule import ActivationSchedule
+
+
+class DynamicLayer(nn.Module):
+    """``y = scale (w_scale sum(x_q w) - zero_point w_scale sum(w)) + bias``, scale and zero point those of each row.
+
+    ``product``: yields ``w_scale sum(x_q w)`` of the integers. Quantizing is torch's operators and takes several passes
+    over the input, and nothing is fused with it: it is slower than a schedule's.
+    """
+
+    def __init__(
+        self, original: nn.Conv2d | nn.Linear, layer: QuantizedLayer, column_sums: Tensor, product: IntegerLayer
+    ) -> None:
+        super().__init__()
+        self._within = row_dimensions(original)
+        per_channel = (-1,) if isinstance(original, nn.Linear) else (-1, 1, 1)
+        self._sums = (column_sums * layer.weight.grid.scale).view(per_channel)
+        self._bias = None if layer.bias is None else layer.bias.view(per_channel)
+        self.product = product
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid: AffineGrid = self.product.schedule.grids[0]
+        border = self.product.border
+        # Zeros lie on every grid and widen none: padded before, they become each image's own zero point.
+        wide = F.pad(x.float(), (border,) * 4) if border else x.float()
+        rows = RowGrids.of(wide, grid.bits, within=self._within)
+        x_q = quantize_rows(wide, rows).to(torch.int32).contiguous(memory_format=memory_format(x))
+        y = self.product.multiply(Bytes.of(x_q, grid), torch.float32)
+        y = (y - rows.zero_point * self._sums).mul_(rows.scale)
+        return (y if self._bias is None else y.add_(self._bias)).to(x.dtype)
+
+
+def as_product(layer: QuantizedLayer, bits: int) -> QuantizedLayer:
+    """One that multiplies the integers as they are: scale 1, zero point 0, no bias."""
+    return replace(layer, bias=None, activations=ActivationSchedule.static(AffineGrid(1.0, 0, bits)))
