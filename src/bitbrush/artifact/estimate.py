@@ -212,7 +212,7 @@ def _artifact_bytes(job: Job, walk: PipelineWalk) -> int:
     for spec in job.calibration.layers:
         weights = math.prod(spec.shape)
         size += -(-weights * spec.weight_bits // 8) - FLOAT * weights
-        size += (FLOAT + 1) * spec.shape[0] + GRID_BYTES * walk.distinct_timesteps
+        size += (FLOAT + 1) * spec.shape[0] * spec.groups + GRID_BYTES * walk.distinct_timesteps
         size += ENTRY_BYTES * len(LAYER_KEYS)
     return size
 

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from bitbrush.artifact.walk import PipelineWalk, sample_bytes
-from bitbrush.calibration.ranges import quantized_inputs
+from bitbrush.calibration.ranges import PROGRESSIVE_CALLS, quantized_inputs
 from bitbrush.calibration.sensitivity import ACTIVATION_CHOICES, MEASURED_PROMPTS, PROBES, probed_calls
 from bitbrush.methods import METHODS
 from bitbrush.methods.allocation import SENSITIVITY
+from bitbrush.methods.first_tokens import FIRST_TOKEN
 from bitbrush.methods.method import Job, PlannedPhase
 from bitbrush.methods.stages import RECORDING, ROUNDING
 from bitbrush.network.held import weight_shape
@@ -87,8 +88,13 @@ def _phase_seconds(job: Job, walk: PipelineWalk, pace: Pace, phase: PlannedPhase
         return calls * prompts * pace.per_prompt
     if phase.name == SENSITIVITY:
         return phase.calls(calls) * prompts * pace.per_prompt + _probing_seconds(calls, pace)
-    quantized = pace.quantized if phase.on_rounded_weights else 0.0
-    return calls * (prompts / pace.prompts * (pace.observed + quantized) + pace.grids)
+    if phase.name == FIRST_TOKEN:
+        return phase.calls(calls) * prompts * pace.per_prompt
+    quantized, compared = 0.0, 0.0
+    if phase.on_rounded_weights:
+        quantized = pace.quantized
+        compared = (phase.calls_per_step - PROGRESSIVE_CALLS) * prompts * pace.per_prompt
+    return calls * (prompts / pace.prompts * (pace.observed + quantized) + compared + pace.grids)
 
 
 def _probing_seconds(calls: int, pace: Pace) -> float:

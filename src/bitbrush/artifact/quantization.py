@@ -240,11 +240,15 @@ def _in_float32(pipe: DiffusionPipeline) -> DiffusionPipeline:
 
 
 def _require_same_layers(rounded: Mapping[str, RoundedLayer], layers: Sequence[LayerSpec]) -> None:
-    given = {name: layer.weight.grid.bits for name, layer in rounded.items()}
-    wanted = {spec.name: spec.weight_bits for spec in layers}
+    given = {name: _form(layer.weight.grid.bits, layer.weight.grid.groups) for name, layer in rounded.items()}
+    wanted = {spec.name: _form(spec.weight_bits, spec.groups) for spec in layers}
     for name in (*wanted, *given):
         if given.get(name) != wanted.get(name):
             raise ValueError(
-                f"rounded weights have {given.get(name, 'no')} bits for layer {name}, the recipe has "
-                f"{wanted.get(name, 'none')}; they serve recipes of the same weights and exclude keys only"
+                f"rounded weights have {given.get(name, 'no bits')} for layer {name}, the recipe has "
+                f"{wanted.get(name, 'none')}; they serve recipes of the same keys for weights and layers only"
             )
+
+
+def _form(bits: int, groups: int) -> str:
+    return f"{bits} bits" if groups == 1 else f"{bits} bits in {groups} groups of inputs"

@@ -66,6 +66,10 @@ def quantize(
         str | None,
         typer.Option(help="quantized, or known: keys and values of a text's start token are full precision's."),
     ] = None,
+    group_size: Annotated[
+        str | None,
+        typer.Option(help="Input channels whose weights share a scale, e.g. 64, or none: all. Not in integers."),
+    ] = None,
     exclude: Annotated[
         list[str] | None, typer.Option(help="Pattern of layer names to leave in floating point; repeatable.")
     ] = None,

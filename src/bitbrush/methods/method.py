@@ -13,6 +13,7 @@ from bitbrush.methods.recipe import DEFAULT_ACTIVATION_BITS, FirstTokens, Recipe
 from bitbrush.network.family import Family
 from bitbrush.network.layers import LayerSpec, QuantizedLayer, layer_specs
 from bitbrush.network.output_correction import OutputCorrection
+from bitbrush.numerics.weights import equal_groups
 from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.timeline.cost import CostLedger
 from bitbrush.timeline.journal import NO_JOURNAL, Journal
@@ -77,7 +78,14 @@ class Job:
             self.denoiser, self.family, weight_bits=recipe.weights, exclude=recipe.exclude, fine=recipe.fine
         )
         weights = self.allocated.weights if self.allocated else {}
-        return tuple(replace(spec, weight_bits=weights.get(spec.name, spec.weight_bits)) for spec in specs)
+        return tuple(
+            replace(spec, weight_bits=weights.get(spec.name, spec.weight_bits), groups=self._groups(spec))
+            for spec in specs
+        )
+
+    def _groups(self, spec: LayerSpec) -> int:
+        size = self.recipe.group_size
+        return 1 if size is None or spec.edge else equal_groups(spec.shape[1], size)
 
     @property
     def calibration(self) -> Calibration:

@@ -14,6 +14,7 @@ from bitbrush.numerics.weights import MAX_WEIGHT_BITS, MIN_WEIGHT_BITS, WeightRa
 from bitbrush.timeline.plan import AUTO, MeasuredRelaxation, PipelineArgument, Relaxation, SamplingPlan
 
 MIN_ACTIVATION_BITS = 4
+MIN_GROUP_SIZE = 8
 DEFAULT_ACTIVATION_BITS = 8
 
 
@@ -83,7 +84,8 @@ class Recipe:
     and 16-bit activations, as those next to the latents do. ``num_prompts`` calibration prompts are run ``batch_size``
     at a time; ``seed`` and the prompt decide its initial noise. ``skip_inputs``: split for convolutions that read a
     U-Net's skip concatenation to be quantized as two. ``smoothing``: of the denoiser's channels; the smoothed denoiser
-    is then the one that is quantized.
+    is then the one that is quantized. ``group_size``: the most input channels whose weights share a
+    scale, None for all.
     """
 
     method: str = "pcr"
@@ -96,6 +98,7 @@ class Recipe:
     activation_range: RangeEstimator = RangeEstimator.L4
     output_means: OutputMeans = OutputMeans.KEEP
     first_token: FirstTokens = FirstTokens.QUANTIZED
+    group_size: int | None = None
     exclude: tuple[str, ...] = ()
     fine: tuple[str, ...] = ()
     steps: int = 50
@@ -111,6 +114,8 @@ class Recipe:
     def __post_init__(self) -> None:
         _require("weights", self.weights, MIN_WEIGHT_BITS, MAX_WEIGHT_BITS)
         check_activation_bits(self.activations)
+        if self.group_size is not None:
+            _require("group_size", self.group_size, MIN_GROUP_SIZE, None)
         _require("steps", self.steps, 1, None)
         _require("num_prompts", self.num_prompts, 1, None)
         _require("batch_size", self.batch_size, 1, None)
@@ -143,6 +148,7 @@ class Recipe:
         """Plain values that :meth:`updated` reads back."""
         values = asdict(self)
         values["relax"] = str(self.relax) if self.relax else "none"
+        values["group_size"] = self.group_size or "none"
         values["scheduler"] = self.scheduler or "own"
         values["pipeline_arguments"] = dict(self.pipeline_arguments)
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
@@ -194,6 +200,8 @@ def _parse(key: str, value: Any) -> Any:
             return None if value in (None, "own") else str(value)
         case "pipeline_arguments":
             return _pipeline_arguments(value)
+        case "group_size":
+            return None if value in (None, "none") else int(value) if str(value).isdecimal() else value
         case "exclude" | "fine":
             return _patterns(key, value)
         case "guidance_scale":

@@ -1,6 +1,6 @@
 """The first token of a text, the same in all: its keys and values are known before and need no quantization.
 
-MixDQ (arXiv 2405.17873), section 4.1: activations of the start-of-text token are outliers, in whose range the words'
+MixDQ (arXiv 2405.17873): activations of the start-of-text token are outliers, in whose range the words'
 have few levels left. Deviation: what is known counts only where the token is the known one; any other (an empty
 prompt's zeros, a weighted prompt) is quantized as the words are.
 """

@@ -27,7 +27,8 @@ class LayerSpec:
     """A Conv2d or Linear of the denoiser and what is to be done with it.
 
     ``excluded`` says why the layer stays in floating point; None for a quantized layer. ``edge``: with 8-bit weights
-    and 16-bit activations at every step, being next to the latents, or one that is to be ``fine``.
+    and 16-bit activations at every step, being next to the latents, or one that is to be ``fine``. ``groups``: of its
+    input channels, equal ones, whose weights have scales of their own.
     """
 
     name: str
@@ -36,6 +37,7 @@ class LayerSpec:
     weight_bits: int
     edge: bool = False
     excluded: str | None = None
+    groups: int = 1
 
 
 @dataclass(frozen=True)

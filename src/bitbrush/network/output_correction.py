@@ -1,6 +1,6 @@
 """The mean error of a denoiser's output at each step, per channel, and taking it off: a bias of its last layer by step.
 
-PTQD (arXiv 2305.10657), section 3.3, corrects the bias of the quantization noise so; StepbaQ and TCEC, the latent's.
+PTQD (arXiv 2305.10657) corrects the bias of the quantization noise so; StepbaQ and TCEC, the latent's.
 """
 
 from collections.abc import Mapping

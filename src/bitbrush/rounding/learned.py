@@ -67,7 +67,7 @@ class _Learner:
         self.quantized = twin(full)
         self.spool = spool
         self.rounded: dict[str, RoundedLayer] = {}
-        self._bits = {spec.name: spec.weight_bits for spec in specs}
+        self._specs = {spec.name: spec for spec in specs}
         self._estimator = estimator
         self._ranks = ranks
         self.generator = torch.Generator().manual_seed(0)
@@ -115,7 +115,10 @@ class _Learner:
             Rows(tuple(call.args[0] for call in own)) if own else None for own in (calls.full, calls.quantized)
         )
         shard = Shard.of(calls.places, [len(call.args[0]) for call in calls.quantized], self._ranks)
-        start = round_with_compensation(layer, self._bits[name], self._estimator, target_x, x, self.generator, shard)
+        spec = self._specs[name]
+        start = round_with_compensation(
+            layer, spec.weight_bits, self._estimator, target_x, x, self.generator, shard, groups=spec.groups
+        )
         self._set(name, RoundedLayer(start.weight, start.bias))
         return start
 

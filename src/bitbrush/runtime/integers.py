@@ -12,7 +12,12 @@ MOST_PRODUCTS = (2**31 - 1) // (255 * 128)
 
 
 def signed_bytes(weight: QuantizedWeight) -> Tensor | None:
-    """``w_q - zero_point`` as int8, (C_out, C_in, ...); None where that is no signed byte."""
+    """``w_q - zero_point`` as int8, (C_out, C_in, ...); None where that is no signed byte.
+
+    Nor where an output channel has several scales: its sum would be one of several sums.
+    """
+    if weight.grid.groups > 1:
+        return None
     zero_point = weight.grid.zero_point.view(-1, *(1,) * (weight.w_q.dim() - 1))
     signed = weight.w_q.to(torch.int16) - zero_point
     if int(signed.min()) < -128 or int(signed.max()) > 127:
@@ -23,7 +28,7 @@ def signed_bytes(weight: QuantizedWeight) -> Tensor | None:
 def obstacle(layer: nn.Module, signed: Tensor | None) -> str | None:
     """Why no executor can multiply a layer of these signed weights in integers; None if it can."""
     if signed is None:
-        return "weights less their zero point are no signed bytes"
+        return "weights have scales for groups of their inputs, or are no signed bytes less their zero point"
     products = signed[0].numel()
     if products > MOST_PRODUCTS:
         return f"{products} products per output may overflow int32 sums; at most {MOST_PRODUCTS} cannot"
