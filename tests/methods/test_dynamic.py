@@ -80,6 +80,7 @@ def test_every_runtime_says_how_it_runs(folder: Path, runtime: str, fallback: st
     ("keys", "message"),
     [
         ({"relax": "0.5:1@10"}, "relax is 0.5:1@10, but dynamic has the same bits at all steps; use pcr or one-shot"),
+        ({"output_means": "correct"}, "output_means is correct, but dynamic never runs the quantized denoiser"),
         ({"activation_range": "l4"}, "activation_range is l4, but dynamic takes the extremes of what comes"),
     ],
 )

@@ -107,6 +107,17 @@ def test_both_halves_of_an_edge_layer_are_edges(tiny_pipe: StableDiffusionPipeli
     assert edges == {"conv_in", "conv_out", f"{shortcut}.hidden", f"{shortcut}.skip"}
 
 
+@pytest.mark.parametrize("pattern", ["*resnets.0.conv_shortcut", "*resnets.0.conv_shortcut.*"])
+def test_halves_are_fine_by_the_name_of_the_whole(tiny_pipe: StableDiffusionPipeline, pattern: str) -> None:
+    denoiser = with_split_skips(tiny_pipe.unet, UNET)
+    plain, fine = (
+        {spec.name for spec in layer_specs(denoiser, UNET, weight_bits=4, fine=patterns) if spec.edge}
+        for patterns in ((), (pattern,))
+    )
+    added = {name for name in fine - plain if name.startswith("up_blocks")}
+    assert added == {f"up_blocks.{n}.resnets.0.conv_shortcut.{half}" for n in (0, 1) for half in ("hidden", "skip")}
+
+
 def test_excluded_layers_stay_whole(tiny_pipe: StableDiffusionPipeline) -> None:
     split = with_split_skips(tiny_pipe.unet, UNET, ["*.conv1"])
     assert split_begins(split)

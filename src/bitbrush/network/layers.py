@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bitbrush.network.family import Family
 from bitbrush.network.first_token import FirstToken
+from bitbrush.network.skip_inputs import split_begins
 from bitbrush.numerics.weights import QuantizedWeight
 from bitbrush.timeline.schedule import Activations, ActivationSchedule
 
@@ -73,14 +74,16 @@ def layer_specs(
 
     ``exclude`` and ``fine`` hold patterns of layer names (``*`` matches anything): of those that stay in floating
     point, and of those that are treated as the edge layers are. Raises ValueError if one matches no layer, or if a
-    weight holds NaN or infinity.
+    weight holds NaN or infinity. The halves of a split convolution are what it is, and are treated as ``fine`` by its
+    name, too.
     """
     layers = {name: m for name, m in denoiser.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    named = (*layers, *split_begins(denoiser))
     for key, patterns in {"exclude": exclude, "fine": fine}.items():
         for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in layers):
+            if not any(fnmatchcase(name, pattern) for name in named):
                 raise ValueError(f"{key} pattern {pattern!r} matches none of the {len(layers)} layers")
-    edges = {*family.edge_layers(denoiser), *(n for n in layers if any(fnmatchcase(n, pattern) for pattern in fine))}
+    edges = {*family.edge_layers(denoiser), *(n for n in named if any(fnmatchcase(n, pattern) for pattern in fine))}
     return tuple(_spec(name, layer, edges, weight_bits, exclude) for name, layer in layers.items())
 
 
