@@ -1,6 +1,7 @@
 """Rounding with compensation: the output error that it is meant to make small, and what it keeps to."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from bitbrush.network.layers import set_weight
 from bitbrush.numerics.weights import WeightRange, round_to_nearest, weight_grid
 from bitbrush.rounding import compensation
 from bitbrush.rounding.compensation import Compensated, round_with_compensation
+from bitbrush.timeline import spool as spools
+from bitbrush.timeline.spool import Spool, is_away
 
 Layer = nn.Conv2d | nn.Linear
 LAYERS = {
@@ -170,6 +173,21 @@ def test_errors_are_spread_as_optimal_brain_quantization_does(monkeypatch: pytes
         rest[:, i:] -= torch.outer(rest[:, i] - (x_q - zero_point) * scale, inverse[0] / inverse[0, 0])
     _, wanted = compensation._round_columns(weight.float(), grid, gram.float())
     torch.testing.assert_close(wanted, expected, rtol=0, atol=1e-4)
+
+
+def test_a_large_gram_matrix_waits_on_the_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    layer, target_x, x = layer_and_inputs("grouped", 0, drift=0.2)
+    in_memory = compensated(layer, 4, target_x, x)
+    monkeypatch.setattr(compensation, "WAITING_BYTES", 1)
+    monkeypatch.setattr(spools, "SMALLEST", 1)
+    put_away = []
+    monkeypatch.setattr(Spool, "put_away", lambda self, gram: put_away.append(gram) or self._put_away([gram]))
+    generator = Generator().manual_seed(0)
+    waiting = round_with_compensation(layer, 4, WeightRange.MSE, target_x, x, generator, spool=Spool(tmp_path))
+    assert len(put_away) == 4
+    assert all(is_away(gram) for gram in put_away)
+    assert torch.equal(waiting.weight.w_q, in_memory.weight.w_q)
+    assert torch.equal(waiting.wanted, in_memory.wanted)
 
 
 def test_no_bias_stays_none() -> None:

@@ -18,6 +18,7 @@ from torch import Generator, Tensor, nn
 from bitbrush.numerics.weights import QuantizedWeight, WeightGrid, WeightRange, weight_grid
 from bitbrush.rounding.blocks import Rows
 from bitbrush.rounding.shards import Shard
+from bitbrush.timeline.spool import IN_MEMORY, Spool, release
 
 DAMPING = 0.01
 DRIFT_RIDGE = 0.05
@@ -28,6 +29,8 @@ MIN_POSITIONS = 4096
 WHOLE_BYTES = 512 << 20
 """Of a layer's inputs as columns: so many are taken at once, more in parts of ``PART_BYTES``."""
 PART_BYTES = 64 << 20
+WAITING_BYTES = 256 << 20
+"""Gram matrices from so many bytes on wait on the disk, so that only what is made of them is in memory."""
 SOLUTION = ("w_q", "wanted", "scale", "zero_point", "shift")
 
 
@@ -50,6 +53,7 @@ def round_with_compensation(
     shard: Shard | None = None,
     *,
     groups: int = 1,
+    spool: Spool = IN_MEMORY,
 ) -> Compensated:
     """Integers and bias with which the layer, given ``x``, comes close to its output given ``target_x``.
 
@@ -57,12 +61,13 @@ def round_with_compensation(
     (N, ..., C). ``layer`` holds full-precision weights and stays as it is. ``groups``: of the weights' input
     channels, that have scales of their own. Where the samples are spread over processes, ``shard`` says how, and the
     inputs are this one's, None if it has none: their moments are added up, the first process solves, and all are
-    given its solution.
+    given its solution. Large matrices wait in ``spool``.
     """
     weight = layer.weight.detach().float().flatten(1)
     shard = shard or Shard.whole(0 if x is None else len(x))
     parts = []
-    for w, seen in zip(weight.chunk(_groups(layer)), _seen(layer, weight, target_x, x, shard, generator), strict=True):
+    found = _seen(layer, weight, target_x, x, shard, generator)
+    for w, seen in zip(weight.chunk(_groups(layer)), (one.waiting_in(spool) for one in found), strict=True):
         # Which machine solves decides the last bits: the first does it for all.
         solved = shard.ranks.from_first(partial(seen.solve, w, bits, estimator, groups))
         assert solved is not None
@@ -80,6 +85,11 @@ class _Seen:
     gram: Tensor
     pull: Tensor
     means: Tensor
+
+    def waiting_in(self, spool: Spool) -> "_Seen":
+        if self.gram.nbytes >= WAITING_BYTES:
+            spool.put_away(self.gram)
+        return self
 
     def solve(self, weight: Tensor, bits: int, estimator: WeightRange, groups: int) -> dict[str, Tensor]:
         """The entries of SOLUTION."""
@@ -221,6 +231,7 @@ def _by_columns(matrix: Tensor, order: Tensor | None = None) -> Tensor:
     copied = torch.empty_like(matrix).T
     for rows in torch.arange(len(matrix)).split(COLUMNS_PER_BLOCK):
         copied[rows[0] : rows[-1] + 1] = matrix[rows] if order is None else matrix[order[rows]][:, order]
+        release(matrix)
     return copied
 
 

@@ -8,12 +8,10 @@ from torch import nn
 
 from bitbrush.network.footprint import Footprint, ModuleUse
 from bitbrush.network.held import weight_shape
-from bitbrush.rounding.compensation import MIN_POSITIONS, PART_BYTES, POSITIONS_PER_COLUMN, WHOLE_BYTES
+from bitbrush.rounding.compensation import MIN_POSITIONS, PART_BYTES, POSITIONS_PER_COLUMN, WAITING_BYTES, WHOLE_BYTES
 from bitbrush.rounding.reconstruction import BATCH_ROWS, CHECK_EVERY, HELD_OUT, ITERATIONS, PASS_BYTES
 
 FLOAT = 4
-MATRICES = 2
-"""Square matrices of a layer's inputs that compensation holds at once: Gram matrix and one that is made of it."""
 PARTS = 6
 """Copies of a part of a layer's inputs as columns: unfolded, laid out, chosen, of both networks."""
 WEIGHT_COPIES = 7
@@ -84,7 +82,9 @@ def layer_demand(layer: nn.Module, use: ModuleUse, rows: int) -> LayerDemand:
     used = min(taken, wanted)
     whole = FLOAT * columns * taken
     seen = PARTS * (whole if whole <= WHOLE_BYTES else max(PART_BYTES, FLOAT * columns * use.positions))
-    most = FLOAT * columns * (MATRICES * columns + WEIGHT_COPIES * channels) + seen
+    matrix = FLOAT * columns**2
+    gram = 0 if matrix >= WAITING_BYTES else matrix
+    most = gram + matrix + FLOAT * columns * WEIGHT_COPIES * channels + seen
     narrow = min(4 * channels, 2 * columns)
     operations = columns * (used * (columns + narrow) + columns * 3 * (channels + columns))
     return LayerDemand(most, operations)

@@ -117,7 +117,15 @@ class _Learner:
         shard = Shard.of(calls.places, [len(call.args[0]) for call in calls.quantized], self._ranks)
         spec = self._specs[name]
         start = round_with_compensation(
-            layer, spec.weight_bits, self._estimator, target_x, x, self.generator, shard, groups=spec.groups
+            layer,
+            spec.weight_bits,
+            self._estimator,
+            target_x,
+            x,
+            self.generator,
+            shard,
+            groups=spec.groups,
+            spool=self.spool,
         )
         self._set(name, RoundedLayer(start.weight, start.bias))
         return start
