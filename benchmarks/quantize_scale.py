@@ -61,13 +61,13 @@ WIDEST = excluded("down_blocks.*", "up_blocks.[12].*", "up_blocks.0.attentions.*
 
 
 def runs(model: Model) -> tuple[Run, ...]:
-    learned = Run("pcr, learned rounding", (), prompts=2)
-    part = Run("pcr, learned rounding of a part", WIDEST, prompts=2)
+    learned = Run("pcr, learned rounding", ("--method", "pcr"), prompts=2)
+    part = Run("pcr, learned rounding of a part", ("--method", "pcr", *WIDEST), prompts=2)
     return (
         Run("rtn", ("--method", "rtn")),
-        Run("pcr, nearest rounding", ("--rounding", "nearest")),
-        Run("pcr, nearest rounding, 4 steps", ("--rounding", "nearest"), steps=4),
-        Run("pcr, nearest rounding, 2 batches", ("--rounding", "nearest"), prompts=2),
+        Run("pcr, nearest rounding", ("--method", "pcr", "--rounding", "nearest")),
+        Run("pcr, nearest rounding, 4 steps", ("--method", "pcr", "--rounding", "nearest"), steps=4),
+        Run("pcr, nearest rounding, 2 batches", ("--method", "pcr", "--rounding", "nearest"), prompts=2),
         learned if model.pooled_width is None else part,
     )
 
