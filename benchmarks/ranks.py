@@ -1,7 +1,7 @@
 """What artifacts that several processes made have in common with a single process's.
 
-    bitbrush quantize emoji-sd -o single --steps 20
-    torchrun --nproc-per-node 2 -m bitbrush quantize emoji-sd -o shared --steps 20
+    bitbrush quantize emoji-sd -o single --method pcr --steps 20
+    torchrun --nproc-per-node 2 -m bitbrush quantize emoji-sd -o shared --method pcr --steps 20
     python benchmarks/ranks.py single shared
 
 prints, for every artifact but the first: the share of integer weights that differ from the first's, how far apart the
