@@ -226,7 +226,7 @@ def test_torchrun_shares_the_command(shared: Path) -> None:
     """One summary, and the artifact of a single process."""
     (shared / "prompts.txt").write_text("\n".join(PROMPTS), encoding="utf-8")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(WORLD)]
-    options = ["--prompts", "prompts.txt", "--steps", "3", "--num-prompts", "2", "--batch-size", "1"]
+    options = ["--method", "pcr", "--prompts", "prompts.txt", "--steps", "3", "--num-prompts", "2", "--batch-size", "1"]
     options += ["--rounding", "nearest", *(option for pattern in LEFT_OUT for option in ("--exclude", pattern))]
     command = [*torchrun, "-m", "bitbrush", "quantize", "model", "-o", "artifact", *options]
     ended = subprocess.run(command, cwd=shared, capture_output=True, text=True, check=False)

@@ -18,6 +18,7 @@ import bitbrush
 from bitbrush import Quantization
 from bitbrush.artifact.store import WEIGHTS
 from bitbrush.artifact.work import work_folder
+from bitbrush.methods import DEFAULT_METHOD
 from bitbrush.timeline.journal import Journal
 from tests.artifact.conftest import PROMPTS
 from tests.artifact.pipelines import CASES, picture, pipeline
@@ -119,7 +120,7 @@ def test_killed_by_the_system(tiny_pipe: StableDiffusionPipeline, tmp_path: Path
     resumed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "going on with the" in resumed.stderr
     assert not work.exists()
-    recipe = bitbrush.METHODS["pcr"].recipe({"steps": 4, "num_prompts": 2})
+    recipe = bitbrush.METHODS[DEFAULT_METHOD].recipe({"steps": 4, "num_prompts": 2})
     whole = bitbrush.quantize(tiny_pipe, recipe, PROMPTS)
     bitbrush.save(whole, tmp_path / "whole", base_model="model")
     ours, theirs = (tmp_path / name / "unet" / WEIGHTS for name in ("killed", "whole"))

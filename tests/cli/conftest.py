@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from bitbrush.cli import app
 
-FAST = ("--rounding", "nearest", "--steps", "2", "--num-prompts", "2")
+FAST = ("--method", "pcr", "--rounding", "nearest", "--steps", "2", "--num-prompts", "2")
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from click.testing import Result
 from bitbrush.artifact import estimate
 from bitbrush.cli.dry_run import duration
 
-PLAN = ("--steps", "3", "--num-prompts", "3", "--batch-size", "2", "--exclude", "*attn2.to_k")
+PLAN = ("--method", "pcr", "--steps", "3", "--num-prompts", "3", "--batch-size", "2", "--exclude", "*attn2.to_k")
 
 
 def test_prints_the_plan_and_writes_nothing(

@@ -11,11 +11,18 @@ from click.testing import Result
 from safetensors.torch import load_file, save_file
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
-FAST = ("--rounding", "nearest", "--steps", "2", "--num-prompts", "2")
+FAST = ("--method", "pcr", "--rounding", "nearest", "--steps", "2", "--num-prompts", "2")
 
 
 def recipe_of(folder: Path) -> dict:
     return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["recipe"]
+
+
+def test_the_best_method_is_the_default(run: Callable[..., Result], model: Path, prompts: Path, tmp_path: Path) -> None:
+    result = run("quantize", model, "-o", tmp_path / "new", "--prompts", prompts, *FAST[2:])
+    assert result.exit_code == 0
+    assert "best, 4-bit weights, measured by layer (nearest rounding), 8-bit activations" in result.stderr
+    assert "sensitivity" in result.stdout
 
 
 def test_makes_an_artifact_and_says_what_it_is(
@@ -44,7 +51,7 @@ def test_options_come_before_the_file_and_the_file_before_the_method(
     assert run("quantize", model, "-o", tmp_path / "new", *options).exit_code == 0
     recipe = recipe_of(tmp_path / "new")
     assert (recipe["weights"], recipe["activations"], recipe["steps"]) == (5, 6, 2)
-    assert (recipe["method"], recipe["relax"], recipe["exclude"]) == ("pcr", "0.8:1@8", ["conv_in"])
+    assert (recipe["method"], recipe["relax"], recipe["exclude"]) == ("best", "auto:6.4", ["conv_in"])
 
 
 def test_a_method_from_the_file_brings_its_defaults(
@@ -155,14 +162,16 @@ def test_nan_weights_are_refused(refused: Callable[..., str], model: Path, promp
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("method", ["pcr", "best"])
 def test_activations_that_overflow_are_refused(
-    refused: Callable[..., str], model: Path, prompts: Path, tmp_path: Path
+    refused: Callable[..., str], model: Path, prompts: Path, tmp_path: Path, method: str
 ) -> None:
     broken = Path(shutil.copytree(model, tmp_path / "broken"))
     tensors = load_file(broken / WEIGHTS)
     tensors["conv_in.weight"] *= 1e38
     save_file(tensors, broken / WEIGHTS, metadata={"format": "pt"})
-    said = refused("quantize", broken, "-o", tmp_path / "new", "--prompts", prompts, *FAST)
+    options = (*FAST, "--method", method)
+    said = refused("quantize", broken, "-o", tmp_path / "new", "--prompts", prompts, *options)
     assert "layer " in said
     assert "at step 0 (timestep " in said
     assert "during calibration" in said

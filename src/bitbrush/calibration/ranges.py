@@ -103,7 +103,7 @@ def observe(
             with observer.watching(denoiser, names, calibration.but_first):
                 for batch, (trajectory, call) in enumerate(zip(trajectories, waiting, strict=True)):
                     record(batch, call)
-                    trajectory.answer(_run(call, denoiser))
+                    trajectory.answer(run_observed(call, denoiser))
             calls.add()
             advance()
     return {timestep: merged_over_ranks(observer, names, ranks) for timestep, observer in observations.items()}
@@ -169,7 +169,7 @@ def calibrate_progressively(
                 visit_only, observer = InputObserver(), observations.setdefault(timestep, InputObserver())
                 with visit_only.watching(denoiser, names, calibration.but_first):
                     for call in waiting:
-                        _run(call, denoiser)
+                        run_observed(call, denoiser)
                 calls.add()
                 observer.add(merged_over_ranks(visit_only, names, ranks))
                 by_step[timestep] = calibration.grids(observer, timestep, planned)
@@ -185,7 +185,7 @@ def calibrate_progressively(
     return _by_layer(by_step)
 
 
-def _run(call: DenoiserCall, denoiser: nn.Module) -> Any:
+def run_observed(call: DenoiserCall, denoiser: nn.Module) -> Any:
     """Runs an observed call; names the step in the error if a layer is given NaN."""
     try:
         return call.run(denoiser)

@@ -24,7 +24,7 @@ from torch import Generator, Tensor, nn
 
 from bitbrush.calibration.probe import Candidates, guided, probe
 from bitbrush.calibration.propagation import CleanRun, Propagation
-from bitbrush.calibration.ranges import quantized_inputs
+from bitbrush.calibration.ranges import quantized_inputs, run_observed
 from bitbrush.network.inputs import InputObserver
 from bitbrush.numerics.affine import AffineGrid
 from bitbrush.numerics.ranges import RangeEstimator
@@ -139,7 +139,7 @@ class _Network:
         self._observers: list[InputObserver] = []
 
     def plain(self, _: int, call: DenoiserCall) -> Any:
-        output = call.run(self.denoiser)
+        output = run_observed(call, self.denoiser)
         self.count()
         return output
 

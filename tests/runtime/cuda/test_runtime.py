@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
+from bitbrush.network.first_token import FirstToken
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.network.skip_inputs import with_split_skips
 from bitbrush.network.unet import UNET
@@ -68,6 +70,21 @@ def test_layers_equal_the_reference_at_every_step(
         y = ours(x, timestep)
         assert y.shape == expected.shape
         assert (y - expected).abs().max() <= 1e-5 * expected.abs().max(), timestep
+
+
+@torch.no_grad()
+def test_a_known_first_token_is_answered_and_the_rest_computed(device: torch.device) -> None:
+    layer, shape = LAYERS["linear"]
+    x, own = given(*shape), quantized("layer", layer, 8, (8,))
+    x[:, 0] = 50.0
+    known = replace(own, first=FirstToken(x[0, 0], torch.arange(11.0)))
+    outputs = []
+    for one in (own, known):
+        denoiser = Alone(layer)
+        CudaRuntime(device, torch.float32).lower(denoiser, [one])
+        outputs.append(denoiser(x, TIMESTEPS[0]))
+    assert torch.equal(outputs[1][:, 0], torch.arange(11.0).expand(2, 11))
+    assert torch.equal(outputs[1][:, 1:], outputs[0][:, 1:])
 
 
 def test_nibbles_take_half_a_byte(device: torch.device) -> None:

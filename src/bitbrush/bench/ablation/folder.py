@@ -26,12 +26,23 @@ KNOWN = (FINGERPRINT, CELLS, ARTIFACTS, REFERENCE, RESULTS, REPORT, MARKDOWN, PL
 ALIKE = ("rtn", "one-shot", "pcr", "best", "ptq4dm", "dynamic")
 """Methods that round the same weights where their keys are the same; of any other they are its own."""
 OF_WEIGHTS = (
-    *("weights", "weight_allocation", "rounding", "weight_range", "exclude", "num_prompts", "batch_size", "seed"),
+    *(
+        "weights",
+        "weight_allocation",
+        "rounding",
+        "weight_range",
+        "exclude",
+        "fine",
+        "group_size",
+        "num_prompts",
+        "batch_size",
+        "seed",
+    ),
     *("steps", "guidance_scale", "scheduler", "pipeline_arguments"),
 )
 OF_ACTIVATIONS = ("activation_range", "activations")
 """Keys that decide nothing about these methods' weights, unless bits are measured."""
-OF_NEITHER = ("method", "relax", "output_means")
+OF_NEITHER = ("method", "relax", "output_means", "first_token")
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,14 @@ def interval_text(interval: Mapping[str, Any] | None) -> Text | None:
     return format_interval(Interval(**interval))
 
 
+def _ratio_text(ratio: Mapping[str, Any] | None) -> Text | None:
+    """Two digits of each: what is far above 1 at one end is to be read at the other."""
+    if ratio is None:
+        return None
+    mean, low, high = (format_number(ratio[name], digits=2) for name in ("mean", "low", "high"))
+    return mean, f"{low} to {high}"
+
+
 def _quality(cell: Mapping[str, Any], against: str) -> list[Text | None]:
     figures = of_all(cell)
     found = [interval_text(figures[name]) for name in ("psnr", "psnr_median", "latent_mse", "latent_mse_geometric")]
@@ -110,8 +118,8 @@ def _quality(cell: Mapping[str, Any], against: str) -> list[Text | None]:
     if cell["recipe"] == against:
         found += [("0", ""), ("1", ""), ("1", "")]
     else:
-        names = ("psnr_difference", "latent_mse_ratio", "geometric_ratio")
-        found += [interval_text(compared.get(name)) for name in names]
+        found.append(interval_text(compared.get("psnr_difference")))
+        found += [_ratio_text(compared.get(name)) for name in ("latent_mse_ratio", "geometric_ratio")]
     return [*found, *(interval_text(figures[name]) for name in ("clip_score", "clip_difference"))]
 
 
