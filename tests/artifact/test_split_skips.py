@@ -16,6 +16,7 @@ from bitbrush.network.skip_inputs import split_begins
 from bitbrush.network.unet import UNET
 from bitbrush.numerics.affine import AffineGrid
 from bitbrush.numerics.weights import WeightRange, weight_grid
+from bitbrush.runtime.fused import ResidualBlock
 from bitbrush.runtime.interface import RuntimeUnavailable
 from bitbrush.runtime.lowered import lowered_of
 from tests.artifact.conftest import PROMPTS
@@ -138,6 +139,8 @@ def test_other_runtimes_compute_the_same_in_integers(folder: Path, runtime: str,
     assert split_begins(pipe.unet)
     assert not [one for one in lowered.executions if one.fallback]
     assert any(one.layer.endswith("conv1.skip") for one in lowered.executions)
+    if runtime == "onednn":
+        assert all(isinstance(block.forward, ResidualBlock) for block in pipe.unet.up_blocks[0].resnets)
     exact = latents(bitbrush.load(folder, runtime="reference"))
     assert psnr(latents(pipe), exact) > (50 if dtype == "float32" else 30)
 

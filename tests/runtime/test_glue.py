@@ -82,6 +82,27 @@ def test_norms_and_gates(shape: tuple[int, ...], dtype: torch.dtype, bits: int, 
     assert_alike(native.geglu(tokens, grid), plain.geglu(tokens, grid))
 
 
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("begin", [1, 7, 16, 29])
+def test_some_channels_are_those_of_all(begin: int, dtype: torch.dtype, bits: int, native: NativeGlue) -> None:
+    """Bit for bit, with statistics of groups that lie on both sides; a border of their own."""
+    grid, norm = AffineGrid.from_range(-1.3, 2.7, bits), norm_of(nn.GroupNorm, 2, 30)
+    x, add = random((2, 30, 5, 7), dtype), random((2, 30), torch.float32, 2)
+    for glue in (native, TorchGlue()):
+        for options in ({}, {"padding": 1, "silu": True}, {"silu": True, "add": add}):
+            parts = [
+                glue.group_norm(x, norm, grid, **options, channels=part)
+                for part in (slice(0, begin), slice(begin, None))
+            ]
+            whole = integers(glue.group_norm(x, norm, grid, **options))
+            assert torch.equal(torch.cat([integers(part) for part in parts], 1), whole)
+            assert all(part.high.is_contiguous(memory_format=torch.channels_last) for part in parts)
+        tokens = random((2, 12, 30), dtype)
+        part = glue.group_norm(tokens, norm, grid, channels=slice(begin, None))
+        assert torch.equal(integers(part), integers(glue.group_norm(tokens, norm, grid))[..., begin:])
+
+
 def test_neither_batch_nor_threads_change_a_bit(native: NativeGlue) -> None:
     grid, norm = AffineGrid.from_range(-3, 3, 16), norm_of(nn.GroupNorm, 4, 32)
     x = random((3, 32, 20, 20), torch.float32)

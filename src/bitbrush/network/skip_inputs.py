@@ -18,11 +18,14 @@ from bitbrush.network.held import HeldWeight, Holding, hold, twin
 
 
 class SplitConv2d(nn.Module):
-    """``hidden(x[:, :begin]) + skip(x[:, begin:])``, x being (N, C_in, H, W)."""
+    """``hidden(x[:, :begin]) + skip(x[:, begin:])``, x being (N, C_in, H, W).
+
+    A runtime may put other layers in place of the two.
+    """
 
     def __init__(self, conv: nn.Conv2d, begin: int) -> None:
         super().__init__()
-        self._widths = [begin, conv.in_channels - begin]
+        self.begin, self._widths = begin, [begin, conv.in_channels - begin]
         self.hidden, self.skip = _part(conv, 0, begin), _part(conv, begin, conv.in_channels)
         if conv.bias is not None:
             self.hidden.bias = conv.bias
@@ -71,7 +74,7 @@ def split_(denoiser: nn.Module, begins: Mapping[str, int]) -> None:
 def split_begins(denoiser: nn.Module) -> dict[str, int]:
     """What :func:`split_` has been given for a denoiser."""
     split = {name: module for name, module in denoiser.named_modules() if isinstance(module, SplitConv2d)}
-    return {name: module._widths[0] for name, module in split.items()}
+    return {name: module.begin for name, module in split.items()}
 
 
 def with_split_skips(denoiser: nn.Module, family: Family, exclude: Sequence[str] = ()) -> nn.Module:

@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitbrush.network import fusions
+from bitbrush.network.skip_inputs import SplitConv2d
 from bitbrush.runtime.attention import AttentionKernel
+from bitbrush.runtime.glue import ALL
 
 Part: TypeAlias = Callable[[str], Any]
 """The denoiser's module of a name, as it is after its layers were replaced."""
@@ -64,7 +66,8 @@ class Between:
 def fuse(denoiser: nn.Module, described: Iterable[fusions.Fusion], kind: type[nn.Module], between: Between) -> None:
     """Computes in one go what the family describes and whose layers all are of the ``kind`` that is in integers."""
     for fusion in described:
-        if all(isinstance(denoiser.get_submodule(name), kind) for name in _layers(fusion)):
+        modules = [denoiser.get_submodule(name) for name in _layers(fusion)]
+        if all(isinstance(reader.layer, kind) for module in modules for reader in _readers(module)):
             _install(denoiser, fusion, between)
 
 
@@ -104,6 +107,21 @@ def _layers(fusion: fusions.Fusion) -> tuple[str, ...]:
             return *inner, fusion.expand, fusion.shrink
         case fusions.ImageTransformer():
             return fusion.proj_in, fusion.proj_out
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A layer, and which channels of its input it reads."""
+
+    layer: Any
+    channels: slice
+
+
+def _readers(module: Any) -> tuple[Reader, ...]:
+    """What stands for a layer of the denoiser: itself, or the halves of a convolution that reads a skip."""
+    if isinstance(module, SplitConv2d):
+        return Reader(module.hidden, slice(0, module.begin)), Reader(module.skip, slice(module.begin, None))
+    return (Reader(module, ALL),)
 
 
 class NormedLayer:
@@ -181,7 +199,7 @@ def pixels(x: Tensor, like: Tensor) -> Tensor:
 class ResidualBlock:
     def __init__(self, described: fusions.ResidualBlock, part: Part, between: Between) -> None:
         self._norm1: nn.GroupNorm = part(described.norm1)
-        self._conv1: IntegerModule = part(described.conv1)
+        self._readers = _readers(part(described.conv1))
         self._norm2: nn.GroupNorm = part(described.norm2)
         self._conv2: IntegerModule = part(described.conv2)
         self._time: IntegerModule | None = part(described.time_projection) if described.time_projection else None
@@ -190,12 +208,22 @@ class ResidualBlock:
         self._times = between.memory(128)
 
     def __call__(self, x: Tensor, temb: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
-        conv1, conv2 = self._conv1, self._conv2
-        x_q = self._glue.group_norm(x, self._norm1, conv1.grid, padding=conv1.border, silu=True)
-        h = conv1.multiply(x_q, x.dtype)
+        conv2, h = self._conv2, self._first(x)
         time = self._time_added(temb) if self._time is not None and temb is not None else None
         h_q = self._glue.group_norm(h, self._norm2, conv2.grid, padding=conv2.border, silu=True, add=time)
         return conv2.multiply(h_q, x.dtype, residual=x if self._shortcut is None else self._shortcut(x))
+
+    def _first(self, x: Tensor) -> Tensor:
+        """``conv1(silu(norm1(x)))``."""
+        h: Any = None
+        for reader in self._readers:
+            conv: IntegerModule = reader.layer
+            x_q = self._glue.group_norm(
+                x, self._norm1, conv.grid, padding=conv.border, silu=True, channels=reader.channels
+            )
+            h = conv.multiply(x_q, x.dtype, residual=h)
+        result: Tensor = h
+        return result
 
     def _time_added(self, temb: Tensor) -> Tensor:
         """(N, C): the same for every generation's call of this timestep, unless the text takes part in it."""

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from bitbrush.numerics.affine import AffineGrid, quantize
 
 BYTE = 8
+ALL = slice(None)
+"""Channels."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,12 @@ class Glue(Protocol):
         padding: int = 0,
         silu: bool = False,
         add: Tensor | None = None,
+        channels: slice = ALL,
     ) -> Bytes:
-        """f(x) = norm(x + add), SiLU of it where asked for; ``add`` (N, C) float32. Tokens are (N, HW, C)."""
+        """f(x) = norm(x + add), SiLU of it where asked for; ``add`` (N, C) float32. Tokens are (N, HW, C).
+
+        Of all channels normalized, the result has these ``channels``.
+        """
         ...
 
     def layer_norm(self, x: Tensor, norm: nn.LayerNorm, grid: AffineGrid) -> Bytes:
@@ -95,13 +101,14 @@ class TorchGlue:
         padding: int = 0,
         silu: bool = False,
         add: Tensor | None = None,
+        channels: slice = ALL,
     ) -> Bytes:
         tokens = x.dim() == 3
         y = x.float().transpose(1, 2) if tokens else x.float()
         if add is not None:
             y = y + add.view(*add.shape, *(1,) * (y.dim() - 2))
         y = F.group_norm(y, norm.num_groups, norm.weight.float(), norm.bias.float(), norm.eps)
-        y = F.silu(y) if silu else y
+        y = (F.silu(y) if silu else y)[:, channels]
         return self.quantize(y.transpose(1, 2) if tokens else y, grid, padding=padding)
 
     def layer_norm(self, x: Tensor, norm: nn.LayerNorm, grid: AffineGrid) -> Bytes:

@@ -12,10 +12,13 @@ from torch import Tensor, nn
 
 from bitbrush.network.first_token import FirstToken
 from bitbrush.network.layers import QuantizedLayer
+from bitbrush.network.skip_inputs import with_split_skips
+from bitbrush.network.unet import UNET
 from bitbrush.numerics.affine import AffineGrid
 from bitbrush.numerics.weights import WeightRange, round_to_nearest, weight_grid
 from bitbrush.runtime.cuda.engine import GraphWarning, Replay
 from bitbrush.runtime.cuda.runtime import CudaRuntime
+from bitbrush.runtime.fused import ResidualBlock
 from bitbrush.runtime.reference import ReferenceRuntime
 from bitbrush.timeline.schedule import ActivationSchedule
 from tests.runtime.conftest import Alone
@@ -109,15 +112,18 @@ def test_a_layer_that_does_not_fit_is_named_and_still_right(device: torch.device
         assert (ours(given(1, 4, 5, 5), timestep) - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
+@pytest.mark.parametrize("split", [False, True])
 @torch.no_grad()
-def test_a_whole_denoiser_is_close(tiny_pipe: StableDiffusionPipeline, device: torch.device) -> None:
-    """All that is fused, on a relaxed step."""
-    exact, ours = tiny_pipe.unet, copy.deepcopy(tiny_pipe.unet)
+def test_a_whole_denoiser_is_close(tiny_pipe: StableDiffusionPipeline, device: torch.device, *, split: bool) -> None:
+    """All that is fused, on a relaxed step; skips read as they are, or by halves."""
+    exact = with_split_skips(tiny_pipe.unet, UNET) if split else tiny_pipe.unet
+    ours = copy.deepcopy(exact)
     layers = all_layers(exact, (8, 10, 16))
     ReferenceRuntime().lower(exact, layers)
     executions = CudaRuntime(device, torch.float32).lower(ours, layers)
     assert len(executions) == len(layers) > 30
     assert not [one for one in executions if one.fallback]
+    assert all(isinstance(block.forward, ResidualBlock) for block in ours.up_blocks[0].resnets)
     x, text = given(2, 4, 8, 8), given(2, 7, 16)
     expected, y = exact(x, 500, text).sample, ours(x, torch.tensor(500), text).sample
     assert (y - expected).norm() <= 0.02 * expected.norm()

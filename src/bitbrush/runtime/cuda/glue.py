@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bitbrush.runtime.cuda.steps import StepGrid
+from bitbrush.runtime.glue import ALL
 
 Border = tuple[int, int]
 NO_BORDER: Border = (0, 0)
@@ -48,12 +49,13 @@ class CudaGlue:
         padding: Border = NO_BORDER,
         silu: bool = False,
         add: Tensor | None = None,
+        channels: slice = ALL,
     ) -> DeviceBytes:
         added = None if add is None else add.float().contiguous()
         affine = self._ops.group_norm_affine(
             _nhwc(x), norm.weight.float(), norm.bias.float(), added, norm.num_groups, norm.eps
         )
-        return self._image(x, grid, padding, affine=affine, silu=silu)
+        return _of_channels(self._image(x, grid, padding, affine=affine, silu=silu), channels)
 
     def layer_norm(self, x: Tensor, norm: nn.LayerNorm, grid: StepGrid) -> DeviceBytes:
         return _bytes(
@@ -94,6 +96,14 @@ class CudaGlue:
 def _bytes(parts: tuple[Tensor, Tensor], grid: StepGrid) -> DeviceBytes:
     high, low = parts
     return DeviceBytes(high, low if grid.wide else None, grid)
+
+
+def _of_channels(x: DeviceBytes, channels: slice) -> DeviceBytes:
+    if channels == ALL:
+        return x
+    high, low = (None if part is None else part[..., channels].contiguous() for part in (x.high, x.low))
+    assert high is not None
+    return DeviceBytes(high, low, x.grid)
 
 
 def _nhwc(x: Tensor) -> Tensor:

@@ -218,28 +218,31 @@ void group_affine(const T* x, int64_t n, int64_t hw, int64_t c, int64_t groups, 
         }
 }
 
+// The first `count` channels of pixels that lie c apart.
 template <class T, bool SILU>
-void normalize_rows(const T* x, int64_t n, int64_t h, int64_t w, int64_t c, const float* scale, const float* shift,
-                    Grid grid, Bytes out, int threads) {
+void normalize_rows(const T* x, int64_t n, int64_t h, int64_t w, int64_t c, int64_t count, const float* scale,
+                    const float* shift, Grid grid, Bytes out, int threads) {
     Quantizer quantizer(grid, out);
-    padded_rows(quantizer, n, h, w, c, out.pad, threads, [&](int64_t row, int64_t to) {
+    padded_rows(quantizer, n, h, w, count, out.pad, threads, [&](int64_t row, int64_t to) {
         const float *a = scale + row / h * c, *b = shift + row / h * c;
         const T* from = x + row * w * c;
-        for (int64_t pixel = 0; pixel < w; pixel++, from += c, to += c)
-            for (int64_t i = 0; i < c; i += LANES) {
-                vf y = load_some(from + i, c - i) * load_some(a + i, c - i) + load_some(b + i, c - i);
-                quantizer.put(to + i, SILU ? silu(y) : y, c - i);
+        for (int64_t pixel = 0; pixel < w; pixel++, from += c, to += count)
+            for (int64_t i = 0; i < count; i += LANES) {
+                vf y = load_some(from + i, count - i) * load_some(a + i, count - i) + load_some(b + i, count - i);
+                quantizer.put(to + i, SILU ? silu(y) : y, count - i);
             }
     });
 }
 
+// Of all c channels normalized, `count` from `first` on are written.
 template <class T>
-void group_norm(const T* x, int64_t n, int64_t h, int64_t w, int64_t c, int64_t groups, float eps, const float* gamma,
-                const float* beta, const float* add, int activate, Grid grid, Bytes out, int threads) {
+void group_norm(const T* x, int64_t n, int64_t h, int64_t w, int64_t c, int64_t groups, int64_t first, int64_t count,
+                float eps, const float* gamma, const float* beta, const float* add, int activate, Grid grid, Bytes out,
+                int threads) {
     std::vector<float> scale(n * c), shift(n * c);
     group_affine(x, n, h * w, c, groups, eps, gamma, beta, add, scale.data(), shift.data(), threads);
     auto rows = activate ? normalize_rows<T, true> : normalize_rows<T, false>;
-    rows(x, n, h, w, c, scale.data(), shift.data(), grid, out, threads);
+    rows(x + first, n, h, w, c, count, scale.data() + first, shift.data() + first, grid, out, threads);
 }
 
 inline float total(vf x) {
@@ -292,9 +295,10 @@ void geglu(const T* x, int64_t rows, int64_t c, Grid grid, Bytes out, int thread
         quantize(x, n, h, w, c, up, *grid, *out, threads);                                                             \
     }                                                                                                                  \
     extern "C" void bitbrush_group_norm_##NAME(const T* x, int64_t n, int64_t h, int64_t w, int64_t c, int64_t groups, \
-                                               float eps, const float* gamma, const float* beta, const float* add,     \
-                                               int activate, const Grid* grid, const Bytes* out, int threads) {        \
-        group_norm(x, n, h, w, c, groups, eps, gamma, beta, add, activate, *grid, *out, threads);                      \
+                                               int64_t first, int64_t count, float eps, const float* gamma,            \
+                                               const float* beta, const float* add, int activate, const Grid* grid,    \
+                                               const Bytes* out, int threads) {                                        \
+        group_norm(x, n, h, w, c, groups, first, count, eps, gamma, beta, add, activate, *grid, *out, threads);        \
     }                                                                                                                  \
     extern "C" void bitbrush_layer_norm_##NAME(const T* x, int64_t rows, int64_t c, float eps, const float* gamma,     \
                                                const float* beta, const Grid* grid, const Bytes* out, int threads) {   \

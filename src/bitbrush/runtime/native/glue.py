@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bitbrush.numerics.affine import AffineGrid, reciprocal
-from bitbrush.runtime.glue import BYTE, Bytes
+from bitbrush.runtime.glue import ALL, BYTE, Bytes
 
 _SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
@@ -25,7 +25,7 @@ class _Bytes(Structure):
 _TAIL = (POINTER(_Grid), POINTER(_Bytes), c_int)
 _ARGUMENTS: dict[str, list[Any]] = {
     "quantize": [c_void_p, *(c_int64,) * 5, *_TAIL],
-    "group_norm": [c_void_p, *(c_int64,) * 5, c_float, *(c_void_p,) * 3, c_int, *_TAIL],
+    "group_norm": [c_void_p, *(c_int64,) * 7, c_float, *(c_void_p,) * 3, c_int, *_TAIL],
     "layer_norm": [c_void_p, c_int64, c_int64, c_float, c_void_p, c_void_p, *_TAIL],
     "geglu": [c_void_p, c_int64, c_int64, *_TAIL],
 }
@@ -70,6 +70,7 @@ class NativeGlue:
         padding: int = 0,
         silu: bool = False,
         add: Tensor | None = None,
+        channels: slice = ALL,
     ) -> Bytes:
         if x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)
@@ -78,11 +79,12 @@ class NativeGlue:
             x = x.contiguous()
             n, w, c = x.shape
             h = 1
-        out = _Out(grid, x.shape, padding)
+        first, last, _ = channels.indices(c)
+        out = _Out(grid, (n, last - first, h, w) if x.dim() == 4 else (n, w, last - first), padding)
         gamma, beta = norm.weight.float(), norm.bias.float()
         add = None if add is None else add.float().contiguous()
         pointers = gamma.data_ptr(), beta.data_ptr(), None if add is None else add.data_ptr()
-        sizes = n, h, w, c, norm.num_groups
+        sizes = n, h, w, c, norm.num_groups, first, last - first
         self._functions["group_norm", x.dtype](x.data_ptr(), *sizes, norm.eps, *pointers, silu, *out.arguments)
         return out.bytes
 
