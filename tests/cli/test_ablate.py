@@ -224,6 +224,29 @@ def test_goes_on_where_it_was_ended(
     assert len(quantized) == 4  # the artifact was there still
 
 
+def test_unfinished_work_of_another_number_of_threads_is_begun_anew(
+    invoke: Callable[..., Result],
+    measured: Callable[..., dict[str, Any]],
+    results: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def ended(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    some = (*FAST[:2], "--bits", "W8A8")
+    monkeypatch.setattr(measure, "save", ended)
+    assert invoke(tmp_path / "a", *some).exit_code == 130
+    (work,) = (tmp_path / "a" / "work").iterdir()
+    path = work / "fingerprint.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"number of threads": 1', '"number of threads": 7'))
+    work.rename(work.with_name(f"{work.name[:-10]}0123456789"))
+    monkeypatch.undo()
+    (cell,) = measured(tmp_path / "a", *some)["cells"]
+    assert cell["artifact"] == results["cells"][0]["artifact"]
+    assert not list((tmp_path / "a" / "work").iterdir())
+
+
 def test_shared_weights_give_the_artifacts_of_quantize(
     run: Callable[..., Result],
     measured: Callable[..., dict[str, Any]],

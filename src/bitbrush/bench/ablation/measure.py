@@ -1,5 +1,7 @@
 """The cells of an ablation: quantized, run and compared one after another, by one process or several."""
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ from bitbrush.bench.ablation.job import FLOOR, AblationJob
 from bitbrush.bench.ablation.pictures import Reference, measured
 from bitbrush.bench.ablation.recipes import Setting
 from bitbrush.bench.pictures import slug
+from bitbrush.bench.results import versions
 from bitbrush.bench.subjects import open_candidate, with_scheduler_of
 from bitbrush.methods.stages import RECORDING, ROUNDING
 from bitbrush.timeline.progress import Progress
@@ -163,9 +166,7 @@ class Ablation:
 
     def _save_quantized(self, setting: Setting, weights_of: Path | None) -> None:
         job, protocol = self.job, self.job.protocol
-        # Sums are added up in another order by another number of threads: such work is not gone on with.
-        digest = f"{torch.get_num_threads()}-{weights_of and artifact_digest(weights_of)}"
-        work = self.folder.work(setting, slug(digest))
+        work = self.folder.work(setting, _work_digest(setting, weights_of))
         quantization = quantize(
             job.pipe,
             setting.recipe,
@@ -188,6 +189,17 @@ class Ablation:
             own = {name: shared[name] for name in (RECORDING, ROUNDING) if name in shared} | own
         kept = ("seconds", "denoiser_calls_per_batch")
         return {phase: {key: cost[key] for key in kept} for phase, cost in own.items()}
+
+
+def _work_digest(setting: Setting, weights_of: Path | None) -> str:
+    """Of what unfinished work cannot be gone on with where it is another: it is then begun anew, and that removed."""
+    facts = {
+        "recipe": setting.recipe.to_dict(),
+        "weights": weights_of and artifact_digest(weights_of),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _weights(key: str) -> str:
