@@ -16,7 +16,7 @@ from bitbrush.network.layers import QuantizedLayer
 from bitbrush.rounding.learned import learn_rounding
 from bitbrush.rounding.nearest import RoundedLayer, round_all_to_nearest
 from bitbrush.rounding.samples import RECORDING_CALLS, record_samples, sample_pieces, sample_shards
-from bitbrush.timeline.schedule import Activations
+from bitbrush.timeline.schedule import Activations, ActivationSchedule
 from bitbrush.timeline.trajectory import carried, planned_timesteps
 
 RECORDING, ROUNDING, OBSERVATION = "recording", "rounding", "observation"
