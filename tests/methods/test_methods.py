@@ -113,8 +113,11 @@ def test_costs_are_those_that_a_hook_counts(tiny_pipe: StableDiffusionPipeline, 
     assert batches == 2
     assert costs["progressive_calibration"].denoiser_calls_per_batch == 2 * steps + 2
     expected = Counter({"calibrating": batches * (2 * steps + 2)})
-    if rounding is Rounding.LEARNED:
-        assert list(costs) == ["recording", "rounding", "progressive_calibration"]
+    if rounding is not Rounding.NEAREST:
+        observing = ["input_ranges"] if rounding is Rounding.QUANTIZED_INPUTS else []
+        assert list(costs) == [*observing, "recording", "rounding", "progressive_calibration"]
+        assert all(costs[name].denoiser_calls_per_batch == steps + 1 for name in observing)
+        expected += Counter({"observing": batches * (steps + 1) * len(observing)})
         assert costs["recording"].denoiser_calls_per_batch == steps + 1
         samples = -(-(steps + 1) // 4)
         expected += Counter({"recording samples": steps + 1, "learning rounding": 2 * samples})

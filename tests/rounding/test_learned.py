@@ -99,14 +99,14 @@ def test_memory_does_not_grow_with_samples(
     monkeypatch.setattr(reconstruction, "ITERATIONS", 0)
     usual, seen = reconstruction.reconstruct, list[int]()
 
-    def counting(*given: Any) -> dict[str, QuantizedWeight]:
+    def counting(*given: Any, **keys: Any) -> dict[str, QuantizedWeight]:
         storages = {
             one.untyped_storage().data_ptr(): one.untyped_storage().nbytes()
             for one in gc.get_objects()
             if type(one) in (Tensor, nn.Parameter) and not is_away(one)  # not those of compilers, which are nowhere
         }
         seen.append(sum(storages.values()))
-        return usual(*given)
+        return usual(*given, **keys)
 
     monkeypatch.setattr(learned_rounding, "reconstruct", counting)
     all_samples = samples_of(tiny_pipe, 0, prompts=16)
@@ -178,7 +178,9 @@ def test_called_once_all_is_well() -> None:
 
 
 def test_what_follows_sees_the_weights_that_were_learned(monkeypatch: pytest.MonkeyPatch) -> None:
-    def reverse(_: nn.Module, layers: Mapping[str, Compensated], *__: object) -> dict[str, QuantizedWeight]:
+    def reverse(
+        _: nn.Module, layers: Mapping[str, Compensated], *__: object, **___: object
+    ) -> dict[str, QuantizedWeight]:
         weights = {name: layer.weight for name, layer in layers.items()}
         return {name: QuantizedWeight(weight.grid.qmax - weight.w_q, weight.grid) for name, weight in weights.items()}
 

@@ -56,7 +56,7 @@ def walk_pipeline(job: Job) -> PipelineWalk:
 
 def sample_bytes(job: Job, walk: PipelineWalk) -> list[int]:
     """Of every prompt's denoiser call that this process keeps for learned rounding; none where none is."""
-    if job.rounded is not None or job.recipe.rounding is not Rounding.LEARNED:
+    if job.rounded is not None or job.recipe.rounding is Rounding.NEAREST:
         return []
     return [
         size

@@ -50,7 +50,9 @@ def quantize(
     weight_allocation: Annotated[
         str | None, typer.Option(help="uniform, or measured: weight bits by layer, --weights on average.")
     ] = None,
-    rounding: Annotated[str | None, typer.Option(help="learned (default of best and pcr) or nearest.")] = None,
+    rounding: Annotated[
+        str | None, typer.Option(help="learned (default of best and pcr), quantized-inputs or nearest.")
+    ] = None,
     smoothing: Annotated[
         str | None, typer.Option(help="Scales moved from inputs into weights: none, smoothquant or learned.")
     ] = None,

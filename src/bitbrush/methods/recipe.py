@@ -23,6 +23,8 @@ class Rounding(StrEnum):
 
     NEAREST = "nearest"
     LEARNED = "learned"
+    QUANTIZED_INPUTS = "quantized-inputs"
+    """Learned as well, on inputs that are quantized already, so that weights make up for their errors."""
 
 
 class WeightAllocation(StrEnum):

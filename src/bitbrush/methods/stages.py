@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
-from bitbrush.calibration.ranges import OBSERVING_CALLS, Observations, observe, static_schedules
+from bitbrush.calibration.ranges import OBSERVING_CALLS, Observations, observe, one_shot_schedules, static_schedules
 from bitbrush.methods.allocation import sensitivity_phases, with_measured_bits
 from bitbrush.methods.first_tokens import first_token_phases, with_first_tokens
 from bitbrush.methods.method import Job, Outcome, PlannedPhase
@@ -16,10 +16,11 @@ from bitbrush.network.layers import QuantizedLayer
 from bitbrush.rounding.learned import learn_rounding
 from bitbrush.rounding.nearest import RoundedLayer, round_all_to_nearest
 from bitbrush.rounding.samples import RECORDING_CALLS, record_samples, sample_pieces, sample_shards
-from bitbrush.timeline.schedule import Activations
+from bitbrush.timeline.schedule import Activations, ActivationSchedule
 from bitbrush.timeline.trajectory import carried, planned_timesteps
 
 RECORDING, ROUNDING, OBSERVATION = "recording", "rounding", "observation"
+INPUT_RANGES = "input_ranges"
 
 
 def early_phases(job: Job) -> tuple[PlannedPhase, ...]:
@@ -36,8 +37,14 @@ def rounding_phases(job: Job) -> tuple[PlannedPhase, ...]:
         case Rounding.NEAREST:
             return (PlannedPhase(ROUNDING), *known)
         case Rounding.LEARNED:
-            recorded = [piece.batch for piece in sample_pieces(job.batches, job.ranks)]
-            return (PlannedPhase(RECORDING, recorded, RECORDING_CALLS), PlannedPhase(ROUNDING), *known)
+            return (*_learning_phases(job), *known)
+        case Rounding.QUANTIZED_INPUTS:
+            return (PlannedPhase(INPUT_RANGES, job.own, OBSERVING_CALLS), *_learning_phases(job), *known)
+
+
+def _learning_phases(job: Job) -> tuple[PlannedPhase, ...]:
+    recorded = [piece.batch for piece in sample_pieces(job.batches, job.ranks)]
+    return (PlannedPhase(RECORDING, recorded, RECORDING_CALLS), PlannedPhase(ROUNDING))
 
 
 def observing_phases(job: Job) -> tuple[PlannedPhase, ...]:
@@ -94,36 +101,50 @@ def _rounded(job: Job) -> Mapping[str, RoundedLayer]:
             with job.costs.phase(ROUNDING):
                 return round_all_to_nearest(job.denoiser, job.calibration.layers, job.recipe.weight_range)
         case Rounding.LEARNED:
-            with job.costs.phase(RECORDING) as calls:
-                samples = record_samples(
-                    job.pipe,
-                    job.family,
-                    job.batches,
-                    job.recipe.plan,
-                    job.progress,
-                    calls,
-                    spool=job.spool,
-                    ranks=job.ranks,
-                )
-            with job.costs.phase(ROUNDING):
-                return learn_rounding(
-                    job.denoiser,
-                    job.family,
-                    job.calibration.layers,
-                    job.recipe.weight_range,
-                    samples,
-                    job.progress,
-                    job.journal,
-                    spool=job.spool,
-                    shards=sample_shards(job.batches, len(samples), job.ranks),
-                )
+            return _learned_rounding(job)
+        case Rounding.QUANTIZED_INPUTS:
+            observations = _observed(job, INPUT_RANGES)
+            return _learned_rounding(job, one_shot_schedules(job.calibration, observations))
+
+
+def _learned_rounding(
+    job: Job, schedules: Mapping[str, ActivationSchedule] | None = None
+) -> Mapping[str, RoundedLayer]:
+    with job.costs.phase(RECORDING) as calls:
+        samples = record_samples(
+            job.pipe,
+            job.family,
+            job.batches,
+            job.recipe.plan,
+            job.progress,
+            calls,
+            spool=job.spool,
+            ranks=job.ranks,
+        )
+    with job.costs.phase(ROUNDING):
+        return learn_rounding(
+            job.denoiser,
+            job.family,
+            job.calibration.layers,
+            job.recipe.weight_range,
+            samples,
+            job.progress,
+            job.journal,
+            spool=job.spool,
+            shards=sample_shards(job.batches, len(samples), job.ranks),
+            schedules=schedules,
+        )
 
 
 def observe_full_precision(job: Job) -> Observations:
     """What every layer is given along the full-precision trajectories of the calibration prompts."""
     require_output_means_kept(job)
+    return _observed(job, OBSERVATION)
+
+
+def _observed(job: Job, phase: str) -> Observations:
     with (
-        job.costs.phase(OBSERVATION) as calls,
+        job.costs.phase(phase) as calls,
         carried(job.pipe, job.family.component, job.own, job.recipe.plan) as trajectories,
     ):
         return observe(job.denoiser, job.calibration, trajectories, job.progress, calls, ranks=job.ranks)
