@@ -56,19 +56,21 @@ def excluded(*patterns: str) -> tuple[str, ...]:
     return tuple(word for pattern in patterns for word in ("--exclude", pattern))
 
 
-WIDEST = excluded("down_blocks.*", "up_blocks.[12].*", "up_blocks.0.attentions.*", "up_blocks.0.upsamplers.*")
-"""Leaves SDXL's layers of 23,040 inputs, which set the peak, and the middle with ten of its transformer blocks."""
+LEARNED_PARTS = {
+    "sd15": excluded("down_blocks.*", "up_blocks.[123].*", "up_blocks.0.resnets.[12].*", "up_blocks.0.upsamplers.*"),
+    "sdxl": excluded("down_blocks.*", "up_blocks.[12].*", "up_blocks.0.[!r]*", "up_blocks.0.resnets.[12].*"),
+}
+"""What is left out of learned rounding of a part: all but the middle and a block of 23,040 inputs, which sets the peak."""
 
 
 def runs(model: Model) -> tuple[Run, ...]:
-    learned = Run("pcr, learned rounding", ("--method", "pcr"), prompts=2)
-    part = Run("pcr, learned rounding of a part", ("--method", "pcr", *WIDEST), prompts=2)
     return (
         Run("rtn", ("--method", "rtn")),
         Run("pcr, nearest rounding", ("--method", "pcr", "--rounding", "nearest")),
         Run("pcr, nearest rounding, 4 steps", ("--method", "pcr", "--rounding", "nearest"), steps=4),
         Run("pcr, nearest rounding, 2 batches", ("--method", "pcr", "--rounding", "nearest"), prompts=2),
-        learned if model.pooled_width is None else part,
+        Run("pcr, learned rounding", ("--method", "pcr"), prompts=2),
+        Run("pcr, learned rounding of a part", ("--method", "pcr", *LEARNED_PARTS[model.name]), prompts=2),
     )
 
 
