@@ -56,11 +56,12 @@ def excluded(*patterns: str) -> tuple[str, ...]:
     return tuple(word for pattern in patterns for word in ("--exclude", pattern))
 
 
+FIRST_UP = ("down_blocks.*", "up_blocks.0.resnets.[12].*", "up_blocks.0.[!r]*", "*.transformer_blocks.[1-9].*")
 LEARNED_PARTS = {
-    "sd15": excluded("down_blocks.*", "up_blocks.[123].*", "up_blocks.0.resnets.[12].*", "up_blocks.0.upsamplers.*"),
-    "sdxl": excluded("down_blocks.*", "up_blocks.[12].*", "up_blocks.0.[!r]*", "up_blocks.0.resnets.[12].*"),
+    "sd15": excluded(*FIRST_UP, "up_blocks.[123].*"),
+    "sdxl": excluded(*FIRST_UP, "up_blocks.[12].*"),
 }
-"""What is left out of learned rounding of a part: all but the middle and a block of 23,040 inputs, which sets the peak."""
+"""What is left out of learned rounding of a part: all but the middle and a block of 23,040 inputs, of the widest."""
 
 
 def runs(model: Model) -> tuple[Run, ...]:
