@@ -35,13 +35,25 @@ def test_quantizing_large_denoisers_took_no_more_than_a_modest_machine_has() -> 
 ABLATION, TABLES = RESULTS / "ablation-emoji-sd.json", RESULTS.parents[1] / "docs" / "results.md"
 
 
-@pytest.mark.skipif(not ABLATION.exists(), reason="no ablation is recorded")
 def test_the_docs_have_the_recorded_ablations_tables() -> None:
     document = json.loads(ABLATION.read_text(encoding="utf-8"))
     assert document["cells"]
     begin, end = marks("emoji-sd")
     section = TABLES.read_text(encoding="utf-8").partition(f"{begin}\n")[2].partition(end)[0]
     assert section == ablation_markdown(document)
+
+
+def test_the_readme_has_the_recorded_ablations_figures() -> None:
+    document = json.loads(ABLATION.read_text(encoding="utf-8"))
+    cells = {(cell["bits"], cell["recipe"]): cell["figures"] for cell in document["cells"]}
+    lines = (RESULTS.parents[1] / "README.md").read_text(encoding="utf-8").splitlines()
+    head = next(line for line in lines if line.startswith("| | `rtn`"))
+    recipes = [cell.strip(" `") for cell in head.strip("|").split("|")[1:]]
+    assert recipes[-1] == "best"
+    for bits in document["bits"]:
+        means = [cells[bits, recipe]["all prompt sets"]["psnr"] for recipe in recipes]
+        told = [f"{one['mean']:.1f} ({one['low']:.1f} to {one['high']:.1f})" for one in means]
+        assert f"| {bits} | {' | '.join(told)} |" in lines
 
 
 @pytest.fixture(scope="module")

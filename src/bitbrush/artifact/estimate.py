@@ -17,7 +17,7 @@ from bitbrush.network.held import held_weights, widest_held_weight
 from bitbrush.network.layers import LayerSpec
 from bitbrush.numerics.histogram import BINS
 from bitbrush.rounding.blocks import reconstruction_blocks
-from bitbrush.rounding.demand import FLOAT, rounding_bytes, spooled_bytes
+from bitbrush.rounding.demand import FLOAT, rounding_bytes, spooled_bytes, waiting_bytes
 from bitbrush.rounding.samples import sample_batches
 
 HISTOGRAM_BYTES = 8 * BINS
@@ -59,9 +59,9 @@ class PhaseEstimate:
 class Estimate:
     """``resident``: bytes that the process holds already; ``weight_bytes`` of the denoiser, were it in float32.
 
-    ``samples``: denoiser calls of one prompt each that are kept for learned rounding; ``spool_bytes``: what they, and
-    the calls suspended there, take on the disk meanwhile. ``work_bytes``: of what an interrupted run goes on from; on
-    the disk together with the artifact, until that is whole.
+    ``samples``: denoiser calls of one prompt each that are kept for learned rounding; ``spool_bytes``: what they, the
+    calls suspended there and a large Gram matrix take on the disk meanwhile. ``work_bytes``: of what an interrupted
+    run goes on from; on the disk together with the artifact, until that is whole.
     """
 
     specs: tuple[LayerSpec, ...]
@@ -104,7 +104,7 @@ def estimate_job(job: Job) -> tuple[Estimate, PipelineWalk]:
         resident=resident_memory(),
         weight_bytes=memory.denoiser,
         samples=len(sizes),
-        spool_bytes=sum(sizes) + memory.spooled,
+        spool_bytes=sum(sizes) + memory.spooled + memory.waiting,
         artifact_bytes=_artifact_bytes(job, walk),
         work_bytes=(memory.integers if sizes else 0) + (visits * HISTOGRAM_BYTES if progressive else 0),
     )
@@ -179,6 +179,10 @@ class _Memory:
     @property
     def spooled(self) -> int:
         return spooled_bytes(self._blocks, self._walk.footprint, self._samples) if self._samples else 0
+
+    @property
+    def waiting(self) -> int:
+        return waiting_bytes(self._job.denoiser, self._blocks) if self._samples else 0
 
     @property
     def _blocks(self) -> dict[str, tuple[str, ...]]:

@@ -251,9 +251,17 @@ def _pipeline_argument(name: str, value: Any) -> PipelineArgument:
 def _pair(text: Any) -> tuple[str, Any]:
     if isinstance(text, tuple) and len(text) == 2:
         return str(text[0]), text[1]
-    name, equals, value = str(text).partition("=")
-    if not (name and equals):
+    pair = named_value(str(text))
+    if pair is None:
         raise ValueError(f"pipeline argument is {text!r}; expected NAME=VALUE, e.g. height=768")
+    return pair
+
+
+def named_value(text: str) -> tuple[str, Any] | None:
+    """Of ``NAME=VALUE``, the value read as JSON, or else as it stands; None for a text of another form."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        return None
     try:
         return name, json.loads(value)
     except json.JSONDecodeError:

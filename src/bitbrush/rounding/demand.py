@@ -47,6 +47,13 @@ def rounding_bytes(denoiser: nn.Module, blocks: Mapping[str, Sequence[str]], foo
     return call + most
 
 
+def waiting_bytes(denoiser: nn.Module, blocks: Mapping[str, Sequence[str]]) -> int:
+    """The largest Gram matrix that waits on the disk; 0 if all are small enough for memory."""
+    layers = (denoiser.get_submodule(layer) for layers in blocks.values() for layer in layers)
+    matrices = [FLOAT * math.prod(weight_shape(layer)[1:]) ** 2 for layer in layers]
+    return max((matrix for matrix in matrices if matrix >= WAITING_BYTES), default=0)
+
+
 def spooled_bytes(blocks: Mapping[str, Sequence[str]], footprint: Footprint, samples: int) -> int:
     """The most that calls of so many single prompts, suspended in both networks, hold on the disk."""
     most = 0

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from bitbrush.bench.pictures import slug
 from bitbrush.methods import METHODS
-from bitbrush.methods.recipe import Recipe
+from bitbrush.methods.recipe import Recipe, named_value
 
 USUAL_BITS = ("W8A8", "W4A8", "W4A6", "W4A4")
 OF_ALL = ("weights", "activations", "steps", "guidance_scale", "scheduler", "pipeline_arguments")
@@ -123,13 +123,10 @@ def given_keys(recipe: Recipe) -> dict[str, Any]:
 
 
 def _pair(text: str, of: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not (key and equals):
+    pair = named_value(text)
+    if pair is None:
         raise ValueError(f"recipe {of!r}: {text!r} is no KEY=VALUE; e.g. pcr relax=none rounding=nearest")
-    try:
-        return key, json.loads(value)
-    except json.JSONDecodeError:
-        return key, value
+    return pair
 
 
 def _absolute(relax: Any, activations: int) -> Any:
