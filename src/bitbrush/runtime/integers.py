@@ -25,10 +25,12 @@ def signed_bytes(weight: QuantizedWeight) -> Tensor | None:
     return signed.to(torch.int8)
 
 
-def obstacle(layer: nn.Module, signed: Tensor | None) -> str | None:
-    """Why no executor can multiply a layer of these signed weights in integers; None if it can."""
+def obstacle(layer: nn.Module, weight: QuantizedWeight, signed: Tensor | None) -> str | None:
+    """Why no executor can multiply a layer of these weights, signed, in integers; None if it can."""
+    if weight.grid.groups > 1:
+        return f"weights have scales for {weight.grid.groups} groups of their inputs"
     if signed is None:
-        return "weights have scales for groups of their inputs, or are no signed bytes less their zero point"
+        return "weights less their zero point are no signed bytes"
     products = signed[0].numel()
     if products > MOST_PRODUCTS:
         return f"{products} products per output may overflow int32 sums; at most {MOST_PRODUCTS} cannot"

@@ -60,7 +60,7 @@ class Lowering:
         original = self.denoiser.get_submodule(layer.name)
         assert isinstance(original, nn.Conv2d | nn.Linear)
         signed = signed_bytes(layer.weight)
-        executed = execution(original, layer.name, signed)
+        executed = execution(original, layer, signed)
         if executed.fallback is not None or signed is None:
             self._place_reference(layer, original)
             return executed
@@ -123,17 +123,17 @@ def _integer_layer(original: nn.Conv2d | nn.Linear, *args: Any) -> IntegerLayer:
             return IntegerConv2d(original, *args)
 
 
-def execution(layer: nn.Module, name: str, signed: Tensor | None) -> Execution:
+def execution(original: nn.Module, layer: QuantizedLayer, signed: Tensor | None) -> Execution:
     """By which kernel a layer of these signed weights is computed, and why not in integers where it is not."""
-    reason = _reason(layer, signed)
-    return Execution(name, KERNEL) if reason is None else Execution(name, EMULATION, reason)
+    reason = _reason(original, layer, signed)
+    return Execution(layer.name, KERNEL) if reason is None else Execution(layer.name, EMULATION, reason)
 
 
-def _reason(layer: nn.Module, signed: Tensor | None) -> str | None:
+def _reason(original: nn.Module, layer: QuantizedLayer, signed: Tensor | None) -> str | None:
     """Why a layer cannot be multiplied in integers; None if it can."""
-    if isinstance(layer, nn.Conv2d) and (isinstance(layer.padding, str) or len(set(layer.padding)) > 1):
-        return f"padding {layer.padding}; integer convolutions pad all sides alike"
-    return obstacle(layer, signed)
+    if isinstance(original, nn.Conv2d) and (isinstance(original.padding, str) or len(set(original.padding)) > 1):
+        return f"padding {original.padding}; integer convolutions pad all sides alike"
+    return obstacle(original, layer.weight, signed)
 
 
 def compute_in(denoiser: nn.Module, dtype: torch.dtype) -> None:

@@ -33,7 +33,7 @@ class OneDnnRuntime:
         return f"oneDNN u8 x s8, {str(self.dtype).removeprefix('torch.')} between the products by {glue}"
 
     def execution(self, original: nn.Module, layer: QuantizedLayer) -> Execution:
-        return execution(original, layer.name, signed_bytes(layer.weight))
+        return execution(original, layer, signed_bytes(layer.weight))
 
     def lower(self, denoiser: nn.Module, layers: Iterable[QuantizedLayer]) -> tuple[Execution, ...]:
         clock = Clock()

@@ -146,4 +146,4 @@ def _execution(name: str, reason: str | None) -> Execution:
 def _obstacle(original: nn.Module, layer: QuantizedLayer, signed: Tensor | None) -> str | None:
     if isinstance(original, nn.Conv2d) and isinstance(original.padding, str):
         return f"padding {original.padding!r}; integer convolutions pad by numbers"
-    return needs_schedule(layer) or obstacle(original, signed)
+    return needs_schedule(layer) or obstacle(original, layer.weight, signed)
