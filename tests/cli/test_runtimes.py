@@ -9,6 +9,7 @@ import pytest
 import torch
 from click.testing import Result
 
+from bitbrush.network.layers import QuantizedLayer
 from bitbrush.runtime.interface import RuntimeUnavailable
 from bitbrush.runtime.onednn import lowering, probe
 
@@ -108,8 +109,8 @@ def test_inspect_names_what_falls_back(
     assert "u8 x s8, int32 sums (oneDNN)" in run("inspect", artifact, "--layers").stdout
     original = lowering._reason
 
-    def reason(layer: torch.nn.Module, signed: torch.Tensor | None) -> str | None:
-        return "it is too wide" if isinstance(layer, torch.nn.Conv2d) else original(layer, signed)
+    def reason(layer: torch.nn.Module, quantized: QuantizedLayer, signed: torch.Tensor | None) -> str | None:
+        return "it is too wide" if isinstance(layer, torch.nn.Conv2d) else original(layer, quantized, signed)
 
     monkeypatch.setattr(lowering, "_reason", reason)
     told = " ".join(run("inspect", artifact).stdout.split())
