@@ -12,6 +12,7 @@ from torch import nn
 from bitbrush.artifact.tensor_file import TensorFile
 from bitbrush.artifact.tensors import LAYER_KEYS, layer_from_tensors
 from bitbrush.network.layers import QuantizedLayer
+from bitbrush.network.low_rank import branch_
 from bitbrush.network.output_correction import OutputCorrection, correct_output
 from bitbrush.network.skip_inputs import split_
 from bitbrush.runtime.allocator import return_freed_memory
@@ -76,6 +77,7 @@ def denoiser_of(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     packed = config.pop("quantization_config")
     denoiser: nn.Module = getattr(diffusers, config["_class_name"]).from_config(config)
     split_(denoiser, packed.get("split_skips", {}))
+    branch_(denoiser, packed.get("low_ranks", {}))
     return denoiser, packed
 
 

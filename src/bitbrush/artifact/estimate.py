@@ -162,6 +162,8 @@ class _Memory:
         if phase.name == SENSITIVITY:
             return self._probing(phase, prompts)
         call = (most + self._input_copies()) * prompts + widened
+        if phase.learning_prompts:
+            call += self._graph(phase.learning_prompts) + FLOAT * self.integers
         return self.integers + self._histograms() + self._suspended(phase) + call
 
     def _rounding(self) -> int:
@@ -192,11 +194,15 @@ class _Memory:
 
     def _probing(self, phase: PlannedPhase, prompts: int) -> int:
         """The graph of a denoiser call, the gradient of a weight and its errors, all kept calls and their outputs."""
-        graph = GRAPH_COPIES * sum(use.inputs + use.outputs for use in self._walk.footprint.modules.values()) * prompts
+        graph = self._graph(prompts)
         kept = 2 * sum(self._walk.argument_bytes) * prompts
         search = SEARCH_COPIES * self._largest_weight
         widened = FLOAT * held_weights(self._job.denoiser)
         return widened + graph + kept + search + self._histograms() + self._suspended(phase)
+
+    def _graph(self, prompts: int) -> int:
+        """What one denoiser call keeps for its backward pass."""
+        return GRAPH_COPIES * sum(use.inputs + use.outputs for use in self._walk.footprint.modules.values()) * prompts
 
     def _histograms(self) -> int:
         return self._walk.distinct_timesteps * len(self._job.calibration.layers) * HISTOGRAM_BYTES

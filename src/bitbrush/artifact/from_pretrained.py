@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bitbrush.artifact.denoiser import CORRECTION, correct_as_stored
 from bitbrush.artifact.tensors import LAYER_KEYS, layer_from_tensors
 from bitbrush.network.layers import QuantizedLayer
+from bitbrush.network.low_rank import branch_
 from bitbrush.network.skip_inputs import split_
 from bitbrush.runtime.choose import RuntimeName, choose_runtime
 from bitbrush.runtime.lowered import note_lowered
@@ -37,6 +38,7 @@ class BitbrushConfig(QuantizationConfigMixin):
     """``weight_bits`` of every quantized layer by name, ``correction`` of the output; all else is in the tensors.
 
     ``split_skips``: the convolutions that became two, and at which input channel; see ``network/skip_inputs.py``.
+    ``low_ranks``: the layers that have a branch, and of which rank; see ``network/low_rank.py``.
     ``first_tokens``: the layers that have tensors of a known first token; see ``network/first_token.py``.
     """
 
@@ -44,6 +46,7 @@ class BitbrushConfig(QuantizationConfigMixin):
         self,
         weight_bits: dict[str, int],
         split_skips: dict[str, int] | None = None,
+        low_ranks: dict[str, int] | None = None,
         correction: dict[str, Any] | None = None,
         first_tokens: Sequence[str] = (),
         **_: Any,
@@ -51,6 +54,7 @@ class BitbrushConfig(QuantizationConfigMixin):
         self.quant_method = QuantMethod.BITBRUSH
         self.weight_bits = weight_bits
         self.split_skips = split_skips or {}
+        self.low_ranks = low_ranks or {}
         self.correction = correction
         self.first_tokens = first_tokens
 
@@ -58,6 +62,8 @@ class BitbrushConfig(QuantizationConfigMixin):
         own: dict[str, Any] = {"quant_method": self.quant_method.value, "weight_bits": dict(self.weight_bits)}
         if self.split_skips:
             own["split_skips"] = dict(self.split_skips)
+        if self.low_ranks:
+            own["low_ranks"] = dict(self.low_ranks)
         if self.correction is not None:
             own[CORRECTION] = self.correction
         if self.first_tokens:
@@ -111,6 +117,7 @@ class BitbrushQuantizer(DiffusersQuantizer):
 
     def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> None:
         split_(model, self.quantization_config.split_skips)
+        branch_(model, self.quantization_config.low_ranks)
         for name in self.quantization_config.weight_bits:
             absent = set() if name in self.quantization_config.first_tokens else {"first_input", "first_output"}
             _set_submodule(model, name, _Expected(model.get_submodule(name), absent))  # type: ignore[arg-type]

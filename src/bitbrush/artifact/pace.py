@@ -11,11 +11,13 @@ from torch import nn
 from bitbrush.artifact.walk import PipelineWalk, sample_bytes
 from bitbrush.calibration.ranges import PROGRESSIVE_CALLS, quantized_inputs
 from bitbrush.calibration.sensitivity import ACTIVATION_CHOICES, MEASURED_PROMPTS, PROBES, probed_calls
+from bitbrush.calibration.step_sizes import ITERATIONS, LEARNING_CALLS, STATIC_EPOCHS
 from bitbrush.methods import METHODS
 from bitbrush.methods.allocation import SENSITIVITY
 from bitbrush.methods.first_tokens import FIRST_TOKEN
 from bitbrush.methods.method import Job, PlannedPhase
 from bitbrush.methods.stages import RECORDING, ROUNDING
+from bitbrush.methods.step_sizes import STEP_SIZES
 from bitbrush.network.held import weight_shape
 from bitbrush.network.inputs import InputObserver
 from bitbrush.network.layers import set_weight
@@ -88,12 +90,15 @@ def _phase_seconds(job: Job, walk: PipelineWalk, pace: Pace, phase: PlannedPhase
         return calls * prompts * pace.per_prompt
     if phase.name == SENSITIVITY:
         return phase.calls(calls) * prompts * pace.per_prompt + _probing_seconds(calls, pace)
+    if phase.name == STEP_SIZES:
+        return calls * (1 + STATIC_EPOCHS * PROBE_PASSES) * prompts * pace.per_prompt
     if phase.name == FIRST_TOKEN:
         return phase.calls(calls) * prompts * pace.per_prompt
     quantized, compared = 0.0, 0.0
     if phase.on_rounded_weights:
-        quantized = pace.quantized
-        compared = (phase.calls_per_step - PROGRESSIVE_CALLS) * prompts * pace.per_prompt
+        quantized, learning = pace.quantized, LEARNING_CALLS if phase.learning_prompts else 0
+        compared = (phase.calls_per_step - PROGRESSIVE_CALLS - learning) * prompts * pace.per_prompt
+        compared += (1 + ITERATIONS * PROBE_PASSES) * phase.learning_prompts * pace.per_prompt
     return calls * (prompts / pace.prompts * (pace.observed + quantized) + compared + pace.grids)
 
 

@@ -20,6 +20,7 @@ from bitbrush.artifact.identity import model_digest
 from bitbrush.artifact.schedulers import with_scheduler
 from bitbrush.artifact.work import open_work, require_same_job
 from bitbrush.methods import METHODS
+from bitbrush.methods.low_rank import with_branches
 from bitbrush.methods.method import AllocatedBits, Job, Outcome
 from bitbrush.methods.recipe import Recipe, SkipInputs, WeightAllocation
 from bitbrush.methods.smoothing import smoothed
@@ -45,8 +46,8 @@ from bitbrush.timeline.trajectory import prompt_batches
 class Quantization:
     """A quantized pipeline in memory. ``source``: full precision with the recipe's scheduler; ``costs`` by phase.
 
-    Where the denoiser's channels were rescaled, or its convolutions split, that is so in ``source``, and
-    ``original`` is the pipeline that was given; None where both are the same.
+    Where the denoiser's channels were rescaled, its convolutions split or its layers branched, that is so in
+    ``source``, and ``original`` is the pipeline that was given; None where both are the same.
 
     ``recalibrated``: ``manifest`` and ``digest`` of the artifact whose weights these are, if they were not rounded
     here; ``source`` then has those weights. ``processes``: how many shared the work; ``costs`` are this one's.
@@ -188,6 +189,7 @@ def quantization_job(
     job = Job(source, family, recipe, batches, shown, CostLedger(), rounded, ranks=ranks)
     if recipe.skip_inputs is SkipInputs.SPLIT:
         job = _with_split_skips(job)
+    job = with_branches(job)
     if rounded is not None and recipe.weight_allocation is WeightAllocation.MEASURED:
         job = replace(job, allocated=AllocatedBits({name: layer.weight.grid.bits for name, layer in rounded.items()}))
     layers = job.calibration.layers  # refuses what the recipe excludes in vain before a folder is made

@@ -27,6 +27,7 @@ from bitbrush.methods.recipe import Recipe
 from bitbrush.network.families import FAMILY_NAMES
 from bitbrush.network.held import held_weights, in_memory
 from bitbrush.network.layers import QuantizedLayer
+from bitbrush.network.low_rank import branch_ranks
 from bitbrush.network.skip_inputs import split_begins
 from bitbrush.runtime.choose import Choice, runtime_named
 
@@ -242,13 +243,14 @@ def _write(quantization: Quantization, root: Path, origin: dict[str, Any]) -> No
     bits = {name: one.weight.grid.bits for name, one in layers.items()}
     correction = quantization.outcome.correction
     known = [name for name, one in layers.items() if one.first is not None]
-    config = BitbrushConfig(bits, split_begins(denoiser), correction.to_dict() if correction else None, known)
+    surgery = split_begins(denoiser), branch_ranks(denoiser)
+    config = BitbrushConfig(bits, *surgery, correction.to_dict() if correction else None, known)
     _write_config(denoiser, config, root / component)
     tensors = other_tensors(denoiser, layers)
     for layer in layers.values():
         tensors |= layer_tensors(layer)
     save_file(tensors, root / component / WEIGHTS, metadata={"format": "pt"})
-    manifest = _manifest(quantization, origin, _full_precision_bytes(denoiser), root)
+    manifest = _manifest(quantization, origin, _full_precision_bytes(quantization), root)
     (root / CARD).write_text(model_card(manifest), encoding="utf-8")
     manifest["files"] = {
         str(p.relative_to(root).as_posix()): _sha256(p) for p in sorted(root.rglob("*")) if p.is_file()
@@ -297,8 +299,9 @@ def _manifest(quantization: Quantization, origin: dict[str, Any], full_bytes: in
     }
 
 
-def _full_precision_bytes(denoiser: torch.nn.Module) -> int:
-    """Size of all parameters as float32."""
+def _full_precision_bytes(quantization: Quantization) -> int:
+    """Size of all parameters of the denoiser that was given, as float32."""
+    denoiser: torch.nn.Module = getattr(quantization.original or quantization.source, quantization.family.component)
     return 4 * (sum(parameter.numel() for parameter in denoiser.parameters()) + held_weights(denoiser))
 
 

@@ -18,6 +18,7 @@ from torch import nn
 from bitbrush.calibration.kept_steps import step_from_tensors, step_tensors
 from bitbrush.calibration.merging import merged_over_ranks
 from bitbrush.calibration.output_errors import OutputErrors
+from bitbrush.calibration.step_sizes import StepSizeLearner
 from bitbrush.network.inputs import InputObserver, fake_quantize_input
 from bitbrush.network.layers import EDGE_ACTIVATION_BITS, LayerSpec
 from bitbrush.numerics.affine import AffineGrid
@@ -36,6 +37,14 @@ OBSERVING_CALLS, PROGRESSIVE_CALLS = 1, 2
 
 Observations: TypeAlias = dict[float, InputObserver]
 """What every layer was given, by timestep."""
+
+
+Recording: TypeAlias = Callable[[int, DenoiserCall], None]
+"""Is handed every denoiser call, and the index of its batch."""
+
+
+def no_recording(_: int, __: DenoiserCall) -> None:
+    """Nothing is kept of the calls."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,7 @@ def observe(
     calls: CallCounter,
     *,
     ranks: Ranks = ALONE,
-    record: Callable[[int, DenoiserCall], None] = lambda batch, call: None,
+    record: Recording = no_recording,
 ) -> Observations:
     """Runs the trajectories to their end with ``denoiser`` as it is and observes the input of every layer.
 
@@ -142,6 +151,7 @@ def calibrate_progressively(
     journal: Journal = NO_JOURNAL,
     ranks: Ranks = ALONE,
     errors: OutputErrors | None = None,
+    step_sizes: StepSizeLearner | None = None,
 ) -> dict[str, ActivationSchedule]:
     """One range per layer and timestep, each observed on what the already quantized steps produced.
 
@@ -151,6 +161,7 @@ def calibrate_progressively(
     A visit that ``journal`` holds is not observed again, the others go into it; the result is the same.
     ``trajectories`` may be the share of one process of ``ranks``: their histograms are merged at every visit.
     ``errors``: measures every step's outputs, and corrects them before the trajectories go on with them.
+    ``step_sizes``: learns the grids' scales on from what was observed, on the first call of every visit.
     """
     observations: Observations = {}
     by_step: dict[float, dict[str, AffineGrid]] = {}
@@ -165,6 +176,8 @@ def calibrate_progressively(
             current.clear()
             if (kept := journal.read(piece)) is not None:
                 observations[timestep], by_step[timestep] = step_from_tensors(names, kept)
+                if step_sizes is not None:
+                    step_sizes.set_state(kept)
             else:
                 visit_only, observer = InputObserver(), observations.setdefault(timestep, InputObserver())
                 with visit_only.watching(denoiser, names, calibration.but_first):
@@ -172,8 +185,11 @@ def calibrate_progressively(
                         run_observed(call, denoiser)
                 calls.add()
                 observer.add(merged_over_ranks(visit_only, names, ranks))
-                by_step[timestep] = calibration.grids(observer, timestep, planned)
-                journal.write(piece, step_tensors(names, observer, by_step[timestep]))
+                grids, learned = calibration.grids(observer, timestep, planned), {}
+                if step_sizes is not None:
+                    grids, learned = step_sizes.learned(denoiser, waiting[0], grids), step_sizes.state()
+                by_step[timestep] = grids
+                journal.write(piece, step_tensors(names, observer, grids) | learned)
             current.update(by_step[timestep])
             answers: Iterable[Any] = (call.run(denoiser) for call in waiting)
             if errors is not None:

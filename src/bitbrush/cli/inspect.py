@@ -81,6 +81,7 @@ def _show_summary(artifact: Path, manifest: dict[str, Any]) -> None:
         "relaxed steps": f"{recipe['relax']}, {plan['average_activation_bits']:.2f} activation bits on average",
         "ranges": f"weights {recipe['weight_range']}, activations {recipe['activation_range']}",
         "group size": str(recipe.get("group_size", "none")),
+        "low rank": str(recipe.get("low_rank", "none")),
         "first token": recipe.get("first_token", "quantized"),
         "output": f"means {recipe.get('output_means', 'keep')}",
         "plan": f"{plan['scheduler']}, {recipe['steps']} steps, guidance {recipe['guidance_scale']:g}",

@@ -58,6 +58,9 @@ def quantize(
     ] = None,
     weight_range: Annotated[str | None, typer.Option(help="mse or min-max.")] = None,
     activation_range: Annotated[str | None, typer.Option(help="l4, mse, percentile or min-max.")] = None,
+    step_sizes: Annotated[
+        str | None, typer.Option(help="observed, or learned: activation grids by gradients of the output's error.")
+    ] = None,
     skip_inputs: Annotated[
         str | None, typer.Option(help="joint, or split: what reads a U-Net's skips as two layers.")
     ] = None,
@@ -71,6 +74,10 @@ def quantize(
     group_size: Annotated[
         str | None,
         typer.Option(help="Input channels whose weights share a scale, e.g. 64, or none: all. Not in integers."),
+    ] = None,
+    low_rank: Annotated[
+        str | None,
+        typer.Option(help="Rank of a branch beside every layer, in 16-bit activations, e.g. 16, or none."),
     ] = None,
     exclude: Annotated[
         list[str] | None, typer.Option(help="Pattern of layer names to leave in floating point; repeatable.")

@@ -1,8 +1,8 @@
 """Bits where they matter: of weights by layer, of activations by layer and step, under the recipe's averages.
 
 The sensitivities are measured once, before anything is quantized, and serve both. Layers next to the latents keep
-their own bits and do not count. A weight's bits count by the number of weights, a layer's activation bits by its
-multiplications: what they cost.
+their own bits and do not count. A weight's bits count by the number of weights, with those of a branch beside it, a
+layer's activation bits by its multiplications: what they cost.
 """
 
 import copy
@@ -23,6 +23,7 @@ from bitbrush.calibration.sensitivity import (
     segments,
     sensitivity_calls,
 )
+from bitbrush.methods.low_rank import weight_bits_of_branches
 from bitbrush.methods.method import AllocatedBits, Job, PlannedPhase
 from bitbrush.methods.recipe import WeightAllocation
 from bitbrush.network.held import in_memory, weight_shape
@@ -110,9 +111,16 @@ def _measured(job: Job) -> dict[str, Tensor]:
 
 
 def _weight_bits(job: Job, sensitivities: Sensitivities, average: float) -> dict[str, int]:
+    """By layer; with what branches take they are ``average`` bits for each weight of the layers."""
     layers = (job.denoiser.get_submodule(name) for name in sensitivities.layers)
     sizes = torch.tensor([float(math.prod(weight_shape(layer))) for layer in layers])
-    chosen = allocate(sensitivities.weights, WEIGHT_CHOICES, sizes, average)
+    left = average - weight_bits_of_branches(job) / float(sizes.sum())
+    if left < WEIGHT_CHOICES[0]:
+        raise ValueError(
+            f"weights is {average:g} bits on average, of which branches of rank {job.recipe.low_rank} leave "
+            f"{left:.2f} for the layers, that need {WEIGHT_CHOICES[0]}; raise weights or lower low_rank"
+        )
+    chosen = allocate(sensitivities.weights, WEIGHT_CHOICES, sizes, left)
     return dict(zip(sensitivities.layers, chosen.bits.tolist(), strict=True))
 
 

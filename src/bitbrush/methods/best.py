@@ -1,17 +1,20 @@
 """The best combination found: PCR's stages, with bits of layers and steps by measured sensitivity.
 
 At the averages of ``pcr`` with the same keys: as many weight bits, and its relaxed fifth's two bits more given out over
-all steps and layers. docs/methods.md tells of the measurement and what it is worth.
+all steps and layers. Where activations have fewer than 8 bits, layers have branches of low rank, whose weights count in
+the average. docs/methods.md tells of the measurement, of the branches and what they are worth.
 """
 
 from bitbrush.methods import pcr
 from bitbrush.methods.method import Method
-from bitbrush.methods.recipe import Recipe, Rounding, WeightAllocation
+from bitbrush.methods.recipe import DEFAULT_ACTIVATION_BITS, Recipe, Rounding, WeightAllocation
 from bitbrush.numerics.affine import MAX_BITS
 from bitbrush.timeline.plan import MeasuredRelaxation
 
 RELAXED = 0.4
 """Bits on average that pcr's relaxing adds: two in a fifth of the steps."""
+RANK = 16
+"""Of the branches where activations have fewer than 8 bits: with 8 their errors are no longer what limits."""
 
 
 def defaults(activations: int) -> Recipe:
@@ -20,6 +23,7 @@ def defaults(activations: int) -> Recipe:
         activations=activations,
         relax=MeasuredRelaxation(min(activations + RELAXED, float(MAX_BITS))),
         weight_allocation=WeightAllocation.MEASURED,
+        low_rank=RANK if activations < DEFAULT_ACTIVATION_BITS else None,
         rounding=Rounding.LEARNED,
     )
 

@@ -8,6 +8,7 @@ from bitbrush.methods.allocation import with_measured_bits
 from bitbrush.methods.method import Job, Method, Outcome, PlannedPhase
 from bitbrush.methods.recipe import Recipe, Rounding
 from bitbrush.methods.stages import early_phases, outcome, require_output_means_kept, rounded_weights, rounding_phases
+from bitbrush.methods.step_sizes import require_observed_step_sizes
 from bitbrush.network.layers import EDGE_ACTIVATION_BITS
 from bitbrush.numerics.ranges import RangeEstimator
 from bitbrush.timeline.schedule import DynamicRanges
@@ -29,6 +30,7 @@ def _require_no_calibration(job: Job) -> None:
     """Raises ValueError where keys ask for what ranges found at run time cannot have."""
     recipe = job.recipe
     require_output_means_kept(job)
+    require_observed_step_sizes(job)
     if recipe.relax:
         raise ValueError(f"relax is {recipe.relax}, but dynamic has the same bits at all steps; use pcr or one-shot")
     if recipe.activation_range is not RangeEstimator.MIN_MAX:

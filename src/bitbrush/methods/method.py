@@ -13,7 +13,7 @@ from bitbrush.methods.recipe import DEFAULT_ACTIVATION_BITS, FirstTokens, Recipe
 from bitbrush.network.family import Family
 from bitbrush.network.layers import LayerSpec, QuantizedLayer, layer_specs
 from bitbrush.network.output_correction import OutputCorrection
-from bitbrush.numerics.weights import equal_groups
+from bitbrush.numerics.weights import QuantizedWeight, equal_groups
 from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.timeline.cost import CostLedger
 from bitbrush.timeline.journal import NO_JOURNAL, Journal
@@ -42,7 +42,8 @@ class Job:
     """One quantization: the pipeline (left as it is), the recipe, calibration prompts, and where to report.
 
     ``rounded``: weights to use as they are, from an earlier job with the same weight keys; None to round them.
-    ``original``: the pipeline that was given, where ``pipe`` has its convolutions split; None where it has not.
+    ``original``: the pipeline that was given, where ``pipe`` has its convolutions split or layers branched; None where
+    it has not. ``factors``: integers of the branches, by layer name, which no rounding changes.
     ``journal``: where finished pieces of the work are kept; ``spool``: where samples wait meanwhile. ``ranks``: the
     processes that share it, each with the whole of ``batches`` and its ``own`` share of them. ``allocated``: bits that
     were measured, once they are.
@@ -60,6 +61,7 @@ class Job:
     ranks: Ranks = ALONE
     allocated: AllocatedBits | None = None
     original: Any = None
+    factors: Mapping[str, QuantizedWeight] = field(default_factory=dict)
 
     @property
     def own(self) -> tuple[PromptBatch, ...]:
@@ -129,13 +131,14 @@ class PlannedPhase:
 
     ``calls_per_step``: of each batch, for every denoiser call that the pipeline itself makes; ``calls_of``: where they
     follow from the number of these in another way. ``on_rounded_weights``: they run a copy of the denoiser that has
-    these, and its finished steps are kept.
+    these, and its finished steps are kept. ``learning_prompts``: of calls that are followed by a backward pass.
     """
 
     name: str
     batches: Sequence[PromptBatch] = ()
     calls_per_step: int = 0
     on_rounded_weights: bool = False
+    learning_prompts: int = 0
     calls_of: Callable[[int], int] | None = None
 
     def calls(self, of_pipeline: int) -> int:

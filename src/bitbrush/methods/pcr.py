@@ -13,6 +13,7 @@ from bitbrush.methods.allocation import with_measured_bits
 from bitbrush.methods.method import Job, Method, Outcome, PlannedPhase
 from bitbrush.methods.recipe import OutputMeans, Recipe, Rounding
 from bitbrush.methods.stages import early_phases, outcome, rounded_weights, rounding_phases, with_weights
+from bitbrush.methods.step_sizes import learner_of_step_sizes, learning_calls, learning_prompts
 from bitbrush.numerics.affine import MAX_BITS
 from bitbrush.timeline.plan import Relaxation
 from bitbrush.timeline.trajectory import carried
@@ -30,7 +31,15 @@ def run(job: Job) -> Outcome:
     ):
         errors = OutputErrors(job.denoiser, calls, job.ranks) if _corrects(job) else None
         schedules = calibrate_progressively(
-            denoiser, job.calibration, trajectories, job.progress, calls, job.journal, job.ranks, errors
+            denoiser,
+            job.calibration,
+            trajectories,
+            job.progress,
+            calls,
+            job.journal,
+            job.ranks,
+            errors,
+            learner_of_step_sizes(job, calls),
         )
     return replace(outcome(job, rounded, schedules), correction=errors.correction() if errors else None)
 
@@ -40,8 +49,9 @@ def _corrects(job: Job) -> bool:
 
 
 def phases(job: Job) -> tuple[PlannedPhase, ...]:
-    calls = PROGRESSIVE_CALLS + (COMPARING_CALLS if _corrects(job) else 0)
-    progressive = PlannedPhase(PROGRESSIVE, job.own, calls, on_rounded_weights=True)
+    calls = PROGRESSIVE_CALLS + (COMPARING_CALLS if _corrects(job) else 0) + learning_calls(job)
+    learned = learning_prompts(job)
+    progressive = PlannedPhase(PROGRESSIVE, job.own, calls, on_rounded_weights=True, learning_prompts=learned)
     return (*early_phases(job), *rounding_phases(job), progressive)
 
 

@@ -15,6 +15,7 @@ from bitbrush.timeline.plan import AUTO, MeasuredRelaxation, PipelineArgument, R
 
 MIN_ACTIVATION_BITS = 4
 MIN_GROUP_SIZE = 8
+MAX_RANK = 256
 DEFAULT_ACTIVATION_BITS = 8
 
 
@@ -63,6 +64,15 @@ class OutputMeans(StrEnum):
     """It is measured in progressive calibration and taken off."""
 
 
+class StepSizes(StrEnum):
+    """Where the step sizes of activations come from."""
+
+    OBSERVED = "observed"
+    """The range of what was seen, by ``activation_range``."""
+    LEARNED = "learned"
+    """From there on by gradients of the denoiser's error."""
+
+
 class FirstTokens(StrEnum):
     """What cross-attention's keys and values make of the start token of a text."""
 
@@ -75,11 +85,12 @@ class FirstTokens(StrEnum):
 class Recipe:
     """Keys of a recipe file, of the command line and of :func:`bitbrush.quantize`, all of the same names.
 
-    ``weights``, ``activations``: bits. ``relax``: ``START:END@BITS`` as fractions of the steps, ``auto:BITS`` for bits
-    of layers and steps by measured sensitivity with that average (instead of ``activations``), None for none.
-    ``weight_allocation``: measured for weight bits of layers by sensitivity, ``weights`` on average. ``output_means``:
-    correct takes the denoiser's mean error of each step off its output. ``first_token``: known leaves a text's start
-    token out of the quantization of cross-attention's keys and values.
+    ``weights``, ``activations``: bits. ``relax``: ``START:END@BITS`` as fractions of the steps, ``auto:BITS`` for
+    bits of layers and steps by measured sensitivity with that average (instead of ``activations``), None for none.
+    ``weight_allocation``: measured for weight bits of layers by sensitivity, ``weights`` on average. ``step_sizes``:
+    learned for grids that leave the denoiser's output the least error. ``output_means``: correct takes the denoiser's
+    mean error of each step off its output. ``first_token``: known leaves a text's start token out of the quantization
+    of cross-attention's keys and values.
     ``steps``, ``guidance_scale``, ``scheduler`` (a diffusers class name; None: the pipeline's own) and
     ``pipeline_arguments`` (a table, e.g. ``{height = 768}``, or ``NAME=VALUE`` strings): the sampling plan of the
     calibration. ``exclude``: patterns of layer names left in floating point; ``fine``: of layers that get 8-bit weights
@@ -87,7 +98,7 @@ class Recipe:
     at a time; ``seed`` and the prompt decide its initial noise. ``skip_inputs``: split for convolutions that read a
     U-Net's skip concatenation to be quantized as two. ``smoothing``: of the denoiser's channels; the smoothed denoiser
     is then the one that is quantized. ``group_size``: the most input channels whose weights share a
-    scale, None for all.
+    scale, None for all. ``low_rank``: of a branch beside every layer, of 16-bit activations, None for none.
     """
 
     method: str = "pcr"
@@ -98,9 +109,11 @@ class Recipe:
     rounding: Rounding = Rounding.NEAREST
     weight_range: WeightRange = WeightRange.MSE
     activation_range: RangeEstimator = RangeEstimator.L4
+    step_sizes: StepSizes = StepSizes.OBSERVED
     output_means: OutputMeans = OutputMeans.KEEP
     first_token: FirstTokens = FirstTokens.QUANTIZED
     group_size: int | None = None
+    low_rank: int | None = None
     exclude: tuple[str, ...] = ()
     fine: tuple[str, ...] = ()
     steps: int = 50
@@ -118,6 +131,8 @@ class Recipe:
         check_activation_bits(self.activations)
         if self.group_size is not None:
             _require("group_size", self.group_size, MIN_GROUP_SIZE, None)
+        if self.low_rank is not None:
+            _require("low_rank", self.low_rank, 1, MAX_RANK)
         _require("steps", self.steps, 1, None)
         _require("num_prompts", self.num_prompts, 1, None)
         _require("batch_size", self.batch_size, 1, None)
@@ -151,6 +166,7 @@ class Recipe:
         values = asdict(self)
         values["relax"] = str(self.relax) if self.relax else "none"
         values["group_size"] = self.group_size or "none"
+        values["low_rank"] = self.low_rank or "none"
         values["scheduler"] = self.scheduler or "own"
         values["pipeline_arguments"] = dict(self.pipeline_arguments)
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
@@ -187,6 +203,7 @@ CHOICES: Mapping[str, type[StrEnum]] = {
     "activation_range": RangeEstimator,
     "skip_inputs": SkipInputs,
     "smoothing": Smoothing,
+    "step_sizes": StepSizes,
     "output_means": OutputMeans,
     "first_token": FirstTokens,
 }
@@ -202,7 +219,7 @@ def _parse(key: str, value: Any) -> Any:
             return None if value in (None, "own") else str(value)
         case "pipeline_arguments":
             return _pipeline_arguments(value)
-        case "group_size":
+        case "group_size" | "low_rank":
             return None if value in (None, "none") else int(value) if str(value).isdecimal() else value
         case "exclude" | "fine":
             return _patterns(key, value)

@@ -4,15 +4,24 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
-from bitbrush.calibration.ranges import OBSERVING_CALLS, Observations, observe, one_shot_schedules, static_schedules
+from bitbrush.calibration.ranges import (
+    OBSERVING_CALLS,
+    Observations,
+    Recording,
+    no_recording,
+    observe,
+    one_shot_schedules,
+    static_schedules,
+)
 from bitbrush.methods.allocation import sensitivity_phases, with_measured_bits
 from bitbrush.methods.first_tokens import first_token_phases, with_first_tokens
 from bitbrush.methods.method import Job, Outcome, PlannedPhase
 from bitbrush.methods.recipe import OutputMeans, Rounding
 from bitbrush.methods.smoothing import smoothing_phases
+from bitbrush.methods.step_sizes import RecordedCalls, static_learning_phases
 from bitbrush.network.first_token import answer_first_token
 from bitbrush.network.held import hold_rounded, twin
-from bitbrush.network.layers import QuantizedLayer
+from bitbrush.network.layers import LayerSpec, QuantizedLayer
 from bitbrush.rounding.learned import learn_rounding
 from bitbrush.rounding.nearest import RoundedLayer, round_all_to_nearest
 from bitbrush.rounding.samples import RECORDING_CALLS, record_samples, sample_pieces, sample_shards
@@ -76,15 +85,17 @@ def with_one_range(job: Job, counts: Callable[[Sequence[float]], Mapping[float, 
     """
     require_one_range(job)
     job = with_measured_bits(job)
-    rounded, observations = rounded_weights(job), observe_full_precision(job)
+    calls = RecordedCalls(job)
+    rounded, observations = rounded_weights(job), observe_full_precision(job, calls.record)
     chosen = None if counts is None else counts(tuple(observations))
-    return outcome(job, rounded, static_schedules(job.calibration, observations, chosen))
+    schedules = static_schedules(job.calibration, observations, chosen)
+    return outcome(job, rounded, calls.learned(with_weights(job.denoiser, rounded), schedules))
 
 
 def one_range_phases(job: Job) -> tuple[PlannedPhase, ...]:
     """Of :func:`with_one_range`."""
     require_one_range(job)
-    return observing_phases(job)
+    return (*observing_phases(job), *static_learning_phases(job))
 
 
 def rounded_weights(job: Job) -> Mapping[str, RoundedLayer]:
@@ -96,20 +107,23 @@ def rounded_weights(job: Job) -> Mapping[str, RoundedLayer]:
 
 
 def _rounded(job: Job) -> Mapping[str, RoundedLayer]:
+    factors = {name: RoundedLayer(weight, None) for name, weight in job.factors.items()}
     match job.recipe.rounding:
         case Rounding.NEAREST:
             with job.costs.phase(ROUNDING):
-                return round_all_to_nearest(job.denoiser, job.calibration.layers, job.recipe.weight_range)
+                return round_all_to_nearest(job.denoiser, _to_round(job), job.recipe.weight_range) | factors
         case Rounding.LEARNED:
-            return _learned_rounding(job)
+            return _learned_rounding(job) | factors
         case Rounding.QUANTIZED_INPUTS:
             observations = _observed(job, INPUT_RANGES)
-            return _learned_rounding(job, one_shot_schedules(job.calibration, observations))
+            return _learned_rounding(job, one_shot_schedules(job.calibration, observations)) | factors
 
 
-def _learned_rounding(
-    job: Job, schedules: Mapping[str, ActivationSchedule] | None = None
-) -> Mapping[str, RoundedLayer]:
+def _to_round(job: Job) -> tuple[LayerSpec, ...]:
+    return tuple(spec for spec in job.calibration.layers if spec.name not in job.factors)
+
+
+def _learned_rounding(job: Job, schedules: Mapping[str, ActivationSchedule] | None = None) -> dict[str, RoundedLayer]:
     with job.costs.phase(RECORDING) as calls:
         samples = record_samples(
             job.pipe,
@@ -125,7 +139,7 @@ def _learned_rounding(
         return learn_rounding(
             job.denoiser,
             job.family,
-            job.calibration.layers,
+            _to_round(job),
             job.recipe.weight_range,
             samples,
             job.progress,
@@ -136,18 +150,21 @@ def _learned_rounding(
         )
 
 
-def observe_full_precision(job: Job) -> Observations:
-    """What every layer is given along the full-precision trajectories of the calibration prompts."""
+def observe_full_precision(job: Job, record: Recording = no_recording) -> Observations:
+    """What every layer is given along the full-precision trajectories of the calibration prompts.
+
+    ``record``: as of :func:`~bitbrush.calibration.ranges.observe`.
+    """
     require_output_means_kept(job)
-    return _observed(job, OBSERVATION)
+    return _observed(job, OBSERVATION, record)
 
 
-def _observed(job: Job, phase: str) -> Observations:
+def _observed(job: Job, phase: str, record: Recording = no_recording) -> Observations:
     with (
         job.costs.phase(phase) as calls,
         carried(job.pipe, job.family.component, job.own, job.recipe.plan) as trajectories,
     ):
-        return observe(job.denoiser, job.calibration, trajectories, job.progress, calls, ranks=job.ranks)
+        return observe(job.denoiser, job.calibration, trajectories, job.progress, calls, ranks=job.ranks, record=record)
 
 
 def with_weights(denoiser: nn.Module, rounded: Mapping[str, RoundedLayer]) -> nn.Module:

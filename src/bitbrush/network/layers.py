@@ -1,7 +1,7 @@
 """Which layers of a denoiser are quantized, and with how many bits."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bitbrush.network.family import Family
 from bitbrush.network.first_token import FirstToken
+from bitbrush.network.low_rank import branch_layers, branch_ranks, factor_bits
 from bitbrush.network.skip_inputs import split_begins
 from bitbrush.numerics.weights import QuantizedWeight
 from bitbrush.timeline.schedule import Activations, ActivationSchedule
@@ -29,7 +30,8 @@ class LayerSpec:
 
     ``excluded`` says why the layer stays in floating point; None for a quantized layer. ``edge``: with 8-bit weights
     and 16-bit activations at every step, being next to the latents, or one that is to be ``fine``. ``groups``: of its
-    input channels, equal ones, whose weights have scales of their own.
+    input channels, equal ones, whose weights have scales of their own. ``factor``: of a low-rank branch; ``edge``, too,
+    but for its weight bits.
     """
 
     name: str
@@ -39,6 +41,7 @@ class LayerSpec:
     edge: bool = False
     excluded: str | None = None
     groups: int = 1
+    factor: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,17 +77,19 @@ def layer_specs(
 
     ``exclude`` and ``fine`` hold patterns of layer names (``*`` matches anything): of those that stay in floating
     point, and of those that are treated as the edge layers are. Raises ValueError if one matches no layer, or if a
-    weight holds NaN or infinity. The halves of a split convolution are what it is, and are treated as ``fine`` by its
-    name, too.
+    weight holds NaN or infinity. What a layer became, the halves of a split convolution or the parts of a branched
+    layer, is what it was, and is treated as ``fine`` by its name, too.
     """
     layers = {name: m for name, m in denoiser.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
-    named = (*layers, *split_begins(denoiser))
+    named = (*layers, *split_begins(denoiser), *branch_ranks(denoiser))
+    factors = branch_layers(denoiser)
     for key, patterns in {"exclude": exclude, "fine": fine}.items():
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in named):
                 raise ValueError(f"{key} pattern {pattern!r} matches none of the {len(layers)} layers")
     edges = {*family.edge_layers(denoiser), *(n for n in named if any(fnmatchcase(n, pattern) for pattern in fine))}
-    return tuple(_spec(name, layer, edges, weight_bits, exclude) for name, layer in layers.items())
+    specs = (_spec(name, layer, edges, weight_bits, exclude) for name, layer in layers.items())
+    return tuple(_as_factor(spec, weight_bits) if spec.name in factors else spec for spec in specs)
 
 
 def _spec(
@@ -107,6 +112,10 @@ def _spec(
         edge=edge,
         excluded=reason,
     )
+
+
+def _as_factor(spec: LayerSpec, weight_bits: int) -> LayerSpec:
+    return replace(spec, edge=True, factor=True, weight_bits=factor_bits(weight_bits))
 
 
 def set_weight(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> None:

@@ -77,6 +77,16 @@ def fake_quantize(x: Tensor, grid: AffineGrid) -> Tensor:
     return (x * reciprocal(grid)).round_().clamp_(-zero_point, grid.qmax - zero_point).mul_(grid.scale)
 
 
+def quantize_straight_through(x: Tensor, scale: Tensor, grid: AffineGrid) -> Tensor:
+    """:func:`fake_quantize` with another, learnable scale ``()``: gradients take the round for the identity.
+
+    That of ``x`` is 1 within the grid's range and 0 outside, that of the scale LSQ's (arXiv 1902.08153, equation 3):
+    ``round(x / s) - x / s`` within, and the nearer end of the range outside.
+    """
+    u = (x / scale).clamp(-grid.zero_point, grid.qmax - grid.zero_point)
+    return (u + (u.round() - u).detach()) * scale
+
+
 def _check_bits(bits: int) -> None:
     if not MIN_BITS <= bits <= MAX_BITS:
         raise ValueError(f"bits is {bits}; supported are {MIN_BITS} to {MAX_BITS}")

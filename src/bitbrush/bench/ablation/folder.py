@@ -34,6 +34,7 @@ OF_WEIGHTS = (
         "exclude",
         "fine",
         "group_size",
+        "low_rank",
         "num_prompts",
         "batch_size",
         "seed",

@@ -207,10 +207,11 @@ def _weights(key: str) -> str:
 
 
 def _average_weight_bits(manifest: Mapping[str, Any]) -> float:
-    """By number of weights, layers next to the latents not counted."""
-    sizes = {}
+    """By number of weights, layers next to the latents not counted, branches beside layers as these layers' own."""
+    weights, bits = 0, 0
     for layer in manifest["layers"]:
-        if layer["excluded"] is None and not layer["edge"]:
-            sizes[layer["name"]] = (torch.Size(layer["shape"]).numel(), layer["weight_bits"])
-    total = sum(size for size, _ in sizes.values())
-    return sum(size * bits for size, bits in sizes.values()) / total if total else float("nan")
+        size, branch = torch.Size(layer["shape"]).numel(), layer.get("factor", False)
+        if layer["excluded"] is None and (branch or not layer["edge"]):
+            weights += 0 if branch else size
+            bits += size * layer["weight_bits"]
+    return bits / weights if weights else float("nan")

@@ -1,0 +1,139 @@
+"""Layers with a branch of low rank beside them, that carries what they are most sensitive to in 16-bit activations.
+
+``W x = R x + U D x`` with ``R = W - U D``, after SVDQuant (arXiv 2411.05007, section 4.2): the error of a layer's
+quantized input reaches the output through ``R`` alone, which has lost the directions that magnify it most. Deviations:
+the factors are integers of as many bits as the weights, where the paper has 16-bit floats (``R`` is what they leave
+over, so it takes up their rounding errors), and layers like any others, which every runtime computes in integers;
+inputs are not smoothed before; small layers get a lower rank.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitbrush.network.held import HeldWeight, Holding, hold, hold_rounded, weight_shape
+from bitbrush.numerics.weights import QuantizedWeight, WeightRange, round_to_nearest, weight_grid
+
+MIN_FACTOR_BITS = 4
+LARGEST_SHARE = 0.25
+"""Of a layer's weights, that its branch may have at most."""
+OVERSAMPLING, POWER_ITERATIONS = 8, 4
+"""Of the randomized decomposition (Halko, Martinsson and Tropp, arXiv 0909.4061, algorithm 4.4)."""
+
+
+class BranchedLayer(nn.Module):
+    """``residual(x) + up(down(x))``; ``up`` and ``down`` have no bias. A runtime may put other layers in their place.
+
+    Its parts are of the kind of ``layer``, Conv2d or Linear, and have no values yet; the bias is that layer's own.
+    """
+
+    def __init__(self, layer: nn.Conv2d | nn.Linear, rank: int) -> None:
+        super().__init__()
+        self.rank = rank
+        if isinstance(layer, nn.Conv2d):
+            own = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+            geometry: dict[str, Any] = {key: getattr(layer, key) for key in own} | {"bias": False, "device": "meta"}
+            self.residual: nn.Module = nn.Conv2d(layer.in_channels, layer.out_channels, **geometry)
+            self.down: nn.Module = nn.Conv2d(layer.in_channels, rank, **geometry)
+            self.up: nn.Module = nn.Conv2d(rank, layer.out_channels, 1, bias=False, device="meta")
+        else:
+            self.residual = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+            self.down = nn.Linear(layer.in_features, rank, bias=False, device="meta")
+            self.up = nn.Linear(rank, layer.out_features, bias=False, device="meta")
+        if layer.bias is not None:
+            self.residual.bias = layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.residual(x) + self.up(self.down(x))
+        return y
+
+
+@dataclass(frozen=True)
+class Factors:
+    """``up`` (C_out, rank, ...) and ``down`` (rank, C_in, ...), integers."""
+
+    up: QuantizedWeight
+    down: QuantizedWeight
+
+
+def branch_(denoiser: nn.Module, ranks: Mapping[str, int]) -> None:
+    """Puts a :class:`BranchedLayer` where each named layer is; they become ``name.residual``, ``.down`` and ``.up``."""
+    for name, rank in ranks.items():
+        layer = denoiser.get_submodule(name)
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        parent, _, own = name.rpartition(".")
+        setattr(denoiser.get_submodule(parent), own, BranchedLayer(layer, rank))
+
+
+def branch_ranks(denoiser: nn.Module) -> dict[str, int]:
+    """What :func:`branch_` has been given for a denoiser."""
+    return {name: module.rank for name, module in denoiser.named_modules() if isinstance(module, BranchedLayer)}
+
+
+def branch_layers(denoiser: nn.Module) -> frozenset[str]:
+    """The names of all factors in a denoiser."""
+    return frozenset(f"{name}.{part}" for name in branch_ranks(denoiser) for part in ("down", "up"))
+
+
+def factor_bits(weight_bits: int) -> int:
+    """Of the factors' weights, where the layers' have ``weight_bits``."""
+    return max(weight_bits, MIN_FACTOR_BITS)
+
+
+def rank_of(layer: nn.Module, rank: int) -> int:
+    """``rank``, or less where that branch would have too large a share of the layer's weights; 0: no branch at all."""
+    if isinstance(layer, nn.Conv2d) and layer.groups > 1:
+        return 0
+    out, *columns = weight_shape(layer)
+    inner = torch.Size(columns).numel()
+    return min(rank, int(LARGEST_SHARE * out * inner / (out + inner)))
+
+
+@torch.no_grad()
+def factors(weight: Tensor, rank: int, bits: int) -> Factors:
+    """Integers with ``up @ down`` near the best approximation of ``weight`` (C_out, C_in, ...) of that rank.
+
+    ``up`` are the quantized left singular vectors, ``down`` the least-squares fit of what is left to it, quantized.
+    """
+    columns = weight.float().flatten(1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        left, *_ = torch.svd_lowrank(columns, min(rank + OVERSAMPLING, *columns.shape), POWER_ITERATIONS)
+    up = _rounded(left[:, :rank], bits)
+    down = _rounded(torch.linalg.lstsq(up.dequantize(), columns).solution, bits)
+    if weight.dim() == 2:
+        return Factors(up, down)
+    image = QuantizedWeight(up.w_q[:, :, None, None], up.grid)
+    return Factors(image, QuantizedWeight(down.w_q.view(rank, *weight.shape[1:]), down.grid))
+
+
+def _rounded(weight: Tensor, bits: int) -> QuantizedWeight:
+    contiguous = weight.contiguous()  # as what is read from an artifact: the order of sums is then the same
+    return round_to_nearest(contiguous, weight_grid(contiguous, bits, WeightRange.MSE))
+
+
+def reader_of(layer: nn.Module) -> Callable[[], Tensor]:
+    """Of its weight, in float32 and memory that nobody else has."""
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    if layer._parameters["weight"] is None:
+        assert isinstance(layer, Holding)
+        return layer.held.read
+    return partial(torch.clone, layer.weight.detach().float())
+
+
+def set_factors(branched: nn.Module, read: Callable[[], Tensor], found: Factors) -> None:
+    """Gives the parts their values: ``read`` yields the whole layer's weight, of which the residual is found anew."""
+    assert isinstance(branched, BranchedLayer)
+    hold_rounded(branched.down, found.down, None)
+    hold_rounded(branched.up, found.up, None)
+    hold(branched.residual, HeldWeight(partial(_residual, read, found)))
+
+
+def _residual(read: Callable[[], Tensor], found: Factors) -> Tensor:
+    weight = read()
+    up, down = found.up.dequantize().flatten(1), found.down.dequantize().flatten(1)
+    return weight.flatten(1).addmm_(up, down, alpha=-1).view(weight.shape)

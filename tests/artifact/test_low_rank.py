@@ -1,0 +1,212 @@
+"""Branches of low rank, from the quantization into the artifact and back: integers that every runtime computes."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor, nn
+
+import bitbrush
+from bitbrush import Quantization
+from bitbrush.artifact.identity import model_digest
+from bitbrush.artifact.store import read_layers
+from bitbrush.network.layers import EDGE_ACTIVATION_BITS
+from bitbrush.network.low_rank import branch_layers, branch_ranks
+from bitbrush.runtime.interface import RuntimeUnavailable
+from bitbrush.runtime.lowered import lowered_of
+from tests.artifact.conftest import PROMPTS
+from tests.artifact.pipelines import CASES, pipeline, quantized
+
+SMALL = {"rounding": "nearest", "steps": 2, "num_prompts": 2, "weights": 4, "activations": 8, "low_rank": 4}
+
+
+def made_by(pipe: StableDiffusionPipeline, method: str = "pcr", **keys: object) -> Quantization:
+    return bitbrush.quantize(pipe, bitbrush.METHODS[method].recipe({**SMALL, **keys}), PROMPTS)
+
+
+def latents(pipe: StableDiffusionPipeline) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    y: Tensor = pipe("a cat", num_inference_steps=2, generator=generator, output_type="latent").images
+    return y.float()
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    return float(10 * torch.log10((b.max() - b.min()) ** 2 / (a - b).square().mean()))
+
+
+@pytest.fixture(scope="module")
+def branched(_one_tiny_pipe: StableDiffusionPipeline) -> Quantization:
+    return made_by(copy.deepcopy(_one_tiny_pipe), weights=8)
+
+
+@pytest.fixture(scope="module")
+def folder(branched: Quantization, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bitbrush.save(branched, tmp_path_factory.mktemp("branched") / "artifact", base_model="someone/tiny")
+
+
+def test_layers_are_branched_but_those_next_to_the_latents(branched: Quantization) -> None:
+    assert branched.original is not None
+    whole = {spec.name for spec in branched.outcome.specs if not spec.factor}
+    ranks = branch_ranks(branched.source.unet)
+    assert len(ranks) > 20
+    assert "conv_in" in whole
+    assert "conv_in" not in ranks
+    assert {f"{name}.residual" for name in ranks} <= whole
+    assert not branch_ranks(branched.original.unet)
+
+
+def test_factors_have_16_bit_inputs_and_the_weights_bits(tiny_pipe: StableDiffusionPipeline) -> None:
+    made = made_by(tiny_pipe)
+    factors = branch_layers(made.source.unet)
+    layers = {layer.name: layer for layer in made.outcome.layers}
+    assert factors <= set(layers)
+    for name in factors:
+        assert layers[name].weight.grid.bits == 4
+        assert {grid.bits for grid in layers[name].schedule.grids} == {EDGE_ACTIVATION_BITS}
+    assert {spec.name for spec in made.outcome.specs if spec.factor} == factors
+    assert made.average_activation_bits == 8  # theirs are not counted
+
+
+@pytest.mark.usefixtures("brief_rounding")
+@pytest.mark.parametrize("rounding", ["learned", "quantized-inputs", "nearest"])
+def test_no_rounding_changes_the_factors(tiny_pipe: StableDiffusionPipeline, rounding: str) -> None:
+    """The residual is what they leave over as they are."""
+    made, nearest = made_by(tiny_pipe, rounding=rounding), made_by(tiny_pipe)
+    ours, theirs = ({layer.name: layer for layer in one.outcome.layers} for one in (made, nearest))
+    for name in branch_layers(made.source.unet):
+        assert torch.equal(ours[name].weight.w_q, theirs[name].weight.w_q)
+        whole = made.source.unet.get_submodule(name).weight
+        assert torch.equal(ours[name].weight.dequantize(), whole)
+    again = bitbrush.quantize(tiny_pipe, made.recipe, PROMPTS, rounded=made.rounded)
+    for one, other in zip(again.outcome.layers, made.outcome.layers, strict=True):
+        assert torch.equal(one.weight.w_q, other.weight.w_q)
+
+
+def test_what_is_saved_is_loaded(branched: Quantization, folder: Path) -> None:
+    here = latents(branched.pipeline())
+    assert torch.equal(latents(bitbrush.load(folder, runtime="reference")), here)
+    bitbrush.register()
+    assert torch.equal(latents(StableDiffusionPipeline.from_pretrained(folder)), here)
+    manifest = bitbrush.read_manifest(folder)
+    assert manifest["recipe"]["low_rank"] == 4
+    assert manifest["base_model_digest"] == model_digest(branched.original)
+    original = branched.original
+    assert original is not None
+    assert manifest["denoiser"]["full_precision_bytes"] == 4 * sum(p.numel() for p in original.unet.parameters())
+
+
+def test_it_computes_what_the_full_precision_does(branched: Quantization, folder: Path) -> None:
+    full = latents(branched.original)
+    assert psnr(latents(branched.source), full) > 100
+    assert psnr(latents(bitbrush.load(folder, runtime="reference")), full) > 30
+
+
+@pytest.mark.parametrize(
+    ("runtime", "dtype"),
+    [
+        ("onednn", "float32"),
+        ("onednn", "bfloat16"),
+        pytest.param("openvino", "float32", marks=pytest.mark.slow),  # compiling its graph takes half a minute
+    ],
+)
+def test_other_runtimes_compute_the_same_in_integers(folder: Path, runtime: str, dtype: str) -> None:
+    if runtime == "openvino":
+        pytest.importorskip("openvino")
+    try:
+        pipe = bitbrush.load(folder, runtime=runtime, dtype=dtype)
+    except RuntimeUnavailable as error:
+        pytest.skip(str(error))
+    lowered = lowered_of(pipe.unet)
+    assert lowered is not None
+    assert not [one for one in lowered.executions if one.fallback]
+    assert any(one.layer.endswith(".down") for one in lowered.executions)
+    exact = latents(bitbrush.load(folder, runtime="reference"))
+    assert psnr(latents(pipe), exact) > (40 if dtype == "float32" else 30)
+
+
+def test_every_part_of_a_branch_is_computed_exactly(folder: Path) -> None:
+    """By oneDNN, given what the reference's layer is given."""
+    try:
+        ours = bitbrush.load(folder, runtime="onednn", dtype="float32").unet
+    except RuntimeUnavailable as error:
+        pytest.skip(str(error))
+    reference = bitbrush.load(folder, runtime="reference").unet
+    given: dict[str, tuple[Tensor, Tensor]] = {}
+    for name in (f"{one}.{part}" for one in branch_ranks(reference) for part in ("residual", "down", "up")):
+
+        def keep(_: nn.Module, args: tuple[Tensor, ...], y: Tensor, own: str = name) -> None:
+            given[own] = args[0], y
+
+        reference.get_submodule(name).register_forward_hook(keep)
+    generator = torch.Generator().manual_seed(0)
+    sample = torch.randn(2, 4, 8, 8, generator=generator)
+    text = torch.randn(2, 5, reference.config.cross_attention_dim, generator=generator)
+    with torch.no_grad():
+        for denoiser in (reference, ours):
+            denoiser(sample, 500, text)
+        for name, (x, y) in given.items():
+            torch.testing.assert_close(ours.get_submodule(name)(x), y, rtol=1e-4, atol=1e-4 * float(y.abs().max()))
+    assert len(given) == 3 * len(branch_ranks(reference))
+
+
+def test_ranges_are_found_anew_on_its_own_integers(folder: Path, tmp_path: Path) -> None:
+    again = bitbrush.recalibrate(folder, {"activations": 6}, PROMPTS)
+    before = {layer.name: layer for layer in read_layers(folder)}
+    assert {layer.name for layer in again.outcome.layers} == set(before)
+    for layer in again.outcome.layers:
+        assert torch.equal(layer.weight.w_q, before[layer.name].weight.w_q)
+    saved = bitbrush.save(again, tmp_path / "again")
+    assert torch.equal(latents(bitbrush.load(saved, runtime="reference")), latents(again.pipeline()))
+
+
+def test_measured_weight_bits_pay_for_the_branches(tiny_pipe: StableDiffusionPipeline) -> None:
+    """With the factors, on average as many bits for each weight of the layers as without."""
+    made = made_by(tiny_pipe, weight_allocation="measured")
+    counted = [spec for spec in made.outcome.specs if spec.factor or not spec.edge]
+    bits = sum(torch.Size(spec.shape).numel() * spec.weight_bits for spec in counted)
+    weights = sum(torch.Size(spec.shape).numel() for spec in counted if not spec.factor)
+    assert 3.9 < bits / weights <= 4
+
+
+def test_split_skips_are_branched_as_well(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
+    made = made_by(tiny_pipe, skip_inputs="split")
+    assert any(name.endswith(".skip") for name in branch_ranks(made.source.unet))
+    saved = bitbrush.save(made, tmp_path / "both", base_model="someone/tiny")
+    assert torch.equal(latents(bitbrush.load(saved, runtime="reference")), latents(made.pipeline()))
+
+
+def test_layers_that_are_treated_apart_have_no_branch(tiny_pipe: StableDiffusionPipeline) -> None:
+    plain = branch_ranks(made_by(tiny_pipe).source.unet)
+    apart = made_by(tiny_pipe, exclude=["mid_block.resnets.*"], fine=["*.attn1.to_q"], first_token="known")
+    ranks = branch_ranks(apart.source.unet)
+    left_out = set(plain) - set(ranks)
+    apart_by = {"mid_block.resnets": 0, "attn1.to_q": 0, "attn2.to_k": 0, "attn2.to_v": 0}
+    for name in left_out:
+        (key,) = (key for key in apart_by if key in name)
+        apart_by[key] += 1
+    assert all(apart_by.values())
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"low_rank": 0}, "low_rank is 0; it must be a whole number from 1 to 256"),
+        ({"smoothing": "learned"}, "low_rank is 4 and smoothing learned"),
+        ({"weight_allocation": "measured", "weights": 2}, "branches of rank 4 leave"),
+        ({"fine": ["*"]}, "no layer that is quantized is large enough for a branch"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tiny_pipe: StableDiffusionPipeline, keys: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        made_by(tiny_pipe, **keys)
+
+
+def test_other_families_have_branches_too(tmp_path: Path) -> None:
+    case = CASES["pixart"]
+    made = quantized(case, pipeline(case), rounding="nearest", low_rank=4)
+    ranks = branch_ranks(made.source.transformer)
+    assert ranks
+    saved = bitbrush.save(made, tmp_path / "dit", base_model="someone/dit")
+    assert branch_ranks(bitbrush.load(saved, runtime="reference").transformer) == ranks
