@@ -2,12 +2,13 @@
 
 ``min over s of |e_t + m e_(t-1) + m^2 e_(t-2) + ...|^2``, ``e_t = g(eps_hat(Q_s(x_t))) - g(eps(x_t))``, all layers at
 once: ``g`` is the guidance, ``eps`` full precision's output at the same latents, ``s_l = s_l,0 exp(u_l)`` with
-``s_l,0`` the observed range's. Gradients go straight through the round (LSQ, arXiv 1902.08153, section 2.1); Q-Diffusion and
-BRECQ learn step sizes so, block by block. What differs: the output is the whole denoiser's, after guidance, which
-magnifies what its two halves get wrong apart and cancels what they get wrong alike; ``u`` and the optimizer's state are
-carried from step to step, since neighbouring steps want nearly the same, and two iterations a step are enough; and
-errors of earlier steps count. Without these (``m = 0``) a step's error halves and pictures get worse: clipping goes up,
-whose errors neighbouring steps share and which therefore add up, and rounding errors go down, which they do not share.
+``s_l,0`` the observed range's. Gradients go straight through the round (LSQ, arXiv 1902.08153, section 2.1);
+Q-Diffusion and BRECQ learn step sizes so, block by block. What differs: the output is the whole denoiser's, after
+guidance, which magnifies what its two halves get wrong apart and cancels what they get wrong alike; ``u`` and the
+optimizer's state are carried from step to step, since neighbouring steps want nearly the same, and two iterations a
+step are enough; and errors of earlier steps count. Without these (``m = 0``) a step's error halves and pictures get
+worse: clipping goes up, whose errors neighbouring steps share and which therefore add up, and rounding errors go down,
+which they do not share.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
