@@ -19,6 +19,7 @@ from bitbrush import Quantization
 from bitbrush.artifact.store import WEIGHTS
 from bitbrush.artifact.work import work_folder
 from bitbrush.methods import DEFAULT_METHOD
+from bitbrush.rounding.learned import Procedure
 from bitbrush.timeline.journal import Journal
 from tests.artifact.conftest import PROMPTS
 from tests.artifact.pipelines import CASES, picture, pipeline
@@ -89,11 +90,10 @@ def test_finished_work_is_not_done_again(
 ) -> None:
     assert_same(bitbrush.quantize(tiny_pipe, RECIPE, PROMPTS, work=tmp_path / "work"), whole)
 
-    def never(*_: object, **__: object) -> None:
+    def never(*_: object, **__: object) -> Any:
         raise AssertionError("done before")
 
-    monkeypatch.setattr("bitbrush.rounding.learned.reconstruct", never)
-    monkeypatch.setattr("bitbrush.rounding.learned.round_with_compensation", never)
+    monkeypatch.setattr("bitbrush.methods.stages.COMPENSATED", Procedure(never, never, least_layers=2))
     monkeypatch.setattr("bitbrush.network.inputs.InputObserver.watching", never)
     again = bitbrush.quantize(tiny_pipe, RECIPE, PROMPTS, work=tmp_path / "work")
     assert_same(again, whole)

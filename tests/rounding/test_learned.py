@@ -16,10 +16,9 @@ from bitbrush.network.family import Family
 from bitbrush.network.layers import LayerSpec, layer_specs, set_weight
 from bitbrush.network.unet import UNET
 from bitbrush.numerics.weights import QuantizedWeight, WeightRange
-from bitbrush.rounding import learned as learned_rounding
 from bitbrush.rounding import reconstruction
 from bitbrush.rounding.compensation import Compensated
-from bitbrush.rounding.learned import learn_rounding
+from bitbrush.rounding.learned import COMPENSATED, Procedure, learn_rounding
 from bitbrush.rounding.nearest import RoundedLayer, round_all_to_nearest
 from bitbrush.rounding.samples import record_samples
 from bitbrush.timeline import spool as spools
@@ -108,13 +107,13 @@ def test_memory_does_not_grow_with_samples(
         seen.append(sum(storages.values()))
         return usual(*given, **keys)
 
-    monkeypatch.setattr(learned_rounding, "reconstruct", counting)
+    counted = replace(COMPENSATED, reconstruct=counting)
     all_samples = samples_of(tiny_pipe, 0, prompts=16)
     specs = layer_specs(tiny_pipe.unet, UNET, weight_bits=4)
 
     def peak(samples: Sequence[DenoiserCall], spool: Spool) -> int:
         seen.clear()
-        learn_rounding(tiny_pipe.unet, UNET, specs, WeightRange.MSE, samples, silent, spool=spool)
+        learn_rounding(tiny_pipe.unet, UNET, specs, WeightRange.MSE, samples, silent, spool=spool, procedure=counted)
         return max(seen)
 
     in_memory = [peak(all_samples[:count], IN_MEMORY) for count in (1, 4)]
@@ -163,9 +162,10 @@ class Network(nn.Module):
         return x
 
 
-def learn_network(network: Network, *, leave_out: str) -> dict[str, RoundedLayer]:
+def learn_network(network: Network, *, leave_out: str, procedure: Procedure = COMPENSATED) -> dict[str, RoundedLayer]:
     family = replace(UNET, denoiser_class=Network, edge_layers=lambda _: (), block_classes=(Block,))
-    return learn_rounding(network, family, specs_of(network, family, leave_out), WeightRange.MSE, [CALL], silent)
+    specs = specs_of(network, family, leave_out)
+    return learn_rounding(network, family, specs, WeightRange.MSE, [CALL], silent, procedure=procedure)
 
 
 def specs_of(network: Network, family: Family, leave_out: str) -> list[LayerSpec]:
@@ -177,18 +177,17 @@ def test_called_once_all_is_well() -> None:
     assert set(learn_network(Network(), leave_out="*.spare")) == {"first.a", "first.b", "second.a", "second.b", "last"}
 
 
-def test_what_follows_sees_the_weights_that_were_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_follows_sees_the_weights_that_were_learned() -> None:
     def reverse(
         _: nn.Module, layers: Mapping[str, Compensated], *__: object, **___: object
     ) -> dict[str, QuantizedWeight]:
         weights = {name: layer.weight for name, layer in layers.items()}
         return {name: QuantizedWeight(weight.grid.qmax - weight.w_q, weight.grid) for name, weight in weights.items()}
 
-    monkeypatch.setattr(learned_rounding, "reconstruct", reverse)
     network = Network()
     outputs: list[tuple[int, Tensor]] = []
     network.first.register_forward_hook(lambda module, _, y: outputs.append((id(module), y)))
-    rounded = learn_network(network, leave_out="*.spare")
+    rounded = learn_network(network, leave_out="*.spare", procedure=replace(COMPENSATED, reconstruct=reverse))
     went_on = next(y for module, y in reversed(outputs) if module != id(network.first))
     expected = copy.deepcopy(network.first)
     for name in ("a", "b"):

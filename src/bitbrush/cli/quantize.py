@@ -39,7 +39,7 @@ def quantize(
     output: Annotated[Path, typer.Option("-o", "--output", help="Directory for the artifact.")],
     method: Annotated[
         str | None,
-        typer.Option(help="best (default), pcr, one-shot, ptq4dm, qdiffusion, smoothquant, dynamic or rtn."),
+        typer.Option(help="best (default), pcr, paper, one-shot, ptq4dm, qdiffusion, smoothquant, dynamic or rtn."),
     ] = None,
     weights: Annotated[int | None, typer.Option(help="Weight bits, 2 to 8 [4].")] = None,
     activations: Annotated[int | None, typer.Option(help="Activation bits, 4 to 16 [8].")] = None,
@@ -51,7 +51,7 @@ def quantize(
         str | None, typer.Option(help="uniform, or measured: weight bits by layer, --weights on average.")
     ] = None,
     rounding: Annotated[
-        str | None, typer.Option(help="learned (default of best and pcr), quantized-inputs or nearest.")
+        str | None, typer.Option(help="learned (default of best and pcr), quantized-inputs, adaround or nearest.")
     ] = None,
     smoothing: Annotated[
         str | None, typer.Option(help="Scales moved from inputs into weights: none, smoothquant or learned.")

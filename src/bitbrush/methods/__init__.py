@@ -1,12 +1,13 @@
 """The published methods, each a recipe composed of the stages of the rooms below."""
 
-from bitbrush.methods import best, dynamic, one_shot, pcr, ptq4dm, qdiffusion, rtn, smoothquant
+from bitbrush.methods import best, dynamic, one_shot, paper, pcr, ptq4dm, qdiffusion, rtn, smoothquant
 from bitbrush.methods.method import Method
 
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         pcr.PCR,
+        paper.PAPER,
         best.BEST,
         one_shot.ONE_SHOT,
         ptq4dm.PTQ4DM,

@@ -26,6 +26,8 @@ class Rounding(StrEnum):
     LEARNED = "learned"
     QUANTIZED_INPUTS = "quantized-inputs"
     """Learned as well, on inputs that are quantized already, so that weights make up for their errors."""
+    ADAROUND = "adaround"
+    """Learned as PCR's authors do, for reproduction."""
 
 
 class WeightAllocation(StrEnum):

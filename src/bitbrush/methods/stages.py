@@ -22,7 +22,7 @@ from bitbrush.methods.step_sizes import RecordedCalls, static_learning_phases
 from bitbrush.network.first_token import answer_first_token
 from bitbrush.network.held import hold_rounded, twin
 from bitbrush.network.layers import LayerSpec, QuantizedLayer
-from bitbrush.rounding.learned import learn_rounding
+from bitbrush.rounding.learned import COMPENSATED, PUBLISHED, Procedure, learn_rounding
 from bitbrush.rounding.nearest import RoundedLayer, round_all_to_nearest
 from bitbrush.rounding.samples import RECORDING_CALLS, record_samples, sample_pieces, sample_shards
 from bitbrush.timeline.schedule import Activations, ActivationSchedule
@@ -45,7 +45,7 @@ def rounding_phases(job: Job) -> tuple[PlannedPhase, ...]:
     match job.recipe.rounding:
         case Rounding.NEAREST:
             return (PlannedPhase(ROUNDING), *known)
-        case Rounding.LEARNED:
+        case Rounding.LEARNED | Rounding.ADAROUND:
             return (*_learning_phases(job), *known)
         case Rounding.QUANTIZED_INPUTS:
             return (PlannedPhase(INPUT_RANGES, job.own, OBSERVING_CALLS), *_learning_phases(job), *known)
@@ -113,17 +113,22 @@ def _rounded(job: Job) -> Mapping[str, RoundedLayer]:
             with job.costs.phase(ROUNDING):
                 return round_all_to_nearest(job.denoiser, _to_round(job), job.recipe.weight_range) | factors
         case Rounding.LEARNED:
-            return _learned_rounding(job) | factors
+            return _learned_rounding(job, COMPENSATED) | factors
+        case Rounding.ADAROUND:
+            return _learned_rounding(job, PUBLISHED) | factors
         case Rounding.QUANTIZED_INPUTS:
             observations = _observed(job, INPUT_RANGES)
-            return _learned_rounding(job, one_shot_schedules(job.calibration, observations)) | factors
+            schedules = one_shot_schedules(job.calibration, observations)
+            return _learned_rounding(job, COMPENSATED, schedules) | factors
 
 
 def _to_round(job: Job) -> tuple[LayerSpec, ...]:
     return tuple(spec for spec in job.calibration.layers if spec.name not in job.factors)
 
 
-def _learned_rounding(job: Job, schedules: Mapping[str, ActivationSchedule] | None = None) -> dict[str, RoundedLayer]:
+def _learned_rounding(
+    job: Job, procedure: Procedure, schedules: Mapping[str, ActivationSchedule] | None = None
+) -> dict[str, RoundedLayer]:
     with job.costs.phase(RECORDING) as calls:
         samples = record_samples(
             job.pipe,
@@ -147,6 +152,7 @@ def _learned_rounding(job: Job, schedules: Mapping[str, ActivationSchedule] | No
             spool=job.spool,
             shards=sample_shards(job.batches, len(samples), job.ranks),
             schedules=schedules,
+            procedure=procedure,
         )
 
 

@@ -4,7 +4,7 @@ Each block's layers are first rounded one by one with error compensation; a bloc
 a whole. What follows sees the inputs that the rounded network really produces.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from bitbrush.network.family import Family
 from bitbrush.network.held import hold_rounded, twin
 from bitbrush.network.layers import LayerSpec
-from bitbrush.numerics.weights import WeightRange
+from bitbrush.numerics.weights import QuantizedWeight, WeightRange
+from bitbrush.rounding.adaround import adaround, round_alone
 from bitbrush.rounding.blocks import (
     BlockCall,
     BlockInputs,
@@ -38,6 +39,20 @@ from bitbrush.timeline.ranks import Ranks
 from bitbrush.timeline.schedule import ActivationSchedule
 from bitbrush.timeline.spool import IN_MEMORY, Spool
 from bitbrush.timeline.trajectory import DenoiserCall
+
+
+@dataclass(frozen=True)
+class Procedure:
+    """``start`` of every layer by itself, then ``reconstruct`` of the blocks that have at least so many layers."""
+
+    start: Callable[..., Compensated]
+    reconstruct: Callable[..., dict[str, QuantizedWeight]]
+    least_layers: int
+
+
+COMPENSATED = Procedure(round_with_compensation, reconstruct, 2)
+PUBLISHED = Procedure(round_alone, adaround, 1)
+"""BRECQ with AdaRound, as PCR's authors have it."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +87,7 @@ class _Learner:
         spool: Spool,
         ranks: Ranks,
         schedules: Mapping[str, ActivationSchedule],
+        procedure: Procedure,
     ) -> None:
         self.full = full
         self.quantized = twin(full)
@@ -81,6 +97,7 @@ class _Learner:
         self._specs = {spec.name: spec for spec in specs}
         self._estimator = estimator
         self._ranks = ranks
+        self._procedure = procedure
         self.generator = torch.Generator().manual_seed(0)
 
     @torch.no_grad()
@@ -88,14 +105,14 @@ class _Learner:
         """Rounds the layers of the block ``name``; returns its full-precision outputs."""
         compensated, outputs = self._compensate(layers, calls)
         weights = {layer: start.weight for layer, start in compensated.items()}
-        if len(layers) > 1:
-            inner = {layer.removeprefix(name + "."): compensated[layer] for layer in layers}
+        if len(layers) >= self._procedure.least_layers:
+            inner = {layer.removeprefix(name).removeprefix("."): compensated[layer] for layer in layers}
             block = self.quantized.get_submodule(name)
             targets = Rows(tuple(self.spool.put_away(as_rows(output)) for output in outputs)) if outputs else None
             inputs = BlockInputs.of(calls.quantized) if calls.quantized else None
             shard = Shard.of(calls.places, [call.rows for call in calls.quantized], self._ranks)
             timesteps = calls.row_timesteps()
-            learned = reconstruct(
+            learned = self._procedure.reconstruct(
                 block,
                 inner,
                 inputs,
@@ -104,7 +121,7 @@ class _Learner:
                 shard,
                 seeing=lambda rows: self._inputs.at([timesteps[row] for row in rows.tolist()]),
             )
-            weights = {f"{name}.{layer}": weight for layer, weight in learned.items()}
+            weights = {f"{name}.{layer}".removesuffix("."): weight for layer, weight in learned.items()}
         for layer, weight in weights.items():
             self._set(layer, RoundedLayer(weight, compensated[layer].bias))
         return outputs
@@ -149,7 +166,7 @@ class _Learner:
             x = Rows(tuple(self._seen(name, call, timestep) for call, timestep in seen))
         shard = Shard.of(calls.places, [len(call.args[0]) for call in calls.quantized], self._ranks)
         spec = self._specs[name]
-        start = round_with_compensation(
+        start = self._procedure.start(
             layer,
             spec.weight_bits,
             self._estimator,
@@ -203,19 +220,22 @@ def learn_rounding(
     spool: Spool = IN_MEMORY,
     shards: Shards = WHOLE,
     schedules: Mapping[str, ActivationSchedule] | None = None,
+    procedure: Procedure = COMPENSATED,
 ) -> dict[str, RoundedLayer]:
     """Integers and biases by layer name; ``denoiser`` stays as it is. ``samples``: calls of the full-precision model.
 
     ``shards``: which of all processes' samples these are. All learn together, and each has the same result: that of a
     single process, apart from the order in which sums over samples are added up. ``schedules``: the grids on which the
-    quantized network sees its inputs meanwhile; None: as they are.
+    quantized network sees its inputs meanwhile; None: as they are. ``procedure``: what is done with each block.
 
     Every sample runs through either network once, for all blocks together. What a denoiser call uses several times is
     learned on its first use. Blocks that ``journal`` holds are taken from it, the others go into it; the result is the
     same. What the samples hold meanwhile is put away by ``spool``. Raises ValueError if a layer is never called.
     """
     blocks = reconstruction_blocks(denoiser, family, [spec.name for spec in specs])
-    learner = _Learner(denoiser, specs, estimator, spool=spool, ranks=shards.ranks, schedules=schedules or {})
+    learner = _Learner(
+        denoiser, specs, estimator, spool=spool, ranks=shards.ranks, schedules=schedules or {}, procedure=procedure
+    )
     names = list(blocks)
     with (
         walks(denoiser, names, samples, spool) as full,

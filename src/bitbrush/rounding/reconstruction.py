@@ -36,7 +36,7 @@ Seeing: TypeAlias = Callable[[Tensor], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
-class _Block:
+class Block:
     """``layers``: start of the rounding of each layer, by its name within the block ("" for the block itself).
 
     ``inputs`` and ``targets`` are this process's, None if it has none; rows are counted over all processes.
@@ -56,6 +56,12 @@ class _Block:
             return []
         parts = own.split(max(1, PASS_BYTES // max(1, self.inputs.row_bytes)))
         return [(part, len(part) / len(rows)) for part in parts]
+
+    @property
+    def second_dimension(self) -> int:
+        """Of the output: a picture's channels, or tokens."""
+        assert self.targets is not None
+        return int(self.targets[:1].shape[1])
 
     def loss(self, weights: Mapping[str, Tensor], own: Tensor) -> Tensor:
         """Of rows of this process."""
@@ -84,7 +90,7 @@ def reconstruct(
     are spread over processes, ``shard`` says how, inputs and targets are this one's, None if it has none, and gradients
     and errors are averaged over all. ``seeing``: entered while the block runs on rows of this process.
     """
-    block = _Block(module, layers, inputs, targets, shard or Shard.whole(inputs.rows if inputs else 0), seeing)
+    block = Block(module, layers, inputs, targets, shard or Shard.whole(inputs.rows if inputs else 0), seeing)
     order = torch.randperm(block.shard.rows, generator=generator)
     held_out = order[: min(HELD_OUT, block.shard.rows // 4)]
     training = order[len(held_out) :]
@@ -106,7 +112,7 @@ def reconstruct(
     return best
 
 
-def _descend(block: _Block, offsets: Mapping[str, Tensor], rows: Tensor, step: float) -> None:
+def _descend(block: Block, offsets: Mapping[str, Tensor], rows: Tensor, step: float) -> None:
     gradients = [torch.zeros_like(offset) for offset in offsets.values()]
     for part, share in block.passes(rows):
         with torch.enable_grad():
@@ -134,7 +140,7 @@ def _integers(layer: Compensated, offset: Tensor) -> QuantizedWeight:
 
 
 @torch.no_grad()
-def _held_out_loss(block: _Block, weights: Mapping[str, QuantizedWeight], rows: Tensor) -> float:
+def _held_out_loss(block: Block, weights: Mapping[str, QuantizedWeight], rows: Tensor) -> float:
     floats = {name: weight.dequantize() for name, weight in weights.items()}
     own = sum(float(block.loss(floats, part)) * share for part, share in block.passes(rows))
     return float(block.shard.ranks.sum(torch.tensor(own, dtype=torch.float64)))

@@ -23,7 +23,7 @@ RESULTS, REPORT, MARKDOWN, PLOTS = "results.json", "report.html", "ablation.md",
 _CLAIMS, _WORK = "claims", "work"
 KNOWN = (FINGERPRINT, CELLS, ARTIFACTS, REFERENCE, RESULTS, REPORT, MARKDOWN, PLOTS, _CLAIMS, _WORK)
 
-ALIKE = ("rtn", "one-shot", "pcr", "best", "ptq4dm", "dynamic")
+ALIKE = ("rtn", "one-shot", "paper", "pcr", "best", "ptq4dm", "dynamic")
 """Methods that round the same weights where their keys are the same; of any other they are its own."""
 OF_WEIGHTS = (
     *(
