@@ -8,6 +8,7 @@ the latents are as always, and the last fifth of the steps is relaxed to ten bit
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from bitbrush.artifact.from_pretrained import BitbrushConfig
 from bitbrush.artifact.store import WEIGHTS
 from bitbrush.artifact.tensors import layer_tensors
 from bitbrush.network.layers import EDGE_ACTIVATION_BITS, LayerSpec, QuantizedLayer, layer_specs
+from bitbrush.network.low_rank import branch_, branch_ranks, rank_of
 from bitbrush.network.unet import UNET
 from bitbrush.numerics.affine import AffineGrid
 from bitbrush.numerics.weights import WeightRange, round_to_nearest, weight_grid
@@ -32,28 +34,54 @@ RELAXED_BITS = 10
 _WIDENING = 0.4
 
 
-def artifact(task: Task, weight_bits: int) -> Path:
+@dataclass(frozen=True)
+class Form:
+    """Of an artifact: the bits of its weights, and the rank of branches beside its layers."""
+
+    weight_bits: int
+    rank: int = 0
+
+    def __str__(self) -> str:
+        return f"w{self.weight_bits}a8" + (f"-rank{self.rank}" if self.rank else "")
+
+
+def artifact(task: Task, form: Form) -> Path:
     """The folder, for ``UNet2DConditionModel.from_pretrained`` after ``bitbrush.register()``; made on first use.
 
     Holds the bfloat16 denoiser while it replaces its layers one by one by their integers.
     """
-    folder = task.folder(f"w{weight_bits}a8")
+    folder = task.folder(str(form))
     if (folder / WEIGHTS).exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     denoiser = UNet2DConditionModel.from_pretrained(
         source(task.model, torch.bfloat16, task.scratch), torch_dtype=torch.bfloat16
     )
-    specs = layer_specs(denoiser, UNET, weight_bits=weight_bits)
+    _branch_(denoiser, form)
+    specs = layer_specs(denoiser, UNET, weight_bits=form.weight_bits)
     with _watching(denoiser, specs) as ranges:
         bound(denoiser, task, torch.bfloat16, torch.channels_last)(task.inputs.latents, float(TIMESTEPS[0]))
     tensors: dict[str, Tensor] = {}
     for spec in specs:
         tensors |= layer_tensors(_quantized(denoiser.get_submodule(spec.name), spec, *ranges[spec.name]))
     tensors |= {name: tensor.float() for name, tensor in denoiser.state_dict().items()}
-    _write_config(denoiser, {spec.name: spec.weight_bits for spec in specs}, folder)
+    bits = {spec.name: spec.weight_bits for spec in specs}
+    _write_config(denoiser, BitbrushConfig(bits, low_ranks=branch_ranks(denoiser)), folder)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     return folder
+
+
+def _branch_(denoiser: nn.Module, form: Form) -> None:
+    """Small random factors beside every layer, whose own weight the residual keeps."""
+    layers = [spec.name for spec in layer_specs(denoiser, UNET, weight_bits=form.weight_bits) if not spec.edge]
+    whole = {name: denoiser.get_submodule(name) for name in layers}
+    ranks = {name: rank_of(layer, form.rank) for name, layer in whole.items()}
+    branch_(denoiser, ranks if form.rank else {})
+    for name in branch_ranks(denoiser):
+        branched = denoiser.get_submodule(name)
+        branched.residual.weight = whole[name].weight
+        for part in (branched.down, branched.up):
+            part.weight = nn.Parameter(0.02 * torch.randn(part.weight.shape, dtype=torch.bfloat16), requires_grad=False)
 
 
 @contextmanager
@@ -93,9 +121,9 @@ def _grid(step: int, spec: LayerSpec, low: float, high: float) -> AffineGrid:
     return AffineGrid.from_range(low * wider, high * wider**2, bits)
 
 
-def _write_config(denoiser: Any, weight_bits: dict[str, int], folder: Path) -> None:
+def _write_config(denoiser: Any, packed: BitbrushConfig, folder: Path) -> None:
     denoiser.save_config(folder)
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    config["quantization_config"] = BitbrushConfig(weight_bits).to_dict()
+    config["quantization_config"] = packed.to_dict()
     path.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")

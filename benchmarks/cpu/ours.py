@@ -10,7 +10,7 @@ import torch
 from bitbrush.artifact.denoiser import load_denoiser
 from bitbrush.runtime.choose import RuntimeName, choose_runtime
 from bitbrush.runtime.onednn.weights import Memory
-from cpu.artifact import artifact
+from cpu.artifact import Form, artifact
 from cpu.subjects import Denoise, Subject, Task, bound
 
 
@@ -28,28 +28,29 @@ def open_artifact(folder: Path, way: Way) -> Any:
     return load_denoiser(folder, choose_runtime(RuntimeName(way.runtime), dtype=way.dtype, memory=way.memory))
 
 
-def _prepare(weight_bits: int, task: Task) -> None:
-    artifact(task, weight_bits)
+def _prepare(form: Form, task: Task) -> None:
+    artifact(task, form)
 
 
-def _load(weight_bits: int, way: Way, task: Task) -> Denoise:
-    denoiser = open_artifact(artifact(task, weight_bits), way)
+def _load(form: Form, way: Way, task: Task) -> Denoise:
+    denoiser = open_artifact(artifact(task, form), way)
     return bound(denoiser, task, way.dtype, torch.channels_last)
 
 
-def _subject(name: str, weight_bits: int, way: Way) -> Subject:
+def _subject(name: str, form: Form, way: Way) -> Subject:
     return Subject(
         name,
-        partial(_load, weight_bits, way),
-        prepare=partial(_prepare, weight_bits),
+        partial(_load, form, way),
+        prepare=partial(_prepare, form),
         relaxed=way.runtime != "reference",
     )
 
 
 OURS = (
-    _subject("bitbrush W8A8 reference", 8, Way("reference", torch.float32)),
-    _subject("bitbrush W8A8 onednn", 8, Way("onednn")),
-    _subject("bitbrush W4A8 onednn", 4, Way("onednn")),
-    _subject("bitbrush W4A8 onednn low memory", 4, Way("onednn", memory=Memory.LOW)),
-    _subject("bitbrush W8A8 openvino", 8, Way("openvino")),
+    _subject("bitbrush W8A8 reference", Form(8), Way("reference", torch.float32)),
+    _subject("bitbrush W8A8 onednn", Form(8), Way("onednn")),
+    _subject("bitbrush W4A8 onednn", Form(4), Way("onednn")),
+    _subject("bitbrush W4A8 onednn low memory", Form(4), Way("onednn", memory=Memory.LOW)),
+    _subject("bitbrush W4A8 onednn, branches of rank 16", Form(4, rank=16), Way("onednn")),
+    _subject("bitbrush W8A8 openvino", Form(8), Way("openvino")),
 )

@@ -17,7 +17,7 @@ from bitbrush.network.low_rank import branch_layers, branch_ranks
 from bitbrush.runtime.interface import RuntimeUnavailable
 from bitbrush.runtime.lowered import lowered_of
 from tests.artifact.conftest import PROMPTS
-from tests.artifact.pipelines import CASES, pipeline, quantized
+from tests.artifact.pipelines import CASES, generated, pipeline, quantized
 
 SMALL = {"rounding": "nearest", "steps": 2, "num_prompts": 2, "weights": 4, "activations": 8, "low_rank": 4}
 
@@ -201,6 +201,22 @@ def test_layers_that_are_treated_apart_have_no_branch(tiny_pipe: StableDiffusion
 def test_what_does_not_fit_is_refused(tiny_pipe: StableDiffusionPipeline, keys: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         made_by(tiny_pipe, **keys)
+
+
+@pytest.mark.parametrize("keys", [{}, {"method": "dynamic", "relax": "none", "activation_range": "min-max"}], ids=str)
+def test_sdxl_asks_its_layers_for_their_widths(keys: dict[str, object], tmp_path: Path) -> None:
+    """Its pipelines do, of ``add_embedding.linear_1``, whatever stands there."""
+    case = CASES["sdxl"]
+    pipe = pipeline(case)
+    made = quantized(case, pipe, rounding="nearest", **({"low_rank": 4} | keys))
+    assert branch_ranks(made.source.unet)["add_embedding.linear_1"]
+    saved = bitbrush.save(made, tmp_path / "sdxl", base_model="someone/sdxl")
+    try:
+        ours = bitbrush.load(saved, runtime="onednn", dtype="float32")
+    except RuntimeUnavailable as error:
+        pytest.skip(str(error))
+    a, b = (generated(case, one, made).latents for one in (ours, bitbrush.load(saved, runtime="reference")))
+    assert psnr(torch.from_numpy(a), torch.from_numpy(b)) > 30
 
 
 def test_other_families_have_branches_too(tmp_path: Path) -> None:

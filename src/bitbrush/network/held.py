@@ -72,6 +72,13 @@ def weight_shape(layer: nn.Module) -> tuple[int, ...]:
     return (layer.out_features, layer.in_features)
 
 
+def show_widths_(module: nn.Module, layer: nn.Module) -> None:
+    """Gives what stands for a Conv2d or Linear that layer's widths: SDXL's pipelines ask their U-Net for one."""
+    named = ("in_channels", "out_channels") if isinstance(layer, nn.Conv2d) else ("in_features", "out_features")
+    for name in named:
+        setattr(module, name, getattr(layer, name))
+
+
 def twin(network: nn.Module) -> nn.Module:
     """A copy of the modules that shares every tensor; neither notices when the other is given new ones."""
     memo: dict[int, Any] = {id(one): nn.Parameter(one.detach(), requires_grad=False) for one in network.parameters()}

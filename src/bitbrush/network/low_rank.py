@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitbrush.network.held import HeldWeight, Holding, hold, hold_rounded, weight_shape
+from bitbrush.network.held import HeldWeight, Holding, hold, hold_rounded, show_widths_, weight_shape
 from bitbrush.numerics.weights import QuantizedWeight, WeightRange, round_to_nearest, weight_grid
 
 MIN_FACTOR_BITS = 4
@@ -34,6 +34,7 @@ class BranchedLayer(nn.Module):
     def __init__(self, layer: nn.Conv2d | nn.Linear, rank: int) -> None:
         super().__init__()
         self.rank = rank
+        show_widths_(self, layer)
         if isinstance(layer, nn.Conv2d):
             own = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
             geometry: dict[str, Any] = {key: getattr(layer, key) for key in own} | {"bias": False, "device": "meta"}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bitbrush.network.family import Family
-from bitbrush.network.held import HeldWeight, Holding, hold, twin
+from bitbrush.network.held import HeldWeight, Holding, hold, show_widths_, twin
 
 
 class SplitConv2d(nn.Module):
@@ -25,6 +25,7 @@ class SplitConv2d(nn.Module):
 
     def __init__(self, conv: nn.Conv2d, begin: int) -> None:
         super().__init__()
+        show_widths_(self, conv)
         self.begin, self._widths = begin, [begin, conv.in_channels - begin]
         self.hidden, self.skip = _part(conv, 0, begin), _part(conv, begin, conv.in_channels)
         if conv.bias is not None:

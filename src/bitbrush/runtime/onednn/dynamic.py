@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bitbrush.network.held import show_widths_
 from bitbrush.network.inputs import row_dimensions
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.numerics.affine import AffineGrid
@@ -26,6 +27,7 @@ class DynamicLayer(nn.Module):
         self, original: nn.Conv2d | nn.Linear, layer: QuantizedLayer, column_sums: Tensor, product: IntegerLayer
     ) -> None:
         super().__init__()
+        show_widths_(self, original)
         self._within = row_dimensions(original)
         per_channel = (-1,) if isinstance(original, nn.Linear) else (-1, 1, 1)
         self._sums = (column_sums * layer.weight.grid.scale).view(per_channel)
