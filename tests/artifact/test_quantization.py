@@ -19,7 +19,7 @@ RTN = METHODS["rtn"].recipe({"steps": 2, "num_prompts": 2})
     [
         (
             {"method": "magic"},
-            "method is 'magic'; known are pcr, best, one-shot, ptq4dm, qdiffusion, smoothquant, dynamic, rtn",
+            "method is 'magic'; known are pcr, best, one-shot, ptq4dm, qdiffusion, smoothquant, dynamic, rtn, paper",
         ),
         ({"num_prompts": 3}, "num_prompts is 3, but only 2 calibration prompts are given; lower it or give more"),
         ({"scheduler": "dice"}, "scheduler is 'dice'; known are pndm, ddim"),

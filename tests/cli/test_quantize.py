@@ -90,7 +90,7 @@ def test_a_prompt_too_long_is_told_and_cut(run: Callable[..., Result], model: Pa
         (("--relax", "late"), "relax is 'late'; expected START:END@BITS"),
         (
             ("--method", "magic"),
-            "method is 'magic'; known are pcr, best, one-shot, ptq4dm, qdiffusion, smoothquant, dynamic, rtn",
+            "method is 'magic'; known are pcr, best, one-shot, ptq4dm, qdiffusion, smoothquant, dynamic, rtn, paper",
         ),
         (("--rounding", "up"), "rounding is 'up'; choose from nearest, learned"),
         (("--steps", 0), "steps"),

@@ -31,7 +31,7 @@ def ablate(
     model: Annotated[str, typer.Argument(help="Full-precision model: bundled name, directory or hub id.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Directory for cells, artifacts, tables and report.")],
     methods: Annotated[
-        str | None, typer.Option("--recipes", help="Methods with their usual keys, e.g. rtn,pcr,best [all].")
+        str | None, typer.Option("--recipes", help="Methods with their usual keys, e.g. rtn,pcr,best [all but paper].")
     ] = None,
     recipes: Annotated[
         list[str] | None,
@@ -133,10 +133,10 @@ def ablate(
 
 
 def _recipes(methods: str | None, recipes: Sequence[str] | None) -> list[str]:
-    """Those of both options; all methods where neither is given."""
-    from bitbrush.methods import METHODS
+    """Those of both options; all methods but paper where neither is given."""
+    from bitbrush.bench.ablation.recipes import USUAL_RECIPES
 
-    named = _parts(methods) if methods is not None else [] if recipes else list(METHODS)
+    named = _parts(methods) if methods is not None else [] if recipes else list(USUAL_RECIPES)
     return [*named, *(recipes or ())]
 
 

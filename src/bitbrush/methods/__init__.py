@@ -7,7 +7,6 @@ METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         pcr.PCR,
-        paper.PAPER,
         best.BEST,
         one_shot.ONE_SHOT,
         ptq4dm.PTQ4DM,
@@ -15,6 +14,7 @@ METHODS: dict[str, Method] = {
         smoothquant.SMOOTHQUANT,
         dynamic.DYNAMIC,
         rtn.RTN,
+        paper.PAPER,
     )
 }
 """By the name that a recipe's ``method`` key uses."""

@@ -13,6 +13,8 @@ from bitbrush.methods import METHODS
 from bitbrush.methods.recipe import Recipe, named_value
 
 USUAL_BITS = ("W8A8", "W4A8", "W4A6", "W4A4")
+USUAL_RECIPES = tuple(name for name in METHODS if name != "paper")
+"""All methods but the one whose rounding alone takes longer than all others together."""
 OF_ALL = ("weights", "activations", "steps", "guidance_scale", "scheduler", "pipeline_arguments")
 """Keys that an ablation gives all recipes alike, by its own options."""
 

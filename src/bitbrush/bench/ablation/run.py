@@ -14,7 +14,7 @@ from bitbrush.bench.ablation.markdown import ablation_markdown, section_of, writ
 from bitbrush.bench.ablation.measure import Ablation, Tell
 from bitbrush.bench.ablation.page import Samples, ablation_page
 from bitbrush.bench.ablation.plots import write_plots
-from bitbrush.bench.ablation.recipes import USUAL_BITS, Bits, NamedRecipe, settings
+from bitbrush.bench.ablation.recipes import USUAL_BITS, USUAL_RECIPES, Bits, NamedRecipe, settings
 from bitbrush.bench.ablation.results import ablation_results
 from bitbrush.bench.files import require_own, write_whole
 from bitbrush.bench.networks.chosen import judge_of
@@ -22,7 +22,6 @@ from bitbrush.bench.prompts import bench_sets
 from bitbrush.bench.prompts import calibration_prompts as read_calibration
 from bitbrush.bench.results import results_text
 from bitbrush.bench.subjects import open_reference
-from bitbrush.methods import METHODS
 from bitbrush.runtime.choose import runtime_named
 from bitbrush.timeline.progress import Progress, silent
 
@@ -54,7 +53,7 @@ def ablate(
 def ablation_job(
     model: str,
     *,
-    recipes: Sequence[str] = tuple(METHODS),
+    recipes: Sequence[str] = USUAL_RECIPES,
     bits: Sequence[str] = USUAL_BITS,
     prompts: Sequence[str] = (),
     unseen_prompts: Sequence[str] = (),
