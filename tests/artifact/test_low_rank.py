@@ -14,6 +14,7 @@ from bitbrush.artifact.identity import model_digest
 from bitbrush.artifact.store import read_layers
 from bitbrush.network.layers import EDGE_ACTIVATION_BITS
 from bitbrush.network.low_rank import branch_layers, branch_ranks
+from bitbrush.runtime.fused import ResidualBlock
 from bitbrush.runtime.interface import RuntimeUnavailable
 from bitbrush.runtime.lowered import lowered_of
 from tests.artifact.conftest import PROMPTS
@@ -122,6 +123,8 @@ def test_other_runtimes_compute_the_same_in_integers(folder: Path, runtime: str,
     assert lowered is not None
     assert not [one for one in lowered.executions if one.fallback]
     assert any(one.layer.endswith(".down") for one in lowered.executions)
+    if runtime == "onednn":
+        assert all(isinstance(block.forward, ResidualBlock) for block in pipe.unet.up_blocks[0].resnets)
     exact = latents(bitbrush.load(folder, runtime="reference"))
     assert psnr(latents(pipe), exact) > (40 if dtype == "float32" else 30)
 

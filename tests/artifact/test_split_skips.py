@@ -142,7 +142,7 @@ def test_other_runtimes_compute_the_same_in_integers(folder: Path, runtime: str,
     if runtime == "onednn":
         assert all(isinstance(block.forward, ResidualBlock) for block in pipe.unet.up_blocks[0].resnets)
     exact = latents(bitbrush.load(folder, runtime="reference"))
-    assert psnr(latents(pipe), exact) > (50 if dtype == "float32" else 30)
+    assert psnr(latents(pipe), exact) > (40 if dtype == "float32" else 30)  # each layer: test_stages_in_integers
 
 
 def test_ranges_are_found_anew_on_its_own_integers(folder: Path, tmp_path: Path) -> None:

@@ -5,14 +5,16 @@ are handed to the module's own.
 """
 
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitbrush.network import fusions
+from bitbrush.network.low_rank import BranchedLayer
 from bitbrush.network.skip_inputs import SplitConv2d
 from bitbrush.runtime.attention import AttentionKernel
 from bitbrush.runtime.glue import ALL
@@ -67,7 +69,8 @@ def fuse(denoiser: nn.Module, described: Iterable[fusions.Fusion], kind: type[nn
     """Computes in one go what the family describes and whose layers all are of the ``kind`` that is in integers."""
     for fusion in described:
         modules = [denoiser.get_submodule(name) for name in _layers(fusion)]
-        if all(isinstance(reader.layer, kind) for module in modules for reader in _readers(module)):
+        parts = (part for module in modules for reader in _readers(module) for part in reader.parts)
+        if all(isinstance(part, kind) for part in parts):
             _install(denoiser, fusion, between)
 
 
@@ -111,17 +114,55 @@ def _layers(fusion: fusions.Fusion) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Reader:
-    """A layer, and which channels of its input it reads."""
+    """What reads some channels of an input: a layer by itself, or with a branch beside it."""
 
-    layer: Any
+    layer: IntegerModule
     channels: slice
+    branch: "_Branch | None" = None
+
+    @property
+    def parts(self) -> tuple[IntegerModule, ...]:
+        return (self.layer,) if self.branch is None else (self.layer, self.branch.down, self.branch.up)
+
+    @property
+    def grids(self) -> Hashable:
+        """Of all parts, now."""
+        return tuple(part.grid for part in self.parts)
+
+    def product(
+        self, quantize: Callable[[IntegerModule], Any], dtype: torch.dtype, residual: Tensor | None = None
+    ) -> Tensor:
+        """The output, ``residual`` added; ``quantize(part)``: the input on the grid of a part that reads it."""
+        if self.branch is not None:
+            thin = self.branch.down.multiply(quantize(self.branch.down), dtype)
+            residual = self.branch.up.multiply(self.branch.up.quantize(thin), dtype, residual)
+        return self.layer.multiply(quantize(self.layer), dtype, residual)
+
+    def of(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """:meth:`product` of an input that nothing comes before."""
+        return self.product(lambda part: part.quantize(x), x.dtype, residual)
+
+
+class _Branch(NamedTuple):
+    down: IntegerModule
+    up: IntegerModule
 
 
 def _readers(module: Any) -> tuple[Reader, ...]:
     """What stands for a layer of the denoiser: itself, or the halves of a convolution that reads a skip."""
     if isinstance(module, SplitConv2d):
-        return Reader(module.hidden, slice(0, module.begin)), Reader(module.skip, slice(module.begin, None))
-    return (Reader(module, ALL),)
+        halves = {module.hidden: slice(0, module.begin), module.skip: slice(module.begin, None)}
+        return tuple(replace(_reader(half), channels=channels) for half, channels in halves.items())
+    return (_reader(module),)
+
+
+def _reader(module: Any) -> Reader:
+    if isinstance(module, BranchedLayer):
+        down: Any = module.down
+        up: Any = module.up
+        residual: Any = module.residual
+        return Reader(residual, ALL, _Branch(down, up))
+    return Reader(module, ALL)
 
 
 class NormedLayer:
@@ -129,26 +170,27 @@ class NormedLayer:
 
     def __init__(self, described: fusions.NormedLayer, part: Part, between: Between) -> None:
         self._norm: nn.GroupNorm = part(described.norm)
-        self._layer: IntegerModule = part(described.layer)
+        self._reader = _reader(part(described.layer))
         self._silu, self._glue = described.activation is not None, between.glue
 
     def __call__(self, x: Tensor) -> Tensor:
-        layer = self._layer
-        x_q = self._glue.group_norm(x, self._norm, layer.grid, padding=layer.border, silu=self._silu)
-        return layer.multiply(x_q, x.dtype)
+        def quantize(layer: IntegerModule) -> Any:
+            return self._glue.group_norm(x, self._norm, layer.grid, padding=layer.border, silu=self._silu)
+
+        return self._reader.product(quantize, x.dtype)
 
 
 class UpsampledConv:
     """Each pixel is quantized once and written four times."""
 
     def __init__(self, described: fusions.UpsampledConv, part: Part) -> None:
-        self._conv: IntegerModule = part(described.conv)
+        self._conv = _reader(part(described.conv))
 
     def __call__(self, x: Tensor, output_size: Any = None, *_: Any, **__: Any) -> Tensor:
         height, width = x.shape[-2:]
         if output_size is None or tuple(output_size) == (2 * height, 2 * width):
-            return self._conv.multiply(self._conv.quantize(x, upsample=2), x.dtype)
-        return self._conv(F.interpolate(x, size=output_size, mode="nearest"))
+            return self._conv.product(lambda layer: layer.quantize(x, upsample=2), x.dtype)
+        return self._conv.of(F.interpolate(x, size=output_size, mode="nearest"))
 
 
 class ImageTransformer:
@@ -158,8 +200,7 @@ class ImageTransformer:
         self, described: fusions.ImageTransformer, part: Part, between: Between, original: Callable[..., Any]
     ) -> None:
         self._norm: nn.GroupNorm = part(described.norm)
-        self._proj_in: IntegerModule = part(described.proj_in)
-        self._proj_out: IntegerModule = part(described.proj_out)
+        self._proj_in, self._proj_out = _reader(part(described.proj_in)), _reader(part(described.proj_out))
         self._blocks = [part(name) for name in described.blocks]
         self._glue, self._original = between.glue, original
 
@@ -174,14 +215,14 @@ class ImageTransformer:
         if return_dict or args:
             return self._original(hidden_states, encoder_hidden_states, *args, return_dict=return_dict, **kwargs)
         x = hidden_states.contiguous(memory_format=torch.channels_last)
-        dtype, image = x.dtype, self._proj_in.is_image
-        x_q = self._glue.group_norm(x if image else tokens(x), self._norm, self._proj_in.grid)
-        h = self._proj_in.multiply(x_q, dtype)
+        image = self._proj_in.layer.is_image
+        read = x if image else tokens(x)
+        h = self._proj_in.product(lambda layer: self._glue.group_norm(read, self._norm, layer.grid), x.dtype)
         h = tokens(h) if image else h
         for block in self._blocks:
             h = block(h, encoder_hidden_states=encoder_hidden_states, **kwargs)
         h = pixels(h, x) if image else h
-        y = self._proj_out.multiply(self._proj_out.quantize(h), dtype, residual=x if image else tokens(x))
+        y = self._proj_out.of(h, residual=read)
         return (y if image else pixels(y, x),)
 
 
@@ -201,29 +242,32 @@ class ResidualBlock:
         self._norm1: nn.GroupNorm = part(described.norm1)
         self._readers = _readers(part(described.conv1))
         self._norm2: nn.GroupNorm = part(described.norm2)
-        self._conv2: IntegerModule = part(described.conv2)
-        self._time: IntegerModule | None = part(described.time_projection) if described.time_projection else None
-        self._shortcut: IntegerModule | None = part(described.shortcut) if described.shortcut else None
+        self._conv2 = _reader(part(described.conv2))
+        self._time: nn.Module | None = part(described.time_projection) if described.time_projection else None
+        self._shortcut: nn.Module | None = part(described.shortcut) if described.shortcut else None
         self._glue, self._step = between.glue, between.step
         self._times = between.memory(128)
 
     def __call__(self, x: Tensor, temb: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
-        conv2, h = self._conv2, self._first(x)
+        h = self._first(x)
         time = self._time_added(temb) if self._time is not None and temb is not None else None
-        h_q = self._glue.group_norm(h, self._norm2, conv2.grid, padding=conv2.border, silu=True, add=time)
-        return conv2.multiply(h_q, x.dtype, residual=x if self._shortcut is None else self._shortcut(x))
+
+        def quantize(conv: IntegerModule) -> Any:
+            return self._glue.group_norm(h, self._norm2, conv.grid, padding=conv.border, silu=True, add=time)
+
+        return self._conv2.product(quantize, x.dtype, residual=x if self._shortcut is None else self._shortcut(x))
 
     def _first(self, x: Tensor) -> Tensor:
         """``conv1(silu(norm1(x)))``."""
         h: Any = None
         for reader in self._readers:
-            conv: IntegerModule = reader.layer
-            x_q = self._glue.group_norm(
-                x, self._norm1, conv.grid, padding=conv.border, silu=True, channels=reader.channels
-            )
-            h = conv.multiply(x_q, x.dtype, residual=h)
+            quantize = partial(self._normed, x, reader.channels)
+            h = reader.product(quantize, x.dtype, residual=h)
         result: Tensor = h
         return result
+
+    def _normed(self, x: Tensor, channels: slice, conv: IntegerModule) -> Any:
+        return self._glue.group_norm(x, self._norm1, conv.grid, padding=conv.border, silu=True, channels=channels)
 
     def _time_added(self, temb: Tensor) -> Tensor:
         """(N, C): the same for every generation's call of this timestep, unless the text takes part in it."""
@@ -243,8 +287,7 @@ class TransformerBlock:
         crossed = described.cross_attention
         self._cross = CrossAttention(crossed, part, between) if crossed else None
         self._norm3: nn.LayerNorm = part(described.norm3)
-        self._expand: IntegerModule = part(described.expand)
-        self._shrink: IntegerModule = part(described.shrink)
+        self._expand, self._shrink = _reader(part(described.expand)), _reader(part(described.shrink))
 
     def __call__(
         self,
@@ -268,22 +311,19 @@ class TransformerBlock:
         x = self._self(x, self._norm1)
         if self._cross is not None and self._norm2 is not None and encoder_hidden_states is not None:
             x = self._cross(x, self._norm2, encoder_hidden_states)
-        expand, shrink = self._expand, self._shrink
-        inner = expand.multiply(self._glue.layer_norm(x, self._norm3, expand.grid), x.dtype)
-        return shrink.multiply(self._glue.geglu(inner, shrink.grid), x.dtype, residual=x)
+        inner = self._expand.product(lambda layer: self._glue.layer_norm(x, self._norm3, layer.grid), x.dtype)
+        return self._shrink.product(lambda layer: self._glue.geglu(inner, layer.grid), x.dtype, residual=x)
 
 
 class _Attention:
     def __init__(self, described: fusions.Attention, part: Part, between: Between) -> None:
-        self._query: IntegerModule = part(described.query)
-        self._key: IntegerModule = part(described.key)
-        self._value: IntegerModule = part(described.value)
-        self._output: IntegerModule = part(described.output)
+        self._query, self._key = _reader(part(described.query)), _reader(part(described.key))
+        self._value, self._output = _reader(part(described.value)), _reader(part(described.output))
         self._heads, self._glue, self._attention = described.heads, between.glue, between.attention
 
     def _attend(self, x: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         attended = self._attention(query, key, value, self._heads)
-        return self._output.multiply(self._output.quantize(attended), x.dtype, residual=x)
+        return self._output.of(attended, residual=x)
 
 
 class SelfAttention(_Attention):
@@ -291,13 +331,14 @@ class SelfAttention(_Attention):
 
     def __call__(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
         known: dict[Hashable, Any] = {}
-        projected = []
-        for layer in (self._query, self._key, self._value):
+
+        def quantize(layer: IntegerModule) -> Any:
             grid = layer.grid
             if grid not in known:
                 known[grid] = self._glue.layer_norm(x, norm, grid)
-            projected.append(layer.multiply(known[grid], x.dtype))
-        return self._attend(x, *projected)
+            return known[grid]
+
+        return self._attend(x, *(one.product(quantize, x.dtype) for one in (self._query, self._key, self._value)))
 
 
 class CrossAttention(_Attention):
@@ -305,10 +346,11 @@ class CrossAttention(_Attention):
 
     def __init__(self, described: fusions.Attention, part: Part, between: Between) -> None:
         super().__init__(described, part, between)
+        self._key_layer, self._value_layer = part(described.key), part(described.value)
         self._keys, self._values = between.memory(4), between.memory(4)
 
     def __call__(self, x: Tensor, norm: nn.LayerNorm, text: Tensor) -> Tensor:
-        query = self._query.multiply(self._glue.layer_norm(x, norm, self._query.grid), x.dtype)
-        key = self._keys.get(self._key.grid, text, lambda: self._key(text))
-        value = self._values.get(self._value.grid, text, lambda: self._value(text))
+        query = self._query.product(lambda layer: self._glue.layer_norm(x, norm, layer.grid), x.dtype)
+        key = self._keys.get(self._key.grids, text, lambda: self._key_layer(text))
+        value = self._values.get(self._value.grids, text, lambda: self._value_layer(text))
         return self._attend(x, query, key, value)
