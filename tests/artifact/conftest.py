@@ -48,7 +48,8 @@ def artifact(saved: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def brief_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two iterations per block go through all of block reconstruction; sixty take half a minute per denoiser."""
-    from bitbrush.rounding import reconstruction
+    from bitbrush.rounding import adaround, reconstruction
 
+    monkeypatch.setattr(adaround, "ITERATIONS", 2)
     monkeypatch.setattr(reconstruction, "ITERATIONS", 2)
     monkeypatch.setattr(reconstruction, "CHECK_EVERY", 1)

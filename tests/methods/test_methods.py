@@ -15,7 +15,7 @@ from bitbrush.artifact.tensors import layer_tensors
 from bitbrush.methods import METHODS
 from bitbrush.methods.method import Outcome
 from bitbrush.methods.recipe import Recipe, Rounding, Smoothing
-from bitbrush.rounding import reconstruction
+from bitbrush.rounding import adaround, reconstruction
 from bitbrush.timeline.plan import MeasuredRelaxation, Relaxation
 from bitbrush.timeline.progress import Advance, silent
 
@@ -26,6 +26,7 @@ SMALL = {"steps": 3, "num_prompts": 4, "batch_size": 2}
 @pytest.fixture(autouse=True)
 def _learn_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reconstruction, "ITERATIONS", 2)
+    monkeypatch.setattr(adaround, "ITERATIONS", 2)
 
 
 def recipe(method: str, **keys: Any) -> Recipe:
@@ -186,9 +187,23 @@ def test_defaults_fit_every_number_of_activation_bits(method: str, activations: 
     assert (made.method, made.activations, made.weights) == (method, activations, 5)
     relaxed: dict[str, MeasuredRelaxation | Relaxation] = {"best": MeasuredRelaxation(min(activations + 0.4, 16.0))}
     if activations <= 14:
-        relaxed["pcr"] = Relaxation(0.8, 1.0, activations + 2)
+        relaxed |= dict.fromkeys(("pcr", "paper"), Relaxation(0.8, 1.0, activations + 2))
     assert made.relax == relaxed.get(method)
     assert METHODS[method].name == method
+
+
+def test_paper_has_the_choices_of_its_authors() -> None:
+    keys = METHODS["paper"].recipe().to_dict()
+    assert keys["rounding"] == "adaround"
+    assert keys["weight_range"] == keys["activation_range"] == "min-max"
+    assert keys["relax"] == "0.8:1@10"
+    assert keys["num_prompts"] == 10
+    assert (adaround.BATCH_ROWS, adaround.RATE, adaround.OF_BLOCK, adaround.OF_LAYER) == (32, 1e-3, 0.01, 0.001)
+
+
+def test_best_has_branches_where_activations_are_few() -> None:
+    ranks = {bits: METHODS["best"].recipe({"activations": bits}).low_rank for bits in (4, 6, 8, 16)}
+    assert ranks == {4: 16, 6: 16, 8: None, 16: None}
 
 
 def test_bad_activation_bits_are_refused_before_defaults_are_made_of_them() -> None:
