@@ -32,14 +32,21 @@ def test_quantizing_large_denoisers_took_no_more_than_a_modest_machine_has() -> 
             assert list(row["calls_per_batch"].values())[-1] == calls * row["steps"], (key, name)
 
 
-ABLATION, TABLES = RESULTS / "ablation-emoji-sd.json", RESULTS.parents[1] / "docs" / "results.md"
+ABLATION, DOCS = RESULTS / "ablation-emoji-sd.json", RESULTS.parents[1] / "docs"
+TABLES = {
+    "ablation-emoji-sd": "results.md",
+    "ablation-emoji-sdxl": "results.md",
+    "stages-emoji-sd": "stages/README.md",
+    "paper-emoji-sd": "paper/README.md",
+}
 
 
-def test_the_docs_have_the_recorded_ablations_tables() -> None:
-    document = json.loads(ABLATION.read_text(encoding="utf-8"))
+@pytest.mark.parametrize("name", TABLES)
+def test_the_docs_have_the_recorded_ablations_tables(name: str) -> None:
+    document = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     assert document["cells"]
-    begin, end = marks("emoji-sd")
-    section = TABLES.read_text(encoding="utf-8").partition(f"{begin}\n")[2].partition(end)[0]
+    begin, end = marks(document["protocol"]["model"])
+    section = (DOCS / TABLES[name]).read_text(encoding="utf-8").partition(f"{begin}\n")[2].partition(end)[0]
     assert section == ablation_markdown(document)
 
 

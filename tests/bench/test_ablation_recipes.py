@@ -66,7 +66,9 @@ def test_keys_that_are_as_in_a_plain_recipe_decide_nothing() -> None:
         ("pcr", "pcr rounding=nearest", False),
         ("pcr", "pcr exclude=conv", False),
         ("pcr", "best", False),
-        ("best", "pcr weight_allocation=measured", True),
+        ("best", "pcr weight_allocation=measured low_rank=16", True),
+        ("best", "best low_rank=none", False),
+        ("pcr", "pcr step_sizes=learned", True),
         ("best", "best activation_range=mse", False),  # the measurement quantizes activations
     ],
 )

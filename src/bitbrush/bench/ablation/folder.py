@@ -43,7 +43,7 @@ OF_WEIGHTS = (
 )
 OF_ACTIVATIONS = ("activation_range", "activations")
 """Keys that decide nothing about these methods' weights, unless bits are measured."""
-OF_NEITHER = ("method", "relax", "output_means", "first_token")
+OF_NEITHER = ("method", "relax", "step_sizes", "output_means", "first_token")
 
 
 @dataclass(frozen=True)
