@@ -43,6 +43,16 @@ def test_measured_bits_are_planned(run: Callable[..., Result], model: Path, prom
     assert "it would be refused" not in result.stderr
 
 
+def test_branches_are_planned(run: Callable[..., Result], model: Path, prompts: Path, tmp_path: Path) -> None:
+    keys = ("--weight-allocation", "measured", "--low-rank", "4", "--step-sizes", "learned")
+    result = run("quantize", model, "-o", tmp_path / "new", "--prompts", prompts, *PLAN, *keys, "--dry-run")
+    assert result.exit_code == 0
+    text = " ".join(result.stdout.split())
+    assert "Linear of branches" in text
+    assert "4 16 at every step" in text
+    assert "progressive calibration 2 20 40" in text  # five calls a step instead of two
+
+
 def test_what_does_not_fit_is_told_and_not_timed(
     run: Callable[..., Result], model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

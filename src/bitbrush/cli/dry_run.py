@@ -40,7 +40,8 @@ def _print_layers(job: "Job", estimate: "Estimate") -> None:
     left: dict[str, list[str]] = defaultdict(list)
     for spec in estimate.specs:
         if spec.excluded is None:
-            groups[KINDS[spec.kind], _weight_bits(job, spec), _activation_bits(job, spec)] += 1
+            kind = f"{KINDS[spec.kind]} of branches" if spec.factor else KINDS[spec.kind]
+            groups[kind, _weight_bits(job, spec), _activation_bits(job, spec)] += 1
         else:
             left[spec.excluded].append(spec.name)
     layers = table("layers", "number", "weight bits", "activation bits")
@@ -72,7 +73,7 @@ def _weight_bits(job: "Job", spec: "LayerSpec") -> str:
     from bitbrush.numerics.weights import MAX_WEIGHT_BITS
 
     wanted = job.recipe.weight_allocation is WeightAllocation.MEASURED and job.allocated is None
-    measured = wanted and spec.weight_bits < MAX_WEIGHT_BITS
+    measured = wanted and spec.weight_bits < MAX_WEIGHT_BITS and not spec.factor
     return f"measured, {spec.weight_bits} on average" if measured else str(spec.weight_bits)
 
 

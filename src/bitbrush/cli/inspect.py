@@ -130,6 +130,8 @@ def _show_layers(manifest: dict[str, Any], executions: "tuple[Execution, ...]") 
 def _treatment(entry: dict[str, Any]) -> str:
     if entry["excluded"] is not None:
         return f"floating point ({entry['excluded']})"
+    if entry.get("factor"):
+        return f"branch, {entry['weight_bits']}-bit weights, 16-bit inputs"
     return f"{entry['weight_bits']}-bit weights{', relaxed at every step' if entry['edge'] else ''}"
 
 
