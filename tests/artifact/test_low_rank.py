@@ -6,18 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from torch import Tensor, nn
 
 import bitbrush
 from bitbrush import Quantization
 from bitbrush.artifact.identity import model_digest
-from bitbrush.artifact.store import read_layers
 from bitbrush.network.layers import EDGE_ACTIVATION_BITS
 from bitbrush.network.low_rank import branch_layers, branch_ranks
 from bitbrush.runtime.fused import ResidualBlock
 from bitbrush.runtime.interface import RuntimeUnavailable
 from bitbrush.runtime.lowered import lowered_of
 from tests.artifact.conftest import PROMPTS
+from tests.artifact.in_integers import RUNTIMES, assert_recalibrates, computed_in_integers, latents, psnr
 from tests.artifact.pipelines import CASES, generated, pipeline, quantized
 
 SMALL = {"rounding": "nearest", "steps": 2, "num_prompts": 2, "weights": 4, "activations": 8, "low_rank": 4}
@@ -25,16 +24,6 @@ SMALL = {"rounding": "nearest", "steps": 2, "num_prompts": 2, "weights": 4, "act
 
 def made_by(pipe: StableDiffusionPipeline, method: str = "pcr", **keys: object) -> Quantization:
     return bitbrush.quantize(pipe, bitbrush.METHODS[method].recipe({**SMALL, **keys}), PROMPTS)
-
-
-def latents(pipe: StableDiffusionPipeline) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    y: Tensor = pipe("a cat", num_inference_steps=2, generator=generator, output_type="latent").images
-    return y.float()
-
-
-def psnr(a: Tensor, b: Tensor) -> float:
-    return float(10 * torch.log10((b.max() - b.min()) ** 2 / (a - b).square().mean()))
 
 
 @pytest.fixture(scope="module")
@@ -104,64 +93,18 @@ def test_it_computes_what_the_full_precision_does(branched: Quantization, folder
     assert psnr(latents(bitbrush.load(folder, runtime="reference")), full) > 30
 
 
-@pytest.mark.parametrize(
-    ("runtime", "dtype"),
-    [
-        ("onednn", "float32"),
-        ("onednn", "bfloat16"),
-        pytest.param("openvino", "float32", marks=pytest.mark.slow),  # compiling its graph takes half a minute
-    ],
-)
+@pytest.mark.parametrize(("runtime", "dtype"), RUNTIMES)
 def test_other_runtimes_compute_the_same_in_integers(folder: Path, runtime: str, dtype: str) -> None:
-    if runtime == "openvino":
-        pytest.importorskip("openvino")
-    try:
-        pipe = bitbrush.load(folder, runtime=runtime, dtype=dtype)
-    except RuntimeUnavailable as error:
-        pytest.skip(str(error))
+    pipe = computed_in_integers(folder, runtime, dtype)
     lowered = lowered_of(pipe.unet)
     assert lowered is not None
-    assert not [one for one in lowered.executions if one.fallback]
     assert any(one.layer.endswith(".down") for one in lowered.executions)
     if runtime == "onednn":
         assert all(isinstance(block.forward, ResidualBlock) for block in pipe.unet.up_blocks[0].resnets)
-    exact = latents(bitbrush.load(folder, runtime="reference"))
-    assert psnr(latents(pipe), exact) > (40 if dtype == "float32" else 30)
-
-
-def test_every_part_of_a_branch_is_computed_exactly(folder: Path) -> None:
-    """By oneDNN, given what the reference's layer is given."""
-    try:
-        ours = bitbrush.load(folder, runtime="onednn", dtype="float32").unet
-    except RuntimeUnavailable as error:
-        pytest.skip(str(error))
-    reference = bitbrush.load(folder, runtime="reference").unet
-    given: dict[str, tuple[Tensor, Tensor]] = {}
-    for name in (f"{one}.{part}" for one in branch_ranks(reference) for part in ("residual", "down", "up")):
-
-        def keep(_: nn.Module, args: tuple[Tensor, ...], y: Tensor, own: str = name) -> None:
-            given[own] = args[0], y
-
-        reference.get_submodule(name).register_forward_hook(keep)
-    generator = torch.Generator().manual_seed(0)
-    sample = torch.randn(2, 4, 8, 8, generator=generator)
-    text = torch.randn(2, 5, reference.config.cross_attention_dim, generator=generator)
-    with torch.no_grad():
-        for denoiser in (reference, ours):
-            denoiser(sample, 500, text)
-        for name, (x, y) in given.items():
-            torch.testing.assert_close(ours.get_submodule(name)(x), y, rtol=1e-4, atol=1e-4 * float(y.abs().max()))
-    assert len(given) == 3 * len(branch_ranks(reference))
 
 
 def test_ranges_are_found_anew_on_its_own_integers(folder: Path, tmp_path: Path) -> None:
-    again = bitbrush.recalibrate(folder, {"activations": 6}, PROMPTS)
-    before = {layer.name: layer for layer in read_layers(folder)}
-    assert {layer.name for layer in again.outcome.layers} == set(before)
-    for layer in again.outcome.layers:
-        assert torch.equal(layer.weight.w_q, before[layer.name].weight.w_q)
-    saved = bitbrush.save(again, tmp_path / "again")
-    assert torch.equal(latents(bitbrush.load(saved, runtime="reference")), latents(again.pipeline()))
+    assert_recalibrates(folder, tmp_path)
 
 
 def test_measured_weight_bits_pay_for_the_branches(tiny_pipe: StableDiffusionPipeline) -> None:

@@ -17,25 +17,15 @@ from bitbrush.network.unet import UNET
 from bitbrush.numerics.affine import AffineGrid
 from bitbrush.numerics.weights import WeightRange, weight_grid
 from bitbrush.runtime.fused import ResidualBlock
-from bitbrush.runtime.interface import RuntimeUnavailable
 from bitbrush.runtime.lowered import lowered_of
 from tests.artifact.conftest import PROMPTS
+from tests.artifact.in_integers import RUNTIMES, assert_recalibrates, computed_in_integers, latents, psnr
 
 SMALL = {"rounding": "nearest", "steps": 2, "num_prompts": 2, "weights": 8}
 
 
 def made_by(pipe: StableDiffusionPipeline, method: str, **keys: object) -> Quantization:
     return bitbrush.quantize(pipe, bitbrush.METHODS[method].recipe({**SMALL, **keys}), PROMPTS)
-
-
-def latents(pipe: StableDiffusionPipeline) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    y: Tensor = pipe("a cat", num_inference_steps=2, generator=generator, output_type="latent").images
-    return y.float()
-
-
-def psnr(a: Tensor, b: Tensor) -> float:
-    return float(10 * torch.log10((b.max() - b.min()) ** 2 / (a - b).square().mean()))
 
 
 @pytest.fixture(scope="module")
@@ -119,40 +109,19 @@ def test_it_computes_what_the_full_precision_does(split: Quantization, folder: P
     assert psnr(latents(bitbrush.load(folder, runtime="reference")), full) > 30
 
 
-@pytest.mark.parametrize(
-    ("runtime", "dtype"),
-    [
-        ("onednn", "float32"),
-        ("onednn", "bfloat16"),
-        pytest.param("openvino", "float32", marks=pytest.mark.slow),  # compiling its graph takes half a minute
-    ],
-)
+@pytest.mark.parametrize(("runtime", "dtype"), RUNTIMES)
 def test_other_runtimes_compute_the_same_in_integers(folder: Path, runtime: str, dtype: str) -> None:
-    if runtime == "openvino":
-        pytest.importorskip("openvino")
-    try:
-        pipe = bitbrush.load(folder, runtime=runtime, dtype=dtype)
-    except RuntimeUnavailable as error:
-        pytest.skip(str(error))
+    pipe = computed_in_integers(folder, runtime, dtype)
     lowered = lowered_of(pipe.unet)
     assert lowered is not None
-    assert split_begins(pipe.unet)
-    assert not [one for one in lowered.executions if one.fallback]
     assert any(one.layer.endswith("conv1.skip") for one in lowered.executions)
+    assert split_begins(pipe.unet)
     if runtime == "onednn":
         assert all(isinstance(block.forward, ResidualBlock) for block in pipe.unet.up_blocks[0].resnets)
-    exact = latents(bitbrush.load(folder, runtime="reference"))
-    assert psnr(latents(pipe), exact) > (40 if dtype == "float32" else 30)  # each layer: test_stages_in_integers
 
 
 def test_ranges_are_found_anew_on_its_own_integers(folder: Path, tmp_path: Path) -> None:
-    again = bitbrush.recalibrate(folder, {"activations": 6}, PROMPTS)
-    before = {layer.name: layer for layer in read_layers(folder)}
-    assert {layer.name for layer in again.outcome.layers} == set(before)
-    for layer in again.outcome.layers:
-        assert torch.equal(layer.weight.w_q, before[layer.name].weight.w_q)
-    saved = bitbrush.save(again, tmp_path / "again")
-    assert torch.equal(latents(bitbrush.load(saved, runtime="reference")), latents(again.pipeline()))
+    assert_recalibrates(folder, tmp_path)
 
 
 def test_a_denoiser_without_skips_is_refused(tiny_pipe: StableDiffusionPipeline) -> None:
