@@ -14,7 +14,7 @@ from bitbrush.timeline.plan import MeasuredRelaxation
 RELAXED = 0.4
 """Bits on average that pcr's relaxing adds: two in a fifth of the steps."""
 RANK = 16
-"""Of the branches where activations have fewer than 8 bits: with 8 their errors are no longer what limits."""
+"""Of the branches where activations have fewer than 8 bits: with 8 their errors are the lesser part."""
 
 
 def defaults(activations: int) -> Recipe:
