@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 FUNCTION_LINES = 60
 FILE_LINES = 400
 FOLDERS = ("src", "tests", "training", "benchmarks", "examples", "docs", ".ci")
-TEXT = {".py", ".md", ".toml", ".txt", ".yaml", ".yml", ".cfg", ".html", ".j2", ".jinja", ".sh"}
+TEXT = {".json", ".py", ".md", ".toml", ".txt", ".yaml", ".yml", ".cfg", ".html", ".j2", ".jinja", ".sh"}
 EXCUSED = re.compile(r"# noqa: BLE001 - \w+ \w+")
 MACHINE_PATH = re.compile("(?<![A-Za-z0-9_.-])/(?:work|tmp|home|Users|root)/")
 

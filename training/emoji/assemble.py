@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -36,6 +37,7 @@ def assemble(directory: Path) -> None:
     for name, model in models.items():
         model.save_pretrained(directory / name)
         halve_weights(directory / name)
+        forget_places(directory / name)
     tokenizer.save_pretrained(directory / "emoji-clip")
     CLIPImageProcessor.from_pretrained(clip_directory).save_pretrained(directory / "emoji-clip")
 
@@ -57,6 +59,15 @@ def assemble_xl(directory: Path) -> None:
     )
     pipeline.save_pretrained(directory / "emoji-sdxl")
     halve_weights(directory / "emoji-sdxl")
+    forget_places(directory / "emoji-sdxl")
+
+
+def forget_places(directory: Path) -> None:
+    """Takes out of every configuration the folder of the machine that its network was trained in."""
+    for path in directory.rglob("config.json"):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if config.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def has_xl(directory: Path) -> bool:
