@@ -7,8 +7,8 @@ Q-Diffusion and BRECQ learn step sizes so, block by block. What differs: the out
 guidance, which magnifies what its two halves get wrong apart and cancels what they get wrong alike; ``u`` and the
 optimizer's state are carried from step to step, since neighbouring steps want nearly the same, and two iterations a
 step are enough; and errors of earlier steps count. Without these (``m = 0``) a step's error halves and pictures get
-worse: clipping goes up, whose errors neighbouring steps share and which therefore add up, and rounding errors go down,
-which they do not share.
+worse, presumably as clipping goes up, whose errors neighbouring steps share, and rounding errors go down, which they do
+not share.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
