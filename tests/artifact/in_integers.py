@@ -31,8 +31,8 @@ def psnr(a: Tensor, b: Tensor) -> float:
     return float(10 * torch.log10((b.max() - b.min()) ** 2 / (a - b).square().mean()))
 
 
-def computed_in_integers(folder: Path, runtime: str, dtype: str) -> Any:
-    """The pipeline, none of whose layers falls back, and which makes the reference's picture."""
+def computed_in_integers(folder: Path, runtime: str, dtype: str, *, decibels: float = 50) -> Any:
+    """The pipeline, none of whose layers falls back, and which makes the reference's picture: to 30 dB in bfloat16."""
     if runtime == "openvino":
         pytest.importorskip("openvino")
     try:
@@ -44,7 +44,7 @@ def computed_in_integers(folder: Path, runtime: str, dtype: str) -> Any:
     assert not [one for one in lowered.executions if one.fallback]
     exact = latents(bitbrush.load(folder, runtime="reference"))
     # Of layers by themselves test_stages_in_integers asks for more.
-    assert psnr(latents(pipe), exact) > (40 if dtype == "float32" else 30)
+    assert psnr(latents(pipe), exact) > (decibels if dtype == "float32" else 30)
     return pipe
 
 

@@ -95,7 +95,7 @@ def test_it_computes_what_the_full_precision_does(branched: Quantization, folder
 
 @pytest.mark.parametrize(("runtime", "dtype"), RUNTIMES)
 def test_other_runtimes_compute_the_same_in_integers(folder: Path, runtime: str, dtype: str) -> None:
-    pipe = computed_in_integers(folder, runtime, dtype)
+    pipe = computed_in_integers(folder, runtime, dtype, decibels=40)  # three times as many roundings
     lowered = lowered_of(pipe.unet)
     assert lowered is not None
     assert any(one.layer.endswith(".down") for one in lowered.executions)

@@ -21,7 +21,7 @@ from bitbrush.runtime.lowered import lowered_of
 from tests.artifact.conftest import PROMPTS
 from tests.artifact.in_integers import RUNTIMES, assert_recalibrates, computed_in_integers, latents, psnr
 
-SMALL = {"rounding": "nearest", "steps": 2, "num_prompts": 2, "weights": 8}
+SMALL = {"rounding": "nearest", "steps": 2, "num_prompts": 2, "weights": 8, "step_sizes": "observed"}
 
 
 def made_by(pipe: StableDiffusionPipeline, method: str, **keys: object) -> Quantization:

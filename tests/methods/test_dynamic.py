@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from torch import Tensor
 
 import bitbrush
 from bitbrush import Quantization
@@ -14,6 +13,7 @@ from bitbrush.artifact.store import read_layers
 from bitbrush.runtime.interface import RuntimeUnavailable
 from bitbrush.runtime.lowered import lowered_of
 from bitbrush.timeline.schedule import DynamicRanges
+from tests.artifact.in_integers import latents, psnr
 
 PROMPTS = ("a red cat", "two blue dogs on the left")
 SMALL = {"rounding": "nearest", "steps": 2, "num_prompts": 2, "weights": 8}
@@ -27,16 +27,6 @@ def made(_one_tiny_pipe: StableDiffusionPipeline) -> Quantization:
 @pytest.fixture(scope="module")
 def folder(made: Quantization, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return bitbrush.save(made, tmp_path_factory.mktemp("dynamic") / "artifact", base_model="someone/tiny")
-
-
-def latents(pipe: StableDiffusionPipeline) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    y: Tensor = pipe("a cat", num_inference_steps=2, generator=generator, output_type="latent").images
-    return y.float()
-
-
-def psnr(a: Tensor, b: Tensor) -> float:
-    return float(10 * torch.log10((b.max() - b.min()) ** 2 / (a - b).square().mean()))
 
 
 def test_nothing_is_calibrated(made: Quantization) -> None:

@@ -37,7 +37,7 @@ def with_branches(job: Job) -> Job:
     if job.recipe.smoothing is not Smoothing.NONE:
         raise ValueError(
             f"low_rank is {rank} and smoothing {job.recipe.smoothing}: branches are of the weights before anything is "
-            "smoothed; choose one of the two"
+            "smoothed; set one of the two to none"
         )
     wanted = _ranks(job, rank)
     if not wanted:

@@ -62,7 +62,7 @@ def adaround(
     block = Block(module, layers, inputs, targets, shard or Shard.whole(inputs.rows if inputs else 0), seeing)
     alphas = {name: _start(layer).requires_grad_() for name, layer in layers.items()}
     adam = torch.optim.Adam(alphas.values(), lr=RATE)
-    strength = OF_LAYER if "" in layers or len(layers) == 1 else OF_BLOCK
+    strength = OF_LAYER if len(layers) == 1 else OF_BLOCK
     for iteration in range(ITERATIONS):
         rows = torch.randint(block.shard.rows, (BATCH_ROWS,), generator=generator)
         _set_gradients(block, alphas, rows, strength, _beta(iteration))
