@@ -118,7 +118,7 @@ def _weight_bits(job: Job, sensitivities: Sensitivities, average: float) -> dict
     if left < WEIGHT_CHOICES[0]:
         raise ValueError(
             f"weights is {average:g} bits on average, of which branches of rank {job.recipe.low_rank} leave "
-            f"{left:.2f} for the layers, that need {WEIGHT_CHOICES[0]}; raise weights, lower low_rank, or set it to none"
+            f"{left:.2f} for the layers, that need {WEIGHT_CHOICES[0]}; raise weights, lower low_rank or set it to none"
         )
     chosen = allocate(sensitivities.weights, WEIGHT_CHOICES, sizes, left)
     return dict(zip(sensitivities.layers, chosen.bits.tolist(), strict=True))
