@@ -25,7 +25,7 @@ def product_rates(denoiser: nn.Module, call: Callable[[], Tensor], device: torch
 
     def watch(layer: IntegerLayer, high: Tensor, low: Any, geometry: Any, dtype: Any, residual: Any) -> Tensor:
         y = original(layer, high, low, geometry, dtype, residual)
-        shape = (y.numel() // y.shape[-1], y.shape[-1], layer._weights.data[0].numel(), residual is not None)
+        shape = (y.numel() // y.shape[-1], y.shape[-1], layer.weights.data[0].numel(), residual is not None)
         counts[shape] += 1
         again.setdefault(shape, lambda: original(layer, high, low, geometry, dtype, residual))
         return y

@@ -65,6 +65,11 @@ def answer_first_token(layer: nn.Module, first: FirstToken) -> None:
     layer.register_forward_hook(answer)
 
 
+def answers_first_token(layer: nn.Module) -> bool:
+    """Whether :func:`answer_first_token` was told so of the layer."""
+    return hasattr(layer, "first_output")
+
+
 def text_inputs(denoiser: nn.Module, layers: Iterable[str], call: Any) -> dict[str, Tensor]:
     """What the layers are given in ``call``, made of ``denoiser``, by name."""
     given: dict[str, Tensor] = {}

@@ -4,7 +4,7 @@ Each replaces the ``forward`` of one of the denoiser's modules; calls with argum
 are handed to the module's own.
 """
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -44,25 +44,33 @@ class IntegerModule(Protocol):
 
     def multiply(self, x: Any, dtype: torch.dtype, residual: Tensor | None = None) -> Tensor: ...
 
+    def multiply_gated(self, x: Any, grid: Any, dtype: torch.dtype) -> Any:
+        """``value * gelu(gate)`` quantized on another layer's ``grid``, of the halves of :meth:`multiply`."""
+        ...
 
-class Memory(Protocol):
-    """Gives ``compute()``, or the result that is known of an equal input ``x`` under ``key``."""
 
-    def get(self, key: Hashable, x: Tensor, compute: Callable[[], Tensor]) -> Tensor: ...
+Quantize: TypeAlias = Callable[[IntegerModule], Any]
+"""One input on the grid of a layer that reads it."""
+Products: TypeAlias = Callable[[Quantize, torch.dtype], Sequence[Tensor]]
+Reading: TypeAlias = Callable[[Tensor], Tensor]
+"""A layer's output, of a tensor that many blocks are given."""
 
 
 @dataclass(frozen=True)
 class Between:
-    """What blocks compute with between their products.
+    """What blocks compute with between their products, by means of the runtime.
 
-    ``glue``: with the methods of :class:`~bitbrush.runtime.glue.Glue`, for the runtime's own grids. ``memory(n)``: one
-    that knows n results. ``step()``: what results of a timestep are known under.
+    ``glue``: with the methods of :class:`~bitbrush.runtime.glue.Glue`, for the runtime's own grids. ``together``: the
+    products of what reads one input. ``of_text``: a layer of the text's embedding. ``of_time``: a projection of the
+    time's, ``layer(silu(t))``, (N, C) float32. The last two are given the same tensor by all blocks, and often the same
+    values by many calls: runtimes may remember them or compute them at once.
     """
 
     glue: Any
     attention: AttentionKernel
-    memory: Callable[[int], Memory]
-    step: Callable[[], Hashable]
+    together: Callable[["Sequence[Reader]"], Products]
+    of_text: Callable[[nn.Module], Reading]
+    of_time: Callable[[nn.Module], Reading]
 
 
 def fuse(denoiser: nn.Module, described: Iterable[fusions.Fusion], kind: type[nn.Module], between: Between) -> None:
@@ -129,9 +137,7 @@ class Reader:
         """Of all parts, now."""
         return tuple(part.grid for part in self.parts)
 
-    def product(
-        self, quantize: Callable[[IntegerModule], Any], dtype: torch.dtype, residual: Tensor | None = None
-    ) -> Tensor:
+    def product(self, quantize: Quantize, dtype: torch.dtype, residual: Tensor | None = None) -> Tensor:
         """The output, ``residual`` added; ``quantize(part)``: the input on the grid of a part that reads it."""
         if self.branch is not None:
             thin = self.branch.down.multiply(quantize(self.branch.down), dtype)
@@ -148,15 +154,39 @@ class _Branch(NamedTuple):
     up: IntegerModule
 
 
+def one_by_one(readers: Sequence[Reader]) -> Products:
+    """Products of one input, which is quantized once for all that have the same grid."""
+
+    def products(quantize: Quantize, dtype: torch.dtype) -> list[Tensor]:
+        known: dict[Hashable, Any] = {}
+
+        def once(layer: IntegerModule) -> Any:
+            grid = layer.grid
+            if grid not in known:
+                known[grid] = quantize(layer)
+            return known[grid]
+
+        return [one.product(once, dtype) for one in readers]
+
+    return products
+
+
+def project_time(layer: nn.Module, embedded: Tensor) -> Tensor:
+    """(N, C) float32: what a residual block adds at a timestep."""
+    y: Tensor = layer(F.silu(embedded)).float()
+    return y
+
+
 def _readers(module: Any) -> tuple[Reader, ...]:
     """What stands for a layer of the denoiser: itself, or the halves of a convolution that reads a skip."""
     if isinstance(module, SplitConv2d):
         halves = {module.hidden: slice(0, module.begin), module.skip: slice(module.begin, None)}
-        return tuple(replace(_reader(half), channels=channels) for half, channels in halves.items())
-    return (_reader(module),)
+        return tuple(replace(reader_of(half), channels=channels) for half, channels in halves.items())
+    return (reader_of(module),)
 
 
-def _reader(module: Any) -> Reader:
+def reader_of(module: Any) -> Reader:
+    """What reads the input of a layer, as the runtime has put it in place."""
     if isinstance(module, BranchedLayer):
         down: Any = module.down
         up: Any = module.up
@@ -170,7 +200,7 @@ class NormedLayer:
 
     def __init__(self, described: fusions.NormedLayer, part: Part, between: Between) -> None:
         self._norm: nn.GroupNorm = part(described.norm)
-        self._reader = _reader(part(described.layer))
+        self._reader = reader_of(part(described.layer))
         self._silu, self._glue = described.activation is not None, between.glue
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -184,7 +214,7 @@ class UpsampledConv:
     """Each pixel is quantized once and written four times."""
 
     def __init__(self, described: fusions.UpsampledConv, part: Part) -> None:
-        self._conv = _reader(part(described.conv))
+        self._conv = reader_of(part(described.conv))
 
     def __call__(self, x: Tensor, output_size: Any = None, *_: Any, **__: Any) -> Tensor:
         height, width = x.shape[-2:]
@@ -200,7 +230,7 @@ class ImageTransformer:
         self, described: fusions.ImageTransformer, part: Part, between: Between, original: Callable[..., Any]
     ) -> None:
         self._norm: nn.GroupNorm = part(described.norm)
-        self._proj_in, self._proj_out = _reader(part(described.proj_in)), _reader(part(described.proj_out))
+        self._proj_in, self._proj_out = reader_of(part(described.proj_in)), reader_of(part(described.proj_out))
         self._blocks = [part(name) for name in described.blocks]
         self._glue, self._original = between.glue, original
 
@@ -242,15 +272,15 @@ class ResidualBlock:
         self._norm1: nn.GroupNorm = part(described.norm1)
         self._readers = _readers(part(described.conv1))
         self._norm2: nn.GroupNorm = part(described.norm2)
-        self._conv2 = _reader(part(described.conv2))
-        self._time: nn.Module | None = part(described.time_projection) if described.time_projection else None
+        self._conv2 = reader_of(part(described.conv2))
+        projection = described.time_projection
+        self._time = between.of_time(part(projection)) if projection else None
         self._shortcut: nn.Module | None = part(described.shortcut) if described.shortcut else None
-        self._glue, self._step = between.glue, between.step
-        self._times = between.memory(128)
+        self._glue = between.glue
 
     def __call__(self, x: Tensor, temb: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
         h = self._first(x)
-        time = self._time_added(temb) if self._time is not None and temb is not None else None
+        time = self._time(temb) if self._time is not None and temb is not None else None
 
         def quantize(conv: IntegerModule) -> Any:
             return self._glue.group_norm(h, self._norm2, conv.grid, padding=conv.border, silu=True, add=time)
@@ -269,12 +299,6 @@ class ResidualBlock:
     def _normed(self, x: Tensor, channels: slice, conv: IntegerModule) -> Any:
         return self._glue.group_norm(x, self._norm1, conv.grid, padding=conv.border, silu=True, channels=channels)
 
-    def _time_added(self, temb: Tensor) -> Tensor:
-        """(N, C): the same for every generation's call of this timestep, unless the text takes part in it."""
-        assert self._time is not None
-        layer = self._time
-        return self._times.get(self._step(), temb, lambda: layer(F.silu(temb)).float())
-
 
 class TransformerBlock:
     def __init__(
@@ -287,7 +311,7 @@ class TransformerBlock:
         crossed = described.cross_attention
         self._cross = CrossAttention(crossed, part, between) if crossed else None
         self._norm3: nn.LayerNorm = part(described.norm3)
-        self._expand, self._shrink = _reader(part(described.expand)), _reader(part(described.shrink))
+        self._expand, self._shrink = reader_of(part(described.expand)), reader_of(part(described.shrink))
 
     def __call__(
         self,
@@ -311,14 +335,25 @@ class TransformerBlock:
         x = self._self(x, self._norm1)
         if self._cross is not None and self._norm2 is not None and encoder_hidden_states is not None:
             x = self._cross(x, self._norm2, encoder_hidden_states)
-        inner = self._expand.product(lambda layer: self._glue.layer_norm(x, self._norm3, layer.grid), x.dtype)
-        return self._shrink.product(lambda layer: self._glue.geglu(inner, layer.grid), x.dtype, residual=x)
+        return self._feed_forward(x)
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        """``x + shrink(value gelu(gate))``."""
+
+        def normed(layer: IntegerModule) -> Any:
+            return self._glue.layer_norm(x, self._norm3, layer.grid)
+
+        expand, shrink = self._expand, self._shrink
+        if expand.branch is None and shrink.branch is None:
+            gated = expand.layer.multiply_gated(normed(expand.layer), shrink.layer.grid, x.dtype)
+            return shrink.layer.multiply(gated, x.dtype, residual=x)
+        inner = expand.product(normed, x.dtype)
+        return shrink.product(lambda layer: self._glue.geglu(inner, layer.grid), x.dtype, residual=x)
 
 
 class _Attention:
     def __init__(self, described: fusions.Attention, part: Part, between: Between) -> None:
-        self._query, self._key = _reader(part(described.query)), _reader(part(described.key))
-        self._value, self._output = _reader(part(described.value)), _reader(part(described.output))
+        self._output = reader_of(part(described.output))
         self._heads, self._glue, self._attention = described.heads, between.glue, between.attention
 
     def _attend(self, x: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -327,30 +362,25 @@ class _Attention:
 
 
 class SelfAttention(_Attention):
-    """``x + attention(norm(x))``; layers whose grids are equal share the quantized input."""
-
-    def __call__(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
-        known: dict[Hashable, Any] = {}
-
-        def quantize(layer: IntegerModule) -> Any:
-            grid = layer.grid
-            if grid not in known:
-                known[grid] = self._glue.layer_norm(x, norm, grid)
-            return known[grid]
-
-        return self._attend(x, *(one.product(quantize, x.dtype) for one in (self._query, self._key, self._value)))
-
-
-class CrossAttention(_Attention):
-    """``x + attention(norm(x), text)``; keys and values of a text are computed once, not once per step."""
+    """``x + attention(norm(x))``."""
 
     def __init__(self, described: fusions.Attention, part: Part, between: Between) -> None:
         super().__init__(described, part, between)
-        self._key_layer, self._value_layer = part(described.key), part(described.value)
-        self._keys, self._values = between.memory(4), between.memory(4)
+        readers = [reader_of(part(name)) for name in (described.query, described.key, described.value)]
+        self._products = between.together(readers)
+
+    def __call__(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        return self._attend(x, *self._products(lambda layer: self._glue.layer_norm(x, norm, layer.grid), x.dtype))
+
+
+class CrossAttention(_Attention):
+    """``x + attention(norm(x), text)``."""
+
+    def __init__(self, described: fusions.Attention, part: Part, between: Between) -> None:
+        super().__init__(described, part, between)
+        self._query = reader_of(part(described.query))
+        self._key, self._value = between.of_text(part(described.key)), between.of_text(part(described.value))
 
     def __call__(self, x: Tensor, norm: nn.LayerNorm, text: Tensor) -> Tensor:
         query = self._query.product(lambda layer: self._glue.layer_norm(x, norm, layer.grid), x.dtype)
-        key = self._keys.get(self._key.grids, text, lambda: self._key_layer(text))
-        value = self._values.get(self._value.grids, text, lambda: self._value_layer(text))
-        return self._attend(x, query, key, value)
+        return self._attend(x, query, self._key(text), self._value(text))

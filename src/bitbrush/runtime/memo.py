@@ -22,3 +22,13 @@ class Memo:
         if len(self._known) > self._limit:
             del self._known[next(iter(self._known))]
         return known[1]
+
+
+class Remembered:
+    """A function of a tensor whose last few results are known, each under what ``key`` was then."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], key: Callable[[], Hashable], *, entries: int) -> None:
+        self._function, self._key, self._memo = function, key, Memo(entries=entries)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._memo.get(self._key(), x, lambda: self._function(x))

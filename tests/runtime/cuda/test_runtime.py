@@ -94,7 +94,7 @@ def test_nibbles_take_half_a_byte(device: torch.device) -> None:
     for nibbles in (False, True):
         denoiser = Alone(layer)
         CudaRuntime(device, torch.float32, nibbles).lower(denoiser, [own])
-        sizes.append(denoiser.layer._weights.data.nbytes)
+        sizes.append(denoiser.layer.weights.data.nbytes)
     assert sizes == [64 * 8, 64 * 8 // 2]
 
 

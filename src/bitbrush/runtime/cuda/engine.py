@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from bitbrush.runtime.arguments import EXACT_ARGUMENTS
+from bitbrush.runtime.cuda.joined import AtOnce
 from bitbrush.runtime.cuda.steps import Steps
 
 Replay: TypeAlias = Callable[[], Any]
@@ -69,10 +70,17 @@ class Engine:
     call of a kind shows that it runs, the second is recorded, and all later ones are replays of that.
     """
 
-    def __init__(self, denoiser: nn.Module, steps: Steps, dtype: torch.dtype, record: Recorder | None) -> None:
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        steps: Steps,
+        dtype: torch.dtype,
+        record: Recorder | None,
+        at_once: Sequence[AtOnce] = (),
+    ) -> None:
         self._forward: Callable[..., Any] = denoiser.forward
         self._names = list(inspect.signature(denoiser.forward).parameters)
-        self._steps, self._dtype, self._record = steps, dtype, record
+        self._steps, self._dtype, self._record, self._at_once = steps, dtype, record, at_once
         self._seen: list[tuple[Any, ...]] = []
         self._graphs: list[_Recorded] = []  # the latest used last
 
@@ -97,7 +105,11 @@ class Engine:
         self._steps.set(arguments["timestep"])
         floating = [x for x in pytree.tree_leaves(arguments) if isinstance(x, Tensor) and x.is_floating_point()]
         finite = torch.stack([x.isfinite().all() for x in floating]).all()
-        output = self._forward(**pytree.tree_map_with_path(self._cast, arguments))
+        try:
+            output = self._forward(**pytree.tree_map_with_path(self._cast, arguments))
+        finally:
+            for one in self._at_once:
+                one.forget()
         return pytree.tree_map_only(Tensor, lambda x: torch.where(finite, x, torch.nan), output)
 
     def _cast(self, path: tuple[Any, ...], value: Any) -> Any:

@@ -3,7 +3,6 @@
 Images come as (N, C, H, W) in channels-last memory (others are laid out so first), tokens as (..., C).
 """
 
-from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -51,9 +50,8 @@ class CudaGlue:
         add: Tensor | None = None,
         channels: slice = ALL,
     ) -> DeviceBytes:
-        added = None if add is None else add.float().contiguous()
         affine = self._ops.group_norm_affine(
-            _nhwc(x), norm.weight.float(), norm.bias.float(), added, norm.num_groups, norm.eps
+            _nhwc(x), norm.weight.float(), norm.bias.float(), add, norm.num_groups, norm.eps
         )
         return _of_channels(self._image(x, grid, padding, affine=affine, silu=silu), channels)
 
@@ -117,10 +115,3 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     """``softmax(q k^T / sqrt(d)) v`` head by head, (N, L, heads d), by torch's fused kernel."""
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
     return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-
-
-class Anew:
-    """Remembers nothing: to know whether an input is the same as before, the host would have to wait for the card."""
-
-    def get(self, _: Hashable, __: Tensor, compute: Callable[[], Tensor]) -> Tensor:
-        return compute()

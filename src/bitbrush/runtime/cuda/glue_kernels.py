@@ -8,7 +8,7 @@ import triton.language as tl
 
 
 @triton.jit
-def _store_bytes(value, high, low, where, mask, scales, integers, LOW: tl.constexpr):
+def store_bytes(value, high, low, where, mask, scales, integers, LOW: tl.constexpr):
     """``clamp(round(value / scale) + zero_point, 0, qmax)``, less 128, as bytes; its high and low byte where two.
 
     Rounds half to even by adding and taking away 1.5 * 2^23. The clamp between the product and the sum keeps the
@@ -25,6 +25,11 @@ def _store_bytes(value, high, low, where, mask, scales, integers, LOW: tl.conste
         tl.store(low + where, ((x_q & 255) - 128).to(tl.int8), mask=mask & (two > 0))
     else:
         tl.store(high + where, (x_q - 128).to(tl.int8), mask=mask)
+
+
+@triton.jit
+def gelu(x):
+    return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
 
 
 @triton.jit(do_not_specialize=["pixels", "height", "width", "border_h", "border_w"])
@@ -70,7 +75,7 @@ def quantize_kernel(
         value = value / (1.0 + tl.exp(-value))
     where = p[:, None].to(tl.int64) * channels + c[None, :]
     stored = (p < pixels)[:, None] & (c < channels)[None, :]
-    _store_bytes(tl.where(mask, value, 0.0), high, low, where, stored, scales, integers, LOW)
+    store_bytes(tl.where(mask, value, 0.0), high, low, where, stored, scales, integers, LOW)
 
 
 @triton.jit(do_not_specialize=["pixels", "chunk"])
@@ -103,7 +108,7 @@ def moments_kernel(x, means, squares, pixels, channels, chunk, BLOCK_P: tl.const
     tl.store(squares + where, square, mask=c < channels)
 
 
-@triton.jit(do_not_specialize=["pixels", "chunk", "chunks"])
+@triton.jit(do_not_specialize=["pixels", "chunk", "chunks", "added_stride"])
 def affine_kernel(
     means,
     squares,
@@ -118,13 +123,14 @@ def affine_kernel(
     chunks,
     of_group,
     eps,
+    added_stride,
     ADDED: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """Group normalization as ``factor x + shift``, (images, channels) each, of the chunks' moments.
 
-    ``added`` (images, channels): what is added to x before it is normalized.
+    ``added`` (images, channels), ``added_stride`` apart: what is added to x before it is normalized.
     """
     image, group = tl.program_id(0), tl.program_id(1)
     t, inner = tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_C)
@@ -135,7 +141,7 @@ def affine_kernel(
     mean = tl.load(means + at, mask=valid, other=0.0)
     more = tl.zeros((BLOCK_C,), dtype=tl.float32)
     if ADDED:
-        more = tl.load(added + image * channels + c, mask=inner < of_group, other=0.0)
+        more = tl.load(added + image * added_stride + c, mask=inner < of_group, other=0.0)
     mean += more[None, :]
     total = (pixels * of_group).to(tl.float32)
     center = tl.sum(tl.sum(tl.where(valid, mean * count, 0.0), axis=0), axis=0) / total
@@ -176,7 +182,7 @@ def layer_norm_kernel(
     own = away / tl.sqrt(variance + eps)[:, None]
     own = own * tl.load(gamma + c, mask=c < channels, other=0.0)[None, :]
     own += tl.load(beta + c, mask=c < channels, other=0.0)[None, :]
-    _store_bytes(own, high, low, where, mask, scales, integers, LOW)
+    store_bytes(own, high, low, where, mask, scales, integers, LOW)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -190,6 +196,6 @@ def geglu_kernel(
     source = r[:, None].to(tl.int64) * (2 * channels) + c[None, :]
     value = tl.load(x + source, mask=mask, other=0.0).to(tl.float32)
     gate = tl.load(x + source + channels, mask=mask, other=0.0).to(tl.float32)
-    value *= 0.5 * gate * (1.0 + tl.erf(gate * 0.7071067811865476))
+    value *= gelu(gate)
     where = r[:, None].to(tl.int64) * channels + c[None, :]
-    _store_bytes(value, high, low, where, mask, scales, integers, LOW)
+    store_bytes(value, high, low, where, mask, scales, integers, LOW)

@@ -23,7 +23,7 @@ class IntegerLayer(nn.Module):
     def __init__(self, weights: Weights, grid: StepGrid, ops: ModuleType, glue: CudaGlue) -> None:
         super().__init__()
         self.grid = grid
-        self._weights, self._glue = weights, glue
+        self.weights, self._glue = weights, glue
         self._ops: Any = ops
         self._split = weights.overflows(grid.most_bits)
 
@@ -38,10 +38,14 @@ class IntegerLayer(nn.Module):
         """The layer's output for quantized input, ``residual`` of the output's shape added to it."""
         raise NotImplementedError
 
+    def multiply_gated(self, x: DeviceBytes, grid: StepGrid, dtype: torch.dtype) -> DeviceBytes:
+        """``value * gelu(gate)`` quantized on another layer's ``grid``, of the halves of :meth:`multiply`."""
+        return self._glue.geglu(self.multiply(x, dtype), grid)
+
     def _product(
         self, high: Tensor, low: Tensor | None, geometry: tuple[int, ...], dtype: torch.dtype, residual: Tensor | None
     ) -> Tensor:
-        own, grid = self._weights, self.grid
+        own, grid = self.weights, self.grid
         y: Tensor = self._ops.integer_product(
             *(high, low, own.data, own.zero_points, own.sums, own.scale, own.bias, residual),
             *(grid.scales, grid.integers, geometry, self._split, dtype),
@@ -76,9 +80,13 @@ class IntegerConv2d(IntegerLayer):
 class IntegerLinear(IntegerLayer):
     """A convolution of 1x1 over an image of one line."""
 
-    def __init__(self, linear: nn.Linear, *args: Any) -> None:
-        super().__init__(*args)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
+    def __init__(self, in_features: int, weights: Weights, grid: StepGrid, ops: ModuleType, glue: CudaGlue) -> None:
+        super().__init__(weights, grid, ops, glue)
+        self.in_features, self.out_features = in_features, len(weights.scale)
+
+    def with_weights(self, weights: Weights) -> "IntegerLinear":
+        """Another layer of the same input."""
+        return IntegerLinear(self.in_features, weights, self.grid, self._ops, self._glue)
 
     def quantize(self, x: Tensor, *, upsample: int = 1) -> DeviceBytes:
         assert upsample == 1, "tokens are not magnified"
@@ -93,3 +101,12 @@ class IntegerLinear(IntegerLayer):
         other = None if residual is None else residual.reshape(1, 1, rows, self.out_features).contiguous()
         y = self._product(high, low, (1, rows, 1, 1, 1, 1, 1, 1, 1), dtype, other)
         return y.view(*x.high.shape[:-1], self.out_features)
+
+    def multiply_gated(self, x: DeviceBytes, grid: StepGrid, dtype: torch.dtype) -> DeviceBytes:
+        """In one kernel: outputs are never rounded to ``dtype``, nor stored."""
+        own = self.weights
+        high, low = self._ops.gated_product(
+            *(x.high, x.low, own.data, own.zero_points, own.sums, own.scale, own.bias),
+            *(self.grid.scales, self.grid.integers, grid.scales, grid.integers, self._split, grid.wide),
+        )
+        return DeviceBytes(high, low if grid.wide else None, grid)

@@ -85,7 +85,9 @@ class Lowering:
 
 
 def _integer_layer(original: nn.Conv2d | nn.Linear, *args: Any) -> IntegerLayer:
-    return IntegerLinear(original, *args) if isinstance(original, nn.Linear) else IntegerConv2d(original, *args)
+    if isinstance(original, nn.Linear):
+        return IntegerLinear(original.in_features, *args)
+    return IntegerConv2d(original, *args)
 
 
 def _fake_quantize(x: Tensor, grid: StepGrid) -> Tensor:

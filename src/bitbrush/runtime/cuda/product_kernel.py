@@ -6,6 +6,8 @@ Imports Triton: only what runs on a card (or in Triton's interpreter) may import
 import triton
 import triton.language as tl
 
+from bitbrush.runtime.cuda.glue_kernels import gelu, store_bytes
+
 
 # fmt: off
 @triton.jit(
@@ -30,17 +32,65 @@ def product_kernel(
     don't fit into 32 bits.
     """
     first, n = _place(rows, filters, BLOCK_M, BLOCK_N, PANEL)
-    m, k, group = first + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_K), tl.program_id(1)
+    m, group = first + tl.arange(0, BLOCK_M), tl.program_id(1)
     pixel = tl.minimum(m, rows - 1)  # rows beyond the end compute the last one again and are not stored
     image, place = pixel // (out_height * out_width), pixel % (out_height * out_width)
     corner = (place // out_width) * stride_h * in_width + (place % out_width) * stride_w
     start = (image.to(tl.int64) * in_pixels + corner) * in_channels + group * channels
     own = group * filters + tl.minimum(n, filters - 1)
+    out = _outputs(x_high, x_low, weight, w_zero, w_sums, w_scale, bias, scales, integers, start, own, channels,
+                   dilation_h * in_width * in_channels, dilation_w * in_channels,
+                   TAPS, KERNEL_WIDTH, EVEN, PACKED, LOW, SPLIT, BIAS, BLOCK_M, BLOCK_N, BLOCK_K)
+    width = filters * tl.num_programs(1)
+    begin = first.to(tl.int64) * width  # what is added to it fits into 32 bits, and so into fewer registers
+    where = tl.arange(0, BLOCK_M)[:, None] * width + own[None, :]
+    stored = (m < rows)[:, None] & (n < filters)[None, :]
+    if RESIDUAL:
+        out += tl.load(residual + begin + where, mask=stored, other=0.0).to(tl.float32)
+    tl.store(y + begin + where, out.to(y.dtype.element_ty), mask=stored)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def gated_product_kernel(
+    x_high, x_low, weight, w_zero, w_sums, w_scale, bias, high, low, scales, integers, next_scales, next_integers,
+    rows, filters, channels,
+    EVEN: tl.constexpr, PACKED: tl.constexpr, LOW: tl.constexpr, SPLIT: tl.constexpr,
+    BIAS: tl.constexpr, NEXT_LOW: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PANEL: tl.constexpr,
+):
+    """Bytes of ``value gelu(gate)`` on the next grid, value and gate the halves of a linear layer's outputs.
+
+    As :func:`product_kernel` of rows (rows, channels); high, low (rows, filters / 2). A tile has each value beside its
+    gate, so that both are in one thread's registers, and what is four times as wide as all else is never stored.
+    """
+    first, n = _place(rows, filters, BLOCK_M, BLOCK_N, PANEL)
+    m = first + tl.arange(0, BLOCK_M)
+    start = tl.minimum(m, rows - 1).to(tl.int64) * channels
+    half, column = filters // 2, tl.minimum(n, filters - 1)
+    own = column // 2 + (column % 2) * half
+    out = _outputs(x_high, x_low, weight, w_zero, w_sums, w_scale, bias, scales, integers, start, own, channels, 0, 0,
+                   1, 1, EVEN, PACKED, LOW, SPLIT, BIAS, BLOCK_M, BLOCK_N, BLOCK_K)
+    value, gate = tl.split(tl.reshape(out, (BLOCK_M, BLOCK_N // 2, 2)))
+    value *= gelu(gate)
+    j = _place(rows, half, BLOCK_M, BLOCK_N // 2, PANEL)[1]
+    where = m.to(tl.int64)[:, None] * half + j[None, :]
+    stored = (m < rows)[:, None] & (j < half)[None, :]
+    store_bytes(value, high, low, where, stored, next_scales, next_integers, NEXT_LOW)
+
+
+@triton.jit
+def _outputs(
+    x_high, x_low, weight, w_zero, w_sums, w_scale, bias, scales, integers, start, own, channels, below, beside,
+    TAPS: tl.constexpr, KERNEL_WIDTH: tl.constexpr,
+    EVEN: tl.constexpr, PACKED: tl.constexpr, LOW: tl.constexpr, SPLIT: tl.constexpr, BIAS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):
+    """float32 (BLOCK_M, BLOCK_N): of the pixels that begin at ``start`` by the filters ``own``, with bias."""
+    k = tl.arange(0, BLOCK_K)
     columns = (channels + 1) // 2 if PACKED else channels  # of a tap, in bytes of the weight
     w_rows = weight + own[None, :].to(tl.int64) * (TAPS * columns) + k[:, None]
     zero = tl.load(w_zero + own) if PACKED else own
     blocks = tl.cdiv(columns, BLOCK_K)
-    below, beside = dilation_h * in_width * in_channels, dilation_w * in_channels
 
     nothing = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32)
     x_rows = x_high + start[:, None] + k[None, :]
@@ -61,13 +111,7 @@ def product_kernel(
     out = total.to(tl.float32) * (tl.load(scales) * tl.load(w_scale + own))[None, :]
     if BIAS:
         out += tl.load(bias + own)[None, :]
-    width = filters * tl.num_programs(1)
-    begin = first.to(tl.int64) * width  # what is added to it fits into 32 bits, and so into fewer registers
-    where = tl.arange(0, BLOCK_M)[:, None] * width + own[None, :]
-    stored = (m < rows)[:, None] & (n < filters)[None, :]
-    if RESIDUAL:
-        out += tl.load(residual + begin + where, mask=stored, other=0.0).to(tl.float32)
-    tl.store(y + begin + where, out.to(y.dtype.element_ty), mask=stored)
+    return out
 
 
 @triton.jit

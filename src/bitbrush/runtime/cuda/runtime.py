@@ -6,12 +6,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from bitbrush.network.families import known_fusions
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.runtime.cuda.engine import Engine, Recorder
-from bitbrush.runtime.cuda.glue import Anew, CudaGlue, attend
+from bitbrush.runtime.cuda.glue import CudaGlue, attend
+from bitbrush.runtime.cuda.joined import AtOnce, together
 from bitbrush.runtime.cuda.layers import IntegerLayer
 from bitbrush.runtime.cuda.lowering import Lowering, execution
 from bitbrush.runtime.cuda.steps import Steps
@@ -51,7 +53,10 @@ class CudaRuntime:
         executions = tuple(lowering.place(layer) for layer in layers)
         steps.tabulate()
         lowering.move_rest()
-        fuse(denoiser, described, IntegerLayer, Between(CudaGlue(ops), attend, lambda _: Anew(), lambda: None))
-        engine = Engine(denoiser, steps, self.dtype, self.record)
+        texts, times = AtOnce(lambda text: text), AtOnce(F.silu, torch.float32)
+        fuse(denoiser, described, IntegerLayer, Between(CudaGlue(ops), attend, together, texts.add, times.add))
+        for one in (texts, times):
+            one.join()
+        engine = Engine(denoiser, steps, self.dtype, self.record, (texts, times))
         denoiser.forward = functools.wraps(denoiser.forward)(engine)
         return executions

@@ -1,5 +1,6 @@
 """Integer weights as the kernels read them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +45,20 @@ def lay_out(layer: QuantizedLayer, signed: Tensor, device: torch.device, *, nibb
         scale=layer.weight.grid.scale.to(device, torch.float32),
         bias=None if layer.bias is None else layer.bias.to(device, torch.float32),
         largest=int(rows.abs().to(torch.uint8).sum(1, dtype=torch.int64).max()),
+    )
+
+
+def stack(parts: Sequence[Weights]) -> Weights:
+    """Of the layers' filters one after another; the parts have one layout."""
+    zero_points = [one.zero_points for one in parts if one.zero_points is not None]
+    biases = [torch.zeros_like(one.scale) if one.bias is None else one.bias for one in parts]
+    return Weights(
+        data=torch.cat([one.data for one in parts]),
+        zero_points=torch.cat(zero_points) if zero_points else None,
+        sums=torch.cat([one.sums for one in parts]),
+        scale=torch.cat([one.scale for one in parts]),
+        bias=None if all(one.bias is None for one in parts) else torch.cat(biases),
+        largest=max(one.largest for one in parts),
     )
 
 

@@ -58,6 +58,10 @@ class IntegerLayer(nn.Module):
             return self._product(x.high, by, residual)
         return self._two_products(x.high, x.low, by, residual)
 
+    def multiply_gated(self, x: Bytes, grid: AffineGrid, dtype: torch.dtype) -> Bytes:
+        """``value * gelu(gate)`` quantized on another layer's ``grid``, of the halves of :meth:`multiply`."""
+        return self._glue.geglu(self.multiply(x, dtype), grid)
+
     def _two_products(self, high: Tensor, low: Tensor, by: Factors, residual: Tensor | None) -> Tensor:
         y = self._product(high, by._replace(scale=by.scale * (1 << BYTE), dtype=torch.float32), None)
         y = self._product(low, by._replace(bias=None, dtype=torch.float32), y)

@@ -14,10 +14,10 @@ from bitbrush.network.first_token import answer_first_token
 from bitbrush.network.inputs import fake_quantize_input, fake_quantize_input_dynamically
 from bitbrush.network.layers import QuantizedLayer, set_weight
 from bitbrush.runtime.arguments import EXACT_ARGUMENTS
-from bitbrush.runtime.fused import Between, fuse
+from bitbrush.runtime.fused import Between, Reading, fuse, one_by_one, project_time, reader_of
 from bitbrush.runtime.integers import obstacle, signed_bytes
 from bitbrush.runtime.interface import Execution
-from bitbrush.runtime.memo import Memo
+from bitbrush.runtime.memo import Remembered
 from bitbrush.runtime.nibbles import NIBBLE
 from bitbrush.runtime.onednn.dynamic import DynamicLayer, as_product
 from bitbrush.runtime.onednn.layers import (
@@ -106,11 +106,17 @@ class Lowering:
 
     def fuse(self, described: Iterable[fusions.Fusion]) -> None:
         """Computes in one go what the family describes and whose layers all are in integers."""
-        clock = self.clock
-        between = Between(
-            self.tools.glue, self.tools.attention, lambda entries: Memo(entries=entries), lambda: clock.timestep
-        )
+        between = Between(self.tools.glue, self.tools.attention, one_by_one, _of_text, self._of_time)
         fuse(self.denoiser, described, IntegerLayer, between)
+
+    def _of_time(self, layer: nn.Module) -> Reading:
+        """The same for every generation's call of a timestep, unless the text takes part in it."""
+        return Remembered(partial(project_time, layer), lambda: self.clock.timestep, entries=128)
+
+
+def _of_text(layer: nn.Module) -> Reading:
+    """Computed once for a text and a grid, not at every step."""
+    return Remembered(layer, lambda: reader_of(layer).grids, entries=4)
 
 
 def _integer_layer(original: nn.Conv2d | nn.Linear, *args: Any) -> IntegerLayer:

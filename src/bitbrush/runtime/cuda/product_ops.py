@@ -1,0 +1,191 @@
+"""The products as torch operators; see :mod:`bitbrush.runtime.cuda.glue_ops`.
+
+Imports Triton: only what runs on a card (or in Triton's interpreter) may import this. Images are (N, H, W, C).
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from bitbrush.runtime.cuda.glue_ops import empty_bytes
+from bitbrush.runtime.cuda.product_kernel import gated_product_kernel, product_kernel
+from bitbrush.runtime.cuda.tiles import Card, Need, Tile, choose_tile
+
+_PANEL = 8
+_EMULATED = Card(processors=1, shared_bytes=1 << 16)
+"""Of Triton's interpreter, which runs on the processor."""
+
+
+class Geometry(NamedTuple):
+    """Of a convolution whose input has its border. A linear layer is one of 1x1 over an image of one line."""
+
+    out_height: int
+    out_width: int
+    kernel_h: int = 1
+    kernel_w: int = 1
+    stride_h: int = 1
+    stride_w: int = 1
+    dilation_h: int = 1
+    dilation_w: int = 1
+    groups: int = 1
+
+
+@torch.library.custom_op("bitbrush::integer_product", mutates_args=())
+def integer_product(
+    high: Tensor,
+    low: Tensor | None,
+    weight: Tensor,
+    w_zero: Tensor | None,
+    w_sums: Tensor,
+    w_scale: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    scales: Tensor,
+    integers: Tensor,
+    geometry: Sequence[int],
+    split: bool,  # noqa: FBT001 - an operator of torch has a plain signature
+    dtype: torch.dtype,
+) -> Tensor:
+    """``scale w_scale sum((x_q - zero_point) w) + bias + residual``, (N, out_height, out_width, C_out) of ``dtype``.
+
+    ``high``, ``low`` (N, H, W, C) int8: the bytes of x_q less 128; ``weight`` (C_out, taps, C / groups) int8, or of
+    nibbles uint8 with the zero points ``w_zero``. ``split``: sums of two bytes don't fit into 32 bits.
+    """
+    own = Geometry(*geometry)
+    y = _result(high, w_scale, own, dtype)
+    rows, filters = y.numel() // y.shape[-1], y.shape[-1] // own.groups
+    channels = high.shape[-1] // own.groups
+    tile = _tile(
+        high, w_zero, rows, filters, channels, Need.RESIDUAL if residual is not None else Need.NOTHING, split=split
+    )
+    programs = triton.cdiv(rows, tile.m) * triton.cdiv(filters, tile.n)
+    sizes = rows, filters, channels, *own[:2], high.shape[2], high.shape[1] * high.shape[2], high.shape[3], *own[4:8]
+    product_kernel[(programs, own.groups)](
+        *(high, low, weight, w_zero, w_sums, w_scale, bias, residual, y, scales, integers),
+        *sizes,
+        TAPS=own.kernel_h * own.kernel_w,
+        KERNEL_WIDTH=own.kernel_w,
+        RESIDUAL=residual is not None,
+        **_constants(tile, channels, low, w_zero, bias, split=split),
+    )
+    return y
+
+
+@integer_product.register_fake
+def _(
+    high: Tensor,
+    low: Tensor | None,
+    weight: Tensor,
+    w_zero: Tensor | None,
+    w_sums: Tensor,
+    w_scale: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    scales: Tensor,
+    integers: Tensor,
+    geometry: Sequence[int],
+    split: bool,  # noqa: FBT001 - as above
+    dtype: torch.dtype,
+) -> Tensor:
+    return _result(high, w_scale, Geometry(*geometry), dtype)
+
+
+def _result(high: Tensor, w_scale: Tensor, geometry: Geometry, dtype: torch.dtype) -> Tensor:
+    return high.new_empty(high.shape[0], geometry.out_height, geometry.out_width, w_scale.shape[0], dtype=dtype)
+
+
+@torch.library.custom_op("bitbrush::gated_product", mutates_args=())
+def gated_product(
+    high: Tensor,
+    low: Tensor | None,
+    weight: Tensor,
+    w_zero: Tensor | None,
+    w_sums: Tensor,
+    w_scale: Tensor,
+    bias: Tensor | None,
+    scales: Tensor,
+    integers: Tensor,
+    next_scales: Tensor,
+    next_integers: Tensor,
+    split: bool,  # noqa: FBT001 - as above
+    next_wide: bool,  # noqa: FBT001
+) -> tuple[Tensor, Tensor]:
+    """Bytes of ``quantize(value * gelu(gate))`` less 128 on the next grid, of the halves of a linear layer's outputs.
+
+    As :func:`integer_product` of rows ``high``, ``low`` (..., C), whose outputs are rounded nowhere before.
+    """
+    filters = w_scale.shape[0]
+    next_high, next_low = _gated(high, w_scale, next_wide=next_wide)
+    channels = high.shape[-1]
+    rows = high.numel() // channels
+    tile = _tile(high, w_zero, rows, filters, channels, Need.NOTHING, split=split)
+    gated_product_kernel[(triton.cdiv(rows, tile.m) * triton.cdiv(filters, tile.n),)](
+        *(high, low, weight, w_zero, w_sums, w_scale, bias, next_high, next_low),
+        *(scales, integers, next_scales, next_integers, rows, filters, channels),
+        NEXT_LOW=next_wide,
+        **_constants(tile, channels, low, w_zero, bias, split=split),
+    )
+    return next_high, next_low
+
+
+@gated_product.register_fake
+def _(
+    high: Tensor,
+    low: Tensor | None,
+    weight: Tensor,
+    w_zero: Tensor | None,
+    w_sums: Tensor,
+    w_scale: Tensor,
+    bias: Tensor | None,
+    scales: Tensor,
+    integers: Tensor,
+    next_scales: Tensor,
+    next_integers: Tensor,
+    split: bool,  # noqa: FBT001 - as above
+    next_wide: bool,  # noqa: FBT001
+) -> tuple[Tensor, Tensor]:
+    return _gated(high, w_scale, next_wide=next_wide)
+
+
+def _gated(high: Tensor, w_scale: Tensor, *, next_wide: bool) -> tuple[Tensor, Tensor]:
+    return empty_bytes(high, (*high.shape[:-1], w_scale.shape[0] // 2), wide=next_wide)
+
+
+def _tile(
+    high: Tensor, w_zero: Tensor | None, rows: int, filters: int, channels: int, otherwise: Need, *, split: bool
+) -> Tile:
+    packed = w_zero is not None
+    need = Need.TWO_SUMS if split else Need.UNPACKING if packed else otherwise
+    return choose_tile(rows, filters, (channels + 1) // 2 if packed else channels, _card(high.device), need)
+
+
+def _constants(
+    tile: Tile, channels: int, low: Tensor | None, w_zero: Tensor | None, bias: Tensor | None, *, split: bool
+) -> dict[str, Any]:
+    """What both kernels are compiled for."""
+    packed = w_zero is not None
+    return {
+        "EVEN": channels % (2 * tile.k if packed else tile.k) == 0,
+        "PACKED": packed,
+        "LOW": low is not None,
+        "SPLIT": split,
+        "BIAS": bias is not None,
+        "BLOCK_M": tile.m,
+        "BLOCK_N": tile.n,
+        "BLOCK_K": tile.k,
+        "PANEL": _PANEL,
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
+    }
+
+
+@lru_cache
+def _card(device: torch.device) -> Card:
+    if device.type != "cuda":
+        return _EMULATED
+    found: Any = torch.cuda.get_device_properties(device)
+    return Card(found.multi_processor_count, found.shared_memory_per_block_optin)
