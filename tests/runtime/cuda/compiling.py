@@ -12,11 +12,11 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-from bitbrush.runtime.cuda import ops
+from bitbrush.runtime.cuda import ops, product_ops
 from bitbrush.runtime.cuda.ops import Geometry
 from bitbrush.runtime.cuda.tiles import Card
 
-CARDS = {80: Card(108, 166_912), 90: Card(132, 232_448)}
+CARDS = {80: Card(108, 166_912, 2048), 90: Card(132, 232_448, 4096)}
 
 
 class Driver:
@@ -46,7 +46,7 @@ def main() -> None:
         return made
 
     JITFunction.run = compile_only
-    ops._card = lambda _: CARDS[capability]
+    product_ops.card_of = lambda _: CARDS[capability]
     scales, integers = torch.ones(4), torch.zeros(4, dtype=torch.int32)
     for images, size, channels, filters, kernel in ((2, 64, 640, 640, 3), (1, 45, 1280, 1280, 1)):
         high = torch.zeros(images, size + kernel - 1, size + kernel - 1, channels, dtype=torch.int8)

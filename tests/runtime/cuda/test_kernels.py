@@ -8,9 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bitbrush.numerics.affine import AffineGrid, quantize
+from bitbrush.network.layers import QuantizedLayer
+from bitbrush.numerics.affine import AffineGrid, fake_quantize, quantize
+from bitbrush.numerics.weights import WeightRange, round_to_nearest, weight_grid
 from bitbrush.runtime.cuda.glue import CudaGlue, DeviceBytes
+from bitbrush.runtime.cuda.layers import IntegerLinear
 from bitbrush.runtime.cuda.steps import StepGrid, Steps
+from bitbrush.runtime.cuda.weights import lay_out
 from bitbrush.timeline.schedule import ActivationSchedule
 
 PLAIN, RELAXED = 900.0, 100.0
@@ -38,7 +42,8 @@ SHAPES = {
     "groups": Shape(1, 6, 6, 5, 9, groups=3),
     "depthwise": Shape(1, 4, 6, 6, 4, kernel=5, groups=4),
     "even channels": Shape(1, 64, 4, 4, 32),
-    "many tiles": Shape(1, 130, 1, 300, 150, kernel=1),
+    "wide tiles": Shape(1, 130, 1, 100, 300, kernel=1),
+    "tall tiles": Shape(1, 70, 1, 300, 100, kernel=1),
 }
 
 
@@ -87,11 +92,46 @@ def test_sums_equal_those_of_whole_numbers(
     weight = w.flatten(2).transpose(1, 2).contiguous().to(device, torch.int8)
     column_sums = w.flatten(1).sum(1).to(device, torch.int32)
     ones = torch.ones(own.filters, device=device)
-    y = ops.integer_product(
-        *(high, low, weight, None, column_sums, ones, None, None, step.scales, step.integers),
-        *(geometry, split, torch.float32),
+    expected = sums.float().permute(0, 2, 3, 1).contiguous()
+    more = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2))
+    for residual in (None, more):
+        y = ops.integer_product(
+            *(high, low, weight, None, column_sums, ones, None, None if residual is None else residual.to(device)),
+            *(step.scales, step.integers, geometry, split, torch.float32),
+        )
+        assert torch.equal(y.cpu(), expected if residual is None else expected + residual)
+
+
+@pytest.mark.parametrize("bits", [8, 10])
+@pytest.mark.parametrize("nibbles", [False, True])
+@pytest.mark.parametrize(("rows", "half"), [(70, 33), (300, 70)])
+def test_a_gated_product_is_quantized_as_if_it_had_been_stored(
+    rows: int, half: int, bits: int, nibbles: bool, ops: ModuleType, device: torch.device
+) -> None:
+    """To one integer, for its value is rounded to float32 in another order. Odd channels; values beside their gates."""
+    torch.manual_seed(0)
+    layer = nn.Linear(37, 2 * half)
+    grid = AffineGrid.from_range(-2.0, 3.0, bits)
+    weight = round_to_nearest(layer.weight.data, weight_grid(layer.weight.data, 4, WeightRange.MIN_MAX))
+    own = QuantizedLayer("layer", weight, layer.bias.data, ActivationSchedule.static(grid))
+    steps = Steps(device, 2)
+    step, after = steps.grid(own.schedule), steps.grid(ActivationSchedule.of(GRIDS))
+    weights = lay_out(
+        own, (weight.w_q.int() - weight.grid.zero_point.view(-1, 1)).to(torch.int8), device, nibbles=nibbles
     )
-    assert torch.equal(y.cpu(), sums.float().permute(0, 2, 3, 1))
+    made = IntegerLinear(37, weights, step, ops, CudaGlue(ops))
+    x = torch.randn(rows, 37)
+    for timestep in (PLAIN, RELAXED):
+        steps.set(torch.tensor(timestep))
+        gated = made.multiply_gated(made.quantize(x.to(device)), after, torch.float32)
+        value, gate = F.linear(
+            fake_quantize(x, grid).double(), weight.dequantize().double(), layer.bias.double()
+        ).chunk(2, -1)
+        expected = quantize((value * F.gelu(gate)).float(), GRIDS[timestep])
+        apart = (whole(gated, timestep) - expected).abs()
+        assert apart.max() <= 1
+        assert (apart > 0).float().mean() < 0.01
+        assert expected.unique().numel() > 50  # else nothing was looked at
 
 
 @pytest.mark.parametrize("timestep", [PLAIN, RELAXED])
@@ -120,7 +160,7 @@ def test_norms_are_those_of_torch(timestep: float, ops: ModuleType, device: torc
     """To one integer: the last bits of a mean depend on the order of its sum. A mean far from zero costs no digits."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 24, 9, 11, generator=generator) + 50
-    added = torch.randn(2, 24, generator=generator)
+    added = torch.randn(2, 30, generator=generator)[:, 3:27]  # a part of all projections of the time
     norm, layer = nn.GroupNorm(4, 24).requires_grad_(False), nn.LayerNorm(24).requires_grad_(False)
     for one in (norm, layer):
         one.weight.copy_(1 + 0.1 * torch.randn(24, generator=generator))

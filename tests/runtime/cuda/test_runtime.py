@@ -17,6 +17,7 @@ from bitbrush.network.unet import UNET
 from bitbrush.numerics.affine import AffineGrid
 from bitbrush.numerics.weights import WeightRange, round_to_nearest, weight_grid
 from bitbrush.runtime.cuda.engine import GraphWarning, Replay
+from bitbrush.runtime.cuda.joined import AtOnce
 from bitbrush.runtime.cuda.runtime import CudaRuntime
 from bitbrush.runtime.fused import ResidualBlock
 from bitbrush.runtime.reference import ReferenceRuntime
@@ -129,6 +130,66 @@ def test_a_whole_denoiser_is_close(tiny_pipe: StableDiffusionPipeline, device: t
     assert (y - expected).norm() <= 0.02 * expected.norm()
 
 
+class Reading(nn.Module):
+    """Two layers that read a text, two that read a time, and one that does both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList([nn.Linear(12, 5, bias=False), nn.Linear(12, 7), nn.Linear(12, 3, bias=False)])
+
+    def forward(self, sample: Tensor, timestep: Tensor) -> list[Tensor]:
+        return [read(sample) for read in getattr(self, "readings", self.layers)]
+
+
+def read_at_once(
+    denoiser: Reading, grids: list[tuple[int, ...]], device: torch.device, first: FirstToken | None
+) -> AtOnce:
+    """Lowers the layers, each of its own activation bits, and puts them together."""
+    names = [f"layers.{i}" for i in range(len(grids))]
+    layers = [quantized(name, denoiser.get_submodule(name), 8, bits) for name, bits in zip(names, grids, strict=True)]
+    layers[-1] = replace(layers[-1], first=first)
+    CudaRuntime(device, torch.float32).lower(denoiser, layers)
+    group = AtOnce(lambda x: x)
+    denoiser.readings = [group.add(denoiser.get_submodule(name)) for name in names]
+    group.join()
+    return group
+
+
+@torch.no_grad()
+def test_layers_of_one_input_are_computed_at_once_and_equal(device: torch.device) -> None:
+    """Two share a grid and become one product, whose weights are theirs; the third has its own first token."""
+    grids: list[tuple[int, ...]] = [(8, 10), (8, 10), (8, 10)]
+    x = given(2, 4, 12)
+    alone, ours = Reading(), Reading()
+    first = FirstToken(x[0, 0], torch.arange(3.0))
+    read_at_once(alone, grids, device, first)
+    del alone.readings
+    group = read_at_once(ours, grids, device, first)
+    ((joined, members),) = group._groups
+    assert members == [0, 1]
+    assert joined.weights.data.data_ptr() == ours.layers[0].weights.data.data_ptr()  # nothing is held twice
+    for timestep in (900.0, 500.0):  # the same tensor: another step, and then other values
+        for one, expected in zip(ours(x, timestep), alone(x, timestep), strict=True):
+            assert torch.equal(one, expected)
+        group.forget()
+    x += 1
+    for one, expected in zip(ours(x, 500.0), alone(x, 500.0), strict=True):
+        assert torch.equal(one, expected)
+
+
+@torch.no_grad()
+def test_layers_of_other_grids_are_products_of_their_own(device: torch.device) -> None:
+    alone, ours = Reading(), Reading()
+    grids: list[tuple[int, ...]] = [(8,), (6,), (8,)]
+    read_at_once(alone, grids, device, None)
+    del alone.readings
+    group = read_at_once(ours, grids, device, None)
+    assert [members for _, members in group._groups] == [[0, 2], [1]]
+    for one, expected in zip(ours(given(2, 12), 900.0), alone(given(2, 12), 900.0), strict=True):
+        assert torch.equal(one, expected)
+
+
 @torch.no_grad()
 def test_what_is_no_number_is_not_made_one(device: torch.device) -> None:
     denoiser = Answering()
@@ -219,4 +280,25 @@ def test_no_step_is_compiled_anew(device: torch.device) -> None:
     for timestep in TIMESTEPS:
         t = torch.tensor(timestep)
         assert torch.equal(compiled(given(1, 5, 4, 4), t), denoiser(given(1, 5, 4, 4), t))
+    assert len(graphs) == 1
+
+
+@torch.no_grad()
+def test_a_whole_denoiser_is_compiled_as_one_graph(tiny_pipe: StableDiffusionPipeline, device: torch.device) -> None:
+    """What layers of one input share within a call is part of it, and nothing of it is left for the next call."""
+    unet = tiny_pipe.unet
+    CudaRuntime(device, torch.float32).lower(unet, all_layers(unet, (8, 10, 16)))
+    graphs: list[Any] = []
+
+    def backend(module: torch.fx.GraphModule, _: list[Tensor]) -> Any:
+        graphs.append(module)
+        return module.forward
+
+    compiled = torch.compile(unet, backend=backend, fullgraph=True)
+    text = given(2, 7, 16)
+    for timestep in TIMESTEPS:
+        for words in (text, text + 1):
+            t = torch.tensor(timestep)
+            y = compiled(given(2, 4, 8, 8), t, words, return_dict=False)[0]
+            assert torch.equal(y, unet(given(2, 4, 8, 8), t, words, return_dict=False)[0])
     assert len(graphs) == 1

@@ -8,6 +8,9 @@ import triton.language as tl
 
 from bitbrush.runtime.cuda.glue_kernels import gelu, store_bytes
 
+NARROW = tl.constexpr(128)
+"""Filters of a tile that are stored at once."""
+
 
 # fmt: off
 @triton.jit(
@@ -31,7 +34,8 @@ def product_kernel(
     EVEN: blocks of channels need no mask. PACKED: weights are nibbles. LOW: steps may have two bytes. SPLIT: their sums
     don't fit into 32 bits.
     """
-    first, n = _place(rows, filters, BLOCK_M, BLOCK_N, PANEL)
+    first, n0 = _place(rows, filters, BLOCK_M, BLOCK_N, PANEL)
+    n = n0 + tl.arange(0, BLOCK_N)
     m, group = first + tl.arange(0, BLOCK_M), tl.program_id(1)
     pixel = tl.minimum(m, rows - 1)  # rows beyond the end compute the last one again and are not stored
     image, place = pixel // (out_height * out_width), pixel % (out_height * out_width)
@@ -41,13 +45,16 @@ def product_kernel(
     out = _outputs(x_high, x_low, weight, w_zero, w_sums, w_scale, bias, scales, integers, start, own, channels,
                    dilation_h * in_width * in_channels, dilation_w * in_channels,
                    TAPS, KERNEL_WIDTH, EVEN, PACKED, LOW, SPLIT, BIAS, BLOCK_M, BLOCK_N, BLOCK_K)
-    width = filters * tl.num_programs(1)
-    begin = first.to(tl.int64) * width  # what is added to it fits into 32 bits, and so into fewer registers
-    where = tl.arange(0, BLOCK_M)[:, None] * width + own[None, :]
-    stored = (m < rows)[:, None] & (n < filters)[None, :]
-    if RESIDUAL:
-        out += tl.load(residual + begin + where, mask=stored, other=0.0).to(tl.float32)
-    tl.store(y + begin + where, out.to(y.dtype.element_ty), mask=stored)
+    if BLOCK_N > NARROW:
+        left, right = _halves(out, BLOCK_M, BLOCK_N)
+        _store(left, residual, y, first, rows, filters, group, n0, RESIDUAL, BLOCK_M, BLOCK_N // 2)
+        _store(right, residual, y, first, rows, filters, group, n0 + BLOCK_N // 2, RESIDUAL, BLOCK_M, BLOCK_N // 2)
+    elif BLOCK_M > NARROW:
+        upper, lower = tl.split(tl.permute(tl.reshape(out, (2, BLOCK_M // 2, BLOCK_N)), (1, 2, 0)))
+        _store(upper, residual, y, first, rows, filters, group, n0, RESIDUAL, BLOCK_M // 2, BLOCK_N)
+        _store(lower, residual, y, first + BLOCK_M // 2, rows, filters, group, n0, RESIDUAL, BLOCK_M // 2, BLOCK_N)
+    else:
+        _store(out, residual, y, first, rows, filters, group, n0, RESIDUAL, BLOCK_M, BLOCK_N)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -63,19 +70,52 @@ def gated_product_kernel(
     As :func:`product_kernel` of rows (rows, channels); high, low (rows, filters / 2). A tile has each value beside its
     gate, so that both are in one thread's registers, and what is four times as wide as all else is never stored.
     """
-    first, n = _place(rows, filters, BLOCK_M, BLOCK_N, PANEL)
-    m = first + tl.arange(0, BLOCK_M)
+    first, n0 = _place(rows, filters, BLOCK_M, BLOCK_N, PANEL)
+    m, n = first + tl.arange(0, BLOCK_M), n0 + tl.arange(0, BLOCK_N)
     start = tl.minimum(m, rows - 1).to(tl.int64) * channels
     half, column = filters // 2, tl.minimum(n, filters - 1)
     own = column // 2 + (column % 2) * half
     out = _outputs(x_high, x_low, weight, w_zero, w_sums, w_scale, bias, scales, integers, start, own, channels, 0, 0,
                    1, 1, EVEN, PACKED, LOW, SPLIT, BIAS, BLOCK_M, BLOCK_N, BLOCK_K)
-    value, gate = tl.split(tl.reshape(out, (BLOCK_M, BLOCK_N // 2, 2)))
-    value *= gelu(gate)
-    j = _place(rows, half, BLOCK_M, BLOCK_N // 2, PANEL)[1]
-    where = m.to(tl.int64)[:, None] * half + j[None, :]
-    stored = (m < rows)[:, None] & (j < half)[None, :]
-    store_bytes(value, high, low, where, stored, next_scales, next_integers, NEXT_LOW)
+    if BLOCK_N > NARROW:
+        left, right = _halves(out, BLOCK_M, BLOCK_N)
+        _store_gated(left, high, low, first, rows, half, n0 // 2, next_scales, next_integers,
+                     NEXT_LOW, BLOCK_M, BLOCK_N // 4)
+        _store_gated(right, high, low, first, rows, half, n0 // 2 + BLOCK_N // 4, next_scales, next_integers,
+                     NEXT_LOW, BLOCK_M, BLOCK_N // 4)
+    else:
+        _store_gated(out, high, low, first, rows, half, n0 // 2, next_scales, next_integers,
+                     NEXT_LOW, BLOCK_M, BLOCK_N // 2)
+
+
+@triton.jit
+def _halves(x, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Left and right columns. One after the other, they are stored with half as many registers for addresses."""
+    return tl.split(tl.permute(tl.reshape(x, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def _store(out, residual, y, first, rows, filters, group, n0, RESIDUAL: tl.constexpr,
+           BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    m, n = tl.arange(0, BLOCK_M), n0 + tl.arange(0, BLOCK_N)
+    width = filters * tl.num_programs(1)
+    begin = first.to(tl.int64) * width + group * filters  # what is added to it fits into 32 bits: fewer registers
+    where = m[:, None] * width + n[None, :]
+    stored = (first + m < rows)[:, None] & (n < filters)[None, :]
+    if RESIDUAL:
+        out += tl.load(residual + begin + where, mask=stored, other=0.0).to(tl.float32)
+    tl.store(y + begin + where, out.to(y.dtype.element_ty), mask=stored)
+
+
+@triton.jit
+def _store_gated(out, high, low, first, rows, half, j0, next_scales, next_integers, NEXT_LOW: tl.constexpr,
+                 BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr):
+    value, gate = tl.split(tl.reshape(out, (BLOCK_M, BLOCK_J, 2)))
+    m, j = tl.arange(0, BLOCK_M), j0 + tl.arange(0, BLOCK_J)
+    begin = first.to(tl.int64) * half
+    stored = (first + m < rows)[:, None] & (j < half)[None, :]
+    store_bytes(value * gelu(gate), high + begin, low + begin, m[:, None] * half + j[None, :], stored,
+                next_scales, next_integers, NEXT_LOW)
 
 
 @triton.jit
@@ -116,12 +156,12 @@ def _outputs(
 
 @triton.jit
 def _place(rows, filters, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PANEL: tl.constexpr):
-    """First row and filters of this program's tile: PANEL rows of tiles share the weights they read in the cache."""
+    """First row and filter of this program's tile: PANEL rows of tiles share the weights they read in the cache."""
     tiles_m, tiles_n = tl.cdiv(rows, BLOCK_M), tl.cdiv(filters, BLOCK_N)
     tile = tl.program_id(0)
     panel, within = tile // (PANEL * tiles_n), tile % (PANEL * tiles_n)
     height = tl.minimum(tiles_m - panel * PANEL, PANEL)
-    return (panel * PANEL + within % height) * BLOCK_M, (within // height) * BLOCK_N + tl.arange(0, BLOCK_N)
+    return (panel * PANEL + within % height) * BLOCK_M, (within // height) * BLOCK_N
 
 
 @triton.jit

@@ -4,6 +4,7 @@ Imports Triton: only what runs on a card (or in Triton's interpreter) may import
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -13,11 +14,15 @@ from torch import Tensor
 
 from bitbrush.runtime.cuda.glue_ops import empty_bytes
 from bitbrush.runtime.cuda.product_kernel import gated_product_kernel, product_kernel
-from bitbrush.runtime.cuda.tiles import Card, Need, Tile, choose_tile
+from bitbrush.runtime.cuda.tiles import Card, Need, Product, Tile, choose_tile
 
 _PANEL = 8
-_EMULATED = Card(processors=1, shared_bytes=1 << 16)
+_EMULATED = Card(processors=1, shared_bytes=1 << 16, products=1024)
 """Of Triton's interpreter, which runs on the processor."""
+
+_PRODUCTS = {(8, 0): 2048, (9, 0): 4096, (10, 0): 4096}
+_PRODUCTS_OF_OTHERS = 1024
+"""Pairs of bytes a multiprocessor multiplies in a clock, by compute capability: the vendor's peaks."""
 
 
 class Geometry(NamedTuple):
@@ -59,9 +64,8 @@ def integer_product(
     y = _result(high, w_scale, own, dtype)
     rows, filters = y.numel() // y.shape[-1], y.shape[-1] // own.groups
     channels = high.shape[-1] // own.groups
-    tile = _tile(
-        high, w_zero, rows, filters, channels, Need.RESIDUAL if residual is not None else Need.NOTHING, split=split
-    )
+    product = Product(rows, filters, channels, own.kernel_h * own.kernel_w)
+    tile = _tile(high, w_zero, product, Need.NOTHING, split=split)
     programs = triton.cdiv(rows, tile.m) * triton.cdiv(filters, tile.n)
     sizes = rows, filters, channels, *own[:2], high.shape[2], high.shape[1] * high.shape[2], high.shape[3], *own[4:8]
     product_kernel[(programs, own.groups)](
@@ -122,7 +126,7 @@ def gated_product(
     next_high, next_low = _gated(high, w_scale, next_wide=next_wide)
     channels = high.shape[-1]
     rows = high.numel() // channels
-    tile = _tile(high, w_zero, rows, filters, channels, Need.NOTHING, split=split)
+    tile = _tile(high, w_zero, Product(rows, filters, channels), Need.GATE, split=split)
     gated_product_kernel[(triton.cdiv(rows, tile.m) * triton.cdiv(filters, tile.n),)](
         *(high, low, weight, w_zero, w_sums, w_scale, bias, next_high, next_low),
         *(scales, integers, next_scales, next_integers, rows, filters, channels),
@@ -155,12 +159,11 @@ def _gated(high: Tensor, w_scale: Tensor, *, next_wide: bool) -> tuple[Tensor, T
     return empty_bytes(high, (*high.shape[:-1], w_scale.shape[0] // 2), wide=next_wide)
 
 
-def _tile(
-    high: Tensor, w_zero: Tensor | None, rows: int, filters: int, channels: int, otherwise: Need, *, split: bool
-) -> Tile:
-    packed = w_zero is not None
-    need = Need.TWO_SUMS if split else Need.UNPACKING if packed else otherwise
-    return choose_tile(rows, filters, (channels + 1) // 2 if packed else channels, _card(high.device), need)
+def _tile(high: Tensor, w_zero: Tensor | None, product: Product, otherwise: Need, *, split: bool) -> Tile:
+    if w_zero is not None:
+        product = replace(product, channels=(product.channels + 1) // 2)
+    need = Need.TWO_SUMS if split else Need.UNPACKING if w_zero is not None else otherwise
+    return choose_tile(product, card_of(high.device), need)
 
 
 def _constants(
@@ -184,8 +187,9 @@ def _constants(
 
 
 @lru_cache
-def _card(device: torch.device) -> Card:
+def card_of(device: torch.device) -> Card:
     if device.type != "cuda":
         return _EMULATED
     found: Any = torch.cuda.get_device_properties(device)
-    return Card(found.multi_processor_count, found.shared_memory_per_block_optin)
+    products = _PRODUCTS.get((found.major, found.minor), _PRODUCTS_OF_OTHERS)
+    return Card(found.multi_processor_count, found.shared_memory_per_block_optin, products)

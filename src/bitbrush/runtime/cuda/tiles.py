@@ -1,7 +1,9 @@
-"""How the work of a product is cut into tiles: chosen by its size, never by trying it out while pictures are made."""
+"""How the work of a product is cut into tiles: reckoned from its size, never tried out while pictures are made."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
+from math import ceil
 
 
 @dataclass(frozen=True)
@@ -17,33 +19,54 @@ class Tile:
 
 @dataclass(frozen=True)
 class Card:
-    """What decides: multiprocessors, and bytes of shared memory that a program may have."""
+    """Multiprocessors; of one, bytes of shared memory and how many pairs of bytes it multiplies in a clock."""
 
     processors: int
     shared_bytes: int
+    products: int
+
+
+@dataclass(frozen=True)
+class Product:
+    """Pixels by filters, each the sum over ``taps`` of ``channels`` (bytes of the weight) pairs."""
+
+    rows: int
+    filters: int
+    channels: int
+    taps: int = 1
 
 
 class Need(Enum):
     """What a program holds in registers beside one sum for each output."""
 
     NOTHING = auto()
-    RESIDUAL = auto()
+    GATE = auto()
     TWO_SUMS = auto()
     UNPACKING = auto()
 
 
-_SHAPES = ((128, 256, 8), (128, 128, 8), (64, 128, 4), (64, 64, 4), (128, 32, 4), (32, 64, 4), (16, 64, 4), (16, 32, 2))
-"""Pixels, filters, warps; the first are the fastest for each byte they read."""
+_SMALL = ((64, 64, 4), (128, 32, 4), (32, 64, 4), (16, 64, 4), (16, 32, 2))
+_MIDDLE = ((128, 128, 8), (64, 128, 4), *_SMALL)
+_WIDE, _TALL = (128, 256, 8), (256, 128, 8)
+"""Pixels, filters, warps."""
 
 _LEAST = 16, 32
 """Pixels and filters that every tile has, if it uses them or not."""
+
+_CACHE_BYTES = 30
+"""That a multiprocessor has of the L2 cache in a clock while all read: some 7 TB/s on an H100."""
+
+_LATENCY = 1500
+"""Clocks of a program before its first sum and after its last."""
+
+_FEWEST_STAGES = 2
 
 
 @dataclass(frozen=True)
 class _Room:
     """Shapes whose programs don't run out of registers, the most channels at a time, the most loads under way.
 
-    Read from what compiles for compute capabilities 8.0 and 9.0.
+    Read from what compiles for compute capability 9.0; for 8.0 the largest put a few into memory.
     """
 
     shapes: tuple[tuple[int, int, int], ...]
@@ -52,32 +75,39 @@ class _Room:
 
 
 _ROOM = {
-    Need.NOTHING: _Room(_SHAPES),
-    Need.RESIDUAL: _Room(_SHAPES[1:]),
-    Need.TWO_SUMS: _Room(_SHAPES[3:]),
-    Need.UNPACKING: _Room(((128, 64, 8), *_SHAPES[5:]), channels=64, stages=3),
+    Need.NOTHING: _Room((_WIDE, _TALL, *_MIDDLE)),
+    Need.GATE: _Room((_TALL, *_MIDDLE)),
+    Need.TWO_SUMS: _Room(_SMALL),
+    Need.UNPACKING: _Room(((128, 64, 8), *_SMALL[2:]), channels=64, stages=3),
 }
-_FEWEST_STAGES = 2
 
 
-def choose_tile(rows: int, filters: int, channels: int, card: Card, need: Need = Need.NOTHING) -> Tile:
-    """The largest shape that no dimension is too small for and that leaves no multiprocessor without work.
+def choose_tile(product: Product, card: Card, need: Need = Need.NOTHING) -> Tile:
+    """The tile of the fewest :func:`clocks`, of those that no dimension is too small for."""
+    return min(candidates(product, card, need), key=lambda tile: clocks(product, tile, card))
 
-    If none does, the smallest that fits: more programs beat better reuse while processors idle.
+
+def clocks(product: Product, tile: Tile, card: Card) -> float:
+    """Of all tiles: each multiprocessor computes its share one after another.
+
+    A step takes as long as its sums, or as its bytes take from the cache, which all share: on a card that multiplies
+    as fast as Hopper it is the bytes, so that large tiles win even where some multiprocessors are left without.
     """
+    programs = ceil(product.rows / tile.m) * ceil(product.filters / tile.n)
+    busy = min(programs, card.processors) / card.processors
+    sums = tile.m * tile.n * tile.k / card.products
+    loads = (tile.m + tile.n) * tile.k * busy / _CACHE_BYTES
+    steps = product.taps * ceil(product.channels / tile.k)
+    return ceil(programs / card.processors) * (steps * max(sums, loads) + _LATENCY)
+
+
+def candidates(product: Product, card: Card, need: Need) -> Iterator[Tile]:
+    """The larger first."""
     room = _ROOM[need]
-    k = next((one for one in (128, 64) if one <= room.channels and channels % one == 0), 64 if channels > 32 else 32)
-    fitting = [
-        shape
-        for shape in room.shapes
-        if shape[0] < 2 * max(rows, _LEAST[0])
-        and shape[1] < 2 * max(filters, _LEAST[1])
-        and _stages(shape, k, card) >= _FEWEST_STAGES
-    ]
-    busy = (shape for shape in fitting if -(-rows // shape[0]) * -(-filters // shape[1]) >= card.processors)
-    m, n, warps = shape = next(busy, fitting[-1])
-    return Tile(m, n, k, warps, min(room.stages, max(_FEWEST_STAGES, _stages(shape, k, card))))
-
-
-def _stages(shape: tuple[int, int, int], k: int, card: Card) -> int:
-    return card.shared_bytes // ((shape[0] + shape[1]) * k)
+    least = 64 if product.channels > 32 else 32
+    k = next((one for one in (128, 64) if one <= room.channels and product.channels % one == 0), least)
+    for m, n, warps in room.shapes:
+        stages = card.shared_bytes // ((m + n) * k)
+        fits = m < 2 * max(product.rows, _LEAST[0]) and n < 2 * max(product.filters, _LEAST[1])
+        if fits and stages >= _FEWEST_STAGES:
+            yield Tile(m, n, k, warps, min(room.stages, stages))
