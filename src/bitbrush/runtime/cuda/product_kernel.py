@@ -9,7 +9,7 @@ import triton.language as tl
 from bitbrush.runtime.cuda.glue_kernels import gelu, store_bytes
 
 NARROW = tl.constexpr(128)
-"""Filters of a tile that are stored at once."""
+"""Pixels and filters that are stored at once."""
 
 
 # fmt: off
@@ -46,11 +46,11 @@ def product_kernel(
                    dilation_h * in_width * in_channels, dilation_w * in_channels,
                    TAPS, KERNEL_WIDTH, EVEN, PACKED, LOW, SPLIT, BIAS, BLOCK_M, BLOCK_N, BLOCK_K)
     if BLOCK_N > NARROW:
-        left, right = _halves(out, BLOCK_M, BLOCK_N)
+        left, right = _left_and_right(out, BLOCK_M, BLOCK_N)
         _store(left, residual, y, first, rows, filters, group, n0, RESIDUAL, BLOCK_M, BLOCK_N // 2)
         _store(right, residual, y, first, rows, filters, group, n0 + BLOCK_N // 2, RESIDUAL, BLOCK_M, BLOCK_N // 2)
     elif BLOCK_M > NARROW:
-        upper, lower = tl.split(tl.permute(tl.reshape(out, (2, BLOCK_M // 2, BLOCK_N)), (1, 2, 0)))
+        upper, lower = _upper_and_lower(out, BLOCK_M, BLOCK_N)
         _store(upper, residual, y, first, rows, filters, group, n0, RESIDUAL, BLOCK_M // 2, BLOCK_N)
         _store(lower, residual, y, first + BLOCK_M // 2, rows, filters, group, n0, RESIDUAL, BLOCK_M // 2, BLOCK_N)
     else:
@@ -77,20 +77,22 @@ def gated_product_kernel(
     own = column // 2 + (column % 2) * half
     out = _outputs(x_high, x_low, weight, w_zero, w_sums, w_scale, bias, scales, integers, start, own, channels, 0, 0,
                    1, 1, EVEN, PACKED, LOW, SPLIT, BIAS, BLOCK_M, BLOCK_N, BLOCK_K)
-    if BLOCK_N > NARROW:
-        left, right = _halves(out, BLOCK_M, BLOCK_N)
-        _store_gated(left, high, low, first, rows, half, n0 // 2, next_scales, next_integers,
-                     NEXT_LOW, BLOCK_M, BLOCK_N // 4)
-        _store_gated(right, high, low, first, rows, half, n0 // 2 + BLOCK_N // 4, next_scales, next_integers,
-                     NEXT_LOW, BLOCK_M, BLOCK_N // 4)
-    else:
-        _store_gated(out, high, low, first, rows, half, n0 // 2, next_scales, next_integers,
-                     NEXT_LOW, BLOCK_M, BLOCK_N // 2)
+    value, gate = tl.split(tl.reshape(out, (BLOCK_M, BLOCK_N // 2, 2)))
+    i, j = tl.arange(0, BLOCK_M), n0 // 2 + tl.arange(0, BLOCK_N // 2)
+    begin = first.to(tl.int64) * half
+    stored = (m < rows)[:, None] & (j < half)[None, :]
+    store_bytes(value * gelu(gate), high + begin, low + begin, i[:, None] * half + j[None, :], stored,
+                next_scales, next_integers, NEXT_LOW)
+
+
+# Large tiles are stored half by half: that takes half as many registers for addresses and residuals.
+@triton.jit
+def _upper_and_lower(x, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    return tl.split(tl.permute(tl.reshape(x, (2, BLOCK_M // 2, BLOCK_N)), (1, 2, 0)))
 
 
 @triton.jit
-def _halves(x, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Left and right columns. One after the other, they are stored with half as many registers for addresses."""
+def _left_and_right(x, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     return tl.split(tl.permute(tl.reshape(x, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1)))
 
 
@@ -105,17 +107,6 @@ def _store(out, residual, y, first, rows, filters, group, n0, RESIDUAL: tl.const
     if RESIDUAL:
         out += tl.load(residual + begin + where, mask=stored, other=0.0).to(tl.float32)
     tl.store(y + begin + where, out.to(y.dtype.element_ty), mask=stored)
-
-
-@triton.jit
-def _store_gated(out, high, low, first, rows, half, j0, next_scales, next_integers, NEXT_LOW: tl.constexpr,
-                 BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr):
-    value, gate = tl.split(tl.reshape(out, (BLOCK_M, BLOCK_J, 2)))
-    m, j = tl.arange(0, BLOCK_M), j0 + tl.arange(0, BLOCK_J)
-    begin = first.to(tl.int64) * half
-    stored = (first + m < rows)[:, None] & (j < half)[None, :]
-    store_bytes(value * gelu(gate), high + begin, low + begin, m[:, None] * half + j[None, :], stored,
-                next_scales, next_integers, NEXT_LOW)
 
 
 @triton.jit
