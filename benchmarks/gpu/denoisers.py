@@ -119,12 +119,16 @@ def _quantized(layer: nn.Module, spec: LayerSpec, low: float, high: float) -> Qu
     rounded = round_to_nearest(weight, weight_grid(weight, spec.weight_bits, WeightRange.MIN_MAX))
     bias: Any = layer.bias
     return QuantizedLayer(
-        spec.name, rounded, None if bias is None else bias.clone(), ActivationSchedule.of(dict(_grids(spec, low, high)))
+        spec.name,
+        rounded,
+        None if bias is None else bias.clone(),
+        ActivationSchedule.of(dict(activation_grids(low, high, edge=spec.edge))),
     )
 
 
-def _grids(spec: LayerSpec, low: float, high: float) -> Iterator[tuple[float, AffineGrid]]:
+def activation_grids(low: float, high: float, *, edge: bool) -> Iterator[tuple[float, AffineGrid]]:
+    """By timestep; ``edge``: of a layer next to the latents."""
     for step, timestep in enumerate(TIMESTEPS):
-        bits = EDGE_ACTIVATION_BITS if spec.edge else RELAXED_BITS if step >= _RELAXED_FROM else 8
+        bits = EDGE_ACTIVATION_BITS if edge else RELAXED_BITS if step >= _RELAXED_FROM else 8
         wider = 1 + _WIDENING * step / len(TIMESTEPS)
         yield float(timestep), AffineGrid.from_range(low * wider, high * wider**2, bits)

@@ -1,6 +1,6 @@
 """The results as Markdown."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from statistics import median
 from typing import Any
 
@@ -20,7 +20,7 @@ def table(document: dict[str, Any]) -> str:
         lines.append(f"Pictures: {pictures['error']}")
     for model, cases in document["runs"].items():
         for case, rows in cases.items():
-            lines += ["", f"{model}, {case}:", "", *_grid(_HEAD, _rows(rows))]
+            lines += ["", f"{model}, {case}:", "", *grid(_HEAD, _rows(rows))]
         if model in document["errors"]:
             lines += ["", f"Relative error of {OURS} to the reference runtime: {document['errors'][model]:.2g}"]
         if document["rates"].get(model):
@@ -51,10 +51,11 @@ def _rates(rates: list[dict[str, Any]], limits: dict[str, float]) -> list[str]:
         )
         for row in rates[:12]
     )
-    return list(_grid(head, rows))
+    return list(grid(head, rows))
 
 
-def _grid(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> Iterator[str]:
+def grid(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
+    """Lines of a table in Markdown."""
     yield f"| {' | '.join(head)} |"
     yield "|" + "---|" * len(head)
     yield from (f"| {' | '.join(row)} |" for row in rows)
