@@ -30,6 +30,8 @@ HEADLINES = {"sdxl": ["2x128", "2x64", "8x64", "8x128"], "sd15": ["8x64", "2x64"
 DRY = {"tiny": ["1x8"]}
 DRY_SUBJECTS = ["eager bf16", OURS]
 PACKAGES = ("bitbrush", "torch", "triton", "diffusers", "torchao")
+SWEPT_AFTER = list(SUBJECTS)[1]
+"""The first subject that ours is compared with: then what is most telling is known."""
 LEAST_SECONDS = 20.0
 """A subject is not begun with less time left."""
 
@@ -56,6 +58,9 @@ def main() -> None:
     for name in DRY_SUBJECTS if options.dry else options.subjects:
         for model, cases in models.items():
             _measure(document, path, name, model, cases[:1] if SUBJECTS[name].headline else cases, deadline, device)
+        if name == (OURS if options.dry else SWEPT_AFTER):
+            for model, cases in models.items():
+                _sweep(document, path, model, cases[0], deadline, device)
     print(f"\n{table(document)}\n{path}", flush=True)
     if not document["conformance"]["passed"]:
         sys.exit(1)
@@ -78,6 +83,7 @@ def _begun(path: Path, card: str) -> dict[str, Any]:
         "runs": {},
         "errors": {},
         "rates": {},
+        "tiles": {},
     }
 
 
@@ -137,15 +143,34 @@ def _measure(
     _write(document, path)
 
 
-def _work(document: dict[str, Any], model: str, arguments: list[str], seconds: float) -> str | None:
-    """Takes what the worker says into the document; why it ended early, if it did and not for time."""
-    command = [sys.executable, "-m", "gpu.worker", *arguments]
-    environment = _environment() | {"TRITON_INTERPRET": "1" if arguments[2] == "cpu" else "0"}
+def _sweep(document: dict[str, Any], path: Path, model: str, case: str, deadline: float, device: torch.device) -> None:
+    """The heaviest products with other tiles."""
+    left = deadline - time.monotonic()
+    if left < LEAST_SECONDS or document["tiles"].get(model):
+        return
+    print(f"{model}: tiles; {left:.0f} s left", flush=True)
+    answers, errors, _ = _run("gpu.tile_sweep", [model, device.type, case], left / 2)
+    document["tiles"][model] = [json.loads(line) for line in answers.splitlines()]
+    if not answers:
+        print(errors[-2000:], flush=True)
+    _write(document, path)
+
+
+def _run(module: str, arguments: list[str], seconds: float) -> tuple[str, str, int]:
+    """What the module's process answers, its errors, and its exit status: 0 where its time was over."""
+    on_card = "cpu" not in arguments
+    environment = _environment() | {"TRITON_INTERPRET": "0" if on_card else "1"}
+    command = [sys.executable, "-m", module, *arguments]
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=seconds)
-        answers, errors, ended = done.stdout, done.stderr, done.returncode
     except subprocess.TimeoutExpired as late:
-        answers, errors, ended = (late.stdout or b"").decode(), "", 0
+        return (late.stdout or b"").decode(), "", 0
+    return done.stdout, done.stderr, done.returncode
+
+
+def _work(document: dict[str, Any], model: str, arguments: list[str], seconds: float) -> str | None:
+    """Takes what the worker says into the document; why it ended early, if it did and not for time."""
+    answers, errors, ended = _run("gpu.worker", arguments, seconds)
     for line in answers.splitlines():
         match json.loads(line):
             case {"error": error}:

@@ -26,6 +26,8 @@ def test_the_table_compares_with_the_fastest_half_precision(monkeypatch: pytest.
         "torchao int8 dynamic, compiled": {"error": "No module named 'torchao'"},
     }
     rate = {"pixels": 8, "filters": 4, "products": 9, "count": 2, "milliseconds": 0.5, "tera_operations": 300.0}
+    tiles = {"128x256x128, 4 stages": {"milliseconds": 0.5}, "64x64x128, 4 stages": {"milliseconds": 0.4}}
+    swept = {"kernel": "integer_product", "pixels": 8, "filters": 4, "products": 9, "tiles": tiles}
     document = {
         "machine": {"card": "a card"},
         "conformance": {"summary": "54 passed"},
@@ -34,12 +36,15 @@ def test_the_table_compares_with_the_fastest_half_precision(monkeypatch: pytest.
         "runs": {"sdxl": {"batch 2, 128x128": rows}},
         "errors": {"sdxl": 0.0123},
         "rates": {"sdxl": [rate]},
+        "tiles": {"sdxl": [swept]},
     }
     lines = table(document).splitlines()
     assert "| bitbrush W8A8 | 20.00 | 1.50 | 300 | 0.60 |" in lines
     assert "| eager fp16 | 40.00 | 0.75 | 600 | 1.20 |" in lines
     assert "| torchao int8 dynamic, compiled | No module named 'torchao' |  |  |  |" in lines
-    assert lines[-1] == "| 8 | 4 | 9 | 2 | 0.5 | 300.0 | 25% |"
+    assert "| 8 | 4 | 9 | 2 | 0.5 | 300.0 | 25% |" in lines
+    own, fastest = "128x256x128, 4 stages | 0.5", "64x64x128, 4 stages | 0.4"
+    assert lines[-1] == f"| integer_product | 8 | 4 | 9 | {own} | {fastest} |"
     assert any("45.6 dB" in line for line in lines)
     assert any("0.012" in line for line in lines)
 
@@ -58,6 +63,7 @@ def test_all_of_it_runs_on_a_processor(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     document = json.loads((tmp_path / "gpu-dry-run.json").read_text(encoding="utf-8"))
     assert document["conformance"]["passed"]
+    assert all(len(one["tiles"]) > 1 for one in document["tiles"]["tiny"])
     rows = document["runs"]["tiny"]["batch 1, 8x8"]
     assert all(rows[name]["seconds"] for name in ("eager bf16", "bitbrush W8A8", "bitbrush W8A8, relaxed step"))
     assert document["pictures"]["psnr"] > 30

@@ -2,53 +2,89 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bitbrush.runtime.cuda.layers import IntegerLayer
+from bitbrush.runtime.cuda import ops
+from bitbrush.runtime.cuda.engine import record_cuda_graph
 
 _REPEATS = 20
 _SIDE = 8192
 
 
-def product_rates(denoiser: nn.Module, call: Callable[[], Tensor], device: torch.device) -> list[dict[str, Any]]:
-    """Of each distinct product in one call: pixels, filters, products per sum, how often, milliseconds, rate.
+@dataclass(frozen=True)
+class Measured:
+    """A distinct product of a call: its kernel, pixels, filters and products per sum; how often; to have it again."""
 
-    The slowest together first. Each is repeated alone, on what it was given.
-    """
+    kernel: str
+    pixels: int
+    filters: int
+    products: int
+    residual: bool
+    count: int
+    again: Callable[[], Any]
+
+    def told(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("kernel", "pixels", "filters", "products", "residual", "count")}
+
+    def rate(self, seconds: float) -> float:
+        """Tera-operations a second."""
+        return round(2 * self.pixels * self.filters * self.products / seconds / 1e12, 1)
+
+
+def products_of(denoiser: nn.Module, call: Callable[[], Tensor]) -> list[Measured]:
+    """Of one call."""
     counts: Counter[tuple[Any, ...]] = Counter()
-    again: dict[tuple[Any, ...], Callable[[], Tensor]] = {}
-    original = IntegerLayer._product
+    again: dict[tuple[Any, ...], Callable[[], Any]] = {}
 
-    def watch(layer: IntegerLayer, high: Tensor, low: Any, geometry: Any, dtype: Any, residual: Any) -> Tensor:
-        y = original(layer, high, low, geometry, dtype, residual)
-        shape = (y.numel() // y.shape[-1], y.shape[-1], layer.weights.data[0].numel(), residual is not None)
-        counts[shape] += 1
-        again.setdefault(shape, lambda: original(layer, high, low, geometry, dtype, residual))
+    def note(name: str, product: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        y = product(*args)
+        weight, residual = args[2], name == "integer_product" and args[7] is not None
+        outputs = y if isinstance(y, Tensor) else y[0]
+        filters = len(args[5])
+        pixels = outputs.numel() // (filters if isinstance(y, Tensor) else filters // 2)
+        products = weight[0].numel() * (1 if args[3] is None else 2)
+        key = name, pixels, filters, products, residual
+        counts[key] += 1
+        again.setdefault(key, lambda: product(*args))
         return y
 
-    IntegerLayer._product = watch
     engine: Any = denoiser.forward
     engine.forget()  # a replay would launch its kernels without us
-    try:
+    with _watching(note):
         call()
+    return [Measured(*key, count, again[key]) for key, count in counts.items()]
+
+
+@contextmanager
+def _watching(note: Callable[..., Any]) -> Iterator[None]:
+    """``note(name, product, args)`` in place of every product."""
+    watched: Any = ops
+    originals = {name: getattr(watched, name) for name in ("integer_product", "gated_product")}
+    for name, product in originals.items():
+        setattr(watched, name, lambda *args, name=name, product=product: note(name, product, args))
+    try:
+        yield
     finally:
-        IntegerLayer._product = original
+        for name, product in originals.items():
+            setattr(watched, name, product)
+
+
+def product_rates(denoiser: nn.Module, call: Callable[[], Tensor], device: torch.device) -> list[dict[str, Any]]:
+    """Milliseconds and rate of each distinct product, the slowest together first.
+
+    Each is repeated alone on what it was given, which the card's cache then holds.
+    """
     rows = []
-    for shape, count in counts.items():
-        milliseconds = 1000 * seconds_of(again[shape], device)
-        rows.append(
-            {
-                **dict(zip(("pixels", "filters", "products"), shape[:3], strict=True)),
-                "residual": shape[3],
-                "count": count,
-                "milliseconds": round(milliseconds, 4),
-                "tera_operations": round(2 * shape[0] * shape[1] * shape[2] / milliseconds / 1e9, 1),
-            }
-        )
+    for one in products_of(denoiser, call):
+        seconds = seconds_of(one.again, device)
+        figures = {"milliseconds": round(1000 * seconds, 4), "tera_operations": one.rate(seconds)}
+        rows.append({**one.told(), **figures})
     return sorted(rows, key=lambda row: -row["count"] * row["milliseconds"])
 
 
@@ -68,17 +104,16 @@ def limits(device: torch.device) -> dict[str, float]:
 
 
 def seconds_of(call: Callable[[], Any], device: torch.device) -> float:
-    """On the card between events, the mean of twenty after three; elsewhere once."""
+    """On the card the mean of twenty in one graph, as launching one takes longer than many a kernel; elsewhere once."""
     if device.type != "cuda":
         before = time.perf_counter()
         call()
         return time.perf_counter() - before
-    for _ in range(3):
-        call()
+    replay = record_cuda_graph(lambda: [call() for _ in range(_REPEATS)][-1])
+    replay()
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
-    for _ in range(_REPEATS):
-        call()
+    replay()
     end.record()
     end.synchronize()
     return start.elapsed_time(end) / 1000 / _REPEATS

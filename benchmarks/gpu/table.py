@@ -25,6 +25,8 @@ def table(document: dict[str, Any]) -> str:
             lines += ["", f"Relative error of {OURS} to the reference runtime: {document['errors'][model]:.2g}"]
         if document["rates"].get(model):
             lines += ["", f"{model}: its slowest products", "", *_rates(document["rates"][model], document["limits"])]
+        if document["tiles"].get(model):
+            lines += ["", f"{model}: the heaviest products with other tiles", "", *_tiles(document["tiles"][model])]
     return "\n".join(lines) + "\n"
 
 
@@ -52,6 +54,19 @@ def _rates(rates: list[dict[str, Any]], limits: dict[str, float]) -> list[str]:
         for row in rates[:12]
     )
     return list(grid(head, rows))
+
+
+def _tiles(products: list[dict[str, Any]]) -> Iterator[str]:
+    """The tile that is used beside the fastest of those tried."""
+    head = ("kernel", "pixels", "filters", "products", "tile", "ms", "fastest tile", "its ms")
+
+    def row(product: dict[str, Any]) -> tuple[str, ...]:
+        milliseconds = {tile: figures["milliseconds"] for tile, figures in product["tiles"].items()}
+        own, fastest = next(iter(milliseconds)), min(milliseconds, key=milliseconds.__getitem__)
+        sizes = (str(product[key]) for key in ("kernel", "pixels", "filters", "products"))
+        return *sizes, own, str(milliseconds[own]), fastest, str(milliseconds[fastest])
+
+    return grid(head, map(row, products))
 
 
 def grid(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
