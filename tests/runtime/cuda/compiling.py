@@ -57,8 +57,11 @@ def main() -> None:
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         made = launch(self, *args, grid=grid, warmup=True, **kwargs)
-        units = [name for name in ("wgmma", "mma.sync") if name in made.asm["ptx"]]
-        print(json.dumps({"kernel": self.fn.__name__, "units": units, **used(made.asm["cubin"])}), flush=True)
+        ptx = made.asm["ptx"]
+        units = [name for name in ("wgmma", "mma.sync") if name in ptx]
+        singly = len(re.findall(r"ld\.global\S*\.b8", ptx))
+        told = {"kernel": self.fn.__name__, "units": units, "singly": singly, **used(made.asm["cubin"])}
+        print(json.dumps(told), flush=True)
         return made
 
     JITFunction.run = compile_only
@@ -79,8 +82,10 @@ def main() -> None:
                 *(high, high, weight, None, sums[:filters], ones[:filters], ones[:filters], added, scales, integers),
                 *(Geometry(size, size, kernel, kernel), False, torch.bfloat16),
             )
-    rows, weight = torch.zeros(2, 1024, 1280, dtype=torch.int8), torch.zeros(10240, 1, 1280, dtype=torch.int8)
-    ops.gated_product(rows, rows, weight, None, sums, ones, ones, *(scales, integers) * 2, False, True)
+    rows, zero = torch.zeros(2, 1024, 1280, dtype=torch.int8), torch.zeros(10240, dtype=torch.int8)
+    for columns, w_zero in ((1280, None), (640, zero)):
+        weight = torch.zeros(10240, 1, columns, dtype=torch.int8 if w_zero is None else torch.uint8)
+        ops.gated_product(rows, rows, weight, w_zero, sums, ones, ones, *(scales, integers) * 2, False, True)
     x = torch.zeros(2, 64, 64, 640, dtype=torch.bfloat16)
     factor, shift = ops.group_norm_affine(x, torch.ones(640), torch.ones(640), None, 32, 1e-5)
     ops.quantize_image(x, factor, shift, scales, integers, (1, 1), 1, True, True)

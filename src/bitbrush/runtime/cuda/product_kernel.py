@@ -19,7 +19,7 @@ NARROW = tl.constexpr(128)
 )
 def product_kernel(
     x_high, x_low, weight, w_zero, w_sums, w_scale, bias, residual, y, scales, integers,
-    rows, filters, channels, out_height, out_width, in_width, in_pixels, in_channels,
+    rows, filters, channels, columns, out_height, out_width, in_width, in_pixels, in_channels,
     stride_h, stride_w, dilation_h, dilation_w,
     TAPS: tl.constexpr, KERNEL_WIDTH: tl.constexpr,
     EVEN: tl.constexpr, PACKED: tl.constexpr, LOW: tl.constexpr, SPLIT: tl.constexpr,
@@ -28,11 +28,11 @@ def product_kernel(
 ):
     """``y = scale w_scale sum((x_q - zero_point) w) + bias + residual``, a tile of pixels times filters.
 
-    x (images, in_pixels, in_channels) with its border, NHWC; weight (groups filters, TAPS, channels); y (rows, groups
-    filters), a row a pixel. The second program axis is the group. ``scales`` and ``integers`` hold the step's scale,
-    zero point and whether activations have two bytes: they are read here, so that one launch serves every step.
-    EVEN: blocks of channels need no mask. PACKED: weights are nibbles. LOW: steps may have two bytes. SPLIT: their sums
-    don't fit into 32 bits.
+    x (images, in_pixels, in_channels) with its border, NHWC; weight (groups filters, TAPS, columns) of bytes;
+    y (rows, groups filters), a row a pixel. The second program axis is the group. ``scales`` and ``integers`` hold the
+    step's scale, zero point and whether activations have two bytes: they are read here, so that one launch serves every
+    step. EVEN: blocks of columns need no mask. PACKED: weights are nibbles. LOW: steps may have two bytes. SPLIT: their
+    sums don't fit into 32 bits.
     """
     first, n0 = _place(rows, filters, BLOCK_M, BLOCK_N, PANEL)
     n = n0 + tl.arange(0, BLOCK_N)
@@ -42,8 +42,8 @@ def product_kernel(
     corner = (place // out_width) * stride_h * in_width + (place % out_width) * stride_w
     start = (image.to(tl.int64) * in_pixels + corner) * in_channels + group * channels
     own = group * filters + tl.minimum(n, filters - 1)
-    out = _outputs(x_high, x_low, weight, w_zero, w_sums, w_scale, bias, scales, integers, start, own, channels,
-                   dilation_h * in_width * in_channels, dilation_w * in_channels,
+    out = _outputs(x_high, x_low, weight, w_zero, w_sums, w_scale, bias, scales, integers, start, own,
+                   channels, columns, dilation_h * in_width * in_channels, dilation_w * in_channels,
                    TAPS, KERNEL_WIDTH, EVEN, PACKED, LOW, SPLIT, BIAS, BLOCK_M, BLOCK_N, BLOCK_K)
     if BLOCK_N > NARROW:
         left, right = _left_and_right(out, BLOCK_M, BLOCK_N)
@@ -60,7 +60,7 @@ def product_kernel(
 @triton.jit(do_not_specialize=["rows"])
 def gated_product_kernel(
     x_high, x_low, weight, w_zero, w_sums, w_scale, bias, high, low, scales, integers, next_scales, next_integers,
-    rows, filters, channels,
+    rows, filters, channels, columns,
     EVEN: tl.constexpr, PACKED: tl.constexpr, LOW: tl.constexpr, SPLIT: tl.constexpr,
     BIAS: tl.constexpr, NEXT_LOW: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PANEL: tl.constexpr,
@@ -75,8 +75,8 @@ def gated_product_kernel(
     start = tl.minimum(m, rows - 1).to(tl.int64) * channels
     half, column = filters // 2, tl.minimum(n, filters - 1)
     own = column // 2 + (column % 2) * half
-    out = _outputs(x_high, x_low, weight, w_zero, w_sums, w_scale, bias, scales, integers, start, own, channels, 0, 0,
-                   1, 1, EVEN, PACKED, LOW, SPLIT, BIAS, BLOCK_M, BLOCK_N, BLOCK_K)
+    out = _outputs(x_high, x_low, weight, w_zero, w_sums, w_scale, bias, scales, integers, start, own,
+                   channels, columns, 0, 0, 1, 1, EVEN, PACKED, LOW, SPLIT, BIAS, BLOCK_M, BLOCK_N, BLOCK_K)
     value, gate = tl.split(tl.reshape(out, (BLOCK_M, BLOCK_N // 2, 2)))
     i, j = tl.arange(0, BLOCK_M), n0 // 2 + tl.arange(0, BLOCK_N // 2)
     begin = first.to(tl.int64) * half
@@ -111,30 +111,33 @@ def _store(out, residual, y, first, rows, filters, group, n0, RESIDUAL: tl.const
 
 @triton.jit
 def _outputs(
-    x_high, x_low, weight, w_zero, w_sums, w_scale, bias, scales, integers, start, own, channels, below, beside,
+    x_high, x_low, weight, w_zero, w_sums, w_scale, bias, scales, integers, start, own,
+    channels, columns, below, beside,
     TAPS: tl.constexpr, KERNEL_WIDTH: tl.constexpr,
     EVEN: tl.constexpr, PACKED: tl.constexpr, LOW: tl.constexpr, SPLIT: tl.constexpr, BIAS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):
     """float32 (BLOCK_M, BLOCK_N): of the pixels that begin at ``start`` by the filters ``own``, with bias."""
     k = tl.arange(0, BLOCK_K)
-    columns = (channels + 1) // 2 if PACKED else channels  # of a tap, in bytes of the weight
-    w_rows = weight + own[None, :].to(tl.int64) * (TAPS * columns) + k[:, None]
-    zero = tl.load(w_zero + own) if PACKED else own
     blocks = tl.cdiv(columns, BLOCK_K)
-
-    nothing = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32)
-    x_rows = x_high + start[:, None] + k[None, :]
-    total = _accumulate(nothing, x_rows, w_rows, zero, TAPS * blocks, blocks, channels, below, beside,
-                        TAPS, KERNEL_WIDTH, EVEN, PACKED, BLOCK_K)
+    filter_rows = weight + own.to(tl.int64) * (TAPS * columns)
+    if PACKED:  # filters times pixels: the matrix units take the left factor from registers, where it is unpacked
+        zero, w_rows, x_places = tl.load(w_zero + own), filter_rows[:, None] + k[None, :], start[None, :] + k[:, None]
+        nothing = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.int32)
+    else:
+        zero, w_rows, x_places = own, filter_rows[None, :] + k[:, None], start[:, None] + k[None, :]
+        nothing = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32)
+    total = _accumulate(nothing, x_high + x_places, w_rows, zero, TAPS * blocks, blocks,
+                        channels, columns, below, beside, TAPS, KERNEL_WIDTH, EVEN, PACKED, BLOCK_K)
     offset, sums = tl.load(integers + 3), tl.load(w_sums + own)
     if LOW:
         two = tl.load(integers + 2)
         radix = 1 + 255 * two
-        x_rows = x_low + start[:, None] + k[None, :]
-        low = _accumulate(nothing if SPLIT else total * radix, x_rows, w_rows, zero, two * TAPS * blocks, blocks,
-                          channels, below, beside, TAPS, KERNEL_WIDTH, EVEN, PACKED, BLOCK_K)
+        low = _accumulate(nothing if SPLIT else total * radix, x_low + x_places, w_rows, zero, two * TAPS * blocks,
+                          blocks, channels, columns, below, beside, TAPS, KERNEL_WIDTH, EVEN, PACKED, BLOCK_K)
         total = total.to(tl.int64) * radix + low.to(tl.int64) if SPLIT else low
+    if PACKED:
+        total = tl.trans(total)
     if SPLIT:
         total -= (offset.to(tl.int64) * sums.to(tl.int64))[None, :]
     else:  # modulo 2^32: what comes out fits, whatever happened on the way
@@ -157,32 +160,33 @@ def _place(rows, filters, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PANEL: t
 
 @triton.jit
 def _accumulate(
-    total, x_rows, w_rows, zero, trips, blocks, channels, below, beside,
+    total, x_rows, w_rows, zero, trips, blocks, channels, columns, below, beside,
     TAPS: tl.constexpr, KERNEL_WIDTH: tl.constexpr, EVEN: tl.constexpr, PACKED: tl.constexpr, BLOCK_K: tl.constexpr,
 ):
     """``total + sum(x w)`` over ``trips`` blocks of channels, tap by tap; none for a byte that a step doesn't have."""
     k = tl.arange(0, BLOCK_K)
-    columns = (channels + 1) // 2 if PACKED else channels
     for trip in range(trips):
         tap = trip // blocks if TAPS > 1 else 0
         c = (trip - tap * blocks) * BLOCK_K
         x_tap = x_rows + (tap // KERNEL_WIDTH) * below + (tap % KERNEL_WIDTH) * beside + c
         w_tap = w_rows + tap * columns + c
-        if EVEN:
-            x, w = tl.load(x_tap), tl.load(w_tap)
-        else:
-            inside = c + k < columns
-            x = tl.load(x_tap, mask=inside[None, :], other=0)
-            w = tl.load(w_tap, mask=inside[:, None], other=0)
+        inside = c + k < columns
         if PACKED:
             # The first half of a tap's channels is in the low halves of the bytes, the second in the high ones.
             if EVEN:
-                x_second = tl.load(x_tap + columns)
+                x, x_second, w = tl.load(x_tap), tl.load(x_tap + columns), tl.load(w_tap)
             else:
-                x_second = tl.load(x_tap + columns, mask=(columns + c + k < channels)[None, :], other=0)
-            total = tl.dot(x, (w & 15).to(tl.int8) - zero[None, :], total, out_dtype=tl.int32)
-            total = tl.dot(x_second, (w >> 4).to(tl.int8) - zero[None, :], total, out_dtype=tl.int32)
+                x = tl.load(x_tap, mask=inside[:, None], other=0)
+                x_second = tl.load(x_tap + columns, mask=(columns + c + k < channels)[:, None], other=0)
+                w = tl.load(w_tap, mask=inside[None, :], other=0)
+            total = tl.dot((w & 15).to(tl.int8) - zero[:, None], x, total, out_dtype=tl.int32)
+            total = tl.dot((w >> 4).to(tl.int8) - zero[:, None], x_second, total, out_dtype=tl.int32)
         else:
+            if EVEN:
+                x, w = tl.load(x_tap), tl.load(w_tap)
+            else:
+                x = tl.load(x_tap, mask=inside[None, :], other=0)
+                w = tl.load(w_tap, mask=inside[:, None], other=0)
             total = tl.dot(x, w, total, out_dtype=tl.int32)
     return total
 # fmt: on

@@ -67,7 +67,17 @@ def integer_product(
     product = Product(rows, filters, channels, own.kernel_h * own.kernel_w)
     tile = _tile(high, w_zero, product, Need.NOTHING, split=split)
     programs = triton.cdiv(rows, tile.m) * triton.cdiv(filters, tile.n)
-    sizes = rows, filters, channels, *own[:2], high.shape[2], high.shape[1] * high.shape[2], high.shape[3], *own[4:8]
+    sizes = (
+        rows,
+        filters,
+        channels,
+        weight.shape[2],
+        *own[:2],
+        high.shape[2],
+        high.shape[1] * high.shape[2],
+        high.shape[3],
+        *own[4:8],
+    )
     product_kernel[(programs, own.groups)](
         *(high, low, weight, w_zero, w_sums, w_scale, bias, residual, y, scales, integers),
         *sizes,
@@ -129,7 +139,7 @@ def gated_product(
     tile = _tile(high, w_zero, Product(rows, filters, channels), Need.GATE, split=split)
     gated_product_kernel[(triton.cdiv(rows, tile.m) * triton.cdiv(filters, tile.n),)](
         *(high, low, weight, w_zero, w_sums, w_scale, bias, next_high, next_low),
-        *(scales, integers, next_scales, next_integers, rows, filters, channels),
+        *(scales, integers, next_scales, next_integers, rows, filters, channels, weight.shape[2]),
         NEXT_LOW=next_wide,
         **_constants(tile, channels, low, w_zero, bias, split=split),
     )
@@ -161,7 +171,7 @@ def _gated(high: Tensor, w_scale: Tensor, *, next_wide: bool) -> tuple[Tensor, T
 
 def _tile(high: Tensor, w_zero: Tensor | None, product: Product, otherwise: Need, *, split: bool) -> Tile:
     if w_zero is not None:
-        product = replace(product, channels=(product.channels + 1) // 2)
+        product = replace(product, weights=2)
     need = Need.TWO_SUMS if split else Need.UNPACKING if w_zero is not None else otherwise
     return choose_tile(product, card_of(high.device), need)
 

@@ -8,7 +8,7 @@ from math import ceil
 
 @dataclass(frozen=True)
 class Tile:
-    """Pixels, filters and channels of a tile; threads in warps of 32; how many loads are under way at a time."""
+    """Pixels, filters and columns of a tile; threads in warps of 32; how many loads are under way at a time."""
 
     m: int
     n: int
@@ -28,12 +28,18 @@ class Card:
 
 @dataclass(frozen=True)
 class Product:
-    """Pixels by filters, each the sum over ``taps`` of ``channels`` (bytes of the weight) pairs."""
+    """Pixels by filters, each the sum over ``taps`` of ``channels``; ``weights``: in a byte."""
 
     rows: int
     filters: int
     channels: int
     taps: int = 1
+    weights: int = 1
+
+    @property
+    def columns(self) -> int:
+        """Bytes of a filter's tap."""
+        return ceil(self.channels / self.weights)
 
 
 class Need(Enum):
@@ -50,6 +56,9 @@ _MIDDLE = ((128, 128, 8), (64, 128, 4), *_SMALL)
 _WIDE, _TALL = (128, 256, 8), (256, 128, 8)
 """Pixels, filters, warps."""
 
+_HOPPER = 4096
+"""Products in a clock. Its matrix units read shared memory, which leaves registers for the tallest tile."""
+
 _LEAST = 16, 32
 """Pixels and filters that every tile has, if it uses them or not."""
 
@@ -64,13 +73,13 @@ _FEWEST_STAGES = 2
 
 @dataclass(frozen=True)
 class _Room:
-    """Shapes whose programs don't run out of registers, the most channels at a time, the most loads under way.
+    """Shapes whose programs don't run out of registers, the most columns at a time, the most loads under way.
 
-    Read from what compiles for compute capability 9.0; for 8.0 the largest put a few into memory.
+    Read from what compiles for compute capabilities 8.0 and 9.0.
     """
 
     shapes: tuple[tuple[int, int, int], ...]
-    channels: int = 128
+    columns: int = 128
     stages: int = 4
 
 
@@ -78,7 +87,7 @@ _ROOM = {
     Need.NOTHING: _Room((_WIDE, _TALL, *_MIDDLE)),
     Need.GATE: _Room((_TALL, *_MIDDLE)),
     Need.TWO_SUMS: _Room(_SMALL),
-    Need.UNPACKING: _Room(((128, 64, 8), *_SMALL[2:]), channels=64, stages=3),
+    Need.UNPACKING: _Room((_TALL, (128, 128, 8), (64, 128, 8), _SMALL[0], *_SMALL[2:]), columns=64),
 }
 
 
@@ -95,19 +104,26 @@ def clocks(product: Product, tile: Tile, card: Card) -> float:
     """
     programs = ceil(product.rows / tile.m) * ceil(product.filters / tile.n)
     busy = min(programs, card.processors) / card.processors
-    sums = tile.m * tile.n * tile.k / card.products
-    loads = (tile.m + tile.n) * tile.k * busy / _CACHE_BYTES
-    steps = product.taps * ceil(product.channels / tile.k)
+    sums = tile.m * tile.n * tile.k * product.weights / card.products
+    loads = _bytes(product, tile.m, tile.n, tile.k) * busy / _CACHE_BYTES
+    steps = product.taps * ceil(product.columns / tile.k)
     return ceil(programs / card.processors) * (steps * max(sums, loads) + _LATENCY)
 
 
 def candidates(product: Product, card: Card, need: Need) -> Iterator[Tile]:
     """The larger first."""
     room = _ROOM[need]
-    least = 64 if product.channels > 32 else 32
-    k = next((one for one in (128, 64) if one <= room.channels and product.channels % one == 0), least)
+    least = 64 if product.columns > 32 else 32
+    k = next((one for one in (128, 64) if one <= room.columns and product.columns % one == 0), least)
     for m, n, warps in room.shapes:
-        stages = card.shared_bytes // ((m + n) * k)
+        stages = card.shared_bytes // _bytes(product, m, n, k)
+        if card.products < _HOPPER and (m, n, warps) == _TALL:
+            continue
         fits = m < 2 * max(product.rows, _LEAST[0]) and n < 2 * max(product.filters, _LEAST[1])
         if fits and stages >= _FEWEST_STAGES:
             yield Tile(m, n, k, warps, min(room.stages, stages))
+
+
+def _bytes(product: Product, m: int, n: int, k: int) -> int:
+    """That a step loads."""
+    return (m * product.weights + n) * k
