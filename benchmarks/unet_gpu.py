@@ -4,7 +4,7 @@
     python benchmarks/unet_gpu.py --dry                 # the same on a processor alone, tiny: shows that it runs
 
 Writes ``gpu-CARD.json`` and ``gpu-CARD.md`` into --output after every subject; the same command goes on where it ended.
-Needs torch for CUDA, Triton, diffusers and pytest; no network. torchao is compared with where it is installed.
+Needs torch for CUDA, Triton, diffusers, pytest and pytest-xdist; no network. torchao is compared with where it is installed.
 """
 
 import argparse
@@ -32,6 +32,8 @@ DRY_SUBJECTS = ["eager bf16", OURS]
 PACKAGES = ("bitbrush", "torch", "triton", "diffusers", "torchao")
 SWEPT_AFTER = list(SUBJECTS)[1]
 """The first subject that ours is compared with: then what is most telling is known."""
+COMPILERS = 8
+"""Processes that share the tests on a card, most of whose time is the compiler's."""
 LEAST_SECONDS = 20.0
 """A subject is not begun with less time left."""
 
@@ -90,7 +92,7 @@ def _begun(path: Path, card: str) -> dict[str, Any]:
 def _conformance(device: torch.device, deadline: float) -> dict[str, Any]:
     """The kernels' own tests, on the card; in the dry run some of them, emulated."""
     on_card = device.type == "cuda"
-    which = [] if on_card else ["-k", "halves or nibbles_take"]
+    which = ["-n", str(COMPILERS)] if on_card else ["-k", "halves or nibbles_take"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/runtime/cuda", *which]
     environment = _environment() | {"TRITON_INTERPRET": "0" if on_card else "1"}
     seconds = (deadline - time.monotonic()) / 2
