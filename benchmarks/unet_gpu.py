@@ -4,7 +4,8 @@
     python benchmarks/unet_gpu.py --dry                 # the same on a processor alone, tiny: shows that it runs
 
 Writes ``gpu-CARD.json`` and ``gpu-CARD.md`` into --output after every subject; the same command goes on where it ended.
-Needs torch for CUDA, Triton, diffusers, pytest and pytest-xdist; no network. torchao is compared with where it is installed.
+Needs torch for CUDA, Triton, diffusers, pytest and pytest-xdist; no network. torchao is compared with where it is
+installed.
 """
 
 import argparse

@@ -67,7 +67,7 @@ def probe(
         output = denoiser(*call.args, **call.kwargs)[0]
         wanted = guided(output, len(importance), guidance)
         size = importance.repeat(len(wanted) // len(importance)).sqrt()
-        v = torch.randn(wanted.shape, generator=generator) * size.view(-1, *(1,) * (wanted.dim() - 1))
+        v = torch.randn(wanted.shape, generator=generator).to(wanted.device) * size.view(-1, *(1,) * (wanted.dim() - 1))
         wanted.backward(v)
     return probed
 

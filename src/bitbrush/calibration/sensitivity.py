@@ -193,7 +193,7 @@ def _importance(propagation: Propagation, network: _Network, run: CleanRun) -> T
         ]
     )
     importance = torch.empty_like(errors)
-    total = torch.zeros(prompts)
+    total = errors.new_zeros(prompts)
     for segment in segments(len(run.calls)):
 
         def answer(index: int, call: DenoiserCall, first: int = segment.start) -> Any:

@@ -21,6 +21,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from bitbrush.calibration.probe import guided
+from bitbrush.network.held import device_of
 from bitbrush.network.output_correction import prediction
 from bitbrush.numerics.affine import AffineGrid, quantize_straight_through
 from bitbrush.timeline.cost import CallCounter
@@ -73,7 +74,8 @@ class StepSizeLearner:
     ) -> None:
         self._full, self._layers, self._calls, self._ranks = full, tuple(layers), calls, ranks
         self._guidance, self._prompts = guidance, prompts
-        self._u = torch.zeros(len(self._layers), requires_grad=True)
+        self._device = device_of(full)
+        self._u = torch.zeros(len(self._layers), device=self._device, requires_grad=True)
         self._past: Tensor | None = None
         self._adam = torch.optim.Adam([self._u], lr=RATE, betas=BETAS)
 
@@ -134,8 +136,9 @@ class StepSizeLearner:
         """The inverse of :meth:`state`."""
         with torch.no_grad():
             self._u.copy_(state["u"])
-        self._past = state["past"] if len(state["past"]) else None
-        self._adam.state[self._u] = {key: state[key].clone() for key in ("step", "exp_avg", "exp_avg_sq")}
+        self._past = state["past"].to(self._device) if len(state["past"]) else None
+        moments = {key: state[key].to(self._device, copy=True) for key in ("exp_avg", "exp_avg_sq")}
+        self._adam.state[self._u] = {"step": state["step"].clone(), **moments}
 
     def _step(self, call: DenoiserCall) -> "_Step":
         prompts = min(LEARNED_PROMPTS, self._prompts)

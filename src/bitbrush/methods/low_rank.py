@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bitbrush.methods.method import Job
 from bitbrush.methods.recipe import Smoothing
-from bitbrush.network.held import twin
+from bitbrush.network.held import device_of, twin
 from bitbrush.network.low_rank import (
     Factors,
     branch_,
@@ -48,8 +48,9 @@ def with_branches(job: Job) -> Job:
     whole = {name: reader_of(denoiser.get_submodule(name)) for name in wanted}
     branch_(denoiser, wanted)
     found = _found(job, whole, wanted)
+    device = device_of(job.denoiser)
     for name, own in found.items():
-        set_factors(denoiser.get_submodule(name), whole[name], own)
+        set_factors(denoiser.get_submodule(name), whole[name], own.to(device))
     pipe = copy.copy(job.pipe)
     setattr(pipe, job.family.component, denoiser)
     integers = {f"{name}.{part}": getattr(own, part) for name, own in found.items() for part in PARTS}

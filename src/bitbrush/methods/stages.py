@@ -20,7 +20,7 @@ from bitbrush.methods.recipe import OutputMeans, Rounding
 from bitbrush.methods.smoothing import smoothing_phases
 from bitbrush.methods.step_sizes import RecordedCalls, static_learning_phases
 from bitbrush.network.first_token import answer_first_token
-from bitbrush.network.held import hold_rounded, twin
+from bitbrush.network.held import device_of, hold_rounded, twin
 from bitbrush.network.layers import LayerSpec, QuantizedLayer
 from bitbrush.rounding.learned import COMPENSATED, PUBLISHED, Procedure, learn_rounding
 from bitbrush.rounding.nearest import RoundedLayer, round_all_to_nearest
@@ -175,8 +175,8 @@ def _observed(job: Job, phase: str, record: Recording = no_recording) -> Observa
 
 def with_weights(denoiser: nn.Module, rounded: Mapping[str, RoundedLayer]) -> nn.Module:
     """One that computes with the rounded weights, held as integers; all else it shares with ``denoiser``."""
-    quantized = twin(denoiser)
-    for name, layer in rounded.items():
+    quantized, device = twin(denoiser), device_of(denoiser)
+    for name, layer in ((name, layer.to(device)) for name, layer in rounded.items()):
         hold_rounded(quantized.get_submodule(name), layer.weight, layer.bias)
         if layer.first is not None:
             answer_first_token(quantized.get_submodule(name), layer.first)

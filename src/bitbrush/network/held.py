@@ -64,6 +64,12 @@ def hold_rounded(layer: nn.Module, weight: QuantizedWeight, bias: Tensor | None)
         layer.bias = nn.Parameter(bias, requires_grad=False)
 
 
+def device_of(network: nn.Module) -> torch.device:
+    """Where the network computes: of its first parameter that has values."""
+    found = (one.device for one in (*network.parameters(), *network.buffers()) if one.device.type != "meta")
+    return next(found, torch.device("cpu"))
+
+
 def weight_shape(layer: nn.Module) -> tuple[int, ...]:
     """Of a Conv2d or Linear, without widening what it holds."""
     if isinstance(layer, nn.Conv2d):

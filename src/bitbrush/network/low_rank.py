@@ -60,6 +60,9 @@ class Factors:
     up: QuantizedWeight
     down: QuantizedWeight
 
+    def to(self, device: torch.device) -> "Factors":
+        return Factors(self.up.to(device), self.down.to(device))
+
 
 def branch_(denoiser: nn.Module, ranks: Mapping[str, int]) -> None:
     """Puts a :class:`BranchedLayer` where each named layer is; they become ``name.residual``, ``.down`` and ``.up``."""
@@ -98,18 +101,21 @@ def rank_of(layer: nn.Module, rank: int) -> int:
 def factors(weight: Tensor, rank: int, bits: int) -> Factors:
     """Integers with ``up @ down`` near the best approximation of ``weight`` (C_out, C_in, ...) of that rank.
 
-    ``up`` are the quantized left singular vectors, ``down`` the least-squares fit of what is left to it, quantized.
+    On the processor. ``up`` are the quantized left singular vectors, ``down`` the least-squares fit of what is left to
+    it, quantized.
     """
-    columns = weight.float().flatten(1)
+    # In float64: what LAPACK leaves to chance in the last bits then changes no integer. Work that is gone on with has
+    # to find the same ones, wherever the layer is.
+    columns = weight.flatten(1).cpu().double()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         left, *_ = torch.svd_lowrank(columns, min(rank + OVERSAMPLING, *columns.shape), POWER_ITERATIONS)
-    up = _rounded(left[:, :rank], bits)
-    down = _rounded(torch.linalg.lstsq(up.dequantize(), columns).solution, bits)
-    if weight.dim() == 2:
-        return Factors(up, down)
-    image = QuantizedWeight(up.w_q[:, :, None, None], up.grid)
-    return Factors(image, QuantizedWeight(down.w_q.view(rank, *weight.shape[1:]), down.grid))
+    up = _rounded(left[:, :rank].float(), bits)
+    down = _rounded(torch.linalg.lstsq(up.dequantize().double(), columns).solution.float(), bits)
+    if weight.dim() > 2:
+        up = QuantizedWeight(up.w_q[:, :, None, None], up.grid)
+        down = QuantizedWeight(down.w_q.view(rank, *weight.shape[1:]), down.grid)
+    return Factors(up, down)
 
 
 def _rounded(weight: Tensor, bits: int) -> QuantizedWeight:

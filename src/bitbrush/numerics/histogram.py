@@ -73,12 +73,12 @@ def _counts(flat: Tensor, bound: float) -> Tensor:
     """Estimated counts of all elements: the outer half of the range in full, the rest by a sample."""
     stride = _stride(flat.numel())
     sample = flat[::stride]
-    counts = torch.histc(sample, BINS, -bound, bound).double() * stride
+    counts = torch.histc(sample, BINS, -bound, bound).cpu().double() * stride
     if stride > 1:
         counts[: BINS // 4] = counts[3 * BINS // 4 :] = 0
         # A bin's edge belongs to the bin above it, on either side.
         outer = flat[(flat < -bound / 2) | (flat >= bound / 2)]
-        counts += torch.histc(outer, BINS, -bound, bound).double()
+        counts += torch.histc(outer, BINS, -bound, bound).cpu().double()
     return counts
 
 

@@ -5,7 +5,7 @@ signed byte only around a zero point of 128. That costs a sixth more squared wei
 is least, and saves every kernel a pass over its output.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import torch
@@ -73,6 +73,10 @@ class QuantizedWeight:
         """``(w_q - zero_point) * scale``, float32."""
         scale, zero_point = self.grid.per_channel(self.w_q)
         return self.w_q.float().sub_(zero_point).mul_(scale)
+
+    def to(self, device: torch.device) -> "QuantizedWeight":
+        own = replace(self.grid, scale=self.grid.scale.to(device), zero_point=self.grid.zero_point.to(device))
+        return QuantizedWeight(self.w_q.to(device), own)
 
 
 def round_to_nearest(weight: Tensor, grid: WeightGrid) -> QuantizedWeight:

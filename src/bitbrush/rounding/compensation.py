@@ -71,7 +71,7 @@ def round_with_compensation(
         # Which machine solves decides the last bits: the first does it for all.
         solved = shard.ranks.from_first(partial(seen.solve, w, bits, estimator, groups))
         assert solved is not None
-        parts.append(solved)
+        parts.append({key: value.to(weight.device) for key, value in solved.items()})
     w_q, wanted, scale, zero_point, shift = (torch.cat([part[key] for part in parts]) for key in SOLUTION)
     shape, grid = layer.weight.shape, WeightGrid(scale, zero_point, bits)
     bias = None if layer.bias is None else layer.bias.detach().float() + shift
@@ -117,8 +117,8 @@ def _seen(
     groups, size, ranks = _groups(layer), weight.shape[1], shard.ranks
     per_row = torch.tensor(0 if x is None else len(_columns(layer, x[:1], None)))
     sampling = _Sampling.draw(layer, int(ranks.most(per_row)), shard, generator)
-    sums = [torch.zeros(2, size) for _ in range(groups)]
-    grams = [torch.zeros(size, size) for _ in range(groups)]
+    sums = [weight.new_zeros(2, size) for _ in range(groups)]
+    grams = [weight.new_zeros(size, size) for _ in range(groups)]
     pulls = [_Pull(own_weight) for own_weight in weight.chunk(groups)]
     if x is not None and target_x is not None:
         for part, here in _parts(layer, x, sampling.rows, sampling.positions):
@@ -143,7 +143,7 @@ class _Pull:
         rows, size = weight.shape
         self._weight = weight
         self._narrow = 2 * rows <= size
-        self._sum = torch.zeros(rows if self._narrow else size, size)
+        self._sum = weight.new_zeros(rows if self._narrow else size, size)
 
     def add(self, target_columns: Tensor, columns: Tensor) -> None:
         drift = target_columns - columns
@@ -252,7 +252,9 @@ def _inverse_of_lower_(factor: Tensor) -> Tensor:
     for begin in range(0, len(factor), ROWS_AT_ONCE):
         end = begin + ROWS_AT_ONCE
         corner = factor[begin:end, begin:end]
-        corner_inverse = torch.linalg.solve_triangular(corner, torch.eye(len(corner)), upper=False)
+        corner_inverse = torch.linalg.solve_triangular(
+            corner, torch.eye(len(corner), device=corner.device), upper=False
+        )
         left = factor[begin:end, :begin].clone()
         for column in range(0, begin, ROWS_AT_ONCE):
             columns = slice(column, column + ROWS_AT_ONCE)

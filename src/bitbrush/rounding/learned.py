@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bitbrush.network.family import Family
-from bitbrush.network.held import hold_rounded, twin
+from bitbrush.network.held import device_of, hold_rounded, twin
 from bitbrush.network.layers import LayerSpec
 from bitbrush.numerics.weights import QuantizedWeight, WeightRange
 from bitbrush.rounding.adaround import adaround, round_alone
@@ -29,7 +29,7 @@ from bitbrush.rounding.blocks import (
 )
 from bitbrush.rounding.compensation import Compensated, round_with_compensation
 from bitbrush.rounding.kept_blocks import block_from_tensors, block_tensors
-from bitbrush.rounding.nearest import RoundedLayer
+from bitbrush.rounding.nearest import PROCESSOR, RoundedLayer
 from bitbrush.rounding.quantized_inputs import QuantizedInputs
 from bitbrush.rounding.reconstruction import reconstruct
 from bitbrush.rounding.shards import WHOLE, Place, Shard, Shards
@@ -91,6 +91,7 @@ class _Learner:
     ) -> None:
         self.full = full
         self.quantized = twin(full)
+        self._device = device_of(full)
         self._inputs = QuantizedInputs(self.quantized, schedules)
         self.spool = spool
         self.rounded: dict[str, RoundedLayer] = {}
@@ -191,8 +192,9 @@ class _Learner:
             self._set(name, layer)
 
     def _set(self, name: str, rounded: RoundedLayer) -> None:
-        self.rounded[name] = rounded
-        hold_rounded(self.quantized.get_submodule(name), rounded.weight, rounded.bias)
+        self.rounded[name] = rounded.to(PROCESSOR)
+        here = rounded.to(self._device)
+        hold_rounded(self.quantized.get_submodule(name), here.weight, here.bias)
 
 
 def _learn_or_recall(learner: _Learner, name: str, layers: Sequence[str], calls: _Calls, journal: Journal) -> list[Any]:
@@ -222,11 +224,12 @@ def learn_rounding(
     schedules: Mapping[str, ActivationSchedule] | None = None,
     procedure: Procedure = COMPENSATED,
 ) -> dict[str, RoundedLayer]:
-    """Integers and biases by layer name; ``denoiser`` stays as it is. ``samples``: calls of the full-precision model.
+    """Integers and biases by layer name, on the processor; ``denoiser`` stays as it is.
 
-    ``shards``: which of all processes' samples these are. All learn together, and each has the same result: that of a
-    single process, apart from the order in which sums over samples are added up. ``schedules``: the grids on which the
-    quantized network sees its inputs meanwhile; None: as they are. ``procedure``: what is done with each block.
+    ``samples``: calls of the full-precision model. ``shards``: which of all processes' samples these are. All learn
+    together, and each has the same result: that of a single process, apart from the order in which sums over samples
+    are added up. ``schedules``: the grids on which the quantized network sees its inputs meanwhile; None: as they are.
+    ``procedure``: what is done with each block.
 
     Every sample runs through either network once, for all blocks together. What a denoiser call uses several times is
     learned on its first use. Blocks that ``journal`` holds are taken from it, the others go into it; the result is the

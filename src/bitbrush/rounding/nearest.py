@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from bitbrush.network.first_token import FirstToken
 from bitbrush.network.layers import LayerSpec
 from bitbrush.numerics.weights import QuantizedWeight, WeightRange, round_to_nearest, weight_grid
+
+PROCESSOR = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -21,11 +24,15 @@ class RoundedLayer:
     bias: Tensor | None
     first: FirstToken | None = None
 
+    def to(self, device: torch.device) -> "RoundedLayer":
+        bias = None if self.bias is None else self.bias.to(device)
+        return RoundedLayer(self.weight.to(device), bias, self.first and self.first.to(device))
+
 
 def round_all_to_nearest(
     denoiser: nn.Module, specs: Sequence[LayerSpec], estimator: WeightRange
 ) -> dict[str, RoundedLayer]:
-    """By layer name; ``denoiser`` stays as it is."""
+    """By layer name, on the processor; ``denoiser`` stays as it is."""
     rounded = {}
     for spec in specs:
         layer = denoiser.get_submodule(spec.name)
@@ -33,5 +40,5 @@ def round_all_to_nearest(
         weight = layer.weight.detach().float()
         bias = None if layer.bias is None else layer.bias.detach().float().clone()
         grid = weight_grid(weight, spec.weight_bits, estimator, spec.groups)
-        rounded[spec.name] = RoundedLayer(round_to_nearest(weight, grid), bias)
+        rounded[spec.name] = RoundedLayer(round_to_nearest(weight, grid), bias).to(PROCESSOR)
     return rounded

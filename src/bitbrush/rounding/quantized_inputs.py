@@ -64,7 +64,7 @@ def on_grids(x: Tensor, grids: Sequence[AffineGrid]) -> Tensor:
     The gradient is 1 within the grid's range and 0 outside.
     """
     per_row = torch.tensor(
-        [(reciprocal(one), -one.zero_point, one.qmax - one.zero_point, one.scale) for one in grids]
+        [(reciprocal(one), -one.zero_point, one.qmax - one.zero_point, one.scale) for one in grids], device=x.device
     ).view(len(grids), 4, *(1,) * (x.dim() - 1))
     factor, low, high, scale = per_row.unbind(1)
     u = (x * factor).clamp(low, high)

@@ -3,9 +3,11 @@
 from collections.abc import Iterable
 from functools import partial
 
+import torch
 from torch import nn
 
 from bitbrush.network.first_token import answer_first_token
+from bitbrush.network.held import device_of
 from bitbrush.network.inputs import fake_quantize_input, fake_quantize_input_dynamically
 from bitbrush.network.layers import QuantizedLayer, set_weight
 from bitbrush.numerics.affine import AffineGrid
@@ -32,17 +34,18 @@ class ReferenceRuntime:
         """Changes ``denoiser`` in place: weights as the integers represent them, inputs quantized as scheduled."""
         clock = Clock()
         clock.attach(denoiser)
-        return tuple(self._lower(denoiser.get_submodule(layer.name), layer, clock) for layer in layers)
+        device = device_of(denoiser)
+        return tuple(self._lower(denoiser.get_submodule(layer.name), layer, clock, device) for layer in layers)
 
-    def _lower(self, module: nn.Module, layer: QuantizedLayer, clock: Clock) -> Execution:
-        set_weight(module, layer.weight.dequantize(), layer.bias)
+    def _lower(self, module: nn.Module, layer: QuantizedLayer, clock: Clock, device: torch.device) -> Execution:
+        set_weight(module, layer.weight.to(device).dequantize(), layer.bias)
         match layer.activations:
             case ActivationSchedule():
                 fake_quantize_input(module, partial(_grid_now, layer.activations, clock))
             case DynamicRanges(bits):
                 fake_quantize_input_dynamically(module, bits)
         if layer.first is not None:
-            answer_first_token(module, layer.first)
+            answer_first_token(module, layer.first.to(device))
         return self.execution(module, layer)
 
 

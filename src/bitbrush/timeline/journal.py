@@ -28,7 +28,7 @@ class Journal:
         path = self._path(piece)
         if path is not None and self.ranks.leads:
             partial = path.with_suffix(".part")
-            partial.write_bytes(save({key: tensor.contiguous() for key, tensor in tensors.items()}))
+            partial.write_bytes(save({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}))
             partial.replace(path)
 
     def pieces(self) -> tuple[str, ...]:

@@ -81,8 +81,9 @@ class Ranks:
         return self.sum(everything), own
 
     def from_first(self, make: Callable[[], dict[str, Tensor] | None]) -> dict[str, Tensor] | None:
-        """What ``make()`` gives in the first process, where alone it is called."""
+        """What ``make()`` gives in the first process, where alone it is called; on the processor."""
         made = make() if self.leads else None
+        made = None if made is None else {key: tensor.cpu() for key, tensor in made.items()}
         if self.world == 1:
             return made
         self._meet()

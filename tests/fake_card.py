@@ -1,0 +1,149 @@
+"""A card that is none: tensors that say they are on one, refuse to meet the processor's, and compute all the same."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import return_and_correct_aliasing
+
+CARD = torch.device("cuda", 0)
+_MIXED = {"copy_", "_to_copy", "linalg_cholesky_ex"}
+"""What may be given tensors of both: copies, and what makes a result of its own in C++."""
+
+
+class OnCard(Tensor):
+    """Wraps a tensor of the processor."""
+
+    inner: Tensor
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> "OnCard":
+        made: OnCard = torch.Tensor._make_wrapper_subclass(
+            cls,
+            inner.size(),
+            strides=inner.stride(),
+            storage_offset=inner.storage_offset(),
+            dtype=inner.dtype,
+            requires_grad=inner.requires_grad,
+        )
+        made.inner = inner
+        return made
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return CARD
+
+    @property
+    def is_cuda(self) -> bool:  # type: ignore[override]
+        return True
+
+    def __repr__(self, **_: Any) -> str:
+        return f"OnCard({self.inner})"
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if kwargs.get("device") == CARD:
+            kwargs["device"] = torch.device("cpu")
+        name = func.overloadpacket.__name__
+        by_index = name in ("index", "index_put_", "index_put")  # a card takes indices from the processor
+        leaves = [
+            x for x in pytree.tree_leaves((args[0], *args[2:]) if by_index else (args, kwargs)) if isinstance(x, Tensor)
+        ]
+        strangers = [x for x in leaves if not isinstance(x, OnCard) and x.dim() > 0]
+        if strangers and name not in _MIXED:
+            raise RuntimeError(f"{func}: expected all tensors to be on the same device, but one is the processor's")
+        result = func(*_unwrapped(args), **_unwrapped(kwargs))
+        wrapped = pytree.tree_map_only(Tensor, OnCard, result)
+        return return_and_correct_aliasing(func, args, kwargs, wrapped)
+
+
+def _unwrapped(values: Any) -> Any:
+    return pytree.tree_map_only(OnCard, lambda x: x.inner, values)
+
+
+def _is_card(value: Any) -> bool:
+    return value == CARD or (isinstance(value, str | torch.device) and torch.device(value).type == "cuda")
+
+
+class _Moves(TorchFunctionMode):
+    """What is asked for on the card is made there, what is asked for elsewhere leaves it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        match getattr(func, "__name__", ""):
+            case "to":
+                return _moved(args, kwargs)
+            case "cpu":
+                return _moved((args[0], "cpu"), {})
+            case "cuda":
+                return _moved((args[0], CARD), {})
+            case "new_tensor" if isinstance(args[0], OnCard):
+                return _carded(func(args[0].inner, *args[1:], **kwargs))
+            case "tolist" if isinstance(args[0], OnCard):
+                return args[0].inner.tolist()
+            case "untyped_storage" if isinstance(args[0], OnCard):
+                return args[0].inner.untyped_storage()
+            case "numpy" | "data_ptr" if isinstance(args[0], OnCard):
+                raise TypeError(f"can't ask a tensor on the card for {func.__name__}; copy it to the processor first")
+        if _is_card(kwargs.get("device")):
+            if kwargs.get("generator") is not None:
+                raise RuntimeError("expected a generator of the card")
+            return _carded(func(*args, **{**kwargs, "device": "cpu"}))
+        return func(*args, **kwargs)
+
+
+def _moved(args: Any, kwargs: Any) -> Any:
+    x, *rest = args
+    places = [y for y in (*rest, kwargs.pop("device", None)) if isinstance(y, str | torch.device)]
+    others = [y.device for y in rest if isinstance(y, Tensor)]
+    dtypes = [y for y in (*rest, kwargs.pop("dtype", None)) if isinstance(y, torch.dtype)]
+    dtypes += [y.dtype for y in rest if isinstance(y, Tensor)]
+    kwargs = {name: value for name, value in kwargs.items() if name in ("copy", "memory_format") and value}
+    y = Tensor.to(x, dtypes[0] if dtypes else x.dtype, **kwargs) if dtypes or kwargs else x
+    if not (places or others):
+        return y
+    if _is_card((places or others)[0]):
+        return _carded(y)
+    return _back(y) if isinstance(y, OnCard) else y
+
+
+class _ToCard(torch.autograd.Function):
+    @staticmethod
+    def forward(_: Any, x: Tensor) -> Tensor:
+        return OnCard(x.detach().clone())
+
+    @staticmethod
+    def backward(_: Any, gradient: Any) -> Tensor:  # type: ignore[override]
+        return gradient.inner
+
+
+def _carded(x: Any) -> Any:
+    if isinstance(x, OnCard) or not isinstance(x, Tensor):
+        return x
+    return OnCard(x.detach().clone()).requires_grad_(x.requires_grad)
+
+
+def _back(x: OnCard) -> Tensor:
+    return x.detach().inner.clone()
+
+
+@contextmanager
+def fake_card(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
+    """While entered, in all threads."""
+    run = threading.Thread.run
+
+    def run_in_mode(self: threading.Thread) -> None:
+        with _Moves():
+            run(self)
+
+    monkeypatch.setattr(threading.Thread, "run", run_in_mode)
+    monkeypatch.setattr(torch.__future__, "_overwrite_module_params_on_conversion", True)
+    with _Moves():
+        yield CARD
