@@ -21,6 +21,7 @@ class OnCard(Tensor):
     """Wraps a tensor of the processor."""
 
     inner: Tensor
+    away = False
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> "OnCard":
@@ -37,7 +38,17 @@ class OnCard(Tensor):
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
-        return CARD
+        return torch.device("cpu") if self.away else CARD
+
+    @property
+    def data(self) -> Tensor:  # type: ignore[override]
+        return self.detach()
+
+    @data.setter
+    def data(self, values: Tensor) -> None:
+        """Of either: a card's tensor can be given the processor's memory, and is the processor's then."""
+        self.away = not isinstance(values, OnCard) or values.away
+        self.inner = values.inner if isinstance(values, OnCard) else values
 
     @property
     def is_cuda(self) -> bool:  # type: ignore[override]
@@ -56,10 +67,12 @@ class OnCard(Tensor):
         leaves = [
             x for x in pytree.tree_leaves((args[0], *args[2:]) if by_index else (args, kwargs)) if isinstance(x, Tensor)
         ]
-        strangers = [x for x in leaves if not isinstance(x, OnCard) and x.dim() > 0]
-        if strangers and name not in _MIXED:
+        here = [isinstance(x, OnCard) and not x.away for x in leaves if x.dim() > 0]
+        if not all(here) and any(here) and name not in _MIXED:
             raise RuntimeError(f"{func}: expected all tensors to be on the same device, but one is the processor's")
         result = func(*_unwrapped(args), **_unwrapped(kwargs))
+        if here and not any(here) and name not in _MIXED:
+            return result
         wrapped = pytree.tree_map_only(Tensor, OnCard, result)
         return return_and_correct_aliasing(func, args, kwargs, wrapped)
 
@@ -90,6 +103,8 @@ class _Moves(TorchFunctionMode):
                 return args[0].inner.tolist()
             case "untyped_storage" if isinstance(args[0], OnCard):
                 return args[0].inner.untyped_storage()
+            case "set_" if isinstance(args[0], OnCard):
+                return OnCard(args[0].inner.set_(*args[1:], **kwargs))
             case "numpy" | "data_ptr" if isinstance(args[0], OnCard):
                 raise TypeError(f"can't ask a tensor on the card for {func.__name__}; copy it to the processor first")
         if _is_card(kwargs.get("device")):
@@ -111,23 +126,14 @@ def _moved(args: Any, kwargs: Any) -> Any:
         return y
     if _is_card((places or others)[0]):
         return _carded(y)
-    return _back(y) if isinstance(y, OnCard) else y
-
-
-class _ToCard(torch.autograd.Function):
-    @staticmethod
-    def forward(_: Any, x: Tensor) -> Tensor:
-        return OnCard(x.detach().clone())
-
-    @staticmethod
-    def backward(_: Any, gradient: Any) -> Tensor:  # type: ignore[override]
-        return gradient.inner
+    return _back(y) if isinstance(y, OnCard) and not y.away else y
 
 
 def _carded(x: Any) -> Any:
-    if isinstance(x, OnCard) or not isinstance(x, Tensor):
+    if not isinstance(x, Tensor) or (isinstance(x, OnCard) and not x.away):
         return x
-    return OnCard(x.detach().clone()).requires_grad_(x.requires_grad)
+    inner = x.inner if isinstance(x, OnCard) else x
+    return OnCard(inner.detach().clone()).requires_grad_(x.requires_grad)
 
 
 def _back(x: OnCard) -> Tensor:

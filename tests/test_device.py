@@ -33,6 +33,7 @@ STAGES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_quantizing_on_a_card(tiny_pipe: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+    monkeypatch.setattr("bitbrush.timeline.spool.SMALLEST", 64)
     monkeypatch.setattr("bitbrush.rounding.adaround.ITERATIONS", 3)
     monkeypatch.setattr("bitbrush.rounding.reconstruction.ITERATIONS", 2)
     recipe = bitbrush.METHODS["pcr"].recipe({**SMALL, **STAGES[stage]})

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bitbrush.timeline import spool as spools
-from bitbrush.timeline.spool import IN_MEMORY, Following, Spool, is_away, release
+from bitbrush.timeline.spool import IN_MEMORY, PROCESSOR, Following, Spool, is_away, release
 
 LARGE = 200
 
@@ -52,7 +52,7 @@ def test_small_tensors_and_those_without_a_folder_stay_in_memory(spool: Spool) -
 
 def test_what_was_made_is_followed_and_put_away(spool: Spool) -> None:
     given = torch.ones(LARGE, LARGE)
-    following = Following(spool)
+    following = Following(spool, PROCESSOR)
     with torch.no_grad(), following:
         following.follow((given, "mode"))
         made = given * 2

@@ -5,6 +5,7 @@ A layer that holds its weight so is still a Conv2d or Linear whose ``weight`` is
 """
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bitbrush.numerics.weights import QuantizedWeight
-from bitbrush.timeline.spool import Spool, is_away, release
+from bitbrush.timeline.spool import PROCESSOR, Spool, is_away, release
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -66,8 +67,8 @@ def hold_rounded(layer: nn.Module, weight: QuantizedWeight, bias: Tensor | None)
 
 def device_of(network: nn.Module) -> torch.device:
     """Where the network computes: of its first parameter that has values."""
-    found = (one.device for one in (*network.parameters(), *network.buffers()) if one.device.type != "meta")
-    return next(found, torch.device("cpu"))
+    values = itertools.chain(network.parameters(), network.buffers())
+    return next((one.device for one in values if not one.is_meta), PROCESSOR)
 
 
 def weight_shape(layer: nn.Module) -> tuple[int, ...]:

@@ -14,10 +14,12 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from bitbrush.network.family import Family
+from bitbrush.network.held import device_of
 from bitbrush.timeline.ranks import ALONE, Ranks
-from bitbrush.timeline.spool import IN_MEMORY, Following, Spool, release
+from bitbrush.timeline.spool import IN_MEMORY, PROCESSOR, Following, Spool, Values, release
 from bitbrush.timeline.suspension import Suspension
 from bitbrush.timeline.trajectory import DenoiserCall
 
@@ -36,7 +38,14 @@ class BlockCall:
         return next(value.shape[0] for value in (*self.args, *self.kwargs.values()) if isinstance(value, Tensor))
 
     def run(self, network: nn.Module) -> Any:
-        return network.get_submodule(self.name)(*self.args, **self.kwargs)
+        args, kwargs = on(device_of(network), (self.args, self.kwargs))
+        return network.get_submodule(self.name)(*args, **kwargs)
+
+
+def on(device: torch.device, values: Values) -> Values:
+    """The values, in any nesting, tensors on the device: copies where they wait elsewhere."""
+    moved: Values = tree_map_only(Tensor, lambda x: x.to(device), values)
+    return moved
 
 
 Walk: TypeAlias = Suspension[BlockCall, Any, Any]
@@ -121,17 +130,19 @@ def _restore(module: nn.Module, forward: Callable[..., Any] | None) -> None:
 
 def _walk(network: nn.Module, call: DenoiserCall | BlockCall, doors: threading.local, spool: Spool) -> Walk:
     def function(hand_out: Callable[[BlockCall], Any]) -> Any:
-        held = Following(spool)
+        held = Following(spool, device_of(network))
 
         def wait_with(block: BlockCall) -> Any:
             held.put_away()
             output = hand_out(block)
             held.follow(output)
+            held.bring_back(output)
             return output
 
         doors.hand_out = wait_with
         with torch.no_grad(), held:  # gradients are recorded per thread, and this is a new one
             held.follow((call.args, call.kwargs))
+            held.bring_back((call.args, call.kwargs))
             result = call.run(network)
         held.put_away()
         return result
@@ -141,9 +152,13 @@ def _walk(network: nn.Module, call: DenoiserCall | BlockCall, doors: threading.l
 
 @dataclass(frozen=True)
 class Rows:
-    """Tensors of a row per sample, one after the other along the first dimension; only rows asked for are copied."""
+    """Tensors of a row per sample, one after the other along the first dimension; only rows asked for are copied.
+
+    ``device``: where to.
+    """
 
     parts: tuple[Tensor, ...]
+    device: torch.device = PROCESSOR
 
     def __len__(self) -> int:
         return sum(len(part) for part in self.parts)
@@ -158,7 +173,7 @@ class Rows:
             taken[here] = part[rows[here] - begin]
             release(part)
             begin += len(part)
-        return taken
+        return taken.to(self.device)
 
 
 @dataclass(frozen=True)
@@ -175,12 +190,13 @@ class BlockInputs:
     rows: int
 
     @classmethod
-    def of(cls, calls: Sequence[BlockCall]) -> "BlockInputs":
+    def of(cls, calls: Sequence[BlockCall], device: torch.device = PROCESSOR) -> "BlockInputs":
+        """``device``: where the block computes."""
         rows = [call.rows for call in calls]
 
         def join(values: Sequence[Any]) -> Any:
             by_row = all(_has_rows(value, own) for value, own in zip(values, rows, strict=True))
-            return Rows(tuple(values)) if by_row else values[0]
+            return Rows(tuple(values), device) if by_row else on(device, values[0])
 
         args = tuple(join(values) for values in zip(*(call.args for call in calls), strict=True))
         kwargs = {key: join([call.kwargs[key] for call in calls]) for key in calls[0].kwargs}

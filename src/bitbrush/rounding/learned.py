@@ -29,7 +29,7 @@ from bitbrush.rounding.blocks import (
 )
 from bitbrush.rounding.compensation import Compensated, round_with_compensation
 from bitbrush.rounding.kept_blocks import block_from_tensors, block_tensors
-from bitbrush.rounding.nearest import PROCESSOR, RoundedLayer
+from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.rounding.quantized_inputs import QuantizedInputs
 from bitbrush.rounding.reconstruction import reconstruct
 from bitbrush.rounding.shards import WHOLE, Place, Shard, Shards
@@ -37,7 +37,7 @@ from bitbrush.timeline.journal import NO_JOURNAL, Journal
 from bitbrush.timeline.progress import Progress
 from bitbrush.timeline.ranks import Ranks
 from bitbrush.timeline.schedule import ActivationSchedule
-from bitbrush.timeline.spool import IN_MEMORY, Spool
+from bitbrush.timeline.spool import IN_MEMORY, PROCESSOR, Spool
 from bitbrush.timeline.trajectory import DenoiserCall
 
 
@@ -109,8 +109,9 @@ class _Learner:
         if len(layers) >= self._procedure.least_layers:
             inner = {layer.removeprefix(name).removeprefix("."): compensated[layer] for layer in layers}
             block = self.quantized.get_submodule(name)
-            targets = Rows(tuple(self.spool.put_away(as_rows(output)) for output in outputs)) if outputs else None
-            inputs = BlockInputs.of(calls.quantized) if calls.quantized else None
+            waiting = tuple(self.spool.put_away(as_rows(output)) for output in outputs)
+            targets = Rows(waiting, self._device) if outputs else None
+            inputs = BlockInputs.of(calls.quantized, self._device) if calls.quantized else None
             shard = Shard.of(calls.places, [call.rows for call in calls.quantized], self._ranks)
             timesteps = calls.row_timesteps()
             learned = self._procedure.reconstruct(
@@ -163,8 +164,8 @@ class _Learner:
         target_x, x = None, None
         if calls.full:
             seen = zip(calls.quantized, calls.timesteps, strict=True)
-            target_x = Rows(tuple(call.args[0] for call in calls.full))
-            x = Rows(tuple(self._seen(name, call, timestep) for call, timestep in seen))
+            target_x = Rows(tuple(call.args[0] for call in calls.full), self._device)
+            x = Rows(tuple(self._seen(name, call, timestep) for call, timestep in seen), self._device)
         shard = Shard.of(calls.places, [len(call.args[0]) for call in calls.quantized], self._ranks)
         spec = self._specs[name]
         start = self._procedure.start(

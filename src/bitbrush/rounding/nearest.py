@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from bitbrush.network.first_token import FirstToken
 from bitbrush.network.layers import LayerSpec
 from bitbrush.numerics.weights import QuantizedWeight, WeightRange, round_to_nearest, weight_grid
-
-PROCESSOR = torch.device("cpu")
+from bitbrush.timeline.spool import PROCESSOR
 
 
 @dataclass(frozen=True)

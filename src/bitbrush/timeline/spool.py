@@ -1,7 +1,8 @@
 """Tensors that wait on the disk, mapped into memory, while nobody looks at them.
 
 What calibration samples and suspended calls hold grows with their number. Put away, it takes address space alone: the
-system brings back the pages that are touched, and :func:`release` hands them in again.
+system brings back the pages that are touched, and :func:`release` hands them in again. Tensors of a card become tensors
+of the processor meanwhile; :func:`bring_to` brings them back.
 """
 
 import ctypes
@@ -21,6 +22,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+PROCESSOR = torch.device("cpu")
 SMALLEST = 1 << 16
 """Bytes from which on a tensor is worth a file."""
 _SUFFIX = ".spool"
@@ -37,14 +39,14 @@ class Spool:
     def put_away(self, values: Values) -> Values:
         """The same tensors, in any nesting, with their elements on the disk; views of one another stay so.
 
-        Raises OSError where the disk is full.
+        Without a folder those of a card are in the processor's memory then. Raises OSError where the disk is full.
         """
-        groups: dict[int, dict[int, Tensor]] = defaultdict(dict)
-        for value in tree_iter(values):
-            if isinstance(value, Tensor) and value.device.type == "cpu":
-                groups[value.untyped_storage().data_ptr()][id(value)] = value
-        for group in groups.values():
-            self._put_away(list(group.values()))
+        for views in _by_storage(values):
+            if views[0].device.type == "cpu":
+                self._put_away(views)
+            else:
+                _move(views, PROCESSOR)
+                self._put_away(views)
         return values
 
     def _put_away(self, views: list[Tensor]) -> None:
@@ -71,12 +73,43 @@ class Spool:
 IN_MEMORY = Spool()
 
 
-class Following(TorchDispatchMode):
-    """While entered, follows the tensors that are made, so that all still there can be put away."""
+def bring_to(device: torch.device, values: Values) -> Values:
+    """The same tensors, in any nesting, with their elements on the device; views of one another stay so."""
+    if device.type != "cpu":
+        for views in _by_storage(values):
+            if views[0].device != device:
+                _move(views, device)
+    return values
 
-    def __init__(self, spool: Spool) -> None:
+
+def _by_storage(values: Any) -> list[list[Tensor]]:
+    """The tensors, each once, those together that are views of one another."""
+    groups: dict[int, dict[int, Tensor]] = defaultdict(dict)
+    for value in tree_iter(values):
+        if isinstance(value, Tensor) and not value.is_meta:
+            groups[value.untyped_storage().data_ptr()][id(value)] = value
+    return [list(group.values()) for group in groups.values()]
+
+
+def _move(views: list[Tensor], device: torch.device) -> None:
+    first = views[0]
+    data = torch.empty(0, dtype=torch.uint8, device=first.device).set_(first.untyped_storage())
+    storage = data.to(device).untyped_storage()
+    for view in views:
+        place = (view.storage_offset(), view.size(), view.stride())
+        view.data = torch.empty(0, dtype=view.dtype, device=device).set_(storage, *place)
+
+
+class Following(TorchDispatchMode):
+    """While entered, follows the tensors that are made, so that all still there can be put away, and brought back.
+
+    ``device``: where they are computed with.
+    """
+
+    def __init__(self, spool: Spool, device: torch.device) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._spool = spool
+        self._spool, self._device = spool, device
+        self._moved: list[weakref.ref[Tensor]] = []
         self._known: list[weakref.ref[Tensor]] = []
 
     def follow(self, values: Any) -> None:
@@ -85,8 +118,13 @@ class Following(TorchDispatchMode):
 
     def put_away(self) -> None:
         there = {id(value): value for known in self._known if (value := known()) is not None}
+        self._moved = [weakref.ref(value) for value in there.values() if value.device == self._device]
         self._spool.put_away(list(there.values()))
         self._known = [weakref.ref(value) for value in there.values()]
+
+    def bring_back(self, values: Any) -> None:
+        """What :meth:`put_away` took from the device, and ``values`` that were made elsewhere."""
+        bring_to(self._device, [*(value for moved in self._moved if (value := moved()) is not None), values])
 
     def __torch_dispatch__(
         self,
