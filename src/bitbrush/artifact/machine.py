@@ -5,6 +5,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from bitbrush.timeline.cost import peak_resident_mib
 
 MEMINFO, STATM = Path("/proc/meminfo"), Path("/proc/self/statm")
@@ -58,3 +60,23 @@ def available_disk(path: Path) -> int:
 def nearest_folder(path: Path) -> Path:
     """``path`` itself or the folder nearest above it that is there."""
     return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
+
+
+def find_device(name: str) -> torch.device:
+    """``cpu``, ``cuda`` or one card of several, ``cuda:1``. Raises ValueError, saying what is missing, for others."""
+    kind, _, index = name.partition(":")
+    if name == "cpu":
+        return torch.device(name)
+    if kind != "cuda" or not (index.isdecimal() or name == "cuda"):
+        raise ValueError(f"device is {name!r}; choose cpu, cuda, or one card of several: cuda:1")
+    if torch.version.cuda is None:
+        raise ValueError(
+            f"device is {name}, but torch {torch.__version__} is not built for CUDA; install the build for your driver "
+            "from PyTorch's own index, or leave --device at cpu"
+        )
+    cards = torch.cuda.device_count()
+    if int(index or 0) >= cards:
+        raise ValueError(
+            f"device is {name}, but torch sees {cards} cards; look at `nvidia-smi` and CUDA_VISIBLE_DEVICES"
+        )
+    return torch.device("cuda", int(index or 0))

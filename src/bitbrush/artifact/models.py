@@ -19,7 +19,7 @@ from bitbrush.artifact.single_file import MODEL_INDEX, load_single_file
 from bitbrush.network.families import DENOISERS
 from bitbrush.network.held import put_weights_away
 from bitbrush.runtime.allocator import return_freed_memory
-from bitbrush.timeline.spool import Spool
+from bitbrush.timeline.spool import PROCESSOR, Spool
 from bitbrush.zoo import MODELS, model_path
 
 SINGLE_FILE = ".safetensors"
@@ -68,13 +68,17 @@ def load_full_precision(model: str | os.PathLike[str], options: ModelOptions | N
 
 
 def load_source(
-    model: str | os.PathLike[str], options: ModelOptions | None = None, *, spool: Spool
+    model: str | os.PathLike[str],
+    options: ModelOptions | None = None,
+    *,
+    spool: Spool,
+    device: torch.device = PROCESSOR,
 ) -> DiffusionPipeline:
     """The same pipeline for a quantization, with the denoiser's weights on the disk, in the checkpoint's own type.
 
-    It computes what that of :func:`load_full_precision` does, bit for bit. The denoiser is in memory once while it is
-    loaded; in float32 if there are LoRAs to be fused. Raises as :func:`load_full_precision`, and OSError where the
-    disk is full.
+    On a card they are in its memory instead, in that type. It computes what that of :func:`load_full_precision` does,
+    bit for bit. The denoiser is in memory once while it is loaded; in float32 if there are LoRAs to be fused. Raises as
+    :func:`load_full_precision`, and OSError where the disk is full.
     """
     options = options or ModelOptions()
     source = find_model(model, options)
@@ -88,11 +92,12 @@ def load_source(
         pipe = _load_folder(model, source, options, own_type=True)
     for name, part in pipe.components.items():
         if name in DENOISERS and part is not None:
-            put_weights_away(part, spool)
+            if device == PROCESSOR:
+                put_weights_away(part, spool)
         elif isinstance(part, nn.Module):
             part.float()
     gc.collect()  # what loads a checkpoint leaves cycles behind, and its files mapped through them
-    return _finished(pipe, replace(options, loras=()))
+    return _finished(pipe, replace(options, loras=())).to(device)
 
 
 def _bytes_on_disk(source: str) -> float:

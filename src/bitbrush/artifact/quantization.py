@@ -38,7 +38,7 @@ from bitbrush.timeline.journal import Journal
 from bitbrush.timeline.plan import Relaxation, average_bits
 from bitbrush.timeline.progress import Progress, silent
 from bitbrush.timeline.ranks import ALONE, Ranks, ranks
-from bitbrush.timeline.spool import Spool
+from bitbrush.timeline.spool import PROCESSOR, Spool
 from bitbrush.timeline.trajectory import prompt_batches
 
 
@@ -107,6 +107,9 @@ def quantize(
 ) -> Quantization:
     """Quantizes the denoiser of ``pipe``, which itself stays as it is, by the recipe's method.
 
+    All is computed where the denoiser is: on a card after ``pipe.to("cuda")``. The result's integers are on the
+    processor. Noise is drawn there, too: a card's result differs by the order of its sums alone.
+
     ``prompts``: calibration prompts, of which the first ``recipe.num_prompts`` are used. ``inputs``: what else the
     pipeline is given, a value per prompt under its own name for it, as ``{"image": [...], "mask_image": [...]}``.
     ``generic``: quantize the layers of whatever denoiser there is without regard to its architecture. ``rounded``:
@@ -124,7 +127,8 @@ def quantize(
 
     Raises ValueError for an unknown method, denoiser or scheduler, for a denoiser in another type, for too few prompts,
     for ``rounded`` weights of other layers or bits, for ``work`` of another quantization, for inputs that the pipeline
-    misses or does not take, for fewer prompts than processes, or if the checkpoint or its activations hold NaN.
+    misses or does not take, for fewer prompts than processes, for several processes on a card, or if the checkpoint or
+    its activations hold NaN.
     """
     with ranks() as own, own.together():
         job = quantization_job(
@@ -181,6 +185,7 @@ def quantization_job(
             "(torchrun --nproc-per-node), or use more prompts"
         )
     require_inputs(pipe, inputs or {})
+    _require_one_card(pipe, ranks)
     family = generic_family(pipe) if generic else family_of(pipe)
     _require_float(getattr(pipe, family.component), family.component)
     batches = tuple(prompt_batches(prompts[: recipe.num_prompts], recipe.seed, recipe.batch_size, inputs=inputs))
@@ -217,6 +222,14 @@ def require_inputs(pipe: DiffusionPipeline, inputs: Mapping[str, Any]) -> None:
         raise ValueError(
             f"{type(pipe).__name__} makes pictures from pictures; give {' and '.join(missing)}: "
             'inputs={"image": [...]}, or the folders --images (and --masks) on the command line'
+        )
+
+
+def _require_one_card(pipe: DiffusionPipeline, ranks: Ranks) -> None:
+    if ranks.world > 1 and pipe.device != PROCESSOR:
+        raise ValueError(
+            f"the pipeline is on {pipe.device}, and {ranks.world} processes share the work: they exchange tensors of "
+            "the processor only; start one process, or leave the pipeline on the processor"
         )
 
 

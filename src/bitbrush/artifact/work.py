@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bitbrush.methods.method import Job
+from bitbrush.network.held import device_of
 from bitbrush.timeline.journal import Journal
 from bitbrush.timeline.trajectory import PromptBatch
 
@@ -26,8 +27,8 @@ def work_folder(output: Path) -> Path:
 def open_work(folder: Path, job: Job, digest: str) -> Journal:
     """The journal of ``folder``, made if there is none. ``digest``: of the pipeline's networks.
 
-    Raises ValueError, naming what differs, if the work in it was done for another model, recipe, prompts, versions or
-    number of threads or processes: going on with it would not give what the job gives.
+    Raises ValueError, naming what differs, if the work in it was done for another model, recipe, prompts, versions,
+    number of threads or processes, or on another device: going on with it would not give what the job gives.
     """
     ours = {"model": digest, **_fingerprint(job)}
     path = folder / FINGERPRINT
@@ -76,6 +77,7 @@ def _fingerprint(job: Job) -> dict[str, Any]:
         "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
         "number of threads": torch.get_num_threads(),  # sums are added up in another order
         "number of processes": job.ranks.world,
+        "device": device_of(job.denoiser).type,
     }
 
 

@@ -22,13 +22,15 @@ from bitbrush.cli.options import (
 )
 
 if TYPE_CHECKING:
+    import torch
+
     from bitbrush.artifact.models import ModelOptions
     from bitbrush.artifact.quantization import Quantization
     from bitbrush.methods.method import Job
     from bitbrush.methods.recipe import Recipe
 
 OF_THE_MODEL = ("revision", "variant", "config", "loras")
-NO_KEYS = ("model", "output", "prompts", "recipe", "images", "masks", "generic", "dry_run", *OF_THE_MODEL)
+NO_KEYS = ("model", "output", "prompts", "recipe", "images", "masks", "generic", "device", "dry_run", *OF_THE_MODEL)
 """Parameters of the command that are no keys of a recipe; all others are, under their name."""
 
 
@@ -106,6 +108,7 @@ def quantize(
     variant: Variant = None,
     config: Config = None,
     loras: Loras = None,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, or cuda for an NVIDIA card.")] = "cpu",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan, its time, memory and disk, and end; writes nothing.")
     ] = False,
@@ -114,7 +117,14 @@ def quantize(
     given = {key: value for key, value in locals().items() if key not in NO_KEYS and value is not None}
     quiet_libraries()
     chosen, options = _recipe(recipe, given), model_options(revision, variant, config, loras)
-    _quantize(model, options, output, chosen, prompts, images=images, masks=masks, generic=generic, dry_run=dry_run)
+    from bitbrush.artifact.machine import find_device
+
+    place = find_device(device)
+    if dry_run and place.type != "cpu":
+        raise ValueError(f"--dry-run reckons time and memory of the processor, not of {device}; leave --device out")
+    _quantize(
+        model, options, output, chosen, prompts, place, images=images, masks=masks, generic=generic, dry_run=dry_run
+    )
 
 
 def _quantize(
@@ -123,6 +133,7 @@ def _quantize(
     output: Path,
     chosen: "Recipe",
     prompts: str | None,
+    device: "torch.device",
     *,
     images: Path | None,
     masks: Path | None,
@@ -143,7 +154,7 @@ def _quantize(
     find_model(model, options)
     calibration = calibration_prompts(prompts, model)
     inputs = read_inputs(images, masks)
-    pipe = load_source(model, options, spool=Spool(nearest_folder(output)))
+    pipe = load_source(model, options, spool=Spool(nearest_folder(output)), device=device)
     with ranks() as own, own.together():
         job = quantization_job(pipe, chosen, calibration, inputs=inputs, generic=generic, progress=shown, ranks=own)
         own.wait()  # until all are loaded, as what memory is left is looked at
@@ -169,12 +180,13 @@ def _look_ahead(job: "Job", calibration: Sequence[str], output: Path, *, dry_run
 
     for message in too_long(job.pipe, calibration[: job.recipe.num_prompts]):
         warn(message)
-    estimate, walk = estimate_job(job)
-    if dry_run:
-        print_plan(job, estimate, walk, output)
-        return
     kept = Journal(work_folder(output))
-    require_room(estimate, output, kept=kept.size, processes=job.ranks.here)
+    if job.pipe.device.type == "cpu":
+        estimate, walk = estimate_job(job)
+        if dry_run:
+            print_plan(job, estimate, walk, output)
+            return
+        require_room(estimate, output, kept=kept.size, processes=job.ranks.here)
     if done := kept.pieces():
         note(f"going on with the {len(done)} blocks and steps that {kept.folder} holds")
 

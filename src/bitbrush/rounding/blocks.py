@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_iter, tree_map_only
 
 from bitbrush.network.family import Family
 from bitbrush.network.held import device_of
@@ -44,6 +44,8 @@ class BlockCall:
 
 def on(device: torch.device, values: Values) -> Values:
     """The values, in any nesting, tensors on the device: copies where they wait elsewhere."""
+    if all(x.device == device for x in tree_iter(values) if isinstance(x, Tensor)):
+        return values
     moved: Values = tree_map_only(Tensor, lambda x: x.to(device), values)
     return moved
 

@@ -1,0 +1,126 @@
+"""Quantizing where the denoiser is: on a card that is none, but refuses tensors of the processor as a real one does."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+import bitbrush
+from bitbrush.artifact.machine import find_device
+from bitbrush.artifact.models import load_source
+from bitbrush.artifact.quantization import quantization_job
+from bitbrush.artifact.store import read_layers
+from bitbrush.timeline.ranks import Ranks
+from bitbrush.timeline.spool import IN_MEMORY, Spool, bring_to
+from tests.artifact.conftest import PROMPTS
+from tests.fake_card import OnCard, fake_card
+
+SMALL = {"rounding": "nearest", "steps": 2, "num_prompts": 2, "weights": 4, "activations": 6}
+STAGES: dict[str, dict[str, Any]] = {
+    "learned rounding": {"rounding": "learned"},
+}
+MORE_STAGES: dict[str, dict[str, Any]] = {
+    "branches, measured bits": {"low_rank": 4, "relax": "auto:6.4", "weight_allocation": "measured"},
+    "rounding on quantized inputs": {"rounding": "quantized-inputs"},
+    "AdaRound": {"rounding": "adaround"},
+    "learned step sizes": {"step_sizes": "learned"},
+    "split skips": {"skip_inputs": "split"},
+    "equivalent scaling": {"smoothing": "learned"},
+    "output means": {"output_means": "correct"},
+    "start token": {"first_token": "known"},
+    "groups of inputs": {"group_size": 8},
+    "ranges at run time": {"method": "dynamic", "relax": "none", "activation_range": "min-max"},
+    "one range": {"method": "rtn", "relax": "none"},
+}
+
+
+@pytest.mark.parametrize("stage", [*STAGES, *(pytest.param(stage, marks=pytest.mark.slow) for stage in MORE_STAGES)])
+def test_a_card_gives_what_the_processor_gives(
+    stage: str, tiny_pipe: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples of all sizes wait on the disk meanwhile; the work is resumable; the result is on the processor."""
+    monkeypatch.setattr("bitbrush.timeline.spool.SMALLEST", 64)
+    monkeypatch.setattr("bitbrush.rounding.adaround.ITERATIONS", 3)
+    monkeypatch.setattr("bitbrush.rounding.reconstruction.ITERATIONS", 2)
+    recipe = bitbrush.METHODS["pcr"].recipe({**SMALL, **(STAGES | MORE_STAGES)[stage]})
+    expected = bitbrush.quantize(tiny_pipe, recipe, PROMPTS)
+    with fake_card(monkeypatch) as card:
+        tiny_pipe.to(card)
+        assert all(isinstance(one, OnCard) for one in tiny_pipe.unet.parameters())
+        made = bitbrush.quantize(tiny_pipe, recipe, PROMPTS, work=tmp_path / "work")
+        again = bitbrush.quantize(tiny_pipe, recipe, PROMPTS, work=tmp_path / "work")
+        made.pipeline()("a cat", num_inference_steps=1, output_type="latent")
+        folder = bitbrush.save(made, tmp_path / "artifact", base_model="someone/tiny")
+    for one, other, wanted in zip(made.outcome.layers, again.outcome.layers, expected.outcome.layers, strict=True):
+        assert torch.equal(one.weight.w_q, wanted.weight.w_q), one.name
+        assert torch.equal(other.weight.w_q, wanted.weight.w_q), one.name
+        assert one.activations == wanted.activations
+    assert len(list(read_layers(folder))) == len(expected.outcome.layers)
+
+
+def test_half_precision_stays_so_on_a_card(tiny_pipe: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = bitbrush.METHODS["pcr"].recipe(SMALL)
+    tiny_pipe.unet.half()
+    expected = bitbrush.quantize(tiny_pipe, recipe, PROMPTS)
+    with fake_card(monkeypatch) as card:
+        tiny_pipe.to(card)
+        made = bitbrush.quantize(tiny_pipe, recipe, PROMPTS)
+        assert tiny_pipe.unet.conv_in.weight.dtype is torch.float16
+    for one, wanted in zip(made.outcome.layers, expected.outcome.layers, strict=True):
+        assert torch.equal(one.weight.w_q, wanted.weight.w_q), one.name
+        assert one.activations == wanted.activations
+
+
+def test_a_model_is_loaded_onto_the_card(
+    tiny_pipe: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_pipe.to(torch.float16).save_pretrained(tmp_path / "model")
+    with fake_card(monkeypatch) as card:
+        pipe = load_source(tmp_path / "model", spool=Spool(tmp_path), device=card)
+        assert {one.device for one in pipe.unet.parameters()} == {card}
+        assert {one.dtype for one in pipe.unet.parameters()} == {torch.float16}
+        assert {one.device for one in pipe.text_encoder.parameters()} == {card}
+
+
+def test_work_of_another_device_is_not_gone_on_with(
+    tiny_pipe: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = bitbrush.METHODS["pcr"].recipe(SMALL)
+    bitbrush.quantize(tiny_pipe, recipe, PROMPTS, work=tmp_path / "work")
+    with fake_card(monkeypatch) as card:
+        tiny_pipe.to(card)
+        with pytest.raises(ValueError, match="another device"):
+            bitbrush.quantize(tiny_pipe, recipe, PROMPTS, work=tmp_path / "work")
+
+
+def test_processes_do_not_share_a_card(tiny_pipe: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = bitbrush.METHODS["pcr"].recipe(SMALL)
+    with fake_card(monkeypatch) as card:
+        tiny_pipe.to(card)
+        with pytest.raises(ValueError, match="2 processes share the work"):
+            quantization_job(tiny_pipe, recipe, PROMPTS, ranks=Ranks(0, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("gpu", "choose cpu, cuda"), ("cuda:x", "choose cpu, cuda"), ("cuda", "CUDA|cards")]
+)
+def test_devices_that_are_not_there_are_named(name: str, told: str) -> None:
+    if name == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a card")
+    with pytest.raises(ValueError, match=told):
+        find_device(name)
+
+
+def test_views_stay_views_when_they_are_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_card(monkeypatch) as card:
+        x = torch.arange(12.0, device=card).view(3, 4)
+        row, expected = x[1], [4.0, 5.0, 6.0, 7.0]
+        IN_MEMORY.put_away([x, row])
+        assert {x.device.type, row.device.type} == {"cpu"}
+        assert row.tolist() == expected
+        bring_to(card, [x, row])
+        assert {x.device, row.device} == {card}
+        x.add_(1)
+        assert row.tolist() == [value + 1 for value in expected]
