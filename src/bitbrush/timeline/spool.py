@@ -13,6 +13,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -110,6 +111,9 @@ def release(tensor: Tensor) -> None:
     if not is_away(tensor) or sys.platform != "linux":
         return
     storage = tensor.untyped_storage()
-    ctypes.CDLL(None).madvise(
-        ctypes.c_void_p(storage.data_ptr()), ctypes.c_size_t(storage.nbytes()), mmap.MADV_DONTNEED
-    )
+    _libc().madvise(ctypes.c_void_p(storage.data_ptr()), ctypes.c_size_t(storage.nbytes()), mmap.MADV_DONTNEED)
+
+
+@cache  # tensors are released thousands of times
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
