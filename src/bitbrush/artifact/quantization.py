@@ -33,6 +33,7 @@ from bitbrush.network.output_correction import correct_output
 from bitbrush.network.skip_inputs import with_split_skips
 from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.runtime.reference import ReferenceRuntime
+from bitbrush.timeline.allocator import share_heap
 from bitbrush.timeline.cost import CostLedger, PhaseCost
 from bitbrush.timeline.journal import Journal
 from bitbrush.timeline.plan import Relaxation, average_bits
@@ -168,6 +169,7 @@ def quantization_job(
 
     ``ranks``: the processes that share it, of which the first alone reports ``progress``.
     """
+    share_heap()  # before the first call is suspended in a thread of its own
     if recipe.method not in METHODS:
         raise ValueError(f"method is {recipe.method!r}; known are {', '.join(METHODS)}")
     if len(prompts) < recipe.num_prompts:
