@@ -12,6 +12,7 @@ from bitbrush.artifact.walk import PipelineWalk, sample_bytes, walk_pipeline
 from bitbrush.methods import METHODS
 from bitbrush.methods.allocation import SENSITIVITY
 from bitbrush.methods.method import Job, PlannedPhase
+from bitbrush.methods.recipe import Rounding
 from bitbrush.methods.stages import RECORDING, ROUNDING
 from bitbrush.network.held import held_weights, widest_held_weight
 from bitbrush.network.layers import LayerSpec
@@ -32,17 +33,15 @@ SEARCH_COPIES = 6
 GRAPH_COPIES = 2
 """Of all layers' inputs and outputs: what a denoiser call keeps for its backward pass."""
 HOLES = 1 << 30
-"""At most, and at most as much as tensors take: freed ones leave holes in learned rounding that stay the process's own.
+"""At most, and at most half as much as tensors take: what learned rounding frees of a layer leaves holes until its end.
 
-Small networks' make up for all their tensors; large buffers go back to the system when they are freed.
+Those of large networks are fewer: large buffers go back to the system when they are freed.
 """
 REMEDIES = {
     ROUNDING: "num_prompts, choose --rounding nearest",
     SENSITIVITY: "batch_size, choose --method pcr, which measures no sensitivities",
 }
 """Of phases that need more memory than there is."""
-MAPPED = 1 << 30
-"""Of what waits on the disk so many bytes at most are counted as resident: what was looked at and is not yet let go."""
 
 
 @dataclass(frozen=True)
@@ -171,12 +170,11 @@ class _Memory:
         if not self._samples:
             return self.integers + search
         prompts = max(len(batch.prompts) for batch in sample_batches(self._job.batches))
-        learning = rounding_bytes(self._job.denoiser, self._blocks, self._walk.footprint, prompts)
+        denoiser, footprint = self._job.denoiser, self._walk.footprint
+        on_grids = footprint.modules if self._job.recipe.rounding is Rounding.QUANTIZED_INPUTS else ()
+        learning = rounding_bytes(denoiser, self._blocks, footprint, prompts, self._samples, on_grids=on_grids)
         most = max(learning, search)
-        return self.integers + most + min(most, HOLES) + self._widened + min(self._spooled(), MAPPED)
-
-    def _spooled(self) -> int:
-        return sum(sample_bytes(self._job, self._walk)) + self.spooled
+        return self.integers + most + min(most // 2, HOLES) + self._widened
 
     @property
     def spooled(self) -> int:
