@@ -204,7 +204,7 @@ class _Memory:
         kept = 2 * sum(self._walk.argument_bytes) * prompts
         search = SEARCH_COPIES * self._largest_weight
         widened = FLOAT * held_weights(self._job.denoiser)
-        return widened + graph + kept + search + self._histograms() + self._suspended(phase)
+        return widened + _with_holes(graph) + kept + search + self._histograms() + self._suspended(phase)
 
     def _graph(self, prompts: int) -> int:
         """What one denoiser call keeps for its backward pass."""
