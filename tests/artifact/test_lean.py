@@ -11,6 +11,7 @@ from torch import nn
 
 import bitbrush
 from bitbrush import Lora
+from bitbrush.artifact import quantization
 from bitbrush.artifact.checkpoint_type import file_type, folder_type
 from bitbrush.artifact.identity import model_digest
 from bitbrush.artifact.models import ModelOptions, load_full_precision, load_source
@@ -60,13 +61,15 @@ def test_half_precision_gives_what_the_same_weights_give_in_float32(
 
 @pytest.mark.parametrize("keys", [{}, {"exclude": ["*.attn2.*", "conv_out"]}], ids=["all layers", "some excluded"])
 def test_learned_rounding_does_not_notice_either(
-    tiny_pipe: StableDiffusionPipeline, tmp_path: Path, keys: dict[str, Any]
+    tiny_pipe: StableDiffusionPipeline, tmp_path: Path, keys: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of the weights' type, nor of whether samples wait on the disk or in memory."""
     tiny_pipe.to(torch.float16).save_pretrained(tmp_path / "model")
     recipe = bitbrush.METHODS["pcr"].recipe({"steps": 3, "num_prompts": 2, **keys})
-    lean = bitbrush.quantize(
-        load_source(tmp_path / "model", spool=Spool(tmp_path)), recipe, PROMPTS, work=tmp_path / "work"
-    )
+    source = load_source(tmp_path / "model", spool=Spool(tmp_path))
+    with monkeypatch.context() as changed:
+        changed.setattr(quantization, "ROOM", 0)
+        lean = bitbrush.quantize(source, recipe, PROMPTS, work=tmp_path / "work")
     wide = bitbrush.quantize(load_full_precision(tmp_path / "model"), recipe, PROMPTS)
     assert weights(lean, tmp_path / "a") == weights(wide, tmp_path / "b")
     manifests = [bitbrush.read_manifest(tmp_path / name) for name in "ab"]

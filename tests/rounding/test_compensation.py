@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Generator, Tensor, nn
@@ -132,12 +133,23 @@ def test_integers_are_those_of_the_wanted_values_and_in_range(seed: int, bits: i
 @pytest.mark.parametrize("kind", LAYERS)
 def test_repeats_bit_for_bit_and_leaves_the_layer(kind: str) -> None:
     layer, target_x, x = layer_and_inputs(kind, 3, drift=0.1)
-    before = copy.deepcopy(layer.state_dict())
+    before, inputs = copy.deepcopy(layer.state_dict()), (target_x.clone(), x.clone())
     first, second = (compensated(layer, 4, target_x, x) for _ in range(2))
     assert torch.equal(first.weight.w_q, second.weight.w_q)
     assert torch.equal(first.wanted, second.wanted)
     assert torch.equal(first.bias, second.bias)
     assert all(torch.equal(tensor, before[name]) for name, tensor in layer.state_dict().items())
+    assert all(map(torch.equal, (target_x, x), inputs))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in LAYERS if kind != "linear"])
+def test_columns_are_those_of_an_unfolded_input(kind: str) -> None:
+    layer, x, _ = layer_and_inputs(kind, 4, drift=0.0)
+    assert isinstance(layer, nn.Conv2d)
+    unfolded = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride).mT.flatten(0, 1)
+    positions = torch.randperm(len(unfolded), generator=Generator().manual_seed(5))[: len(unfolded) // 2]
+    assert torch.equal(compensation._columns(layer, x, None), unfolded)
+    assert torch.equal(compensation._columns(layer, x, positions), unfolded[positions])
 
 
 def test_columns_rounded_in_pieces_are_those_rounded_in_one_go(monkeypatch: pytest.MonkeyPatch) -> None:

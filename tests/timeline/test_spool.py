@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bitbrush.timeline import spool as spools
-from bitbrush.timeline.spool import IN_MEMORY, PROCESSOR, Following, Spool, is_away, release
+from bitbrush.timeline.spool import IN_MEMORY, PROCESSOR, SMALLEST, Following, Room, Spool, is_away, release
 
 LARGE = 200
 
@@ -88,3 +88,14 @@ def test_mappings_end_with_their_tensors(spool: Spool) -> None:
     del x
     gc.collect()
     assert ".spool" not in maps.read_text(encoding="utf-8")
+
+
+def test_what_there_is_room_for_stays_in_memory_until_it_is_gone(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, Room(3 * SMALLEST))
+    first, second, third = (torch.zeros(2 * SMALLEST, dtype=torch.uint8) for _ in range(3))
+    spool.put_away([first, first[1:]])
+    spool.put_away([first, second])
+    assert [is_away(one) for one in (first, second)] == [False, True]
+    del first
+    spool.put_away([second, third])
+    assert [is_away(one) for one in (second, third)] == [True, False]

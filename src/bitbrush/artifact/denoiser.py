@@ -15,10 +15,10 @@ from bitbrush.network.layers import QuantizedLayer
 from bitbrush.network.low_rank import branch_
 from bitbrush.network.output_correction import OutputCorrection, correct_output
 from bitbrush.network.skip_inputs import split_
-from bitbrush.runtime.allocator import return_freed_memory
 from bitbrush.runtime.choose import Choice
 from bitbrush.runtime.interface import Execution
 from bitbrush.runtime.lowered import note_lowered
+from bitbrush.timeline.allocator import return_freed_memory
 from bitbrush.timeline.progress import Progress, silent
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -12,6 +12,7 @@ from bitbrush.artifact.walk import PipelineWalk, sample_bytes, walk_pipeline
 from bitbrush.methods import METHODS
 from bitbrush.methods.allocation import SENSITIVITY
 from bitbrush.methods.method import Job, PlannedPhase
+from bitbrush.methods.recipe import Rounding
 from bitbrush.methods.stages import RECORDING, ROUNDING
 from bitbrush.network.held import held_weights, widest_held_weight
 from bitbrush.network.layers import LayerSpec
@@ -19,6 +20,7 @@ from bitbrush.numerics.histogram import BINS
 from bitbrush.rounding.blocks import reconstruction_blocks
 from bitbrush.rounding.demand import FLOAT, rounding_bytes, spooled_bytes, waiting_bytes
 from bitbrush.rounding.samples import sample_batches
+from bitbrush.timeline.spool import ROOM
 
 HISTOGRAM_BYTES = 8 * BINS
 GRID_BYTES = 13
@@ -31,18 +33,16 @@ SEARCH_COPIES = 6
 """Of the largest weight, while its range is searched."""
 GRAPH_COPIES = 2
 """Of all layers' inputs and outputs: what a denoiser call keeps for its backward pass."""
-HOLES = 1 << 30
-"""At most, and at most as much as tensors take: freed ones leave holes in learned rounding that stay the process's own.
+HOLES = 384 << 20
+"""At most, and at most as much as tensors take: what is freed leaves holes until the end of a step or layer.
 
-Small networks' make up for all their tensors; large buffers go back to the system when they are freed.
+Large buffers leave none; they go back to the system when they are freed.
 """
 REMEDIES = {
     ROUNDING: "num_prompts, choose --rounding nearest",
     SENSITIVITY: "batch_size, choose --method pcr, which measures no sensitivities",
 }
 """Of phases that need more memory than there is."""
-MAPPED = 1 << 30
-"""Of what waits on the disk so many bytes at most are counted as resident: what was looked at and is not yet let go."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class _Memory:
         most, widened = self._walk.footprint.most, self._widened
         prompts = max((len(batch.prompts) for batch in phase.batches), default=0)
         if phase.name == RECORDING:
-            return self._suspended(phase) + most * prompts + widened
+            return self._suspended(phase) + _with_holes(most * prompts) + widened
         if phase.name == ROUNDING:
             return self._rounding()
         if phase.name == SENSITIVITY:
@@ -164,19 +164,25 @@ class _Memory:
         call = (most + self._input_copies()) * prompts + widened
         if phase.learning_prompts:
             call += self._graph(phase.learning_prompts) + FLOAT * self.integers
-        return self.integers + self._histograms() + self._suspended(phase) + call
+        return self.integers + self._histograms() + self._suspended(phase) + _with_holes(call)
 
     def _rounding(self) -> int:
         search = SEARCH_COPIES * self._largest_weight
         if not self._samples:
             return self.integers + search
         prompts = max(len(batch.prompts) for batch in sample_batches(self._job.batches))
-        learning = rounding_bytes(self._job.denoiser, self._blocks, self._walk.footprint, prompts)
-        most = max(learning, search)
-        return self.integers + most + min(most, HOLES) + self._widened + min(self._spooled(), MAPPED)
-
-    def _spooled(self) -> int:
-        return sum(sample_bytes(self._job, self._walk)) + self.spooled
+        on_grids = self._walk.footprint.modules if self._job.recipe.rounding is Rounding.QUANTIZED_INPUTS else ()
+        recorded = min(sum(sample_bytes(self._job, self._walk)), ROOM)
+        learning = recorded + rounding_bytes(
+            self._job.denoiser,
+            self._blocks,
+            self._walk.footprint,
+            prompts,
+            self._samples,
+            on_grids=on_grids,
+            room=ROOM - recorded,
+        )
+        return self.integers + _with_holes(max(learning, search)) + self._widened
 
     @property
     def spooled(self) -> int:
@@ -198,7 +204,7 @@ class _Memory:
         kept = 2 * sum(self._walk.argument_bytes) * prompts
         search = SEARCH_COPIES * self._largest_weight
         widened = FLOAT * held_weights(self._job.denoiser)
-        return widened + graph + kept + search + self._histograms() + self._suspended(phase)
+        return widened + _with_holes(graph) + kept + search + self._histograms() + self._suspended(phase)
 
     def _graph(self, prompts: int) -> int:
         """What one denoiser call keeps for its backward pass."""
@@ -213,6 +219,10 @@ class _Memory:
 
     def _input_copies(self) -> int:
         return INPUT_COPIES * max((use.inputs for use in self._walk.footprint.modules.values()), default=0)
+
+
+def _with_holes(size: int) -> int:
+    return size + min(size, HOLES)
 
 
 def _artifact_bytes(job: Job, walk: PipelineWalk) -> int:

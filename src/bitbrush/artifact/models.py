@@ -18,7 +18,7 @@ from bitbrush.artifact.lora import Lora, fuse_lora
 from bitbrush.artifact.single_file import MODEL_INDEX, load_single_file
 from bitbrush.network.families import DENOISERS
 from bitbrush.network.held import put_weights_away
-from bitbrush.runtime.allocator import return_freed_memory
+from bitbrush.timeline.allocator import return_freed_memory
 from bitbrush.timeline.spool import PROCESSOR, Spool
 from bitbrush.zoo import MODELS, model_path
 

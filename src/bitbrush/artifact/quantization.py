@@ -33,12 +33,13 @@ from bitbrush.network.output_correction import correct_output
 from bitbrush.network.skip_inputs import with_split_skips
 from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.runtime.reference import ReferenceRuntime
+from bitbrush.timeline.allocator import share_heap
 from bitbrush.timeline.cost import CostLedger, PhaseCost
 from bitbrush.timeline.journal import Journal
 from bitbrush.timeline.plan import Relaxation, average_bits
 from bitbrush.timeline.progress import Progress, silent
 from bitbrush.timeline.ranks import ALONE, Ranks, ranks
-from bitbrush.timeline.spool import PROCESSOR, Spool
+from bitbrush.timeline.spool import PROCESSOR, ROOM, Room, Spool
 from bitbrush.timeline.trajectory import prompt_batches
 
 
@@ -144,7 +145,7 @@ def carry_out(job: Job, work: Path | None = None) -> Quantization:
     if work is not None:
         first = open_work(work, job, model_digest(given)) if job.ranks.leads else Journal(None, job.ranks)
         job = replace(job, journal=first)
-    job = replace(job, spool=Spool(work or Path(tempfile.gettempdir())))
+    job = replace(job, spool=Spool(work or Path(tempfile.gettempdir()), Room(ROOM)))
     prepared = smoothed(job)
     made = run_method(prepared)
     return made if prepared is job else replace(made, original=given)
@@ -172,6 +173,7 @@ def quantization_job(
 
     ``ranks``: the processes that share it, of which the first alone reports ``progress``.
     """
+    share_heap()  # before the first call is suspended in a thread of its own
     if recipe.method not in METHODS:
         raise ValueError(f"method is {recipe.method!r}; known are {', '.join(METHODS)}")
     if len(prompts) < recipe.num_prompts:

@@ -24,6 +24,7 @@ from bitbrush.network.layers import EDGE_ACTIVATION_BITS, LayerSpec
 from bitbrush.numerics.affine import AffineGrid
 from bitbrush.numerics.histogram import Histogram, NonFiniteError
 from bitbrush.numerics.ranges import RangeEstimator
+from bitbrush.timeline.allocator import trim
 from bitbrush.timeline.cost import CallCounter
 from bitbrush.timeline.journal import NO_JOURNAL, Journal
 from bitbrush.timeline.plan import Relaxation, bits_at
@@ -115,6 +116,7 @@ def observe(
                     trajectory.answer(run_observed(call, denoiser))
             calls.add()
             advance()
+            trim()
     return {timestep: merged_over_ranks(observer, names, ranks) for timestep, observer in observations.items()}
 
 
@@ -198,6 +200,7 @@ def calibrate_progressively(
                 trajectory.answer(answer)
             calls.add()
             advance()
+            trim()
     return _by_layer(by_step)
 
 

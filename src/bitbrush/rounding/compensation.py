@@ -126,8 +126,8 @@ def _seen(
             columns = _columns(layer, x[part], here).chunk(groups, 1)
             for group, (a, b) in enumerate(zip(target_columns, columns, strict=True)):
                 sums[group] += torch.stack([a.sum(0), b.sum(0)])
-                pulls[group].add(a, b)
                 _add_upper_gram_(grams[group], b)
+                pulls[group].add_drift_(a, b)
     for gram in grams:
         _mirror_upper_(gram)
     return [
@@ -145,8 +145,8 @@ class _Pull:
         self._narrow = 2 * rows <= size
         self._sum = weight.new_zeros(rows if self._narrow else size, size)
 
-    def add(self, target_columns: Tensor, columns: Tensor) -> None:
-        drift = target_columns - columns
+    def add_drift_(self, target_columns: Tensor, columns: Tensor) -> None:
+        drift = target_columns.sub_(columns)  # in its place: columns are the most that is held meanwhile
         self._sum.addmm_((drift @ self._weight.T if self._narrow else drift).T, columns)
 
     def total(self) -> Tensor:
@@ -209,15 +209,31 @@ class _Sampling:
 
 def _columns(layer: nn.Conv2d | nn.Linear, x: Tensor, positions: Tensor | None) -> Tensor:
     """The vectors that the weight rows are multiplied with, (positions, C_in * kernel), float32."""
-    if isinstance(layer, nn.Conv2d):
-        assert not isinstance(layer.padding, str)
-        unfolded = F.unfold(
-            x.float(), layer.kernel_size, dilation=layer.dilation, padding=layer.padding, stride=layer.stride
-        )
-        columns = unfolded.transpose(1, 2).flatten(0, 1)
-    else:
-        columns = x.float().flatten(0, -2)
-    return columns if positions is None else columns[positions]
+    if not isinstance(layer, nn.Conv2d):
+        rows = x.float().flatten(0, -2)
+        return rows if positions is None else rows[positions]
+    windows = _windows(layer, x.float())
+    if positions is None:
+        return windows.flatten(3).flatten(0, 2)
+    columns = x.new_empty(len(positions), windows.shape[3:].numel(), dtype=torch.float32)
+    for begin in range(0, len(positions), ROWS_AT_ONCE):  # the chosen come in another order of memory: few at a time
+        part = slice(begin, begin + ROWS_AT_ONCE)
+        columns[part] = windows[torch.unravel_index(positions[part], windows.shape[:3])].flatten(1)
+    return columns
+
+
+def _windows(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """What the convolution reads at each position of its output, a view: (N, H_out, W_out, C_in, kernel's H, and W).
+
+    So that positions can be chosen before anything is laid out: an unfolded copy of all of them would be the most that
+    learned rounding holds.
+    """
+    assert not isinstance(layer.padding, str)
+    (height, width), (down, right) = layer.padding, layer.stride
+    padded = F.pad(x, (width, width, height, height)).contiguous(memory_format=torch.channels_last)
+    reach = [apart * (size - 1) + 1 for apart, size in zip(layer.dilation, layer.kernel_size, strict=True)]
+    windows = padded.unfold(2, reach[0], down).unfold(3, reach[1], right)
+    return windows[..., :: layer.dilation[0], :: layer.dilation[1]].permute(0, 2, 3, 1, 4, 5)
 
 
 def _fit_drift(weight: Tensor, pull: Tensor, gram: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The memory and the arithmetic that learned rounding takes, reckoned from one measured denoiser call."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -12,12 +12,16 @@ from bitbrush.rounding.compensation import MIN_POSITIONS, PART_BYTES, POSITIONS_
 from bitbrush.rounding.reconstruction import BATCH_ROWS, CHECK_EVERY, HELD_OUT, ITERATIONS, PASS_BYTES
 
 FLOAT = 4
-PARTS = 6
-"""Copies of a part of a layer's inputs as columns: unfolded, laid out, chosen, of both networks."""
+COLUMN_COPIES = 2
+"""Of what is chosen of a layer's inputs as columns: of either network's."""
+CONV_INPUT_COPIES, LINEAR_INPUT_COPIES = 3, 1
+"""Of the inputs that these are chosen from: taken from the samples, and a convolution's padded, channels last."""
 WEIGHT_COPIES = 7
 """Float copies of a layer's weights: fitted, ordered, wanted and rounded, and what the search of their range takes."""
 WEIGHTS_OF_A_DESCENT = 8
 """Float copies of a block's weights in one step: wanted, offset, gradient, and the straight-through round's."""
+GRID_COPIES = 2
+"""Of the inputs that layers see on grids: what rounding them takes, or a pass keeps of it for its gradients."""
 BACKWARD = 3
 """Denoiser passes that a forward pass with its gradients is worth."""
 
@@ -30,20 +34,36 @@ class LayerDemand:
     operations: int
 
 
-def rounding_bytes(denoiser: nn.Module, blocks: Mapping[str, Sequence[str]], footprint: Footprint, prompts: int) -> int:
+def rounding_bytes(
+    denoiser: nn.Module,
+    blocks: Mapping[str, Sequence[str]],
+    footprint: Footprint,
+    prompts: int,
+    samples: int,
+    *,
+    on_grids: Collection[str] = (),
+    room: int = 0,
+) -> int:
     """The most memory that rounding the blocks holds beside the full-precision weights and finished integers.
 
-    ``footprint``: of a denoiser call of one prompt; ``prompts``: in one of the recorded calls. It does not grow with
-    their number: calls that wait do so on the disk.
+    ``footprint``: of a denoiser call of one prompt; ``prompts``: in one of the recorded calls; ``samples``: in all of
+    them. With more of these it grows until there are as many as a layer is rounded by, and until what waits fills the
+    ``room`` that it has in memory. ``on_grids``: layers that see their inputs quantized meanwhile.
     """
     call = 2 * footprint.most * prompts  # the one that runs, and what was read of others
     most = 0
     for block, layers in blocks.items():
+        own = {block: layers}
+        waiting = spooled_bytes(own, footprint, samples) + waiting_bytes(denoiser, own)
+        uses = [footprint.modules[layer] for layer in layers]
+        rounding = [
+            layer_demand(denoiser.get_submodule(layer), use, use.rows * samples).bytes
+            for layer, use in zip(layers, uses, strict=True)
+        ]
         if len(layers) > 1:
-            most = max(most, _descent_bytes(denoiser, layers, footprint.modules[block]))
-        for layer in layers:
-            own = footprint.modules[layer]
-            most = max(most, layer_demand(denoiser.get_submodule(layer), own, own.rows * prompts).bytes)
+            seen = sum(use.inputs for layer, use in zip(layers, uses, strict=True) if layer in on_grids)
+            rounding.append(_descent_bytes(denoiser, layers, footprint.modules[block], GRID_COPIES * seen))
+        most = max(most, min(waiting, room) + max(rounding))
     return call + most
 
 
@@ -87,8 +107,12 @@ def layer_demand(layer: nn.Module, use: ModuleUse, rows: int) -> LayerDemand:
     wanted = max(MIN_POSITIONS, POSITIONS_PER_COLUMN * columns)
     taken = min(rows, -(-2 * wanted // use.positions)) * use.positions
     used = min(taken, wanted)
-    whole = FLOAT * columns * taken
-    seen = PARTS * (whole if whole <= WHOLE_BYTES else max(PART_BYTES, FLOAT * columns * use.positions))
+    row = FLOAT * columns * use.positions
+    together = taken // use.positions
+    if row * together > WHOLE_BYTES:
+        together = max(1, PART_BYTES // row)
+    copies = CONV_INPUT_COPIES if isinstance(layer, nn.Conv2d) else LINEAR_INPUT_COPIES
+    seen = together * (COLUMN_COPIES * row * used // taken + copies * use.inputs // use.rows)
     matrix = FLOAT * columns**2
     gram = 0 if matrix >= WAITING_BYTES else matrix
     most = gram + matrix + FLOAT * columns * WEIGHT_COPIES * channels + seen
@@ -97,7 +121,10 @@ def layer_demand(layer: nn.Module, use: ModuleUse, rows: int) -> LayerDemand:
     return LayerDemand(most, operations)
 
 
-def _descent_bytes(denoiser: nn.Module, layers: Sequence[str], use: ModuleUse) -> int:
+def _descent_bytes(denoiser: nn.Module, layers: Sequence[str], use: ModuleUse, seen: int) -> int:
+    """``seen``: bytes that a pass of ``use`` takes beside those of its own operations."""
     weights = [math.prod(weight_shape(denoiser.get_submodule(layer))) for layer in layers]
-    rows = min(HELD_OUT, max(1, PASS_BYTES * use.rows // max(1, use.inputs)))
-    return FLOAT * WEIGHTS_OF_A_DESCENT * sum(weights) + BACKWARD * use.inner * rows // use.rows
+    together = max(1, PASS_BYTES * use.rows // max(1, use.inputs))
+    learned = (BACKWARD * use.inner + seen) * min(BATCH_ROWS, together)
+    checked = (use.inner + use.inputs + use.outputs + seen) * min(HELD_OUT, together)
+    return FLOAT * WEIGHTS_OF_A_DESCENT * sum(weights) + max(learned, checked) // use.rows

@@ -33,6 +33,7 @@ from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.rounding.quantized_inputs import QuantizedInputs
 from bitbrush.rounding.reconstruction import reconstruct
 from bitbrush.rounding.shards import WHOLE, Place, Shard, Shards
+from bitbrush.timeline.allocator import trim
 from bitbrush.timeline.journal import NO_JOURNAL, Journal
 from bitbrush.timeline.progress import Progress
 from bitbrush.timeline.ranks import Ranks
@@ -180,6 +181,7 @@ class _Learner:
             spool=self.spool,
         )
         self._set(name, RoundedLayer(start.weight, start.bias))
+        trim()
         return start
 
     def _seen(self, name: str, call: BlockCall, timestep: float) -> Tensor:

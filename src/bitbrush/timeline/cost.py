@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from bitbrush.timeline.allocator import trim
+
 
 @dataclass(frozen=True)
 class PhaseCost:
@@ -18,7 +20,7 @@ class PhaseCost:
 
 
 class CostLedger:
-    """Costs by phase, in the order in which the phases ended."""
+    """Costs by phase, in the order in which the phases ended; what each freed goes back to the system then."""
 
     def __init__(self) -> None:
         self.phases: dict[str, PhaseCost] = {}
@@ -29,6 +31,7 @@ class CostLedger:
         began = time.perf_counter()
         yield calls
         self.phases[name] = PhaseCost(time.perf_counter() - began, peak_resident_mib(), calls.per_batch)
+        trim()
 
 
 class CallCounter:

@@ -8,12 +8,12 @@ from torch import nn
 
 from bitbrush.network.families import known_fusions
 from bitbrush.network.layers import QuantizedLayer
-from bitbrush.runtime.allocator import keep_freed_memory
 from bitbrush.runtime.integers import signed_bytes
 from bitbrush.runtime.interface import Execution
 from bitbrush.runtime.onednn.lowering import Lowering, compute_in, execution
 from bitbrush.runtime.onednn.weights import Memory
 from bitbrush.runtime.tools import Tools
+from bitbrush.timeline.allocator import keep_freed_memory
 from bitbrush.timeline.clock import Clock
 
 

@@ -8,8 +8,9 @@ asked for again, which is half of the time of a large linear layer.
 
 import ctypes
 import platform
+from functools import cache
 
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -2, -3, -4, -8
 """Parameters of ``mallopt(3)``, as ``malloc.h`` numbers them."""
 _LARGE = 256 << 10
 _MOST = 2**31 - 1
@@ -25,10 +26,33 @@ def keep_freed_memory() -> None:
     _set({_MMAP_MAX: 0, _TRIM_THRESHOLD: _MOST, _TOP_PAD: 256 << 20})
 
 
+def share_heap() -> None:
+    """From now on threads take memory from the heaps that are there, and begin none of their own.
+
+    Of the threads that hold suspended calls one runs at a time: nothing is gained by heaps apart, and what is freed in
+    one of them serves no other.
+    """
+    _set({_ARENA_MAX: 1})
+
+
+def trim() -> None:
+    """What is free now goes back to the system.
+
+    To be called where work repeats, as the heap grows with the number of rounds otherwise: likely because the small
+    things that a round leaves behind settle in what it freed, where the large ones of the next then do not fit.
+    """
+    _set({})
+
+
 def _set(values: dict[int, int]) -> None:
-    if platform.libc_ver()[0] != "glibc":
+    library = _glibc()
+    if library is None:
         return
-    library = ctypes.CDLL(None)
     library.malloc_trim(0)
     for parameter, value in values.items():
         library.mallopt(parameter, value)
+
+
+@cache
+def _glibc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
