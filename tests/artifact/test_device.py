@@ -60,6 +60,20 @@ def test_a_card_gives_what_the_processor_gives(
     assert len(list(read_layers(folder))) == len(expected.outcome.layers)
 
 
+def test_recalibrating_on_a_card(
+    tiny_pipe: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = bitbrush.METHODS["pcr"].recipe(SMALL)
+    made = bitbrush.quantize(tiny_pipe, recipe, PROMPTS)
+    folder = bitbrush.save(made, tmp_path / "artifact", base_model="someone/tiny")
+    expected = bitbrush.recalibrate(folder, {"steps": 3}, PROMPTS)
+    with fake_card(monkeypatch) as card:
+        again = bitbrush.recalibrate(folder, {"steps": 3}, PROMPTS, device=card)
+        assert again.source.device == card
+    for one, wanted in zip(again.outcome.layers, expected.outcome.layers, strict=True):
+        assert one.activations == wanted.activations, one.name
+
+
 def test_half_precision_stays_so_on_a_card(tiny_pipe: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = bitbrush.METHODS["pcr"].recipe(SMALL)
     tiny_pipe.unet.half()

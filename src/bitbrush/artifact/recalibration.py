@@ -25,6 +25,7 @@ from bitbrush.network.layers import set_weight
 from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.timeline.progress import Progress, silent
 from bitbrush.timeline.ranks import ranks
+from bitbrush.timeline.spool import PROCESSOR
 
 KEYS = (
     "activations",
@@ -48,14 +49,15 @@ def recalibrate(
     prompts: Sequence[str],
     *,
     inputs: Mapping[str, Sequence[Any]] | None = None,
+    device: torch.device = PROCESSOR,
     progress: Progress = silent,
 ) -> Quantization:
     """The artifact's weights with activation ranges for its recipe updated by ``keys``.
 
-    ``prompts`` and ``inputs`` as for :func:`bitbrush.quantize`. Methods that observe full precision (rtn, one-shot)
-    observe the quantized weights here. The output's means cannot be corrected. Several processes share it as they share
-    quantizing. Raises ArtifactError if the artifact is not intact, ValueError for a key that weights depend on, and
-    for an artifact whose output is corrected if ``keys`` do not say that it is kept.
+    ``prompts`` and ``inputs`` as for :func:`bitbrush.quantize`; ``device``: where to compute. Methods that observe full
+    precision (rtn, one-shot) observe the quantized weights here. The output's means cannot be corrected. Several
+    processes share it as they share quantizing. Raises ArtifactError if the artifact is not intact, ValueError for a
+    key that weights depend on, and for an artifact whose output is corrected if ``keys`` do not say that it is kept.
     """
     root = Path(directory)
     manifest = verify(root)
@@ -71,6 +73,7 @@ def recalibrate(
             "recalibrate with output_means keep, or quantize anew"
         )
     pipe, rounded = load_rounded(root, manifest)
+    pipe.to(device)
     is_generic = manifest["denoiser"]["family"] == generic.NAME
     with ranks() as own, own.together():
         job = quantization_job(

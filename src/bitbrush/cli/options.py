@@ -29,6 +29,7 @@ Config: TypeAlias = Annotated[
 Loras: TypeAlias = Annotated[
     list[str] | None, typer.Option("--lora", help="FILE[@SCALE] fused into the weights first; repeatable.")
 ]
+Device: TypeAlias = Annotated[str, typer.Option(help="Where to compute: cpu, or cuda for an NVIDIA card.")]
 ImageFile: TypeAlias = Annotated[Path | None, typer.Option(help="Picture to start from, for pipelines that do.")]
 MaskFile: TypeAlias = Annotated[Path | None, typer.Option(help="Mask, white where to paint, for inpainting.")]
 

@@ -11,6 +11,7 @@ from bitbrush.cli.console import note, out, quiet_libraries, shown, table, warn
 from bitbrush.cli.dry_run import print_plan
 from bitbrush.cli.options import (
     Config,
+    Device,
     Generic,
     Images,
     Loras,
@@ -108,7 +109,7 @@ def quantize(
     variant: Variant = None,
     config: Config = None,
     loras: Loras = None,
-    device: Annotated[str, typer.Option(help="Where to compute: cpu, or cuda for an NVIDIA card.")] = "cpu",
+    device: Device = "cpu",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan, its time, memory and disk, and end; writes nothing.")
     ] = False,

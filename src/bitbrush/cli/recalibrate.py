@@ -6,10 +6,10 @@ from typing import Annotated
 import typer
 
 from bitbrush.cli.console import note, quiet_libraries, shown, warn
-from bitbrush.cli.options import Images, Masks, PipelineArguments
+from bitbrush.cli.options import Device, Images, Masks, PipelineArguments
 from bitbrush.cli.quantize import print_summary
 
-NO_KEYS = ("artifact", "output", "prompts", "images", "masks")
+NO_KEYS = ("artifact", "output", "prompts", "images", "masks", "device")
 
 
 def recalibrate(
@@ -33,10 +33,12 @@ def recalibrate(
     seed: Annotated[int | None, typer.Option(help="Seed of the calibration's noise [as before].")] = None,
     images: Images = None,
     masks: Masks = None,
+    device: Device = "cpu",
 ) -> None:
     """Find an artifact's activation ranges anew, for another plan: minutes, and no full-precision model."""
     keys = {key: value for key, value in locals().items() if key not in NO_KEYS and value is not None}
     quiet_libraries()
+    from bitbrush.artifact.machine import find_device
     from bitbrush.artifact.recalibration import recalibrate as run
     from bitbrush.artifact.store import read_manifest, require_free, save
     from bitbrush.bench.input_images import read_inputs
@@ -47,6 +49,7 @@ def recalibrate(
     manifest = read_manifest(artifact)
     recipe = Recipe().updated(manifest["recipe"]).updated(keys)
     require_free(output)
+    place = find_device(device)
     calibration = calibration_prompts(prompts, manifest["base_model"])
     with ranks() as own:
         if own.leads:
@@ -54,7 +57,7 @@ def recalibrate(
                 f"{artifact}: {recipe.name}, for {recipe.scheduler or manifest['plan']['scheduler']}, {recipe.steps} "
                 f"steps, guidance {recipe.guidance_scale:g}, {recipe.num_prompts} prompts"
             )
-        made = run(artifact, keys, calibration, inputs=read_inputs(images, masks), progress=shown)
+        made = run(artifact, keys, calibration, inputs=read_inputs(images, masks), device=place, progress=shown)
         if own.leads:
             for message in too_long(made.source, calibration[: recipe.num_prompts]):
                 warn(message)

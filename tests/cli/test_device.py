@@ -1,0 +1,45 @@
+"""--device: a card that is none, and machines and jobs that are refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import Result
+
+from bitbrush.artifact.store import read_manifest
+from tests.fake_card import fake_card
+
+FAST = ("--method", "pcr", "--rounding", "nearest", "--steps", "2", "--num-prompts", "2")
+
+
+def test_quantizes_and_recalibrates_on_a_card(
+    run: Callable[..., Result], model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, again = tmp_path / "made", tmp_path / "again"
+    with fake_card(monkeypatch) as card:
+        monkeypatch.setattr("bitbrush.artifact.machine.find_device", lambda _: card)
+        done = run("quantize", model, "-o", made, "--prompts", prompts, "--device", "cuda", *FAST)
+        assert done.exit_code == 0, done.stderr
+        done = run("recalibrate", made, "-o", again, "--prompts", prompts, "--device", "cuda", "--activations", "6")
+        assert done.exit_code == 0, done.stderr
+    assert read_manifest(again)["recipe"]["activations"] == 6
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
+def test_a_card_that_is_not_there_is_named(
+    run: Callable[..., Result], model: Path, prompts: Path, tmp_path: Path
+) -> None:
+    refused = run("quantize", model, "-o", tmp_path / "new", "--prompts", prompts, "--device", "cuda", *FAST)
+    assert refused.exit_code == 2
+    assert "device is cuda" in refused.stderr
+    assert not list(tmp_path.glob("*new*"))
+
+
+def test_a_dry_run_is_the_processors(
+    run: Callable[..., Result], model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bitbrush.artifact.machine.find_device", torch.device)
+    refused = run("quantize", model, "-o", tmp_path / "new", "--prompts", prompts, "--device", "cuda", "--dry-run")
+    assert refused.exit_code == 2
+    assert "leave --device out" in " ".join(refused.stderr.split())
