@@ -16,6 +16,7 @@ from bitbrush.runtime.onednn.weights import Memory
 from bitbrush.runtime.openvino.runtime import OpenVinoRuntime
 from bitbrush.runtime.reference import ReferenceRuntime
 from bitbrush.runtime.tools import best_tools
+from bitbrush.timeline.spool import PROCESSOR
 
 
 class RuntimeName(StrEnum):
@@ -24,9 +25,6 @@ class RuntimeName(StrEnum):
     ONEDNN = "onednn"
     OPENVINO = "openvino"
     CUDA = "cuda"
-
-
-PROCESSOR = torch.device("cpu")
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,16 @@ import triton.language as tl
 def store_bytes(value, high, low, where, mask, scales, integers, LOW: tl.constexpr):
     """``clamp(round(value / scale) + zero_point, 0, qmax)``, less 128, as bytes; its high and low byte where two.
 
-    Rounds half to even by adding and taking away 1.5 * 2^23. The clamp between the product and the sum keeps the
-    compiler from fusing the two, which would round once where the definition rounds twice. NaN is stored as zero.
+    Rounds half to even by adding 1.5 * 2^23, whose last bits are then the integer: reading them off costs nothing, but
+    a card converts floats to integers as slowly as it computes exponentials. The clamp between the product and the sum
+    keeps the compiler from fusing the two, which would round once where the definition rounds twice. NaN is stored as
+    zero.
     """
     zero_point, qmax = tl.load(integers), tl.load(integers + 1)
     scaled = value * tl.load(scales + 1)
     scaled = tl.where(scaled == scaled, scaled, 0.0)
     scaled = tl.minimum(tl.maximum(scaled, (-zero_point).to(tl.float32)), (qmax - zero_point).to(tl.float32))
-    x_q = ((scaled + 12582912.0) - 12582912.0).to(tl.int32) + zero_point
+    x_q = (scaled + 12582912.0).to(tl.int32, bitcast=True) - 0x4B400000 + zero_point
     if LOW:
         two = tl.load(integers + 2)
         tl.store(high + where, ((x_q >> (8 * two)) - 128).to(tl.int8), mask=mask)
