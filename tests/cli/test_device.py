@@ -26,6 +26,15 @@ def test_quantizes_and_recalibrates_on_a_card(
     assert read_manifest(again)["recipe"]["activations"] == 6
 
 
+def test_a_card_that_is_not_used_is_pointed_out(
+    run: Callable[..., Result], model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bitbrush.runtime.cuda.package.has_card", lambda: True)
+    done = run("quantize", model, "-o", tmp_path / "new", "--prompts", prompts, "--dry-run", *FAST)
+    assert done.exit_code == 0
+    assert "--device cuda computes on it" in done.stderr
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
 def test_a_card_that_is_not_there_is_named(
     run: Callable[..., Result], model: Path, prompts: Path, tmp_path: Path

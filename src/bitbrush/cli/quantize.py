@@ -148,11 +148,14 @@ def _quantize(
     from bitbrush.artifact.work import work_folder
     from bitbrush.bench.input_images import read_inputs
     from bitbrush.bench.prompts import calibration_prompts
+    from bitbrush.runtime.cuda.package import has_card
     from bitbrush.timeline.ranks import ranks
     from bitbrush.timeline.spool import Spool
 
     require_free(output)
     find_model(model, options)
+    if device.type == "cpu" and has_card():
+        note("there is a card here: --device cuda computes on it")
     calibration = calibration_prompts(prompts, model)
     inputs = read_inputs(images, masks)
     pipe = load_source(model, options, spool=Spool(nearest_folder(output)), device=device)
