@@ -1,5 +1,6 @@
 """--device: a card that is none, and machines and jobs that are refused."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,20 @@ def test_quantizes_and_recalibrates_on_a_card(
         done = run("recalibrate", made, "-o", again, "--prompts", prompts, "--device", "cuda", "--activations", "6")
         assert done.exit_code == 0, done.stderr
     assert read_manifest(again)["recipe"]["activations"] == 6
+
+
+def test_sensitivities_on_a_card_are_the_processors(
+    run: Callable[..., Result], model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = ("--prompts", prompts, "--clip", "emoji-clip", "--steps", 2, "--num-prompts", 2)
+    options = ("sensitivity", model, *small, "--activations", 4, "-o")
+    assert run(*options, tmp_path / "processor").exit_code == 0
+    with fake_card(monkeypatch) as card:
+        monkeypatch.setattr("bitbrush.artifact.machine.find_device", lambda _: card)
+        done = run(*options, tmp_path / "card", "--device", "cuda")
+        assert done.exit_code == 0, done.stderr
+    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("processor", "card")]
+    assert results[0]["steps"] == results[1]["steps"]
 
 
 def test_a_card_that_is_not_used_is_pointed_out(

@@ -11,6 +11,7 @@ from bitbrush.bench.networks import BUNDLED_CLIP, USUAL_CLIP
 from bitbrush.cli.console import note, out, quiet_libraries, shown, warn
 from bitbrush.cli.options import (
     Config,
+    Device,
     Images,
     Loras,
     Masks,
@@ -52,9 +53,11 @@ def sensitivity(
     variant: Variant = None,
     config: Config = None,
     loras: Loras = None,
+    device: Device = "cpu",
 ) -> None:
     """Disturb each denoising step alone and see what it does to the pictures: which end to relax, and why."""
     quiet_libraries()
+    from bitbrush.artifact.machine import find_device
     from bitbrush.artifact.models import find_model, load_full_precision
     from bitbrush.artifact.schedulers import with_scheduler
     from bitbrush.bench.input_images import read_inputs
@@ -70,10 +73,10 @@ def sensitivity(
     plan = Recipe().updated({**given, "pipeline_arguments": pipeline_arguments or []}).plan
     options = model_options(revision, variant, config, loras)
     find_model(model, options)
-    inputs = read_inputs(images, masks)
+    inputs, place = read_inputs(images, masks), find_device(device)
     used = calibration_prompts(prompts, model)[:num_prompts]
     judge = judge_of(model, clip)
-    pipe = with_scheduler(load_full_precision(model, options), scheduler)
+    pipe = with_scheduler(load_full_precision(model, options).to(place), scheduler)
     disturb = QuantizedActivations(pipe, activations) if noise is None else RelativeNoise(noise, seed)
     for message in too_long(pipe, used):
         warn(message)
