@@ -42,6 +42,7 @@ def test_a_card_gives_what_the_processor_gives(
 ) -> None:
     """Samples of all sizes wait on the disk meanwhile; the work is resumable; the result is on the processor."""
     monkeypatch.setattr("bitbrush.timeline.spool.SMALLEST", 64)
+    monkeypatch.setattr("bitbrush.rounding.compensation.WAITING_BYTES", 64)
     monkeypatch.setattr("bitbrush.rounding.adaround.ITERATIONS", 3)
     monkeypatch.setattr("bitbrush.rounding.reconstruction.ITERATIONS", 2)
     recipe = bitbrush.METHODS["pcr"].recipe({**SMALL, **(STAGES | MORE_STAGES)[stage]})

@@ -83,4 +83,5 @@ def _scale(job: Job, one: SmoothableInput, channels: Channels) -> Tensor | None:
     if recipe.smoothing is Smoothing.SMOOTHQUANT:
         return channel_scale(weight, channels.extremes, ALPHA)
     bits = LayerBits(recipe.weights, recipe.activations, recipe.weight_range, recipe.activation_range)
-    return least_error_scale(weight, channels.extremes, channels.samples, bits)
+    samples = [x.to(weight.device) for x in channels.samples]  # they wait on the disk
+    return least_error_scale(weight, channels.extremes, samples, bits)

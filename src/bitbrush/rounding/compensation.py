@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 from bitbrush.numerics.weights import QuantizedWeight, WeightGrid, WeightRange, weight_grid
 from bitbrush.rounding.blocks import Rows
 from bitbrush.rounding.shards import Shard
-from bitbrush.timeline.spool import IN_MEMORY, Spool, release
+from bitbrush.timeline.spool import IN_MEMORY, PROCESSOR, Spool, release
 
 DAMPING = 0.01
 DRIFT_RIDGE = 0.05
@@ -30,7 +30,7 @@ WHOLE_BYTES = 512 << 20
 """Of a layer's inputs as columns: so many are taken at once, more in parts of ``PART_BYTES``."""
 PART_BYTES = 64 << 20
 WAITING_BYTES = 256 << 20
-"""Gram matrices from so many bytes on wait on the disk, so that only what is made of them is in memory."""
+"""Gram matrices of so many bytes wait on the disk, but a card's, so that only what is made of them is in memory."""
 SOLUTION = ("w_q", "wanted", "scale", "zero_point", "shift")
 
 
@@ -87,7 +87,7 @@ class _Seen:
     means: Tensor
 
     def waiting_in(self, spool: Spool) -> "_Seen":
-        if self.gram.nbytes >= WAITING_BYTES:
+        if self.gram.nbytes >= WAITING_BYTES and self.gram.device == PROCESSOR:
             spool.put_away(self.gram)
         return self
 
