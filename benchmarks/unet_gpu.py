@@ -57,6 +57,10 @@ def main() -> None:
         document["pictures"] = _pictures(device, deadline)
         print(f"pictures: {document['pictures']}", flush=True)
         _write(document, path)
+    if "seconds" not in document["quantizing"]:
+        document["quantizing"] = _quantizing(device, deadline)
+        print(f"quantizing: {document['quantizing']}", flush=True)
+        _write(document, path)
     models = DRY if options.dry else {model: HEADLINES[model] for model in options.models}
     for name in DRY_SUBJECTS if options.dry else options.subjects:
         for model, cases in models.items():
@@ -82,6 +86,7 @@ def _begun(path: Path, card: str) -> dict[str, Any]:
         "versions": versions,
         "conformance": conformance,
         "pictures": {},
+        "quantizing": {},
         "limits": {},
         "runs": {},
         "errors": {},
@@ -111,11 +116,20 @@ def _conformance(device: torch.device, deadline: float) -> dict[str, Any]:
 
 def _pictures(device: torch.device, deadline: float) -> dict[str, Any]:
     """How near whole pictures are to the reference runtime's; in the dry run the processor's own runtime makes them."""
-    runtime, steps = ("cuda", "20") if device.type == "cuda" else ("auto", "2")
+    return _answer("gpu.pictures", ("cuda", "20") if device.type == "cuda" else ("auto", "2"), deadline)
+
+
+def _quantizing(device: torch.device, deadline: float) -> dict[str, Any]:
+    """What a quantization computed on the card has in common with the processor's."""
+    return _answer("gpu.quantizing", (device.type, "4" if device.type == "cuda" else "2"), deadline)
+
+
+def _answer(module: str, arguments: tuple[str, ...], deadline: float) -> dict[str, Any]:
+    """The last line that the module's process writes; it has a third of what time is left."""
     left = deadline - time.monotonic()
     if left < LEAST_SECONDS:
         return {"error": "not made: out of time"}
-    command = [sys.executable, "-m", "gpu.pictures", runtime, steps]
+    command = [sys.executable, "-m", module, *arguments]
     environment = {name: value for name, value in _environment().items() if name != "TRITON_INTERPRET"}
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=left / 3)

@@ -28,10 +28,13 @@ def test_the_table_compares_with_the_fastest_half_precision(monkeypatch: pytest.
     rate = {"pixels": 8, "filters": 4, "products": 9, "count": 2, "milliseconds": 0.5, "tera_operations": 300.0}
     tiles = {"128x256x128, 4 stages": {"milliseconds": 0.5}, "64x64x128, 4 stages": {"milliseconds": 0.4}}
     swept = {"kernel": "integer_product", "pixels": 8, "filters": 4, "products": 9, "tiles": tiles}
+    quantizing = {"device": "cuda", "seconds": 3.2, "seconds_on_processor": 30.1}
+    quantizing |= {"equal_integers": 0.987, "scales_apart": 0.00002}
     document = {
         "machine": {"card": "a card"},
         "conformance": {"summary": "54 passed"},
         "pictures": {"steps": 20, "psnr": 45.6},
+        "quantizing": quantizing,
         "limits": {"int8_tera_operations": 1200},
         "runs": {"sdxl": {"batch 2, 128x128": rows}},
         "errors": {"sdxl": 0.0123},
@@ -46,6 +49,7 @@ def test_the_table_compares_with_the_fastest_half_precision(monkeypatch: pytest.
     own, fastest = "128x256x128, 4 stages | 0.5", "64x64x128, 4 stages | 0.4"
     assert lines[-1] == f"| integer_product | 8 | 4 | 9 | {own} | {fastest} |"
     assert any("45.6 dB" in line for line in lines)
+    assert any("98.7% of integers equal, scales 2e-05 apart" in line for line in lines)
     assert any("0.012" in line for line in lines)
 
 
@@ -63,6 +67,7 @@ def test_all_of_it_runs_on_a_processor(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     document = json.loads((tmp_path / "gpu-dry-run.json").read_text(encoding="utf-8"))
     assert document["conformance"]["passed"]
+    assert document["quantizing"]["equal_integers"] == 1
     assert all(len(one["tiles"]) > 1 for one in document["tiles"]["tiny"])
     rows = document["runs"]["tiny"]["batch 1, 8x8"]
     assert all(rows[name]["seconds"] for name in ("eager bf16", "bitbrush W8A8", "bitbrush W8A8, relaxed step"))

@@ -18,6 +18,7 @@ def table(document: dict[str, Any]) -> str:
         lines.append(f"Pictures to the reference runtime's, {pictures['steps']} steps: {pictures['psnr']} dB (median)")
     elif "error" in pictures:
         lines.append(f"Pictures: {pictures['error']}")
+    lines += _quantizing(document["quantizing"])
     for model, cases in document["runs"].items():
         for case, rows in cases.items():
             lines += ["", f"{model}, {case}:", "", *grid(_HEAD, _rows(rows))]
@@ -28,6 +29,16 @@ def table(document: dict[str, Any]) -> str:
         if document["tiles"].get(model):
             lines += ["", f"{model}: the heaviest products with other tiles", "", *_tiles(document["tiles"][model])]
     return "\n".join(lines) + "\n"
+
+
+def _quantizing(made: dict[str, Any]) -> Iterator[str]:
+    if "seconds" in made:
+        yield (
+            f"A quantization on {made['device']}: {made['seconds']} s, on the processor {made['seconds_on_processor']}; "
+            f"{made['equal_integers']:.1%} of integers equal, scales {made['scales_apart']:.1g} apart (median)"
+        )
+    elif "error" in made:
+        yield f"Quantizing: {made['error']}"
 
 
 def _rows(rows: dict[str, Any]) -> Iterator[tuple[str, ...]]:
