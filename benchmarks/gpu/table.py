@@ -34,7 +34,7 @@ def table(document: dict[str, Any]) -> str:
 def _quantizing(made: dict[str, Any]) -> Iterator[str]:
     if "seconds" in made:
         yield (
-            f"A quantization on {made['device']}: {made['seconds']} s, on the processor {made['seconds_on_processor']}; "
+            f"Quantizing on {made['device']}: {made['seconds']} s, on the processor {made['seconds_on_processor']}; "
             f"{made['equal_integers']:.1%} of integers equal, scales {made['scales_apart']:.1g} apart (median)"
         )
     elif "error" in made:
