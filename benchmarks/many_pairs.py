@@ -28,7 +28,8 @@ from bitbrush.bench.image_set import ImageSet
 from bitbrush.bench.networks.chosen import load_networks
 from bitbrush.bench.prompts import Domain, PromptSet
 from bitbrush.bench.qdiffbench import FLOOR, Entry, Pictures, compute_all
-from bitbrush.timeline.cost import CostLedger, peak_resident_mib
+from bitbrush.timeline.cost import CostLedger
+from bitbrush.timeline.memory import peak_resident_mib
 from bitbrush.timeline.progress import silent
 from bitbrush.timeline.ranks import Ranks
 

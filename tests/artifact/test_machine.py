@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from bitbrush.artifact import machine
-from bitbrush.artifact.machine import available_disk, available_memory, resident_memory
+from bitbrush.artifact.machine import available_disk, available_memory
+from bitbrush.timeline import memory
+from bitbrush.timeline.memory import resident_memory
 
 
 def test_memory_that_can_be_taken_counts_swap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,8 +52,8 @@ def test_a_containers_limit_counts(
 def test_resident_memory_is_told_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = resident_memory()
     assert now > 50 * 2**20
-    monkeypatch.setattr(machine, "STATM", tmp_path / "none")
-    assert resident_memory() >= now
+    monkeypatch.setattr(memory, "STATM", tmp_path / "none")
+    assert resident_memory() >= 0.95 * now  # the kernel counts both by rough counters
 
 
 def test_disk_is_looked_at_where_the_folder_will_be(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ library.malloc_stats()
 
 FREED = """
 import torch
-from bitbrush.artifact.machine import resident_memory
+from bitbrush.timeline.memory import resident_memory
 from bitbrush.timeline.allocator import trim
 from bitbrush.timeline.cost import CostLedger
 def work():

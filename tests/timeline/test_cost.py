@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from bitbrush.timeline.cost import CostLedger, peak_resident_mib
+from bitbrush.timeline.cost import CostLedger
+from bitbrush.timeline.memory import peak_resident_mib
 
 
 def test_phases_in_the_order_in_which_they_ended() -> None:

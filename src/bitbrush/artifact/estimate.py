@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from bitbrush.artifact.machine import available_disk, available_memory, resident_memory
+from bitbrush.artifact.machine import available_disk, available_memory
 from bitbrush.artifact.tensors import LAYER_KEYS
 from bitbrush.artifact.walk import PipelineWalk, sample_bytes, walk_pipeline
 from bitbrush.methods import METHODS
@@ -20,6 +20,7 @@ from bitbrush.numerics.histogram import BINS
 from bitbrush.rounding.blocks import reconstruction_blocks
 from bitbrush.rounding.demand import FLOAT, rounding_bytes, spooled_bytes, waiting_bytes
 from bitbrush.rounding.samples import sample_batches
+from bitbrush.timeline.memory import resident_memory
 from bitbrush.timeline.spool import ROOM
 
 HISTOGRAM_BYTES = 8 * BINS

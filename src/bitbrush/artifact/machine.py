@@ -1,15 +1,12 @@
 """What this machine has left for a job."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from bitbrush.timeline.cost import peak_resident_mib
-
-MEMINFO, STATM = Path("/proc/meminfo"), Path("/proc/self/statm")
+MEMINFO = Path("/proc/meminfo")
 CGROUP, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
@@ -43,13 +40,6 @@ def _left_by_groups() -> Iterator[int]:
                 if most != "max":
                     stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
                     yield max(0, int(most) - int((folder / usage).read_text()) + int(stat.get(files, 0)))
-
-
-def resident_memory() -> int:
-    """Bytes that this process holds now; the most so far where the system does not tell."""
-    if not STATM.exists():
-        return int(peak_resident_mib() * 2**20)
-    return int(STATM.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def available_disk(path: Path) -> int:

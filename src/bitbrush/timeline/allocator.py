@@ -8,12 +8,26 @@ asked for again, which is half of the time of a large linear layer.
 
 import ctypes
 import platform
+from dataclasses import dataclass
 from functools import cache
+
+from bitbrush.timeline.memory import resident_memory
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -2, -3, -4, -8
 """Parameters of ``mallopt(3)``, as ``malloc.h`` numbers them."""
 _LARGE = 256 << 10
 _MOST = 2**31 - 1
+_WORTH = 32 << 20
+"""Bytes of growth from which on giving back what is free is worth its time."""
+
+
+@dataclass
+class _Trimmed:
+    resident: int = 0
+    """Bytes that the process had when it was last trimmed, or has fallen to since."""
+
+
+_trimmed = _Trimmed()
 
 
 def return_freed_memory() -> None:
@@ -39,9 +53,15 @@ def trim() -> None:
     """What is free now goes back to the system.
 
     To be called where work repeats, as the heap grows with the number of rounds otherwise: likely because the small
-    things that a round leaves behind settle in what it freed, where the large ones of the next then do not fit.
+    things that a round leaves behind settle in what it freed, where the large ones of the next then do not fit. Does
+    nothing while the process has not grown by 32 MiB since the last time: looking through the heap takes milliseconds.
     """
+    now = resident_memory()
+    if now - _trimmed.resident < _WORTH:
+        _trimmed.resident = min(_trimmed.resident, now)
+        return
     _set({})
+    _trimmed.resident = resident_memory()
 
 
 def _set(values: dict[int, int]) -> None:

@@ -1,13 +1,12 @@
 """What each phase of a quantization cost."""
 
-import resource
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from bitbrush.timeline.allocator import trim
+from bitbrush.timeline.memory import peak_resident_mib
 
 
 @dataclass(frozen=True)
@@ -42,9 +41,3 @@ class CallCounter:
 
     def add(self) -> None:
         self.per_batch += 1
-
-
-def peak_resident_mib() -> float:
-    """Highest resident memory of this process so far, MiB."""
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is bytes on macOS, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
