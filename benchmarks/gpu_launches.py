@@ -1,10 +1,11 @@
-"""What a denoiser call asks of a card, counted without one: launches, bytes, operations, and the least time they take.
+"""What a denoiser call asks of a card, counted without one: operators, bytes, operations, and the least time.
 
     python benchmarks/gpu_launches.py                  # SDXL, batch 2 at 128x128; Stable Diffusion 1.5, 8 at 64x64
     python benchmarks/gpu_launches.py --int8 1100 --half 700 --copy 4.3    # a card's measured rates
 
 Each operator's least time is that of its bytes, each read or written once, or that of its operations, whichever is
-longer; nothing is taken for a launch. Rates are an H200's by its data sheet unless told otherwise.
+longer; nothing is taken for launches, of which most operators are one and a group norm two or three. Rates are an
+H200's by its data sheet unless told otherwise.
 """
 
 import argparse
@@ -27,7 +28,7 @@ KINDS = {
     "copies": {"cat", "clone", "_to_copy", "copy_", "upsample_nearest2d", "contiguous"},
 }
 OTHER = "all else"
-HEAD = "operators", "launches", "GB", "TOP", "ms at least"
+HEAD = "kind", "operators", "GB", "TOP", "ms at least"
 
 
 def main() -> None:

@@ -53,6 +53,18 @@ def test_the_table_compares_with_the_fastest_half_precision(monkeypatch: pytest.
     assert any("0.012" in line for line in lines)
 
 
+def test_what_is_counted_multiplies_as_much_in_bytes_as_in_floats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The products of either, however they are put together, and attention; and fewer operators and bytes."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from gpu.counts import count_half, count_ours
+    from gpu.denoisers import SHAPES, Case
+
+    half, ours = (count(SHAPES["tiny"], Case(2, 8)) for count in (count_half, count_ours))
+    assert sum(one.operations for one in ours) == sum(one.operations for one in half) > 0
+    assert len(ours) < len(half)
+    assert {"gated_product", "integer_product", "attention"} <= {one.name for one in ours}
+
+
 def test_without_time_every_row_says_so(tmp_path: Path) -> None:
     done = run("--dry", "--budget", "0.01", "--output", str(tmp_path))
     document = json.loads((tmp_path / "gpu-dry-run.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What this machine has left for a job."""
+"""What this machine has for a job: memory and disk that are left, and cards."""
 
 import shutil
 from collections.abc import Iterator

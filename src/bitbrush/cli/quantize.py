@@ -117,9 +117,9 @@ def quantize(
     """Quantize MODEL after training and save it as a pipeline folder of packed integers."""
     given = {key: value for key, value in locals().items() if key not in NO_KEYS and value is not None}
     quiet_libraries()
-    chosen, options = _recipe(recipe, given), model_options(revision, variant, config, loras)
     from bitbrush.artifact.machine import find_device
 
+    chosen, options = _recipe(recipe, given), model_options(revision, variant, config, loras)
     place = find_device(device)
     if dry_run and place.type != "cpu":
         raise ValueError(f"--dry-run reckons time and memory of the processor, not of {device}; leave --device out")
