@@ -50,7 +50,7 @@ class ThreadRanks(Ranks):
 
 
 def in_threads(world: int, work: Callable[[Ranks], Any]) -> list[Any]:
-    """``work(ranks)`` of every process."""
+    """``work(ranks)`` of every process; it draws from generators of its own, as threads share torch's global one."""
     table, results = Table(world), {}
 
     def run(rank: int) -> None:

@@ -1,5 +1,6 @@
 """Learned step sizes: less error of the guided output than the observed ranges leave, and state that goes on."""
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -120,8 +121,10 @@ def test_state_goes_on_where_it_was() -> None:
 
 
 def test_processes_agree_on_what_the_first_learned() -> None:
+    fresh = Denoiser()
+
     def work(ranks: Ranks) -> dict[str, AffineGrid]:
-        denoiser = Denoiser()
+        denoiser = copy.deepcopy(fresh)
         return learner(denoiser, "first", "second", ranks=ranks).learned(denoiser, call(8, ranks.rank), GRIDS)
 
     alone = learner(Denoiser(), "first", "second").learned(Denoiser(), call(8, 0), GRIDS)

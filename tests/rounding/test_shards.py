@@ -120,9 +120,10 @@ def test_a_block_that_no_call_of_a_process_comes_to() -> None:
     x = torch.randn(160, 3, generator=Generator().manual_seed(0))
     calls = [DenoiserCall((x[:80],), {}, 0.0, ()), DenoiserCall((x[80:],), {"skip": True}, 0.0, ())]
     family = replace(UNET, denoiser_class=Skipping, edge_layers=lambda _: (), block_classes=(Block,))
+    fresh = Skipping()
 
     def learned(ranks: Ranks) -> dict[str, Tensor]:
-        network, own = Skipping(), list(ranks.cut(len(calls)))
+        network, own = copy.deepcopy(fresh), list(ranks.cut(len(calls)))
         shards = Shards(ranks, [Place(index) for index in own])
         given = specs_of(network, family, "*.spare"), WeightRange.MSE, [calls[index] for index in own], silent
         return {
