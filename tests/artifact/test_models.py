@@ -45,10 +45,14 @@ def test_unknown_names_say_where_was_looked(name: str) -> None:
 
 
 LOADS = """
-import sys
 import bitbrush
-options = bitbrush.ModelOptions(revision=sys.argv[2], variant=sys.argv[3] or None)
-print(float(bitbrush.load_full_precision(sys.argv[1], options).unet.conv_in.bias[0]))
+
+def bias(revision, variant=None):
+    options = bitbrush.ModelOptions(revision=revision, variant=variant)
+    return float(bitbrush.load_full_precision("someone/tiny", options).unet.conv_in.bias[0])
+
+print(bias("main"), bias("next", "fp16"))
+bias("none")
 """
 
 
@@ -71,17 +75,11 @@ def hub_cache(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> Path:
 
 def test_hub_ids_come_from_the_cache_by_revision_and_variant(hub_cache: Path) -> None:
     """HF_HOME and HF_HUB_OFFLINE are read when huggingface_hub is imported: a process of its own."""
-
-    def load(revision: str, variant: str = "") -> "subprocess.CompletedProcess[str]":
-        environment = {**os.environ, "HF_HOME": str(hub_cache), "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, "-c", LOADS, "someone/tiny", revision, variant]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-
-    assert float(load("main").stdout) == 1.0
-    assert float(load("next", "fp16").stdout) == 3.0
-    missing = load("none").stderr
-    assert "model 'someone/tiny' with revision 'none' is neither bundled" in missing
-    assert "nor in the hub's cache" in missing
+    environment = {**os.environ, "HF_HOME": str(hub_cache), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", LOADS], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "1.0 3.0\n", done.stderr
+    assert "model 'someone/tiny' with revision 'none' is neither bundled" in done.stderr
+    assert "nor in the hub's cache" in done.stderr
 
 
 def test_a_variant_of_a_local_folder(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:

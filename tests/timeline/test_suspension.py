@@ -10,12 +10,12 @@ from bitbrush.timeline.suspension import Suspension
 
 @pytest.fixture(autouse=True)
 def _no_thread_left() -> Iterator[None]:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     yield
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread():
-            thread.join(timeout=0.5)  # a function that raised may still be leaving its thread
-    assert threading.active_count() == before
+    more = set(threading.enumerate()) - before
+    for thread in more:
+        thread.join(timeout=5)  # a function that raised may still be leaving its thread
+    assert not any(thread.is_alive() for thread in more)
 
 
 def test_runs_to_each_request_and_to_its_result() -> None:
