@@ -1,14 +1,16 @@
 """What is told beforehand is what comes: denoiser calls to the last one, memory and disk about."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from diffusers import StableDiffusionPipeline
 
 import bitbrush
 from bitbrush.artifact import estimate as estimates
-from bitbrush.artifact.estimate import estimate_job, require_room, size_text
+from bitbrush.artifact.estimate import estimate_job, require_room, short_on_card, size_text
 from bitbrush.artifact.pace import measure_pace, phase_seconds
 from bitbrush.artifact.quantization import quantization_job
 from bitbrush.artifact.walk import sample_bytes, walk_pipeline
@@ -120,6 +122,30 @@ def test_too_little_memory_is_refused(
         require_room(told, tmp_path / "new")
     monkeypatch.setattr(estimates, "available_memory", lambda: None)  # the system does not tell
     require_room(told, tmp_path / "new")
+
+
+def test_samples_take_disk_when_memory_has_no_room_for_them(
+    tiny_pipe: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = job_of(tiny_pipe, steps=3)
+    assert estimate_job(whole)[0].spool_bytes == 0
+    monkeypatch.setattr(estimates, "ROOM", 0)
+    every = estimate_job(whole)[0].spool_bytes
+    monkeypatch.setattr(estimates, "ROOM", 1000)
+    assert estimate_job(whole)[0].spool_bytes == every - 1000 > 0
+
+
+def test_a_card_with_little_memory_left_is_told_of(
+    tiny_pipe: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, _ = estimate_job(job_of(tiny_pipe, steps=3))
+    card = torch.device("cuda", 1)
+    monkeypatch.setattr(estimates, "available_on_card", lambda _: told.largest.bytes)
+    assert short_on_card(told, card) is None
+    monkeypatch.setattr(estimates, "available_on_card", lambda _: told.largest.bytes - 1)
+    words = short_on_card(told, card)
+    assert words is not None
+    assert re.search(r"takes about \d+ MiB beside what is loaded, and \d+ MiB are left on cuda:1.*--device cpu", words)
 
 
 def test_too_little_disk_is_refused(

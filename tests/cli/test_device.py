@@ -18,6 +18,7 @@ def test_quantizes_and_recalibrates_on_a_card(
     run: Callable[..., Result], model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, again = tmp_path / "made", tmp_path / "again"
+    monkeypatch.setattr("bitbrush.artifact.estimate.available_on_card", lambda _: 1 << 40)
     with fake_card(monkeypatch) as card:
         monkeypatch.setattr("bitbrush.artifact.machine.find_device", lambda _: card)
         done = run("quantize", model, "-o", made, "--prompts", prompts, "--device", "cuda", *FAST)
@@ -39,6 +40,24 @@ def test_sensitivities_on_a_card_are_the_processors(
         assert done.exit_code == 0, done.stderr
     results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("processor", "card")]
     assert results[0]["steps"] == results[1]["steps"]
+
+
+def test_a_card_that_is_full_is_told_of_before_and_then(
+    run: Callable[..., Result], model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total of 8.00 GiB.")
+
+    monkeypatch.setattr("bitbrush.artifact.estimate.available_on_card", lambda _: 0)
+    monkeypatch.setattr("bitbrush.artifact.quantization.carry_out", full)
+    with fake_card(monkeypatch) as card:
+        monkeypatch.setattr("bitbrush.artifact.machine.find_device", lambda _: card)
+        done = run("quantize", model, "-o", tmp_path / "new", "--prompts", prompts, "--device", "cuda", *FAST)
+    told = " ".join(done.stderr.split())
+    assert done.exit_code == 2
+    assert "warning: progressive calibration takes about" in told
+    assert "error: CUDA out of memory. Tried to allocate 2.00 GiB. Lower the batch size" in told
+    assert "total of 8.00" not in told
 
 
 def test_a_card_that_is_not_used_is_pointed_out(

@@ -4,9 +4,10 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
-from bitbrush.artifact.machine import available_disk, available_memory
+from bitbrush.artifact.machine import available_disk, available_memory, available_on_card
 from bitbrush.artifact.tensors import LAYER_KEYS
 from bitbrush.artifact.walk import PipelineWalk, sample_bytes, walk_pipeline
 from bitbrush.methods import METHODS
@@ -61,8 +62,8 @@ class Estimate:
     """``resident``: bytes that the process holds already; ``weight_bytes`` of the denoiser, were it in float32.
 
     ``samples``: denoiser calls of one prompt each that are kept for learned rounding; ``spool_bytes``: what they, the
-    calls suspended there and a large Gram matrix take on the disk meanwhile. ``work_bytes``: of what an interrupted
-    run goes on from; on the disk together with the artifact, until that is whole.
+    calls suspended there and a large Gram matrix take on the disk meanwhile, beyond what has room in memory.
+    ``work_bytes``: of what an interrupted run goes on from; on the disk beside the artifact, until that is whole.
     """
 
     specs: tuple[LayerSpec, ...]
@@ -105,7 +106,7 @@ def estimate_job(job: Job) -> tuple[Estimate, PipelineWalk]:
         resident=resident_memory(),
         weight_bytes=memory.denoiser,
         samples=len(sizes),
-        spool_bytes=sum(sizes) + memory.spooled + memory.waiting,
+        spool_bytes=max(0, sum(sizes) + memory.spooled + memory.waiting - ROOM),
         artifact_bytes=_artifact_bytes(job, walk),
         work_bytes=(memory.integers if sizes else 0) + (visits * HISTOGRAM_BYTES if progressive else 0),
     )
@@ -127,6 +128,11 @@ def require_room(estimate: Estimate, output: Path, *, kept: int = 0, processes: 
             f"{phase.name.replace('_', ' ')} takes about {size_text(phase.bytes)} of memory{each} beside "
             f"what is loaded, {size_text(memory)} are available; lower {fewer}, make smaller pictures, or free memory"
         )
+    require_disk(estimate, output, kept=kept, processes=processes)
+
+
+def require_disk(estimate: Estimate, output: Path, *, kept: int = 0, processes: int = 1) -> None:
+    """The latter half of :func:`require_room`."""
     work, disk = max(0, estimate.work_bytes - kept), available_disk(output)
     most = max(estimate.artifact_bytes, processes * estimate.spool_bytes)  # the samples go before the artifact comes
     if most + work > disk:
@@ -135,6 +141,18 @@ def require_room(estimate: Estimate, output: Path, *, kept: int = 0, processes: 
             f"{output} takes about {size_text(most)} of disk{samples} and {size_text(work)} for unfinished work beside "
             f"it, {size_text(disk)} are free; make room there, or choose another output"
         )
+
+
+def short_on_card(estimate: Estimate, card: torch.device) -> str | None:
+    """What is to be told if the card may have too little memory left: it was reckoned for the processor's."""
+    phase, left = estimate.largest, available_on_card(card)
+    if phase.bytes <= left:
+        return None
+    return (
+        f"{phase.name.replace('_', ' ')} takes about {size_text(phase.bytes)} beside what is loaded, and "
+        f"{size_text(left)} are left on {card}: if they do not do, lower {REMEDIES.get(phase.name, 'batch_size')}, "
+        "or compute on the processor (--device cpu)"
+    )
 
 
 def size_text(size: int) -> str:

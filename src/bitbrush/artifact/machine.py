@@ -47,6 +47,12 @@ def available_disk(path: Path) -> int:
     return shutil.disk_usage(nearest_folder(path)).free
 
 
+def available_on_card(device: torch.device) -> int:
+    """Bytes of the card's memory that no program has, and those that torch holds and does not use."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
 def nearest_folder(path: Path) -> Path:
     """``path`` itself or the folder nearest above it that is there."""
     return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())

@@ -53,8 +53,24 @@ def reporting_errors(command: Callable[P, None]) -> Callable[P, None]:
         except KeyboardInterrupt:
             err().print("interrupted; nothing half-written is left behind", markup=False)
             raise typer.Exit(INTERRUPTED) from None
+        except _card_is_full() as error:
+            told = ". ".join(str(error).split(". ")[:2])  # then come settings of torch's allocator
+            err().print(
+                f"error: {told}. Lower the batch size, end what else is on the card, or let the processor compute it "
+                "(--device cpu, --runtime onednn)",
+                markup=False,
+                style="red",
+            )
+            raise typer.Exit(USER_ERROR) from error
 
     return run
+
+
+def _card_is_full() -> type[Exception]:
+    """Asked for when something was raised: torch is not imported for it."""
+    import torch
+
+    return torch.OutOfMemoryError
 
 
 @contextmanager

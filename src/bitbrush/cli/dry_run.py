@@ -98,7 +98,8 @@ def _print_phases(estimate: "Estimate", seconds: dict[str, float]) -> None:
 def _print_sizes(estimate: "Estimate") -> None:
     from bitbrush.artifact.estimate import size_text
 
-    samples = f", {size_text(estimate.spool_bytes)} before for {estimate.samples} samples" if estimate.samples else ""
+    waiting = estimate.spool_bytes
+    samples = f", {size_text(waiting)} before for {estimate.samples} samples" if waiting else ""
     out().print(
         f"memory: {size_text(estimate.peak_bytes)} at most, {size_text(estimate.resident)} of them already held; the "
         f"denoiser would take {size_text(estimate.weight_bytes)} in float32\n"

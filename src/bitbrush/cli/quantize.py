@@ -177,7 +177,7 @@ def _quantize(
 
 def _look_ahead(job: "Job", calibration: Sequence[str], output: Path, *, dry_run: bool) -> None:
     """What is to be told or refused before anything long starts."""
-    from bitbrush.artifact.estimate import estimate_job, require_room
+    from bitbrush.artifact.estimate import estimate_job, require_disk, require_room, short_on_card
     from bitbrush.artifact.work import work_folder
     from bitbrush.bench.prompts import too_long
     from bitbrush.timeline.journal import Journal
@@ -185,12 +185,16 @@ def _look_ahead(job: "Job", calibration: Sequence[str], output: Path, *, dry_run
     for message in too_long(job.pipe, calibration[: job.recipe.num_prompts]):
         warn(message)
     kept = Journal(work_folder(output))
+    estimate, walk = estimate_job(job)
+    if dry_run:
+        print_plan(job, estimate, walk, output)
+        return
     if job.pipe.device.type == "cpu":
-        estimate, walk = estimate_job(job)
-        if dry_run:
-            print_plan(job, estimate, walk, output)
-            return
         require_room(estimate, output, kept=kept.size, processes=job.ranks.here)
+    else:
+        require_disk(estimate, output, kept=kept.size)
+        if short := short_on_card(estimate, job.pipe.device):
+            warn(short)
     if done := kept.pieces():
         note(f"going on with the {len(done)} blocks and steps that {kept.folder} holds")
 
