@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow test-shuffled lint format clean distclean
+.PHONY: help setup demo test test-slow test-shuffled test-oldest lint format clean distclean
 
 # The first Python that is new enough and can make virtual environments. The pins were tested with 3.11, so it comes first.
 # Tried by running it: a version manager's shim may be on the path and yet point nowhere.
@@ -66,6 +66,15 @@ test-slow: setup ## the slow tests alone
 test-shuffled: setup ## the tests in a random order (SEED=N repeats one)
 	$(PYTEST) --shuffle $(SEED)
 
+# The training recipes and the kernels for cards ask for newer versions; of the house one is enough.
+test-oldest: ## the tests with the oldest packages that pyproject.toml allows, in .venv-oldest (several GB without TORCH_INDEX)
+	@$(PYTHON) -m venv --clear .venv-oldest
+	@.venv-oldest/bin/python -m pip --disable-pip-version-check $(PIP_FLAGS) install --constraint constraints-oldest.txt \
+		$(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)") --editable '.[parquet,lora]' \
+		pytest pytest-xdist pytest-timeout hypothesis 'scipy>=1.15'
+	.venv-oldest/bin/python -m pytest -n $(WORKERS) --dist loadfile -o filterwarnings=default --ignore tests/training \
+		--ignore tests/runtime/cuda --ignore tests/test_unet_gpu.py --ignore tests/test_house.py --ignore tests/test_imports.py
+
 format: setup ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
@@ -74,5 +83,5 @@ clean: ## remove caches, build products and the demo's output
 	rm -rf build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
 
-distclean: clean ## clean, and remove .venv too
-	rm -rf .venv
+distclean: clean ## clean, and remove the environments too
+	rm -rf .venv .venv-oldest

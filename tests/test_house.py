@@ -2,10 +2,13 @@
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 FUNCTION_LINES = 60
@@ -79,3 +82,14 @@ def test_the_checks_see() -> None:
         assert not list(broad_excepts(f"try:\n    f()\n{handler}"))
     assert MACHINE_PATH.search("see /" + "work/main")
     assert not MACHINE_PATH.search("docs/work/main and https://example.org/home/x")
+
+
+def test_the_oldest_packages_are_the_lower_bounds() -> None:
+    """Those that are tried by `make test-oldest`; of the extras, those that it installs."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    requirements = map(Requirement, [*project["dependencies"], *extras["parquet"], *extras["lora"]])
+    bounds = {one.name: Version(str(one.specifier).removeprefix(">=")) for one in requirements}
+    lines = (ROOT / "constraints-oldest.txt").read_text(encoding="utf-8").splitlines()
+    pins = {name: Version(pin) for name, _, pin in (line.partition("==") for line in lines if "==" in line)}
+    assert pins == bounds

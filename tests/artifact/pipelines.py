@@ -13,14 +13,18 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from PIL import Image
+from tokenizers import Tokenizer
+from tokenizers.models import Unigram
+from tokenizers.pre_tokenizers import Metaspace
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    PreTrainedTokenizerFast,
     T5Config,
     T5EncoderModel,
-    T5Tokenizer,
 )
 
 import bitbrush
@@ -175,8 +179,13 @@ def t5(width: int) -> dict[str, Any]:
     letters = "abcdefghijklmnopqrstuvwxyz"
     vocabulary = [(token, 0.0) for token in ("<pad>", "</s>", "<unk>", "▁")] + [(letter, -1.0) for letter in letters]
     config = T5Config(vocab_size=len(vocabulary) + 8, d_model=width, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
-    tokenizer = T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=24)
-    return {"model": T5EncoderModel(config).eval(), "tokenizer": tokenizer}
+    tokenizer = Tokenizer(Unigram(vocabulary, unk_id=2))
+    tokenizer.pre_tokenizer = Metaspace()
+    tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    inputs = ["input_ids", "attention_mask"]
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=24, model_input_names=inputs, **names)
+    return {"model": T5EncoderModel(config).eval(), "tokenizer": fast}
 
 
 def vae(**config: Any) -> AutoencoderKL:

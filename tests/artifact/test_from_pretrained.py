@@ -8,6 +8,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionMod
 from torch import Tensor
 
 import bitbrush
+from bitbrush.artifact.checkpoint_type import in_type
 
 
 def picture(pipe: StableDiffusionPipeline) -> Tensor:
@@ -33,7 +34,7 @@ def test_the_same_picture_bit_for_bit(artifact: Path) -> None:
 
 def test_half_precision_leaves_the_denoiser_in_float32(artifact: Path) -> None:
     bitbrush.register()
-    pipe = StableDiffusionPipeline.from_pretrained(artifact, dtype=torch.float16)
+    pipe = StableDiffusionPipeline.from_pretrained(artifact, **in_type(torch.float16))
     assert {parameter.dtype for parameter in pipe.unet.parameters()} == {torch.float32}
     assert pipe.vae.dtype == torch.float16
 

@@ -12,7 +12,7 @@ from torch import nn
 import bitbrush
 from bitbrush import Lora
 from bitbrush.artifact import quantization
-from bitbrush.artifact.checkpoint_type import file_type, folder_type
+from bitbrush.artifact.checkpoint_type import file_type, folder_type, in_type
 from bitbrush.artifact.identity import model_digest
 from bitbrush.artifact.models import ModelOptions, load_full_precision, load_source
 from bitbrush.artifact.store import WEIGHTS
@@ -46,7 +46,7 @@ def test_half_precision_gives_what_the_same_weights_give_in_float32(
 ) -> None:
     case = CASES[name]
     pipeline(case).to(dtype).save_pretrained(tmp_path / "model")
-    own = DiffusionPipeline.from_pretrained(tmp_path / "model", dtype=dtype)
+    own = DiffusionPipeline.from_pretrained(tmp_path / "model", **in_type(dtype))
     lean, wide = load_source(tmp_path / "model", spool=Spool(tmp_path)), load_full_precision(tmp_path / "model")
     component = family_of(wide).component
     assert {part.dtype for part in getattr(own, component).parameters()} == {dtype}

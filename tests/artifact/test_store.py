@@ -85,8 +85,28 @@ def test_weights_are_stored_packed(quantization: Quantization, saved: Path) -> N
 
 
 def test_nothing_is_pickled(saved: Path) -> None:
-    assert {path.suffix for path in saved.rglob("*") if path.is_file()} == {".json", ".safetensors", ".md"}
+    assert {path.suffix for path in saved.rglob("*") if path.is_file()} - {".txt"} == {".json", ".safetensors", ".md"}
     assert not [name for name, content in contents(saved).items() if content.startswith((b"PK", b"\x80"))]
+
+
+def test_the_tokenizer_is_saved_for_transformers_4_too(quantization: Quantization, saved: Path) -> None:
+    """Whose CLIPTokenizer reads these two files, and not tokenizer.json."""
+    tokenizer = quantization.source.tokenizer
+    vocabulary = json.loads((saved / "tokenizer" / "vocab.json").read_text(encoding="utf-8"))
+    assert vocabulary == tokenizer.get_vocab()
+    first, *merges = (saved / "tokenizer" / "merges.txt").read_text(encoding="utf-8").splitlines()
+    assert first.startswith("#version")
+    assert all(left + right in vocabulary for left, right in (merge.split(" ") for merge in merges))
+    assert len(merges) > 100
+
+
+def test_what_this_version_of_transformers_cannot_read_is_said(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(*_: Any, **__: Any) -> None:
+        raise ImportError("T5Tokenizer requires the SentencePiece library")
+
+    monkeypatch.setattr(store.DiffusionPipeline, "from_pretrained", unreadable)
+    with pytest.raises(store.ArtifactError, match=r"saved with transformers \d+.* install .*SentencePiece"):
+        bitbrush.load(artifact, runtime="reference")
 
 
 def test_manifest_says_what_was_done(quantization: Quantization, saved: Path) -> None:

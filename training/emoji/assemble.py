@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTextModelWithProjection
 
 from bitbrush import zoo
+from bitbrush.artifact.vocabulary import save_vocabulary
 from training.emoji import clip, denoiser, denoiser_xl, second_tower, vae
 from training.emoji.tokenizer import load_tokenizer
 
@@ -38,6 +39,7 @@ def assemble(directory: Path) -> None:
         model.save_pretrained(directory / name)
         halve_weights(directory / name)
         forget_places(directory / name)
+    save_vocabulary(tokenizer, directory / "emoji-sd" / "tokenizer")
     tokenizer.save_pretrained(directory / "emoji-clip")
     CLIPImageProcessor.from_pretrained(clip_directory).save_pretrained(directory / "emoji-clip")
 
@@ -58,6 +60,8 @@ def assemble_xl(directory: Path) -> None:
         add_watermarker=False,
     )
     pipeline.save_pretrained(directory / "emoji-sdxl")
+    for name in ("tokenizer", "tokenizer_2"):
+        save_vocabulary(tokenizer, directory / "emoji-sdxl" / name)
     halve_weights(directory / "emoji-sdxl")
     forget_places(directory / "emoji-sdxl")
 

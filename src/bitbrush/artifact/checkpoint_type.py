@@ -1,13 +1,26 @@
-"""The type in which a checkpoint stores its denoiser."""
+"""The type in which a checkpoint stores its denoiser, and in which it is loaded."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
+import diffusers
 import torch
+from packaging.version import Version
 from safetensors import SafetensorError, safe_open
 
 _HALF = {"F16": torch.float16, "BF16": torch.bfloat16}
 _FLOATS = {*_HALF, "F32", "F64"}
+
+_ARGUMENT = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
+
+
+def in_type(dtype: torch.dtype | Mapping[str, torch.dtype]) -> dict[str, Any]:
+    """The argument of a pipeline's ``from_pretrained``; by its other name diffusers ignores it, or warns.
+
+    ``dtype``: of all components, or by their names, "default" for the others.
+    """
+    return {_ARGUMENT: dtype}
 
 
 def folder_type(component: Path, variant: str | None) -> torch.dtype:

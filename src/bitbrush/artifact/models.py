@@ -13,7 +13,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
 
-from bitbrush.artifact.checkpoint_type import file_type, folder_type
+from bitbrush.artifact.checkpoint_type import file_type, folder_type, in_type
 from bitbrush.artifact.lora import Lora, fuse_lora
 from bitbrush.artifact.single_file import MODEL_INDEX, load_single_file
 from bitbrush.network.families import DENOISERS
@@ -163,12 +163,11 @@ def _load_folder(
     found: dict[str, Any] = {"revision": options.revision, "variant": options.variant}
     try:
         if not own_type:
-            return DiffusionPipeline.from_pretrained(source, dtype=torch.float32, **found)
+            return DiffusionPipeline.from_pretrained(source, **in_type(torch.float32), **found)
         folder = source if Path(source).is_dir() else DiffusionPipeline.download(source, **found)
         types = {name: folder_type(Path(folder) / name, options.variant) for name in DENOISERS}
-        return DiffusionPipeline.from_pretrained(
-            folder, dtype={**types, "default": torch.float32}, variant=options.variant
-        )
+        types["default"] = torch.float32
+        return DiffusionPipeline.from_pretrained(folder, **in_type(types), variant=options.variant)
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise UnknownModelError(_unknown(model, options, error)) from error
 

@@ -14,6 +14,7 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
+from bitbrush.artifact.checkpoint_type import in_type
 from bitbrush.artifact.denoiser import WEIGHTS, denoiser_of
 from bitbrush.artifact.quantization import Quantization, quantization_job, run_method
 from bitbrush.artifact.store import artifact_digest, verify
@@ -99,6 +100,6 @@ def load_rounded(root: Path, manifest: Mapping[str, Any]) -> tuple[DiffusionPipe
     denoiser.load_state_dict(others, strict=False)
     for name, layer in rounded.items():
         set_weight(denoiser.get_submodule(name), layer.weight.dequantize(), layer.bias)
-    pipe = DiffusionPipeline.from_pretrained(root, dtype=torch.float32, **{component: denoiser.eval()})
+    pipe = DiffusionPipeline.from_pretrained(root, **in_type(torch.float32), **{component: denoiser.eval()})
     pipe.set_progress_bar_config(disable=True)
     return pipe, rounded

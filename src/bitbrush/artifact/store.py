@@ -17,12 +17,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from bitbrush.artifact.card import model_card
+from bitbrush.artifact.checkpoint_type import in_type
 from bitbrush.artifact.denoiser import WEIGHTS, load_denoiser
 from bitbrush.artifact.from_pretrained import BitbrushConfig
 from bitbrush.artifact.identity import model_digest
 from bitbrush.artifact.models import ModelOptions
 from bitbrush.artifact.quantization import Quantization
 from bitbrush.artifact.tensors import layer_from_tensors, layer_tensors, other_tensors
+from bitbrush.artifact.vocabulary import save_vocabulary
 from bitbrush.methods.recipe import Recipe
 from bitbrush.network.families import FAMILY_NAMES
 from bitbrush.network.held import held_weights, in_memory
@@ -94,7 +96,8 @@ def load_with(directory: str | os.PathLike[str], choice: Choice) -> DiffusionPip
     """The quantized pipeline, executed as ``choice`` says, on its device.
 
     Verifies every file first. The weights are read layer by layer: an integer runtime never has them in floating point.
-    Raises ArtifactError if the directory is no artifact, of a newer schema, incomplete or altered.
+    Raises ArtifactError if the directory is no artifact, of a newer schema, incomplete or altered, or if it holds what
+    this version of transformers cannot read.
     """
     root = Path(directory)
     manifest = verify(root)
@@ -104,10 +107,16 @@ def load_with(directory: str | os.PathLike[str], choice: Choice) -> DiffusionPip
     try:
         denoiser = load_denoiser(root / component, choice)
         pipe = DiffusionPipeline.from_pretrained(
-            root, dtype=torch.float32, use_safetensors=True, **{component: denoiser}
+            root, **in_type(torch.float32), use_safetensors=True, **{component: denoiser}
         )
     except (SafetensorError, KeyError, ValueError) as error:
         raise ArtifactError(f"{root} does not hold what {MANIFEST} lists: {error}; quantize again") from error
+    except ImportError as error:  # of what a tokenizer is read by, where its class is another version's
+        saved_with = manifest["versions"]["transformers"]
+        raise ArtifactError(
+            f"{root} was saved with transformers {saved_with}, and {importlib.metadata.version('transformers')} does "
+            f"not read all of it without more packages; install transformers>={saved_with}, or those ({error})"
+        ) from error
     pipe.set_progress_bar_config(disable=True)
     placed: DiffusionPipeline = choice.place(pipe)
     return placed
@@ -238,6 +247,7 @@ def _write(quantization: Quantization, root: Path, origin: dict[str, Any]) -> No
         if name != component and hasattr(part, "save_pretrained"):
             whole: Any = in_memory(part) if isinstance(part, torch.nn.Module) else part
             whole.save_pretrained(root / name)
+            save_vocabulary(part, root / name)
     denoiser = getattr(pipe, component)
     layers = {layer.name: layer for layer in quantization.outcome.layers}
     bits = {name: one.weight.grid.bits for name, one in layers.items()}

@@ -1,6 +1,7 @@
 """Several processes that share one job, by torch's process group: torchrun's, or one that the caller has made."""
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ T = TypeVar("T")
 
 PATIENCE = timedelta(days=7)
 """How long a process waits for the others: as long as generating takes. torchrun ends all when one fails."""
+_KEPT: deque[Tensor] = deque(maxlen=8)
+"""What processes met over last. gloo's thread may let go of it when the process group ends already, and that waits for
+the thread with Python's lock in hand: the last reference must not be the thread's. (torch 2.6 hung so now and then.)"""
 
 
 class RankError(ConnectionError):
@@ -128,10 +132,12 @@ class Ranks:
         with _reached():
             lengths = torch.zeros(self.world, dtype=torch.long)
             lengths[self.rank] = len(own)
+            _KEPT.append(lengths)
             distributed.all_reduce(lengths)
             failures = []
             for rank in lengths.nonzero().flatten().tolist():
                 text = _bytes(own) if rank == self.rank else torch.empty(int(lengths[rank]), dtype=torch.uint8)
+                _KEPT.append(text)
                 distributed.broadcast(text, rank)
                 failures.append(f"process {rank} of {self.world} failed: {text.numpy().tobytes().decode()}")
         if failures and not failure:

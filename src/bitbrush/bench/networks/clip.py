@@ -59,10 +59,9 @@ def load_clip(source: str | os.PathLike[str], device: torch.device) -> Clip:
     try:
         config = AutoConfig.from_pretrained(path)
         _require_both_towers(name, config)
-        model, told = CLIPModel.from_pretrained(
-            path, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-        )
+        model, told = CLIPModel.from_pretrained(path, use_safetensors=True, output_loading_info=True)
         _require_all_weights(name, told["missing_keys"])
+        model.float()
         tokenizer = AutoTokenizer.from_pretrained(path)
         processor = processor_class.from_pretrained(path)
     except (OSError, ValueError, SafetensorError) as error:
