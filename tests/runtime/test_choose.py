@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from packaging.version import Version
 
 from bitbrush.runtime import choose
 from bitbrush.runtime.choose import RuntimeName, choose_runtime, runtime_named
@@ -90,6 +91,7 @@ def _card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     found = package.importlib.util.find_spec
     monkeypatch.setattr(package.importlib.util, "find_spec", lambda name: name == "triton" or found(name))
+    monkeypatch.setattr(package, "triton_version", lambda: package.OLDEST_TRITON)
 
 
 @pytest.mark.usefixtures("_card")
@@ -119,9 +121,13 @@ def test_a_card_is_preferred_and_the_pipeline_goes_there(memory: Memory) -> None
     [
         (lambda m: m.setattr(torch.cuda, "get_device_capability", lambda: (7, 5)), "compute capability 7.5"),
         (lambda m: m.setattr(package.importlib.util, "find_spec", lambda _: None), r"bitbrush\[cuda\]"),
+        (
+            lambda m: m.setattr(package, "triton_version", lambda: Version("3.2.0")),
+            "3.2.0 is inst.*upgrade torch",
+        ),
         (lambda m: m.setenv("TRITON_INTERPRET", "1"), "TRITON_INTERPRET is 1"),
     ],
-    ids=["old", "no triton", "emulated"],
+    ids=["old", "no triton", "old triton", "emulated"],
 )
 def test_a_card_that_cannot_be_used_is_told_of(
     spoil: Callable[[pytest.MonkeyPatch], None], told: str, monkeypatch: pytest.MonkeyPatch
@@ -155,3 +161,8 @@ def test_nothing_imports_triton_unasked() -> None:
     done = subprocess.run([sys.executable, "-c", hidden + script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "['triton']"
+
+
+def test_the_version_of_triton_is_found_without_importing_it() -> None:
+    triton = pytest.importorskip("triton")
+    assert package.triton_version() == Version(triton.__version__)

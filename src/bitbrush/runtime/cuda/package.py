@@ -1,14 +1,19 @@
 """Whether the kernels can run here: a card, torch built for it, and Triton, an optional dependency."""
 
+import importlib.metadata
 import importlib.util
 import os
 
 import torch
+from packaging.version import Version
 
 from bitbrush.runtime.interface import RuntimeUnavailable
 
 OLDEST = (8, 0)
 """Compute capability: the oldest whose matrix units Triton multiplies bytes with and that have bfloat16 (Ampere)."""
+
+OLDEST_TRITON = Version("3.6")
+"""As in the extra ``cuda``."""
 
 _INSTALL = "pip install 'bitbrush[cuda]'"
 
@@ -41,11 +46,23 @@ def require_card() -> None:
 
 
 def require_triton() -> None:
-    """Raises RuntimeUnavailable where the package is missing. Imports nothing."""
+    """Raises RuntimeUnavailable where the package is missing or too old. Imports nothing."""
     if importlib.util.find_spec("triton") is None:
         raise RuntimeUnavailable(
             f"the cuda runtime needs the package triton, which is not installed: {_INSTALL} (Linux)"
         )
+    version = triton_version()
+    if version is not None and version < OLDEST_TRITON:
+        raise RuntimeUnavailable(
+            f"the cuda runtime needs triton {OLDEST_TRITON} or newer, and {version} is installed; it comes with torch, "
+            f"of which {torch.__version__} is too old: upgrade torch"
+        )
+
+
+def triton_version() -> Version | None:
+    """Of whatever distribution holds the package; None where nothing tells, as in a build from its source."""
+    names = importlib.metadata.packages_distributions().get("triton", [])
+    return Version(importlib.metadata.version(names[0])) if names else None
 
 
 def _dotted(capability: tuple[int, int]) -> str:
