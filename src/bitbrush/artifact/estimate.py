@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from bitbrush.artifact.machine import available_disk, available_memory, available_on_card
+from bitbrush.artifact.narrow import narrow_bytes
 from bitbrush.artifact.tensors import LAYER_KEYS
 from bitbrush.artifact.walk import PipelineWalk, sample_bytes, walk_pipeline
 from bitbrush.methods import METHODS
@@ -245,9 +246,9 @@ def _with_holes(size: int) -> int:
 
 
 def _artifact_bytes(job: Job, walk: PipelineWalk) -> int:
-    """Packed integers, scales and activation grids of the quantized layers; everything else as float32."""
-    networks = [part for part in job.pipe.components.values() if isinstance(part, nn.Module)]
-    size = sum(_state_bytes(network) for network in networks)
+    """Packed integers, scales and activation grids of the quantized layers; all else of the denoiser as float32."""
+    parts = [part for name, part in job.pipe.components.items() if name != job.family.component]
+    size = _state_bytes(job.denoiser) + sum(narrow_bytes(part) for part in parts if isinstance(part, nn.Module))
     for spec in job.calibration.layers:
         weights = math.prod(spec.shape)
         size += -(-weights * spec.weight_bits // 8) - FLOAT * weights

@@ -22,6 +22,7 @@ from bitbrush.artifact.denoiser import WEIGHTS, load_denoiser
 from bitbrush.artifact.from_pretrained import BitbrushConfig
 from bitbrush.artifact.identity import model_digest
 from bitbrush.artifact.models import ModelOptions
+from bitbrush.artifact.narrow import narrow_files
 from bitbrush.artifact.quantization import Quantization
 from bitbrush.artifact.tensors import layer_from_tensors, layer_tensors, other_tensors
 from bitbrush.artifact.vocabulary import save_vocabulary
@@ -248,6 +249,7 @@ def _write(quantization: Quantization, root: Path, origin: dict[str, Any]) -> No
             whole: Any = in_memory(part) if isinstance(part, torch.nn.Module) else part
             whole.save_pretrained(root / name)
             save_vocabulary(part, root / name)
+            narrow_files(root / name)
     denoiser = getattr(pipe, component)
     layers = {layer.name: layer for layer in quantization.outcome.layers}
     bits = {name: one.weight.grid.bits for name, one in layers.items()}
