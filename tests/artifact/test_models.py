@@ -10,7 +10,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from bitbrush import ModelOptions, load_full_precision
-from bitbrush.artifact.models import UnknownModelError, find_model
+from bitbrush.artifact.models import UnknownModelError, find_model, load_source
+from bitbrush.timeline.spool import Spool
 
 
 def test_the_bundled_pipeline_is_in_float32() -> None:
@@ -80,6 +81,20 @@ def test_hub_ids_come_from_the_cache_by_revision_and_variant(hub_cache: Path) ->
     assert done.stdout == "1.0 3.0\n", done.stderr
     assert "model 'someone/tiny' with revision 'none' is neither bundled" in done.stderr
     assert "nor in the hub's cache" in done.stderr
+
+
+@pytest.mark.parametrize("component", ["unet", "text_encoder"])
+def test_a_file_that_is_cut_short_is_told_of(
+    component: str, tiny_pipe: StableDiffusionPipeline, tmp_path: Path
+) -> None:
+    """As a download that was interrupted."""
+    tiny_pipe.save_pretrained(tmp_path / "tiny")
+    (file,) = (tmp_path / "tiny" / component).glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UnknownModelError, match=r"cannot be loaded: .*cut short: fetch it again"):
+        load_full_precision(tmp_path / "tiny")
+    with pytest.raises(UnknownModelError, match=rf"{component}/.*safetensors is no whole safetensors file"):
+        load_source(tmp_path / "tiny", spool=Spool(tmp_path))
 
 
 def test_a_variant_of_a_local_folder(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:

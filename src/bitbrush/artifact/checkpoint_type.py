@@ -26,10 +26,10 @@ def in_type(dtype: torch.dtype | Mapping[str, torch.dtype]) -> dict[str, Any]:
 def folder_type(component: Path, variant: str | None) -> torch.dtype:
     """Of a component's folder: half precision if all of its files are, float32 otherwise.
 
-    Files that are no safetensors count as float32, which any type can be loaded as.
+    Files of another kind count as float32, which any type can be loaded as. Raises ValueError for one cut short.
     """
     files = [path for path in component.glob("*.safetensors") if _is_of(path.stem, variant)]
-    return _common(kind for path in files for kind in _types(path))
+    return _common(kind for path in files for kind in _whole_types(path))
 
 
 def file_type(path: Path) -> torch.dtype:
@@ -45,6 +45,13 @@ def file_type(path: Path) -> torch.dtype:
 
 def _is_of(stem: str, variant: str | None) -> bool:
     return "." not in stem if variant is None else f".{variant}" in stem
+
+
+def _whole_types(path: Path) -> Iterable[str]:
+    try:
+        yield from _types(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no whole safetensors file ({error})") from error
 
 
 def _types(path: Path) -> Iterable[str]:

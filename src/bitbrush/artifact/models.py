@@ -11,6 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
 from torch import nn
 
 from bitbrush.artifact.checkpoint_type import file_type, folder_type, in_type
@@ -74,11 +75,11 @@ def load_source(
     spool: Spool,
     device: torch.device = PROCESSOR,
 ) -> DiffusionPipeline:
-    """The same pipeline for a quantization, with the denoiser's weights on the disk, in the checkpoint's own type.
+    """The same pipeline for a quantization, with its networks' weights on the disk, in the checkpoint's own type.
 
-    On a card they are in its memory instead, in that type. It computes what that of :func:`load_full_precision` does,
-    bit for bit. The denoiser is in memory once while it is loaded; in float32 if there are LoRAs to be fused. Raises as
-    :func:`load_full_precision`, and OSError where the disk is full.
+    On a card they are in its memory instead, in that type. Computed in float32 it is that of
+    :func:`load_full_precision`, bit for bit. Networks are in memory once while they are loaded; in float32 if there are
+    LoRAs to be fused. Raises as :func:`load_full_precision`, and OSError where the disk is full.
     """
     options = options or ModelOptions()
     source = find_model(model, options)
@@ -90,12 +91,10 @@ def load_source(
         pipe = load_single_file(Path(source), options.config, file_type(Path(source)))
     else:
         pipe = _load_folder(model, source, options, own_type=True)
-    for name, part in pipe.components.items():
-        if name in DENOISERS and part is not None:
-            if device == PROCESSOR:
+    if device == PROCESSOR:
+        for part in pipe.components.values():
+            if isinstance(part, nn.Module):
                 put_weights_away(part, spool)
-        elif isinstance(part, nn.Module):
-            part.float()
     gc.collect()  # what loads a checkpoint leaves cycles behind, and its files mapped through them
     return _finished(pipe, replace(options, loras=())).to(device)
 
@@ -165,11 +164,12 @@ def _load_folder(
         if not own_type:
             return DiffusionPipeline.from_pretrained(source, **in_type(torch.float32), **found)
         folder = source if Path(source).is_dir() else DiffusionPipeline.download(source, **found)
-        types = {name: folder_type(Path(folder) / name, options.variant) for name in DENOISERS}
+        types = {path.name: folder_type(path, options.variant) for path in Path(folder).iterdir() if path.is_dir()}
         types["default"] = torch.float32
         return DiffusionPipeline.from_pretrained(folder, **in_type(types), variant=options.variant)
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        raise UnknownModelError(_unknown(model, options, error)) from error
+    except (OSError, ValueError, SafetensorError, HfHubHTTPError) as error:
+        told = _unreadable(source, options, error) if Path(source).is_dir() else _unknown(model, options, error)
+        raise UnknownModelError(told) from error
 
 
 def _require_on_hub(model: str, options: ModelOptions) -> None:
@@ -180,10 +180,21 @@ def _require_on_hub(model: str, options: ModelOptions) -> None:
         raise UnknownModelError(_unknown(model, options, error)) from error
 
 
-def _unknown(model: str | os.PathLike[str], options: ModelOptions, error: Exception) -> str:
+def _unreadable(folder: str, options: ModelOptions, error: Exception) -> str:
+    return (
+        f"the pipeline in {folder}{_asked(options)} cannot be loaded: {error}; a file may be missing or cut short: "
+        "fetch it again"
+    )
+
+
+def _asked(options: ModelOptions) -> str:
     given = {"revision": options.revision, "variant": options.variant}
     asked = ", ".join(f"{name} {value!r}" for name, value in given.items() if value is not None)
+    return f" with {asked}" if asked else ""
+
+
+def _unknown(model: str | os.PathLike[str], options: ModelOptions, error: Exception) -> str:
     return (
-        f"model {str(model)!r}{f' with {asked}' if asked else ''} is neither bundled ({', '.join(MODELS)}), nor a "
+        f"model {str(model)!r}{_asked(options)} is neither bundled ({', '.join(MODELS)}), nor a "
         f"directory with {MODEL_INDEX}, nor in the hub's cache or reachable on the hub: {error}"
     )

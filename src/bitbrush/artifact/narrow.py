@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bitbrush.network.held import HALF
+from bitbrush.network.held import HALF, held_weights, state_readers
 
 INDEX = "*.safetensors.index.json"
 
@@ -30,9 +30,12 @@ def lossless_type(tensors: Iterable[Tensor]) -> torch.dtype:
 
 def narrow_bytes(network: nn.Module) -> int:
     """What :func:`narrow_files` leaves of the network's tensors."""
-    tensors = list(network.state_dict().values())
-    dtype = lossless_type(tensors)
-    return sum(int(_narrowed(tensor.to("meta"), dtype).nbytes) for tensor in tensors)
+    dtype = lossless_type(read() for read in state_readers(network).values())
+    tensors = network.state_dict().values()
+    floats = sum(tensor.numel() for tensor in tensors if tensor.dtype == torch.float32)
+    others = sum(int(tensor.nbytes) for tensor in tensors if tensor.dtype != torch.float32)
+    size: int = dtype.itemsize * (held_weights(network) + floats) + others
+    return size
 
 
 def narrow_files(folder: Path) -> None:
