@@ -15,7 +15,8 @@ from bitbrush.artifact.estimate import estimate_job
 from bitbrush.artifact.models import load_source
 from bitbrush.artifact.narrow import lossless_type, narrow_bytes, narrow_files
 from bitbrush.artifact.quantization import quantization_job
-from bitbrush.network.held import state_readers
+from bitbrush.network.held import held_layers, state_readers
+from bitbrush.runtime.interface import RuntimeUnavailable
 from bitbrush.timeline.spool import Spool
 from tests.artifact.conftest import PROMPTS
 
@@ -85,6 +86,26 @@ def test_what_will_be_left_is_known_before(tmp_path: Path) -> None:
     with torch.no_grad():
         network.bias.fill_(1.001)
     assert narrow_bytes(network) == 4 * 20 + 8 * 7
+
+
+def test_with_little_memory_other_networks_stay_narrow(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
+    recipe = bitbrush.METHODS["pcr"].recipe(RECIPE)
+    made = bitbrush.quantize(tiny_pipe.to(torch.float16), recipe, PROMPTS)
+    folder = bitbrush.save(made, tmp_path / "artifact", base_model="tiny")
+    try:
+        wide, narrow = (bitbrush.load(folder, runtime="onednn", memory=memory) for memory in ("expanded", "low"))
+    except RuntimeUnavailable as error:
+        pytest.skip(str(error))
+    for name in ("text_encoder", "vae"):
+        assert held_layers(getattr(narrow, name))
+        assert not held_layers(getattr(wide, name))
+        assert all(layer.held.read().dtype == torch.float32 for layer in held_layers(getattr(narrow, name)).values())
+    embeddings = [pipe.encode_prompt(["a red cat"], "cpu", 1, False)[0] for pipe in (wide, narrow)]
+    assert torch.equal(*embeddings)
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(*(pipe.vae.decode(latents).sample for pipe in (wide, narrow)))
+    assert narrow("a red cat", num_inference_steps=2).images
 
 
 def test_an_artifact_of_a_half_precision_checkpoint(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:

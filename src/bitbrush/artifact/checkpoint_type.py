@@ -23,6 +23,12 @@ def in_type(dtype: torch.dtype | Mapping[str, torch.dtype]) -> dict[str, Any]:
     return {_ARGUMENT: dtype}
 
 
+def component_types(pipeline: Path, variant: str | None = None) -> dict[str, torch.dtype]:
+    """Of every component of a pipeline's folder its :func:`folder_type`, for :func:`in_type`."""
+    types = {path.name: folder_type(path, variant) for path in pipeline.iterdir() if path.is_dir()}
+    return {**types, "default": torch.float32}
+
+
 def folder_type(component: Path, variant: str | None) -> torch.dtype:
     """Of a component's folder: half precision if all of its files are, float32 otherwise.
 

@@ -14,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from torch import nn
 
-from bitbrush.artifact.checkpoint_type import file_type, folder_type, in_type
+from bitbrush.artifact.checkpoint_type import component_types, file_type, in_type
 from bitbrush.artifact.lora import Lora, fuse_lora
 from bitbrush.artifact.single_file import MODEL_INDEX, load_single_file
 from bitbrush.network.families import DENOISERS
@@ -164,8 +164,7 @@ def _load_folder(
         if not own_type:
             return DiffusionPipeline.from_pretrained(source, **in_type(torch.float32), **found)
         folder = source if Path(source).is_dir() else DiffusionPipeline.download(source, **found)
-        types = {path.name: folder_type(path, options.variant) for path in Path(folder).iterdir() if path.is_dir()}
-        types["default"] = torch.float32
+        types = component_types(Path(folder), options.variant)
         return DiffusionPipeline.from_pretrained(folder, **in_type(types), variant=options.variant)
     except (OSError, ValueError, SafetensorError, HfHubHTTPError) as error:
         told = _unreadable(source, options, error) if Path(source).is_dir() else _unknown(model, options, error)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from bitbrush.artifact.card import model_card
-from bitbrush.artifact.checkpoint_type import in_type
+from bitbrush.artifact.checkpoint_type import component_types, in_type
 from bitbrush.artifact.denoiser import WEIGHTS, load_denoiser
 from bitbrush.artifact.from_pretrained import BitbrushConfig
 from bitbrush.artifact.identity import model_digest
@@ -28,11 +28,12 @@ from bitbrush.artifact.tensors import layer_from_tensors, layer_tensors, other_t
 from bitbrush.artifact.vocabulary import save_vocabulary
 from bitbrush.methods.recipe import Recipe
 from bitbrush.network.families import FAMILY_NAMES
-from bitbrush.network.held import held_weights, in_memory
+from bitbrush.network.held import held_weights, in_float32, in_memory
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.network.low_rank import branch_ranks
 from bitbrush.network.skip_inputs import split_begins
 from bitbrush.runtime.choose import Choice, runtime_named
+from bitbrush.runtime.onednn.weights import Memory
 
 MANIFEST = "manifest.json"
 FORMAT = "bitbrush-artifact"
@@ -97,6 +98,8 @@ def load_with(directory: str | os.PathLike[str], choice: Choice) -> DiffusionPip
     """The quantized pipeline, executed as ``choice`` says, on its device.
 
     Verifies every file first. The weights are read layer by layer: an integer runtime never has them in floating point.
+    Everything else computes in float32; with little memory the other networks' weights stay in the type that they are
+    stored in, and are widened for each call.
     Raises ArtifactError if the directory is no artifact, of a newer schema, incomplete or altered, or if it holds what
     this version of transformers cannot read.
     """
@@ -107,9 +110,8 @@ def load_with(directory: str | os.PathLike[str], choice: Choice) -> DiffusionPip
     _require_agreement(root, manifest)
     try:
         denoiser = load_denoiser(root / component, choice)
-        pipe = DiffusionPipeline.from_pretrained(
-            root, **in_type(torch.float32), use_safetensors=True, **{component: denoiser}
-        )
+        types = in_type(component_types(root) if choice.memory is Memory.LOW else torch.float32)
+        pipe = DiffusionPipeline.from_pretrained(root, **types, use_safetensors=True, **{component: denoiser})
     except (SafetensorError, KeyError, ValueError) as error:
         raise ArtifactError(f"{root} does not hold what {MANIFEST} lists: {error}; quantize again") from error
     except ImportError as error:  # of what a tokenizer is read by, where its class is another version's
@@ -120,6 +122,9 @@ def load_with(directory: str | os.PathLike[str], choice: Choice) -> DiffusionPip
         ) from error
     pipe.set_progress_bar_config(disable=True)
     placed: DiffusionPipeline = choice.place(pipe)
+    for name, part in placed.components.items():
+        if name != component and isinstance(part, torch.nn.Module):
+            setattr(placed, name, in_float32(part))
     return placed
 
 

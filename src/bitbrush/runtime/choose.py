@@ -31,13 +31,14 @@ class RuntimeName(StrEnum):
 class Choice:
     """``reason``: why this executor, for people; ``shortfall``: what makes it slower here than it could be, or None.
 
-    ``device``: where a pipeline has to be for it.
+    ``device``: where a pipeline has to be for it; ``memory``: what is kept of the weights, other networks' included.
     """
 
     runtime: Runtime
     reason: str
     shortfall: str | None = None
     device: torch.device = PROCESSOR
+    memory: Memory = Memory.EXPANDED
 
     def place(self, pipe: Any) -> Any:
         """The pipeline, its parts moved to the device."""
@@ -98,13 +99,14 @@ def _cuda(dtype: torch.dtype | None, memory: Memory, reason: str) -> Choice:
     require_card()
     device = torch.device("cuda", torch.cuda.current_device())
     runtime = CudaRuntime(device, dtype or torch.bfloat16, nibbles=memory is Memory.LOW, record=record_cuda_graph)
-    return Choice(runtime, reason, device=device)
+    return Choice(runtime, reason, device=device, memory=memory)
 
 
 def _onednn(dtype: torch.dtype | None, memory: Memory, reason: str) -> Choice:
     require_exact_products()
     tools = best_tools()
-    return Choice(OneDnnRuntime(tools, dtype or _fastest_dtype(), memory), reason, tools.shortfall)
+    runtime = OneDnnRuntime(tools, dtype or _fastest_dtype(), memory)
+    return Choice(runtime, reason, tools.shortfall, memory=memory)
 
 
 def _openvino(dtype: torch.dtype | None, memory: Memory, reason: str) -> Choice:

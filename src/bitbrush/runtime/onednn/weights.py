@@ -20,7 +20,10 @@ class Memory(StrEnum):
     EXPANDED = "expanded"
     """A byte for each, laid out once."""
     LOW = "low"
-    """Half a byte for each weight of up to 4 bits; expanded for every call of its layer, which costs time."""
+    """Half a byte for each weight of up to 4 bits; expanded for every call of its layer, which costs time.
+
+    Networks that are not quantized keep the type that they are stored in, likewise.
+    """
 
 
 class Weights(Protocol):
