@@ -92,12 +92,18 @@ def test_half_precision_stays_so_on_a_card(tiny_pipe: StableDiffusionPipeline, m
 def test_a_model_is_loaded_onto_the_card(
     tiny_pipe: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    recipe = bitbrush.METHODS["pcr"].recipe(SMALL)
     tiny_pipe.to(torch.float16).save_pretrained(tmp_path / "model")
+    expected = bitbrush.quantize(load_source(tmp_path / "model", spool=Spool(tmp_path)), recipe, PROMPTS)
     with fake_card(monkeypatch) as card:
         pipe = load_source(tmp_path / "model", spool=Spool(tmp_path), device=card)
-        assert {one.device for one in pipe.unet.parameters()} == {card}
-        assert {one.dtype for one in pipe.unet.parameters()} == {torch.float16}
-        assert {one.device for one in pipe.text_encoder.parameters()} == {card}
+        parameters = [*pipe.unet.parameters(), *pipe.text_encoder.parameters(), *pipe.vae.parameters()]
+        assert {one.device for one in parameters} == {card}
+        assert {one.dtype for one in parameters} == {torch.float16}
+        made = bitbrush.quantize(pipe, recipe, PROMPTS)
+    for one, wanted in zip(made.outcome.layers, expected.outcome.layers, strict=True):
+        assert torch.equal(one.weight.w_q, wanted.weight.w_q), one.name
+        assert one.activations == wanted.activations, one.name
 
 
 def test_work_of_another_device_is_not_gone_on_with(
