@@ -11,7 +11,9 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
+import transformers
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from packaging.version import Version
 from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.models import Unigram
@@ -25,6 +27,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     T5Config,
     T5EncoderModel,
+    T5Tokenizer,
 )
 
 import bitbrush
@@ -179,13 +182,19 @@ def t5(width: int) -> dict[str, Any]:
     letters = "abcdefghijklmnopqrstuvwxyz"
     vocabulary = [(token, 0.0) for token in ("<pad>", "</s>", "<unk>", "▁")] + [(letter, -1.0) for letter in letters]
     config = T5Config(vocab_size=len(vocabulary) + 8, d_model=width, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    return {"model": T5EncoderModel(config).eval(), "tokenizer": t5_tokenizer(vocabulary)}
+
+
+def t5_tokenizer(vocabulary: list[tuple[str, float]]) -> Any:
+    """T5's own; transformers 4 makes that of files alone, so there one that does the same."""
+    if Version(transformers.__version__) >= Version("5"):
+        return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=24)
     tokenizer = Tokenizer(Unigram(vocabulary, unk_id=2))
     tokenizer.pre_tokenizer = Metaspace()
     tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     inputs = ["input_ids", "attention_mask"]
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=24, model_input_names=inputs, **names)
-    return {"model": T5EncoderModel(config).eval(), "tokenizer": fast}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=24, model_input_names=inputs, **names)
 
 
 def vae(**config: Any) -> AutoencoderKL:

@@ -79,7 +79,7 @@ def test_float32_is_left_alone(tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in (tmp_path / "network").iterdir()} == before
 
 
-def test_what_will_be_left_is_known_before(tmp_path: Path) -> None:
+def test_what_will_be_left_is_known_before() -> None:
     network = nn.Linear(3, 5).half().float()
     network.register_buffer("ids", torch.arange(7))
     assert narrow_bytes(network) == 2 * 20 + 8 * 7
