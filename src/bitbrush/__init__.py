@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bitbrush.artifact.from_pretrained import register
     from bitbrush.artifact.lora import Lora
+    from bitbrush.artifact.manifest import read_manifest
     from bitbrush.artifact.models import ModelOptions, load_full_precision
     from bitbrush.artifact.quantization import Quantization, quantize
     from bitbrush.artifact.recalibration import recalibrate
-    from bitbrush.artifact.store import load, read_manifest, save
+    from bitbrush.artifact.store import load, save
     from bitbrush.bench.ablation.run import ablate
     from bitbrush.bench.run import benchmark
     from bitbrush.methods import METHODS
@@ -45,7 +46,7 @@ _HOMES = {
     "load": "bitbrush.artifact.store",
     "load_full_precision": "bitbrush.artifact.models",
     "quantize": "bitbrush.artifact.quantization",
-    "read_manifest": "bitbrush.artifact.store",
+    "read_manifest": "bitbrush.artifact.manifest",
     "recalibrate": "bitbrush.artifact.recalibration",
     "register": "bitbrush.artifact.from_pretrained",
     "save": "bitbrush.artifact.store",

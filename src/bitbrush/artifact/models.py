@@ -14,9 +14,11 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from torch import nn
 
-from bitbrush.artifact.checkpoint_type import component_types, file_type, in_type
+from bitbrush.artifact.checkpoint_type import component_types, file_type
 from bitbrush.artifact.lora import Lora, fuse_lora
-from bitbrush.artifact.single_file import MODEL_INDEX, load_single_file
+from bitbrush.artifact.manifest import ArtifactError, is_artifact, read_manifest
+from bitbrush.artifact.networks import MODEL_INDEX, lacks_weights, load_pipeline
+from bitbrush.artifact.single_file import load_single_file
 from bitbrush.network.families import DENOISERS
 from bitbrush.network.held import put_weights_away
 from bitbrush.timeline.allocator import return_freed_memory
@@ -24,6 +26,7 @@ from bitbrush.timeline.spool import PROCESSOR, Spool
 from bitbrush.zoo import MODELS, model_path
 
 SINGLE_FILE = ".safetensors"
+HALF_VARIANT = "fp16"
 LARGE = 256 << 20
 """Bytes of a checkpoint from which on freed memory goes back to the system at once: what is given back must be paged in
 again. On emoji-sd it took a third of the time and saved 380 MiB."""
@@ -122,6 +125,7 @@ def find_model(model: str | os.PathLike[str], options: ModelOptions | None = Non
     nothing can be, ValueError for an option that does not apply.
     """
     options = options or ModelOptions()
+    _require_full_precision(model)
     source = _find(os.fspath(model))
     single, local = source.endswith(SINGLE_FILE), Path(source).exists()
     if options.config is not None and not single:
@@ -137,6 +141,18 @@ def find_model(model: str | os.PathLike[str], options: ModelOptions | None = Non
     if not single and not local:
         _require_on_hub(source, options)
     return source
+
+
+def _require_full_precision(model: str | os.PathLike[str]) -> None:
+    try:
+        base = read_manifest(model)["base_model"] if is_artifact(model) else None
+    except ArtifactError:
+        return  # another program's manifest.json; an artifact's that is damaged fails where the denoiser is loaded
+    if base is not None:
+        raise UnknownModelError(
+            f"{str(model)!r} is a quantized artifact, and a full-precision model is needed: give the one that it was "
+            f"made of ({base}); bitbrush recalibrate finds ranges for another plan on the artifact's own integers"
+        )
 
 
 def _find(model: str) -> str:
@@ -159,16 +175,21 @@ def _find(model: str) -> str:
 def _load_folder(
     model: str | os.PathLike[str], source: str, options: ModelOptions, *, own_type: bool = False
 ) -> DiffusionPipeline:
-    found: dict[str, Any] = {"revision": options.revision, "variant": options.variant}
     try:
-        if not own_type:
-            return DiffusionPipeline.from_pretrained(source, **in_type(torch.float32), **found)
-        folder = source if Path(source).is_dir() else DiffusionPipeline.download(source, **found)
-        types = component_types(Path(folder), options.variant)
-        return DiffusionPipeline.from_pretrained(folder, **in_type(types), variant=options.variant)
+        folder = Path(source) if Path(source).is_dir() else _download(source, options)
+        types = component_types(folder, options.variant) if own_type else torch.float32
+        return load_pipeline(folder, types, variant=options.variant)
     except (OSError, ValueError, SafetensorError, HfHubHTTPError) as error:
         told = _unreadable(source, options, error) if Path(source).is_dir() else _unknown(model, options, error)
         raise UnknownModelError(told) from error
+
+
+def _download(model: str, options: ModelOptions) -> Path:
+    """The snapshot of a hub id in the cache, with half-precision files where it has no others."""
+    folder = Path(DiffusionPipeline.download(model, revision=options.revision, variant=options.variant))
+    if options.variant is None and lacks_weights(folder):
+        folder = Path(DiffusionPipeline.download(model, revision=options.revision, variant=HALF_VARIANT))
+    return folder
 
 
 def _require_on_hub(model: str, options: ModelOptions) -> None:
@@ -181,8 +202,8 @@ def _require_on_hub(model: str, options: ModelOptions) -> None:
 
 def _unreadable(folder: str, options: ModelOptions, error: Exception) -> str:
     return (
-        f"the pipeline in {folder}{_asked(options)} cannot be loaded: {error}; a file may be missing or cut short: "
-        "fetch it again"
+        f"the pipeline in {folder}{_asked(options)} cannot be loaded: {error}; a file may be missing, cut short or of "
+        "another model: fetch it again"
     )
 
 

@@ -14,10 +14,10 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
-from bitbrush.artifact.checkpoint_type import in_type
 from bitbrush.artifact.denoiser import WEIGHTS, denoiser_of
+from bitbrush.artifact.manifest import artifact_digest, artifact_folder, reading_tensors, verify
+from bitbrush.artifact.networks import load_pipeline
 from bitbrush.artifact.quantization import Quantization, quantization_job, run_method
-from bitbrush.artifact.store import artifact_digest, verify
 from bitbrush.artifact.tensors import layer_from_tensors
 from bitbrush.artifact.work import require_same_job
 from bitbrush.methods.recipe import OutputMeans, Recipe
@@ -60,7 +60,7 @@ def recalibrate(
     processes share it as they share quantizing. Raises ArtifactError if the artifact is not intact, ValueError for a
     key that weights depend on, and for an artifact whose output is corrected if ``keys`` do not say that it is kept.
     """
-    root = Path(directory)
+    root = artifact_folder(directory)
     manifest = verify(root)
     fixed = [key for key in keys if key not in KEYS]
     if fixed:
@@ -73,7 +73,8 @@ def recalibrate(
             f"the means that {root} corrects its output by are errors against full precision, which it does not hold; "
             "recalibrate with output_means keep, or quantize anew"
         )
-    pipe, rounded = load_rounded(root, manifest)
+    with reading_tensors(root):
+        pipe, rounded = load_rounded(root, manifest)
     pipe.to(device)
     is_generic = manifest["denoiser"]["family"] == generic.NAME
     with ranks() as own, own.together():
@@ -100,6 +101,6 @@ def load_rounded(root: Path, manifest: Mapping[str, Any]) -> tuple[DiffusionPipe
     denoiser.load_state_dict(others, strict=False)
     for name, layer in rounded.items():
         set_weight(denoiser.get_submodule(name), layer.weight.dequantize(), layer.bias)
-    pipe = DiffusionPipeline.from_pretrained(root, **in_type(torch.float32), **{component: denoiser.eval()})
+    pipe = load_pipeline(root, given={component: denoiser.eval()})
     pipe.set_progress_bar_config(disable=True)
     return pipe, rounded

@@ -11,8 +11,10 @@ from diffusers.models.model_loading_utils import load_state_dict
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
-MODEL_INDEX = "model_index.json"
+from bitbrush.artifact.networks import MODEL_INDEX, require_whole
+
 DENOISER = "model.diffusion_model."
 AUTOENCODER = ("first_stage_model.", "vae.")
 
@@ -28,7 +30,11 @@ def load_single_file(path: Path, config: str | None, dtype: torch.dtype = torch.
     source = config if config is not None else _published(path)
     try:
         pipeline = getattr(diffusers, _pipeline_class(source))
-        return pipeline.from_single_file(str(path), config=source, torch_dtype=dtype)
+        pipe: DiffusionPipeline = pipeline.from_single_file(str(path), config=source, torch_dtype=dtype)
+        for name, part in pipe.components.items():
+            if isinstance(part, nn.Module):
+                require_whole(part, name)
+        return pipe
     except (OSError, ValueError, KeyError, AttributeError, RuntimeError, HfHubHTTPError) as error:
         given = f"the configuration {source}" if config else f"{source}, the configuration its shapes point at,"
         raise ValueError(

@@ -1,6 +1,5 @@
 """The artifact: a diffusers pipeline folder with packed integers and a manifest, written whole or not at all."""
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -13,16 +12,28 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from bitbrush.artifact.card import model_card
-from bitbrush.artifact.checkpoint_type import component_types, in_type
+from bitbrush.artifact.checkpoint_type import component_types
 from bitbrush.artifact.denoiser import WEIGHTS, load_denoiser
 from bitbrush.artifact.from_pretrained import BitbrushConfig
 from bitbrush.artifact.identity import model_digest
+from bitbrush.artifact.manifest import (
+    CARD,
+    FORMAT,
+    MANIFEST,
+    SCHEMA_VERSION,
+    ArtifactError,
+    artifact_folder,
+    file_digests,
+    read_manifest,
+    reading_tensors,
+    verify,
+)
 from bitbrush.artifact.models import ModelOptions
 from bitbrush.artifact.narrow import narrow_files
+from bitbrush.artifact.networks import load_pipeline
 from bitbrush.artifact.quantization import Quantization
 from bitbrush.artifact.tensors import layer_from_tensors, layer_tensors, other_tensors
 from bitbrush.artifact.vocabulary import save_vocabulary
@@ -34,15 +45,6 @@ from bitbrush.network.low_rank import branch_ranks
 from bitbrush.network.skip_inputs import split_begins
 from bitbrush.runtime.choose import Choice, runtime_named
 from bitbrush.runtime.onednn.weights import Memory
-
-MANIFEST = "manifest.json"
-FORMAT = "bitbrush-artifact"
-CARD = "README.md"
-SCHEMA_VERSION = 1
-
-
-class ArtifactError(ValueError):
-    """The directory is no intact artifact that this version reads."""
 
 
 def require_free(directory: Path) -> None:
@@ -103,17 +105,16 @@ def load_with(directory: str | os.PathLike[str], choice: Choice) -> DiffusionPip
     Raises ArtifactError if the directory is no artifact, of a newer schema, incomplete or altered, or if it holds what
     this version of transformers cannot read.
     """
-    root = Path(directory)
+    root = artifact_folder(directory)
     manifest = verify(root)
     component = manifest["denoiser"]["component"]
     _require_known_family(manifest["denoiser"]["family"])
     _require_agreement(root, manifest)
     try:
-        denoiser = load_denoiser(root / component, choice)
-        types = in_type(component_types(root) if choice.memory is Memory.LOW else torch.float32)
-        pipe = DiffusionPipeline.from_pretrained(root, **types, use_safetensors=True, **{component: denoiser})
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise ArtifactError(f"{root} does not hold what {MANIFEST} lists: {error}; quantize again") from error
+        with reading_tensors(root):
+            denoiser = load_denoiser(root / component, choice)
+            types = component_types(root) if choice.memory is Memory.LOW else torch.float32
+            pipe = load_pipeline(root, types, given={component: denoiser})
     except ImportError as error:  # of what a tokenizer is read by, where its class is another version's
         saved_with = manifest["versions"]["transformers"]
         raise ArtifactError(
@@ -128,23 +129,9 @@ def load_with(directory: str | os.PathLike[str], choice: Choice) -> DiffusionPip
     return placed
 
 
-def is_artifact(directory: str | os.PathLike[str]) -> bool:
-    """Whether there is a manifest; what it says is checked when it is read."""
-    return (Path(directory) / MANIFEST).is_file()
-
-
-def artifact_digest(directory: str | os.PathLike[str]) -> str:
-    """SHA-256 over the hashes of all files that decide the artifact's pictures.
-
-    The model card is left out: it tells what quantizing cost, which differs from run to run.
-    """
-    files = {name: digest for name, digest in read_manifest(directory)["files"].items() if name != CARD}
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-
-
 def read_layer(directory: str | os.PathLike[str], name: str) -> QuantizedLayer:
     """One quantized layer of an artifact. Raises KeyError if it has none of that name."""
-    root = Path(directory)
+    root = artifact_folder(directory)
     manifest = read_manifest(root)
     (entry,) = [layer for layer in manifest["layers"] if layer["name"] == name] or [None]
     if entry is None or entry["excluded"] is not None:
@@ -155,44 +142,12 @@ def read_layer(directory: str | os.PathLike[str], name: str) -> QuantizedLayer:
 
 def read_layers(directory: str | os.PathLike[str]) -> Iterator[QuantizedLayer]:
     """All quantized layers of an artifact, in order."""
-    root = Path(directory)
+    root = artifact_folder(directory)
     manifest = read_manifest(root)
     tensors = load_file(root / manifest["denoiser"]["component"] / WEIGHTS)
     for entry in manifest["layers"]:
         if entry["excluded"] is None:
             yield layer_from_tensors(entry["name"], tuple(entry["shape"]), entry["weight_bits"], tensors)
-
-
-def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
-    """The manifest, its format and schema version checked."""
-    path = Path(directory) / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise ArtifactError(f"{directory} is no bitbrush artifact: it has no {MANIFEST}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path} is damaged: {error}; quantize again") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or "schema_version" not in manifest:
-        raise ArtifactError(f"{path} is not the manifest of a bitbrush artifact")
-    if manifest["schema_version"] > SCHEMA_VERSION:
-        raise ArtifactError(
-            f"{path} has schema version {manifest['schema_version']}; this bitbrush reads up to {SCHEMA_VERSION}: "
-            "upgrade bitbrush"
-        )
-    return dict(manifest)
-
-
-def verify(directory: str | os.PathLike[str]) -> dict[str, Any]:
-    """The manifest, after comparing every file's hash with it. Raises ArtifactError naming the first that differs."""
-    root = Path(directory)
-    manifest = read_manifest(root)
-    for name, expected in manifest["files"].items():
-        path = root / name
-        if not path.is_file():
-            raise ArtifactError(f"{path} is missing; the artifact is incomplete: quantize or copy it again")
-        if _sha256(path) != expected:
-            raise ArtifactError(f"{path} was altered or truncated (SHA-256 differs): quantize or copy it again")
-    return manifest
 
 
 def _put(fresh: Path, target: Path, *, aside: Path) -> None:
@@ -269,9 +224,7 @@ def _write(quantization: Quantization, root: Path, origin: dict[str, Any]) -> No
     save_file(tensors, root / component / WEIGHTS, metadata={"format": "pt"})
     manifest = _manifest(quantization, origin, _full_precision_bytes(quantization), root)
     (root / CARD).write_text(model_card(manifest), encoding="utf-8")
-    manifest["files"] = {
-        str(p.relative_to(root).as_posix()): _sha256(p) for p in sorted(root.rglob("*")) if p.is_file()
-    }
+    manifest["files"] = file_digests(root)
     (root / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     mode = (root / MANIFEST).stat().st_mode
     for name in manifest["files"]:
@@ -320,8 +273,3 @@ def _full_precision_bytes(quantization: Quantization) -> int:
     """Size of all parameters of the denoiser that was given, as float32."""
     denoiser: torch.nn.Module = getattr(quantization.original or quantization.source, quantization.family.component)
     return 4 * (sum(parameter.numel() for parameter in denoiser.parameters()) + held_weights(denoiser))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

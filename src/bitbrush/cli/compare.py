@@ -40,10 +40,11 @@ def compare(
     """Compare an artifact with its full-precision model, pair by pair: PSNR, SSIM, image and latent MSE."""
     quiet_libraries()
     from bitbrush.artifact.identity import model_digest
+    from bitbrush.artifact.manifest import read_manifest
     from bitbrush.artifact.models import find_model, load_full_precision
     from bitbrush.artifact.origin import require_origin
     from bitbrush.artifact.schedulers import with_scheduler
-    from bitbrush.artifact.store import load_with, read_manifest
+    from bitbrush.artifact.store import load_with
     from bitbrush.bench.comparison import compare as run
     from bitbrush.bench.input_images import read_inputs
     from bitbrush.bench.prompts import held_out_prompts, too_long

@@ -37,8 +37,9 @@ def generate(
 ) -> None:
     """Generate images from a quantized (or a full-precision) pipeline."""
     quiet_libraries()
+    from bitbrush.artifact.manifest import is_artifact
     from bitbrush.artifact.schedulers import with_scheduler
-    from bitbrush.artifact.store import is_artifact, load_with
+    from bitbrush.artifact.store import load_with
     from bitbrush.bench.input_images import read_image
     from bitbrush.bench.pictures import require_pictures, write_pictures
     from bitbrush.bench.prompts import too_long
@@ -87,7 +88,7 @@ def _plan(
     model: str, steps: int | None, guidance_scale: float | None, scheduler: str | None, arguments: list[str]
 ) -> "SamplingPlan":
     """What is given, then what the artifact was calibrated for; its scheduler is already the pipeline's own."""
-    from bitbrush.artifact.store import is_artifact, read_manifest
+    from bitbrush.artifact.manifest import is_artifact, read_manifest
     from bitbrush.methods.recipe import Recipe
 
     recipe = Recipe().updated(read_manifest(model)["recipe"]) if is_artifact(model) else Recipe()

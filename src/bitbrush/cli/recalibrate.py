@@ -39,8 +39,9 @@ def recalibrate(
     keys = {key: value for key, value in locals().items() if key not in NO_KEYS and value is not None}
     quiet_libraries()
     from bitbrush.artifact.machine import find_device
+    from bitbrush.artifact.manifest import read_manifest
     from bitbrush.artifact.recalibration import recalibrate as run
-    from bitbrush.artifact.store import read_manifest, require_free, save
+    from bitbrush.artifact.store import require_free, save
     from bitbrush.bench.input_images import read_inputs
     from bitbrush.bench.prompts import calibration_prompts, too_long
     from bitbrush.methods.recipe import Recipe

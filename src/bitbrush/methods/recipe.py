@@ -3,6 +3,7 @@
 import json
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Self
 from bitbrush.numerics.affine import MAX_BITS
 from bitbrush.numerics.ranges import RangeEstimator
 from bitbrush.numerics.weights import MAX_WEIGHT_BITS, MIN_WEIGHT_BITS, WeightRange
-from bitbrush.timeline.plan import AUTO, MeasuredRelaxation, PipelineArgument, Relaxation, SamplingPlan
+from bitbrush.timeline.plan import AUTO, MeasuredRelaxation, PipelineArgument, Relaxation, SamplingPlan, is_prompt_text
 
 MIN_ACTIVATION_BITS = 4
 MIN_GROUP_SIZE = 8
@@ -260,6 +261,8 @@ def _pipeline_arguments(value: Any) -> tuple[tuple[str, PipelineArgument], ...]:
 
 def _pipeline_argument(name: str, value: Any) -> PipelineArgument:
     values = value if isinstance(value, list | tuple) else (value,)
+    if is_prompt_text(name) and not (value is None or (values and all(isinstance(one, str) for one in values))):
+        raise ValueError(f"pipeline argument {name} is {value!r}; it must be a text, or a list of texts")
     if not all(isinstance(one, bool | int | float | str | None) for one in values):
         raise ValueError(
             f"pipeline argument {name} is {value!r}; it must be a number, a text, true or false, or a list of these"
@@ -277,14 +280,26 @@ def _pair(text: Any) -> tuple[str, Any]:
 
 
 def named_value(text: str) -> tuple[str, Any] | None:
-    """Of ``NAME=VALUE``, the value read as JSON, or else as it stands; None for a text of another form."""
+    """Of ``NAME=VALUE``, the value read as JSON or as numbers with commas between, or else as it stands.
+
+    None for a text of another form.
+    """
     name, equals, value = text.partition("=")
     if not (name and equals):
         return None
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
+    parsed = _json_value(value)
+    is_text = isinstance(parsed, str) or (isinstance(parsed, list) and all(isinstance(one, str) for one in parsed))
+    return name, value if is_prompt_text(name) and not is_text else parsed
+
+
+def _json_value(text: str) -> Any:
+    with suppress(json.JSONDecodeError):
+        return json.loads(text)
+    with suppress(json.JSONDecodeError):
+        numbers = json.loads(f"[{text}]")
+        if all(isinstance(one, int | float) for one in numbers):
+            return numbers
+    return text
 
 
 def _number(key: str, value: Any) -> float:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitbrush.artifact.store import is_artifact, read_layers, read_manifest
+from bitbrush.artifact.manifest import is_artifact, read_manifest
+from bitbrush.artifact.store import read_layers
 from bitbrush.bench.ablation.recipes import Setting, given_keys
 from bitbrush.bench.files import require_own, write_whole
 from bitbrush.methods.recipe import Recipe, WeightAllocation
