@@ -106,10 +106,10 @@ def require_alike(full: DiffusionPipeline, candidate: DiffusionPipeline) -> None
 
 
 def plan_for(sources: Iterable[str], given: Mapping[str, Any]) -> SamplingPlan:
-    """What is ``given`` (steps, guidance_scale, scheduler), then what the first artifact is calibrated for."""
+    """What is ``given`` (steps, guidance_scale, scheduler, pipeline_arguments), then the first artifact's own plan."""
     artifact = next((source for source in sources if is_artifact(source)), None)
     recipe = Recipe().updated(read_manifest(artifact)["recipe"]) if artifact else Recipe()
-    return recipe.updated({key: value for key, value in given.items() if value is not None}).plan
+    return recipe.plan_with(given)
 
 
 def named_candidates(given: Sequence[str]) -> dict[str, str]:

@@ -8,7 +8,7 @@ import typer
 
 from bitbrush.cli.console import note, out, quiet_libraries, shown, table, warn
 from bitbrush.cli.execution import DtypeOption, MemoryOption, RuntimeOption, chosen, tell_executions
-from bitbrush.cli.options import Config, Images, Loras, Masks, Revision, Variant, model_options
+from bitbrush.cli.options import Config, Images, Loras, Masks, PipelineArguments, Revision, Variant, model_options
 
 if TYPE_CHECKING:
     from bitbrush.bench.comparison import Comparison
@@ -29,6 +29,7 @@ def compare(
     runtime: RuntimeOption = "auto",
     dtype: DtypeOption = None,
     memory: MemoryOption = "expanded",
+    pipeline_arguments: PipelineArguments = None,
     images: Images = None,
     masks: Masks = None,
     revision: Revision = None,
@@ -53,6 +54,7 @@ def compare(
 
     manifest = read_manifest(artifact)
     recipe = Recipe().updated(manifest["recipe"])
+    plan = recipe.plan_with({"pipeline_arguments": pipeline_arguments})
     options = model_options(revision, variant, config, loras)
     find_model(model, options)
     inputs = read_inputs(images, masks)
@@ -69,10 +71,10 @@ def compare(
         warn(message)
     note(f"{model} against {artifact} ({recipe.name}): {recipe.steps} steps, guidance {recipe.guidance_scale:g}")
     told: dict[str, Any] = {"inputs": inputs, "seed": seed, "batch_size": batch_size, "progress": shown}
-    compared = run(full, candidate, sets, recipe.plan, **told)
+    compared = run(full, candidate, sets, plan, **told)
     if as_json:
         facts = {"model": model, "artifact": str(artifact), "recipe": recipe.to_dict(), "seed": seed}
-        facts["runtime"] = executor
+        facts |= {"runtime": executor, "pipeline_arguments": dict(plan.arguments)}
         print(json.dumps(_document(compared, facts), indent=1))
     else:
         _print(compared, recipe.name)

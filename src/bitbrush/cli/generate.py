@@ -1,5 +1,6 @@
 """``bitbrush generate``."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -92,7 +93,5 @@ def _plan(
     from bitbrush.methods.recipe import Recipe
 
     recipe = Recipe().updated(read_manifest(model)["recipe"]) if is_artifact(model) else Recipe()
-    given = {"steps": steps, "guidance_scale": guidance_scale}
-    further = dict(recipe.pipeline_arguments) | dict(Recipe().updated({"pipeline_arguments": arguments}).plan.arguments)
-    keys = {key: value for key, value in given.items() if value is not None}
-    return recipe.updated({**keys, "scheduler": scheduler, "pipeline_arguments": further}).plan
+    given = {"steps": steps, "guidance_scale": guidance_scale, "scheduler": scheduler, "pipeline_arguments": arguments}
+    return replace(recipe, scheduler=None).plan_with(given)

@@ -151,6 +151,15 @@ class Recipe:
     def plan(self) -> SamplingPlan:
         return SamplingPlan(self.steps, self.guidance_scale, self.scheduler, self.pipeline_arguments)
 
+    def plan_with(self, keys: Mapping[str, Any]) -> SamplingPlan:
+        """The sampling plan with the given keys of it, None for the recipe's own.
+
+        Pipeline arguments are added to the recipe's, or come before them. Raises ValueError as :meth:`updated`.
+        """
+        given = {key: value for key, value in keys.items() if value is not None}
+        arguments = dict(self.pipeline_arguments) | dict(_pipeline_arguments(given.get("pipeline_arguments", ())))
+        return self.updated({**given, "pipeline_arguments": arguments}).plan
+
     @property
     def name(self) -> str:
         """Short form, e.g. ``pcr W4A8``."""
@@ -297,7 +306,7 @@ def _json_value(text: str) -> Any:
         return json.loads(text)
     with suppress(json.JSONDecodeError):
         numbers = json.loads(f"[{text}]")
-        if all(isinstance(one, int | float) for one in numbers):
+        if numbers and all(isinstance(one, int | float) for one in numbers):
             return numbers
     return text
 
