@@ -150,7 +150,7 @@ class StepSizeLearner:
     def _iterate(self, denoiser: nn.Module, step: "_Step", grids: Grids, past: Tensor) -> Tensor:
         """Moves ``u`` once; the error of the output before."""
         with self._quantized(denoiser, grids), torch.enable_grad():
-            output = prediction(denoiser(*step.call.args, **step.call.kwargs))
+            output = prediction(step.call.forward(denoiser))
             error = guided(output, step.prompts, self._guidance) - step.target
             size = error.detach().square().mean().clamp_min(LEAST)  # so that no step counts more than another
             (self._u.grad,) = torch.autograd.grad((error + past).square().mean() / size, [self._u])
