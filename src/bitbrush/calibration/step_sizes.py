@@ -100,7 +100,7 @@ class StepSizeLearner:
     def _iterate(self, denoiser: nn.Module, step: _Step, grids: Grids) -> None:
         """Moves ``u`` once."""
         with self._quantized(denoiser, grids), torch.enable_grad():
-            output = denoiser(*step.call.args, **step.call.kwargs)[0]
+            output = step.call.forward(denoiser)[0]
             error = guided(output, self._prompts, self._guidance) - step.target
             size = error.detach().square().mean().clamp_min(LEAST)  # so that no step counts more than another
             (self._u.grad,) = torch.autograd.grad(error.square().mean() / size, [self._u])
