@@ -19,7 +19,7 @@ from bitbrush.network.skip_inputs import SplitConv2d
 from bitbrush.runtime.attention import AttentionKernel
 from bitbrush.runtime.fused_forward import FusedForward, Told
 from bitbrush.runtime.glue import ALL
-from bitbrush.runtime.norms import Float32Norm
+from bitbrush.runtime.norms import normalize_in_float32
 from bitbrush.runtime.snapshot import Snapshot
 
 Part: TypeAlias = Callable[[str], Any]
@@ -92,8 +92,7 @@ def _install(denoiser: nn.Module, fusion: fusions.Fusion, kind: type[nn.Module],
     leaves: list[nn.Module] = []
     match fusion:
         case fusions.PreciseNorm():
-            norm = part(fusion.name)
-            norm.forward = Float32Norm(norm, torch.float32)
+            normalize_in_float32(part(fusion.name), torch.float32)
             return
         case fusions.UpsampledConv():
             block = UpsampledConv(fusion, part)

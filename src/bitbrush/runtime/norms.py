@@ -6,13 +6,16 @@ import torch
 from torch import Tensor, nn
 
 
-class Float32Norm:
-    """The ``forward`` of a GroupNorm or LayerNorm: computes in float32 and answers in ``dtype``."""
+def normalize_in_float32(norm: nn.Module, answer: torch.dtype) -> None:
+    """From now on a GroupNorm or LayerNorm computes in float32 and answers in another type."""
+    norm.forward = _Float32Forward(norm, answer)
 
-    def __init__(self, norm: nn.Module, dtype: torch.dtype) -> None:
+
+class _Float32Forward:
+    def __init__(self, norm: nn.Module, answer: torch.dtype) -> None:
         functools.update_wrapper(self, type(norm).forward)
-        self._norm, self._dtype = norm, dtype
+        self._norm, self._answer = norm, answer
 
     def __call__(self, x: Tensor) -> Tensor:
         y: Tensor = type(self._norm).forward(self._norm, x.float())
-        return y.to(self._dtype)
+        return y.to(self._answer)

@@ -16,7 +16,7 @@ from bitbrush.runtime.cuda.steps import StepGrid, Steps
 from bitbrush.runtime.cuda.weights import lay_out
 from bitbrush.runtime.integers import needs_schedule, obstacle, signed_bytes
 from bitbrush.runtime.interface import Execution
-from bitbrush.runtime.norms import Float32Norm
+from bitbrush.runtime.norms import normalize_in_float32
 from bitbrush.timeline.schedule import ActivationSchedule, DynamicRanges
 
 KERNEL = "s8 x s8, int32 sums (Triton)"
@@ -75,7 +75,7 @@ class Lowering:
             if isinstance(module, IntegerLayer):
                 continue
             if isinstance(module, _NORMS):
-                module.forward = Float32Norm(module, self.dtype)
+                normalize_in_float32(module, self.dtype)
             wide = isinstance(module, _NORMS) or module in self.emulated
             for name, parameter in module.named_parameters(recurse=False):
                 moved = parameter.to(self.steps.device, torch.float32 if wide else self.dtype)
