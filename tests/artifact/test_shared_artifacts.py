@@ -18,8 +18,8 @@ from bitbrush.artifact.manifest import (
     artifact_digest,
     artifact_folder,
     is_artifact,
-    verify,
 )
+from bitbrush.artifact.store import verify
 
 COMMIT = "0" * 40
 
@@ -93,6 +93,7 @@ def test_artifacts_of_older_versions_load(artifact: Path) -> None:
 COMMANDS = """
 import sys
 import bitbrush
+from bitbrush.artifact.store import verify
 from bitbrush.artifact.manifest import artifact_folder, is_artifact
 from bitbrush.cli import app
 

@@ -20,8 +20,8 @@ import bitbrush
 from bitbrush import Quantization
 from bitbrush.artifact import store
 from bitbrush.artifact.identity import model_digest
-from bitbrush.artifact.manifest import ArtifactError, read_manifest, verify
-from bitbrush.artifact.store import load, require_free, save
+from bitbrush.artifact.manifest import ArtifactError, read_manifest
+from bitbrush.artifact.store import load, require_free, save, verify
 
 WEIGHTS = Path("unet") / store.WEIGHTS
 

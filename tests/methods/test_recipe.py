@@ -183,7 +183,7 @@ def test_values_on_the_command_line(text: str, value: object) -> None:
 
 @pytest.mark.parametrize("value", [3, [], ["a", 1], True])
 def test_prompts_are_texts(value: object) -> None:
-    with pytest.raises(ValueError, match="pipeline argument negative_prompt is .*; it must be a text, or a list of"):
+    with pytest.raises(ValueError, match=r"pipeline argument negative_prompt is .*; it must be a text, or a list of"):
         Recipe().updated({"pipeline_arguments": {"negative_prompt": value}})
 
 

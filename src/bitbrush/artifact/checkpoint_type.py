@@ -64,10 +64,14 @@ def folder_type(component: Path, variant: str | None) -> torch.dtype:
 
     Files of another kind count as float32, which any type can be loaded as. Raises ValueError for one cut short.
     """
-    found = ((path, _WEIGHTS.fullmatch(path.name)) for path in component.glob("*.safetensors"))
+    return _common(kind for path in variant_files(component, variant) for kind in _whole_types(path))
+
+
+def variant_files(component: Path, variant: str | None) -> list[Path]:
+    """The safetensors files of a component's folder that are loaded where ``variant`` is asked for."""
     own = weights_variant(component, variant)
-    files = [path for path, match in found if match and match["variant"] == own]
-    return _common(kind for path in files for kind in _whole_types(path))
+    found = ((path, _WEIGHTS.fullmatch(path.name)) for path in sorted(component.glob("*.safetensors")))
+    return [path for path, match in found if match and match["variant"] == own]
 
 
 def file_type(path: Path) -> torch.dtype:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -63,13 +63,11 @@ def read_manifest(source: str | os.PathLike[str]) -> dict[str, Any]:
     return dict(manifest)
 
 
-def verify(source: str | os.PathLike[str]) -> dict[str, Any]:
-    """The manifest, after comparing every file's hash with it. Raises ArtifactError naming the first that differs.
+def require_intact(root: Path, manifest: Mapping[str, Any]) -> None:
+    """Raises ArtifactError naming the first file whose hash is not the manifest's.
 
     The model card may be edited: artifacts of older versions list it among the hashed files.
     """
-    root = artifact_folder(source)
-    manifest = read_manifest(root)
     for name, expected in manifest["files"].items():
         path = root / name
         if name == CARD:
@@ -78,7 +76,6 @@ def verify(source: str | os.PathLike[str]) -> dict[str, Any]:
             raise ArtifactError(f"{path} is missing; the artifact is incomplete: quantize or copy it again")
         if expected not in _accepted_digests(path):
             raise ArtifactError(f"{path} was altered or truncated (SHA-256 differs): quantize or copy it again")
-    return manifest
 
 
 @contextmanager

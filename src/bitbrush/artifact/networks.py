@@ -74,9 +74,9 @@ def require_whole(network: nn.Module, name: str) -> None:
     """Raises ValueError, naming it, where a tensor of the network has no values, or some that are not finite."""
     state = network.state_dict()
     if missing := [key for key, tensor in state.items() if tensor.is_meta]:
-        raise ValueError(f"{_named(name, network)} lacks {_some(missing)} of its {len(state)} tensors")
+        raise ValueError(f"{_named(name, network)} lacks {_of(len(state), missing)}")
     if bad := [key for key, tensor in state.items() if not is_finite(tensor)]:
-        raise ValueError(f"{_named(name, network)} holds NaN or infinity in {_some(bad)} of its {len(state)} tensors")
+        raise ValueError(f"{_named(name, network)} holds NaN or infinity in {_of(len(state), bad)}")
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
@@ -143,7 +143,8 @@ def _load_network(folder: Path, name: str, kind: Any, dtype: torch.dtype, varian
             **options,
         )
     except (ValueError, RuntimeError) as error:
-        raise ValueError(f"{name} ({kind.__name__}): {str(error).split('. ')[0]}") from error
+        told = " ".join(str(error).split())
+        raise ValueError(f"{name} ({kind.__name__}): {told.split('. ')[0]}") from error
     _require_match(network, name, report)
     return network
 
@@ -155,14 +156,14 @@ def _require_match(network: nn.Module, name: str, report: Mapping[str, Collectio
     are often cut out of larger models, or cut short by their configuration, and get a warning.
     """
     if missing := sorted(report["missing_keys"]):
-        raise ValueError(f"{_named(name, network)} lacks {_some(missing)} of its {len(network.state_dict())} tensors")
+        raise ValueError(f"{_named(name, network)} lacks {_of(len(network.state_dict()), missing)}")
     for key, found, expected in report["mismatched_keys"]:
         raise ValueError(f"{_named(name, network)}: {key} has shape {tuple(found)}, expected is {tuple(expected)}")
     unexpected = sorted(key for key in report["unexpected_keys"] if not key.endswith("position_ids"))
-    if unexpected and isinstance(network, ModelMixin):
-        raise ValueError(f"{_named(name, network)} has no place for {_some(unexpected)} of the tensors in its files")
     if unexpected:
-        text = f"{_named(name, network)} has no place for {_some(unexpected)} of the tensors in its files"
+        text = f"{_named(name, network)} has no place for tensors in its files ({_first(unexpected)})"
+        if isinstance(network, ModelMixin):
+            raise ValueError(text)
         warnings.warn(f"{text}: they are left out", stacklevel=2)
 
 
@@ -170,6 +171,9 @@ def _named(name: str, network: nn.Module) -> str:
     return f"{name} ({type(network).__name__})"
 
 
-def _some(keys: Collection[str]) -> str:
-    """How many, and the first by name."""
-    return f"{len(keys)} ({', '.join(list(keys)[:KEYS_SHOWN])}{', ...' if len(keys) > KEYS_SHOWN else ''})"
+def _of(count: int, keys: Collection[str]) -> str:
+    return f"{len(keys)} of its {count} tensors ({_first(keys)})"
+
+
+def _first(keys: Collection[str]) -> str:
+    return ", ".join(list(keys)[:KEYS_SHOWN]) + (", ..." if len(keys) > KEYS_SHOWN else "")
