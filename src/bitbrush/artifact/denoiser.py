@@ -30,6 +30,25 @@ def load_denoiser(folder: Path, choice: Choice) -> nn.Module:
     Raises ValueError or KeyError if the folder's tensors are not those of its configuration.
     """
     return_freed_memory()  # before anything large is made: the heap would keep its size
+    denoiser, layers = _read_denoiser(folder)
+    lower(denoiser, choice, layers)
+    object.__setattr__(denoiser, "save_pretrained", refuse_saving)
+    return denoiser.eval().requires_grad_(False)
+
+
+def check_denoiser(folder: Path) -> nn.Module:
+    """Reads all that :func:`load_denoiser` would, layer by layer, and keeps nothing: the denoiser has no values.
+
+    Raises as :func:`load_denoiser`.
+    """
+    denoiser, layers = _read_denoiser(folder)
+    for _ in layers:
+        pass
+    return denoiser.to("meta")
+
+
+def _read_denoiser(folder: Path) -> tuple[nn.Module, Iterator[QuantizedLayer]]:
+    """The denoiser with the values of what is not quantized, and its quantized layers, read as they are taken."""
     denoiser, quantization = _empty_denoiser(folder)
     bits: dict[str, int] = quantization["weight_bits"]
     tensors = TensorFile(folder / WEIGHTS)
@@ -39,9 +58,7 @@ def load_denoiser(folder: Path, choice: Choice) -> nn.Module:
     lacking = [name for name in missing if name.rpartition(".")[0] not in bits]
     if lacking or unexpected:
         raise ValueError(f"its tensors are not the configuration's: {', '.join((lacking or unexpected)[:3])}")
-    lower(denoiser, choice, _layers(denoiser, bits, tensors))
-    object.__setattr__(denoiser, "save_pretrained", _refuse_saving)
-    return denoiser.eval().requires_grad_(False)
+    return denoiser, _layers(denoiser, bits, tensors)
 
 
 def denoiser_executions(folder: Path, choice: Choice, progress: Progress = silent) -> tuple[Execution, ...]:
@@ -56,8 +73,11 @@ def denoiser_executions(folder: Path, choice: Choice, progress: Progress = silen
     return tuple(found)
 
 
-def _refuse_saving(*_: Any, **__: Any) -> Never:
-    raise ValueError("a quantized denoiser is not serializable from memory; copy the artifact's folder instead")
+def refuse_saving(*_: Any, **__: Any) -> Never:
+    """Stands in for ``save_pretrained`` of what is quantized. Raises ValueError."""
+    raise ValueError(
+        "what is quantized is not serializable from memory: copy the artifact's folder, or write one with bitbrush.save"
+    )
 
 
 def denoiser_of(folder: Path) -> tuple[nn.Module, dict[str, Any]]:

@@ -49,24 +49,55 @@ def load_pipeline(
     _require_variant(folder, listed, variant)
     parts: dict[str, Any] = {name: None for name, (library, _) in listed.items() if library is None}
     parts |= _absent_safety_check(folder, listed)
-    for name, (library, kind) in listed.items():
-        if name in parts:
-            continue
-        _require_folder(folder, name, kind)
-        network_class = _network_class(library, kind)
-        if network_class is not None:
-            own = dtype if isinstance(dtype, torch.dtype) else dtype.get(name, dtype["default"])
-            parts[name] = _load_network(folder, name, network_class, own, variant)
+    for name, (_, kind) in listed.items():
+        if name not in parts:
+            _require_folder(folder, name, kind)
+    parts |= load_networks(folder, dtype, variant=variant, leaving={*given, *parts})
     pipe = DiffusionPipeline.from_pretrained(folder, **in_type(dtype), **parts, **given)
     for name, part in pipe.components.items():
-        if isinstance(part, nn.Module) and name not in given:
+        if isinstance(part, nn.Module) and name not in given and name not in parts:
             require_whole(part, name)
     return pipe
 
 
+def load_networks(
+    folder: Path,
+    dtype: torch.dtype | Mapping[str, torch.dtype] = torch.float32,
+    *,
+    variant: str | None = None,
+    leaving: Collection[str] = (),
+) -> Iterator[tuple[str, nn.Module]]:
+    """Name and network of each component whose class reports what it found, but for those to be left.
+
+    Arguments and errors as of :func:`load_pipeline`.
+    """
+    for name, (library, kind) in _components(folder):
+        network_class = component_class(library, kind) if library and name not in leaving else None
+        if network_class is not None and reports_tensors(network_class):
+            own = dtype if isinstance(dtype, torch.dtype) else dtype.get(name, dtype["default"])
+            network = _load_network(folder, name, network_class, own, variant)
+            require_whole(network, name)
+            yield name, network
+
+
+def component_class(library: str, name: str) -> type | None:
+    """The class of a component that ``model_index.json`` lists; None for one of another library."""
+    if library not in ("diffusers", "transformers") and not hasattr(pipelines, library):
+        return None
+    kind = getattr(getattr(pipelines, library, None) or import_module(library), name, None)
+    return kind if isinstance(kind, type) else None
+
+
+def reports_tensors(kind: type) -> bool:
+    """Whether it is a network's class whose ``from_pretrained`` tells which tensors are missing or too many."""
+    loader: Any = getattr(kind, "from_pretrained", None)
+    return issubclass(kind, ModelMixin | PreTrainedModel) and loader.__func__.__module__ in _REPORTING
+
+
 def lacks_weights(folder: Path) -> bool:
     """Whether a network that the index lists has a folder without any file of weights."""
-    networks = (name for name, (library, kind) in _components(folder) if library and _network_class(library, kind))
+    classes = {name: component_class(library, kind) for name, (library, kind) in _components(folder) if library}
+    networks = [name for name, kind in classes.items() if kind is not None and reports_tensors(kind)]
     return any(not variants(folder / name) for name in networks if (folder / name).is_dir())
 
 
@@ -115,16 +146,6 @@ def _require_folder(folder: Path, name: str, kind: str) -> None:
     """Components of a flat repository lie beside the index, where their configuration tells of them."""
     if not (folder / name).is_dir() and not (folder / "config.json").is_file():
         raise ValueError(f"{folder / MODEL_INDEX} lists {name} ({kind}), but there is no folder {folder / name}")
-
-
-def _network_class(library: str, name: str) -> Any:
-    """The class of a network whose loading reports what it found; None for all else."""
-    if library not in ("diffusers", "transformers") and not hasattr(pipelines, library):
-        return None
-    kind = getattr(getattr(pipelines, library, None) or import_module(library), name, None)
-    if not isinstance(kind, type) or not issubclass(kind, ModelMixin | PreTrainedModel):
-        return None
-    return kind if kind.from_pretrained.__func__.__module__ in _REPORTING else None  # type: ignore[attr-defined]
 
 
 def _load_network(folder: Path, name: str, kind: Any, dtype: torch.dtype, variant: str | None) -> nn.Module:

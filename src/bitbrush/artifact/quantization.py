@@ -16,7 +16,9 @@ from diffusers.pipelines.auto_pipeline import (
 )
 from torch import nn
 
+from bitbrush.artifact.denoiser import refuse_saving
 from bitbrush.artifact.identity import model_digest
+from bitbrush.artifact.savable import require_savable
 from bitbrush.artifact.schedulers import with_scheduler
 from bitbrush.artifact.work import open_work, require_same_job
 from bitbrush.methods import METHODS
@@ -91,6 +93,7 @@ class Quantization:
         pipe = copy.copy(self.source)
         setattr(pipe, self.family.component, denoiser)
         pipe.scheduler = copy.deepcopy(self.source.scheduler)
+        object.__setattr__(pipe, "save_pretrained", refuse_saving)
         return pipe
 
 
@@ -189,6 +192,7 @@ def quantization_job(
     _require_one_card(pipe, ranks)
     family = generic_family(pipe) if generic else family_of(pipe)
     _require_float(getattr(pipe, family.component), family.component)
+    require_savable(pipe)
     batches = tuple(prompt_batches(prompts[: recipe.num_prompts], recipe.seed, recipe.batch_size, inputs=inputs))
     shown = progress if ranks.leads else silent
     source = _in_float32(with_scheduler(pipe, recipe.scheduler))

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import tempfile
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -12,11 +13,12 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from bitbrush.artifact.card import model_card, quantize_command
 from bitbrush.artifact.checkpoint_type import component_types
-from bitbrush.artifact.denoiser import WEIGHTS, load_denoiser
+from bitbrush.artifact.denoiser import WEIGHTS, check_denoiser, load_denoiser, refuse_saving
 from bitbrush.artifact.from_pretrained import BitbrushConfig
 from bitbrush.artifact.identity import model_digest
 from bitbrush.artifact.manifest import (
@@ -33,8 +35,9 @@ from bitbrush.artifact.manifest import (
 )
 from bitbrush.artifact.models import ModelOptions
 from bitbrush.artifact.narrow import narrow_files
-from bitbrush.artifact.networks import load_pipeline
+from bitbrush.artifact.networks import MODEL_INDEX, load_networks, load_pipeline
 from bitbrush.artifact.quantization import Quantization
+from bitbrush.artifact.savable import saved_class
 from bitbrush.artifact.sizes import checkpoint_bytes, float32_bytes
 from bitbrush.artifact.tensors import layer_from_tensors, layer_tensors, other_tensors
 from bitbrush.artifact.vocabulary import save_vocabulary
@@ -70,6 +73,8 @@ def save(
 ) -> Path:
     """Writes the artifact beside its place and moves it there in one step; replaces an artifact that stands there.
 
+    What was written is read again before it is moved.
+
     ``base_model`` and ``options``: what the full-precision pipeline was loaded by, for the manifest; a recalibrated
     artifact has them from the one it was made of. Raises ValueError where neither tells.
     """
@@ -81,6 +86,7 @@ def save(
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
         fresh = Path(scratch) / "artifact"
         _write(quantization, fresh, origin, sizes)
+        _require_loadable(fresh, quantization.family.component)
         _put(fresh, target, aside=Path(scratch) / "replaced")
     return target
 
@@ -129,6 +135,7 @@ def load_with(directory: str | os.PathLike[str], choice: Choice) -> DiffusionPip
     for name, part in placed.components.items():
         if name != component and isinstance(part, torch.nn.Module):
             setattr(placed, name, in_float32(part))
+    object.__setattr__(placed, "save_pretrained", refuse_saving)  # before anything is written
     return placed
 
 
@@ -176,6 +183,19 @@ def _put(fresh: Path, target: Path, *, aside: Path) -> None:
         if replaces:
             aside.replace(target)
         raise
+
+
+def _require_loadable(root: Path, component: str) -> None:
+    """Proves that the artifact loads, one network in memory at a time, without computing anything.
+
+    Raises ValueError if it does not.
+    """
+    try:
+        networks = load_networks(root, component_types(root), leaving=(component,))
+        empty = {name: network.to("meta") for name, network in networks}
+        load_pipeline(root, given={**empty, component: check_denoiser(root / component)})
+    except (ImportError, KeyError, ValueError, RuntimeError, OSError, SafetensorError) as error:
+        raise ValueError(f"the artifact was not kept, as it does not load: {error}") from error
 
 
 def _require_known_settings(root: Path, manifest: dict[str, Any]) -> None:
@@ -226,7 +246,7 @@ def _origin(quantization: Quantization, base_model: str | None, options: ModelOp
 def _write(quantization: Quantization, root: Path, origin: dict[str, Any], sizes: dict[str, int]) -> None:
     pipe, component = quantization.source, quantization.family.component
     root.mkdir()
-    pipe.save_config(root)
+    _write_index(pipe, root)
     for name, part in pipe.components.items():
         if name != component and hasattr(part, "save_pretrained"):
             whole: Any = in_memory(part) if isinstance(part, torch.nn.Module) else part
@@ -251,6 +271,22 @@ def _write(quantization: Quantization, root: Path, origin: dict[str, Any], sizes
     mode = (root / MANIFEST).stat().st_mode
     for name in manifest["files"]:
         (root / name).chmod(mode)  # safetensors makes files that none but their owner may read
+
+
+def _write_index(pipe: DiffusionPipeline, root: Path) -> None:
+    """The pipeline's ``model_index.json``, with a class that diffusers knows."""
+    pipe.save_config(root)
+    known = saved_class(pipe)
+    if known is not type(pipe):
+        index = json.loads((root / MODEL_INDEX).read_text(encoding="utf-8"))
+        index["_class_name"] = known.__name__
+        (root / MODEL_INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        own = type(pipe).__name__
+        warnings.warn(
+            f"{own} is no class of diffusers: the artifact loads as a {known.__name__}, whose components "
+            f"{own}(**bitbrush.load(DIR).components) takes over",
+            stacklevel=4,
+        )
 
 
 def _write_config(denoiser: Any, quantization: BitbrushConfig, directory: Path) -> None:
@@ -283,6 +319,7 @@ def _manifest(quantization: Quantization, origin: dict[str, Any], sizes: dict[st
         "schema_version": SCHEMA_VERSION,
         **origin,
         "recipe": recipe.to_dict(),
+        "pipeline_class": type(quantization.source).__name__,
         "plan": {
             "scheduler": type(quantization.source.scheduler).__name__,
             "timesteps": list(quantization.outcome.planned),
