@@ -7,8 +7,9 @@ from typing import Any, Never
 
 import diffusers
 from accelerate import init_empty_weights
-from torch import nn
+from torch import Tensor, nn
 
+from bitbrush.artifact.networks import KEYS_SHOWN, is_finite
 from bitbrush.artifact.tensor_file import TensorFile
 from bitbrush.artifact.tensors import LAYER_KEYS, layer_from_tensors
 from bitbrush.network.layers import QuantizedLayer
@@ -44,6 +45,9 @@ def check_denoiser(folder: Path) -> nn.Module:
     denoiser, layers = _read_denoiser(folder)
     for _ in layers:
         pass
+    tensors = TensorFile(folder / WEIGHTS)
+    if bad := [name for name in tensors if not is_finite(tensors[name])]:
+        raise ValueError(f"the denoiser holds NaN or infinity in {', '.join(bad[:KEYS_SHOWN])}")
     return denoiser.to("meta")
 
 
@@ -58,7 +62,7 @@ def _read_denoiser(folder: Path) -> tuple[nn.Module, Iterator[QuantizedLayer]]:
     lacking = [name for name in missing if name.rpartition(".")[0] not in bits]
     if lacking or unexpected:
         raise ValueError(f"its tensors are not the configuration's: {', '.join((lacking or unexpected)[:3])}")
-    return denoiser, _layers(denoiser, bits, tensors)
+    return denoiser, quantized_layers(denoiser, bits, tensors)
 
 
 def denoiser_executions(folder: Path, choice: Choice, progress: Progress = silent) -> tuple[Execution, ...]:
@@ -67,7 +71,7 @@ def denoiser_executions(folder: Path, choice: Choice, progress: Progress = silen
     bits: dict[str, int] = quantization["weight_bits"]
     found = []
     with progress("inspecting", len(bits)) as advance:
-        for layer in _layers(denoiser, bits, TensorFile(folder / WEIGHTS)):
+        for layer in quantized_layers(denoiser, bits, TensorFile(folder / WEIGHTS)):
             found.append(choice.runtime.execution(denoiser.get_submodule(layer.name), layer))
             advance()
     return tuple(found)
@@ -103,10 +107,21 @@ def _empty_denoiser(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
         return denoiser_of(folder)
 
 
-def _layers(denoiser: nn.Module, bits: dict[str, int], tensors: TensorFile) -> Iterator[QuantizedLayer]:
-    shapes = {name: _shape(denoiser.get_submodule(name)) for name in bits}
+def quantized_layers(
+    denoiser: nn.Module, bits: Mapping[str, int], tensors: Mapping[str, Tensor]
+) -> Iterator[QuantizedLayer]:
+    """The layers of an artifact's denoiser, each read when it is taken.
+
+    Raises KeyError or ValueError for one whose tensors are missing or of other shapes.
+    """
+    originals = {name: denoiser.get_submodule(name) for name in bits}
+    shapes = {name: _shape(original) for name, original in originals.items()}
+    has_bias = {name: original.bias is not None for name, original in originals.items()}
     for name, shape in shapes.items():
-        yield layer_from_tensors(name, shape, bits[name], tensors)
+        layer = layer_from_tensors(name, shape, bits[name], tensors)
+        if has_bias[name] != (layer.bias is not None):
+            raise ValueError(f"layer {name} {'lacks its bias' if has_bias[name] else 'has a bias in the file alone'}")
+        yield layer
 
 
 def _shape(layer: nn.Module) -> tuple[int, ...]:

@@ -14,12 +14,11 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
-from bitbrush.artifact.denoiser import WEIGHTS, denoiser_of
+from bitbrush.artifact.denoiser import WEIGHTS, denoiser_of, quantized_layers
 from bitbrush.artifact.manifest import artifact_digest, artifact_folder, reading_tensors
 from bitbrush.artifact.networks import load_pipeline
 from bitbrush.artifact.quantization import Quantization, quantization_job, run_method
 from bitbrush.artifact.store import verify
-from bitbrush.artifact.tensors import layer_from_tensors
 from bitbrush.artifact.work import require_same_job
 from bitbrush.methods.recipe import Recipe
 from bitbrush.network import generic
@@ -85,12 +84,9 @@ def load_rounded(root: Path, manifest: Mapping[str, Any]) -> tuple[DiffusionPipe
     """A float32 pipeline whose denoiser has the artifact's weights, inputs not quantized; and the integers."""
     component = manifest["denoiser"]["component"]
     tensors = load_file(root / component / WEIGHTS)
-    entries = [entry for entry in manifest["layers"] if entry["excluded"] is None]
-    layers = [
-        layer_from_tensors(entry["name"], tuple(entry["shape"]), entry["weight_bits"], tensors) for entry in entries
-    ]
+    denoiser, packed = denoiser_of(root / component)
+    layers = quantized_layers(denoiser, packed["weight_bits"], tensors)
     rounded = {layer.name: RoundedLayer(layer.weight, layer.bias, layer.first) for layer in layers}
-    denoiser, _ = denoiser_of(root / component)
     expected = denoiser.state_dict().keys()
     others = {key: tensors[key] for key in expected if key.rpartition(".")[0] not in rounded}
     denoiser.load_state_dict(others, strict=False)
