@@ -103,11 +103,18 @@ def lacks_weights(folder: Path) -> bool:
 
 def require_whole(network: nn.Module, name: str) -> None:
     """Raises ValueError, naming it, where a tensor of the network has no values, or some that are not finite."""
+    if missing := missing_tensors(network):
+        raise ValueError(f"{_named(name, network)} {missing}")
     state = network.state_dict()
-    if missing := [key for key, tensor in state.items() if tensor.is_meta]:
-        raise ValueError(f"{_named(name, network)} lacks {_of(len(state), missing)}")
     if bad := [key for key, tensor in state.items() if not is_finite(tensor)]:
         raise ValueError(f"{_named(name, network)} holds NaN or infinity in {_of(len(state), bad)}")
+
+
+def missing_tensors(network: nn.Module) -> str | None:
+    """Tells which tensors have no values: they are on the device meta, where loading starts; None if all have."""
+    state = network.state_dict()
+    missing = [key for key, tensor in state.items() if tensor.is_meta]
+    return f"lacks {_of(len(state), missing)}" if missing else None
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
@@ -166,11 +173,11 @@ def _load_network(folder: Path, name: str, kind: Any, dtype: torch.dtype, varian
     except (ValueError, RuntimeError) as error:
         told = " ".join(str(error).split())
         raise ValueError(f"{name} ({kind.__name__}): {told.split('. ')[0]}") from error
-    _require_match(network, name, report)
+    require_match(network, name, report)
     return network
 
 
-def _require_match(network: nn.Module, name: str, report: Mapping[str, Collection[Any]]) -> None:
+def require_match(network: nn.Module, name: str, report: Mapping[str, Collection[Any]]) -> None:
     """Refuses what a library only logs.
 
     Tensors that belong nowhere are refused in diffusers' networks, whose configuration then is another's. Text encoders
