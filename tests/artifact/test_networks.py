@@ -138,7 +138,9 @@ def test_single_files(
     key = [name for name in tensors if name.startswith(prefix) and name.endswith("weight")][-1]
     damage(tensors, key)
     save_file(tensors, tmp_path / "one.safetensors")
-    with pytest.raises(ValueError, match=r"[\w)]+ (lacks|holds NaN or infinity in) 1 of its \d+ tensors \([\w.]+weight\)"):
+    with pytest.raises(
+        ValueError, match=r"[\w)]+ (lacks|holds NaN or infinity in) 1 of its \d+ tensors \([\w.]+weight\)"
+    ):
         load_full_precision(tmp_path / "one.safetensors", ModelOptions(config=str(model)))
 
 

@@ -94,12 +94,12 @@ def artifact_digest(source: str | os.PathLike[str]) -> str:
 
 
 def file_digests(root: Path) -> dict[str, str]:
-    """SHA-256 of every file of an artifact by its relative path, but for the model card.
+    """SHA-256 of every file of an artifact by its relative path, but for the manifest and the model card.
 
     Text counts with ``\\n`` as line ends, so that a checkout with ``\\r\\n`` has the same hashes.
     """
     files = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
-    return {name: _digest(path) for name, path in files.items() if name != CARD}
+    return {name: _digest(path) for name, path in files.items() if name not in (MANIFEST, CARD)}
 
 
 def _accepted_digests(path: Path) -> tuple[str, ...]:

@@ -202,8 +202,8 @@ def _require_on_hub(model: str, options: ModelOptions) -> None:
 
 def _unreadable(folder: str, options: ModelOptions, error: Exception) -> str:
     return (
-        f"the pipeline in {folder}{_asked(options)} cannot be loaded: {error}; a file may be missing, cut short or of "
-        "another model: fetch it again"
+        f"the pipeline in {folder}{_asked(options)} cannot be loaded: {error}; a file may be missing, damaged or cut "
+        "short: fetch it again"
     )
 
 
