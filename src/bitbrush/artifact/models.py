@@ -16,7 +16,7 @@ from torch import nn
 
 from bitbrush.artifact.checkpoint_type import component_types, file_type
 from bitbrush.artifact.lora import Lora, fuse_lora
-from bitbrush.artifact.manifest import ArtifactError, is_artifact, read_manifest
+from bitbrush.artifact.manifest import is_artifact, read_manifest
 from bitbrush.artifact.networks import MODEL_INDEX, lacks_weights, load_pipeline
 from bitbrush.artifact.single_file import load_single_file
 from bitbrush.network.families import DENOISERS
@@ -144,11 +144,8 @@ def find_model(model: str | os.PathLike[str], options: ModelOptions | None = Non
 
 
 def _require_full_precision(model: str | os.PathLike[str]) -> None:
-    try:
-        base = read_manifest(model)["base_model"] if is_artifact(model) else None
-    except ArtifactError:
-        return  # another program's manifest.json; an artifact's that is damaged fails where the denoiser is loaded
-    if base is not None:
+    if is_artifact(model):
+        base = read_manifest(model)["base_model"]
         raise UnknownModelError(
             f"{str(model)!r} is a quantized artifact, and a full-precision model is needed: give the one that it was "
             f"made of ({base}); bitbrush recalibrate finds ranges for another plan on the artifact's own integers"
