@@ -17,7 +17,7 @@ import bitbrush
 from bitbrush.methods.stages import with_weights
 from bitbrush.network.families import family_of
 from bitbrush.network.layers import layer_specs
-from bitbrush.numerics.weights import WeightRange
+from bitbrush.numerics.limits import WeightRange
 from bitbrush.rounding import reconstruction
 from bitbrush.rounding.learned import learn_rounding
 from bitbrush.rounding.nearest import RoundedLayer, round_all_to_nearest

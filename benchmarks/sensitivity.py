@@ -33,7 +33,7 @@ from bitbrush.network.inputs import fake_quantize_input
 from bitbrush.network.layers import layer_specs
 from bitbrush.network.unet import UNET
 from bitbrush.numerics.affine import AffineGrid
-from bitbrush.numerics.ranges import RangeEstimator
+from bitbrush.numerics.limits import RangeEstimator
 from bitbrush.timeline.clock import Clock
 from bitbrush.timeline.cost import CallCounter
 from bitbrush.timeline.plan import SamplingPlan

@@ -15,7 +15,8 @@ from bitbrush.artifact.store import read_layers
 from bitbrush.network.skip_inputs import split_begins
 from bitbrush.network.unet import UNET
 from bitbrush.numerics.affine import AffineGrid
-from bitbrush.numerics.weights import WeightRange, weight_grid
+from bitbrush.numerics.limits import WeightRange
+from bitbrush.numerics.weights import weight_grid
 from bitbrush.runtime.fused import ResidualBlock
 from bitbrush.runtime.lowered import lowered_of
 from tests.artifact.conftest import PROMPTS

@@ -10,7 +10,13 @@ from bitbrush import Quantization
 from bitbrush.artifact.tensors import layer_from_tensors, layer_tensors, other_tensors
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.numerics.affine import AffineGrid
-from bitbrush.numerics.weights import QuantizedWeight, WeightGrid, WeightRange, round_to_nearest, weight_grid
+from bitbrush.numerics.limits import WeightRange
+from bitbrush.numerics.weights import (
+    QuantizedWeight,
+    WeightGrid,
+    round_to_nearest,
+    weight_grid,
+)
 from bitbrush.timeline.schedule import ActivationSchedule
 
 GRIDS = st.builds(AffineGrid, st.floats(2.0**-60, 2.0**60, width=32), st.integers(0, 2**8 - 1), st.integers(8, 16))

@@ -25,8 +25,7 @@ from bitbrush.network.layers import EDGE_ACTIVATION_BITS, LayerSpec, layer_specs
 from bitbrush.network.unet import UNET
 from bitbrush.numerics.affine import AffineGrid, fake_quantize
 from bitbrush.numerics.histogram import NonFiniteError
-from bitbrush.numerics.ranges import RangeEstimator
-from bitbrush.numerics.weights import WeightRange
+from bitbrush.numerics.limits import RangeEstimator, WeightRange
 from bitbrush.rounding.nearest import round_all_to_nearest
 from bitbrush.timeline.cost import CallCounter
 from bitbrush.timeline.plan import Relaxation, SamplingPlan

@@ -8,8 +8,9 @@ from bitbrush.calibration.scaling import ALPHAS, LayerBits, least_error_scale
 from bitbrush.network.smoothing import channel_scale
 from bitbrush.numerics.affine import fake_quantize
 from bitbrush.numerics.histogram import Histogram
-from bitbrush.numerics.ranges import RangeEstimator
-from bitbrush.numerics.weights import WeightRange, round_to_nearest, weight_grid
+from bitbrush.numerics.limits import RangeEstimator, WeightRange
+from bitbrush.numerics.ranges import find_qparams
+from bitbrush.numerics.weights import round_to_nearest, weight_grid
 
 BITS = LayerBits(8, 4, WeightRange.MSE, RangeEstimator.MSE)
 
@@ -30,7 +31,7 @@ def error(weight: torch.Tensor, samples: list[torch.Tensor], scale: torch.Tensor
     w_hat = round_to_nearest(w, weight_grid(w, bits.weights, bits.weight_range)).dequantize()
     total = 0.0
     for x in samples:
-        (grid,) = bits.activation_range.grids([Histogram.of(x / scale)], [bits.activations])
+        (grid,) = find_qparams(bits.activation_range, [Histogram.of(x / scale)], [bits.activations])
         total += float((F.linear(fake_quantize(x / scale, grid), w_hat) - F.linear(x, weight)).square().sum())
     return total
 

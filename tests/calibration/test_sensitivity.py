@@ -19,8 +19,7 @@ from bitbrush.calibration.sensitivity import (
     segments,
     sensitivity_calls,
 )
-from bitbrush.numerics.ranges import RangeEstimator
-from bitbrush.numerics.weights import WeightRange
+from bitbrush.numerics.limits import RangeEstimator, WeightRange
 from bitbrush.timeline.cost import CallCounter
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.progress import silent

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitbrush.methods.recipe import Recipe, Rounding, read_recipe
-from bitbrush.numerics.ranges import RangeEstimator
-from bitbrush.numerics.weights import WeightRange
+from bitbrush.numerics.limits import RangeEstimator, WeightRange
 from bitbrush.timeline.plan import Relaxation, SamplingPlan
 
 RECIPES = st.builds(

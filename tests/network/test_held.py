@@ -23,7 +23,8 @@ from bitbrush.network.held import (
     weight_shape,
 )
 from bitbrush.network.layers import set_weight
-from bitbrush.numerics.weights import WeightRange, round_to_nearest, weight_grid
+from bitbrush.numerics.limits import WeightRange
+from bitbrush.numerics.weights import round_to_nearest, weight_grid
 from bitbrush.timeline import spool as spools
 from bitbrush.timeline.spool import Spool
 

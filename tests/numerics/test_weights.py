@@ -6,7 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bitbrush.numerics.weights import WeightGrid, WeightRange, equal_groups, round_to_nearest, weight_grid
+from bitbrush.numerics.limits import WeightRange
+from bitbrush.numerics.weights import (
+    WeightGrid,
+    equal_groups,
+    round_to_nearest,
+    weight_grid,
+)
 
 SEEDS = st.integers(0, 2**32)
 BITS = st.integers(2, 8)

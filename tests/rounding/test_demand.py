@@ -8,7 +8,7 @@ from torch import nn
 
 from bitbrush.network.footprint import ModuleUse, measure_footprint
 from bitbrush.numerics.affine import AffineGrid
-from bitbrush.numerics.weights import WeightRange
+from bitbrush.numerics.limits import WeightRange
 from bitbrush.rounding import demand
 from bitbrush.rounding.blocks import BlockCall, BlockInputs
 from bitbrush.rounding.compensation import round_with_compensation

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from bitbrush.network.family import Family
 from bitbrush.network.layers import LayerSpec, layer_specs, set_weight
 from bitbrush.network.unet import UNET
-from bitbrush.numerics.weights import QuantizedWeight, WeightRange
+from bitbrush.numerics.limits import WeightRange
+from bitbrush.numerics.weights import QuantizedWeight
 from bitbrush.rounding import reconstruction
 from bitbrush.rounding.compensation import Compensated
 from bitbrush.rounding.learned import COMPENSATED, Procedure, learn_rounding

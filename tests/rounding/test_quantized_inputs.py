@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bitbrush.network.layers import layer_specs, set_weight
 from bitbrush.network.unet import UNET
 from bitbrush.numerics.affine import AffineGrid, fake_quantize
-from bitbrush.numerics.weights import WeightRange
+from bitbrush.numerics.limits import WeightRange
 from bitbrush.rounding.learned import learn_rounding
 from bitbrush.rounding.quantized_inputs import QuantizedInputs, on_grids
 from bitbrush.timeline.progress import silent

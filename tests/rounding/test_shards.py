@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from bitbrush.network.unet import UNET
-from bitbrush.numerics.weights import WeightRange
+from bitbrush.numerics.limits import WeightRange
 from bitbrush.rounding.blocks import BlockCall, BlockInputs
 from bitbrush.rounding.compensation import Compensated, round_with_compensation
 from bitbrush.rounding.learned import learn_rounding

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from bitbrush.network.layers import QuantizedLayer
-from bitbrush.numerics.weights import WeightRange, round_to_nearest, weight_grid
+from bitbrush.numerics.limits import WeightRange
+from bitbrush.numerics.weights import round_to_nearest, weight_grid
 from bitbrush.runtime.onednn.runtime import OneDnnRuntime
 from bitbrush.runtime.onednn.weights import Memory
 from bitbrush.runtime.reference import ReferenceRuntime

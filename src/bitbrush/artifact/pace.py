@@ -22,7 +22,8 @@ from bitbrush.network.held import weight_shape
 from bitbrush.network.inputs import InputObserver
 from bitbrush.network.layers import set_weight
 from bitbrush.numerics.affine import AffineGrid
-from bitbrush.numerics.weights import WeightRange, weight_grid
+from bitbrush.numerics.limits import WeightRange
+from bitbrush.numerics.weights import weight_grid
 from bitbrush.rounding.blocks import reconstruction_blocks
 from bitbrush.rounding.compensation import round_with_compensation
 from bitbrush.rounding.demand import layer_demand, rounding_passes

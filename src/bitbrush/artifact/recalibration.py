@@ -20,7 +20,7 @@ from bitbrush.artifact.quantization import Quantization, quantization_job, run_m
 from bitbrush.artifact.store import artifact_digest, verify
 from bitbrush.artifact.tensors import layer_from_tensors
 from bitbrush.artifact.work import require_same_job
-from bitbrush.methods.recipe import OutputMeans, Recipe
+from bitbrush.methods.recipe import KEYS, OutputMeans, Recipe
 from bitbrush.network import generic
 from bitbrush.network.layers import set_weight
 from bitbrush.rounding.nearest import RoundedLayer
@@ -28,20 +28,8 @@ from bitbrush.timeline.progress import Progress, silent
 from bitbrush.timeline.ranks import ranks
 from bitbrush.timeline.spool import PROCESSOR
 
-KEYS = (
-    "activations",
-    "relax",
-    "activation_range",
-    "output_means",
-    "steps",
-    "guidance_scale",
-    "scheduler",
-    "pipeline_arguments",
-    "num_prompts",
-    "batch_size",
-    "seed",
-)
-"""Keys of a recipe that decide nothing about the weights."""
+RECALIBRATED = tuple(name for name, declared in KEYS.items() if declared.recalibrates)
+"""Recipe keys that an artifact's rounded weights leave free."""
 
 
 def recalibrate(
@@ -62,9 +50,11 @@ def recalibrate(
     """
     root = Path(directory)
     manifest = verify(root)
-    fixed = [key for key in keys if key not in KEYS]
+    fixed = [key for key in keys if key not in RECALIBRATED]
     if fixed:
-        raise ValueError(f"{fixed[0]} is not to be changed without rounding anew; recalibrate takes {', '.join(KEYS)}")
+        raise ValueError(
+            f"{fixed[0]} is not to be changed without rounding anew; recalibrate takes {', '.join(RECALIBRATED)}"
+        )
     if keys.get("scheduler") == "own" != manifest["recipe"]["scheduler"]:
         raise ValueError(f"{root} holds {manifest['plan']['scheduler']}, not the base model's own; name a scheduler")
     recipe = Recipe().updated(manifest["recipe"]).updated(keys)

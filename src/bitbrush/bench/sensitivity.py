@@ -27,7 +27,7 @@ from bitbrush.network.families import denoiser_name, family_of
 from bitbrush.network.inputs import InputObserver, fake_quantize_input
 from bitbrush.network.layers import layer_specs
 from bitbrush.numerics.affine import AffineGrid
-from bitbrush.numerics.ranges import RangeEstimator
+from bitbrush.numerics.limits import RangeEstimator
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.progress import Advance, Progress, silent
 from bitbrush.timeline.trajectory import DenoiserCall, PromptBatch, start

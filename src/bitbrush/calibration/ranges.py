@@ -23,7 +23,8 @@ from bitbrush.network.inputs import InputObserver, fake_quantize_input
 from bitbrush.network.layers import EDGE_ACTIVATION_BITS, LayerSpec
 from bitbrush.numerics.affine import AffineGrid
 from bitbrush.numerics.histogram import Histogram, NonFiniteError
-from bitbrush.numerics.ranges import RangeEstimator
+from bitbrush.numerics.limits import RangeEstimator
+from bitbrush.numerics.ranges import find_qparams
 from bitbrush.timeline.allocator import trim
 from bitbrush.timeline.cost import CallCounter
 from bitbrush.timeline.journal import NO_JOURNAL, Journal
@@ -87,7 +88,8 @@ class Calibration:
         # A pipeline in half precision calls with timesteps that are the planned ones rounded.
         step = min(planned, key=lambda known: abs(known - timestep))
         bits = [self.bits.of(spec, planned)[step] for spec in self.layers]
-        return dict(zip(names, self.estimator.grids([observer.histogram(name) for name in names], bits), strict=True))
+        histograms = [observer.histogram(name) for name in names]
+        return dict(zip(names, find_qparams(self.estimator, histograms, bits), strict=True))
 
 
 def observe(

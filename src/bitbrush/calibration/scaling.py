@@ -14,8 +14,9 @@ from torch import Tensor
 from bitbrush.network.smoothing import channel_scale
 from bitbrush.numerics.affine import fake_quantize
 from bitbrush.numerics.histogram import Histogram
-from bitbrush.numerics.ranges import RangeEstimator
-from bitbrush.numerics.weights import WeightRange, round_to_nearest, weight_grid
+from bitbrush.numerics.limits import RangeEstimator, WeightRange
+from bitbrush.numerics.ranges import find_qparams
+from bitbrush.numerics.weights import round_to_nearest, weight_grid
 
 ALPHAS = tuple(step / 10 for step in range(11))
 
@@ -49,7 +50,7 @@ def _error(weight: Tensor, samples: Sequence[Tensor], scale: Tensor, bits: Layer
     scaled = weight * scale
     w_hat = round_to_nearest(scaled, weight_grid(scaled, bits.weights, bits.weight_range)).dequantize()
     inputs = [x / scale for x in samples]
-    grids = bits.activation_range.grids([Histogram.of(x) for x in inputs], [bits.activations] * len(inputs))
+    grids = find_qparams(bits.activation_range, [Histogram.of(x) for x in inputs], [bits.activations] * len(inputs))
     errors = (
         F.linear(fake_quantize(x, grid), w_hat).sub_(F.linear(wanted, weight)).square().sum()
         for wanted, x, grid in zip(samples, inputs, grids, strict=True)

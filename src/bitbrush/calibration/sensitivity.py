@@ -27,8 +27,9 @@ from bitbrush.calibration.propagation import CleanRun, Propagation
 from bitbrush.calibration.ranges import quantized_inputs, run_observed
 from bitbrush.network.inputs import InputObserver
 from bitbrush.numerics.affine import AffineGrid
-from bitbrush.numerics.ranges import RangeEstimator
-from bitbrush.numerics.weights import WeightGrid, WeightRange, weight_grid
+from bitbrush.numerics.limits import RangeEstimator, WeightRange
+from bitbrush.numerics.ranges import find_qparams
+from bitbrush.numerics.weights import WeightGrid, weight_grid
 from bitbrush.timeline.cost import CallCounter
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.progress import Progress
@@ -164,7 +165,7 @@ class _Network:
     def _found(self, observer: InputObserver, bits: Sequence[int]) -> dict[str, list[AffineGrid]]:
         layers = self.measurement.layers
         histograms = [observer.histogram(name) for name in layers for _ in bits]
-        found = iter(self.measurement.activation_range.grids(histograms, list(bits) * len(layers)))
+        found = iter(find_qparams(self.measurement.activation_range, histograms, list(bits) * len(layers)))
         return {name: [next(found) for _ in bits] for name in layers}
 
 

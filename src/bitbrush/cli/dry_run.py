@@ -70,7 +70,7 @@ def _activation_bits(job: "Job", spec: "LayerSpec") -> str:
 
 def _weight_bits(job: "Job", spec: "LayerSpec") -> str:
     from bitbrush.methods.recipe import WeightAllocation
-    from bitbrush.numerics.weights import MAX_WEIGHT_BITS
+    from bitbrush.numerics.limits import MAX_WEIGHT_BITS
 
     wanted = job.recipe.weight_allocation is WeightAllocation.MEASURED and job.allocated is None
     measured = wanted and spec.weight_bits < MAX_WEIGHT_BITS and not spec.factor

@@ -9,18 +9,10 @@ import typer
 
 from bitbrush.cli.console import note, out, quiet_libraries, shown, table, warn
 from bitbrush.cli.dry_run import print_plan
-from bitbrush.cli.options import (
-    Config,
-    Device,
-    Generic,
-    Images,
-    Loras,
-    Masks,
-    PipelineArguments,
-    Revision,
-    Variant,
-    model_options,
-)
+from bitbrush.cli.options import Config, Device, Generic, Images, Loras, Masks, Revision, Variant, model_options
+from bitbrush.cli.recipe_options import takes_recipe_keys
+from bitbrush.methods import DEFAULT_METHOD, METHODS
+from bitbrush.methods.recipe import read_recipe
 
 if TYPE_CHECKING:
     import torch
@@ -30,78 +22,20 @@ if TYPE_CHECKING:
     from bitbrush.methods.method import Job
     from bitbrush.methods.recipe import Recipe
 
-OF_THE_MODEL = ("revision", "variant", "config", "loras")
-NO_KEYS = ("model", "output", "prompts", "recipe", "images", "masks", "generic", "device", "dry_run", *OF_THE_MODEL)
-"""Parameters of the command that are no keys of a recipe; all others are, under their name."""
 
-
+@takes_recipe_keys()
 def quantize(
     model: Annotated[
         str, typer.Argument(help="Bundled name (emoji-sd), local pipeline directory, .safetensors, or hub id.")
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Directory for the artifact.")],
-    method: Annotated[
-        str | None,
-        typer.Option(help="best (default), pcr, paper, one-shot, ptq4dm, qdiffusion, smoothquant, dynamic or rtn."),
-    ] = None,
-    weights: Annotated[int | None, typer.Option(help="Weight bits, 2 to 8 [4].")] = None,
-    activations: Annotated[int | None, typer.Option(help="Activation bits, 4 to 16 [8].")] = None,
-    relax: Annotated[
-        str | None,
-        typer.Option(help="Steps with more activation bits, 0.8:1.0@10; auto:8.2: by measurement, that on average."),
-    ] = None,
-    weight_allocation: Annotated[
-        str | None, typer.Option(help="uniform, or measured: weight bits by layer, --weights on average.")
-    ] = None,
-    rounding: Annotated[
-        str | None, typer.Option(help="learned (default of best and pcr), quantized-inputs, adaround or nearest.")
-    ] = None,
-    smoothing: Annotated[
-        str | None, typer.Option(help="Scales moved from inputs into weights: none, smoothquant or learned.")
-    ] = None,
-    weight_range: Annotated[str | None, typer.Option(help="mse or min-max.")] = None,
-    activation_range: Annotated[str | None, typer.Option(help="l4, mse, percentile or min-max.")] = None,
-    step_sizes: Annotated[
-        str | None, typer.Option(help="observed, or learned: activation grids by gradients of the output's error.")
-    ] = None,
-    skip_inputs: Annotated[
-        str | None, typer.Option(help="joint, or split: what reads a U-Net's skips as two layers.")
-    ] = None,
-    output_means: Annotated[
-        str | None, typer.Option(help="keep, or correct: the output's mean error of each step is taken off.")
-    ] = None,
-    first_token: Annotated[
-        str | None,
-        typer.Option(help="quantized, or known: keys and values of a text's start token are full precision's."),
-    ] = None,
-    group_size: Annotated[
-        str | None,
-        typer.Option(help="Input channels whose weights share a scale, e.g. 64, or none: all. Not in integers."),
-    ] = None,
-    low_rank: Annotated[
-        str | None,
-        typer.Option(help="Rank of a branch beside every layer, in 16-bit activations, e.g. 16, or none."),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None, typer.Option(help="Pattern of layer names to leave in floating point; repeatable.")
-    ] = None,
-    fine: Annotated[
-        list[str] | None,
-        typer.Option(help="Pattern of layer names for 8-bit weights and 16-bit activations; repeatable."),
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps to calibrate for [50].")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="Guidance to calibrate for [7.5].")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="Scheduler to calibrate for [the model's own].")] = None,
+    keys: dict[str, Any],
     prompts: Annotated[
         str | None, typer.Option(help="Calibration prompts: a file, one a line, or a bundled set.")
     ] = None,
-    num_prompts: Annotated[int | None, typer.Option(help="How many of them to use [16].")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Prompts per denoiser call [16].")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the calibration's noise [0].")] = None,
     recipe: Annotated[
         Path | None, typer.Option(help="TOML or JSON file with these keys; options come before it.")
     ] = None,
-    pipeline_arguments: PipelineArguments = None,
     images: Images = None,
     masks: Masks = None,
     generic: Generic = False,
@@ -115,11 +49,10 @@ def quantize(
     ] = False,
 ) -> None:
     """Quantize MODEL after training and save it as a pipeline folder of packed integers."""
-    given = {key: value for key, value in locals().items() if key not in NO_KEYS and value is not None}
     quiet_libraries()
     from bitbrush.artifact.machine import find_device
 
-    chosen, options = _recipe(recipe, given), model_options(revision, variant, config, loras)
+    chosen, options = _recipe(recipe, keys), model_options(revision, variant, config, loras)
     place = find_device(device)
     if dry_run and place.type != "cpu":
         raise ValueError(f"--dry-run reckons time and memory of the processor, not of {device}; leave --device out")
@@ -201,14 +134,8 @@ def _look_ahead(job: "Job", calibration: Sequence[str], output: Path, *, dry_run
 
 def _recipe(file: Path | None, given: dict[str, Any]) -> "Recipe":
     """The method's defaults, then the recipe file, then the options."""
-    from bitbrush.methods import DEFAULT_METHOD, METHODS
-    from bitbrush.methods.recipe import read_recipe
-
     keys = {**(read_recipe(file) if file else {}), **given}
-    name = keys.get("method", DEFAULT_METHOD)
-    if name not in METHODS:
-        raise ValueError(f"method is {name!r}; known are {', '.join(METHODS)}")
-    return METHODS[name].recipe(keys)
+    return METHODS.named(keys.get("method", DEFAULT_METHOD)).recipe(keys)
 
 
 def _announcement(model: str, recipe: "Recipe", processes: int) -> str:

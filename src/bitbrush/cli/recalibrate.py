@@ -1,42 +1,29 @@
 """``bitbrush recalibrate``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from bitbrush.cli.console import note, quiet_libraries, shown, warn
-from bitbrush.cli.options import Device, Images, Masks, PipelineArguments
+from bitbrush.cli.options import Device, Images, Masks
 from bitbrush.cli.quantize import print_summary
+from bitbrush.cli.recipe_options import RECALIBRATED, takes_recipe_keys
 
-NO_KEYS = ("artifact", "output", "prompts", "images", "masks", "device")
 
-
+@takes_recipe_keys(RECALIBRATED)
 def recalibrate(
     artifact: Annotated[Path, typer.Argument(metavar="DIR", help="What `bitbrush quantize` made.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Directory for the new artifact.")],
-    steps: Annotated[int | None, typer.Option(help="Denoising steps [as before].")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="pndm, ddim, euler, dpmpp_2m ... [as before].")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="Guidance [as before].")] = None,
-    activations: Annotated[int | None, typer.Option(help="Activation bits, 4 to 16 [as before].")] = None,
-    relax: Annotated[str | None, typer.Option(help="Steps with more bits: 0.8:1.0@10, or none [as before].")] = None,
-    activation_range: Annotated[str | None, typer.Option(help="l4, mse, percentile or min-max [as before].")] = None,
-    output_means: Annotated[
-        str | None, typer.Option(help="keep: the output is not corrected any more [as before].")
-    ] = None,
-    pipeline_arguments: PipelineArguments = None,
+    keys: dict[str, Any],
     prompts: Annotated[
         str | None, typer.Option(help="Calibration prompts: a file, one a line, or a bundled set.")
     ] = None,
-    num_prompts: Annotated[int | None, typer.Option(help="How many of them to use [as before].")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Prompts per denoiser call [as before].")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the calibration's noise [as before].")] = None,
     images: Images = None,
     masks: Masks = None,
     device: Device = "cpu",
 ) -> None:
     """Find an artifact's activation ranges anew, for another plan: minutes, and no full-precision model."""
-    keys = {key: value for key, value in locals().items() if key not in NO_KEYS and value is not None}
     quiet_libraries()
     from bitbrush.artifact.machine import find_device
     from bitbrush.artifact.recalibration import recalibrate as run

@@ -8,7 +8,7 @@ the average. docs/methods.md tells of the measurement, of the branches and what 
 from bitbrush.methods import pcr
 from bitbrush.methods.method import Method
 from bitbrush.methods.recipe import DEFAULT_ACTIVATION_BITS, Recipe, Rounding, WeightAllocation
-from bitbrush.numerics.affine import MAX_BITS
+from bitbrush.numerics.limits import MAX_BITS
 from bitbrush.timeline.plan import MeasuredRelaxation
 
 RELAXED = 0.4

@@ -10,7 +10,7 @@ from bitbrush.methods.recipe import Recipe, Rounding
 from bitbrush.methods.stages import early_phases, outcome, require_output_means_kept, rounded_weights, rounding_phases
 from bitbrush.methods.step_sizes import require_observed_step_sizes
 from bitbrush.network.layers import EDGE_ACTIVATION_BITS
-from bitbrush.numerics.ranges import RangeEstimator
+from bitbrush.numerics.limits import RangeEstimator
 from bitbrush.timeline.schedule import DynamicRanges
 
 

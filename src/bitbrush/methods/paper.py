@@ -12,8 +12,7 @@ from dataclasses import replace
 from bitbrush.methods import pcr
 from bitbrush.methods.method import Method
 from bitbrush.methods.recipe import Recipe, Rounding
-from bitbrush.numerics.ranges import RangeEstimator
-from bitbrush.numerics.weights import WeightRange
+from bitbrush.numerics.limits import RangeEstimator, WeightRange
 
 PROMPTS = 10
 

@@ -14,7 +14,7 @@ from bitbrush.methods.method import Job, Method, Outcome, PlannedPhase
 from bitbrush.methods.recipe import OutputMeans, Recipe, Rounding
 from bitbrush.methods.stages import early_phases, outcome, rounded_weights, rounding_phases, with_weights
 from bitbrush.methods.step_sizes import learner_of_step_sizes, learning_calls, learning_prompts
-from bitbrush.numerics.affine import MAX_BITS
+from bitbrush.numerics.limits import MAX_BITS
 from bitbrush.timeline.plan import Relaxation
 from bitbrush.timeline.trajectory import carried
 

@@ -3,8 +3,7 @@
 from bitbrush.methods.method import Method
 from bitbrush.methods.recipe import Recipe
 from bitbrush.methods.stages import one_range_phases, with_one_range
-from bitbrush.numerics.ranges import RangeEstimator
-from bitbrush.numerics.weights import WeightRange
+from bitbrush.numerics.limits import RangeEstimator, WeightRange
 
 
 def defaults(activations: int) -> Recipe:

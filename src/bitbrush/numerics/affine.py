@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-MIN_BITS, MAX_BITS = 2, 16
+from bitbrush.numerics.limits import MAX_BITS, MIN_BITS
 
 
 @dataclass(frozen=True, slots=True)

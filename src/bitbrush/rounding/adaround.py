@@ -12,7 +12,8 @@ from contextlib import nullcontext
 import torch
 from torch import Generator, Tensor, nn
 
-from bitbrush.numerics.weights import QuantizedWeight, WeightRange, round_to_nearest, weight_grid
+from bitbrush.numerics.limits import WeightRange
+from bitbrush.numerics.weights import QuantizedWeight, round_to_nearest, weight_grid
 from bitbrush.rounding.blocks import BlockInputs, Rows
 from bitbrush.rounding.compensation import Compensated
 from bitbrush.rounding.reconstruction import Block, Seeing

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from bitbrush.numerics.weights import QuantizedWeight, WeightGrid, WeightRange, weight_grid
+from bitbrush.numerics.limits import WeightRange
+from bitbrush.numerics.weights import QuantizedWeight, WeightGrid, weight_grid
 from bitbrush.rounding.blocks import Rows
 from bitbrush.rounding.shards import Shard
 from bitbrush.timeline.spool import IN_MEMORY, PROCESSOR, Spool, release

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from bitbrush.network.family import Family
 from bitbrush.network.held import device_of, hold_rounded, twin
 from bitbrush.network.layers import LayerSpec
-from bitbrush.numerics.weights import QuantizedWeight, WeightRange
+from bitbrush.numerics.limits import WeightRange
+from bitbrush.numerics.weights import QuantizedWeight
 from bitbrush.rounding.adaround import adaround, round_alone
 from bitbrush.rounding.blocks import (
     BlockCall,

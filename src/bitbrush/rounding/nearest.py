@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from bitbrush.network.first_token import FirstToken
 from bitbrush.network.layers import LayerSpec
-from bitbrush.numerics.weights import QuantizedWeight, WeightRange, round_to_nearest, weight_grid
+from bitbrush.numerics.limits import WeightRange
+from bitbrush.numerics.weights import QuantizedWeight, round_to_nearest, weight_grid
 from bitbrush.timeline.spool import PROCESSOR
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self, TypeAlias
 
-from bitbrush.numerics.affine import MAX_BITS, MIN_BITS
+from bitbrush.numerics.limits import MAX_BITS, MIN_BITS
 
 PipelineArgument: TypeAlias = bool | int | float | str | tuple[bool | int | float | str, ...] | None
 """What an argument of a pipeline's call can be in a recipe."""

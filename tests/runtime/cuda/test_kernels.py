@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.numerics.affine import AffineGrid, fake_quantize, quantize
-from bitbrush.numerics.weights import WeightRange, round_to_nearest, weight_grid
+from bitbrush.numerics.limits import WeightRange
+from bitbrush.numerics.weights import round_to_nearest, weight_grid
 from bitbrush.runtime.cuda.glue import CudaGlue, DeviceBytes
 from bitbrush.runtime.cuda.layers import IntegerLinear
 from bitbrush.runtime.cuda.steps import StepGrid, Steps

@@ -14,7 +14,8 @@ from typing import Any
 from bitbrush.artifact.store import is_artifact, read_layers, read_manifest
 from bitbrush.bench.ablation.recipes import Setting, given_keys
 from bitbrush.bench.files import require_own, write_whole
-from bitbrush.methods.recipe import Recipe, WeightAllocation
+from bitbrush.methods.keys import Decides
+from bitbrush.methods.recipe import KEYS, Recipe, WeightAllocation
 from bitbrush.methods.stages import ROUNDING
 from bitbrush.rounding.nearest import RoundedLayer
 
@@ -25,25 +26,6 @@ KNOWN = (FINGERPRINT, CELLS, ARTIFACTS, REFERENCE, RESULTS, REPORT, MARKDOWN, PL
 
 ALIKE = ("rtn", "one-shot", "paper", "pcr", "best", "ptq4dm", "dynamic")
 """Methods that round the same weights where their keys are the same; of any other they are its own."""
-OF_WEIGHTS = (
-    *(
-        "weights",
-        "weight_allocation",
-        "rounding",
-        "weight_range",
-        "exclude",
-        "fine",
-        "group_size",
-        "low_rank",
-        "num_prompts",
-        "batch_size",
-        "seed",
-    ),
-    *("steps", "guidance_scale", "scheduler", "pipeline_arguments"),
-)
-OF_ACTIVATIONS = ("activation_range", "activations")
-"""Keys that decide nothing about these methods' weights, unless bits are measured."""
-OF_NEITHER = ("method", "relax", "step_sizes", "output_means", "first_token")
 
 
 @dataclass(frozen=True)
@@ -138,15 +120,13 @@ class Folder:
 
 
 def weights_key(recipe: Recipe) -> str | None:
-    """The same for recipes with the same integers as weights; None where they are the recipe's own."""
-    if recipe.method not in ALIKE:
-        return None
+    """Returns a digest that recipes with equal weight integers share; None where no other recipe has them."""
     given = given_keys(recipe)
-    if any(key not in (*OF_WEIGHTS, *OF_ACTIVATIONS, *OF_NEITHER) for key in given):
-        return None  # such as change the network, or round with regard to its inputs
+    if recipe.method not in ALIKE or any(KEYS[name].decides is Decides.NETWORK for name in given):
+        return None
     measured = recipe.weight_allocation is WeightAllocation.MEASURED
-    deciding = (*OF_WEIGHTS, *OF_ACTIVATIONS) if measured else OF_WEIGHTS
-    keys = {name: value for name, value in given.items() if name in deciding}
+    deciding = {Decides.WEIGHTS, Decides.SENSITIVITIES} if measured else {Decides.WEIGHTS}
+    keys = {name: value for name, value in given.items() if KEYS[name].decides in deciding}
     return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()
 
 
