@@ -22,9 +22,9 @@ from bitbrush.rounding import reconstruction
 from bitbrush.rounding.learned import learn_rounding
 from bitbrush.rounding.nearest import RoundedLayer, round_all_to_nearest
 from bitbrush.rounding.samples import record_samples
-from bitbrush.timeline.cost import CallCounter
+from bitbrush.session.costs import CallCounter
+from bitbrush.session.progress import silent
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.progress import silent
 from bitbrush.timeline.trajectory import DenoiserCall, prompt_batches
 from bitbrush.zoo import prompt_set
 

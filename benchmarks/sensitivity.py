@@ -34,10 +34,10 @@ from bitbrush.network.layers import layer_specs
 from bitbrush.network.unet import UNET
 from bitbrush.numerics.affine import AffineGrid
 from bitbrush.numerics.limits import RangeEstimator
+from bitbrush.session.costs import CallCounter
+from bitbrush.session.progress import silent
 from bitbrush.timeline.clock import Clock
-from bitbrush.timeline.cost import CallCounter
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.progress import silent
 from bitbrush.timeline.schedule import ActivationSchedule
 from bitbrush.timeline.trajectory import DenoiserCall, carried, pending, prompt_batches
 from bitbrush.zoo import prompt_set

@@ -15,9 +15,9 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from bitbrush.artifact.models import load_full_precision, load_source
-from bitbrush.timeline.memory import peak_resident_mib, resident_memory
-from bitbrush.timeline.spool import Spool
+from bitbrush.session.memory import peak_resident_mib, resident_memory
+from bitbrush.session.offload import Spool
+from bitbrush.sources.models import load_full_precision, load_source
 from bitbrush.zoo import model_path
 
 FIRST = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}

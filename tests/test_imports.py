@@ -10,21 +10,25 @@ import bitbrush
 
 PACKAGE = Path(bitbrush.__file__).parent
 
-_TO_METHODS = {"numerics", "timeline", "network", "calibration", "rounding", "methods"}
+_TO_METHODS = {"numerics", "session", "timeline", "network", "calibration", "rounding", "methods"}
+_TO_QUANTIZATION = _TO_METHODS | {"sources", "runtime", "quantization"}
 MAY_IMPORT: dict[str, set[str]] = {
     "numerics": set(),
-    "timeline": {"numerics"},
-    "network": {"numerics", "timeline"},
-    "calibration": {"numerics", "timeline", "network"},
-    "rounding": {"numerics", "timeline", "network", "calibration"},
+    "session": {"numerics"},
+    "timeline": {"numerics", "session"},
+    "network": {"numerics", "session", "timeline"},
+    "sources": {"session", "timeline", "network", "zoo"},
+    "calibration": {"numerics", "session", "timeline", "network"},
+    "rounding": {"numerics", "session", "timeline", "network", "calibration"},
     "methods": _TO_METHODS,
-    "runtime": {"numerics", "timeline", "network"},
-    "artifact": _TO_METHODS | {"runtime", "zoo"},
-    "bench": _TO_METHODS | {"runtime", "artifact", "zoo"},
+    "runtime": {"numerics", "session", "timeline", "network"},
+    "quantization": _TO_METHODS | {"sources", "runtime"},
+    "artifact": _TO_QUANTIZATION | {"zoo"},
+    "bench": _TO_QUANTIZATION | {"artifact", "zoo"},
     "zoo": set(),
 }
 FACES = {"__init__", "__main__", "cli"}  # may import everything
-KNOW_DIFFUSERS = {"network", "artifact", "bench"} | FACES
+KNOW_DIFFUSERS = {"network", "sources", "quantization", "artifact", "bench"} | FACES
 PICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 PICKLING_CALLS = {"torch.save", "torch.load"}
 _DECLARATIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Pass)

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bitbrush.artifact.from_pretrained import register
-    from bitbrush.artifact.lora import Lora
-    from bitbrush.artifact.models import ModelOptions, load_full_precision
-    from bitbrush.artifact.quantization import Quantization, quantize
     from bitbrush.artifact.recalibration import recalibrate
     from bitbrush.artifact.store import load, read_manifest, save
     from bitbrush.bench.ablation.run import ablate
     from bitbrush.bench.run import benchmark
     from bitbrush.methods import METHODS
     from bitbrush.methods.recipe import Recipe
+    from bitbrush.quantization.quantize import Quantization, quantize
+    from bitbrush.sources.lora import Lora
+    from bitbrush.sources.models import ModelOptions, load_full_precision
 
 __version__ = version("bitbrush")
 __all__ = [
@@ -36,15 +36,15 @@ __all__ = [
 
 _HOMES = {
     "METHODS": "bitbrush.methods",
-    "Lora": "bitbrush.artifact.lora",
-    "ModelOptions": "bitbrush.artifact.models",
-    "Quantization": "bitbrush.artifact.quantization",
+    "Lora": "bitbrush.sources.lora",
+    "ModelOptions": "bitbrush.sources.models",
+    "Quantization": "bitbrush.quantization.quantize",
     "Recipe": "bitbrush.methods.recipe",
     "ablate": "bitbrush.bench.ablation.run",
     "benchmark": "bitbrush.bench.run",
     "load": "bitbrush.artifact.store",
-    "load_full_precision": "bitbrush.artifact.models",
-    "quantize": "bitbrush.artifact.quantization",
+    "load_full_precision": "bitbrush.sources.models",
+    "quantize": "bitbrush.quantization.quantize",
     "read_manifest": "bitbrush.artifact.store",
     "recalibrate": "bitbrush.artifact.recalibration",
     "register": "bitbrush.artifact.from_pretrained",

@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionMod
 from torch import Tensor
 
 import bitbrush
-from bitbrush.artifact.checkpoint_type import in_type
+from bitbrush.sources.checkpoint_type import in_type
 
 
 def picture(pipe: StableDiffusionPipeline) -> Tensor:

@@ -9,12 +9,12 @@ from diffusers import StableDiffusionPipeline
 
 import bitbrush
 from bitbrush import Quantization
-from bitbrush.artifact.identity import model_digest
 from bitbrush.network.layers import EDGE_ACTIVATION_BITS
 from bitbrush.network.low_rank import branch_layers, branch_ranks
 from bitbrush.runtime.fused import ResidualBlock
 from bitbrush.runtime.interface import RuntimeUnavailable
 from bitbrush.runtime.lowered import lowered_of
+from bitbrush.sources.identity import model_digest
 from tests.artifact.conftest import PROMPTS
 from tests.artifact.in_integers import RUNTIMES, assert_recalibrates, computed_in_integers, latents, psnr
 from tests.artifact.pipelines import CASES, generated, pipeline, quantized

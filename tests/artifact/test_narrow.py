@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 import bitbrush
-from bitbrush.artifact.estimate import estimate_job
-from bitbrush.artifact.models import load_source
 from bitbrush.artifact.narrow import lossless_type, narrow_bytes, narrow_files
-from bitbrush.artifact.quantization import quantization_job
 from bitbrush.network.held import held_layers, state_readers
+from bitbrush.quantization.estimate import estimate_job
+from bitbrush.quantization.quantize import quantization_job
 from bitbrush.runtime.interface import RuntimeUnavailable
-from bitbrush.timeline.spool import Spool
+from bitbrush.session.offload import Spool
+from bitbrush.sources.models import load_source
 from tests.artifact.conftest import PROMPTS
 
 RECIPE = {"rounding": "nearest", "steps": 2, "num_prompts": 2}

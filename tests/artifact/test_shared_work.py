@@ -19,14 +19,14 @@ import bitbrush
 from bitbrush import Quantization
 from bitbrush.artifact.store import WEIGHTS
 from bitbrush.artifact.tensors import layer_tensors
-from bitbrush.artifact.work import work_folder
 from bitbrush.methods.stages import with_weights
 from bitbrush.numerics.weights import QuantizedWeight, WeightGrid
+from bitbrush.quantization.work import work_folder
 from bitbrush.rounding import reconstruction
 from bitbrush.rounding.nearest import RoundedLayer
-from bitbrush.timeline.journal import Journal
+from bitbrush.session.journal import Journal
+from bitbrush.session.ranks import RankError
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.ranks import RankError
 from bitbrush.timeline.trajectory import carried, pending, prompt_batches
 from tests.artifact.conftest import PROMPTS
 

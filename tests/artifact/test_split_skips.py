@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 import bitbrush
 from bitbrush import Quantization
-from bitbrush.artifact.identity import model_digest
 from bitbrush.artifact.store import read_layers
 from bitbrush.network.skip_inputs import split_begins
 from bitbrush.network.unet import UNET
@@ -19,6 +18,7 @@ from bitbrush.numerics.limits import WeightRange
 from bitbrush.numerics.weights import weight_grid
 from bitbrush.runtime.fused import ResidualBlock
 from bitbrush.runtime.lowered import lowered_of
+from bitbrush.sources.identity import model_digest
 from tests.artifact.conftest import PROMPTS
 from tests.artifact.in_integers import RUNTIMES, assert_recalibrates, computed_in_integers, latents, psnr
 

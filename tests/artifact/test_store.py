@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 import bitbrush
 from bitbrush import Quantization
 from bitbrush.artifact import store
-from bitbrush.artifact.identity import model_digest
 from bitbrush.artifact.store import ArtifactError, load, read_manifest, require_free, save, verify
+from bitbrush.sources.identity import model_digest
 
 WEIGHTS = Path("unet") / store.WEIGHTS
 

@@ -8,10 +8,10 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from bitbrush.calibration.channels import TOKENS, Channels, observe_channels
-from bitbrush.timeline.cost import CallCounter
+from bitbrush.session.costs import CallCounter
+from bitbrush.session.progress import silent
+from bitbrush.session.ranks import ALONE, Ranks
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.progress import silent
-from bitbrush.timeline.ranks import ALONE, Ranks
 from bitbrush.timeline.trajectory import PromptBatch, carried, prompt_batches
 from tests.thread_ranks import in_threads
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from bitbrush.calibration.output_errors import OutputErrors
 from bitbrush.calibration.ranges import calibrate_progressively
 from bitbrush.network.output_correction import OutputCorrection, correct_output
-from bitbrush.timeline.cost import CallCounter
-from bitbrush.timeline.progress import silent
-from bitbrush.timeline.ranks import Ranks
+from bitbrush.session.costs import CallCounter
+from bitbrush.session.progress import silent
+from bitbrush.session.ranks import Ranks
 from bitbrush.timeline.trajectory import DenoiserCall, carried, planned_timesteps, prompt_batches
 from tests.calibration.test_ranges import PLAN, PROMPTS, calibration, with_few_bits
 from tests.thread_ranks import in_threads

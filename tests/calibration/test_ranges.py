@@ -27,9 +27,9 @@ from bitbrush.numerics.affine import AffineGrid, fake_quantize
 from bitbrush.numerics.histogram import NonFiniteError
 from bitbrush.numerics.limits import RangeEstimator, WeightRange
 from bitbrush.rounding.nearest import round_all_to_nearest
-from bitbrush.timeline.cost import CallCounter
+from bitbrush.session.costs import CallCounter
+from bitbrush.session.progress import silent
 from bitbrush.timeline.plan import Relaxation, SamplingPlan
-from bitbrush.timeline.progress import silent
 from bitbrush.timeline.schedule import ActivationSchedule
 from bitbrush.timeline.trajectory import DenoiserCall, carried, planned_timesteps, prompt_batches
 

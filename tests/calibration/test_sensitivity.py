@@ -20,9 +20,9 @@ from bitbrush.calibration.sensitivity import (
     sensitivity_calls,
 )
 from bitbrush.numerics.limits import RangeEstimator, WeightRange
-from bitbrush.timeline.cost import CallCounter
+from bitbrush.session.costs import CallCounter
+from bitbrush.session.progress import silent
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.progress import silent
 from bitbrush.timeline.trajectory import DenoiserCall, prompt_batches
 
 PLAN = SamplingPlan(steps=5)

@@ -14,10 +14,10 @@ from bitbrush.calibration.probe import guided
 from bitbrush.calibration.ranges import calibrate_progressively, quantized_inputs
 from bitbrush.calibration.step_sizes import LARGEST, LEARNING_CALLS, StepSizeLearner, of_first_prompts, scaled
 from bitbrush.numerics.affine import AffineGrid, fake_quantize, quantize_straight_through
-from bitbrush.timeline.cost import CallCounter
-from bitbrush.timeline.journal import Journal
-from bitbrush.timeline.progress import silent
-from bitbrush.timeline.ranks import Ranks
+from bitbrush.session.costs import CallCounter
+from bitbrush.session.journal import Journal
+from bitbrush.session.progress import silent
+from bitbrush.session.ranks import Ranks
 from bitbrush.timeline.schedule import ActivationSchedule
 from bitbrush.timeline.trajectory import DenoiserCall, carried, prompt_batches
 from tests.calibration.test_ranges import PLAN, PROMPTS, calibration, with_few_bits

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from bitbrush.artifact import estimate
 from bitbrush.cli.dry_run import duration
+from bitbrush.quantization import estimate
 
 PLAN = ("--method", "pcr", "--steps", "3", "--num-prompts", "3", "--batch-size", "2", "--exclude", "*attn2.to_k")
 

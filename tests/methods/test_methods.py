@@ -16,8 +16,8 @@ from bitbrush.methods import METHODS
 from bitbrush.methods.method import Outcome
 from bitbrush.methods.recipe import Recipe, Rounding, Smoothing
 from bitbrush.rounding import adaround, reconstruction
+from bitbrush.session.progress import Advance, silent
 from bitbrush.timeline.plan import MeasuredRelaxation, Relaxation
-from bitbrush.timeline.progress import Advance, silent
 
 PROMPTS = ("a red cat", "two blue dogs on the left", "a green tree", "a house")
 SMALL = {"steps": 3, "num_prompts": 4, "batch_size": 2}

@@ -14,7 +14,7 @@ from bitbrush.rounding.blocks import BlockCall, BlockInputs
 from bitbrush.rounding.compensation import round_with_compensation
 from bitbrush.rounding.quantized_inputs import QuantizedInputs
 from bitbrush.rounding.reconstruction import reconstruct
-from bitbrush.timeline.live_memory import LiveMemory
+from bitbrush.session.live_memory import LiveMemory
 from bitbrush.timeline.schedule import ActivationSchedule
 from bitbrush.timeline.trajectory import DenoiserCall
 

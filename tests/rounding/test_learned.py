@@ -22,11 +22,11 @@ from bitbrush.rounding.compensation import Compensated
 from bitbrush.rounding.learned import COMPENSATED, Procedure, learn_rounding
 from bitbrush.rounding.nearest import RoundedLayer, round_all_to_nearest
 from bitbrush.rounding.samples import record_samples
-from bitbrush.timeline import spool as spools
-from bitbrush.timeline.cost import CallCounter
+from bitbrush.session import offload as spools
+from bitbrush.session.costs import CallCounter
+from bitbrush.session.offload import IN_MEMORY, Spool, is_away
+from bitbrush.session.progress import silent
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.progress import silent
-from bitbrush.timeline.spool import IN_MEMORY, Spool, is_away
 from bitbrush.timeline.trajectory import DenoiserCall, prompt_batches
 
 

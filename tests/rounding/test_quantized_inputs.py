@@ -14,7 +14,7 @@ from bitbrush.numerics.affine import AffineGrid, fake_quantize
 from bitbrush.numerics.limits import WeightRange
 from bitbrush.rounding.learned import learn_rounding
 from bitbrush.rounding.quantized_inputs import QuantizedInputs, on_grids
-from bitbrush.timeline.progress import silent
+from bitbrush.session.progress import silent
 from bitbrush.timeline.schedule import ActivationSchedule
 from bitbrush.timeline.trajectory import DenoiserCall
 

@@ -6,9 +6,9 @@ from diffusers import StableDiffusionPipeline
 
 from bitbrush.network.unet import UNET
 from bitbrush.rounding.samples import EVERY, MAX_PROMPTS, PROMPTS_PER_CALL, record_samples
-from bitbrush.timeline.cost import CallCounter
+from bitbrush.session.costs import CallCounter
+from bitbrush.session.progress import silent
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.progress import silent
 from bitbrush.timeline.trajectory import DenoiserCall, planned_timesteps, prompt_batches
 
 PLAN = SamplingPlan(steps=8, guidance_scale=1.0)

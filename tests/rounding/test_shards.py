@@ -16,8 +16,8 @@ from bitbrush.rounding.learned import learn_rounding
 from bitbrush.rounding.reconstruction import reconstruct
 from bitbrush.rounding.samples import sample_shards
 from bitbrush.rounding.shards import Place, Shard, Shards
-from bitbrush.timeline.progress import silent
-from bitbrush.timeline.ranks import Ranks
+from bitbrush.session.progress import silent
+from bitbrush.session.ranks import Ranks
 from bitbrush.timeline.trajectory import DenoiserCall, prompt_batches
 from tests.rounding.test_compensation import LAYERS, layer_and_inputs
 from tests.rounding.test_learned import Block, Network, specs_of

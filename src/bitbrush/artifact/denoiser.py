@@ -18,8 +18,8 @@ from bitbrush.network.skip_inputs import split_
 from bitbrush.runtime.choose import Choice
 from bitbrush.runtime.interface import Execution
 from bitbrush.runtime.lowered import note_lowered
-from bitbrush.timeline.allocator import return_freed_memory
-from bitbrush.timeline.progress import Progress, silent
+from bitbrush.session.allocator import return_freed_memory
+from bitbrush.session.progress import Progress, silent
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CONFIG = "config.json"

@@ -14,19 +14,19 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
-from bitbrush.artifact.checkpoint_type import in_type
 from bitbrush.artifact.denoiser import WEIGHTS, denoiser_of
-from bitbrush.artifact.quantization import Quantization, quantization_job, run_method
 from bitbrush.artifact.store import artifact_digest, verify
 from bitbrush.artifact.tensors import layer_from_tensors
-from bitbrush.artifact.work import require_same_job
 from bitbrush.methods.recipe import KEYS, OutputMeans, Recipe
 from bitbrush.network import generic
 from bitbrush.network.layers import set_weight
+from bitbrush.quantization.quantize import Quantization, quantization_job, run_method
+from bitbrush.quantization.work import require_same_job
 from bitbrush.rounding.nearest import RoundedLayer
-from bitbrush.timeline.progress import Progress, silent
-from bitbrush.timeline.ranks import ranks
-from bitbrush.timeline.spool import PROCESSOR
+from bitbrush.session.offload import PROCESSOR
+from bitbrush.session.progress import Progress, silent
+from bitbrush.session.ranks import ranks
+from bitbrush.sources.checkpoint_type import in_type
 
 RECALIBRATED = tuple(name for name, declared in KEYS.items() if declared.recalibrates)
 """Recipe keys that an artifact's rounded weights leave free."""

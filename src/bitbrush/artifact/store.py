@@ -17,13 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from bitbrush.artifact.card import model_card
-from bitbrush.artifact.checkpoint_type import component_types, in_type
 from bitbrush.artifact.denoiser import WEIGHTS, load_denoiser
 from bitbrush.artifact.from_pretrained import BitbrushConfig
-from bitbrush.artifact.identity import model_digest
-from bitbrush.artifact.models import ModelOptions
 from bitbrush.artifact.narrow import narrow_files
-from bitbrush.artifact.quantization import Quantization
 from bitbrush.artifact.tensors import layer_from_tensors, layer_tensors, other_tensors
 from bitbrush.artifact.vocabulary import save_vocabulary
 from bitbrush.methods.recipe import Recipe
@@ -32,8 +28,12 @@ from bitbrush.network.held import held_weights, in_float32, in_memory
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.network.low_rank import branch_ranks
 from bitbrush.network.skip_inputs import split_begins
+from bitbrush.quantization.quantize import Quantization
 from bitbrush.runtime.choose import Choice, runtime_named
 from bitbrush.runtime.onednn.weights import Memory
+from bitbrush.sources.checkpoint_type import component_types, in_type
+from bitbrush.sources.identity import model_digest
+from bitbrush.sources.models import ModelOptions
 
 MANIFEST = "manifest.json"
 FORMAT = "bitbrush-artifact"

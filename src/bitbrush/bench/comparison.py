@@ -8,13 +8,13 @@ import numpy as np
 from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
 
-from bitbrush.artifact.quantization import require_inputs
 from bitbrush.bench.generation import Generated, generate
 from bitbrush.bench.metrics.interval import Interval, bootstrap_mean
 from bitbrush.bench.metrics.paired import latent_mse_by_step, paired_metrics
 from bitbrush.bench.subjects import require_alike
+from bitbrush.quantization.quantize import require_inputs
+from bitbrush.session.progress import Progress, silent
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.progress import Progress, silent
 from bitbrush.timeline.trajectory import prompt_batches
 
 

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 from diffusers import DiffusionPipeline
 
-from bitbrush.artifact.models import load_full_precision
-from bitbrush.artifact.quantization import Quantization, quantize
 from bitbrush.artifact.store import load, save
 from bitbrush.bench.demo_page import Contest, demo_page, demo_results
 from bitbrush.bench.files import write_whole
 from bitbrush.bench.generation import Generated, generate
 from bitbrush.bench.page import write_page
 from bitbrush.methods import METHODS
+from bitbrush.quantization.quantize import Quantization, quantize
+from bitbrush.session.progress import Progress, silent
+from bitbrush.sources.models import load_full_precision
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.progress import Progress, silent
 from bitbrush.timeline.trajectory import PromptBatch, prompt_batches
 from bitbrush.zoo import prompt_set
 

@@ -10,7 +10,6 @@ from importlib.metadata import version
 import numpy as np
 from numpy.typing import NDArray
 
-from bitbrush.artifact.quantization import Quantization
 from bitbrush.artifact.tensors import layer_tensors, other_tensors
 from bitbrush.bench.generation import Generated
 from bitbrush.bench.metrics.interval import Interval, bootstrap_difference, bootstrap_mean
@@ -18,6 +17,7 @@ from bitbrush.bench.metrics.paired import LATENT_MSE, PSNR, latent_mse_by_step, 
 from bitbrush.bench.page import CandidateRow, DemoPage, GalleryRow, PagePlot
 from bitbrush.bench.plot_scales import Axis, Scale
 from bitbrush.bench.plots import STEP_AXIS, Series, line_plot
+from bitbrush.quantization.quantize import Quantization
 
 GALLERY_ROWS = 4
 COMMAND = "bitbrush demo"

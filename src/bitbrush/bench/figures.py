@@ -15,10 +15,10 @@ from bitbrush.bench.metrics.interval import Interval, bootstrap_difference, boot
 from bitbrush.bench.metrics.kid import kid
 from bitbrush.bench.metrics.paired import LATENT_MSE, PSNR, SSIM
 from bitbrush.bench.networks.chosen import Networks
-from bitbrush.bench.prompts import Domain, PromptSet
 from bitbrush.bench.qdiffbench import Entry, Pictures
 from bitbrush.bench.verdict import ALIKE_SSIM, Evidence, Verdict, verdict
-from bitbrush.timeline.progress import Progress
+from bitbrush.session.progress import Progress
+from bitbrush.sources.prompts import Domain, PromptSet
 
 WORST = 10
 ALIKE = f"pairs alike (SSIM ≥ {ALIKE_SSIM:g})"

@@ -15,8 +15,8 @@ from PIL import Image
 
 from bitbrush.bench.files import write_whole
 from bitbrush.bench.generation import generate_each
+from bitbrush.session.progress import Progress, silent
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.progress import Progress, silent
 from bitbrush.timeline.trajectory import PromptBatch
 
 TABLE = "images.json"

@@ -15,7 +15,6 @@ from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
 from torch import nn
 
-from bitbrush.artifact.quantization import require_inputs
 from bitbrush.bench.generation import denoiser_calls
 from bitbrush.bench.metrics.clip_score import clip_score
 from bitbrush.bench.metrics.image_mse import image_mse
@@ -28,8 +27,9 @@ from bitbrush.network.inputs import InputObserver, fake_quantize_input
 from bitbrush.network.layers import layer_specs
 from bitbrush.numerics.affine import AffineGrid
 from bitbrush.numerics.limits import RangeEstimator
+from bitbrush.quantization.quantize import require_inputs
+from bitbrush.session.progress import Advance, Progress, silent
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.progress import Advance, Progress, silent
 from bitbrush.timeline.trajectory import DenoiserCall, PromptBatch, start
 
 Disturb: TypeAlias = Callable[[nn.Module, DenoiserCall, Any], Any]

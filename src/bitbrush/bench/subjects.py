@@ -10,8 +10,6 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from bitbrush.artifact.identity import model_digest
-from bitbrush.artifact.models import ModelOptions, load_full_precision
 from bitbrush.artifact.origin import require_origin
 from bitbrush.artifact.store import artifact_digest, is_artifact, load_with, read_manifest
 from bitbrush.methods.recipe import Recipe
@@ -20,6 +18,8 @@ from bitbrush.network.layers import EDGE_ACTIVATION_BITS
 from bitbrush.runtime.choose import Choice
 from bitbrush.runtime.interface import layers_by_fallback
 from bitbrush.runtime.lowered import lowered_of
+from bitbrush.sources.identity import model_digest
+from bitbrush.sources.models import ModelOptions, load_full_precision
 from bitbrush.timeline.plan import SamplingPlan
 
 FLOAT = "torch: float32"

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitbrush.timeline.cost import CallCounter
-from bitbrush.timeline.progress import Progress
-from bitbrush.timeline.ranks import ALONE, Ranks
-from bitbrush.timeline.spool import IN_MEMORY, Spool
+from bitbrush.session.costs import CallCounter
+from bitbrush.session.offload import IN_MEMORY, Spool
+from bitbrush.session.progress import Progress
+from bitbrush.session.ranks import ALONE, Ranks
 from bitbrush.timeline.trajectory import Trajectory, pending
 
 CHANNEL_CALLS = 1

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from bitbrush.network.output_correction import OutputCorrection, channel_dimension, less_means, prediction
-from bitbrush.timeline.cost import CallCounter
-from bitbrush.timeline.ranks import ALONE, Ranks
+from bitbrush.session.costs import CallCounter
+from bitbrush.session.ranks import ALONE, Ranks
 from bitbrush.timeline.trajectory import DenoiserCall
 
 COMPARING_CALLS = 1

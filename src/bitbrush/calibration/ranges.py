@@ -25,12 +25,12 @@ from bitbrush.numerics.affine import AffineGrid
 from bitbrush.numerics.histogram import Histogram, NonFiniteError
 from bitbrush.numerics.limits import RangeEstimator
 from bitbrush.numerics.ranges import find_qparams
-from bitbrush.timeline.allocator import trim
-from bitbrush.timeline.cost import CallCounter
-from bitbrush.timeline.journal import NO_JOURNAL, Journal
+from bitbrush.session.allocator import trim
+from bitbrush.session.costs import CallCounter
+from bitbrush.session.journal import NO_JOURNAL, Journal
+from bitbrush.session.progress import Progress
+from bitbrush.session.ranks import ALONE, Ranks
 from bitbrush.timeline.plan import Relaxation, bits_at
-from bitbrush.timeline.progress import Progress
-from bitbrush.timeline.ranks import ALONE, Ranks
 from bitbrush.timeline.schedule import ActivationSchedule
 from bitbrush.timeline.trajectory import DenoiserCall, Trajectory, pending
 

@@ -30,9 +30,9 @@ from bitbrush.numerics.affine import AffineGrid
 from bitbrush.numerics.limits import RangeEstimator, WeightRange
 from bitbrush.numerics.ranges import find_qparams
 from bitbrush.numerics.weights import WeightGrid, weight_grid
-from bitbrush.timeline.cost import CallCounter
+from bitbrush.session.costs import CallCounter
+from bitbrush.session.progress import Progress
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.progress import Progress
 from bitbrush.timeline.trajectory import DenoiserCall, PromptBatch, join, planned_timesteps
 
 ACTIVATION_CHOICES = (4, 6, 8, 10, 16)

@@ -24,9 +24,9 @@ from bitbrush.calibration.probe import guided
 from bitbrush.network.held import device_of
 from bitbrush.network.output_correction import prediction
 from bitbrush.numerics.affine import AffineGrid, quantize_straight_through
-from bitbrush.timeline.cost import CallCounter
-from bitbrush.timeline.progress import Progress
-from bitbrush.timeline.ranks import ALONE, Ranks
+from bitbrush.session.costs import CallCounter
+from bitbrush.session.progress import Progress
+from bitbrush.session.ranks import ALONE, Ranks
 from bitbrush.timeline.trajectory import DenoiserCall
 
 Grids: TypeAlias = Mapping[str, AffineGrid]

@@ -89,8 +89,8 @@ def ablate(
         require_ablation_folder,
         run_ablation,
     )
-    from bitbrush.bench.input_images import read_inputs
-    from bitbrush.bench.prompts import too_long
+    from bitbrush.sources.input_images import read_inputs
+    from bitbrush.sources.prompts import too_long
 
     require_ablation_folder(output, markdown, model)
     shared: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale, "scheduler": scheduler}

@@ -21,12 +21,12 @@ from bitbrush.cli.options import (
     Variant,
     model_options,
 )
-from bitbrush.timeline.progress import silent
+from bitbrush.session.progress import silent
 
 if TYPE_CHECKING:
-    from bitbrush.artifact.models import ModelOptions
     from bitbrush.bench.networks.chosen import Networks
     from bitbrush.bench.qdiffbench import Protocol
+    from bitbrush.sources.models import ModelOptions
 
 
 def bench(
@@ -80,11 +80,11 @@ def bench(
         grid_of_bench(grid, reference, candidates, output, _given(context))
         return
     quiet_libraries()
-    from bitbrush.artifact.models import find_model
-    from bitbrush.bench.input_images import read_inputs
     from bitbrush.bench.networks.chosen import load_networks
     from bitbrush.bench.run import bench_protocol, require_bench_folder
     from bitbrush.bench.subjects import named_candidates
+    from bitbrush.sources.input_images import read_inputs
+    from bitbrush.sources.models import find_model
 
     require_bench_folder(output)
     options = model_options(revision, variant, config, loras)
@@ -121,7 +121,7 @@ def _run(
 ) -> None:
     from bitbrush.bench.collection import Work
     from bitbrush.bench.run import REPORT, run_bench
-    from bitbrush.timeline.ranks import ranks
+    from bitbrush.session.ranks import ranks
 
     command = shlex.join(["bitbrush", *sys.argv[1:]])
     with ranks() as own:

@@ -39,16 +39,16 @@ def compare(
 ) -> None:
     """Compare an artifact with its full-precision model, pair by pair: PSNR, SSIM, image and latent MSE."""
     quiet_libraries()
-    from bitbrush.artifact.identity import model_digest
-    from bitbrush.artifact.models import find_model, load_full_precision
     from bitbrush.artifact.origin import require_origin
-    from bitbrush.artifact.schedulers import with_scheduler
     from bitbrush.artifact.store import load_with, read_manifest
     from bitbrush.bench.comparison import compare as run
-    from bitbrush.bench.input_images import read_inputs
-    from bitbrush.bench.prompts import held_out_prompts, too_long
     from bitbrush.bench.subjects import require_alike
     from bitbrush.methods.recipe import Recipe
+    from bitbrush.sources.identity import model_digest
+    from bitbrush.sources.input_images import read_inputs
+    from bitbrush.sources.models import find_model, load_full_precision
+    from bitbrush.sources.prompts import held_out_prompts, too_long
+    from bitbrush.sources.schedulers import with_scheduler
 
     manifest = read_manifest(artifact)
     recipe = Recipe().updated(manifest["recipe"])

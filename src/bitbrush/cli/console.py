@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from bitbrush.timeline.progress import Advance
+from bitbrush.session.progress import Advance
 
 P = ParamSpec("P")
 

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING
 from bitbrush.cli.console import note, out, table, warn
 
 if TYPE_CHECKING:
-    from bitbrush.artifact.estimate import Estimate
-    from bitbrush.artifact.walk import PipelineWalk
     from bitbrush.methods.method import Job
     from bitbrush.network.layers import LayerSpec
+    from bitbrush.quantization.estimate import Estimate
+    from bitbrush.quantization.walk import PipelineWalk
 
 KINDS = {"conv": "Conv2d", "linear": "Linear"}
 
 
 def print_plan(job: "Job", estimate: "Estimate", walk: "PipelineWalk", output: Path) -> None:
     """Layers, phases, memory and disk; times two denoiser calls where these fit into the memory."""
-    from bitbrush.artifact.estimate import require_room
-    from bitbrush.artifact.pace import measure_pace, phase_seconds
+    from bitbrush.quantization.estimate import require_room
+    from bitbrush.quantization.pace import measure_pace, phase_seconds
 
     _print_layers(job, estimate)
     if job.ranks.world > 1:
@@ -96,7 +96,7 @@ def _print_phases(estimate: "Estimate", seconds: dict[str, float]) -> None:
 
 
 def _print_sizes(estimate: "Estimate") -> None:
-    from bitbrush.artifact.estimate import size_text
+    from bitbrush.quantization.estimate import size_text
 
     waiting = estimate.spool_bytes
     samples = f", {size_text(waiting)} before for {estimate.samples} samples" if waiting else ""

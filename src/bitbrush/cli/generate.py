@@ -37,11 +37,11 @@ def generate(
 ) -> None:
     """Generate images from a quantized (or a full-precision) pipeline."""
     quiet_libraries()
-    from bitbrush.artifact.schedulers import with_scheduler
     from bitbrush.artifact.store import is_artifact, load_with
-    from bitbrush.bench.input_images import read_image
     from bitbrush.bench.pictures import require_pictures, write_pictures
-    from bitbrush.bench.prompts import too_long
+    from bitbrush.sources.input_images import read_image
+    from bitbrush.sources.prompts import too_long
+    from bitbrush.sources.schedulers import with_scheduler
 
     plan = _plan(model, steps, guidance_scale, scheduler, pipeline_arguments or [])
     require_pictures(output)
@@ -76,8 +76,8 @@ def generate(
 
 def _full_precision(model: str, runtime: str) -> "DiffusionPipeline":
     """On the card where its runtime is asked for by name."""
-    from bitbrush.artifact.models import load_full_precision
     from bitbrush.runtime.choose import RuntimeName, choose_runtime
+    from bitbrush.sources.models import load_full_precision
 
     pipe = load_full_precision(model)
     return choose_runtime(RuntimeName.CUDA).place(pipe) if runtime == RuntimeName.CUDA else pipe

@@ -53,13 +53,13 @@ def grid(
 ) -> None:
     """Run an artifact by other schedulers and steps than it was calibrated for, against recalibrating for each."""
     quiet_libraries()
-    from bitbrush.artifact.models import find_model
     from bitbrush.bench.grid import Recalibration
     from bitbrush.bench.grid_plans import grid_plans
     from bitbrush.bench.grid_run import REPORT, open_grid, require_grid_folder, run_grid
-    from bitbrush.bench.input_images import read_inputs
-    from bitbrush.bench.prompts import calibration_prompts, held_out_prompts, too_long
     from bitbrush.bench.subjects import plan_for
+    from bitbrush.sources.input_images import read_inputs
+    from bitbrush.sources.models import find_model
+    from bitbrush.sources.prompts import calibration_prompts, held_out_prompts, too_long
     from bitbrush.timeline.trajectory import prompt_batches
 
     require_grid_folder(output)

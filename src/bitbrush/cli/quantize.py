@@ -17,10 +17,10 @@ from bitbrush.methods.recipe import read_recipe
 if TYPE_CHECKING:
     import torch
 
-    from bitbrush.artifact.models import ModelOptions
-    from bitbrush.artifact.quantization import Quantization
     from bitbrush.methods.method import Job
     from bitbrush.methods.recipe import Recipe
+    from bitbrush.quantization.quantize import Quantization
+    from bitbrush.sources.models import ModelOptions
 
 
 @takes_recipe_keys()
@@ -50,7 +50,7 @@ def quantize(
 ) -> None:
     """Quantize MODEL after training and save it as a pipeline folder of packed integers."""
     quiet_libraries()
-    from bitbrush.artifact.machine import find_device
+    from bitbrush.session.machine import find_device
 
     chosen, options = _recipe(recipe, keys), model_options(revision, variant, config, loras)
     place = find_device(device)
@@ -74,16 +74,16 @@ def _quantize(
     generic: bool,
     dry_run: bool,
 ) -> None:
-    from bitbrush.artifact.machine import nearest_folder
-    from bitbrush.artifact.models import find_model, load_source
-    from bitbrush.artifact.quantization import carry_out, quantization_job
     from bitbrush.artifact.store import require_free, save
-    from bitbrush.artifact.work import work_folder
-    from bitbrush.bench.input_images import read_inputs
-    from bitbrush.bench.prompts import calibration_prompts
+    from bitbrush.quantization.quantize import carry_out, quantization_job
+    from bitbrush.quantization.work import work_folder
     from bitbrush.runtime.cuda.package import has_card
-    from bitbrush.timeline.ranks import ranks
-    from bitbrush.timeline.spool import Spool
+    from bitbrush.session.machine import nearest_folder
+    from bitbrush.session.offload import Spool
+    from bitbrush.session.ranks import ranks
+    from bitbrush.sources.input_images import read_inputs
+    from bitbrush.sources.models import find_model, load_source
+    from bitbrush.sources.prompts import calibration_prompts
 
     require_free(output)
     find_model(model, options)
@@ -110,10 +110,15 @@ def _quantize(
 
 def _look_ahead(job: "Job", calibration: Sequence[str], output: Path, *, dry_run: bool) -> None:
     """What is to be told or refused before anything long starts."""
-    from bitbrush.artifact.estimate import estimate_job, require_disk, require_room, short_on_card
-    from bitbrush.artifact.work import work_folder
-    from bitbrush.bench.prompts import too_long
-    from bitbrush.timeline.journal import Journal
+    from bitbrush.quantization.estimate import (
+        estimate_job,
+        require_disk,
+        require_room,
+        short_on_card,
+    )
+    from bitbrush.quantization.work import work_folder
+    from bitbrush.session.journal import Journal
+    from bitbrush.sources.prompts import too_long
 
     for message in too_long(job.pipe, calibration[: job.recipe.num_prompts]):
         warn(message)

@@ -25,13 +25,13 @@ def recalibrate(
 ) -> None:
     """Find an artifact's activation ranges anew, for another plan: minutes, and no full-precision model."""
     quiet_libraries()
-    from bitbrush.artifact.machine import find_device
     from bitbrush.artifact.recalibration import recalibrate as run
     from bitbrush.artifact.store import read_manifest, require_free, save
-    from bitbrush.bench.input_images import read_inputs
-    from bitbrush.bench.prompts import calibration_prompts, too_long
     from bitbrush.methods.recipe import Recipe
-    from bitbrush.timeline.ranks import ranks
+    from bitbrush.session.machine import find_device
+    from bitbrush.session.ranks import ranks
+    from bitbrush.sources.input_images import read_inputs
+    from bitbrush.sources.prompts import calibration_prompts, too_long
 
     manifest = read_manifest(artifact)
     recipe = Recipe().updated(manifest["recipe"]).updated(keys)

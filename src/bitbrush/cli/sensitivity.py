@@ -57,14 +57,14 @@ def sensitivity(
 ) -> None:
     """Disturb each denoising step alone and see what it does to the pictures: which end to relax, and why."""
     quiet_libraries()
-    from bitbrush.artifact.machine import find_device
-    from bitbrush.artifact.models import find_model, load_full_precision
-    from bitbrush.artifact.schedulers import with_scheduler
-    from bitbrush.bench.input_images import read_inputs
     from bitbrush.bench.networks.chosen import judge_of
-    from bitbrush.bench.prompts import calibration_prompts, too_long
     from bitbrush.bench.sensitivity import QuantizedActivations, RelativeNoise, step_sensitivities
     from bitbrush.methods.recipe import Recipe, check_activation_bits
+    from bitbrush.session.machine import find_device
+    from bitbrush.sources.input_images import read_inputs
+    from bitbrush.sources.models import find_model, load_full_precision
+    from bitbrush.sources.prompts import calibration_prompts, too_long
+    from bitbrush.sources.schedulers import with_scheduler
     from bitbrush.timeline.trajectory import prompt_batches
 
     _require_free(output)

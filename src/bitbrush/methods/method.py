@@ -15,13 +15,13 @@ from bitbrush.network.layers import LayerSpec, QuantizedLayer, layer_specs
 from bitbrush.network.output_correction import OutputCorrection
 from bitbrush.numerics.weights import QuantizedWeight, equal_groups
 from bitbrush.rounding.nearest import RoundedLayer
-from bitbrush.timeline.cost import CostLedger
-from bitbrush.timeline.journal import NO_JOURNAL, Journal
+from bitbrush.session.costs import CostLedger
+from bitbrush.session.journal import NO_JOURNAL, Journal
+from bitbrush.session.offload import IN_MEMORY, Spool
+from bitbrush.session.progress import Progress
+from bitbrush.session.ranks import ALONE, Ranks
 from bitbrush.timeline.plan import Relaxation
-from bitbrush.timeline.progress import Progress
-from bitbrush.timeline.ranks import ALONE, Ranks
 from bitbrush.timeline.shares import own_pieces
-from bitbrush.timeline.spool import IN_MEMORY, Spool
 from bitbrush.timeline.trajectory import PromptBatch
 
 

@@ -14,7 +14,7 @@ from bitbrush.calibration.step_sizes import (
 )
 from bitbrush.methods.method import Job, PlannedPhase
 from bitbrush.methods.recipe import StepSizes
-from bitbrush.timeline.cost import CallCounter
+from bitbrush.session.costs import CallCounter
 from bitbrush.timeline.schedule import ActivationSchedule
 from bitbrush.timeline.trajectory import DenoiserCall
 

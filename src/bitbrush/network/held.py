@@ -16,7 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from bitbrush.numerics.weights import QuantizedWeight
-from bitbrush.timeline.spool import PROCESSOR, Spool, is_away, release
+from bitbrush.session.offload import (
+    PROCESSOR,
+    Spool,
+    is_away,
+    release,
+)
 
 HALF = (torch.float16, torch.bfloat16)
 

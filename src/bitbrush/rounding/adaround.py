@@ -18,7 +18,7 @@ from bitbrush.rounding.blocks import BlockInputs, Rows
 from bitbrush.rounding.compensation import Compensated
 from bitbrush.rounding.reconstruction import Block, Seeing
 from bitbrush.rounding.shards import Shard
-from bitbrush.timeline.spool import IN_MEMORY, Spool
+from bitbrush.session.offload import IN_MEMORY, Spool
 
 ITERATIONS = 2000
 BATCH_ROWS = 32

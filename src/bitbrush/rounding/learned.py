@@ -34,12 +34,12 @@ from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.rounding.quantized_inputs import QuantizedInputs
 from bitbrush.rounding.reconstruction import reconstruct
 from bitbrush.rounding.shards import WHOLE, Place, Shard, Shards
-from bitbrush.timeline.allocator import trim
-from bitbrush.timeline.journal import NO_JOURNAL, Journal
-from bitbrush.timeline.progress import Progress
-from bitbrush.timeline.ranks import Ranks
+from bitbrush.session.allocator import trim
+from bitbrush.session.journal import NO_JOURNAL, Journal
+from bitbrush.session.offload import IN_MEMORY, PROCESSOR, Spool
+from bitbrush.session.progress import Progress
+from bitbrush.session.ranks import Ranks
 from bitbrush.timeline.schedule import ActivationSchedule
-from bitbrush.timeline.spool import IN_MEMORY, PROCESSOR, Spool
 from bitbrush.timeline.trajectory import DenoiserCall
 
 

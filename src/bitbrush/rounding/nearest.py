@@ -10,7 +10,7 @@ from bitbrush.network.first_token import FirstToken
 from bitbrush.network.layers import LayerSpec
 from bitbrush.numerics.limits import WeightRange
 from bitbrush.numerics.weights import QuantizedWeight, round_to_nearest, weight_grid
-from bitbrush.timeline.spool import PROCESSOR
+from bitbrush.session.offload import PROCESSOR
 
 
 @dataclass(frozen=True)

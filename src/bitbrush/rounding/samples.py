@@ -6,12 +6,12 @@ from typing import Any
 
 from bitbrush.network.family import Family
 from bitbrush.rounding.shards import Place, Shards
-from bitbrush.timeline.cost import CallCounter
+from bitbrush.session.costs import CallCounter
+from bitbrush.session.offload import IN_MEMORY, Spool
+from bitbrush.session.progress import Progress
+from bitbrush.session.ranks import ALONE, Ranks
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.progress import Progress
-from bitbrush.timeline.ranks import ALONE, Ranks
 from bitbrush.timeline.shares import Piece, own_pieces
-from bitbrush.timeline.spool import IN_MEMORY, Spool
 from bitbrush.timeline.trajectory import (
     DenoiserCall,
     PromptBatch,

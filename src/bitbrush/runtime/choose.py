@@ -16,7 +16,7 @@ from bitbrush.runtime.onednn.weights import Memory
 from bitbrush.runtime.openvino.runtime import OpenVinoRuntime
 from bitbrush.runtime.reference import ReferenceRuntime
 from bitbrush.runtime.tools import best_tools
-from bitbrush.timeline.spool import PROCESSOR
+from bitbrush.session.offload import PROCESSOR
 
 
 class RuntimeName(StrEnum):

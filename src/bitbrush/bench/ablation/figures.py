@@ -15,7 +15,7 @@ from bitbrush.bench.metrics.interval import (
     bootstrap_ratio,
     median_interval,
 )
-from bitbrush.bench.prompts import Domain
+from bitbrush.sources.prompts import Domain
 
 TOGETHER = "all prompt sets"
 Paired = Mapping[str, NDArray[np.float64]]

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from bitbrush.artifact.quantization import quantize
 from bitbrush.artifact.store import artifact_digest, is_artifact, read_manifest, save
 from bitbrush.bench.ablation.cells import Cell, FailedCell, Made, read_cell, write_cell
 from bitbrush.bench.ablation.folder import CELLS, Folder, rounded_of, weights_key
@@ -21,7 +20,8 @@ from bitbrush.bench.pictures import slug
 from bitbrush.bench.results import versions
 from bitbrush.bench.subjects import open_candidate, with_scheduler_of
 from bitbrush.methods.stages import RECORDING, ROUNDING
-from bitbrush.timeline.progress import Progress
+from bitbrush.quantization.quantize import quantize
+from bitbrush.session.progress import Progress
 
 Tell = Callable[[str], None]
 

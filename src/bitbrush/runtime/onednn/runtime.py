@@ -13,7 +13,7 @@ from bitbrush.runtime.interface import Execution
 from bitbrush.runtime.onednn.lowering import Lowering, compute_in, execution
 from bitbrush.runtime.onednn.weights import Memory
 from bitbrush.runtime.tools import Tools
-from bitbrush.timeline.allocator import keep_freed_memory
+from bitbrush.session.allocator import keep_freed_memory
 from bitbrush.timeline.clock import Clock
 
 

@@ -17,10 +17,10 @@ from torch import Tensor
 import bitbrush
 from bitbrush import Quantization
 from bitbrush.artifact.store import WEIGHTS
-from bitbrush.artifact.work import work_folder
 from bitbrush.methods import DEFAULT_METHOD
+from bitbrush.quantization.work import work_folder
 from bitbrush.rounding.learned import Procedure
-from bitbrush.timeline.journal import Journal
+from bitbrush.session.journal import Journal
 from tests.artifact.conftest import PROMPTS
 from tests.artifact.pipelines import CASES, picture, pipeline
 

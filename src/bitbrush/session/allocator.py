@@ -11,7 +11,7 @@ import platform
 from dataclasses import dataclass
 from functools import cache
 
-from bitbrush.timeline.memory import resident_memory
+from bitbrush.session.memory import resident_memory
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -2, -3, -4, -8
 """Parameters of ``mallopt(3)``, as ``malloc.h`` numbers them."""

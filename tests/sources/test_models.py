@@ -10,8 +10,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from bitbrush import ModelOptions, load_full_precision
-from bitbrush.artifact.models import UnknownModelError, find_model, load_source
-from bitbrush.timeline.spool import Spool
+from bitbrush.session.offload import Spool
+from bitbrush.sources.models import UnknownModelError, find_model, load_source
 
 
 def test_the_bundled_pipeline_is_in_float32() -> None:

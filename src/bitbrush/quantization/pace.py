@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from bitbrush.artifact.walk import PipelineWalk, sample_bytes
 from bitbrush.calibration.ranges import PROGRESSIVE_CALLS, quantized_inputs
 from bitbrush.calibration.sensitivity import ACTIVATION_CHOICES, MEASURED_PROMPTS, PROBES, probed_calls
 from bitbrush.calibration.step_sizes import ITERATIONS, LEARNING_CALLS, STATIC_EPOCHS
@@ -24,6 +23,7 @@ from bitbrush.network.layers import set_weight
 from bitbrush.numerics.affine import AffineGrid
 from bitbrush.numerics.limits import WeightRange
 from bitbrush.numerics.weights import weight_grid
+from bitbrush.quantization.walk import PipelineWalk, sample_bytes
 from bitbrush.rounding.blocks import reconstruction_blocks
 from bitbrush.rounding.compensation import round_with_compensation
 from bitbrush.rounding.demand import layer_demand, rounding_passes

@@ -9,15 +9,20 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import bitbrush
-from bitbrush.artifact import estimate as estimates
-from bitbrush.artifact.estimate import estimate_job, require_room, short_on_card, size_text
-from bitbrush.artifact.pace import measure_pace, phase_seconds
-from bitbrush.artifact.quantization import quantization_job
-from bitbrush.artifact.walk import sample_bytes, walk_pipeline
+from bitbrush.quantization import estimate as estimates
+from bitbrush.quantization.estimate import (
+    estimate_job,
+    require_room,
+    short_on_card,
+    size_text,
+)
+from bitbrush.quantization.pace import measure_pace, phase_seconds
+from bitbrush.quantization.quantize import quantization_job
+from bitbrush.quantization.walk import sample_bytes, walk_pipeline
 from bitbrush.rounding.samples import record_samples
-from bitbrush.timeline.cost import CallCounter
-from bitbrush.timeline.live_memory import tensor_bytes
-from bitbrush.timeline.progress import silent
+from bitbrush.session.costs import CallCounter
+from bitbrush.session.live_memory import tensor_bytes
+from bitbrush.session.progress import silent
 from tests.artifact.conftest import PROMPTS
 from tests.artifact.pipelines import CASES, pipeline
 

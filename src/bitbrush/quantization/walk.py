@@ -12,7 +12,7 @@ from bitbrush.methods.recipe import Rounding
 from bitbrush.network.footprint import Footprint, measure_footprint
 from bitbrush.rounding.blocks import reconstruction_blocks
 from bitbrush.rounding.samples import is_sample, sample_pieces
-from bitbrush.timeline.live_memory import tensor_bytes
+from bitbrush.session.live_memory import tensor_bytes
 from bitbrush.timeline.trajectory import start
 
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from bitbrush.timeline.allocator import trim
-from bitbrush.timeline.memory import peak_resident_mib
+from bitbrush.session.allocator import trim
+from bitbrush.session.memory import peak_resident_mib
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bitbrush.timeline import journal as journal_module
-from bitbrush.timeline.journal import NO_JOURNAL, Journal
+from bitbrush.session import journal as journal_module
+from bitbrush.session.journal import NO_JOURNAL, Journal
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bitbrush.methods.method import Job
 from bitbrush.network.held import device_of
-from bitbrush.timeline.journal import Journal
+from bitbrush.session.journal import Journal
 from bitbrush.timeline.trajectory import PromptBatch
 
 FINGERPRINT = "fingerprint.json"

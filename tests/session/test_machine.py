@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from bitbrush.artifact import machine
-from bitbrush.artifact.machine import available_disk, available_memory
-from bitbrush.timeline import memory
-from bitbrush.timeline.memory import resident_memory
+from bitbrush.session import machine, memory
+from bitbrush.session.machine import available_disk, available_memory
+from bitbrush.session.memory import resident_memory
 
 
 def test_memory_that_can_be_taken_counts_swap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

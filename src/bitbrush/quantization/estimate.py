@@ -7,10 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from bitbrush.artifact.machine import available_disk, available_memory, available_on_card
 from bitbrush.artifact.narrow import narrow_bytes
 from bitbrush.artifact.tensors import LAYER_KEYS
-from bitbrush.artifact.walk import PipelineWalk, sample_bytes, walk_pipeline
 from bitbrush.methods import METHODS
 from bitbrush.methods.allocation import SENSITIVITY
 from bitbrush.methods.method import Job, PlannedPhase
@@ -19,11 +17,13 @@ from bitbrush.methods.stages import RECORDING, ROUNDING
 from bitbrush.network.held import held_weights, widest_held_weight
 from bitbrush.network.layers import LayerSpec
 from bitbrush.numerics.histogram import BINS
+from bitbrush.quantization.walk import PipelineWalk, sample_bytes, walk_pipeline
 from bitbrush.rounding.blocks import reconstruction_blocks
 from bitbrush.rounding.demand import FLOAT, rounding_bytes, spooled_bytes, waiting_bytes
 from bitbrush.rounding.samples import sample_batches
-from bitbrush.timeline.memory import resident_memory
-from bitbrush.timeline.spool import ROOM
+from bitbrush.session.machine import available_disk, available_memory, available_on_card
+from bitbrush.session.memory import resident_memory
+from bitbrush.session.offload import ROOM
 
 HISTOGRAM_BYTES = 8 * BINS
 GRID_BYTES = 13

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from bitbrush.timeline.live_memory import LiveMemory, tensor_bytes
+from bitbrush.session.live_memory import LiveMemory, tensor_bytes
 
 KIB = 1024
 

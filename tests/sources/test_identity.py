@@ -5,8 +5,8 @@ import copy
 import torch
 
 import bitbrush
-from bitbrush.artifact.identity import model_digest
-from bitbrush.artifact.schedulers import with_scheduler
+from bitbrush.sources.identity import model_digest
+from bitbrush.sources.schedulers import with_scheduler
 
 
 def test_the_same_weights_have_the_same_digest_whatever_the_scheduler() -> None:

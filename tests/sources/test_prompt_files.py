@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bitbrush.bench.prompt_files import read_prompt_file
-from bitbrush.bench.prompts import Domain, bench_sets
+from bitbrush.sources.prompt_files import read_prompt_file
+from bitbrush.sources.prompts import Domain, bench_sets
 
 
 def test_text_is_one_prompt_a_line(tmp_path: Path) -> None:

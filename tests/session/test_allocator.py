@@ -10,7 +10,7 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other
 
 HEAPS = """
 import ctypes, threading
-from bitbrush.timeline.allocator import share_heap
+from bitbrush.session.allocator import share_heap
 if {shared}:
     share_heap()
 library, all_there = ctypes.CDLL(None), threading.Barrier(4)
@@ -29,9 +29,9 @@ library.malloc_stats()
 
 FREED = """
 import torch
-from bitbrush.timeline.memory import resident_memory
-from bitbrush.timeline.allocator import trim
-from bitbrush.timeline.cost import CostLedger
+from bitbrush.session.memory import resident_memory
+from bitbrush.session.allocator import trim
+from bitbrush.session.costs import CostLedger
 def work():
     larger, small = [], []
     for _ in range(3200):

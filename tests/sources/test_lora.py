@@ -12,9 +12,9 @@ from torch import Tensor
 
 import bitbrush
 from bitbrush import Lora, ModelOptions, load_full_precision
-from bitbrush.artifact import lora as lora_module
 from bitbrush.artifact.card import quantize_command
-from bitbrush.artifact.lora import fuse_lora
+from bitbrush.sources import lora as lora_module
+from bitbrush.sources.lora import fuse_lora
 from tests.artifact.pipelines import CASES, pipeline
 
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bitbrush.bench.input_images import read_image, read_images
+from bitbrush.sources.input_images import read_image, read_images
 
 
 def test_pictures_come_in_the_order_of_their_names_and_in_colour(tmp_path: Path) -> None:

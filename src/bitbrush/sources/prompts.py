@@ -7,7 +7,7 @@ from pathlib import Path
 
 from diffusers import DiffusionPipeline
 
-from bitbrush.bench.prompt_files import read_prompt_file
+from bitbrush.sources.prompt_files import read_prompt_file
 from bitbrush.zoo import MODELS, prompt_set, prompt_sets
 
 CALIBRATION, TEST = "calibration", "test"

@@ -14,13 +14,13 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from torch import nn
 
-from bitbrush.artifact.checkpoint_type import component_types, file_type, in_type
-from bitbrush.artifact.lora import Lora, fuse_lora
-from bitbrush.artifact.single_file import MODEL_INDEX, load_single_file
 from bitbrush.network.families import DENOISERS
 from bitbrush.network.held import put_weights_away
-from bitbrush.timeline.allocator import return_freed_memory
-from bitbrush.timeline.spool import PROCESSOR, Spool
+from bitbrush.session.allocator import return_freed_memory
+from bitbrush.session.offload import PROCESSOR, Spool
+from bitbrush.sources.checkpoint_type import component_types, file_type, in_type
+from bitbrush.sources.lora import Lora, fuse_lora
+from bitbrush.sources.single_file import MODEL_INDEX, load_single_file
 from bitbrush.zoo import MODELS, model_path
 
 SINGLE_FILE = ".safetensors"

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from bitbrush.timeline.cost import CostLedger
-from bitbrush.timeline.memory import peak_resident_mib
+from bitbrush.session.costs import CostLedger
+from bitbrush.session.memory import peak_resident_mib
 
 
 def test_phases_in_the_order_in_which_they_ended() -> None:

@@ -4,7 +4,12 @@ import diffusers
 import pytest
 from diffusers import StableDiffusionPipeline
 
-from bitbrush.artifact.schedulers import FLOW_NAMES, SHORT_NAMES, names_for, with_scheduler
+from bitbrush.sources.schedulers import (
+    FLOW_NAMES,
+    SHORT_NAMES,
+    names_for,
+    with_scheduler,
+)
 from tests.artifact.pipelines import CASES, pipeline
 
 

@@ -8,7 +8,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 
 from bitbrush import ModelOptions, load_full_precision
-from bitbrush.artifact.models import UnknownModelError, find_model
+from bitbrush.sources.models import UnknownModelError, find_model
 from tests.artifact.original_layout import original_layout
 
 

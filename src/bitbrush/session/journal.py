@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from bitbrush.timeline.ranks import ALONE, Ranks
+from bitbrush.session.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)

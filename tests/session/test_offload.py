@@ -6,8 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from bitbrush.timeline import spool as spools
-from bitbrush.timeline.spool import IN_MEMORY, PROCESSOR, SMALLEST, Following, Room, Spool, is_away, release
+from bitbrush.session import offload as spools
+from bitbrush.session.offload import (
+    IN_MEMORY,
+    PROCESSOR,
+    SMALLEST,
+    Following,
+    Room,
+    Spool,
+    is_away,
+    release,
+)
 
 LARGE = 200
 

@@ -16,9 +16,6 @@ from diffusers.pipelines.auto_pipeline import (
 )
 from torch import nn
 
-from bitbrush.artifact.identity import model_digest
-from bitbrush.artifact.schedulers import with_scheduler
-from bitbrush.artifact.work import open_work, require_same_job
 from bitbrush.methods import METHODS
 from bitbrush.methods.low_rank import with_branches
 from bitbrush.methods.method import AllocatedBits, Job, Outcome
@@ -31,15 +28,23 @@ from bitbrush.network.held import HALF, in_float32, twin, widen_
 from bitbrush.network.layers import LayerSpec
 from bitbrush.network.output_correction import correct_output
 from bitbrush.network.skip_inputs import with_split_skips
+from bitbrush.quantization.work import open_work, require_same_job
 from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.runtime.reference import ReferenceRuntime
-from bitbrush.timeline.allocator import share_heap
-from bitbrush.timeline.cost import CostLedger, PhaseCost
-from bitbrush.timeline.journal import Journal
+from bitbrush.session.allocator import share_heap
+from bitbrush.session.costs import CostLedger, PhaseCost
+from bitbrush.session.journal import Journal
+from bitbrush.session.offload import (
+    PROCESSOR,
+    ROOM,
+    Room,
+    Spool,
+)
+from bitbrush.session.progress import Progress, silent
+from bitbrush.session.ranks import ALONE, Ranks, ranks
+from bitbrush.sources.identity import model_digest
+from bitbrush.sources.schedulers import with_scheduler
 from bitbrush.timeline.plan import Relaxation, average_bits
-from bitbrush.timeline.progress import Progress, silent
-from bitbrush.timeline.ranks import ALONE, Ranks, ranks
-from bitbrush.timeline.spool import PROCESSOR, ROOM, Room, Spool
 from bitbrush.timeline.trajectory import prompt_batches
 
 
