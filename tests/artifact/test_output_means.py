@@ -42,7 +42,7 @@ def test_what_is_loaded_corrects_as_what_was_made(corrected: Quantization, folde
     assert torch.equal(output(StableDiffusionPipeline.from_pretrained(folder)), expected)
 
 
-@pytest.mark.parametrize("runtime", ["reference", "onednn", "openvino"])
+@pytest.mark.parametrize("runtime", ["reference", "onednn"])
 def test_every_runtime_takes_the_means_off(
     corrected: Quantization, folder: Path, runtime: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

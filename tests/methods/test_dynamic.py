@@ -49,20 +49,14 @@ def test_what_is_saved_is_loaded(made: Quantization, folder: Path) -> None:
     assert {one.activations for one in again.outcome.layers} == {DynamicRanges(6), DynamicRanges(16)}
 
 
-@pytest.mark.parametrize(
-    ("runtime", "fallback"),
-    [("onednn", None), pytest.param("openvino", "its ranges are found at run time", marks=pytest.mark.slow)],
-)
-def test_every_runtime_says_how_it_runs(folder: Path, runtime: str, fallback: str | None) -> None:
-    if runtime == "openvino":
-        pytest.importorskip("openvino")
+def test_onednn_runs_it_in_integers(folder: Path) -> None:
     try:
-        pipe = bitbrush.load(folder, runtime=runtime, dtype="float32")
+        pipe = bitbrush.load(folder, runtime="onednn", dtype="float32")
     except RuntimeUnavailable as error:
         pytest.skip(str(error))
     lowered = lowered_of(pipe.unet)
     assert lowered is not None
-    assert {one.fallback for one in lowered.executions} == {fallback}
+    assert {one.fallback for one in lowered.executions} == {None}
     assert psnr(latents(pipe), latents(bitbrush.load(folder, runtime="reference"))) > 45
 
 

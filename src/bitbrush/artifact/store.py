@@ -85,7 +85,7 @@ def load(
 ) -> DiffusionPipeline:
     """The quantized pipeline, as :func:`load_with` gives it, the executor by the names of ``bitbrush generate``.
 
-    ``runtime``: onednn or openvino (8-bit kernels), cuda (the same on an NVIDIA card, where the pipeline then is),
+    ``runtime``: onednn (8-bit kernels), cuda (the same on an NVIDIA card, where the pipeline then is),
     reference (exact integers, emulated in float32), or auto, the fastest that this machine runs exactly. ``dtype``: of
     everything between the integer products, float32 or bfloat16; None: bfloat16 where it is fast. ``memory``: low
     keeps weights of up to 4 bits packed. Raises ValueError for other names, and where this machine cannot run the
