@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from tests.artifact.conftest import PROMPTS
 from torch import Tensor
 
 import bitbrush
 from bitbrush import Quantization
 from bitbrush.artifact.card import quantize_command
 from bitbrush.runtime.interface import RuntimeUnavailable
-from tests.artifact.conftest import PROMPTS
 
 KEYS = {"steps": 3, "num_prompts": 2, "rounding": "nearest", "activations": 4, "output_means": "correct"}
 T = 501.0
