@@ -114,12 +114,10 @@ def tiny_pipe(_one_tiny_pipe: "StableDiffusionPipeline") -> "StableDiffusionPipe
     return copy.deepcopy(_one_tiny_pipe)
 
 
-PROMPTS = ("a red cat", "two blue dogs on the left")
-
-
 @pytest.fixture(scope="session")
 def quantization(_one_tiny_pipe: "StableDiffusionPipeline") -> "Quantization":
     import bitbrush
+    from tests.artifact.pipelines import PROMPTS
 
     recipe = bitbrush.METHODS["pcr"].recipe(
         {

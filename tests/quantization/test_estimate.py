@@ -23,8 +23,7 @@ from bitbrush.rounding.samples import record_samples
 from bitbrush.session.costs import CallCounter
 from bitbrush.session.live_memory import tensor_bytes
 from bitbrush.session.progress import silent
-from tests.artifact.pipelines import CASES, pipeline
-from tests.conftest import PROMPTS
+from tests.artifact.pipelines import CASES, PROMPTS, pipeline
 
 MANY = tuple(f"{number} red cats" for number in range(11))
 

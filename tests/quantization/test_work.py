@@ -21,8 +21,7 @@ from bitbrush.methods import DEFAULT_METHOD
 from bitbrush.quantization.work import work_folder
 from bitbrush.rounding.learned import Procedure
 from bitbrush.session.journal import Journal
-from tests.artifact.pipelines import CASES, picture, pipeline
-from tests.conftest import PROMPTS
+from tests.artifact.pipelines import CASES, PROMPTS, picture, pipeline
 
 RECIPE = bitbrush.METHODS["pcr"].recipe({"steps": 4, "num_prompts": 2, "batch_size": 1, "relax": "0.5:1@10"})
 

@@ -9,7 +9,7 @@ from bitbrush.methods import pcr
 from bitbrush.methods.method import Method
 from bitbrush.methods.recipe import DEFAULT_ACTIVATION_BITS, Recipe, Rounding, WeightAllocation
 from bitbrush.numerics.limits import MAX_BITS
-from bitbrush.timeline.plan import MeasuredRelaxation
+from bitbrush.calibration.relaxing import MeasuredRelaxation
 
 RELAXED = 0.4
 """Bits on average that pcr's relaxing adds: two in a fifth of the steps."""
@@ -28,4 +28,4 @@ def defaults(activations: int) -> Recipe:
     )
 
 
-BEST = Method("best", defaults, pcr.run, pcr.phases)
+BEST = Method("best", defaults, pcr.STAGES)

@@ -28,4 +28,4 @@ def defaults(activations: int) -> Recipe:
     )
 
 
-PAPER = Method("paper", defaults, pcr.run, pcr.phases)
+PAPER = Method("paper", defaults, pcr.STAGES)

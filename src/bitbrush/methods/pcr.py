@@ -1,58 +1,27 @@
 """PCR: Progressive Calibration and activation Relaxing, arXiv 2311.06322.
 
 Weights first, rounding learned on full-precision trajectories; then activation ranges step by step, each calibrated on
-what the already quantized steps produced; the steps of the relaxed interval get more bits. The deviations from the
-published procedure are listed where they are made: ``calibration/ranges.py`` and ``rounding/``.
+what the already quantized steps produced (``calibration/progressive.py``); the steps of the relaxed interval get more
+bits (``calibration/relaxing.py``). Deviations from the published procedure stand in the files that make them; ``paper``
+has its authors' choices.
 """
 
-from dataclasses import replace
-
-from bitbrush.calibration.output_errors import COMPARING_CALLS, OutputErrors
-from bitbrush.calibration.ranges import PROGRESSIVE_CALLS, calibrate_progressively
-from bitbrush.methods.allocation import with_measured_bits
-from bitbrush.methods.method import Job, Method, Outcome, PlannedPhase
-from bitbrush.methods.recipe import OutputMeans, Recipe, Rounding
-from bitbrush.methods.stages import early_phases, outcome, rounded_weights, rounding_phases, with_weights
-from bitbrush.methods.step_sizes import learner_of_step_sizes, learning_calls, learning_prompts
+from bitbrush.calibration.relaxing import Relaxation
+from bitbrush.methods.method import Method
+from bitbrush.methods.recipe import Recipe, Rounding
+from bitbrush.methods.stages.allocate_bits import ALLOCATE_BITS
+from bitbrush.methods.stages.branches import ADD_BRANCHES
+from bitbrush.methods.stages.calibrate_progressively import CALIBRATE_PROGRESSIVELY
+from bitbrush.methods.stages.first_token import KNOW_FIRST_TOKEN
+from bitbrush.methods.stages.round_weights import RECORD_TRAJECTORIES, ROUND_WEIGHTS
+from bitbrush.methods.stages.smooth import SMOOTH
+from bitbrush.methods.stages.split_skips import SPLIT_SKIPS
 from bitbrush.numerics.limits import MAX_BITS
-from bitbrush.timeline.plan import Relaxation
-from bitbrush.timeline.trajectory import carried
 
-PROGRESSIVE = "progressive_calibration"
-
-
-def run(job: Job) -> Outcome:
-    job = with_measured_bits(job)
-    rounded = rounded_weights(job)
-    denoiser = with_weights(job.denoiser, rounded)
-    with (
-        job.costs.phase(PROGRESSIVE) as calls,
-        carried(job.pipe, job.family.component, job.own, job.recipe.plan) as trajectories,
-    ):
-        errors = OutputErrors(job.denoiser, calls, job.ranks) if _corrects(job) else None
-        schedules = calibrate_progressively(
-            denoiser,
-            job.calibration,
-            trajectories,
-            job.progress,
-            calls,
-            job.journal,
-            job.ranks,
-            errors,
-            learner_of_step_sizes(job, calls),
-        )
-    return replace(outcome(job, rounded, schedules), correction=errors.correction() if errors else None)
-
-
-def _corrects(job: Job) -> bool:
-    return job.recipe.output_means is OutputMeans.CORRECT
-
-
-def phases(job: Job) -> tuple[PlannedPhase, ...]:
-    calls = PROGRESSIVE_CALLS + (COMPARING_CALLS if _corrects(job) else 0) + learning_calls(job)
-    learned = learning_prompts(job)
-    progressive = PlannedPhase(PROGRESSIVE, job.own, calls, on_rounded_weights=True, learning_prompts=learned)
-    return (*early_phases(job), *rounding_phases(job), progressive)
+PREPARATION = (SPLIT_SKIPS, ADD_BRANCHES, SMOOTH, ALLOCATE_BITS)
+"""What may be done to the network, and which bits it gets, before anything is quantized."""
+WEIGHTS = (RECORD_TRAJECTORIES, ROUND_WEIGHTS, KNOW_FIRST_TOKEN)
+STAGES = (*PREPARATION, *WEIGHTS, CALIBRATE_PROGRESSIVELY)
 
 
 def defaults(activations: int) -> Recipe:
@@ -61,4 +30,4 @@ def defaults(activations: int) -> Recipe:
     return Recipe(method="pcr", activations=activations, relax=relax, rounding=Rounding.LEARNED)
 
 
-PCR = Method("pcr", defaults, run, phases)
+PCR = Method("pcr", defaults, STAGES)
