@@ -21,14 +21,14 @@ import bitbrush
 from bitbrush.bench.generation import generate
 from bitbrush.bench.metrics.interval import bootstrap_mean
 from bitbrush.bench.metrics.psnr import psnr
-from bitbrush.calibration.ranges import (
+from bitbrush.calibration.observe import (
     ActivationBits,
     Calibration,
     Observations,
-    calibrate_progressively,
     observe,
-    one_shot_schedules,
 )
+from bitbrush.calibration.one_pass import one_shot_schedules
+from bitbrush.calibration.progressive import calibrate_progressively
 from bitbrush.network.inputs import fake_quantize_input
 from bitbrush.network.layers import layer_specs
 from bitbrush.network.unet import UNET

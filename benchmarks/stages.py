@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 import bitbrush
-from bitbrush.calibration.ranges import quantized_inputs
-from bitbrush.methods.method import Job
+from bitbrush.calibration.observe import quantized_inputs
 from bitbrush.methods.stages import rounded_weights, with_weights
+from bitbrush.methods.state import Job
 from bitbrush.network.inputs import InputObserver
 from bitbrush.quantization.quantize import quantization_job
 from bitbrush.rounding.nearest import RoundedLayer, round_all_to_nearest
@@ -35,8 +35,6 @@ STAGES: dict[str, dict[str, Any]] = {
     'fine = ["time_embedding.*", "*.time_emb_proj"]': {"fine": ["time_embedding.*", "*.time_emb_proj"]},
     'first_token = "known"': {"first_token": "known"},
     "nearest": {"rounding": "nearest"},
-    "nearest, group_size = 128": {"rounding": "nearest", "group_size": 128},
-    "nearest, group_size = 64": {"rounding": "nearest", "group_size": 64},
 }
 
 

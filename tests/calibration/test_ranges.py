@@ -12,15 +12,15 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import nn
 
-from bitbrush.calibration.ranges import (
+from bitbrush.calibration.observe import (
     ActivationBits,
     Calibration,
     Observations,
-    calibrate_progressively,
     observe,
-    one_shot_schedules,
-    static_schedules,
 )
+from bitbrush.calibration.one_pass import one_shot_schedules, static_schedules
+from bitbrush.calibration.progressive import calibrate_progressively
+from bitbrush.calibration.relaxing import Relaxation
 from bitbrush.network.layers import EDGE_ACTIVATION_BITS, LayerSpec, layer_specs, set_weight
 from bitbrush.network.unet import UNET
 from bitbrush.numerics.affine import AffineGrid, fake_quantize
@@ -29,7 +29,7 @@ from bitbrush.numerics.limits import RangeEstimator, WeightRange
 from bitbrush.rounding.nearest import round_all_to_nearest
 from bitbrush.session.costs import CallCounter
 from bitbrush.session.progress import silent
-from bitbrush.timeline.plan import Relaxation, SamplingPlan
+from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.schedule import ActivationSchedule
 from bitbrush.timeline.trajectory import DenoiserCall, carried, planned_timesteps, prompt_batches
 

@@ -10,10 +10,10 @@ from diffusers import StableDiffusionPipeline
 import bitbrush
 from bitbrush import Quantization
 from bitbrush.calibration import sensitivity
+from bitbrush.calibration.relaxing import MeasuredRelaxation
 from bitbrush.methods import METHODS
 from bitbrush.methods.recipe import Recipe
 from bitbrush.network.layers import EDGE_ACTIVATION_BITS, EDGE_WEIGHT_BITS
-from bitbrush.timeline.plan import MeasuredRelaxation
 
 PROMPTS = ("a red cat", "two blue dogs on the left")
 KEYS = {"steps": 3, "num_prompts": 2, "rounding": "nearest", "relax": "auto:6.5", "weight_allocation": "measured"}

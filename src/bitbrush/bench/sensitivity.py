@@ -21,7 +21,7 @@ from bitbrush.bench.metrics.image_mse import image_mse
 from bitbrush.bench.metrics.interval import Interval, bootstrap_difference, bootstrap_mean, median_interval
 from bitbrush.bench.metrics.psnr import psnr
 from bitbrush.bench.networks.clip import Clip
-from bitbrush.calibration.ranges import ActivationBits, Calibration
+from bitbrush.calibration.observe import ActivationBits, Calibration
 from bitbrush.network.families import denoiser_name, family_of
 from bitbrush.network.inputs import InputObserver, fake_quantize_input
 from bitbrush.network.layers import layer_specs

@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from bitbrush.calibration.observe import quantized_inputs, run_observed
 from bitbrush.calibration.probe import Candidates, guided, probe
 from bitbrush.calibration.propagation import CleanRun, Propagation
-from bitbrush.calibration.ranges import quantized_inputs, run_observed
 from bitbrush.network.inputs import InputObserver
 from bitbrush.numerics.affine import AffineGrid
 from bitbrush.numerics.limits import RangeEstimator, WeightRange

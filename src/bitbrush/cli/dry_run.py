@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from bitbrush.cli.console import note, out, table, warn
 
 if TYPE_CHECKING:
-    from bitbrush.methods.method import Job
+    from bitbrush.methods.state import Job
     from bitbrush.network.layers import LayerSpec
     from bitbrush.quantization.estimate import Estimate
     from bitbrush.quantization.walk import PipelineWalk
@@ -57,8 +57,8 @@ def _print_layers(job: "Job", estimate: "Estimate") -> None:
 
 
 def _activation_bits(job: "Job", spec: "LayerSpec") -> str:
+    from bitbrush.calibration.relaxing import MeasuredRelaxation
     from bitbrush.network.layers import EDGE_ACTIVATION_BITS
-    from bitbrush.timeline.plan import MeasuredRelaxation
 
     if spec.edge:
         return f"{EDGE_ACTIVATION_BITS} at every step"

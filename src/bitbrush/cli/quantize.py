@@ -17,8 +17,8 @@ from bitbrush.methods.recipe import read_recipe
 if TYPE_CHECKING:
     import torch
 
-    from bitbrush.methods.method import Job
     from bitbrush.methods.recipe import Recipe
+    from bitbrush.methods.state import Job
     from bitbrush.quantization.quantize import Quantization
     from bitbrush.sources.models import ModelOptions
 

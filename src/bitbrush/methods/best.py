@@ -5,11 +5,11 @@ all steps and layers. Where activations have fewer than 8 bits, layers have bran
 the average. docs/methods.md tells of the measurement, of the branches and what they are worth.
 """
 
+from bitbrush.calibration.relaxing import MeasuredRelaxation
 from bitbrush.methods import pcr
 from bitbrush.methods.method import Method
 from bitbrush.methods.recipe import DEFAULT_ACTIVATION_BITS, Recipe, Rounding, WeightAllocation
 from bitbrush.numerics.limits import MAX_BITS
-from bitbrush.calibration.relaxing import MeasuredRelaxation
 
 RELAXED = 0.4
 """Bits on average that pcr's relaxing adds: two in a fifth of the steps."""

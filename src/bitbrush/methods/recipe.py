@@ -8,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
 
+from bitbrush.calibration.relaxing import AUTO, MeasuredRelaxation, Relaxation
 from bitbrush.methods.keys import (
     Decides,
     choice,
@@ -23,7 +24,7 @@ from bitbrush.methods.keys import (
 )
 from bitbrush.methods.registry import METHODS
 from bitbrush.numerics.limits import MAX_BITS, MAX_WEIGHT_BITS, MIN_WEIGHT_BITS, RangeEstimator, WeightRange
-from bitbrush.timeline.plan import AUTO, MeasuredRelaxation, PipelineArgument, Relaxation, SamplingPlan
+from bitbrush.timeline.plan import PipelineArgument, SamplingPlan
 
 MIN_ACTIVATION_BITS = 4
 MAX_RANK = 256

@@ -9,13 +9,13 @@ from typing import Any
 from torch import nn
 
 from bitbrush.calibration.observe import ActivationBits, Calibration, Observations
+from bitbrush.calibration.relaxing import Relaxation
 from bitbrush.methods.recipe import FirstTokens, Recipe
 from bitbrush.network.family import Family
 from bitbrush.network.layers import LayerSpec, layer_specs
 from bitbrush.numerics.weights import QuantizedWeight
 from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.session.session import Session
-from bitbrush.timeline.plan import Relaxation
 from bitbrush.timeline.schedule import Activations
 from bitbrush.timeline.shares import own_pieces
 from bitbrush.timeline.trajectory import DenoiserCall, PromptBatch

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_iter
 
-from bitbrush.methods.method import Job
 from bitbrush.methods.recipe import Rounding
+from bitbrush.methods.state import Job
 from bitbrush.network.footprint import Footprint, measure_footprint
 from bitbrush.rounding.blocks import reconstruction_blocks
 from bitbrush.rounding.samples import is_sample, sample_pieces

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitbrush.methods.method import Job
+from bitbrush.methods.state import Job
 from bitbrush.network.held import device_of
 from bitbrush.session.journal import Journal
 from bitbrush.timeline.trajectory import PromptBatch

@@ -8,7 +8,6 @@ PipelineArgument: TypeAlias = bool | int | float | str | tuple[bool | int | floa
 """What an argument of a pipeline's call can be in a recipe."""
 
 
-
 @dataclass(frozen=True)
 class SamplingPlan:
     """How images are generated: steps, guidance and, where not the pipeline's own, the scheduler's class.

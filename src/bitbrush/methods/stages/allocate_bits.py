@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from bitbrush.calibration.relaxing import MeasuredRelaxation
 from bitbrush.calibration.sensitivity import (
     ACTIVATION_CHOICES,
     WEIGHT_CHOICES,
@@ -29,7 +30,6 @@ from bitbrush.methods.stages.branches import branch_weight_bits
 from bitbrush.methods.state import AllocatedBits, QuantizationState
 from bitbrush.network.held import in_memory, weight_shape
 from bitbrush.numerics.allocation import allocate
-from bitbrush.calibration.relaxing import MeasuredRelaxation
 
 NAME = "sensitivity"
 
