@@ -2,14 +2,14 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from bitbrush.network.family import Family
 from bitbrush.rounding.shards import Place, Shards
-from bitbrush.session.costs import CallCounter
-from bitbrush.session.offload import IN_MEMORY, Spool
-from bitbrush.session.progress import Progress
-from bitbrush.session.ranks import ALONE, Ranks
+from bitbrush.session.ranks import Ranks
+from bitbrush.session.session import Session
+from bitbrush.timeline.module_changes import NO_CHANGES
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.shares import Piece, own_pieces
 from bitbrush.timeline.trajectory import (
@@ -17,7 +17,7 @@ from bitbrush.timeline.trajectory import (
     PromptBatch,
     carried,
     join,
-    pending,
+    lockstep,
     planned_timesteps,
     split,
 )
@@ -45,37 +45,30 @@ def is_sample(call: int, batch: int, of: int) -> bool:
 
 
 def record_samples(
-    pipe: Any,
-    family: Family,
-    batches: Sequence[PromptBatch],
-    plan: SamplingPlan,
-    progress: Progress,
-    calls: CallCounter,
-    *,
-    spool: Spool = IN_MEMORY,
-    ranks: Ranks = ALONE,
+    pipe: Any, family: Family, batches: Sequence[PromptBatch], plan: SamplingPlan, session: Session
 ) -> list[DenoiserCall]:
-    """Every fourth denoiser call on the full-precision trajectories of the first 16 prompts, put away by ``spool``.
+    """Returns every fourth denoiser call on the full-precision trajectories of the first 16 prompts, offloaded.
 
     Its two batches are staggered, so that together they cover every second call. One denoiser call per step and batch.
-    Of several processes each records its own share of the prompts.
+    Of several processes each records its own share of the prompts. What the pipeline changes about modules is
+    not kept: blocks learn on rows drawn one by one, and perturbed attention, for one, splits its batch into parts.
     """
     denoiser = getattr(pipe, family.component)
     samples = []
-    own = sample_pieces(batches, ranks)
+    own = sample_pieces(batches, session.ranks)
     steps = len(planned_timesteps(pipe, family.component, plan, batches[0]))
     with (
         carried(pipe, family.component, [piece.batch for piece in own], plan) as trajectories,
-        progress("recording samples", steps) as advance,
+        session.progress("recording samples", steps) as advance,
     ):
-        while waiting := pending(trajectories):
-            for piece, trajectory, call in zip(own, trajectories, waiting, strict=True):
+        for number, calls in enumerate(lockstep(trajectories)):
+            for piece, trajectory, call in zip(own, trajectories, calls, strict=True):
                 output = call.run(denoiser)
-                if is_sample(calls.per_batch, piece.index, piece.batches):
-                    spool.put_away((call.args, call.kwargs))
-                    samples.append(call)
+                if is_sample(number, piece.index, piece.batches):
+                    session.offload.put_away((call.args, call.kwargs))
+                    samples.append(replace(call, changes=NO_CHANGES))
                 trajectory.answer(output)
-            calls.add()
+            session.count_call()
             advance()
     return samples
 

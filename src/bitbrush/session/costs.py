@@ -19,25 +19,23 @@ class PhaseCost:
 
 
 class CostLedger:
-    """Costs by phase, in the order in which the phases ended; what each freed goes back to the system then."""
+    """Costs by phase, in the order in which the phases ended; memory that a phase freed goes back to the system then.
+
+    ``calls`` counts the denoiser calls that every prompt batch has seen.
+    """
 
     def __init__(self) -> None:
         self.phases: dict[str, PhaseCost] = {}
+        self.calls = 0
 
     @contextmanager
-    def phase(self, name: str) -> Iterator["CallCounter"]:
-        calls = CallCounter()
-        began = time.perf_counter()
-        yield calls
-        self.phases[name] = PhaseCost(time.perf_counter() - began, peak_resident_mib(), calls.per_batch)
+    def phase(self, name: str) -> Iterator[None]:
+        """Records the costs of the code inside."""
+        before, began = self.calls, time.perf_counter()
+        yield
+        self.phases[name] = PhaseCost(time.perf_counter() - began, peak_resident_mib(), self.calls - before)
         trim()
 
-
-class CallCounter:
-    """Counts the denoiser calls that every prompt batch has seen."""
-
-    def __init__(self) -> None:
-        self.per_batch = 0
-
-    def add(self) -> None:
-        self.per_batch += 1
+    def count_call(self) -> None:
+        """Counts one denoiser call of every prompt batch."""
+        self.calls += 1
