@@ -17,11 +17,12 @@ from safetensors.torch import load_file
 from bitbrush.artifact.denoiser import WEIGHTS, denoiser_of
 from bitbrush.artifact.store import artifact_digest, verify
 from bitbrush.artifact.tensors import layer_from_tensors
+from bitbrush.methods import METHODS
 from bitbrush.methods.recipe import KEYS, Recipe
 from bitbrush.network import generic
 from bitbrush.network.layers import set_weight
-from bitbrush.quantization.quantize import Quantization, quantization_job, run_method
-from bitbrush.quantization.work import require_same_job
+from bitbrush.quantization.quantize import Quantization, finish, prepare
+from bitbrush.quantization.work import require_same_work
 from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.session.offload import PROCESSOR
 from bitbrush.session.progress import Progress, silent
@@ -62,11 +63,12 @@ def recalibrate(
     pipe.to(device)
     is_generic = manifest["denoiser"]["family"] == generic.NAME
     with ranks() as own, own.together():
-        job = quantization_job(
+        state = prepare(
             pipe, recipe, prompts, inputs=inputs, generic=is_generic, rounded=rounded, progress=progress, ranks=own
         )
-        require_same_job(job)
-        made = run_method(job)
+        require_same_work(state)
+        stages = METHODS[recipe.method].planned(state)
+        made = finish(tuple(stage for stage in stages if not stage.changes_network), state)
     return replace(made, recalibrated={"manifest": manifest, "digest": artifact_digest(root)})
 
 

@@ -87,7 +87,7 @@ class QuantizedActivations:
         names = [spec.name for spec in self._calibration.layers]
         with observer.watching(denoiser, names):
             call.run(denoiser)
-        grids = self._calibration.grids(observer, call.timestep, (call.timestep,))
+        grids = self._calibration.qparams(observer, call.timestep, (call.timestep,))
         with _quantized(denoiser, grids):
             return call.run(denoiser)
 

@@ -30,8 +30,7 @@ from bitbrush.numerics.affine import AffineGrid
 from bitbrush.numerics.limits import RangeEstimator, WeightRange
 from bitbrush.numerics.ranges import find_qparams
 from bitbrush.numerics.weights import WeightGrid, weight_grid
-from bitbrush.session.costs import CallCounter
-from bitbrush.session.progress import Progress
+from bitbrush.session.session import Session
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.trajectory import DenoiserCall, PromptBatch, join, planned_timesteps
 
@@ -101,15 +100,13 @@ def sensitivity_calls(calls: int) -> int:
 
 
 @torch.no_grad()
-def measure_sensitivities(
-    measurement: Measurement, batch: PromptBatch, progress: Progress, counter: CallCounter
-) -> Sensitivities:
+def measure_sensitivities(measurement: Measurement, batch: PromptBatch, session: Session) -> Sensitivities:
     """Of the denoiser as it is, on the trajectories of ``batch``."""
     planned = planned_timesteps(measurement.pipe, measurement.component, measurement.plan, batch)
-    with progress("measuring sensitivities", sensitivity_calls(len(planned))) as advance:
+    with session.progress("measuring sensitivities", sensitivity_calls(len(planned))) as advance:
 
         def count() -> None:
-            counter.add()
+            session.count_call()
             advance()
 
         network = _Network(measurement, count)

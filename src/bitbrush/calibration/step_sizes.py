@@ -63,9 +63,7 @@ class StepSizeLearner:
         self._u = torch.zeros(len(self._layers), device=device_of(full), requires_grad=True)
         self._adam = torch.optim.Adam([self._u], lr=RATE, betas=BETAS)
 
-    def learned(
-        self, denoiser: nn.Module, calls: Sequence[DenoiserCall], grids: Grids
-    ) -> dict[str, AffineGrid]:
+    def learned(self, denoiser: nn.Module, calls: Sequence[DenoiserCall], grids: Grids) -> dict[str, AffineGrid]:
         """``grids`` with scales that serve all ``calls``, of different timesteps; of layers that do not learn as given.
 
         The calls are seen in random order, at a rate that falls to 0. ``denoiser`` computes with the rounded weights,

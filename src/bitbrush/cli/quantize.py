@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from bitbrush.methods.recipe import Recipe
-    from bitbrush.methods.state import Job
+    from bitbrush.methods.state import QuantizationState
     from bitbrush.quantization.quantize import Quantization
     from bitbrush.sources.models import ModelOptions
 
@@ -45,7 +45,7 @@ def quantize(
     loras: Loras = None,
     device: Device = "cpu",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan, its time, memory and disk, and end; writes nothing.")
+        bool, typer.Option("--dry-run", help="Print the plan, bounds on memory and disk, and end; writes nothing.")
     ] = False,
 ) -> None:
     """Quantize MODEL after training and save it as a pipeline folder of packed integers."""
@@ -55,7 +55,7 @@ def quantize(
     chosen, options = _recipe(recipe, keys), model_options(revision, variant, config, loras)
     place = find_device(device)
     if dry_run and place.type != "cpu":
-        raise ValueError(f"--dry-run reckons time and memory of the processor, not of {device}; leave --device out")
+        raise ValueError(f"--dry-run estimates memory of the CPU, not of {device}; leave --device out")
     _quantize(
         model, options, output, chosen, prompts, place, images=images, masks=masks, generic=generic, dry_run=dry_run
     )
@@ -75,7 +75,7 @@ def _quantize(
     dry_run: bool,
 ) -> None:
     from bitbrush.artifact.store import require_free, save
-    from bitbrush.quantization.quantize import carry_out, quantization_job
+    from bitbrush.quantization.quantize import prepare, run
     from bitbrush.quantization.work import work_folder
     from bitbrush.runtime.cuda.package import has_card
     from bitbrush.session.machine import nearest_folder
@@ -93,25 +93,25 @@ def _quantize(
     inputs = read_inputs(images, masks)
     pipe = load_source(model, options, spool=Spool(nearest_folder(output)), device=device)
     with ranks() as own, own.together():
-        job = quantization_job(pipe, chosen, calibration, inputs=inputs, generic=generic, progress=shown, ranks=own)
+        state = prepare(pipe, chosen, calibration, inputs=inputs, generic=generic, progress=shown, ranks=own)
         own.wait()  # until all are loaded, as what memory is left is looked at
         if own.leads:
             note(_announcement(model, chosen, own.world))
-            _look_ahead(job, calibration, output, dry_run=dry_run)
+            _look_ahead(state, calibration, output, dry_run=dry_run)
         if dry_run:
             return
         work = work_folder(output)
-        quantization = carry_out(job, work)
+        quantization = run(state, work)
         if own.leads:
             save(quantization, output, base_model=model, options=options)
             shutil.rmtree(work)
             print_summary(quantization, output)
 
 
-def _look_ahead(job: "Job", calibration: Sequence[str], output: Path, *, dry_run: bool) -> None:
+def _look_ahead(state: "QuantizationState", calibration: Sequence[str], output: Path, *, dry_run: bool) -> None:
     """What is to be told or refused before anything long starts."""
     from bitbrush.quantization.estimate import (
-        estimate_job,
+        estimate,
         require_disk,
         require_room,
         short_on_card,
@@ -120,18 +120,18 @@ def _look_ahead(job: "Job", calibration: Sequence[str], output: Path, *, dry_run
     from bitbrush.session.journal import Journal
     from bitbrush.sources.prompts import too_long
 
-    for message in too_long(job.pipe, calibration[: job.recipe.num_prompts]):
+    for message in too_long(state.pipe, calibration[: state.recipe.num_prompts]):
         warn(message)
     kept = Journal(work_folder(output))
-    estimate, walk = estimate_job(job)
+    planned = estimate(state)
     if dry_run:
-        print_plan(job, estimate, walk, output)
+        print_plan(state, planned, output)
         return
-    if job.pipe.device.type == "cpu":
-        require_room(estimate, output, kept=kept.size, processes=job.ranks.here)
+    if state.pipe.device.type == "cpu":
+        require_room(planned, output, kept=kept.size, processes=state.session.ranks.here)
     else:
-        require_disk(estimate, output, kept=kept.size)
-        if short := short_on_card(estimate, job.pipe.device):
+        require_disk(planned, output, kept=kept.size)
+        if short := short_on_card(planned, state.pipe.device):
             warn(short)
     if done := kept.pieces():
         note(f"going on with the {len(done)} blocks and steps that {kept.folder} holds")

@@ -1,4 +1,8 @@
-"""What a quantization will do and take, told before anything long starts."""
+"""What a quantization will do, and a coarse bound on memory and disk, before anything long starts.
+
+The denoiser calls are exact. Memory and disk are upper bounds from the tensors of one real denoiser call and from the
+sizes of the layers; they refuse early what cannot fit, and predict nothing closer.
+"""
 
 import math
 from dataclasses import dataclass
@@ -7,137 +11,166 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from bitbrush.artifact.narrow import narrow_bytes
-from bitbrush.artifact.tensors import LAYER_KEYS
 from bitbrush.methods import METHODS
-from bitbrush.methods.allocation import SENSITIVITY
-from bitbrush.methods.method import PlannedPhase
-from bitbrush.methods.stages import RECORDING, ROUNDING
-from bitbrush.methods.state import Job
-from bitbrush.network.held import held_weights, widest_held_weight
+from bitbrush.methods.stages.allocate_bits import ALLOCATE_BITS
+from bitbrush.methods.stages.calibrate_progressively import CALIBRATE_PROGRESSIVELY
+from bitbrush.methods.stages.learn_step_sizes import LEARN_STEP_SIZES
+from bitbrush.methods.stages.round_weights import RECORD_TRAJECTORIES
+from bitbrush.methods.state import QuantizationState
+from bitbrush.network.held import held_weights, weight_shape
 from bitbrush.network.layers import LayerSpec
 from bitbrush.numerics.histogram import BINS
 from bitbrush.quantization.walk import PipelineWalk, sample_bytes, walk_pipeline
 from bitbrush.rounding.blocks import reconstruction_blocks
-from bitbrush.rounding.demand import FLOAT, rounding_bytes, spooled_bytes, waiting_bytes
-from bitbrush.rounding.samples import sample_batches
+from bitbrush.rounding.compensation import WAITING_BYTES, WHOLE_BYTES
 from bitbrush.session.machine import available_disk, available_memory, available_on_card
 from bitbrush.session.memory import resident_memory
 from bitbrush.session.offload import ROOM
 
+FLOAT = 4
 HISTOGRAM_BYTES = 8 * BINS
-GRID_BYTES = 13
-"""Of one activation grid in the artifact: timestep, scale, zero point, bits."""
-ENTRY_BYTES = 110
-"""Of a tensor's name, shape and place in a safetensors file."""
-INPUT_COPIES = 4
-"""Of the largest layer input, while it is observed or quantized."""
-SEARCH_COPIES = 6
-"""Of the largest weight, while its range is searched."""
-GRAPH_COPIES = 2
-"""Of all layers' inputs and outputs: what a denoiser call keeps for its backward pass."""
-HOLES = 384 << 20
-"""At most, and at most as much as tensors take: what is freed leaves holes until the end of a step or layer.
-
-Large buffers leave none; they go back to the system when they are freed.
-"""
-REMEDIES = {
-    ROUNDING: "num_prompts, choose --rounding nearest",
-    SENSITIVITY: "batch_size, choose --method pcr, which measures no sensitivities",
-}
-"""Of phases that need more memory than there is."""
+PARAMETER_BYTES = 13
+"""Of one layer's activation parameters at one timestep in the artifact: timestep, scale, zero point, bits."""
+WEIGHT_COPIES = 8
+"""Float copies of the largest layer's weights while its range is searched or its rounding learned."""
+FRAGMENTATION = 384 << 20
+"""Allowance for heap fragmentation: min(384 MiB, tensor bytes)."""
 
 
 @dataclass(frozen=True)
-class PhaseEstimate:
-    """``calls_per_batch`` of the denoiser, for each of ``batches``; ``bytes`` beyond what the process holds before."""
+class StageEstimate:
+    """Denoiser calls of one stage: ``calls_per_batch`` for each of ``batches``."""
 
     name: str
     batches: int
     calls_per_batch: int
-    bytes: int
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """``resident``: bytes that the process holds already; ``weight_bytes`` of the denoiser, were it in float32.
+    """What a quantization will do and take in this process; sizes in bytes.
 
-    ``samples``: denoiser calls of one prompt each that are kept for learned rounding; ``spool_bytes``: what they, the
-    calls suspended there and a large Gram matrix take on the disk meanwhile, beyond what has room in memory.
-    ``work_bytes``: of what an interrupted run goes on from; on the disk beside the artifact, until that is whole.
+    Args:
+        specs: The treatment of every layer of the denoiser as given.
+        stages: The stages that will run, in order.
+        resident: Memory that the process holds already.
+        memory: Bound on the memory that the stages take beside it.
+        offloaded: Bound on the disk that offloaded samples take meanwhile, beyond what stays in memory.
+        artifact: Size of the artifact.
+        work: Disk that finished pieces take beside the artifact until it is whole.
     """
 
     specs: tuple[LayerSpec, ...]
-    phases: tuple[PhaseEstimate, ...]
+    stages: tuple[StageEstimate, ...]
     resident: int
-    weight_bytes: int
-    samples: int
-    spool_bytes: int
-    artifact_bytes: int
-    work_bytes: int
-
-    @property
-    def largest(self) -> PhaseEstimate:
-        """The phase that takes the most memory."""
-        return max(self.phases, key=lambda phase: phase.bytes)
-
-    @property
-    def peak_bytes(self) -> int:
-        return self.resident + self.largest.bytes
+    memory: int
+    offloaded: int
+    artifact: int
+    work: int
 
 
-def estimate_job(job: Job) -> tuple[Estimate, PipelineWalk]:
-    """Counted by the method's own phases and the pipeline's own call; costs a denoiser call of one prompt.
+def estimate(state: QuantizationState) -> Estimate:
+    """Follows the pipeline's own call for one prompt and counts; costs one denoiser call.
 
-    Where processes share the job it is the estimate of this one.
-
-    Raises ValueError for what the method would refuse.
+    Raises:
+        ValueError: The recipe asks for what a stage cannot do.
     """
-    phases = METHODS[job.recipe.method].phases(job)
-    walk = walk_pipeline(job)
-    sizes = sample_bytes(job, walk)
-    memory = _Memory(job, walk, samples=len(sizes))
-    visits = len(walk.timesteps) * len(job.calibration.layers)
-    progressive = any(phase.on_rounded_weights for phase in phases)
-    estimate = Estimate(
-        specs=job.specs,
-        phases=tuple(
-            PhaseEstimate(one.name, len(one.batches), one.calls(len(walk.timesteps)), memory.of(one)) for one in phases
-        ),
+    stages = METHODS[state.recipe.method].planned(state)
+    walk = walk_pipeline(state)
+    calls = {stage.name: stage.calls(state, len(walk.timesteps)) for stage in stages}
+    learned = sum(sample_bytes(state, walk)) if RECORD_TRAJECTORIES in stages else 0
+    waiting = _offloaded_bytes(state, walk) if learned else 0
+    progressive = CALIBRATE_PROGRESSIVELY in stages
+    layers = state.calibration.layers
+    histograms = walk.distinct_timesteps * len(layers) * HISTOGRAM_BYTES
+    integers = sum(math.prod(spec.shape) for spec in layers)
+    working = _call_bytes(state, walk) + min(learned + waiting, ROOM) + (_rounding_bytes(state) if learned else 0)
+    if ALLOCATE_BITS in stages or LEARN_STEP_SIZES in stages:
+        working += _graph_bytes(state, walk) + FLOAT * max(integers, held_weights(state.denoiser))
+    return Estimate(
+        specs=state.specs,
+        stages=tuple(StageEstimate(name, len(one.batches), one.per_batch) for name, one in calls.items()),
         resident=resident_memory(),
-        weight_bytes=memory.denoiser,
-        samples=len(sizes),
-        spool_bytes=max(0, sum(sizes) + memory.spooled + memory.waiting - ROOM),
-        artifact_bytes=_artifact_bytes(job, walk),
-        work_bytes=(memory.integers if sizes else 0) + (visits * HISTOGRAM_BYTES if progressive else 0),
+        memory=integers + histograms + working + min(working, FRAGMENTATION),
+        offloaded=max(0, learned + waiting - ROOM),
+        artifact=_artifact_bytes(state, walk),
+        work=(integers if learned else 0) + (histograms if progressive else 0),
     )
-    return estimate, walk
+
+
+def _call_bytes(state: QuantizationState, walk: PipelineWalk) -> int:
+    """Bounds a denoiser call of the largest batch, and what the suspended pipeline calls of all prompts hold."""
+    prompts = [len(batch.prompts) for batch in state.own_batches] or [0]
+    inputs = max((use.inputs for use in walk.footprint.modules.values()), default=0)
+    widest = max((math.prod(spec.shape) for spec in state.calibration.layers), default=0)
+    suspended = 2 * max(walk.argument_bytes) * sum(prompts)
+    return (walk.footprint.most + 4 * inputs) * max(prompts) + suspended + WEIGHT_COPIES * FLOAT * widest
+
+
+def _graph_bytes(state: QuantizationState, walk: PipelineWalk) -> int:
+    """Bounds what a denoiser call of the first batch keeps for its backward pass."""
+    kept = sum(use.inputs + use.outputs for use in walk.footprint.modules.values())
+    return 2 * kept * len(state.batches[0].prompts)
+
+
+def _rounding_bytes(state: QuantizationState) -> int:
+    """Bounds what error compensation of the widest layer takes: Gram matrices and columns of inputs."""
+    widths = [math.prod(weight_shape(state.denoiser.get_submodule(spec.name))[1:]) for spec in state.calibration.layers]
+    matrix = FLOAT * max(widths, default=0) ** 2
+    return matrix + min(matrix, WAITING_BYTES) + WHOLE_BYTES
+
+
+def _offloaded_bytes(state: QuantizationState, walk: PipelineWalk) -> int:
+    """Bounds what all samples' calls, suspended at a block in both networks, hold; and a Gram matrix that waits."""
+    called = walk.footprint.modules
+    names = [spec.name for spec in state.calibration.layers if spec.name in called]
+    blocks = [called[name] for name in reconstruction_blocks(state.denoiser, state.family, names)]
+    held = max((2 * use.live + use.inputs + 2 * use.outputs for use in blocks), default=0)
+    matrix = FLOAT * max(math.prod(weight_shape(state.denoiser.get_submodule(name))[1:]) for name in names) ** 2
+    return len(sample_bytes(state, walk)) * held + (matrix if matrix >= WAITING_BYTES else 0)
+
+
+def _artifact_bytes(state: QuantizationState, walk: PipelineWalk) -> int:
+    """Sizes packed integers, scales and activation parameters; all other tensors as they are stored."""
+    parts = [part for name, part in state.pipe.components.items() if isinstance(part, nn.Module)]
+    size = sum(_state_bytes(part) for part in parts)
+    for spec in state.calibration.layers:
+        weights = math.prod(spec.shape)
+        size += -(-weights * spec.weight_bits // 8) - FLOAT * weights
+        size += (FLOAT + 1) * spec.shape[0] + PARAMETER_BYTES * walk.distinct_timesteps
+    return size
+
+
+def _state_bytes(network: nn.Module) -> int:
+    return sum(int(tensor.nbytes) for tensor in network.state_dict().values()) + FLOAT * held_weights(network)
 
 
 def require_room(estimate: Estimate, output: Path, *, kept: int = 0, processes: int = 1) -> None:
-    """Raises ValueError if the job cannot fit into the memory or onto the disk that the machine has left.
+    """Raises ValueError if the machine cannot hold the quantization.
 
-    ``kept``: bytes of its work that are on the disk already. ``processes``: of this machine that have such an estimate
-    each, all of them loaded. Memory is not looked at where the system does not tell.
+    Args:
+        estimate: Of each process.
+        output: The artifact's folder.
+        kept: Bytes of unfinished work that are on the disk already.
+        processes: Processes of this machine, each with such an estimate and all of them loaded.
     """
-    phase, memory = estimate.largest, available_memory()
-    if memory is not None and processes * phase.bytes > memory:
-        fewer = REMEDIES.get(phase.name, "batch_size")
-        fewer += ", or start fewer processes" if processes > 1 else ""
-        each = f" in each of {processes}" if processes > 1 else ""
+    memory = available_memory()
+    if memory is not None and processes * estimate.memory > memory:
+        each = f" in each of {processes} processes" if processes > 1 else ""
         raise ValueError(
-            f"{phase.name.replace('_', ' ')} takes about {size_text(phase.bytes)} of memory{each} beside "
-            f"what is loaded, {size_text(memory)} are available; lower {fewer}, make smaller pictures, or free memory"
+            f"quantizing takes up to {size_text(estimate.memory)} of memory{each} beside what is loaded, "
+            f"{size_text(memory)} are available; lower batch_size or num_prompts, choose --method pcr (which measures "
+            "no sensitivities) or --rounding nearest, make smaller images, or free memory"
         )
     require_disk(estimate, output, kept=kept, processes=processes)
 
 
 def require_disk(estimate: Estimate, output: Path, *, kept: int = 0, processes: int = 1) -> None:
-    """The latter half of :func:`require_room`."""
-    work, disk = max(0, estimate.work_bytes - kept), available_disk(output)
-    most = max(estimate.artifact_bytes, processes * estimate.spool_bytes)  # the samples go before the artifact comes
+    """Raises ValueError if the disk cannot; arguments as for :func:`require_room`."""
+    work, disk = max(0, estimate.work - kept), available_disk(output)
+    most = max(estimate.artifact, processes * estimate.offloaded)  # samples are gone before the artifact is written
     if most + work > disk:
-        samples = "" if most == estimate.artifact_bytes else " for samples (fewer with a lower num_prompts)"
+        samples = "" if most == estimate.artifact else " for samples (fewer with a lower num_prompts)"
         raise ValueError(
             f"{output} takes about {size_text(most)} of disk{samples} and {size_text(work)} for unfinished work beside "
             f"it, {size_text(disk)} are free; make room there, or choose another output"
@@ -145,116 +178,16 @@ def require_disk(estimate: Estimate, output: Path, *, kept: int = 0, processes: 
 
 
 def short_on_card(estimate: Estimate, card: torch.device) -> str | None:
-    """What is to be told if the card may have too little memory left: it was reckoned for the processor's."""
-    phase, left = estimate.largest, available_on_card(card)
-    if phase.bytes <= left:
+    """Returns a warning if the GPU may have too little memory left; None if it has enough."""
+    left = available_on_card(card)
+    if estimate.memory <= left:
         return None
     return (
-        f"{phase.name.replace('_', ' ')} takes about {size_text(phase.bytes)} beside what is loaded, and "
-        f"{size_text(left)} are left on {card}: if they do not do, lower {REMEDIES.get(phase.name, 'batch_size')}, "
-        "or compute on the processor (--device cpu)"
+        f"quantizing takes up to {size_text(estimate.memory)} beside what is loaded, and {size_text(left)} are left on "
+        f"{card}: if that is too little, lower batch_size or num_prompts, or compute on the CPU (--device cpu)"
     )
 
 
 def size_text(size: int) -> str:
-    """In MiB, from 10 GiB on in GiB."""
+    """Returns the size in MiB, from 10 GiB on in GiB."""
     return f"{size / 2**20:.0f} MiB" if size < 10 * 2**30 else f"{size / 2**30:.1f} GiB"
-
-
-class _Memory:
-    """Bytes that each phase holds at most beside what is there before the first."""
-
-    def __init__(self, job: Job, walk: PipelineWalk, *, samples: int) -> None:
-        self._job, self._walk, self._samples = job, walk, samples
-        weights = [math.prod(spec.shape) for spec in job.calibration.layers]
-        self.denoiser = _state_bytes(job.denoiser)
-        self.integers = sum(weights)
-        self._widened = FLOAT * widest_held_weight(job.denoiser)
-        self._largest_weight = FLOAT * max(weights, default=0)
-
-    def of(self, phase: PlannedPhase) -> int:
-        most, widened = self._walk.footprint.most, self._widened
-        prompts = max((len(batch.prompts) for batch in phase.batches), default=0)
-        if phase.name == RECORDING:
-            return self._suspended(phase) + _with_holes(most * prompts) + widened
-        if phase.name == ROUNDING:
-            return self._rounding()
-        if phase.name == SENSITIVITY:
-            return self._probing(phase, prompts)
-        call = (most + self._input_copies()) * prompts + widened
-        if phase.learning_prompts:
-            call += self._graph(phase.learning_prompts) + FLOAT * self.integers
-        return self.integers + self._histograms() + self._suspended(phase) + _with_holes(call)
-
-    def _rounding(self) -> int:
-        search = SEARCH_COPIES * self._largest_weight
-        if not self._samples:
-            return self.integers + search
-        prompts = max(len(batch.prompts) for batch in sample_batches(self._job.batches))
-        recorded = min(sum(sample_bytes(self._job, self._walk)), ROOM)
-        learning = recorded + rounding_bytes(
-            self._job.denoiser,
-            self._blocks,
-            self._walk.footprint,
-            prompts,
-            self._samples,
-            room=ROOM - recorded,
-        )
-        return self.integers + _with_holes(max(learning, search)) + self._widened
-
-    @property
-    def spooled(self) -> int:
-        return spooled_bytes(self._blocks, self._walk.footprint, self._samples) if self._samples else 0
-
-    @property
-    def waiting(self) -> int:
-        return waiting_bytes(self._job.denoiser, self._blocks) if self._samples else 0
-
-    @property
-    def _blocks(self) -> dict[str, tuple[str, ...]]:
-        called = self._walk.footprint.modules
-        names = [spec.name for spec in self._job.calibration.layers if spec.name in called]
-        return reconstruction_blocks(self._job.denoiser, self._job.family, names)
-
-    def _probing(self, phase: PlannedPhase, prompts: int) -> int:
-        """The graph of a denoiser call, the gradient of a weight and its errors, all kept calls and their outputs."""
-        graph = self._graph(prompts)
-        kept = 2 * sum(self._walk.argument_bytes) * prompts
-        search = SEARCH_COPIES * self._largest_weight
-        widened = FLOAT * held_weights(self._job.denoiser)
-        return widened + _with_holes(graph) + kept + search + self._histograms() + self._suspended(phase)
-
-    def _graph(self, prompts: int) -> int:
-        """What one denoiser call keeps for its backward pass."""
-        return GRAPH_COPIES * sum(use.inputs + use.outputs for use in self._walk.footprint.modules.values()) * prompts
-
-    def _histograms(self) -> int:
-        return self._walk.distinct_timesteps * len(self._job.calibration.layers) * HISTOGRAM_BYTES
-
-    def _suspended(self, phase: PlannedPhase) -> int:
-        """What the waiting pipeline calls of all prompts hold: the denoiser's arguments, and their own like these."""
-        return 2 * max(self._walk.argument_bytes) * sum(len(batch.prompts) for batch in phase.batches)
-
-    def _input_copies(self) -> int:
-        return INPUT_COPIES * max((use.inputs for use in self._walk.footprint.modules.values()), default=0)
-
-
-def _with_holes(size: int) -> int:
-    return size + min(size, HOLES)
-
-
-def _artifact_bytes(job: Job, walk: PipelineWalk) -> int:
-    """Packed integers, scales and activation grids of the quantized layers; all else of the denoiser as float32."""
-    parts = [part for name, part in job.pipe.components.items() if name != job.family.component]
-    size = _state_bytes(job.denoiser) + sum(narrow_bytes(part) for part in parts if isinstance(part, nn.Module))
-    for spec in job.calibration.layers:
-        weights = math.prod(spec.shape)
-        size += -(-weights * spec.weight_bits // 8) - FLOAT * weights
-        size += (FLOAT + 1) * spec.shape[0] + GRID_BYTES * walk.distinct_timesteps
-        size += ENTRY_BYTES * len(LAYER_KEYS)
-    return size
-
-
-def _state_bytes(network: nn.Module) -> int:
-    """In float32, wherever its weights are held."""
-    return sum(int(tensor.nbytes) for tensor in network.state_dict().values()) + FLOAT * held_weights(network)

@@ -1,4 +1,4 @@
-"""The main job: from a full-precision pipeline and a recipe to a quantized one."""
+"""From a full-precision pipeline, prompts and a recipe to a quantized pipeline."""
 
 import copy
 import inspect
@@ -18,31 +18,25 @@ from torch import nn
 
 from bitbrush.calibration.relaxing import Relaxation, average_bits
 from bitbrush.methods import METHODS
-from bitbrush.methods.low_rank import with_branches
-from bitbrush.methods.method import Outcome
-from bitbrush.methods.recipe import Recipe, SkipInputs, WeightAllocation
-from bitbrush.methods.smoothing import smoothed
-from bitbrush.methods.state import AllocatedBits, Job
+from bitbrush.methods.method import Outcome, outcome, run_stages
+from bitbrush.methods.recipe import Recipe, WeightAllocation
+from bitbrush.methods.stage import Stage
+from bitbrush.methods.state import AllocatedBits, QuantizationState
 from bitbrush.network.families import family_of
 from bitbrush.network.family import Family
 from bitbrush.network.generic import generic_family
 from bitbrush.network.held import HALF, in_float32, twin, widen_
 from bitbrush.network.layers import LayerSpec
-from bitbrush.network.skip_inputs import with_split_skips
-from bitbrush.quantization.work import open_work, require_same_job
+from bitbrush.quantization.work import open_work, require_same_work
 from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.runtime.reference import ReferenceRuntime
 from bitbrush.session.allocator import share_heap
-from bitbrush.session.costs import CostLedger, PhaseCost
+from bitbrush.session.costs import PhaseCost
 from bitbrush.session.journal import Journal
-from bitbrush.session.offload import (
-    PROCESSOR,
-    ROOM,
-    Room,
-    Spool,
-)
+from bitbrush.session.offload import PROCESSOR, ROOM, Room, Spool
 from bitbrush.session.progress import Progress, silent
 from bitbrush.session.ranks import ALONE, Ranks, ranks
+from bitbrush.session.session import Session
 from bitbrush.sources.identity import model_digest
 from bitbrush.sources.schedulers import with_scheduler
 from bitbrush.timeline.trajectory import prompt_batches
@@ -50,13 +44,18 @@ from bitbrush.timeline.trajectory import prompt_batches
 
 @dataclass(frozen=True)
 class Quantization:
-    """A quantized pipeline in memory. ``source``: full precision with the recipe's scheduler; ``costs`` by phase.
+    """A quantized pipeline in memory.
 
-    Where the denoiser's channels were rescaled, its convolutions split or its layers branched, that is so in
-    ``source``, and ``original`` is the pipeline that was given; None where both are the same.
-
-    ``recalibrated``: ``manifest`` and ``digest`` of the artifact whose weights these are, if they were not rounded
-    here; ``source`` then has those weights. ``processes``: how many shared the work; ``costs`` are this one's.
+    Args:
+        source: Full precision with the recipe's scheduler. A denoiser that was split, branched or smoothed is so here.
+        family: Facts about the denoiser's architecture.
+        recipe: The keys that decided the result.
+        outcome: The quantized layers, and the treatment of every layer.
+        costs: Time, memory and denoiser calls of each stage; those of this process.
+        recalibrated: ``manifest`` and ``digest`` of the artifact whose weights these are; ``source`` then has those
+            weights. None where the weights were rounded here.
+        processes: How many processes shared the work.
+        original: The pipeline before its denoiser was changed; None where ``source`` has the same denoiser.
     """
 
     source: DiffusionPipeline
@@ -111,57 +110,67 @@ def quantize(
 ) -> Quantization:
     """Quantizes the denoiser of ``pipe``, which itself stays as it is, by the recipe's method.
 
-    All is computed where the denoiser is: on a card after ``pipe.to("cuda")``. The result's integers are on the
-    processor. Noise is drawn there, too: a card's result differs by the order of its sums alone.
-
-    ``prompts``: calibration prompts, of which the first ``recipe.num_prompts`` are used. ``inputs``: what else the
-    pipeline is given, a value per prompt under its own name for it, as ``{"image": [...], "mask_image": [...]}``.
-    ``generic``: quantize the layers of whatever denoiser there is without regard to its architecture. ``rounded``:
-    weights of an earlier quantization of the same pipeline with the same weight keys, which saves rounding them again.
-    ``work``: a folder for every reconstructed block and calibrated step, from which the same call goes on, after
-    whatever ended it, to the same result bit for bit. Remove it when the result is saved. Samples of learned rounding
-    wait on the disk there, in files without a name; without it, in the system's folder for temporary files.
-
-    Networks in float16 or bfloat16 stay so and are widened layer by layer for each call: what comes out is what comes
-    of the same weights in float32, bit for bit. ``source`` of the result is then a twin of ``pipe`` that does so.
+    All is computed where the denoiser is: on a GPU after ``pipe.to("cuda")``. The result's integers are on the CPU.
+    Noise is drawn there, too: a GPU's result differs by the order of its sums alone. Networks in float16 or bfloat16
+    stay so and are widened layer by layer for each call: the result equals that of the same weights in float32, bit
+    for bit.
 
     Where torchrun started several processes, or torch.distributed has been initialized (with gloo), each calls this
     with the same arguments and shares the work by the prompts; each is given the same result, to be saved by one.
     If one fails, the others raise RankError.
 
-    Raises ValueError for an unknown method, denoiser or scheduler, for a denoiser in another type, for too few prompts,
-    for ``rounded`` weights of other layers or bits, for ``work`` of another quantization, for inputs that the pipeline
-    misses or does not take, for fewer prompts than processes, for several processes on a card, or if the checkpoint or
-    its activations hold NaN.
+    Args:
+        pipe: A full-precision diffusers pipeline.
+        recipe: The keys that decide the result.
+        prompts: Calibration prompts, of which the first ``recipe.num_prompts`` are used.
+        inputs: What else the pipeline is given, a value per prompt under the pipeline's name for it, e.g.
+            ``{"image": [...], "mask_image": [...]}``.
+        generic: Whether to quantize the layers of any denoiser without regard to its architecture.
+        rounded: Weights of an earlier quantization of the same pipeline with the same weight keys; they are not rounded
+            again.
+        work: A folder for finished pieces of the work, from which the same call resumes to the same result bit for
+            bit. Remove it when the result is saved. Samples of learned rounding are offloaded there; without it, to
+            the system's folder for temporary files.
+        progress: Receives reports of progress.
+
+    Raises:
+        ValueError: An unknown method, denoiser or scheduler; a denoiser in another type; too few prompts, or fewer
+            than processes; ``rounded`` weights of other layers or bits; ``work`` of another quantization; inputs that
+            the pipeline misses or does not take; several processes on a GPU; NaN in checkpoint or activations.
     """
     with ranks() as own, own.together():
-        job = quantization_job(
+        state = prepare(
             pipe, recipe, prompts, inputs=inputs, generic=generic, rounded=rounded, progress=progress, ranks=own
         )
-        return carry_out(job, work)
+        return run(state, work)
 
 
-def carry_out(job: Job, work: Path | None = None) -> Quantization:
-    """What :func:`quantize` does with a job, once it is checked."""
-    require_same_job(job)
-    given = job.original or job.pipe
+def run(state: QuantizationState, work: Path | None = None) -> Quantization:
+    """Runs the stages that the state's recipe wants; ``work`` as for :func:`quantize`."""
+    require_same_work(state)
+    stages, session = METHODS[state.recipe.method].planned(state), state.session
     if work is not None:
-        first = open_work(work, job, model_digest(given)) if job.ranks.leads else Journal(None, job.ranks)
-        job = replace(job, journal=first)
-    job = replace(job, spool=Spool(work or Path(tempfile.gettempdir()), Room(ROOM)))
-    prepared = smoothed(job)
-    made = run_method(prepared)
-    return made if prepared is job else replace(made, original=given)
+        leads = session.ranks.leads
+        journal = open_work(work, state, model_digest(state.given)) if leads else Journal(None, session.ranks)
+        session = replace(session, journal=journal)
+    session = replace(session, offload=Spool(work or Path(tempfile.gettempdir()), Room(ROOM)))
+    return finish(stages, replace(state, session=session))
 
 
-def run_method(job: Job) -> Quantization:
-    """What the job's method makes of the job's denoiser as it is."""
-    outcome = METHODS[job.recipe.method].run(job)
-    costs, world = job.costs.phases, job.ranks.world
-    return Quantization(job.pipe, job.family, job.recipe, outcome, costs, processes=world, original=job.original)
+def finish(stages: tuple[Stage, ...], state: QuantizationState) -> Quantization:
+    """Runs the stages and returns what they have yielded."""
+    state = run_stages(tuple(stage for stage in stages if stage.changes_network), state)
+    if state.rounded is not None:
+        _require_same_layers(state.rounded, state.calibration.layers)
+    state = run_stages(tuple(stage for stage in stages if not stage.changes_network), state)
+    costs, world = state.session.costs.phases, state.session.ranks.world
+    original = None if state.pipe is state.given else state.given
+    return Quantization(
+        state.pipe, state.family, state.recipe, outcome(state), costs, processes=world, original=original
+    )
 
 
-def quantization_job(
+def prepare(
     pipe: DiffusionPipeline,
     recipe: Recipe,
     prompts: Sequence[str],
@@ -171,14 +180,15 @@ def quantization_job(
     rounded: Mapping[str, RoundedLayer] | None = None,
     progress: Progress = silent,
     ranks: Ranks = ALONE,
-) -> Job:
-    """What :func:`quantize` carries out, checked as it says; nothing is computed yet.
+) -> QuantizationState:
+    """Checks what :func:`quantize` is given and returns the state before the first stage; computes nothing.
 
-    ``ranks``: the processes that share it, of which the first alone reports ``progress``.
+    Args:
+        ranks: The processes that share the work, of which the first alone reports progress.
+        **others: As for :func:`quantize`.
     """
     share_heap()  # before the first call is suspended in a thread of its own
-    if recipe.method not in METHODS:
-        raise ValueError(f"method is {recipe.method!r}; known are {', '.join(METHODS)}")
+    METHODS.named(recipe.method)
     if len(prompts) < recipe.num_prompts:
         raise ValueError(
             f"num_prompts is {recipe.num_prompts}, but only {len(prompts)} calibration prompts are given; "
@@ -194,28 +204,17 @@ def quantization_job(
     family = generic_family(pipe) if generic else family_of(pipe)
     _require_float(getattr(pipe, family.component), family.component)
     batches = tuple(prompt_batches(prompts[: recipe.num_prompts], recipe.seed, recipe.batch_size, inputs=inputs))
-    shown = progress if ranks.leads else silent
     source = _in_float32(with_scheduler(pipe, recipe.scheduler))
-    job = Job(source, family, recipe, batches, shown, CostLedger(), rounded, ranks=ranks)
-    if recipe.skip_inputs is SkipInputs.SPLIT:
-        job = _with_split_skips(job)
-    job = with_branches(job)
+    session = Session(ranks=ranks, progress=progress if ranks.leads else silent)
+    allocated = None
     if rounded is not None and recipe.weight_allocation is WeightAllocation.MEASURED:
-        job = replace(job, allocated=AllocatedBits({name: layer.weight.grid.bits for name, layer in rounded.items()}))
-    layers = job.calibration.layers  # refuses what the recipe excludes in vain before a folder is made
-    if rounded is not None:
-        _require_same_layers(rounded, layers)
-    return job
-
-
-def _with_split_skips(job: Job) -> Job:
-    """The same job of a pipeline that computes the same, if any convolution had to be split for it."""
-    denoiser = with_split_skips(job.denoiser, job.family, job.recipe.exclude)
-    if denoiser is job.denoiser:
-        return job
-    pipe = copy.copy(job.pipe)
-    setattr(pipe, job.family.component, denoiser)
-    return replace(job, pipe=pipe, original=job.pipe)
+        allocated = AllocatedBits({name: layer.weight.grid.bits for name, layer in rounded.items()})
+    state = QuantizationState(
+        source, family, recipe, batches, session, given=source, rounded=rounded, allocated=allocated
+    )
+    METHODS[recipe.method].planned(state)  # refuses keys that its stages do not take
+    _ = state.specs  # refuses patterns that match no layer
+    return state
 
 
 def require_inputs(pipe: DiffusionPipeline, inputs: Mapping[str, Any]) -> None:

@@ -7,8 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_iter
 
-from bitbrush.methods.recipe import Rounding
-from bitbrush.methods.state import Job
+from bitbrush.methods.state import QuantizationState
 from bitbrush.network.footprint import Footprint, measure_footprint
 from bitbrush.rounding.blocks import reconstruction_blocks
 from bitbrush.rounding.samples import is_sample, sample_pieces
@@ -29,23 +28,23 @@ class PipelineWalk:
         return len(set(self.timesteps))
 
 
-def walk_pipeline(job: Job) -> PipelineWalk:
+def walk_pipeline(state: QuantizationState) -> PipelineWalk:
     """Every denoiser call that the pipeline makes, each answered by the output of a like one.
 
     A denoiser call is run for each combination of shapes alone, mostly once. So the count is exact for pipelines that
     call the denoiser twice in a step, skip guidance in some, or end early.
     """
-    layers = [spec.name for spec in job.calibration.layers]
-    names = dict.fromkeys((*reconstruction_blocks(job.denoiser, job.family, layers), *layers))
+    layers = [spec.name for spec in state.calibration.layers]
+    names = dict.fromkeys((*reconstruction_blocks(state.denoiser, state.family, layers), *layers))
     outputs: dict[tuple[Any, ...], Any] = {}
     footprints: list[Footprint] = []
     timesteps, sizes = [], []
-    with start(job.pipe, job.family.component, job.batches[0][:1], job.recipe.plan) as trajectory:
+    with start(state.pipe, state.family.component, state.batches[0][:1], state.recipe.plan) as trajectory:
         while (call := trajectory.request) is not None:
             given = (call.args, call.kwargs)
             shapes = tuple(value.shape for value in tree_iter(given) if isinstance(value, Tensor))
             if shapes not in outputs:
-                outputs[shapes], footprint = measure_footprint(job.denoiser, call, names)
+                outputs[shapes], footprint = measure_footprint(state.denoiser, call, names)
                 footprints.append(footprint)
             timesteps.append(call.timestep)
             sizes.append(tensor_bytes(given))
@@ -54,14 +53,12 @@ def walk_pipeline(job: Job) -> PipelineWalk:
     return PipelineWalk(tuple(timesteps), tuple(sizes), Footprint(max(one.most for one in footprints), modules))
 
 
-def sample_bytes(job: Job, walk: PipelineWalk) -> list[int]:
+def sample_bytes(state: QuantizationState, walk: PipelineWalk) -> list[int]:
     """Of every prompt's denoiser call that this process keeps for learned rounding; none where none is."""
-    if job.rounded is not None or job.recipe.rounding is Rounding.NEAREST:
-        return []
     return [
         size
         for call, size in enumerate(walk.argument_bytes)
-        for piece in sample_pieces(job.batches, job.ranks)
+        for piece in sample_pieces(state.batches, state.session.ranks)
         if is_sample(call, piece.index, piece.batches)
         for _ in piece.batch.prompts
     ]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitbrush.methods.state import Job
+from bitbrush.methods.state import QuantizationState
 from bitbrush.network.held import device_of
 from bitbrush.session.journal import Journal
 from bitbrush.timeline.trajectory import PromptBatch
@@ -24,15 +24,15 @@ def work_folder(output: Path) -> Path:
     return output.with_name(f".{output.name}.work")
 
 
-def open_work(folder: Path, job: Job, digest: str) -> Journal:
+def open_work(folder: Path, state: QuantizationState, digest: str) -> Journal:
     """The journal of ``folder``, made if there is none. ``digest``: of the pipeline's networks.
 
     Raises ValueError, naming what differs, if the work in it was done for another model, recipe, prompts, versions,
     number of threads or processes, or on another device: going on with it would not give what the job gives.
     """
-    ours = {"model": digest, **_fingerprint(job)}
+    ours = {"model": digest, **_fingerprint(state)}
     path = folder / FINGERPRINT
-    journal = Journal(folder, job.ranks)
+    journal = Journal(folder, state.session.ranks)
     if journal.pieces():
         theirs = json.loads(path.read_text(encoding="utf-8"))
         unlike = [part for part in ours if ours[part] != theirs.get(part)]
@@ -51,33 +51,33 @@ def open_work(folder: Path, job: Job, digest: str) -> Journal:
     return journal
 
 
-def require_same_job(job: Job) -> None:
+def require_same_work(state: QuantizationState) -> None:
     """Raises ValueError in every process, naming what differs, if those that share the job were given different ones.
 
     The networks' weights are not compared.
     """
-    parts = _fingerprint(job)
+    parts = _fingerprint(state)
     digests = [hashlib.sha256(json.dumps(part, sort_keys=True).encode()).digest()[:7] for part in parts.values()]
     own = torch.tensor([int.from_bytes(digest) for digest in digests])
-    differ = job.ranks.least(own.clone()) != job.ranks.most(own.clone())
+    differ = state.session.ranks.least(own.clone()) != state.session.ranks.most(own.clone())
     unlike = [name for name, other in zip(parts, differ.tolist(), strict=True) if other]
     if unlike:
         raise ValueError(
-            f"the {job.ranks.world} processes were given different {' and '.join(unlike)}; "
-            "give all of them the same: they share one job"
+            f"the {state.session.ranks.world} processes were given different {' and '.join(unlike)}; "
+            "give all of them the same: they share one quantization"
         )
 
 
-def _fingerprint(job: Job) -> dict[str, Any]:
+def _fingerprint(state: QuantizationState) -> dict[str, Any]:
     return {
-        "recipe": job.recipe.to_dict(),
-        "prompts": _prompts_digest(job.batches),
-        "family": job.family.name,
-        "weights": _weights_digest(job),
+        "recipe": state.recipe.to_dict(),
+        "prompts": _prompts_digest(state.batches),
+        "family": state.family.name,
+        "weights": _weights_digest(state),
         "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
         "number of threads": torch.get_num_threads(),  # sums are added up in another order
-        "number of processes": job.ranks.world,
-        "device": device_of(job.denoiser).type,
+        "number of processes": state.session.ranks.world,
+        "device": device_of(state.denoiser).type,
     }
 
 
@@ -91,12 +91,12 @@ def _prompts_digest(batches: Sequence[PromptBatch]) -> str:
     return digest.hexdigest()
 
 
-def _weights_digest(job: Job) -> str | None:
+def _weights_digest(state: QuantizationState) -> str | None:
     """Of weights that were rounded before, None where they are rounded here."""
-    if job.rounded is None:
+    if state.rounded is None:
         return None
     digest = hashlib.sha256()
-    for name, layer in sorted(job.rounded.items()):
+    for name, layer in sorted(state.rounded.items()):
         digest.update(name.encode())
         for tensor in (layer.weight.w_q, layer.weight.grid.scale, layer.weight.grid.zero_point, layer.bias):
             digest.update(_bytes(tensor) if tensor is not None else b"none")

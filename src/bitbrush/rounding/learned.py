@@ -166,9 +166,7 @@ class _Learner:
         hold_rounded(self.quantized.get_submodule(name), here.weight, here.bias)
 
 
-def _learn_or_recall(
-    learner: _Learner, name: str, layers: Sequence[str], calls: _Calls, session: Session
-) -> list[Any]:
+def _learn_or_recall(learner: _Learner, name: str, layers: Sequence[str], calls: _Calls, session: Session) -> list[Any]:
     """Rounds the layers of the block ``name``, or reads them from the journal; returns its full-precision outputs."""
     piece = f"block-{name}"
     kept = session.journal.read(piece)

@@ -14,18 +14,16 @@ from typing import Any
 from bitbrush.artifact.store import is_artifact, read_layers, read_manifest
 from bitbrush.bench.ablation.recipes import Setting, given_keys
 from bitbrush.bench.files import require_own, write_whole
+from bitbrush.methods import METHODS
 from bitbrush.methods.keys import Decides
 from bitbrush.methods.recipe import KEYS, Recipe, WeightAllocation
-from bitbrush.methods.stages import ROUNDING
+from bitbrush.methods.stages.round_weights import ROUND_WEIGHTS
 from bitbrush.rounding.nearest import RoundedLayer
 
 FINGERPRINT, CELLS, ARTIFACTS, REFERENCE = "ablation.json", "cells", "artifacts", "full-precision"
 RESULTS, REPORT, MARKDOWN, PLOTS = "results.json", "report.html", "ablation.md", "plots"
 _CLAIMS, _WORK = "claims", "work"
 KNOWN = (FINGERPRINT, CELLS, ARTIFACTS, REFERENCE, RESULTS, REPORT, MARKDOWN, PLOTS, _CLAIMS, _WORK)
-
-ALIKE = ("rtn", "one-shot", "paper", "pcr", "best", "ptq4dm", "dynamic")
-"""Methods that round the same weights where their keys are the same; of any other they are its own."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,7 @@ class Folder:
         for path in sorted((self.root / ARTIFACTS).glob("*")) if key else ():
             if path != self.artifact(setting) and is_artifact(path):
                 manifest = read_manifest(path)
-                if ROUNDING in manifest["cost"] and weights_key(Recipe().updated(manifest["recipe"])) == key:
+                if ROUND_WEIGHTS.name in manifest["cost"] and weights_key(Recipe().updated(manifest["recipe"])) == key:
                     return path
         return None
 
@@ -122,7 +120,8 @@ class Folder:
 def weights_key(recipe: Recipe) -> str | None:
     """Returns a digest that recipes with equal weight integers share; None where no other recipe has them."""
     given = given_keys(recipe)
-    if recipe.method not in ALIKE or any(KEYS[name].decides is Decides.NETWORK for name in given):
+    shared = METHODS[recipe.method].shares_weights
+    if not shared or any(KEYS[name].decides is Decides.NETWORK for name in given):
         return None
     measured = recipe.weight_allocation is WeightAllocation.MEASURED
     deciding = {Decides.WEIGHTS, Decides.SENSITIVITIES} if measured else {Decides.WEIGHTS}

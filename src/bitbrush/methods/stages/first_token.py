@@ -1,4 +1,4 @@
-"""The known first token (MixDQ, arXiv 2405.17873): a text's start token is the same in all, and needs no quantization."""
+"""The known first token (MixDQ, arXiv 2405.17873): a text's start token is the same in all, so its answer is known."""
 
 from collections.abc import Mapping
 from dataclasses import replace
