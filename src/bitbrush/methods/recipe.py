@@ -23,6 +23,7 @@ from bitbrush.methods.keys import (
     whole,
 )
 from bitbrush.methods.registry import METHODS
+from bitbrush.methods.removed import removed_setting, without_removed
 from bitbrush.numerics.limits import MAX_BITS, MAX_WEIGHT_BITS, MIN_WEIGHT_BITS, RangeEstimator, WeightRange
 from bitbrush.timeline.plan import PipelineArgument, SamplingPlan
 
@@ -257,6 +258,9 @@ class Recipe:
         Raises:
             ValueError: An unknown key, or a value that its key does not take.
         """
+        if (removed := removed_setting(keys)) is not None:
+            raise ValueError(f"{removed} was removed: it did not help (docs/results.md); leave it out")
+        keys = without_removed(keys)
         unknown = [name for name in keys if name not in KEYS]
         if unknown:
             raise ValueError(f"unknown recipe key {unknown[0]!r} = {keys[unknown[0]]!r}; known are {', '.join(KEYS)}")

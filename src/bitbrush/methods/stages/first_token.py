@@ -57,6 +57,7 @@ KNOW_FIRST_TOKEN = Stage(
     name="first token",
     summary="Keys and values of a text's start token are full precision's; ranges are those of the other tokens.",
     run=know_first_token,
+    wanted=lambda state: state.recipe.first_token is not FirstTokens.QUANTIZED or bool(_known(state.rounded or {})),
     calls=lambda state, _: StageCalls(state.batches[:1] if state.first_token_layers else (), 1),
     check=_check,
 )
