@@ -34,8 +34,7 @@ from bitbrush.network.layers import layer_specs
 from bitbrush.network.unet import UNET
 from bitbrush.numerics.affine import AffineGrid
 from bitbrush.numerics.limits import RangeEstimator
-from bitbrush.session.costs import CallCounter
-from bitbrush.session.progress import silent
+from bitbrush.session.session import Session
 from bitbrush.timeline.clock import Clock
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.schedule import ActivationSchedule
@@ -72,7 +71,7 @@ class Bench:
     def _observe(self) -> Observations:
         calibration = Calibration(self.specs, ActivationBits(8), RangeEstimator.L4)
         with carried(self.pipe, UNET.component, self.seen, PLAN) as trajectories:
-            return observe(self.pipe.unet, calibration, trajectories, silent, CallCounter())
+            return observe(self.pipe.unet, calibration, trajectories, Session())
 
     def schedules(self, bits: int, *, edges: int | None = None) -> Mapping[str, ActivationSchedule]:
         """Every layer with the same bits, edge layers with ``edges`` of their own if that is given."""
@@ -172,7 +171,7 @@ def drift() -> None:
         calibration = Calibration(bench.specs, ActivationBits(bits), RangeEstimator.L4)
         one_shot = one_shot_schedules(calibration, bench.observations)
         with carried(bench.pipe, UNET.component, bench.seen, PLAN) as trajectories:
-            progressive = calibrate_progressively(bench.pipe.unet, calibration, trajectories, silent, CallCounter())
+            progressive = calibrate_progressively(bench.pipe.unet, calibration, trajectories, Session())
         cells = []
         for part in fifths:
             changes = [

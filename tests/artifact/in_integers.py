@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from tests.artifact.conftest import PROMPTS
 from torch import Tensor
 
 import bitbrush
 from bitbrush.artifact.store import read_layers
 from bitbrush.runtime.interface import RuntimeUnavailable
 from bitbrush.runtime.lowered import lowered_of
+from tests.artifact.pipelines import PROMPTS
 
 RUNTIMES = [
     ("onednn", "float32"),

@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from tests.artifact.conftest import PROMPTS
 
 import bitbrush
-from bitbrush.quantization.quantize import quantization_job
+from bitbrush.quantization.quantize import prepare
 from bitbrush.session.machine import find_device
 from bitbrush.session.offload import IN_MEMORY, Spool, bring_to
 from bitbrush.session.ranks import Ranks
 from bitbrush.sources.models import load_source
+from tests.artifact.pipelines import PROMPTS
 from tests.fake_card import OnCard, fake_card
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -119,7 +119,7 @@ def test_processes_do_not_share_a_card(tiny_pipe: StableDiffusionPipeline, monke
     with fake_card(monkeypatch) as card:
         tiny_pipe.to(card)
         with pytest.raises(ValueError, match="2 processes share the work"):
-            quantization_job(tiny_pipe, recipe, PROMPTS, ranks=Ranks(0, 2))
+            prepare(tiny_pipe, recipe, PROMPTS, ranks=Ranks(0, 2))
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from tests.artifact.conftest import PROMPTS
 from torch import Tensor, nn
 
 import bitbrush
 from bitbrush import Quantization
 from bitbrush.network.unet import UNET
 from bitbrush.runtime.interface import RuntimeUnavailable
+from tests.artifact.pipelines import PROMPTS
 
 KEYS = {"steps": 2, "num_prompts": 2, "rounding": "nearest", "first_token": "known", "exclude": ["mid_block.*"]}
 KEY = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"

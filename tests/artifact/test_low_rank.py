@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from tests.artifact.conftest import PROMPTS
 
 import bitbrush
 from bitbrush import Quantization
@@ -17,7 +16,7 @@ from bitbrush.runtime.interface import RuntimeUnavailable
 from bitbrush.runtime.lowered import lowered_of
 from bitbrush.sources.identity import model_digest
 from tests.artifact.in_integers import RUNTIMES, assert_recalibrates, computed_in_integers, latents, psnr
-from tests.artifact.pipelines import CASES, generated, pipeline, quantized
+from tests.artifact.pipelines import CASES, PROMPTS, generated, pipeline, quantized
 
 SMALL = {"rounding": "nearest", "steps": 2, "num_prompts": 2, "weights": 4, "activations": 8, "low_rank": 4}
 

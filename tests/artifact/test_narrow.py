@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 import bitbrush
-from bitbrush.artifact.narrow import lossless_type, narrow_bytes, narrow_files
+from bitbrush.artifact.narrow import narrow_files
 from bitbrush.network.held import held_layers, state_readers
-from bitbrush.quantization.estimate import estimate_job
-from bitbrush.quantization.quantize import quantization_job
+from bitbrush.network.narrow import lossless_type, narrow_bytes
+from bitbrush.quantization.estimate import estimate
+from bitbrush.quantization.quantize import prepare
 from bitbrush.runtime.interface import RuntimeUnavailable
 from bitbrush.session.offload import Spool
 from bitbrush.sources.models import load_source
-from tests.artifact.conftest import PROMPTS
+from tests.artifact.pipelines import PROMPTS
 
 RECIPE = {"rounding": "nearest", "steps": 2, "num_prompts": 2}
 
@@ -113,7 +114,7 @@ def test_an_artifact_of_a_half_precision_checkpoint(tiny_pipe: StableDiffusionPi
     tiny_pipe.to(torch.float16).save_pretrained(tmp_path / "model")
     source = load_source(tmp_path / "model", spool=Spool(tmp_path))
     recipe = bitbrush.METHODS["pcr"].recipe(RECIPE)
-    job = quantization_job(source, recipe, PROMPTS)
+    state = prepare(source, recipe, PROMPTS)
     folder = bitbrush.save(bitbrush.quantize(source, recipe, PROMPTS), tmp_path / "artifact", base_model="tiny")
     loaded = bitbrush.load(folder, runtime="reference")
     for name in ("text_encoder", "vae"):
@@ -126,5 +127,5 @@ def test_an_artifact_of_a_half_precision_checkpoint(tiny_pipe: StableDiffusionPi
     for kind, name in ((CLIPTextModel, "text_encoder"), (AutoencoderKL, "vae")):  # nor does anybody else notice
         assert {x.dtype for x in kind.from_pretrained(folder / name).parameters()} == {torch.float32}
     stored = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
-    told = estimate_job(job)[0].artifact_bytes
-    assert 0.9 * stored < told < 1.15 * stored
+    planned = estimate(state).artifact
+    assert 0.9 * stored < planned < 1.15 * stored

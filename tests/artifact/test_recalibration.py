@@ -11,7 +11,6 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
-from tests.artifact.conftest import PROMPTS
 
 import bitbrush
 from bitbrush import Quantization
@@ -22,7 +21,7 @@ from bitbrush.sources.schedulers import with_scheduler
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.schedule import ActivationSchedule
 from bitbrush.timeline.trajectory import planned_timesteps
-from tests.artifact.pipelines import CASES, pipeline, quantized
+from tests.artifact.pipelines import CASES, PROMPTS, pipeline, quantized
 
 OTHER_PLANS = [("dpmpp_2m", 20), ("ddim", 25), ("euler", 13), ("unipc", 10), ("heun", 6), ("lcm", 4), ("euler_a", 7)]
 

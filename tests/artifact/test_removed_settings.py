@@ -11,7 +11,6 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
-from tests.artifact.conftest import PROMPTS
 
 import bitbrush
 from bitbrush import METHODS, Quantization, Recipe
@@ -20,6 +19,7 @@ from bitbrush.artifact.store import ArtifactError, require_free
 from bitbrush.methods.removed import KEYS, VALUES
 from bitbrush.runtime.choose import RuntimeName, choose_runtime
 from tests.artifact.in_integers import latents
+from tests.artifact.pipelines import PROMPTS
 
 REMOVED = [("output_means", "correct"), ("group_size", 64)]
 REMOVED += [(key, value) for key, values in VALUES.items() for value in values]

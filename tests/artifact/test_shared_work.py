@@ -13,22 +13,21 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
-from tests.artifact.conftest import PROMPTS
 from torch import Tensor, distributed
 
 import bitbrush
 from bitbrush import Quantization
 from bitbrush.artifact.store import WEIGHTS
 from bitbrush.artifact.tensors import layer_tensors
-from bitbrush.methods.stages import with_weights
 from bitbrush.numerics.weights import QuantizedWeight, WeightGrid
 from bitbrush.quantization.work import work_folder
 from bitbrush.rounding import reconstruction
-from bitbrush.rounding.nearest import RoundedLayer
+from bitbrush.rounding.nearest import RoundedLayer, with_weights
 from bitbrush.session.journal import Journal
 from bitbrush.session.ranks import RankError
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.trajectory import carried, pending, prompt_batches
+from tests.artifact.pipelines import PROMPTS
 
 WORLD = 2
 ITERATIONS = 15

@@ -19,8 +19,8 @@ from bitbrush.numerics.weights import weight_grid
 from bitbrush.runtime.fused import ResidualBlock
 from bitbrush.runtime.lowered import lowered_of
 from bitbrush.sources.identity import model_digest
-from tests.artifact.conftest import PROMPTS
 from tests.artifact.in_integers import RUNTIMES, assert_recalibrates, computed_in_integers, latents, psnr
+from tests.artifact.pipelines import PROMPTS
 
 SMALL = {"rounding": "nearest", "steps": 2, "num_prompts": 2, "weights": 8, "step_sizes": "observed"}
 

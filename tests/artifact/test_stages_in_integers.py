@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from tests.artifact.conftest import PROMPTS
 from torch import Tensor, nn
 
 import bitbrush
 from bitbrush.artifact.store import read_layers
 from bitbrush.runtime.interface import RuntimeUnavailable
 from bitbrush.runtime.lowered import lowered_of
+from tests.artifact.pipelines import PROMPTS
 
 SMALL = {"rounding": "nearest", "steps": 2, "num_prompts": 2, "weights": 4, "activations": 6}
 STAGES: dict[str, dict[str, Any]] = {

@@ -27,8 +27,7 @@ from bitbrush.numerics.affine import AffineGrid, fake_quantize
 from bitbrush.numerics.histogram import NonFiniteError
 from bitbrush.numerics.limits import RangeEstimator, WeightRange
 from bitbrush.rounding.nearest import round_all_to_nearest
-from bitbrush.session.costs import CallCounter
-from bitbrush.session.progress import silent
+from bitbrush.session.session import Session
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.schedule import ActivationSchedule
 from bitbrush.timeline.trajectory import DenoiserCall, carried, planned_timesteps, prompt_batches
@@ -57,17 +56,17 @@ def progressively(
     denoiser: nn.Module | None = None,
     plan: SamplingPlan = PLAN,
     batch_size: int = 2,
-    calls: CallCounter | None = None,
+    session: Session | None = None,
 ) -> Schedules:
     with carried(pipe, "unet", prompt_batches(PROMPTS, 0, batch_size), plan) as trajectories:
-        return calibrate_progressively(denoiser or pipe.unet, what, trajectories, silent, calls or CallCounter())
+        return calibrate_progressively(denoiser or pipe.unet, what, trajectories, session or Session())
 
 
 def observed(
     pipe: StableDiffusionPipeline, what: Calibration, *, plan: SamplingPlan = PLAN, batch_size: int = 2, **record: Any
 ) -> Observations:
     with carried(pipe, "unet", prompt_batches(PROMPTS, 0, batch_size), plan) as trajectories:
-        return observe(pipe.unet, what, trajectories, silent, CallCounter(), **record)
+        return observe(pipe.unet, what, trajectories, Session(), **record)
 
 
 def use_scheduler(pipe: StableDiffusionPipeline, name: str) -> None:
@@ -145,14 +144,14 @@ def test_two_calls_per_step_and_prompt_batch(tiny_pipe: StableDiffusionPipeline)
     for scheduler, expected in [("PNDMScheduler", PLAN.steps + 1), ("DDIMScheduler", PLAN.steps)]:
         use_scheduler(tiny_pipe, scheduler)
         visited: list[float] = []
-        calls = CallCounter()
+        session = Session()
         with tiny_pipe.unet.register_forward_pre_hook(lambda _, args, to=visited: to.append(float(args[1]))):
-            progressively(tiny_pipe, calibration(tiny_pipe), calls=calls)
+            progressively(tiny_pipe, calibration(tiny_pipe), session=session)
         planned = planned_timesteps(tiny_pipe, "unet", PLAN)
         assert len(planned) == expected
         # Both batches are watched, then both go on: 2 x 2 calls at every planned one, the last included.
         assert visited == [timestep for timestep in planned for _ in range(4)]
-        assert calls.per_batch == 2 * expected <= 2 * PLAN.steps + 2
+        assert session.costs.calls == 2 * expected <= 2 * PLAN.steps + 2
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,7 @@ from bitbrush.calibration.sensitivity import (
     sensitivity_calls,
 )
 from bitbrush.numerics.limits import RangeEstimator, WeightRange
-from bitbrush.session.costs import CallCounter
-from bitbrush.session.progress import silent
+from bitbrush.session.session import Session
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.trajectory import DenoiserCall, prompt_batches
 
@@ -43,10 +42,10 @@ def _measure_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_more_bits_err_less_and_every_call_is_counted(tiny_pipe: StableDiffusionPipeline) -> None:
     calls: list[None] = []
     tiny_pipe.unet.register_forward_hook(lambda *_: calls.append(None))
-    counter = CallCounter()
-    found = measure_sensitivities(measurement(tiny_pipe), BATCH, silent, counter)
+    session = Session()
+    found = measure_sensitivities(measurement(tiny_pipe), BATCH, session)
 
-    assert len(calls) == counter.per_batch == sensitivity_calls(6)  # PNDM calls once more than it has steps
+    assert len(calls) == session.costs.calls == sensitivity_calls(6)  # PNDM calls once more than it has steps
     assert found.inputs.shape == (6, len(LAYERS), len(ACTIVATION_CHOICES))
     assert found.weights.shape == (len(LAYERS), len(WEIGHT_CHOICES))
     assert len(found.timesteps) == 6
@@ -60,7 +59,7 @@ def test_errors_at_unmeasured_calls_lie_between(
     tiny_pipe: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sensitivity, "probed_calls", lambda calls: (0, calls - 1))
-    inputs = measure_sensitivities(measurement(tiny_pipe), BATCH, silent, CallCounter()).inputs
+    inputs = measure_sensitivities(measurement(tiny_pipe), BATCH, Session()).inputs
     logarithm = inputs.log()
     torch.testing.assert_close(logarithm.diff(dim=0), (logarithm[-1] - logarithm[0]).expand(5, -1, -1) / 5)
 

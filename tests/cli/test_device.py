@@ -49,7 +49,7 @@ def test_a_card_that_is_full_is_told_of_before_and_then(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total of 8.00 GiB.")
 
     monkeypatch.setattr("bitbrush.quantization.estimate.available_on_card", lambda _: 0)
-    monkeypatch.setattr("bitbrush.quantization.quantize.carry_out", full)
+    monkeypatch.setattr("bitbrush.quantization.quantize.run", full)
     with fake_card(monkeypatch) as card:
         monkeypatch.setattr("bitbrush.session.machine.find_device", lambda _: card)
         done = run("quantize", model, "-o", tmp_path / "new", "--prompts", prompts, "--device", "cuda", *FAST)

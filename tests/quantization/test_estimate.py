@@ -11,26 +11,24 @@ from diffusers import StableDiffusionPipeline
 import bitbrush
 from bitbrush.quantization import estimate as estimates
 from bitbrush.quantization.estimate import (
-    estimate_job,
+    estimate,
     require_room,
     short_on_card,
     size_text,
 )
-from bitbrush.quantization.pace import measure_pace, phase_seconds
-from bitbrush.quantization.quantize import quantization_job
+from bitbrush.quantization.quantize import prepare
 from bitbrush.quantization.walk import sample_bytes, walk_pipeline
 from bitbrush.rounding.samples import record_samples
-from bitbrush.session.costs import CallCounter
 from bitbrush.session.live_memory import tensor_bytes
-from bitbrush.session.progress import silent
+from bitbrush.session.session import Session
 from tests.artifact.pipelines import CASES, PROMPTS, pipeline
 
 MANY = tuple(f"{number} red cats" for number in range(11))
 
 
-def job_of(pipe: Any, prompts: tuple[str, ...] = PROMPTS, **keys: Any) -> Any:
+def state_of(pipe: Any, prompts: tuple[str, ...] = PROMPTS, **keys: Any) -> Any:
     recipe = bitbrush.METHODS[keys.pop("method", "pcr")].recipe({"num_prompts": len(prompts), **keys})
-    return quantization_job(pipe, recipe, prompts)
+    return prepare(pipe, recipe, prompts)
 
 
 @pytest.mark.usefixtures("brief_rounding")
@@ -49,13 +47,13 @@ def job_of(pipe: Any, prompts: tuple[str, ...] = PROMPTS, **keys: Any) -> Any:
 def test_denoiser_calls_are_those_of_the_manifest(
     tiny_pipe: StableDiffusionPipeline, tmp_path: Path, keys: dict[str, Any]
 ) -> None:
-    job = job_of(tiny_pipe, **keys)
-    told, _ = estimate_job(job)
-    made = bitbrush.quantize(tiny_pipe, job.recipe, PROMPTS)
+    state = state_of(tiny_pipe, **keys)
+    planned = estimate(state)
+    made = bitbrush.quantize(tiny_pipe, state.recipe, PROMPTS)
     cost = bitbrush.read_manifest(bitbrush.save(made, tmp_path / "a", base_model="someone/tiny"))["cost"]
     expected = {phase: one["denoiser_calls_per_batch"] for phase, one in cost.items()}
-    assert {one.name: one.calls_per_batch for one in told.phases} == expected
-    assert told.artifact_bytes == pytest.approx(
+    assert {one.name: one.calls_per_batch for one in planned.stages} == expected
+    assert planned.artifact == pytest.approx(
         sum(path.stat().st_size for path in (tmp_path / "a").rglob("*.safetensors")), rel=0.25
     )
 
@@ -76,90 +74,83 @@ def test_calls_of_pipelines_with_ways_of_their_own(name: str, keys: dict[str, An
     arguments = {**case.keys.get("pipeline_arguments", {}), **keys.get("pipeline_arguments", {})}
     keys = {"steps": 2, "num_prompts": 2, "batch_size": 1, **case.keys, **keys, "pipeline_arguments": arguments}
     recipe = bitbrush.METHODS["rtn"].recipe(keys)
-    told, _ = estimate_job(quantization_job(pipe, recipe, PROMPTS, inputs=case.inputs))
+    planned = estimate(prepare(pipe, recipe, PROMPTS, inputs=case.inputs))
     made = bitbrush.quantize(pipe, recipe, PROMPTS, inputs=case.inputs)
-    assert told.phases[-1].calls_per_batch == made.costs["observation"].denoiser_calls_per_batch
+    assert planned.stages[-1].calls_per_batch == made.costs["observation"].denoiser_calls_per_batch
 
 
 def test_samples_are_those_recorded(tiny_pipe: StableDiffusionPipeline) -> None:
-    job = job_of(tiny_pipe, MANY, steps=9)
-    sizes = sample_bytes(job, walk_pipeline(job))
-    recorded = record_samples(tiny_pipe, job.family, job.batches, job.recipe.plan, silent, CallCounter())
+    state = state_of(tiny_pipe, MANY, steps=9)
+    sizes = sample_bytes(state, walk_pipeline(state))
+    recorded = record_samples(tiny_pipe, state.family, state.batches, state.recipe.plan, Session())
     assert len(sizes) * 2 == sum(call.args[0].shape[0] for call in recorded)  # two rows a prompt: guidance
     assert sum(sizes) == pytest.approx(sum(tensor_bytes((call.args, call.kwargs)) for call in recorded), rel=0.01)
 
 
 def test_more_prompts_take_more_memory_and_steps_more_calls(tiny_pipe: StableDiffusionPipeline) -> None:
-    few, _ = estimate_job(job_of(tiny_pipe, steps=4))
-    many, _ = estimate_job(job_of(tiny_pipe, MANY, steps=8))
-    for before, after in zip(few.phases, many.phases, strict=True):
-        assert after.bytes > before.bytes
+    few = estimate(state_of(tiny_pipe, steps=4))
+    many = estimate(state_of(tiny_pipe, MANY, steps=8))
+    for before, after in zip(few.stages, many.stages, strict=True):
         assert after.calls_per_batch >= before.calls_per_batch
+    assert many.memory > few.memory
 
 
 def test_rounded_before_no_weights_are_learned(tiny_pipe: StableDiffusionPipeline) -> None:
     rtn = bitbrush.METHODS["rtn"].recipe({"steps": 2, "num_prompts": 2})
     rounded = bitbrush.quantize(tiny_pipe, rtn, PROMPTS).rounded
-    told, _ = estimate_job(quantization_job(tiny_pipe, rtn, PROMPTS, rounded=rounded))
-    assert [one.name for one in told.phases] == ["observation"]
+    planned = estimate(prepare(tiny_pipe, rtn, PROMPTS, rounded=rounded))
+    assert [one.name for one in planned.stages] == ["observation"]
 
 
 def test_what_the_method_refuses_is_refused_before(tiny_pipe: StableDiffusionPipeline) -> None:
     with pytest.raises(ValueError, match="rtn has one range for all steps"):
-        estimate_job(job_of(tiny_pipe, method="rtn", relax="0.5:1@10"))
-
-
-def test_every_phase_is_timed(tiny_pipe: StableDiffusionPipeline) -> None:
-    job = job_of(tiny_pipe, steps=3)
-    seconds = phase_seconds(job, walk_pipeline(job), measure_pace(job))
-    assert list(seconds) == ["recording", "rounding", "progressive_calibration"]
-    assert all(0 < one < 600 for one in seconds.values())
+        estimate(state_of(tiny_pipe, method="rtn", relax="0.5:1@10"))
 
 
 def test_too_little_memory_is_refused(
     tiny_pipe: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told, _ = estimate_job(job_of(tiny_pipe, steps=3))
-    require_room(told, tmp_path / "new")
-    monkeypatch.setattr(estimates, "available_memory", lambda: told.largest.bytes - 1)
-    with pytest.raises(ValueError, match=r"takes about \d+ MiB of memory beside what is loaded, \d+ MiB are available"):
-        require_room(told, tmp_path / "new")
+    planned = estimate(state_of(tiny_pipe, steps=3))
+    require_room(planned, tmp_path / "new")
+    monkeypatch.setattr(estimates, "available_memory", lambda: planned.memory - 1)
+    with pytest.raises(ValueError, match=r"takes up to \d+ MiB of memory beside what is loaded, \d+ MiB are available"):
+        require_room(planned, tmp_path / "new")
     monkeypatch.setattr(estimates, "available_memory", lambda: None)  # the system does not tell
-    require_room(told, tmp_path / "new")
+    require_room(planned, tmp_path / "new")
 
 
 def test_samples_take_disk_when_memory_has_no_room_for_them(
     tiny_pipe: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = job_of(tiny_pipe, steps=3)
-    assert estimate_job(whole)[0].spool_bytes == 0
+    whole = state_of(tiny_pipe, steps=3)
+    assert estimate(whole).offloaded == 0
     monkeypatch.setattr(estimates, "ROOM", 0)
-    every = estimate_job(whole)[0].spool_bytes
+    every = estimate(whole).offloaded
     monkeypatch.setattr(estimates, "ROOM", 1000)
-    assert estimate_job(whole)[0].spool_bytes == every - 1000 > 0
+    assert estimate(whole).offloaded == every - 1000 > 0
 
 
 def test_a_card_with_little_memory_left_is_told_of(
     tiny_pipe: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told, _ = estimate_job(job_of(tiny_pipe, steps=3))
+    planned = estimate(state_of(tiny_pipe, steps=3))
     card = torch.device("cuda", 1)
-    monkeypatch.setattr(estimates, "available_on_card", lambda _: told.largest.bytes)
-    assert short_on_card(told, card) is None
-    monkeypatch.setattr(estimates, "available_on_card", lambda _: told.largest.bytes - 1)
-    words = short_on_card(told, card)
+    monkeypatch.setattr(estimates, "available_on_card", lambda _: planned.memory)
+    assert short_on_card(planned, card) is None
+    monkeypatch.setattr(estimates, "available_on_card", lambda _: planned.memory - 1)
+    words = short_on_card(planned, card)
     assert words is not None
-    assert re.search(r"takes about \d+ MiB beside what is loaded, and \d+ MiB are left on cuda:1.*--device cpu", words)
+    assert re.search(r"takes up to \d+ MiB beside what is loaded, and \d+ MiB are left on cuda:1.*--device cpu", words)
 
 
 def test_too_little_disk_is_refused(
     tiny_pipe: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told, _ = estimate_job(job_of(tiny_pipe, steps=3))
-    monkeypatch.setattr(estimates, "available_disk", lambda _: max(told.artifact_bytes, told.spool_bytes))
+    planned = estimate(state_of(tiny_pipe, steps=3))
+    monkeypatch.setattr(estimates, "available_disk", lambda _: max(planned.artifact, planned.offloaded))
     with pytest.raises(ValueError, match=r"of disk.* for unfinished work beside it, \d+ MiB are free; make room"):
-        require_room(told, tmp_path / "new")
-    require_room(told, tmp_path / "new", kept=told.work_bytes)
+        require_room(planned, tmp_path / "new")
+    require_room(planned, tmp_path / "new", kept=planned.work)
 
 
 def test_sizes_as_people_read_them() -> None:

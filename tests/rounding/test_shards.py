@@ -16,8 +16,8 @@ from bitbrush.rounding.learned import learn_rounding
 from bitbrush.rounding.reconstruction import reconstruct
 from bitbrush.rounding.samples import sample_shards
 from bitbrush.rounding.shards import Place, Shard, Shards
-from bitbrush.session.progress import silent
 from bitbrush.session.ranks import Ranks
+from bitbrush.session.session import Session
 from bitbrush.timeline.trajectory import DenoiserCall, prompt_batches
 from tests.rounding.test_compensation import LAYERS, layer_and_inputs
 from tests.rounding.test_learned import Block, Network, specs_of
@@ -125,7 +125,12 @@ def test_a_block_that_no_call_of_a_process_comes_to() -> None:
     def learned(ranks: Ranks) -> dict[str, Tensor]:
         network, own = copy.deepcopy(fresh), list(ranks.cut(len(calls)))
         shards = Shards(ranks, [Place(index) for index in own])
-        given = specs_of(network, family, "*.spare"), WeightRange.MSE, [calls[index] for index in own], silent
+        given = (
+            specs_of(network, family, "*.spare"),
+            WeightRange.MSE,
+            [calls[index] for index in own],
+            Session(ranks=ranks),
+        )
         return {
             name: layer.weight.w_q for name, layer in learn_rounding(network, family, *given, shards=shards).items()
         }

@@ -19,6 +19,7 @@ from bitbrush.methods.stages.round_weights import RECORD_TRAJECTORIES
 from bitbrush.methods.state import QuantizationState
 from bitbrush.network.held import held_weights, weight_shape
 from bitbrush.network.layers import LayerSpec
+from bitbrush.network.narrow import narrow_bytes
 from bitbrush.numerics.histogram import BINS
 from bitbrush.quantization.walk import PipelineWalk, sample_bytes, walk_pipeline
 from bitbrush.rounding.blocks import reconstruction_blocks
@@ -132,8 +133,8 @@ def _offloaded_bytes(state: QuantizationState, walk: PipelineWalk) -> int:
 
 def _artifact_bytes(state: QuantizationState, walk: PipelineWalk) -> int:
     """Sizes packed integers, scales and activation parameters; all other tensors as they are stored."""
-    parts = [part for name, part in state.pipe.components.items() if isinstance(part, nn.Module)]
-    size = sum(_state_bytes(part) for part in parts)
+    others = [part for name, part in state.pipe.components.items() if name != state.family.component]
+    size = _state_bytes(state.denoiser) + sum(narrow_bytes(part) for part in others if isinstance(part, nn.Module))
     for spec in state.calibration.layers:
         weights = math.prod(spec.shape)
         size += -(-weights * spec.weight_bits // 8) - FLOAT * weights
