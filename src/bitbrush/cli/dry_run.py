@@ -4,7 +4,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bitbrush.cli.console import note, out, table, warn
+from bitbrush.cli.console import note, say, show, table, warn
 
 if TYPE_CHECKING:
     from bitbrush.methods.state import QuantizationState
@@ -41,13 +41,12 @@ def _print_layers(state: "QuantizationState", estimate: "Estimate") -> None:
     layers = table("layers", "number", "weight bits", "activation bits")
     for (kind, weights, activations), count in sorted(groups.items()):
         layers.add_row(kind, str(count), weights, activations)
-    console = out()
-    console.print(layers)
+    show(layers)
     for reason, names in left.items():
-        console.print(f"left in floating point ({reason}): {', '.join(names)}", markup=False)
+        say(f"left in floating point ({reason}): {', '.join(names)}")
     networks = [name for name, part in state.pipe.components.items() if hasattr(part, "parameters")]
     others = ", ".join(name for name in networks if name != state.family.component)
-    console.print(f"in floating point: {others}; of the denoiser norms and attention's products\n", markup=False)
+    say(f"in floating point: {others}; of the denoiser norms and attention's products\n")
 
 
 def _activation_bits(state: "QuantizationState", spec: "LayerSpec") -> str:
@@ -76,16 +75,15 @@ def _print_stages(estimate: "Estimate") -> None:
     for one in estimate.stages:
         calls = one.batches * one.calls_per_batch
         stages.add_row(one.name, str(one.batches or "-"), str(one.calls_per_batch or "-"), str(calls or "-"))
-    out().print(stages)
+    show(stages)
 
 
 def _print_sizes(estimate: "Estimate") -> None:
     from bitbrush.quantization.estimate import size_text
 
     samples = f", up to {size_text(estimate.offloaded)} before for samples" if estimate.offloaded else ""
-    out().print(
+    say(
         f"\nmemory: up to {size_text(estimate.resident + estimate.memory)}, {size_text(estimate.resident)} of them "
         f"already held\ndisk: {size_text(estimate.artifact)} for the artifact, {size_text(estimate.work)} for "
-        f"unfinished work beside it meanwhile{samples}\nnothing was written",
-        markup=False,
+        f"unfinished work beside it meanwhile{samples}\nnothing was written"
     )
