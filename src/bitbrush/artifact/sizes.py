@@ -10,9 +10,9 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from torch import nn
 
-from bitbrush.network.narrow import narrow_bytes
 from bitbrush.artifact.tensor_file import TensorFile
 from bitbrush.network.held import held_weights
+from bitbrush.network.narrow import narrow_bytes
 from bitbrush.sources.checkpoint_type import variant_files
 from bitbrush.sources.models import SINGLE_FILE, ModelOptions
 from bitbrush.sources.single_file import DENOISER, MODEL_INDEX

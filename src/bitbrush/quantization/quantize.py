@@ -30,6 +30,7 @@ from bitbrush.network.layers import LayerSpec
 from bitbrush.quantization.work import open_work, require_same_work
 from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.runtime.reference import ReferenceRuntime
+from bitbrush.runtime.refusals import refuse_unquantized
 from bitbrush.session.allocator import share_heap
 from bitbrush.session.costs import PhaseCost
 from bitbrush.session.journal import Journal
@@ -89,6 +90,7 @@ class Quantization:
         Its weights are in float32, as fast as they run and as large.
         """
         denoiser = twin(getattr(self.source, self.family.component))
+        refuse_unquantized(denoiser)
         ReferenceRuntime().lower(denoiser, self.outcome.layers)
         widen_(denoiser)  # what was excluded
         pipe = copy.copy(self.source)
