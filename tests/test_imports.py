@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bench": _TO_QUANTIZATION | {"artifact", "zoo"},
     "zoo": set(),
 }
-FACES = {"__init__", "__main__", "cli"}  # may import everything
+FACES = {"__init__", "__main__", "api", "cli"}  # may import everything
 KNOW_DIFFUSERS = {"network", "sources", "quantization", "artifact", "bench"} | FACES
 PICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 PICKLING_CALLS = {"torch.save", "torch.load"}

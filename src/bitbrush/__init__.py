@@ -5,14 +5,13 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bitbrush.api import Quantization, quantize, recalibrate
     from bitbrush.artifact.from_pretrained import register
-    from bitbrush.artifact.recalibration import recalibrate
     from bitbrush.artifact.store import load, read_manifest, save
     from bitbrush.bench.ablation.run import ablate
     from bitbrush.bench.run import benchmark
-    from bitbrush.methods import METHODS
+    from bitbrush.methods import METHODS, register_method
     from bitbrush.methods.recipe import Recipe
-    from bitbrush.quantization.quantize import Quantization, quantize
     from bitbrush.sources.lora import Lora
     from bitbrush.sources.models import ModelOptions, load_full_precision
 
@@ -31,6 +30,7 @@ __all__ = [
     "read_manifest",
     "recalibrate",
     "register",
+    "register_method",
     "save",
 ]
 
@@ -38,16 +38,17 @@ _HOMES = {
     "METHODS": "bitbrush.methods",
     "Lora": "bitbrush.sources.lora",
     "ModelOptions": "bitbrush.sources.models",
-    "Quantization": "bitbrush.quantization.quantize",
+    "Quantization": "bitbrush.api",
     "Recipe": "bitbrush.methods.recipe",
     "ablate": "bitbrush.bench.ablation.run",
     "benchmark": "bitbrush.bench.run",
     "load": "bitbrush.artifact.store",
     "load_full_precision": "bitbrush.sources.models",
-    "quantize": "bitbrush.quantization.quantize",
+    "quantize": "bitbrush.api",
     "read_manifest": "bitbrush.artifact.store",
-    "recalibrate": "bitbrush.artifact.recalibration",
+    "recalibrate": "bitbrush.api",
     "register": "bitbrush.artifact.from_pretrained",
+    "register_method": "bitbrush.methods",
     "save": "bitbrush.artifact.store",
 }
 
