@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from diffusers import DiffusionPipeline
 
@@ -80,12 +80,12 @@ def quantize(
     Raises:
         ValueError: A key, value or input that does not fit; the message names it, its limit and the remedy.
     """
-    if isinstance(prompts, Recipe):
-        prompts, recipe = recipe, prompts  # type: ignore[assignment]
+    former_order = isinstance(prompts, Recipe)
+    chosen, texts = (prompts, recipe) if former_order else (recipe, prompts)
     done = quantization.quantize(
         pipe,
-        _recipe(recipe, keys),
-        prompts,
+        _recipe(chosen, keys),
+        cast(Sequence[str], texts),
         inputs=inputs,
         generic=generic,
         rounded=rounded,
