@@ -35,9 +35,9 @@ class CandidateRow:
     """What one candidate weighs and how near it comes to full precision.
 
     `name` is its key in the gallery, `label` what people read. `weight_bits` and `activation_bits` are averages.
-    `denoiser_mib` is the size of the denoiser's weight files, `float32_mib` of its parameters in float32. `figures` maps
-    a prompt style to metrics, each called by its name and unit ("PSNR (dB)"); it is empty for full precision, which
-    would be compared with itself.
+    `denoiser_mib` is the size of the denoiser's weight files, `float32_mib` of its parameters in float32. `figures`
+    maps a prompt style to metrics, each called by its name and unit ("PSNR (dB)"); it is empty for full precision,
+    which would be compared with itself.
     """
 
     name: str
