@@ -98,7 +98,14 @@ def test_every_row_picture_and_figure_is_there(page: DemoPage) -> None:
     assert len(document.all("button")) == 8
     for text in (page.title, page.verdict, page.command, "21.2 dB", "36.0 dB", "35.20", "34.80 to 35.60", "8.4-bit"):
         assert text in document.text
-    for text in ("64", "not measured", "ranges 3 s\nrounding 9 s", "Cost <i>", "It grows.", "0.30 of the checkpoint"):
+    for text in (
+        "64",
+        "not measured",
+        "ranges 3 s\nrounding 9 s",
+        "Cost <i>",
+        "It grows.",
+        "0.3 of the checkpoint's size",
+    ):
         assert text in document.text
     assert len(document.all("svg")) == 1
 

@@ -161,6 +161,7 @@ def _announcement(model: str, compared: "Sequence[Setting]", pictures: int, sets
 
 
 def _print(document: dict[str, Any]) -> None:
+    from bitbrush.bench.ablation.standing import headline, missing_text
     from bitbrush.bench.ablation.tables import bits_tables
 
     columns = {0: "PSNR, dB", 1: "median", 2: "latent MSE", 4: f"less\n{document['against']}'s", 5: "times\nits MSE"}
@@ -170,3 +171,4 @@ def _print(document: dict[str, Any]) -> None:
             shown_figures.add_row(row.name, *("\n".join(row.cells[at] or "-") for at in columns))
         show(shown_figures)
         say("")
+    say(" ".join([f"{headline(document)}.", missing_text(document)]).rstrip())
