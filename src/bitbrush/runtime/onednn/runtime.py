@@ -8,6 +8,7 @@ from torch import nn
 
 from bitbrush.network.families import known_fusions
 from bitbrush.network.layers import QuantizedLayer
+from bitbrush.runtime.added_modules import adapt_added_modules
 from bitbrush.runtime.forward import compute_in
 from bitbrush.runtime.integers import signed_bytes
 from bitbrush.runtime.interface import Execution
@@ -42,6 +43,7 @@ class OneDnnRuntime:
         executions = tuple(lowering.place(layer) for layer in layers)
         lowering.convert_rest()
         lowering.fuse(described)
+        adapt_added_modules(denoiser, PROCESSOR, self.dtype)
         answer_non_finite(denoiser)
         compute_in(denoiser, self.dtype, PROCESSOR)
         if self.memory is Memory.EXPANDED:
