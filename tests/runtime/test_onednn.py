@@ -17,8 +17,8 @@ from bitbrush.numerics.weights import (
     round_to_nearest,
     weight_grid,
 )
+from bitbrush.runtime.forward import compute_in
 from bitbrush.runtime.nibbles import from_nibbles, to_nibbles
-from bitbrush.runtime.onednn.lowering import compute_in
 from bitbrush.runtime.onednn.runtime import OneDnnRuntime
 from bitbrush.runtime.onednn.weights import Memory
 from bitbrush.runtime.reference import ReferenceRuntime

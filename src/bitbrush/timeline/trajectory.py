@@ -18,10 +18,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from bitbrush.timeline.clock import timestep_reader
 from bitbrush.timeline.module_changes import NO_CHANGES, ChangeTracker, ModuleChanges
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.suspension import Suspension
+from bitbrush.timeline.tracker import timestep_reader
 
 
 @dataclass(frozen=True)
