@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import torch
 from torch import nn
 
 import bitbrush
@@ -34,11 +35,12 @@ from bitbrush.network.layers import layer_specs
 from bitbrush.network.unet import UNET
 from bitbrush.numerics.affine import AffineGrid
 from bitbrush.numerics.ranges import RangeEstimator
-from bitbrush.timeline.clock import Clock
+from bitbrush.runtime.forward import compute_in
 from bitbrush.timeline.cost import CallCounter
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.progress import silent
 from bitbrush.timeline.schedule import ActivationSchedule
+from bitbrush.timeline.tracker import TRACKER
 from bitbrush.timeline.trajectory import DenoiserCall, carried, pending, prompt_batches
 from bitbrush.zoo import prompt_set
 
@@ -142,8 +144,7 @@ def steps() -> None:
     reference = generate(pipe, bench.unseen, PLAN)
     planned = sorted(bench.observations, reverse=True)
     names = [spec.name for spec in bench.specs]
-    clock = Clock()
-    clock.attach(pipe.unet)
+    compute_in(pipe.unet, torch.float32)
     fifths = [set(planned[len(planned) * k // FIFTHS : len(planned) * (k + 1) // FIFTHS]) for k in range(FIFTHS)]
     print("PSNR to full precision, dB, when these steps alone are quantized\n")
     print("| bits | " + " | ".join(f"{k / FIFTHS:g} to {(k + 1) / FIFTHS:g}" for k in range(FIFTHS)) + " | all |")
@@ -152,7 +153,7 @@ def steps() -> None:
         schedules = bench.schedules(bits, edges=16)
         cells = []
         for part in [*fifths, set(planned)]:
-            with quantized(pipe.unet, names, partial(_grid_within, part, schedules, clock)):
+            with quantized(pipe.unet, names, partial(_grid_within, part, schedules)):
                 images = generate(pipe, bench.unseen, PLAN).images
             interval = bootstrap_mean(psnr(reference.images, images))
             cells.append(f"{interval.mean:.1f} ({interval.low:.1f} to {interval.high:.1f})")
@@ -184,10 +185,8 @@ def drift() -> None:
         print(f"| A{bits} | " + " | ".join(cells) + " |", flush=True)
 
 
-def _grid_within(
-    part: set[float], schedules: Mapping[str, ActivationSchedule], clock: Clock, name: str
-) -> AffineGrid | None:
-    return schedules[name].at(clock.timestep) if clock.timestep in part else None
+def _grid_within(part: set[float], schedules: Mapping[str, ActivationSchedule], name: str) -> AffineGrid | None:
+    return schedules[name].now() if TRACKER.timestep in part else None
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ _DECLARATIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionD
 
 
 def violations(source: str, module: str) -> list[str]:
-    """What `module` (a dotted name below bitbrush: "timeline.clock", "cli") does against the rules, a line each."""
+    """What `module` (a dotted name below bitbrush: "timeline.tracker", "cli") does against the rules, a line each."""
     tree = ast.parse(source)
     room = module.partition(".")[0]
     if room not in MAY_IMPORT and room not in FACES:
@@ -115,12 +115,12 @@ def test_the_table_has_no_cycle() -> None:
         ("numerics.affine", "import bitbrush.timeline.plan", "numerics may not import bitbrush.timeline"),
         ("numerics.affine", "from bitbrush.network import layers", "numerics may not import bitbrush.network"),
         ("numerics.affine", "from ..runtime import reference", "numerics may not import bitbrush.runtime"),
-        ("timeline.plan", "from bitbrush import network", "timeline may not import bitbrush.network"),
-        ("timeline.plan", "def f():\n    from bitbrush.cli import main", "timeline may not import bitbrush.cli"),
+        ("timeline.tracker", "from bitbrush import network", "timeline may not import bitbrush.network"),
+        ("timeline.tracker", "def f():\n    from bitbrush.cli import main", "timeline may not import bitbrush.cli"),
         ("runtime.reference", "from bitbrush.methods import pcr", "runtime may not import bitbrush.methods"),
         ("zoo.__init__", "from bitbrush.numerics import affine", "zoo may not import bitbrush.numerics"),
         ("network.unet", "from bitbrush import __version__", "network may not import bitbrush.__version__"),
-        ("timeline.clock", "if TYPE_CHECKING:\n    from diffusers import SchedulerMixin", "may not import diffusers"),
+        ("timeline.tracker", "if TYPE_CHECKING:\n    from diffusers import SchedulerMixin", "may not import diffusers"),
         ("methods.pcr", "import transformers.models.clip", "may not import transformers"),
         ("artifact.files", "import pickle", "no pickle anywhere"),
         ("artifact.files", "def f(x):\n    torch.save(x, 'x.pt')", "torch.save: no pickle anywhere"),
@@ -139,10 +139,13 @@ def test_the_checker_sees(module: str, source: str, reason: str) -> None:
     ("module", "source"),
     [
         ("numerics.affine", "from .ranges import observe\nfrom bitbrush.numerics import packing\nimport torch"),
-        ("network.unet", '"""Doc."""\nfrom diffusers import UNet2DConditionModel\nfrom ..timeline.clock import Clock'),
+        (
+            "network.unet",
+            '"""Doc."""\nfrom diffusers import UNet2DConditionModel\nfrom ..timeline.tracker import TRACKER',
+        ),
         ("methods.pcr", "from bitbrush.rounding import adaround\nfrom bitbrush.calibration import ranges"),
         ("cli", "import bitbrush.bench.report\napp.add_typer(other)"),
-        ("timeline.clock", "import diffusers_like_name_but_another\nX, Y = 1, 2\nZ: int = 3"),
+        ("timeline.tracker", "import diffusers_like_name_but_another\nX, Y = 1, 2\nZ: int = 3"),
         ("bench.clip", "from transformers import CLIPModel\ndef keep(model):\n    model.save(1)"),
     ],
 )

@@ -5,6 +5,7 @@ have few levels left. Deviation: what is known counts only where the token is th
 prompt's zeros, a weighted prompt) is quantized as the words are.
 """
 
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -47,22 +48,26 @@ class FirstToken:
         return cls(first[0].clone(), output[0].clone())
 
 
+_call = threading.local()
+"""``known``: which samples of the running layer's input begin with the known token. Threads share layers."""
+
+
 def answer_first_token(layer: nn.Module, first: FirstToken) -> None:
     """From now on the first row of what ``layer`` returns is the known one, for samples that have the known token."""
     layer.register_buffer("first_input", first.input, persistent=False)
     layer.register_buffer("first_output", first.output, persistent=False)
-    known: list[Tensor] = []
+    layer.register_forward_pre_hook(_look, prepend=True)  # before any that quantizes the input
+    layer.register_forward_hook(_answer)
 
-    def look(module: Any, args: tuple[Any, ...]) -> None:
-        distance = (args[0][:, 0].float() - module.first_input).abs().amax(-1, keepdim=True)
-        known[:] = [distance <= TOLERANCE * module.first_input.abs().max()]
 
-    def answer(module: Any, _: tuple[Any, ...], y: Tensor) -> Tensor:
-        row = torch.where(known.pop(), module.first_output, y[:, 0].float()).to(y.dtype)
-        return torch.cat([row[:, None], y[:, 1:]], 1)
+def _look(layer: Any, args: tuple[Any, ...]) -> None:
+    distance = (args[0][:, 0].float() - layer.first_input).abs().amax(-1, keepdim=True)
+    _call.known = distance <= TOLERANCE * layer.first_input.abs().max()
 
-    layer.register_forward_pre_hook(look, prepend=True)  # before any that quantizes the input
-    layer.register_forward_hook(answer)
+
+def _answer(layer: Any, _: tuple[Any, ...], y: Tensor) -> Tensor:
+    row = torch.where(_call.known, layer.first_output, y[:, 0].float()).to(y.dtype)
+    return torch.cat([row[:, None], y[:, 1:]], 1)
 
 
 def answers_first_token(layer: nn.Module) -> bool:

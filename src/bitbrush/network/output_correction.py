@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from bitbrush.timeline.clock import timestep_argument
+from bitbrush.timeline.tracker import timestep_argument
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from bitbrush.timeline.clock import timestep_reader
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.suspension import Suspension
+from bitbrush.timeline.tracker import timestep_reader
 
 
 @dataclass(frozen=True)

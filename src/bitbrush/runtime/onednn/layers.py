@@ -9,7 +9,6 @@ from bitbrush.network.layers import QuantizedLayer
 from bitbrush.numerics.affine import AffineGrid
 from bitbrush.runtime.glue import BYTE, Bytes, Glue
 from bitbrush.runtime.onednn.weights import Weights
-from bitbrush.timeline.clock import Clock
 
 ONE_GO = 1 << 20
 """So many sums of a linear layer with activations of more than 8 bits are computed at a time: 4 MiB of float32."""
@@ -31,15 +30,15 @@ class IntegerLayer(nn.Module):
     into the bias: with a zero point of its own, oneDNN lays out a convolution's weights anew in every call. Activations
     of more than 8 bits are two products, ``256 sum(high w) + sum(low w)``, added in float32.
 
-    The grid is the schedule's at the clock's timestep. Results have the dtype of the layer's input.
+    The grid is the schedule's at the timestep of the running call. Results have the dtype of the layer's input.
     """
 
     border: int
 
-    def __init__(self, layer: QuantizedLayer, column_sums: Tensor, weights: Weights, clock: Clock, glue: Glue) -> None:
+    def __init__(self, layer: QuantizedLayer, column_sums: Tensor, weights: Weights, glue: Glue) -> None:
         super().__init__()
         self.schedule = layer.schedule
-        self._weights, self._clock, self._glue = weights, clock, glue
+        self._weights, self._glue = weights, glue
         self._scale = layer.weight.grid.scale
         self._zero_points = torch.zeros(len(self._scale), dtype=torch.int32)
         self._sums = column_sums * self._scale
@@ -49,7 +48,7 @@ class IntegerLayer(nn.Module):
     @property
     def grid(self) -> AffineGrid:
         """Of the input, now."""
-        return self.schedule.at(self._clock.timestep)
+        return self.schedule.now()
 
     def multiply(self, x: Bytes, dtype: torch.dtype, residual: Tensor | None = None) -> Tensor:
         """The layer's output for quantized input, ``residual`` of the output's shape added to it."""
@@ -68,9 +67,10 @@ class IntegerLayer(nn.Module):
         return (y if residual is None else y.add_(residual)).to(by.dtype)
 
     def _bias_at(self, grid: AffineGrid) -> Tensor:
-        if self._folded is None or self._folded[0] is not grid:
-            self._folded = grid, self._bias - grid.scale * grid.zero_point * self._sums
-        return self._folded[1]
+        folded = self._folded  # read once: another thread may run another step
+        if folded is None or folded[0] is not grid:
+            self._folded = folded = grid, self._bias - grid.scale * grid.zero_point * self._sums
+        return folded[1]
 
     def _product(self, x: Tensor, by: Factors, residual: Tensor | None) -> Tensor:
         raise NotImplementedError
