@@ -98,10 +98,9 @@ class Snapshot:
         return state
 
     def _attributes(self, module: nn.Module) -> list[str]:
-        """Those that are compared. Of the runtime's own classes a ``forward`` that is set instead of the class's."""
-        if isinstance(module, self._own):
-            return ["forward"] if "forward" in vars(module) else []
-        return [key for key in vars(module) if key not in _INTERNAL and (key != "forward" or module is not self._root)]
+        """Those that are compared; of the runtime's own classes only a ``forward`` instead of the class's."""
+        keys = ["forward"] if isinstance(module, self._own) else [key for key in vars(module) if key not in _INTERNAL]
+        return [key for key in keys if key != "forward" or (module is not self._root and _overrides_forward(module))]
 
     def _named(self) -> Iterator[tuple[str, nn.Module]]:
         yield "", self._root
@@ -113,6 +112,12 @@ def _below(root: nn.Module, leaves: Collection[nn.Module], prefix: str = "") -> 
         if child not in leaves:
             yield f"{prefix}{name}", child
             yield from _below(child, leaves, f"{prefix}{name}.")
+
+
+def _overrides_forward(module: nn.Module) -> bool:
+    """Whether the module has a ``forward`` besides its class's, which hooks leave behind when they are removed."""
+    forward = vars(module).get("forward")
+    return forward is not None and getattr(forward, "__func__", None) is not type(module).forward
 
 
 def _alike(key: str, now: Any, then: Any) -> bool:
