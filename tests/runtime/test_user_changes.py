@@ -14,7 +14,7 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.numerics.affine import AffineGrid
@@ -411,3 +411,12 @@ def test_the_first_change_is_logged_by_name(pair: Pair, caplog: pytest.LogCaptur
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert "processor in down_blocks.1.attentions.0.transformer_blocks.0 was changed" in record.getMessage()
+
+
+def test_what_needs_a_floating_point_weight_is_told_where_there_is_one(pair: Pair) -> None:
+    layer = pair.ours.get_submodule(f"{BLOCK}.attn1.to_q")
+    assert not hasattr(layer, "weight")
+    with pytest.raises(AttributeError, match=r"IntegerLinear has packed integers.*runtime='reference'"):
+        prune.l1_unstructured(layer, "weight", 0.5)
+    prune.l1_unstructured(pair.exact.get_submodule(f"{BLOCK}.attn1.to_q"), "weight", 0.5)
+    assert apart(call(pair.exact), call(pair.ours)) > CLOSE
