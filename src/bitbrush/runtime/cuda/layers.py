@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from bitbrush.runtime.cuda.glue import NO_BORDER, Border, CudaGlue, DeviceBytes
 from bitbrush.runtime.cuda.steps import StepGrid
 from bitbrush.runtime.cuda.weights import Weights
+from bitbrush.runtime.integers import PackedLayer
 
 
-class IntegerLayer(nn.Module):
+class IntegerLayer(PackedLayer):
     """``y = scale w_scale sum((x_q - zero_point) w) + bias``, summed exactly whatever the bits, rounded once.
 
     The grid is the step's, read by the kernels on the device. Results have the dtype of the layer's input.

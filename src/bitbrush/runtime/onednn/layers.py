@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.numerics.affine import AffineGrid
 from bitbrush.runtime.glue import BYTE, Bytes, Glue
+from bitbrush.runtime.integers import PackedLayer
 from bitbrush.runtime.onednn.weights import Weights
 
 ONE_GO = 1 << 20
@@ -23,7 +24,7 @@ class Factors(NamedTuple):
     dtype: torch.dtype
 
 
-class IntegerLayer(nn.Module):
+class IntegerLayer(PackedLayer):
     """``y = scale w_scale (sum(x_q w) - zero_point sum(w)) + bias`` with ``w = w_q - w_zero_point``.
 
     The first sum is oneDNN's, exact in int32. What the zero point adds is constant per channel and step, and is folded

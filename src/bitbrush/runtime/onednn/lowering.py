@@ -12,9 +12,9 @@ from torch.utils import _pytree as pytree
 
 from bitbrush.network import fusions
 from bitbrush.network.first_token import answer_first_token
-from bitbrush.network.inputs import fake_quantize_input, fake_quantize_input_dynamically
 from bitbrush.network.layers import QuantizedLayer, set_weight
 from bitbrush.runtime.arguments import floating_tensors
+from bitbrush.runtime.emulation import emulate, fake_quantizer_of
 from bitbrush.runtime.fused import Between, Reading, fuse, one_by_one, project_time, reader_of
 from bitbrush.runtime.integers import obstacle, signed_bytes
 from bitbrush.runtime.interface import Execution
@@ -86,15 +86,8 @@ class Lowering:
         return ExpandedWeights(signed, pack)
 
     def _place_reference(self, layer: QuantizedLayer, original: nn.Conv2d | nn.Linear) -> None:
-        """In float32 whatever surrounds it: in bfloat16 the input's very integers would come out wrong."""
         set_weight(original, layer.weight.dequantize(), layer.bias)
-        original.register_forward_pre_hook(_widen)
-        match layer.activations:
-            case ActivationSchedule() as schedule:
-                fake_quantize_input(original, schedule.now)
-            case DynamicRanges(bits):
-                fake_quantize_input_dynamically(original, bits)
-        original.register_forward_hook(partial(_narrow, self.dtype))
+        emulate(original, fake_quantizer_of(original, layer.activations), self.dtype)
         self.emulated.append(original)
 
     def convert_rest(self) -> None:
@@ -126,14 +119,6 @@ def _of_text(layer: nn.Module) -> Reading:
 
 def _grids_now(layer: nn.Module) -> Hashable:
     return reader_of(layer).grids
-
-
-def _widen(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return args[0].float(), *args[1:]
-
-
-def _narrow(dtype: torch.dtype, _: nn.Module, __: Any, y: Tensor) -> Tensor:
-    return y.to(dtype)
 
 
 def _integer_layer(original: nn.Conv2d | nn.Linear, *args: Any) -> IntegerLayer:
