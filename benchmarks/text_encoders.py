@@ -16,6 +16,7 @@ from diffusers import StableDiffusionXLPipeline
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from bitbrush.artifact.models import load_full_precision, load_source
+from bitbrush.timeline.allocator import allow_tuning
 from bitbrush.timeline.memory import peak_resident_mib, resident_memory
 from bitbrush.timeline.spool import Spool
 from bitbrush.zoo import model_path
@@ -45,6 +46,7 @@ def write_model(folder: Path) -> None:
 
 @torch.no_grad()
 def measure(way: str, folder: str) -> None:
+    allow_tuning()  # as the command line does
     model, before = Path(folder) / "model", resident_memory()
     pipe = load_source(model, spool=Spool(Path(folder))) if way == "as a quantization" else load_full_precision(model)
     loaded = peak_resident_mib()

@@ -118,10 +118,10 @@ def require_room(estimate: Estimate, output: Path, *, kept: int = 0, processes: 
     """Raises ValueError if the job cannot fit into the memory or onto the disk that the machine has left.
 
     ``kept``: bytes of its work that are on the disk already. ``processes``: of this machine that have such an estimate
-    each, all of them loaded. Memory is not looked at where the system does not tell.
+    each, all of them loaded.
     """
     phase, memory = estimate.largest, available_memory()
-    if memory is not None and processes * phase.bytes > memory:
+    if processes * phase.bytes > memory:
         fewer = REMEDIES.get(phase.name, "batch_size")
         fewer += ", or start fewer processes" if processes > 1 else ""
         each = f" in each of {processes}" if processes > 1 else ""
