@@ -1,6 +1,8 @@
 """The rooms of docs/architecture.md: who may import whom, who may know diffusers, and that importing does nothing."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,6 +101,32 @@ def modules() -> list[tuple[str, Path]]:
 @pytest.mark.parametrize(("module", "path"), modules(), ids=[name for name, _ in modules()])
 def test_module_keeps_to_its_room(module: str, path: Path) -> None:
     assert not violations(path.read_text(encoding="utf-8"), module)
+
+
+WITHOUT_POSIX = """
+import importlib, sys
+modules, posix = sys.argv[1].split(), set(sys.argv[2].split())
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name in posix:
+            raise ModuleNotFoundError(f"no module named {name!r} on Windows", name=name)
+for name in modules:  # other packages, which have their own ways without
+    importlib.import_module(name)
+for name in [name for name in sys.modules if name in posix or name.partition(".")[0] == "bitbrush"]:
+    del sys.modules[name]
+sys.meta_path.insert(0, Blocked())
+for name in modules:
+    importlib.import_module(name)
+"""
+
+
+def test_imports_nothing_that_windows_lacks() -> None:
+    names = [f"bitbrush.{name.removesuffix('.__init__')}" for name, _ in modules() if name != "__init__"]
+    posix = "fcntl grp nis pty pwd readline resource spwd syslog termios tty"
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_POSIX, " ".join(names), posix], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_folder_is_a_room() -> None:

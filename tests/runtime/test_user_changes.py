@@ -18,7 +18,8 @@ from torch.nn.utils import parametrize, prune
 
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.numerics.affine import AffineGrid
-from bitbrush.numerics.weights import WeightRange, round_to_nearest, weight_grid
+from bitbrush.numerics.limits import WeightRange
+from bitbrush.numerics.weights import round_to_nearest, weight_grid
 from bitbrush.runtime.fused_forward import FusedForward
 from bitbrush.runtime.onednn.runtime import OneDnnRuntime
 from bitbrush.runtime.reference import ReferenceRuntime

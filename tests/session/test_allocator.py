@@ -1,18 +1,29 @@
-"""What the C library keeps of freed memory, where it is glibc."""
+"""What the C library keeps of freed memory, where it is glibc, and whose allocator is tuned."""
 
 import platform
 import subprocess
 import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+import bitbrush
+from bitbrush import cli
+from bitbrush.session import allocator
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left as they are")
 
 HEAPS = """
 import ctypes, threading
-from bitbrush.session.allocator import share_heap
-if {shared}:
-    share_heap()
+from bitbrush.session.allocator import allow_tuning, share_heap
+if {ours}:
+    allow_tuning()
+share_heap()
 library, all_there = ctypes.CDLL(None), threading.Barrier(4)
 def take():
     all_there.wait()
@@ -50,9 +61,51 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("shared", [True, False])
-def test_threads_share_a_heap(shared: bool) -> None:
-    assert (run(HEAPS.format(shared=shared)).stderr.count("Arena ") == 1) == shared
+@pytest.mark.parametrize("ours", [True, False])
+def test_threads_share_a_heap_where_the_process_is_ours(ours: bool) -> None:
+    assert (run(HEAPS.format(ours=ours)).stderr.count("Arena ") == 1) == ours
+
+
+@dataclass
+class Library:
+    """A C library that notes which settings are changed."""
+
+    changed: set[int] = field(default_factory=set)
+
+    def mallopt(self, parameter: int, value: int) -> int:
+        self.changed.add(parameter)
+        return value
+
+    def malloc_trim(self, pad: int) -> int:
+        return pad
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> Library:
+    made = Library()
+    monkeypatch.setattr(allocator, "_glibc", lambda: made)
+    monkeypatch.setattr(allocator, "_process", allocator._Process())
+    return made
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_library_call_changes_no_setting_of_its_host(
+    library: Library, ours: bool, tiny_pipe: "StableDiffusionPipeline", tmp_path: Path
+) -> None:
+    if ours:
+        allocator.allow_tuning()
+    recipe = bitbrush.METHODS["pcr"].recipe({"rounding": "nearest", "steps": 2, "num_prompts": 1, "batch_size": 1})
+    made = bitbrush.quantize(tiny_pipe, recipe, ["a red cat"])
+    bitbrush.load(bitbrush.save(made, tmp_path / "artifact", base_model="someone/tiny"))
+    assert library.changed == ({-8, -4, -3, -2, -1} if ours else set())
+
+
+def test_the_command_line_may_tune_its_process(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["bitbrush", "--version"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    allocator.share_heap()
+    assert library.changed == {-8}
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from bitbrush.cli.console import out, quiet_libraries, say, say_unbroken, show, 
 from bitbrush.cli.execution import chosen, fallback_lines, in_integers
 
 if TYPE_CHECKING:
+    from bitbrush.bench.plots import LinePlot
     from bitbrush.runtime.interface import Execution
     from bitbrush.timeline.schedule import Activations, ActivationSchedule, DynamicRanges
 
@@ -25,7 +26,9 @@ def inspect(
     layer: Annotated[str | None, typer.Option(help="Show the activation range of this layer over the steps.")] = None,
     plot: Annotated[
         Path | None,
-        typer.Option(help="Write an SVG plot of activation bits over the steps; with --layer of its range."),
+        typer.Option(
+            help="Write a plot of activation bits over the steps, with --layer of its range, as .svg, .png or .pdf."
+        ),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the manifest, or the layer's ranges, as JSON.")
@@ -35,6 +38,8 @@ def inspect(
     quiet_libraries()
     from bitbrush.artifact.store import verify
 
+    if plot:
+        _require_format(plot)
     manifest = verify(artifact)
     if layer:
         _show_layer(artifact, manifest, layer, plot, as_json=as_json)
@@ -49,13 +54,18 @@ def inspect(
         _plot_bits(artifact, manifest, plot)
 
 
+def _require_format(plot: Path) -> None:
+    from bitbrush.bench.plot_files import require_format
+
+    require_format(plot)
+
+
 def _plot_bits(artifact: Path, manifest: dict[str, Any], plot: Path) -> None:
     from bitbrush.artifact.store import read_layers
-    from bitbrush.bench.files import write_whole
 
     inner = {entry["name"] for entry in manifest["layers"] if not entry["edge"]}
     schedules = [_scheduled(layer.activations) for layer in read_layers(artifact) if layer.name in inner]
-    write_whole(_bits_plot(schedules), plot)
+    _write_plot(_bits_plot(schedules), plot)
     say_unbroken(f"plot: {plot}")
 
 
@@ -151,9 +161,7 @@ def _show_layer(artifact: Path, manifest: dict[str, Any], name: str, plot: Path 
         return
     schedule = _scheduled(activations)
     if plot:
-        from bitbrush.bench.files import write_whole
-
-        write_whole(_plot(name, schedule), plot)
+        _write_plot(_range_plot(name, schedule), plot)
     if as_json:
         print(json.dumps(_document(name, schedule), indent=1))
     else:
@@ -211,10 +219,9 @@ def _bar(ends: tuple[float, float], low: float, high: float, width: int = 30) ->
     return " " * first + "━" * (last - first + 1)
 
 
-def _bits_plot(schedules: "Sequence[ActivationSchedule]") -> str:
+def _bits_plot(schedules: "Sequence[ActivationSchedule]") -> "LinePlot":
     """The most, the mean and the fewest activation bits of the layers at each step."""
-    from bitbrush.bench.plot_scales import Axis
-    from bitbrush.bench.plots import STEP_AXIS, Series, line_plot
+    from bitbrush.bench.plots import STEP_AXIS, Axis, LinePlot, Scale, Series
 
     by_step = list(zip(*((grid.bits for grid in one.grids) for one in schedules), strict=True))
     steps = list(range(len(by_step)))
@@ -223,14 +230,20 @@ def _bits_plot(schedules: "Sequence[ActivationSchedule]") -> str:
         Series("mean of the layers", steps, [sum(bits) / len(bits) for bits in by_step]),
         Series("fewest", steps, [min(bits) for bits in by_step]),
     ]
-    return line_plot(series, title="activation bits", x_axis=STEP_AXIS, y_axis=Axis("bits"))
+    return LinePlot("Activation bits over the steps", series, STEP_AXIS, Axis("bits", Scale.WHOLE))
 
 
-def _plot(name: str, schedule: "ActivationSchedule") -> str:
-    from bitbrush.bench.plot_scales import Axis
-    from bitbrush.bench.plots import STEP_AXIS, Series, line_plot
+def _range_plot(name: str, schedule: "ActivationSchedule") -> "LinePlot":
+    from bitbrush.bench.plots import STEP_AXIS, Axis, LinePlot, Series
 
     steps = list(range(len(schedule.grids)))
     lows, highs = zip(*(grid.range for grid in schedule.grids), strict=True)
     series = [Series("highest", steps, highs), Series("lowest", steps, lows)]
-    return line_plot(series, title=name, x_axis=STEP_AXIS, y_axis=Axis("range of the layer's input"))
+    return LinePlot(name, series, STEP_AXIS, Axis("range of the layer's input"))
+
+
+def _write_plot(plot: "LinePlot", path: Path) -> None:
+    from bitbrush.bench.files import write_whole
+    from bitbrush.bench.plot_files import plot_file
+
+    write_whole(plot_file(plot, path), path)

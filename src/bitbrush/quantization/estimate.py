@@ -156,7 +156,7 @@ def require_room(estimate: Estimate, output: Path, *, kept: int = 0, processes: 
         processes: Processes of this machine, each with such an estimate and all of them loaded.
     """
     memory = available_memory()
-    if memory is not None and processes * estimate.memory > memory:
+    if processes * estimate.memory > memory:
         each = f" in each of {processes} processes" if processes > 1 else ""
         raise ValueError(
             f"quantizing takes up to {size_text(estimate.memory)} of memory{each} beside what is loaded, "

@@ -1,4 +1,7 @@
-"""What the C library does with memory that is freed; glibc's, others are left as they are.
+"""What glibc does with memory that is freed; other C libraries are left as they are.
+
+Settings change in a process that is bitbrush's own, as the command line's is (:func:`allow_tuning`). A program that
+calls bitbrush as a library keeps its allocator as it is.
 
 By itself, glibc learns from the first large buffer that is freed to take all later ones from the heap: laying out a
 denoiser's weights leaves it full of holes, hundreds of megabytes that nothing is in. Later, when nothing is laid out
@@ -11,8 +14,6 @@ import platform
 from dataclasses import dataclass
 from functools import cache
 
-from bitbrush.session.memory import resident_memory
-
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -2, -3, -4, -8
 """Parameters of ``mallopt(3)``, as ``malloc.h`` numbers them."""
 _LARGE = 256 << 10
@@ -22,12 +23,22 @@ _WORTH = 32 << 20
 
 
 @dataclass
-class _Trimmed:
+class _Process:
+    tunable: bool = False
     resident: int = 0
     """Bytes that the process had when it was last trimmed, or has fallen to since."""
 
 
-_trimmed = _Trimmed()
+_process = _Process()
+
+
+def allow_tuning() -> None:
+    """Declares this process bitbrush's own: from now on the functions below change glibc's settings.
+
+    The command line calls it. A program that calls bitbrush may, before it loads or quantizes: it then takes as little
+    memory and time as the command line. Without it the functions that change settings do nothing.
+    """
+    _process.tunable = True
 
 
 def return_freed_memory() -> None:
@@ -55,17 +66,21 @@ def trim() -> None:
     To be called where work repeats, as the heap grows with the number of rounds otherwise: likely because the small
     things that a round leaves behind settle in what it freed, where the large ones of the next then do not fit. Does
     nothing while the process has not grown by 32 MiB since the last time: looking through the heap takes milliseconds.
+    It changes no setting, so it does its work in any process.
     """
+    from bitbrush.session.memory import resident_memory
+
     now = resident_memory()
-    if now - _trimmed.resident < _WORTH:
-        _trimmed.resident = min(_trimmed.resident, now)
+    if now - _process.resident < _WORTH:
+        _process.resident = min(_process.resident, now)
         return
-    _set({})
-    _trimmed.resident = resident_memory()
+    if library := _glibc():
+        library.malloc_trim(0)
+    _process.resident = resident_memory()
 
 
 def _set(values: dict[int, int]) -> None:
-    library = _glibc()
+    library = _glibc() if _process.tunable else None
     if library is None:
         return
     library.malloc_trim(0)

@@ -1,25 +1,26 @@
 """What this machine has for a job: memory and disk that are left, and cards."""
 
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import torch
 
-MEMINFO = Path("/proc/meminfo")
 CGROUP, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
-def available_memory() -> int | None:
-    """Bytes that can still be taken, free swap space included; None where the system does not tell (not Linux).
+def available_memory() -> int:
+    """Returns the bytes that can still be taken, free swap space included.
 
-    In a container that may take less than the machine has, what its control groups leave.
+    In a container that may take less than the machine has, the limits of its control groups count, too. psutil
+    overlooks those.
     """
-    if not MEMINFO.exists():
-        return None
-    entries = dict(line.split(":", 1) for line in MEMINFO.read_text(encoding="ascii").splitlines())
-    there = sum(1024 * int(entries[name].split()[0]) for name in ("MemAvailable", "SwapFree") if name in entries)
-    return min((there, *_left_by_groups()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of other figures, which some sandboxes hide
+        left = psutil.virtual_memory().available + psutil.swap_memory().free
+    return min((int(left), *_left_by_groups()))
 
 
 def _left_by_groups() -> Iterator[int]:

@@ -1,21 +1,24 @@
-"""How much memory this process holds."""
+"""How much memory this process holds, as psutil reads it; a process's peak on POSIX is the standard library's."""
 
-import os
-import resource
 import sys
-from pathlib import Path
 
-STATM = Path("/proc/self/statm")
-
-
-def peak_resident_mib() -> float:
-    """Highest resident memory of this process so far, MiB."""
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is bytes on macOS, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+import psutil
 
 
 def resident_memory() -> int:
-    """Bytes that this process holds now; the most so far where the system does not tell."""
-    if not STATM.exists():
-        return int(peak_resident_mib() * 2**20)
-    return int(STATM.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    """Returns the bytes of memory that this process holds now."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_resident_mib() -> float:
+    """Returns the highest resident memory of this process so far, in MiB.
+
+    psutil knows the peak on Windows alone. Elsewhere it is ``getrusage``'s, which Windows lacks.
+    """
+    info = psutil.Process().memory_info()
+    if hasattr(info, "peak_wset"):
+        return float(info.peak_wset / 2**20)
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is bytes on macOS, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

@@ -1,6 +1,5 @@
 """The folder of an ablation: what is in it, whose it is, and how processes share the work in it."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -10,6 +9,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from bitbrush.artifact.store import is_artifact, read_layers, read_manifest
 from bitbrush.bench.ablation.recipes import Setting, given_keys
@@ -70,30 +71,27 @@ class Folder:
     @contextmanager
     def claimed(self, name: str) -> Iterator[bool]:
         """Whether this process alone now does what ``name`` stands for; False where another does."""
-        with self._lock_file(name) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
+        lock = self._lock(name)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
 
     @contextmanager
     def alone(self, name: str) -> Iterator[None]:
         """As :meth:`claimed`, once no other process does."""
-        with self._lock_file(name) as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with self._lock(name):
             yield
 
-    @contextmanager
-    def _lock_file(self, name: str) -> Iterator[int]:
+    def _lock(self, name: str) -> FileLock:
         path = self.root / _CLAIMS / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(path, os.O_RDWR | os.O_CREAT)
-        try:
-            yield file
-        finally:
-            os.close(file)
+        return FileLock(path)
 
     def rounding_of(self, setting: Setting) -> Path | None:
         """The artifact of another recipe, quantized here, whose weights are this one's too."""

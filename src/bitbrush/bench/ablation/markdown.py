@@ -68,8 +68,8 @@ def _lines(document: Document) -> Iterator[str]:
     if not document["cells"]:
         return
     for name, plot in quality_plots(document).items():
-        yield from (f"![{plot.heading}]({name})", "")
-    if steps := [f"[{plot.heading.rpartition(' ')[2]}]({name})" for name, plot in step_plots(document).items()]:
+        yield from (f"![{plot.title}]({name})", "")
+    if steps := [f"[{plot.title.rpartition(' ')[2]}]({name})" for name, plot in step_plots(document).items()]:
         yield from (f"Error over the steps: {', '.join(steps)}.", "")
     for table in bits_tables(document):
         yield from (f"**{table.name}**", "", *_table(table), "")
