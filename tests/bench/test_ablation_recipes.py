@@ -68,6 +68,7 @@ def test_keys_that_are_as_in_a_plain_recipe_decide_nothing() -> None:
         ("pcr", "best", False),
         ("best", "pcr weight_allocation=measured low_rank=16", True),
         ("best", "best low_rank=none", False),
+        ("best", "best first_token=known", False),  # which layers have no branches
         ("rtn", "rtn step_sizes=learned", True),
         ("best", "best activation_range=mse", False),  # the measurement quantizes activations
     ],

@@ -66,8 +66,10 @@ def recalibrate(
         state = prepare(
             pipe, recipe, prompts, inputs=inputs, generic=is_generic, rounded=rounded, progress=progress, ranks=own
         )
+        # Other prompts decide nothing about the start token.
+        state = replace(state, start_token_ratio=manifest["plan"].get("start_token_ratio"))
         require_same_work(state)
-        stages = METHODS[recipe.method].planned(state)
+        stages = METHODS[recipe.method].stages
         made = finish(tuple(stage for stage in stages if not stage.changes_network), state)
     return replace(made, recalibrated={"manifest": manifest, "digest": artifact_digest(root)})
 

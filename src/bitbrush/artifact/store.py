@@ -326,6 +326,7 @@ def _manifest(quantization: Quantization, origin: dict[str, Any], sizes: dict[st
             "scheduler": type(quantization.source.scheduler).__name__,
             "timesteps": list(quantization.outcome.planned),
             "average_activation_bits": quantization.average_activation_bits,
+            "start_token_ratio": quantization.outcome.start_token_ratio,
         },
         "denoiser": {
             "component": component,

@@ -92,7 +92,7 @@ def _show_summary(artifact: Path, manifest: dict[str, Any]) -> None:
         "relaxed steps": f"{recipe['relax']}, {plan['average_activation_bits']:.2f} activation bits on average",
         "ranges": f"weights {recipe['weight_range']}, activations {recipe['activation_range']}",
         "low rank": str(recipe.get("low_rank", "none")),
-        "first token": recipe.get("first_token", "quantized"),
+        "first token": _first_token(recipe, plan),
         "plan": f"{plan['scheduler']}, {recipe['steps']} steps, guidance {recipe['guidance_scale']:g}",
         "calibration": f"{recipe['num_prompts']} prompts, seed {recipe['seed']}",
         "denoiser": denoiser_sizes(manifest).text,
@@ -105,6 +105,12 @@ def _show_summary(artifact: Path, manifest: dict[str, Any]) -> None:
         facts.add_row(name, text)
     console.print(facts)
     console.print()
+
+
+def _first_token(recipe: dict[str, Any], plan: dict[str, Any]) -> str:
+    ratio = plan.get("start_token_ratio")
+    told = "" if ratio is None else f", the start token's norm is {ratio:.3g} times the others'"
+    return f"{recipe.get('first_token', 'quantized')}{told}"
 
 
 def _show_kinds(manifest: dict[str, Any]) -> None:

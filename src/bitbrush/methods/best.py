@@ -8,7 +8,7 @@ the average. docs/methods.md tells of the measurement, of the branches and what 
 from bitbrush.calibration.relaxing import MeasuredRelaxation
 from bitbrush.methods import pcr
 from bitbrush.methods.method import Method
-from bitbrush.methods.recipe import DEFAULT_ACTIVATION_BITS, Recipe, Rounding, WeightAllocation
+from bitbrush.methods.recipe import DEFAULT_ACTIVATION_BITS, FirstTokens, Recipe, Rounding, WeightAllocation
 from bitbrush.numerics.limits import MAX_BITS
 
 RELAXED = 0.4
@@ -25,6 +25,7 @@ def defaults(activations: int) -> Recipe:
         weight_allocation=WeightAllocation.MEASURED,
         low_rank=RANK if activations < DEFAULT_ACTIVATION_BITS else None,
         rounding=Rounding.LEARNED,
+        first_token=FirstTokens.AUTO,
     )
 
 

@@ -24,6 +24,8 @@ class Decides(Enum):
     """The integers of the weights."""
     SENSITIVITIES = auto()
     """Activation parameters, and through measured sensitivities the weight bits where these are measured."""
+    BRANCHES = auto()
+    """Activation parameters, and which layers get a low-rank branch where layers get one."""
     ACTIVATIONS = auto()
     """Activation parameters alone."""
 

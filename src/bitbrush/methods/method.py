@@ -21,12 +21,14 @@ class Outcome:
         layers: The quantized layers.
         planned: The plan's timesteps in order.
         average_activation_bits: The average of measured bits; None where bits follow from the recipe alone.
+        start_token_ratio: Norm of the texts' start token over the others', where it was measured.
     """
 
     specs: tuple[LayerSpec, ...]
     layers: tuple[QuantizedLayer, ...]
     planned: tuple[float, ...]
     average_activation_bits: float | None = None
+    start_token_ratio: float | None = None
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,10 @@ class Method:
 
 
 def run_stages(stages: tuple[Stage, ...], state: QuantizationState) -> QuantizationState:
-    """Runs the stages one after the other, and records what each costs."""
+    """Runs those of the stages that the recipe wants, one after the other, and records what each costs."""
     for stage in stages:
+        if not stage.wanted(state):
+            continue
         with state.session.phase(stage.name):
             state = stage.run(state)
     return state
@@ -81,4 +85,5 @@ def outcome(state: QuantizationState) -> Outcome:
         for name, layer in state.rounded.items()
     )
     planned = planned_timesteps(state.pipe, state.family.component, state.recipe.plan, state.batches[0])
-    return Outcome(state.specs, layers, planned, state.allocated.average if state.allocated else None)
+    average = state.allocated.average if state.allocated else None
+    return Outcome(state.specs, layers, planned, average, state.start_token_ratio)

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from bitbrush.methods import pcr
 from bitbrush.methods.method import Method
-from bitbrush.methods.recipe import Recipe, Rounding
+from bitbrush.methods.recipe import FirstTokens, Recipe, Rounding
 from bitbrush.numerics.limits import RangeEstimator, WeightRange
 
 PROMPTS = 10
@@ -24,6 +24,7 @@ def defaults(activations: int) -> Recipe:
         rounding=Rounding.ADAROUND,
         weight_range=WeightRange.MIN_MAX,
         activation_range=RangeEstimator.MIN_MAX,
+        first_token=FirstTokens.QUANTIZED,
         num_prompts=PROMPTS,
     )
 

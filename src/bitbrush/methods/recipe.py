@@ -79,6 +79,8 @@ class StepSizes(StrEnum):
 class FirstTokens(StrEnum):
     """What cross-attention's keys and values make of the start token of a text."""
 
+    AUTO = "auto"
+    """KNOWN for texts whose start token is an outlier among the others, QUANTIZED for others."""
     QUANTIZED = "quantized"
     KNOWN = "known"
     """Full precision's keys and values; ranges are those of the other tokens."""
@@ -183,8 +185,9 @@ class Recipe:
     first_token: FirstTokens = key(
         FirstTokens.QUANTIZED,
         choice(FirstTokens),
-        "Keys and values of a text's start token: quantized, or known, which is full precision's.",
-        decides=Decides.ACTIVATIONS,
+        "Keys and values of a text's start token: quantized; known, which is full precision's; or auto, known where "
+        "its norm is twice the others' or more.",
+        decides=Decides.BRANCHES,
     )
     low_rank: int | None = key(
         None,

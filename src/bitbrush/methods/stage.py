@@ -45,7 +45,7 @@ class Stage:
         name: The stage's name in progress reports, costs and docs, e.g. ``progressive calibration``.
         summary: One line for the docs.
         run: From the state before the stage to the state after it.
-        wanted: Whether the recipe asks for the stage; decided before any stage runs.
+        wanted: Whether the recipe asks for the stage; asked when its turn comes, and before any stage for the plan.
         calls: Denoiser calls, given the number of calls that the pipeline itself makes.
         changes_network: Whether it replaces the denoiser. An artifact's denoiser has been replaced already, so
             recalibration leaves such stages out.

@@ -12,6 +12,7 @@ from bitbrush.calibration.observe import ActivationBits, Calibration, Observatio
 from bitbrush.calibration.relaxing import Relaxation
 from bitbrush.methods.recipe import FirstTokens, Recipe
 from bitbrush.network.family import Family
+from bitbrush.network.first_token import OUTLYING_RATIO
 from bitbrush.network.layers import LayerSpec, layer_specs
 from bitbrush.numerics.weights import QuantizedWeight
 from bitbrush.rounding.nearest import RoundedLayer
@@ -55,6 +56,7 @@ class QuantizationState:
         observations: Observed layer inputs by timestep.
         recorded: Full-precision denoiser calls that step sizes are learned on.
         activations: Activation parameters by layer name.
+        start_token_ratio: Norm of the texts' start token over the others', once measured; None where they have none.
     """
 
     pipe: Any
@@ -70,6 +72,7 @@ class QuantizationState:
     observations: Observations = field(default_factory=dict)
     recorded: Sequence[DenoiserCall] = ()
     activations: Mapping[str, Activations] = field(default_factory=dict)
+    start_token_ratio: float | None = None
 
     @property
     def own_batches(self) -> tuple[PromptBatch, ...]:
@@ -107,9 +110,15 @@ class QuantizationState:
         return Calibration(self.specs, bits, self.recipe.activation_range, self.first_token_layers)
 
     @property
+    def _knows_first_token(self) -> bool:
+        if self.recipe.first_token is FirstTokens.AUTO:
+            return self.start_token_ratio is not None and self.start_token_ratio >= OUTLYING_RATIO
+        return self.recipe.first_token is FirstTokens.KNOWN
+
+    @property
     def first_token_layers(self) -> frozenset[str]:
         """Layers that do not quantize the first token of a text."""
-        if self.recipe.first_token is FirstTokens.QUANTIZED:
+        if not self._knows_first_token:
             return frozenset()
         return frozenset(self.family.text_layers(self.denoiser)) & {
             spec.name for spec in self.specs if spec.excluded is None

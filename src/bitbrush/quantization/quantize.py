@@ -150,13 +150,13 @@ def quantize(
 def run(state: QuantizationState, work: Path | None = None) -> Quantization:
     """Runs the stages that the state's recipe wants; ``work`` as for :func:`quantize`."""
     require_same_work(state)
-    stages, session = METHODS[state.recipe.method].planned(state), state.session
+    session = state.session
     if work is not None:
         leads = session.ranks.leads
         journal = open_work(work, state, model_digest(state.given)) if leads else Journal(None, session.ranks)
         session = replace(session, journal=journal)
     session = replace(session, offload=Spool(work or Path(tempfile.gettempdir()), Room(ROOM)))
-    return finish(stages, replace(state, session=session))
+    return finish(METHODS[state.recipe.method].stages, replace(state, session=session))
 
 
 def finish(stages: tuple[Stage, ...], state: QuantizationState) -> Quantization:

@@ -123,6 +123,7 @@ def weights_key(recipe: Recipe) -> str | None:
         return None
     measured = recipe.weight_allocation is WeightAllocation.MEASURED
     deciding = {Decides.WEIGHTS, Decides.SENSITIVITIES} if measured else {Decides.WEIGHTS}
+    deciding |= {Decides.BRANCHES} if recipe.low_rank else set()
     keys = {name: value for name, value in given.items() if KEYS[name].decides in deciding}
     return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()
 

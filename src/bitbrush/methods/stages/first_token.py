@@ -3,14 +3,36 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from bitbrush.methods.recipe import FirstTokens
 from bitbrush.methods.stage import Stage, StageCalls
 from bitbrush.methods.state import QuantizationState
-from bitbrush.network.first_token import FirstToken, text_inputs
+from bitbrush.network.first_token import FirstToken, start_token_ratio, text_embedding, text_inputs
 from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.timeline.trajectory import carried, pending
+
+MEASURED_TEXTS = 2
+
+
+def measure_start_token(state: QuantizationState) -> QuantizationState:
+    """Measures the norm of the texts' start token over the others'; makes no denoiser call.
+
+    The first of several processes measures, since all must quantize the same layers.
+    """
+    found = state.session.ranks.from_first(lambda: _measured_ratio(state))
+    assert found is not None
+    return replace(state, start_token_ratio=float(found["ratio"]) if found else None)
+
+
+def _measured_ratio(state: QuantizationState) -> dict[str, Tensor]:
+    """Returns nothing where the texts have no start token in common."""
+    batch = state.batches[0][:MEASURED_TEXTS]
+    with carried(state.pipe, state.family.component, [batch], state.recipe.plan) as trajectories:
+        text = text_embedding(state.denoiser, pending(trajectories)[0])
+    ratio = None if text is None else start_token_ratio(text)
+    return {} if ratio is None else {"ratio": torch.tensor(ratio, dtype=torch.float64)}
 
 
 def know_first_token(state: QuantizationState) -> QuantizationState:
@@ -57,7 +79,17 @@ KNOW_FIRST_TOKEN = Stage(
     name="first token",
     summary="Keys and values of a text's start token are full precision's; ranges are those of the other tokens.",
     run=know_first_token,
-    wanted=lambda state: state.recipe.first_token is not FirstTokens.QUANTIZED or bool(_known(state.rounded or {})),
+    wanted=lambda state: bool(state.first_token_layers or _known(state.rounded or {})),
     calls=lambda state, _: StageCalls(state.batches[:1] if state.first_token_layers else (), 1),
     check=_check,
+)
+MEASURE_START_TOKEN = Stage(
+    name="start token",
+    summary="The norm of the texts' start token decides whether its keys and values stay in full precision.",
+    run=measure_start_token,
+    wanted=lambda state: (
+        state.recipe.first_token is FirstTokens.AUTO
+        and state.start_token_ratio is None
+        and bool(state.family.text_layers(state.denoiser))
+    ),
 )
