@@ -1,6 +1,7 @@
 """Putting integer layers and fused blocks into a denoiser, and the rest of it onto the device."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -14,6 +15,7 @@ from bitbrush.runtime.cuda.glue import CudaGlue
 from bitbrush.runtime.cuda.layers import IntegerConv2d, IntegerLayer, IntegerLinear
 from bitbrush.runtime.cuda.steps import StepGrid, Steps
 from bitbrush.runtime.cuda.weights import lay_out
+from bitbrush.runtime.hooks import answer_in
 from bitbrush.runtime.integers import needs_schedule, obstacle, signed_bytes
 from bitbrush.runtime.interface import Execution
 from bitbrush.runtime.norms import normalize_in_float32
@@ -52,7 +54,7 @@ class Lowering:
             return executed
         grid = self.steps.grid(layer.schedule)
         weights = lay_out(layer, signed, self.steps.device, nibbles=self.nibbles)
-        made = _integer_layer(original, weights, grid, self.ops, CudaGlue(self.ops))
+        made = _integer_layer(original, weights, grid, CudaGlue(self.ops))
         parent, _, own = layer.name.rpartition(".")
         setattr(self.denoiser.get_submodule(parent), own, made)
         return executed
@@ -62,11 +64,10 @@ class Lowering:
         set_weight(original, layer.weight.dequantize(), layer.bias)
         match layer.activations:
             case ActivationSchedule() as schedule:
-                grid = self.steps.grid(schedule)
-                original.register_forward_pre_hook(lambda _, args: (_fake_quantize(args[0].float(), grid), *args[1:]))
+                original.register_forward_pre_hook(_FakeQuantize(self.steps.grid(schedule)))
             case DynamicRanges(bits):
                 fake_quantize_input_dynamically(original, bits)
-        original.register_forward_hook(lambda _, __, y: y.to(self.dtype))
+        original.register_forward_hook(partial(answer_in, self.dtype))
         self.emulated.append(original)
 
     def move_rest(self) -> None:
@@ -90,11 +91,17 @@ def _integer_layer(original: nn.Conv2d | nn.Linear, *args: Any) -> IntegerLayer:
     return IntegerConv2d(original, *args)
 
 
-def _fake_quantize(x: Tensor, grid: StepGrid) -> Tensor:
-    """As :func:`bitbrush.numerics.affine.fake_quantize`, by the step's grid on the device."""
-    scale, reciprocal = grid.scales[0], grid.scales[1]
-    zero_point, qmax = grid.integers[0].float(), grid.integers[1].float()
-    return (x * reciprocal).round().clamp(-zero_point, qmax - zero_point) * scale
+@dataclass(frozen=True)
+class _FakeQuantize:
+    """A pre-hook: :func:`bitbrush.numerics.affine.fake_quantize`, by the step's grid on the device."""
+
+    grid: StepGrid
+
+    def __call__(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        scale, reciprocal = self.grid.scales[0], self.grid.scales[1]
+        zero_point, qmax = self.grid.integers[0].float(), self.grid.integers[1].float()
+        integers = (args[0].float() * reciprocal).round().clamp(-zero_point, qmax - zero_point)
+        return integers * scale, *args[1:]
 
 
 def execution(original: nn.Module, layer: QuantizedLayer, signed: Tensor | None) -> Execution:

@@ -23,6 +23,8 @@ class DynamicLayer(nn.Module):
     over the input, and nothing is fused with it: it is slower than a schedule's.
     """
 
+    bias: Tensor | None
+
     def __init__(
         self, original: nn.Conv2d | nn.Linear, layer: QuantizedLayer, column_sums: Tensor, product: IntegerLayer
     ) -> None:
@@ -31,7 +33,7 @@ class DynamicLayer(nn.Module):
         self._within = row_dimensions(original)
         per_channel = (-1,) if isinstance(original, nn.Linear) else (-1, 1, 1)
         self._sums = (column_sums * layer.weight.grid.scale).view(per_channel)
-        self._bias = None if layer.bias is None else layer.bias.view(per_channel)
+        self.register_buffer("bias", None if layer.bias is None else layer.bias.view(per_channel))
         self.product = product
 
     def forward(self, x: Tensor) -> Tensor:
@@ -43,7 +45,7 @@ class DynamicLayer(nn.Module):
         x_q = quantize_rows(wide, rows).to(torch.int32).contiguous(memory_format=memory_format(x))
         y = self.product.multiply(Bytes.of(x_q, grid), torch.float32)
         y = (y - rows.zero_point * self._sums).mul_(rows.scale)
-        return (y if self._bias is None else y.add_(self._bias)).to(x.dtype)
+        return (y if self.bias is None else y.add_(self.bias)).to(x.dtype)
 
 
 def as_product(layer: QuantizedLayer, bits: int) -> QuantizedLayer:
