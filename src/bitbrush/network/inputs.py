@@ -10,7 +10,6 @@ from torch.utils.hooks import RemovableHandle
 
 from bitbrush.network.compiling import not_compiled
 from bitbrush.numerics.affine import AffineGrid, fake_quantize
-from bitbrush.numerics.dynamic import fake_quantize_rows
 from bitbrush.numerics.histogram import Histogram, NonFiniteError
 
 
@@ -74,11 +73,6 @@ def fake_quantize_input(layer: nn.Module, grid: Callable[[], AffineGrid | None])
     return layer.register_forward_pre_hook(_FakeQuantize(grid))
 
 
-def fake_quantize_input_dynamically(layer: nn.Module, bits: int) -> RemovableHandle:
-    """From now on ``layer`` sees each token of its input, or each image, on a grid of that one's own extremes."""
-    return layer.register_forward_pre_hook(_FakeQuantizeRows(bits, row_dimensions(layer)))
-
-
 @dataclass(frozen=True)
 class _FakeQuantize:
     """A pre-hook. An object and no closure: copies of the layer get a copy of it."""
@@ -89,17 +83,6 @@ class _FakeQuantize:
     def __call__(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         current = self.grid()
         return None if current is None else (fake_quantize(args[0], current), *args[1:])
-
-
-@dataclass(frozen=True)
-class _FakeQuantizeRows:
-    """A pre-hook for ranges that are found at run time, each of the last ``within`` dimensions."""
-
-    bits: int
-    within: int
-
-    def __call__(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return fake_quantize_rows(args[0].float(), self.bits, within=self.within), *args[1:]
 
 
 def row_dimensions(layer: nn.Module) -> int:

@@ -78,6 +78,7 @@ class Between:
 
 def fuse(denoiser: nn.Module, described: Iterable[fusions.Fusion], kind: type[nn.Module], between: Between) -> None:
     """Computes in one go what the family describes and whose layers all are of the ``kind`` that is in integers."""
+    denoiser.eval()  # as blocks are computed from now on: train() is a change, eval() is none
     told = Told()
     for fusion in described:
         modules = [denoiser.get_submodule(name) for name in _layers(fusion)]

@@ -7,11 +7,10 @@ from torch import nn
 
 from bitbrush.network.first_token import answer_first_token
 from bitbrush.network.held import device_of
-from bitbrush.network.inputs import fake_quantize_input, fake_quantize_input_dynamically
 from bitbrush.network.layers import QuantizedLayer, set_weight
+from bitbrush.runtime.emulation import emulate, fake_quantizer_of
 from bitbrush.runtime.forward import compute_in
 from bitbrush.runtime.interface import Execution
-from bitbrush.timeline.schedule import ActivationSchedule, DynamicRanges
 
 EMULATED = "the reference runtime emulates integers"
 
@@ -40,11 +39,7 @@ class ReferenceRuntime:
 
     def _lower(self, module: nn.Module, layer: QuantizedLayer, device: torch.device) -> Execution:
         set_weight(module, layer.weight.to(device).dequantize(), layer.bias)
-        match layer.activations:
-            case ActivationSchedule() as schedule:
-                fake_quantize_input(module, schedule.now)
-            case DynamicRanges(bits):
-                fake_quantize_input_dynamically(module, bits)
+        emulate(module, fake_quantizer_of(module, layer.activations))
         if layer.first is not None:
             answer_first_token(module, layer.first.to(device))
         return self.execution(module, layer)

@@ -1,6 +1,7 @@
 """Answering a denoiser's calls on the device: moved, computed and given back without waiting, by recorded graphs."""
 
 import inspect
+import logging
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,11 +9,16 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 from torch.utils import _pytree as pytree
 
 from bitbrush.runtime.arguments import EXACT_ARGUMENTS
 from bitbrush.runtime.cuda.joined import AtOnce
+from bitbrush.runtime.cuda.layers import IntegerLayer
 from bitbrush.runtime.cuda.steps import Steps
+from bitbrush.runtime.snapshot import Snapshot
+
+_LOG = logging.getLogger(__name__)
 
 Replay: TypeAlias = Callable[[], Any]
 Recorder: TypeAlias = Callable[[Callable[[], Any]], Replay]
@@ -67,7 +73,8 @@ class Engine:
 
     Arguments are cast to it, but for EXACT_ARGUMENTS; answers have the dtype and the device of the first argument.
     Integers know no NaN: where an argument is not finite, all of the answer is NaN, as in floating point. The first
-    call of a kind shows that it runs, the second is recorded, and all later ones are replays of that.
+    call of a kind shows that it runs, the second is recorded, and all later ones are replays of that. While any module
+    differs from what it was, by a hook for example, every call is launched kernel by kernel.
     """
 
     def __init__(
@@ -83,6 +90,10 @@ class Engine:
         self._steps, self._dtype, self._record, self._at_once = steps, dtype, record, at_once
         self._seen: list[tuple[Any, ...]] = []
         self._graphs: list[_Recorded] = []  # the latest used last
+        self._snapshot = Snapshot(denoiser, own=(IntegerLayer,))
+        self._parameters = list(denoiser.parameters())
+        self._places = self._current_places()
+        self._told = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As the denoiser's own forward."""
@@ -91,7 +102,7 @@ class Engine:
         timestep = arguments["timestep"]
         if not isinstance(timestep, Tensor):
             arguments["timestep"] = torch.tensor(timestep, device=self._steps.device)
-        if self._record is None or torch.compiler.is_compiling():
+        if self._record is None or torch.compiler.is_compiling() or not self._may_replay():
             call = _Call.of(arguments, self._steps.device)
             return _as(sample, self._answer(call.arguments(call.tensors)))
         return _as(sample, self._by_graph(_Call.of(arguments, self._steps.device)))
@@ -99,6 +110,23 @@ class Engine:
     def forget(self) -> None:
         """Gives back the memory of all recorded graphs; the next call of a kind is launched kernel by kernel again."""
         self._seen, self._graphs = [], []
+
+    def _may_replay(self) -> bool:
+        """Whether a graph computes what a call would: it runs no Python, and reads parameters where they lay."""
+        if (places := self._current_places()) != self._places:
+            self._places = places
+            self.forget()
+        if _has_any_global_hook():
+            return False
+        unchanged = self._snapshot.holds()
+        if not unchanged and not self._told:
+            self._told = True
+            change = self._snapshot.change()
+            _LOG.warning("%s was changed: calls are launched kernel by kernel, which takes longer", change)
+        return unchanged
+
+    def _current_places(self) -> list[int]:
+        return [parameter.data_ptr() for parameter in self._parameters]
 
     def _answer(self, arguments: dict[str, Any]) -> Any:
         """On the device, never waiting for it."""

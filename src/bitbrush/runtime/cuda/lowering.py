@@ -1,5 +1,6 @@
 """Putting integer layers and fused blocks into a denoiser, and the rest of it onto the device."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from types import ModuleType
@@ -9,17 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from bitbrush.network.first_token import answer_first_token
-from bitbrush.network.inputs import fake_quantize_input_dynamically
 from bitbrush.network.layers import QuantizedLayer, set_weight
 from bitbrush.runtime.cuda.glue import CudaGlue
 from bitbrush.runtime.cuda.layers import IntegerConv2d, IntegerLayer, IntegerLinear
 from bitbrush.runtime.cuda.steps import StepGrid, Steps
 from bitbrush.runtime.cuda.weights import lay_out
-from bitbrush.runtime.hooks import answer_in
+from bitbrush.runtime.emulation import emulate, fake_quantizer_of
 from bitbrush.runtime.integers import needs_schedule, obstacle, signed_bytes
 from bitbrush.runtime.interface import Execution
 from bitbrush.runtime.norms import normalize_in_float32
-from bitbrush.timeline.schedule import ActivationSchedule, DynamicRanges
+from bitbrush.timeline.schedule import ActivationSchedule
 
 KERNEL = "s8 x s8, int32 sums (Triton)"
 EMULATION = "fake-quantized float32"
@@ -60,14 +60,12 @@ class Lowering:
         return executed
 
     def _emulate(self, layer: QuantizedLayer, original: nn.Module) -> None:
-        """In float32 whatever surrounds it: in bfloat16 the input's very integers would come out wrong."""
         set_weight(original, layer.weight.dequantize(), layer.bias)
-        match layer.activations:
-            case ActivationSchedule() as schedule:
-                original.register_forward_pre_hook(_FakeQuantize(self.steps.grid(schedule)))
-            case DynamicRanges(bits):
-                fake_quantize_input_dynamically(original, bits)
-        original.register_forward_hook(partial(answer_in, self.dtype))
+        if isinstance(layer.activations, ActivationSchedule):
+            quantizer: Callable[[Tensor], Tensor] = partial(_fake_quantize, self.steps.grid(layer.schedule))
+        else:
+            quantizer = fake_quantizer_of(original, layer.activations)
+        emulate(original, quantizer, self.dtype)
         self.emulated.append(original)
 
     def move_rest(self) -> None:
@@ -91,17 +89,11 @@ def _integer_layer(original: nn.Conv2d | nn.Linear, *args: Any) -> IntegerLayer:
     return IntegerConv2d(original, *args)
 
 
-@dataclass(frozen=True)
-class _FakeQuantize:
-    """A pre-hook: :func:`bitbrush.numerics.affine.fake_quantize`, by the step's grid on the device."""
-
-    grid: StepGrid
-
-    def __call__(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        scale, reciprocal = self.grid.scales[0], self.grid.scales[1]
-        zero_point, qmax = self.grid.integers[0].float(), self.grid.integers[1].float()
-        integers = (args[0].float() * reciprocal).round().clamp(-zero_point, qmax - zero_point)
-        return integers * scale, *args[1:]
+def _fake_quantize(grid: StepGrid, x: Tensor) -> Tensor:
+    """As :func:`bitbrush.numerics.affine.fake_quantize`, by the step's grid on the device."""
+    scale, reciprocal = grid.scales[0], grid.scales[1]
+    zero_point, qmax = grid.integers[0].float(), grid.integers[1].float()
+    return (x * reciprocal).round().clamp(-zero_point, qmax - zero_point) * scale
 
 
 def execution(original: nn.Module, layer: QuantizedLayer, signed: Tensor | None) -> Execution:

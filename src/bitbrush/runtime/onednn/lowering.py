@@ -12,11 +12,10 @@ from torch.utils import _pytree as pytree
 
 from bitbrush.network import fusions
 from bitbrush.network.first_token import answer_first_token
-from bitbrush.network.inputs import fake_quantize_input, fake_quantize_input_dynamically
 from bitbrush.network.layers import QuantizedLayer, set_weight
 from bitbrush.runtime.arguments import floating_tensors
+from bitbrush.runtime.emulation import emulate, fake_quantizer_of
 from bitbrush.runtime.fused import Between, OneByOne, Reading, fuse, project_time, reader_of
-from bitbrush.runtime.hooks import answer_in, widen_input
 from bitbrush.runtime.integers import obstacle, signed_bytes
 from bitbrush.runtime.interface import Execution
 from bitbrush.runtime.memo import Remembered
@@ -87,15 +86,8 @@ class Lowering:
         return ExpandedWeights(signed, pack)
 
     def _place_reference(self, layer: QuantizedLayer, original: nn.Conv2d | nn.Linear) -> None:
-        """In float32 whatever surrounds it: in bfloat16 the input's very integers would come out wrong."""
         set_weight(original, layer.weight.dequantize(), layer.bias)
-        original.register_forward_pre_hook(widen_input)
-        match layer.activations:
-            case ActivationSchedule() as schedule:
-                fake_quantize_input(original, schedule.now)
-            case DynamicRanges(bits):
-                fake_quantize_input_dynamically(original, bits)
-        original.register_forward_hook(partial(answer_in, self.dtype))
+        emulate(original, fake_quantizer_of(original, layer.activations), self.dtype)
         self.emulated.append(original)
 
     def convert_rest(self) -> None:

@@ -1,0 +1,413 @@
+"""What users do to the modules of a lowered denoiser, fused or not: the reference obeys it, and so does oneDNN."""
+
+import copy
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+from diffusers import StableDiffusionPipeline
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, PAGIdentitySelfAttnProcessor2_0
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.utils import parametrize
+
+from bitbrush.network.layers import QuantizedLayer
+from bitbrush.numerics.affine import AffineGrid
+from bitbrush.numerics.weights import WeightRange, round_to_nearest, weight_grid
+from bitbrush.runtime.fused_forward import FusedForward
+from bitbrush.runtime.onednn.runtime import OneDnnRuntime
+from bitbrush.runtime.reference import ReferenceRuntime
+from bitbrush.runtime.tools import best_tools
+from bitbrush.timeline.schedule import ActivationSchedule
+from bitbrush.timeline.tracker import TRACKER
+
+pytestmark = pytest.mark.usefixtures("exact_products")
+
+RESNET = "up_blocks.0.resnets.0"
+TRANSFORMER = "up_blocks.0.attentions.0"
+BLOCK = f"{TRANSFORMER}.transformer_blocks.0"
+UPSAMPLER = "up_blocks.0.upsamplers.0"
+CLOSE = 6e-4
+"""Relative distance of two runtimes in float32 whose inputs have 16 bits."""
+
+Call = Callable[[nn.Module], Tensor]
+Change = Callable[[nn.Module], Any]
+
+
+def quantized_layers(unet: nn.Module) -> list[QuantizedLayer]:
+    """All layers with 8-bit weights and 16-bit inputs, so that runtimes differ by little."""
+    layers = []
+    for name, module in unet.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            weight = module.weight.data
+            rounded = round_to_nearest(weight, weight_grid(weight, 8, WeightRange.MIN_MAX))
+            bias = None if module.bias is None else module.bias.data.clone()
+            schedule = ActivationSchedule.static(AffineGrid.from_range(-8, 8, 16))
+            layers.append(QuantizedLayer(name, rounded, bias, schedule))
+    return layers
+
+
+def call(unet: nn.Module, **arguments: Any) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    x, text = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 7, 16, generator=generator)
+    with torch.no_grad():
+        y: Tensor = unet(x, 500, **{"encoder_hidden_states": text, **arguments}).sample
+    return y
+
+
+def apart(y: Tensor, expected: Tensor) -> float:
+    return float((y - expected).norm() / expected.norm())
+
+
+class Pair:
+    """One denoiser twice: ``exact`` by the reference, ``ours`` by oneDNN in ``dtype``."""
+
+    def __init__(self, unet: nn.Module, dtype: torch.dtype) -> None:
+        layers = quantized_layers(unet)
+        self.exact, self.ours = copy.deepcopy(unet), copy.deepcopy(unet)
+        ReferenceRuntime().lower(self.exact, layers)
+        OneDnnRuntime(best_tools(), dtype).lower(self.ours, layers)
+
+    def change(self, change: Change) -> None:
+        """Makes it in both, with the same random numbers."""
+        for unet in (self.exact, self.ours):
+            torch.manual_seed(0)
+            change(unet)
+
+
+@pytest.fixture
+def pair(tiny_pipe: StableDiffusionPipeline) -> Pair:
+    pair = Pair(tiny_pipe.unet, torch.float32)
+    assert fused(pair.ours) >= {RESNET, TRANSFORMER, BLOCK, UPSAMPLER}
+    assert apart(call(pair.ours), call(pair.exact)) < CLOSE
+    return pair
+
+
+def fused(unet: nn.Module) -> set[str]:
+    """The blocks that are computed in one go, now."""
+    forwards = {name: vars(module).get("forward") for name, module in unet.named_modules()}
+    return {name for name, forward in forwards.items() if isinstance(forward, FusedForward) and forward.may_fuse()}
+
+
+class Half:
+    """A processor of a user's own: half of what attention would be."""
+
+    def __call__(self, attn: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        y: Tensor = AttnProcessor2_0()(attn, hidden_states, *args, **kwargs) / 2
+        return y
+
+
+class WithWeights(nn.Module):
+    """A processor that is a module, as an IP-Adapter's is."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(width, width)
+
+    def forward(self, attn: Any, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        y: Tensor = self.layer(hidden_states)
+        return y
+
+
+class Merging(BasicTransformerBlock):
+    """Token merging changes a block's class; this one keeps what it was given instead."""
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        return 1.5 * hidden_states
+
+
+def at(name: str, change: Change) -> Change:
+    return lambda unet: change(unet.get_submodule(name))
+
+
+def attribute(name: str, key: str, value: Any) -> Change:
+    return at(name, lambda module: setattr(module, key, value))
+
+
+def scaled(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A forward around a forward, as caches put it in place."""
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return 1.5 * forward(*args, **kwargs)
+
+    return wrapped
+
+
+def overridden(module: nn.Module) -> None:
+    module.forward = scaled(module.forward)
+
+
+class Scaling(ModelHook):
+    def post_forward(self, module: nn.Module, output: Tensor) -> Tensor:
+        return 1.5 * output
+
+
+class Doubled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+def with_dropout(block: nn.Module) -> None:
+    block.attn1.to_out[1] = nn.Dropout(1.0).train()
+
+
+CHANGES: dict[str, Change] = {
+    "a processor of one's own": lambda unet: unet.set_attn_processor(Half()),
+    "a processor of one attention": attribute(f"{BLOCK}.attn1", "processor", Half()),
+    "perturbed attention": at(f"{BLOCK}.attn1", lambda attn: attn.set_processor(PAGIdentitySelfAttnProcessor2_0())),
+    "a processor that is a module": at(f"{BLOCK}.attn1", lambda attn: attn.set_processor(WithWeights(16))),
+    "a hook": at(f"{RESNET}.conv1", lambda conv: conv.register_forward_hook(lambda _, __, y: 1.5 * y)),
+    "a pre-hook of a layer": at(
+        f"{RESNET}.conv1", lambda conv: conv.register_forward_pre_hook(lambda _, args: (1.5 * args[0],))
+    ),
+    "a pre-hook": at(f"{BLOCK}.ff", lambda ff: ff.register_forward_pre_hook(lambda _, args: (1.5 * args[0],))),
+    "a forward": at(f"{BLOCK}.attn2.to_v", overridden),
+    "a forward of a norm": at(f"{TRANSFORMER}.norm", overridden),
+    "a forward of a block": at(RESNET, overridden),
+    "accelerate's hook": at(f"{RESNET}.conv2", lambda conv: add_hook_to_module(conv, Scaling())),
+    "accelerate's hook of a block": at(BLOCK, lambda block: add_hook_to_module(block, Scaling())),
+    "a class": attribute(BLOCK, "__class__", Merging),
+    "a layer": at(f"{BLOCK}.attn1", lambda attn: setattr(attn, "to_q", nn.Linear(16, 16))),
+    "a layer in a list": at(f"{BLOCK}.attn2.to_out", lambda layers: layers.__setitem__(0, nn.Identity())),
+    "a convolution": at(RESNET, lambda resnet: setattr(resnet, "conv2", nn.Conv2d(16, 16, 3, padding=1))),
+    "a norm": at(RESNET, lambda resnet: setattr(resnet, "norm2", nn.GroupNorm(2, 16))),
+    "an activation": at(RESNET, lambda resnet: setattr(resnet, "nonlinearity", nn.Tanh())),
+    "a projection": at(TRANSFORMER, lambda image: setattr(image, "proj_in", nn.Conv2d(16, 16, 1))),
+    "a block": at(f"{TRANSFORMER}.transformer_blocks", lambda blocks: blocks.__setitem__(0, Passing())),
+    "an upsampler's convolution": at(UPSAMPLER, lambda up: setattr(up, "conv", nn.Identity())),
+    "the last norm": lambda unet: setattr(unet, "conv_norm_out", nn.GroupNorm(2, 8)),
+    "the last activation": lambda unet: setattr(unet, "conv_act", nn.Tanh()),
+    "a scale of a residual block": attribute(RESNET, "output_scale_factor", 2.0),
+    "a scale of attention": attribute(f"{BLOCK}.attn1", "rescale_output_factor", 3.0),
+    "a residual connection": attribute(f"{BLOCK}.attn1", "residual_connection", True),
+    "dropout": at(BLOCK, with_dropout),
+    "a parameter": attribute(f"{RESNET}.norm1", "weight", nn.Parameter(torch.full((32,), 0.3))),
+    "a parameter's values": at(f"{BLOCK}.norm3", lambda norm: nn.init.constant_(norm.weight, 0.3)),
+    "a parametrization": at(
+        f"{BLOCK}.norm1", lambda norm: parametrize.register_parametrization(norm, "weight", Doubled())
+    ),
+    "skips scaled by FreeU": lambda unet: unet.enable_freeu(s1=0.2, s2=0.2, b1=1.6, b2=1.6),
+}
+
+
+class Passing(nn.Module):
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        return 1.5 * hidden_states
+
+
+@pytest.mark.parametrize("name", list(CHANGES))
+def test_a_change_has_the_effect_it_has_on_the_reference(name: str, pair: Pair) -> None:
+    before = call(pair.exact)
+    pair.change(CHANGES[name])
+    expected = call(pair.exact)
+    assert apart(expected, before) > 10 * CLOSE
+    assert apart(call(pair.ours), expected) < CLOSE
+
+
+def outputs(unet: nn.Module) -> list[tuple[str, Tensor]]:
+    """Of every module that is called, in order, as a hook is given them."""
+    seen: list[tuple[str, Tensor]] = []
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda _, __, y: seen.append((name, y if isinstance(y, Tensor) else y[0]))
+
+    handles = [module.register_forward_hook(note(name)) for name, module in unet.named_modules()]
+    call(unet)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def test_hooks_of_all_modules_are_given_what_the_reference_gives_them(pair: Pair) -> None:
+    ours, exact = outputs(pair.ours), outputs(pair.exact)
+    assert [name for name, _ in ours] == [name for name, _ in exact]
+    assert len(exact) > 100
+    for (name, y), (_, expected) in zip(ours, exact, strict=True):
+        assert y.shape == expected.shape, name
+        assert apart(y, expected) < 2 * CLOSE, name  # nearer to where it was rounded
+
+
+def test_a_hook_of_any_module_alone_changes_what_it_changes_on_the_reference(pair: Pair) -> None:
+    def hook(_: nn.Module, __: Any, y: Any) -> Any:
+        return 1.5 * y if isinstance(y, Tensor) else None
+
+    for name in dict.fromkeys(name for name, _ in outputs(pair.exact) if name):
+        handles = [unet.get_submodule(name).register_forward_hook(hook) for unet in (pair.exact, pair.ours)]
+        assert apart(call(pair.ours), call(pair.exact)) < CLOSE, name
+        for handle in handles:
+            handle.remove()
+
+
+@pytest.mark.parametrize("kind", [BasicTransformerBlock, ResnetBlock2D, nn.SiLU])
+def test_a_class_whose_forward_is_replaced_is_obeyed(
+    kind: type[nn.Module], pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = call(pair.exact)
+    forward: Any = kind.forward
+    monkeypatch.setattr(kind, "forward", lambda self, *args, **kwargs: 1.5 * forward(self, *args, **kwargs))
+    expected = call(pair.exact)
+    assert apart(expected, before) > 10 * CLOSE
+    assert apart(call(pair.ours), expected) < CLOSE
+
+
+def test_a_processor_class_whose_call_is_replaced_is_obeyed(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AttnProcessor2_0, "__call__", lambda _, attn, x, *__, **___: 2 * x)
+    assert apart(call(pair.ours), call(pair.exact)) < CLOSE
+
+
+def test_hooks_of_all_modules_of_the_process_see_every_module(pair: Pair) -> None:
+    seen: dict[int, list[str]] = {}
+    for unet in (pair.exact, pair.ours):
+        names = {module: name for name, module in unet.named_modules()}
+        called = seen.setdefault(id(unet), [])
+        handle = register_module_forward_hook(
+            lambda module, *_, names=names, called=called: called.append(names[module])
+        )
+        try:
+            call(unet)
+        finally:
+            handle.remove()
+    assert seen[id(pair.exact)] == seen[id(pair.ours)]
+    assert fused(pair.ours) >= {RESNET, TRANSFORMER, BLOCK, UPSAMPLER}
+
+
+MASK = torch.tensor([[1.0] * 4 + [0.0] * 3] * 2)
+
+
+@pytest.mark.parametrize("arguments", [{"encoder_attention_mask": MASK}, {"cross_attention_kwargs": {"gain": 3.0}}])
+def test_arguments_of_the_attention_are_obeyed(arguments: dict[str, Any], pair: Pair) -> None:
+    class Gained:
+        def __call__(self, attn: Any, x: Tensor, *args: Any, gain: float = 1.0, **kwargs: Any) -> Tensor:
+            y: Tensor = gain * AttnProcessor2_0()(attn, x, *args, **kwargs)
+            return y
+
+    if "cross_attention_kwargs" in arguments:
+        pair.change(lambda unet: unet.set_attn_processor(Gained()))
+    before, expected = call(pair.exact), call(pair.exact, **arguments)
+    assert apart(expected, before) > 10 * CLOSE
+    assert apart(call(pair.ours, **arguments), expected) < CLOSE
+
+
+@pytest.mark.parametrize("name", [TRANSFORMER, BLOCK])
+@torch.no_grad()
+def test_a_block_called_by_itself_takes_a_mask_of_pixels(name: str, pair: Pair) -> None:
+    """A U-Net has no such mask that fits all of its blocks."""
+    generator = torch.Generator().manual_seed(0)
+    x, text = torch.randn(2, 16, 4, 4, generator=generator), torch.randn(2, 7, 16, generator=generator)
+    mask = torch.tensor([[1.0] * 10 + [0.0] * 6] * 2)
+    if name == BLOCK:
+        x, mask = x.flatten(2).transpose(1, 2), (1 - mask[:, None]) * -10000.0
+    results = []
+    for unet in (pair.exact, pair.ours):
+        block = unet.get_submodule(name)
+        for chosen in (None, mask):
+            with TRACKER.at(500.0):
+                options = {} if name == BLOCK else {"return_dict": False}
+                y = block(x, encoder_hidden_states=text, attention_mask=chosen, **options)
+            results.append(y if name == BLOCK else y[0])
+    assert apart(results[1], results[0]) > 10 * CLOSE
+    assert apart(results[3], results[1]) < CLOSE
+
+
+def ip_adapter(unet: nn.Module) -> None:
+    """Of random weights, by diffusers' own loading."""
+    made: Any = unet
+    attentions = [name.removesuffix(".processor") for name in made.attn_processors if "attn2" in name]
+    heads: dict[str, Tensor] = {}
+    for number, name in enumerate(attentions):
+        width = unet.get_submodule(name).inner_dim
+        heads |= {f"{2 * number + 1}.to_{part}_ip.weight": torch.randn(width, 16) for part in "kv"}
+    projection = {"proj.weight": torch.randn(64, 8), "proj.bias": torch.zeros(64)}
+    projection |= {"norm.weight": torch.ones(16), "norm.bias": torch.zeros(16)}
+    made._load_ip_adapter_weights([{"image_proj": projection, "ip_adapter": heads}], low_cpu_mem_usage=False)
+
+
+def image_prompt() -> dict[str, Any]:
+    return {"added_cond_kwargs": {"image_embeds": [torch.ones(2, 1, 8)]}}
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, CLOSE), (torch.bfloat16, 0.02)])
+def test_an_ip_adapter_gives_what_it_gives_on_the_reference(
+    tiny_pipe: StableDiffusionPipeline, dtype: torch.dtype, bound: float
+) -> None:
+    """Its text is a tuple, its processors are modules, and their weights come in float32."""
+    pair = Pair(tiny_pipe.unet, dtype)
+    before, plain = call(pair.exact), call(pair.ours)
+    pair.change(ip_adapter)
+    expected = call(pair.exact, **image_prompt())
+    assert apart(expected, before) > 5 * bound
+    assert apart(call(pair.ours, **image_prompt()), expected) < bound
+    for unet in (pair.exact, pair.ours):  # as pipe.unload_ip_adapter() does
+        unet.encoder_hid_proj = None
+        unet.config.encoder_hid_dim_type = None
+        unet.set_attn_processor({name: AttnProcessor2_0() for name in unet.attn_processors})
+    assert torch.equal(call(pair.ours), plain)
+    assert fused(pair.ours) >= {RESNET, TRANSFORMER, BLOCK, UPSAMPLER}
+
+
+@pytest.mark.parametrize("name", ["a layer", "a convolution", "a processor that is a module", "the last norm"])
+def test_what_is_added_in_float32_computes_beside_bfloat16(name: str, tiny_pipe: StableDiffusionPipeline) -> None:
+    pair = Pair(tiny_pipe.unet, torch.bfloat16)
+    pair.change(CHANGES[name])
+    assert apart(call(pair.ours), call(pair.exact)) < 0.02
+
+
+def test_layers_that_are_not_quantized_stay_in_the_type_of_the_rest(tiny_pipe: StableDiffusionPipeline) -> None:
+    """Loading an IP-Adapter casts the whole U-Net to the type of its first parameter."""
+    unet = tiny_pipe.unet
+    ours = copy.deepcopy(unet)
+    layers = [layer for layer in quantized_layers(unet) if "time_embedding" not in layer.name]
+    OneDnnRuntime(best_tools(), torch.bfloat16).lower(ours, layers)
+    before = call(ours)
+    ip_adapter(ours)
+    ours.to(torch.float32)
+    ours.encoder_hid_proj = None
+    ours.config.encoder_hid_dim_type = None
+    ours.set_attn_processor({name: AttnProcessor2_0() for name in ours.attn_processors})
+    assert torch.equal(call(ours), before)
+
+
+def test_a_change_that_is_taken_back_leaves_blocks_fused(pair: Pair) -> None:
+    ours: Any = pair.ours
+    before, blocks, processors = call(ours), fused(ours), dict(ours.attn_processors)
+    handle = ours.get_submodule(f"{BLOCK}.ff").register_forward_hook(lambda *_: None)
+    assert BLOCK not in fused(ours)
+    handle.remove()
+    conv = ours.get_submodule(f"{RESNET}.conv1")
+    add_hook_to_module(conv, Scaling())
+    assert RESNET not in fused(ours)
+    remove_hook_from_module(conv)
+    for processor in (Half(), AttnProcessor()):
+        ours.set_attn_processor(processor)
+        assert BLOCK not in fused(ours)
+    ours.set_attn_processor(processors)
+    assert fused(ours) == blocks
+    ours.set_attn_processor(AttnProcessor2_0())  # another one, which has no state
+    ours.train()
+    ours.eval()
+    assert fused(ours) == blocks
+    assert torch.equal(call(ours), before)
+
+
+def test_only_the_block_that_was_changed_is_computed_module_by_module(pair: Pair) -> None:
+    blocks = fused(pair.ours)
+    pair.ours.get_submodule(f"{BLOCK}.norm2").register_forward_hook(lambda *_: None)
+    pair.ours.get_submodule(BLOCK).register_forward_hook(lambda *_: None)  # called in any case
+    assert fused(pair.ours) == blocks - {BLOCK}
+
+
+def test_the_first_change_is_logged_by_name(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
+    call(pair.ours)
+    assert not caplog.records
+    pair.ours.get_submodule(f"{RESNET}.conv2").register_forward_hook(lambda *_: None)
+    pair.ours.set_attn_processor(Half())
+    for _ in range(2):
+        call(pair.ours)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "processor in down_blocks.1.attentions.0.transformer_blocks.0 was changed" in record.getMessage()
