@@ -64,7 +64,6 @@ def test_onednn_runs_it_in_integers(folder: Path) -> None:
     ("keys", "message"),
     [
         ({"relax": "0.5:1@10"}, "relax is 0.5:1@10, but dynamic has the same bits at all steps; use pcr or one-shot"),
-        ({"output_means": "correct"}, "output_means is correct, but dynamic never runs the quantized denoiser"),
         ({"activation_range": "l4"}, "activation_range is l4, but dynamic takes the extremes of what comes"),
     ],
 )

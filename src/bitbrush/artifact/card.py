@@ -4,6 +4,9 @@ import json
 import shlex
 from typing import Any
 
+from bitbrush.artifact.sizes import denoiser_sizes
+from bitbrush.methods.removed import without_removed
+
 _CARD = """---
 base_model: {base_model}
 base_model_relation: quantized
@@ -13,8 +16,8 @@ tags: [bitbrush, quantized]
 ---
 # {base_model}, {method} W{weights}A{activations}
 
-The denoiser of `{base_model}` quantized by bitbrush: {quantized} of {layers} Conv2d and Linear layers, {mib:.1f} MiB
-instead of {full_mib:.1f} MiB in float32, {average_bits:.2f} activation bits on average over the denoising steps.
+The denoiser of `{base_model}` quantized by bitbrush: {quantized} of {layers} Conv2d and Linear layers,
+{average_bits:.2f} activation bits on average over the denoising steps. Its weights take {sizes}.
 
 ```python
 import bitbrush
@@ -33,7 +36,7 @@ Made by (`manifest.json` holds the whole recipe, the layers, the hashes and what
 
 
 def model_card(manifest: dict[str, Any]) -> str:
-    recipe, denoiser = manifest["recipe"], manifest["denoiser"]
+    recipe = manifest["recipe"]
     return _CARD.format(
         base_model=manifest["base_model"],
         method=recipe["method"],
@@ -41,8 +44,7 @@ def model_card(manifest: dict[str, Any]) -> str:
         activations=recipe["activations"],
         layers=len(manifest["layers"]),
         quantized=sum(layer["excluded"] is None for layer in manifest["layers"]),
-        mib=denoiser["bytes"] / 2**20,
-        full_mib=denoiser["full_precision_bytes"] / 2**20,
+        sizes=denoiser_sizes(manifest).text,
         average_bits=manifest["plan"]["average_activation_bits"],
         command=quantize_command(manifest),
     )
@@ -51,7 +53,7 @@ def model_card(manifest: dict[str, Any]) -> str:
 def quantize_command(manifest: dict[str, Any]) -> str:
     """The command that makes this artifact again; two lines for a recalibrated one."""
     if "recalibrated_from" in manifest:
-        earlier, recipe = manifest["recalibrated_from"]["recipe"], manifest["recipe"]
+        earlier, recipe = map(without_removed, (manifest["recalibrated_from"]["recipe"], manifest["recipe"]))
         changed = {key: value for key, value in recipe.items() if value != earlier.get(key)}
         first = _command({**manifest, "recipe": earlier}).replace("-o DIR", "-o DIR0", 1)
         return f"{first}\nbitbrush recalibrate DIR0 -o DIR {' '.join(_flags(changed))}".rstrip()
@@ -60,7 +62,7 @@ def quantize_command(manifest: dict[str, Any]) -> str:
 
 def _command(manifest: dict[str, Any]) -> str:
     options = dict(manifest.get("base_model_options", {}))
-    flags = _flags(manifest["recipe"])
+    flags = _flags(without_removed(manifest["recipe"]))
     flags += [f"--lora {shlex.quote(lora['file'])}@{lora['scale']:g}" for lora in options.pop("loras", [])]
     flags += [f"--{name} {shlex.quote(value)}" for name, value in options.items()]
     if manifest["denoiser"]["family"] == "generic":

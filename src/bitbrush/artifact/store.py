@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from bitbrush.artifact.card import model_card
+from bitbrush.artifact.card import model_card, quantize_command
 from bitbrush.artifact.checkpoint_type import component_types, in_type
 from bitbrush.artifact.denoiser import WEIGHTS, load_denoiser
 from bitbrush.artifact.from_pretrained import BitbrushConfig
@@ -24,11 +24,13 @@ from bitbrush.artifact.identity import model_digest
 from bitbrush.artifact.models import ModelOptions
 from bitbrush.artifact.narrow import narrow_files
 from bitbrush.artifact.quantization import Quantization
+from bitbrush.artifact.sizes import checkpoint_bytes, float32_bytes
 from bitbrush.artifact.tensors import layer_from_tensors, layer_tensors, other_tensors
 from bitbrush.artifact.vocabulary import save_vocabulary
 from bitbrush.methods.recipe import Recipe
+from bitbrush.methods.removed import removed_setting
 from bitbrush.network.families import FAMILY_NAMES
-from bitbrush.network.held import held_weights, in_float32, in_memory
+from bitbrush.network.held import in_float32, in_memory
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.network.low_rank import branch_ranks
 from bitbrush.network.skip_inputs import split_begins
@@ -71,11 +73,12 @@ def save(
     """
     target = Path(directory)
     origin = _origin(quantization, base_model, options or ModelOptions())
+    sizes = _model_sizes(quantization, origin["base_model"], options or ModelOptions())
     require_free(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
         fresh = Path(scratch) / "artifact"
-        _write(quantization, fresh, origin)
+        _write(quantization, fresh, origin, sizes)
         _put(fresh, target, aside=Path(scratch) / "replaced")
     return target
 
@@ -183,9 +186,13 @@ def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def verify(directory: str | os.PathLike[str]) -> dict[str, Any]:
-    """The manifest, after comparing every file's hash with it. Raises ArtifactError naming the first that differs."""
+    """The manifest, after comparing every file's hash with it.
+
+    Raises ArtifactError naming the first file that differs, or the setting that this version does not know any more.
+    """
     root = Path(directory)
     manifest = read_manifest(root)
+    _require_known_settings(root, manifest)
     for name, expected in manifest["files"].items():
         path = root / name
         if not path.is_file():
@@ -206,6 +213,14 @@ def _put(fresh: Path, target: Path, *, aside: Path) -> None:
         if replaces:
             aside.replace(target)
         raise
+
+
+def _require_known_settings(root: Path, manifest: dict[str, Any]) -> None:
+    if (removed := removed_setting(manifest["recipe"])) is not None:
+        raise ArtifactError(
+            f"{root} was made with {removed}, which this bitbrush has no more; quantize again without it:\n"
+            f"{quantize_command(manifest)}"
+        )
 
 
 def _require_known_family(family: str) -> None:
@@ -245,7 +260,7 @@ def _origin(quantization: Quantization, base_model: str | None, options: ModelOp
     }
 
 
-def _write(quantization: Quantization, root: Path, origin: dict[str, Any]) -> None:
+def _write(quantization: Quantization, root: Path, origin: dict[str, Any], sizes: dict[str, int]) -> None:
     pipe, component = quantization.source, quantization.family.component
     root.mkdir()
     pipe.save_config(root)
@@ -258,16 +273,15 @@ def _write(quantization: Quantization, root: Path, origin: dict[str, Any]) -> No
     denoiser = getattr(pipe, component)
     layers = {layer.name: layer for layer in quantization.outcome.layers}
     bits = {name: one.weight.grid.bits for name, one in layers.items()}
-    correction = quantization.outcome.correction
     known = [name for name, one in layers.items() if one.first is not None]
     surgery = split_begins(denoiser), branch_ranks(denoiser)
-    config = BitbrushConfig(bits, *surgery, correction.to_dict() if correction else None, known)
+    config = BitbrushConfig(bits, *surgery, known)
     _write_config(denoiser, config, root / component)
     tensors = other_tensors(denoiser, layers)
     for layer in layers.values():
         tensors |= layer_tensors(layer)
     save_file(tensors, root / component / WEIGHTS, metadata={"format": "pt"})
-    manifest = _manifest(quantization, origin, _full_precision_bytes(quantization), root)
+    manifest = _manifest(quantization, origin, sizes, root)
     (root / CARD).write_text(model_card(manifest), encoding="utf-8")
     manifest["files"] = {
         str(p.relative_to(root).as_posix()): _sha256(p) for p in sorted(root.rglob("*")) if p.is_file()
@@ -287,7 +301,20 @@ def _write_config(denoiser: Any, quantization: BitbrushConfig, directory: Path) 
     path.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
-def _manifest(quantization: Quantization, origin: dict[str, Any], full_bytes: int, root: Path) -> dict[str, Any]:
+def _model_sizes(quantization: Quantization, base_model: str, options: ModelOptions) -> dict[str, int]:
+    """The sizes of the denoiser that was given; those of a recalibrated artifact are known from the earlier one."""
+    if quantization.recalibrated is not None:
+        earlier = quantization.recalibrated["manifest"]["denoiser"]
+        return {key: earlier[key] for key in ("full_precision_bytes", "checkpoint_bytes") if key in earlier}
+    component = quantization.family.component
+    denoiser = getattr(quantization.original or quantization.source, component)
+    return {
+        "full_precision_bytes": float32_bytes(denoiser),
+        "checkpoint_bytes": checkpoint_bytes(base_model, options, component, denoiser),
+    }
+
+
+def _manifest(quantization: Quantization, origin: dict[str, Any], sizes: dict[str, int], root: Path) -> dict[str, Any]:
     recipe: Recipe = quantization.recipe
     component = quantization.family.component
     return {
@@ -304,7 +331,7 @@ def _manifest(quantization: Quantization, origin: dict[str, Any], full_bytes: in
             "component": component,
             "family": quantization.family.name,
             "bytes": (root / component / WEIGHTS).stat().st_size,
-            "full_precision_bytes": full_bytes,
+            **sizes,
         },
         "layers": [{**asdict(spec), "shape": list(spec.shape)} for spec in quantization.outcome.specs],
         "processes": quantization.processes,
@@ -314,12 +341,6 @@ def _manifest(quantization: Quantization, origin: dict[str, Any], full_bytes: in
             **{name: importlib.metadata.version(name) for name in ("bitbrush", "torch", "diffusers", "transformers")},
         },
     }
-
-
-def _full_precision_bytes(quantization: Quantization) -> int:
-    """Size of all parameters of the denoiser that was given, as float32."""
-    denoiser: torch.nn.Module = getattr(quantization.original or quantization.source, quantization.family.component)
-    return 4 * (sum(parameter.numel() for parameter in denoiser.parameters()) + held_weights(denoiser))
 
 
 def _sha256(path: Path) -> str:

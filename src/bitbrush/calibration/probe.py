@@ -64,7 +64,7 @@ def probe(
     """
     probed = Probed()
     with _listening(denoiser, candidates, len(importance), probed), torch.enable_grad():
-        output = denoiser(*call.args, **call.kwargs)[0]
+        output = call.forward(denoiser)[0]
         wanted = guided(output, len(importance), guidance)
         size = importance.repeat(len(wanted) // len(importance)).sqrt()
         v = torch.randn(wanted.shape, generator=generator).to(wanted.device) * size.view(-1, *(1,) * (wanted.dim() - 1))

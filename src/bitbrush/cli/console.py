@@ -3,15 +3,18 @@
 import functools
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import ParamSpec
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import TextType
 
+from bitbrush.cli.encoding import spell_what_streams_lack, spelled
 from bitbrush.timeline.progress import Advance
 
 P = ParamSpec("P")
@@ -19,16 +22,62 @@ P = ParamSpec("P")
 USER_ERROR, INTERRUPTED = 2, 130
 SECONDS_BETWEEN_LINES = 10.0
 WIDTH_IN_FILES = 180
+_GAP = 2
+"""Characters between two columns of a table."""
 
 
 def out() -> Console:
     """Results: standard output; in a file, lines are as long as they need to be."""
-    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=WIDTH_IN_FILES)
+    width = None if sys.stdout.isatty() else WIDTH_IN_FILES
+    return Console(highlight=False, markup=False, emoji=False, width=width)
+
+
+def say(text: str) -> None:
+    """Results in words: lines are broken between words alone."""
+    out().print(text, overflow="ignore", crop=False)
+
+
+def say_unbroken(text: str) -> None:
+    """Lines of results that nobody but the terminal breaks, so that paths and commands can be copied."""
+    out().print(text, soft_wrap=True)
+
+
+def show(figures: Table) -> None:
+    """Prints the table; one that is too wide as several, each with the first column and as many others as fit."""
+    console = out()
+    first, *others = figures.columns
+    groups: list[list[Column]] = [[]]
+    for column in others:
+        width = sum(_width(one) + _GAP for one in (first, *groups[-1], column)) - _GAP
+        if groups[-1] and width > console.width:
+            groups.append([])
+        groups[-1].append(column)
+    for number, group in enumerate(groups):
+        if number:
+            console.print()
+        console.print(_table_of([first, *group], figures.title if number == 0 else None, console.encoding))
+
+
+def _width(column: Column) -> int:
+    """The longest line of its cells, or the longest word of its heading: headings alone may be broken."""
+    lines = [line for cell in column.cells for line in str(cell).split("\n")]
+    return max(map(cell_len, [*lines, *str(column.header).split()]), default=0)
+
+
+def _table_of(columns: Sequence[Column], title: TextType | None, encoding: str) -> Table:
+    """A table of these columns alone, in characters that the encoding has: other lengths would spoil the layout."""
+    headings = [spelled(str(column.header), encoding) for column in columns]
+    made = table(*headings, title=None if title is None else spelled(str(title), encoding))
+    for own, column in zip(made.columns, columns, strict=True):
+        own.justify = column.justify
+    for row in zip(*(column.cells for column in columns), strict=True):
+        made.add_row(*(spelled(str(cell), encoding) for cell in row))
+    return made
 
 
 def err() -> Console:
     """Everything else: standard error, so that ``--json`` has standard output to itself."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=not sys.stderr.isatty())
 
 
 def note(text: str) -> None:
@@ -41,10 +90,11 @@ def warn(text: str) -> None:
 
 
 def reporting_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """The command, with what its user can put right told in one message and by exit code 2."""
+    """The command, with what its user can put right told in one message and by exit code 2, in any encoding."""
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        spell_what_streams_lack()
         try:
             command(*args, **kwargs)
         except (ValueError, OSError) as error:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from bitbrush.cli.console import note, out, quiet_libraries, shown
+from bitbrush.cli.console import note, quiet_libraries, say_unbroken, shown
 
 
 def demo(
@@ -19,4 +19,4 @@ def demo(
     from bitbrush.bench.demo import run_demo
 
     page = run_demo(output, shown)
-    out().print(f"{page}\nOpen it in a browser.", markup=False)
+    say_unbroken(f"{page}\nOpen it in a browser.")

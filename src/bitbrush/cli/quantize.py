@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bitbrush.cli.console import note, out, quiet_libraries, shown, table, warn
+from bitbrush.cli.console import note, quiet_libraries, say, say_unbroken, show, shown, table, warn
 from bitbrush.cli.dry_run import print_plan
 from bitbrush.cli.options import (
     Config,
@@ -54,29 +54,23 @@ def quantize(
         str | None, typer.Option(help="uniform, or measured: weight bits by layer, --weights on average.")
     ] = None,
     rounding: Annotated[
-        str | None, typer.Option(help="learned (default of best and pcr), quantized-inputs, adaround or nearest.")
+        str | None, typer.Option(help="learned (default of best and pcr), adaround or nearest.")
     ] = None,
     smoothing: Annotated[
-        str | None, typer.Option(help="Scales moved from inputs into weights: none, smoothquant or learned.")
+        str | None, typer.Option(help="Scales moved from inputs into weights: none or smoothquant.")
     ] = None,
     weight_range: Annotated[str | None, typer.Option(help="mse or min-max.")] = None,
     activation_range: Annotated[str | None, typer.Option(help="l4, mse, percentile or min-max.")] = None,
     step_sizes: Annotated[
-        str | None, typer.Option(help="observed, or learned: activation grids by gradients of the output's error.")
+        str | None,
+        typer.Option(help="observed, or learned by gradients: where one range serves all steps."),
     ] = None,
     skip_inputs: Annotated[
         str | None, typer.Option(help="joint, or split: what reads a U-Net's skips as two layers.")
     ] = None,
-    output_means: Annotated[
-        str | None, typer.Option(help="keep, or correct: the output's mean error of each step is taken off.")
-    ] = None,
     first_token: Annotated[
         str | None,
         typer.Option(help="quantized, or known: keys and values of a text's start token are full precision's."),
-    ] = None,
-    group_size: Annotated[
-        str | None,
-        typer.Option(help="Input channels whose weights share a scale, e.g. 64, or none: all. Not in integers."),
     ] = None,
     low_rank: Annotated[
         str | None,
@@ -223,6 +217,7 @@ def _announcement(model: str, recipe: "Recipe", processes: int) -> str:
 
 def print_summary(quantization: "Quantization", output: Path) -> None:
     """What was made, what it cost, and what to do with it."""
+    from bitbrush.artifact.sizes import denoiser_sizes
     from bitbrush.artifact.store import read_manifest
 
     manifest = read_manifest(output)
@@ -234,17 +229,13 @@ def print_summary(quantization: "Quantization", output: Path) -> None:
             str(cost.denoiser_calls_per_batch or "-"),
             f"{cost.peak_mib:.0f}",
         )
-    layers, denoiser = manifest["layers"], manifest["denoiser"]
+    layers = manifest["layers"]
     left = [layer for layer in layers if layer["excluded"] is not None]
-    size, full = denoiser["bytes"] / 2**20, denoiser["full_precision_bytes"] / 2**20
-    console = out()
-    console.print(costs)
-    console.print(
+    show(costs)
+    say(
         f"\n{len(layers) - len(left)} of {len(layers)} Conv2d and Linear layers quantized"
         f"{f', {len(left)} left in floating point as the recipe says' if left else ''}; "
         f"{quantization.average_activation_bits:.2f} activation bits on average\n"
-        f"denoiser: {size:.2f} MiB, {size / full:.3f} of its {full:.2f} MiB in float32\n"
-        f"saved: {output}\n"
-        f'next: bitbrush generate {output} "a prompt" -o images',
-        markup=False,
+        f"denoiser: {denoiser_sizes(manifest).text}"
     )
+    say_unbroken(f'saved: {output}\nnext: bitbrush generate {output} "a prompt" -o images')

@@ -2,11 +2,13 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from bitbrush.network.family import Family
 from bitbrush.rounding.shards import Place, Shards
 from bitbrush.timeline.cost import CallCounter
+from bitbrush.timeline.module_changes import NO_CHANGES
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.progress import Progress
 from bitbrush.timeline.ranks import ALONE, Ranks
@@ -58,7 +60,8 @@ def record_samples(
     """Every fourth denoiser call on the full-precision trajectories of the first 16 prompts, put away by ``spool``.
 
     Its two batches are staggered, so that together they cover every second call. One denoiser call per step and batch.
-    Of several processes each records its own share of the prompts.
+    Of several processes each records its own share of the prompts. What the pipeline changes about modules is not kept:
+    blocks learn on rows drawn one by one, and perturbed attention, for one, splits its batch into parts.
     """
     denoiser = getattr(pipe, family.component)
     samples = []
@@ -73,7 +76,7 @@ def record_samples(
                 output = call.run(denoiser)
                 if is_sample(calls.per_batch, piece.index, piece.batches):
                     spool.put_away((call.args, call.kwargs))
-                    samples.append(call)
+                    samples.append(replace(call, changes=NO_CHANGES))
                 trajectory.answer(output)
             calls.add()
             advance()

@@ -20,6 +20,7 @@ class LoweredForward:
     """
 
     def __init__(self, denoiser: nn.Module, dtype: torch.dtype, device: torch.device | None) -> None:
+        functools.update_wrapper(self, denoiser.forward, updated=())
         self._forward = denoiser.forward
         self._names = argument_names(denoiser)
         self._dtype, self._device = dtype, device
@@ -39,8 +40,7 @@ def compute_in(denoiser: nn.Module, dtype: torch.dtype, device: torch.device | N
 
     Raises TypeError if the denoiser takes no argument ``timestep``.
     """
-    forward = denoiser.forward
-    denoiser.forward = functools.wraps(forward)(LoweredForward(denoiser, dtype, device))
+    denoiser.forward = LoweredForward(denoiser, dtype, device)
 
 
 def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:

@@ -41,15 +41,6 @@ TRACKER = TimestepTracker()
 """The process's one. It holds nothing of a denoiser, so copies of a denoiser may share it."""
 
 
-def timestep_argument(denoiser: nn.Module) -> Callable[[tuple[Any, ...], dict[str, Any]], Any]:
-    """A function from the denoiser's call arguments to the one named ``timestep``, as it is.
-
-    Raises TypeError if the denoiser takes no argument of that name.
-    """
-    position = argument_names(denoiser).index("timestep")
-    return lambda args, kwargs: kwargs["timestep"] if "timestep" in kwargs else args[position]
-
-
 def argument_names(denoiser: nn.Module) -> tuple[str, ...]:
     """Names of the denoiser's arguments, in order. Raises TypeError if none is ``timestep``."""
     names = tuple(inspect.signature(denoiser.forward).parameters)
@@ -63,8 +54,8 @@ def timestep_reader(denoiser: nn.Module) -> Callable[[tuple[Any, ...], dict[str,
 
     Raises TypeError if the denoiser takes no argument of that name.
     """
-    argument = timestep_argument(denoiser)
-    return lambda args, kwargs: as_timestep(argument(args, kwargs))
+    position = argument_names(denoiser).index("timestep")
+    return lambda args, kwargs: as_timestep(kwargs["timestep"] if "timestep" in kwargs else args[position])
 
 
 def as_timestep(value: Any) -> float:

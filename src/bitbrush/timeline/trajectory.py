@@ -6,6 +6,7 @@ in the suspended call, so each step costs just the denoiser calls that are asked
 """
 
 import copy
+import functools
 import hashlib
 import inspect
 from collections import Counter
@@ -17,6 +18,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from bitbrush.timeline.module_changes import NO_CHANGES, ChangeTracker, ModuleChanges
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.suspension import Suspension
 from bitbrush.timeline.tracker import timestep_reader
@@ -27,13 +29,15 @@ class DenoiserCall:
     """The arguments of one denoiser call, its timestep, and the timesteps of all calls that the scheduler plans.
 
     ``timestep`` is what the denoiser is told. So are ``planned``, from the pipeline's first call on: an image-to-image
-    pipeline skips the noisiest. A pipeline that calls twice per step has more calls than planned ones.
+    pipeline skips the noisiest. A pipeline that calls twice per step has more calls than planned ones. ``changes``: of
+    the denoiser's modules by the pipeline, e.g. attention processors.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     timestep: float
     planned: tuple[float, ...]
+    changes: ModuleChanges = NO_CHANGES
 
     @property
     def step(self) -> int:
@@ -42,7 +46,12 @@ class DenoiserCall:
 
     @torch.no_grad()
     def run(self, denoiser: nn.Module) -> Any:
-        return denoiser(*self.args, **self.kwargs)
+        return self.forward(denoiser)
+
+    def forward(self, denoiser: nn.Module) -> Any:
+        """Runs the call with gradients as they are enabled."""
+        with self.changes.made_to(denoiser):
+            return denoiser(*self.args, **self.kwargs)
 
 
 HALF_PRECISION = 2.0**-8
@@ -124,26 +133,18 @@ def noise_seeds(prompts: Sequence[str], seed: int) -> tuple[int, ...]:
     return tuple(seeds)
 
 
-class _StandIn(nn.Module):
-    """Looks like the denoiser, but hands its calls out. Everything except calling is the denoiser's own."""
+def stand_in(denoiser: nn.Module, answer: Callable[..., Any]) -> nn.Module:
+    """The denoiser in everything but its calls, which ``answer`` takes; attributes set on either are set on both."""
+    kind = type(denoiser)
 
-    def __init__(self, denoiser: nn.Module, scheduler: Any, hand_out: Callable[[DenoiserCall], Any]) -> None:
-        super().__init__()
-        # Not registered as a submodule: the stand-in owns no parameters.
-        object.__setattr__(self, "_denoiser", denoiser)
-        self._scheduler = scheduler
-        self._hand_out = hand_out
-        self._timestep_of = timestep_reader(denoiser)
-        self._planned: tuple[float, ...] = ()
+    @functools.wraps(kind.forward)
+    def call(_: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return answer(*args, **kwargs)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(object.__getattribute__(self, "_denoiser"), name)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        timestep = self._timestep_of(args, kwargs)
-        self._planned = self._planned or planned_from(self._scheduler, timestep)
-        # Cloned: the pipeline may reuse the memory of its latents while the call is kept.
-        return self._hand_out(DenoiserCall(_clone(args), _clone(kwargs), timestep, self._planned))
+    own = {"__call__": call, "forward": call, "__module__": kind.__module__, "__doc__": kind.__doc__}
+    made: nn.Module = object.__new__(type(kind.__name__, (kind,), own))
+    object.__setattr__(made, "__dict__", denoiser.__dict__)
+    return made
 
 
 def planned_from(scheduler: Any, first: float) -> tuple[float, ...]:
@@ -192,14 +193,33 @@ def start(
     The result is what the pipeline returns for its own argument ``output_type``: the final latents, or pictures.
     """
 
-    def call(hand_out: Callable[[DenoiserCall], Any]) -> Any:
-        own = copy.copy(pipe)
-        own.scheduler = copy.deepcopy(pipe.scheduler)
-        setattr(own, component, _StandIn(getattr(pipe, component), own.scheduler, hand_out))
-        own.set_progress_bar_config(disable=True)
-        return own(**call_arguments(pipe, batch, plan), output_type=output_type).images
+    denoiser: nn.Module = getattr(pipe, component)
+    timestep_of = timestep_reader(denoiser)
 
-    return Suspension(call)
+    def run(hand_out: Callable[[DenoiserCall], Any]) -> Any:
+        own, tracker = copy.copy(pipe), ChangeTracker(denoiser)
+        planned: tuple[float, ...] = ()
+
+        def answer(*args: Any, **kwargs: Any) -> Any:
+            nonlocal planned
+            timestep = timestep_of(args, kwargs)
+            planned = planned or planned_from(own.scheduler, timestep)
+            changes = tracker.pause()
+            try:
+                # Cloned: the pipeline may reuse the memory of its latents while the call is kept.
+                return hand_out(DenoiserCall(_clone(args), _clone(kwargs), timestep, planned, changes))
+            finally:
+                tracker.resume(changes)
+
+        own.scheduler = copy.deepcopy(pipe.scheduler)
+        setattr(own, component, stand_in(denoiser, answer))
+        own.set_progress_bar_config(disable=True)
+        try:
+            return own(**call_arguments(pipe, batch, plan), output_type=output_type).images
+        finally:
+            tracker.pause()
+
+    return Suspension(run)
 
 
 def call_arguments(pipe: Any, batch: PromptBatch, plan: SamplingPlan) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class Lowering:
             return executed
         grid = self.steps.grid(layer.schedule)
         weights = lay_out(layer, signed, self.steps.device, nibbles=self.nibbles)
-        made = _integer_layer(original, weights, grid, self.ops, CudaGlue(self.ops))
+        made = _integer_layer(original, weights, grid, CudaGlue(self.ops))
         parent, _, own = layer.name.rpartition(".")
         setattr(self.denoiser.get_submodule(parent), own, made)
         return executed
@@ -98,7 +98,7 @@ def _fake_quantize(grid: StepGrid, x: Tensor) -> Tensor:
 
 def execution(original: nn.Module, layer: QuantizedLayer, signed: Tensor | None) -> Execution:
     """By which kernel a layer of these signed weights is computed, and why not in integers where it is not."""
-    reason = needs_schedule(layer) or obstacle(original, layer.weight, signed)
+    reason = needs_schedule(layer) or obstacle(original, signed)
     if isinstance(original, nn.Conv2d) and isinstance(original.padding, str):
         reason = f"padding {original.padding!r}; integer convolutions pad by numbers"
     return Execution(layer.name, KERNEL) if reason is None else Execution(layer.name, EMULATION, reason)

@@ -1,0 +1,119 @@
+"""Changes that a pipeline's call makes to the modules of its denoiser.
+
+Some pipelines exchange attention processors, register hooks or switch blocks while they are called: perturbed attention
+guidance, self-attention guidance, GLIGEN. A suspended call takes its changes back while it waits, so that neither the
+user's network nor other calls see them, and its denoiser calls run with them.
+"""
+
+import operator
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import nn
+
+ABSENT = object()
+"""The value of an attribute that does not exist."""
+
+
+class Place(NamedTuple):
+    """Where a value is held: an attribute of a module, or the entry ``key`` of a dictionary that is one."""
+
+    module: str
+    attribute: str
+    key: Any = ABSENT
+
+
+@dataclass(frozen=True)
+class ModuleChanges:
+    """Values that differ from those before, by place; a module comes before its children."""
+
+    values: Mapping[Place, Any] = field(default_factory=dict)
+
+    @contextmanager
+    def made_to(self, network: nn.Module) -> Iterator[None]:
+        """While entered, ``network`` has the changes; any network with modules of the same names takes them."""
+        earlier = _exchange(network, self.values)
+        try:
+            yield
+        finally:
+            _exchange(network, earlier)
+
+
+NO_CHANGES = ModuleChanges()
+
+
+class ChangeTracker:
+    """Collects the changes made to ``network`` from now on, or from :meth:`resume` on, to :meth:`pause`."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+        self._before = _attributes(network)
+
+    def pause(self) -> ModuleChanges:
+        """Takes back what was changed, and returns it."""
+        changed = dict(_changed(self._before))
+        ours = {place: value for place, (_, value) in changed.items()}
+        _exchange(self._network, {place: earlier for place, (earlier, _) in changed.items()})
+        return ModuleChanges(ours)
+
+    def resume(self, changes: ModuleChanges) -> None:
+        """Makes the changes again; what others changed since :meth:`pause` is not among those of the next one."""
+        self._before = _attributes(self._network)
+        _exchange(self._network, changes.values)
+
+
+class _Attributes(NamedTuple):
+    """A module's attributes, and copies of those that are dictionaries: torch's hooks, parameters and children."""
+
+    module: nn.Module
+    values: dict[str, Any]
+    entries: dict[str, dict[Any, Any]]
+
+
+def _attributes(network: nn.Module) -> dict[str, _Attributes]:
+    return {name: _attributes_of(module) for name, module in network.named_modules()}
+
+
+def _attributes_of(module: nn.Module) -> _Attributes:
+    values = dict(vars(module))
+    entries = {key: dict(value) for key, value in values.items() if type(value) in (dict, OrderedDict)}
+    return _Attributes(module, values, entries)
+
+
+def _changed(before: Mapping[str, _Attributes]) -> Iterator[tuple[Place, tuple[Any, Any]]]:
+    """Places with their earlier and present values."""
+    for name, (module, values, entries) in before.items():
+        for attribute, change in _unlike(values, vars(module)):
+            yield Place(name, attribute), change
+        for attribute, earlier in entries.items():
+            if vars(module).get(attribute) is values[attribute]:
+                for key, change in _unlike(earlier, values[attribute]):
+                    yield Place(name, attribute, key), change
+
+
+def _unlike(old: Mapping[Any, Any], new: Mapping[Any, Any]) -> Iterator[tuple[Any, tuple[Any, Any]]]:
+    if len(old) == len(new) and all(map(operator.is_, old.values(), new.values())):
+        return  # nearly always, and much faster than key by key
+    for key in {**old, **new}:
+        change = (old.get(key, ABSENT), new.get(key, ABSENT))
+        if change[0] is not change[1]:
+            yield key, change
+
+
+def _exchange(network: nn.Module, values: Mapping[Place, Any]) -> dict[Place, Any]:
+    """Sets the values and returns those that were there; ABSENT removes."""
+    earlier: dict[Place, Any] = {}
+    for place, value in values.items():
+        holder = vars(network.get_submodule(place.module))
+        key = place.attribute
+        if place.key is not ABSENT:
+            holder, key = holder[place.attribute], place.key
+        earlier[place] = holder.get(key, ABSENT)
+        if value is ABSENT:
+            holder.pop(key, None)
+        else:
+            holder[key] = value
+    return earlier
