@@ -25,7 +25,10 @@ class TimestepTracker:
         try:
             return self._timestep.get()
         except LookupError:
-            raise RuntimeError("a quantized layer ran outside of its denoiser's call: no timestep is known") from None
+            raise RuntimeError(
+                "a quantized layer ran outside of its denoiser's call: no timestep is known; a forward that is set in "
+                "place of the denoiser's must call the one that it replaces"
+            ) from None
 
     @contextmanager
     def at(self, timestep: float) -> Iterator[None]:
