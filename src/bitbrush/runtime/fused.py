@@ -161,10 +161,13 @@ class _Branch(NamedTuple):
     up: IntegerModule
 
 
-def one_by_one(readers: Sequence[Reader]) -> Products:
-    """Products of one input, which is quantized once for all that have the same grid."""
+@dataclass(frozen=True)
+class OneByOne:
+    """Products of one input, which is quantized once for all ``readers`` that have the same grid."""
 
-    def products(quantize: Quantize, dtype: torch.dtype) -> list[Tensor]:
+    readers: "Sequence[Reader]"
+
+    def __call__(self, quantize: Quantize, dtype: torch.dtype) -> list[Tensor]:
         known: dict[Hashable, Any] = {}
 
         def once(layer: IntegerModule) -> Any:
@@ -173,9 +176,7 @@ def one_by_one(readers: Sequence[Reader]) -> Products:
                 known[grid] = quantize(layer)
             return known[grid]
 
-        return [one.product(once, dtype) for one in readers]
-
-    return products
+        return [one.product(once, dtype) for one in self.readers]
 
 
 def project_time(layer: nn.Module, embedded: Tensor) -> Tensor:

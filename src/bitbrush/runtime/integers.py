@@ -1,7 +1,5 @@
 """What the integer kernels of all executors can multiply: unsigned activation bytes by signed weight bytes."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -11,18 +9,6 @@ from bitbrush.timeline.schedule import DynamicRanges
 
 MOST_PRODUCTS = (2**31 - 1) // (255 * 128)
 """So many products of bytes fit into an int32 sum whatever the bytes are."""
-
-
-class PackedLayer(nn.Module):
-    """A layer of packed integers, which says so where its floating-point weight is asked for."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "weight":
-            raise AttributeError(
-                f"{type(self).__name__} has packed integers and no weight in floating point; what reads or changes "
-                "weights works on bitbrush.load(..., runtime='reference')"
-            )
-        return super().__getattr__(name)
 
 
 def signed_bytes(weight: QuantizedWeight) -> Tensor | None:

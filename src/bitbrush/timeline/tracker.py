@@ -25,7 +25,10 @@ class TimestepTracker:
         try:
             return self._timestep.get()
         except LookupError:
-            raise RuntimeError("a quantized layer ran outside of its denoiser's call: no timestep is known") from None
+            raise RuntimeError(
+                "a quantized layer ran outside of its denoiser's call: no timestep is known; a forward that is set in "
+                "place of the denoiser's must call the one that it replaces"
+            ) from None
 
     @contextmanager
     def at(self, timestep: float) -> Iterator[None]:
@@ -41,15 +44,6 @@ TRACKER = TimestepTracker()
 """The process's one. It holds nothing of a denoiser, so copies of a denoiser may share it."""
 
 
-def timestep_argument(denoiser: nn.Module) -> Callable[[tuple[Any, ...], dict[str, Any]], Any]:
-    """A function from the denoiser's call arguments to the one named ``timestep``, as it is.
-
-    Raises TypeError if the denoiser takes no argument of that name.
-    """
-    position = argument_names(denoiser).index("timestep")
-    return lambda args, kwargs: kwargs["timestep"] if "timestep" in kwargs else args[position]
-
-
 def argument_names(denoiser: nn.Module) -> tuple[str, ...]:
     """Names of the denoiser's arguments, in order. Raises TypeError if none is ``timestep``."""
     names = tuple(inspect.signature(denoiser.forward).parameters)
@@ -63,8 +57,8 @@ def timestep_reader(denoiser: nn.Module) -> Callable[[tuple[Any, ...], dict[str,
 
     Raises TypeError if the denoiser takes no argument of that name.
     """
-    argument = timestep_argument(denoiser)
-    return lambda args, kwargs: as_timestep(argument(args, kwargs))
+    position = argument_names(denoiser).index("timestep")
+    return lambda args, kwargs: as_timestep(kwargs["timestep"] if "timestep" in kwargs else args[position])
 
 
 def as_timestep(value: Any) -> float:

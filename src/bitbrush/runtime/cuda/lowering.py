@@ -54,7 +54,7 @@ class Lowering:
             return executed
         grid = self.steps.grid(layer.schedule)
         weights = lay_out(layer, signed, self.steps.device, nibbles=self.nibbles)
-        made = _integer_layer(original, weights, grid, self.ops, CudaGlue(self.ops))
+        made = _integer_layer(original, weights, grid, CudaGlue(self.ops))
         parent, _, own = layer.name.rpartition(".")
         setattr(self.denoiser.get_submodule(parent), own, made)
         return executed

@@ -3,7 +3,7 @@
 import ctypes
 from collections.abc import Callable
 from ctypes import POINTER, Structure, byref, c_float, c_int, c_int32, c_int64, c_void_p
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,9 @@ class NativeGlue:
                 function = library[f"bitbrush_{operation}_{suffix}"]
                 function.argtypes, function.restype = arguments, None
                 self._functions[operation, dtype] = function
+
+    def __deepcopy__(self, _: dict[int, Any]) -> Self:
+        return self  # functions of a library cannot be copied, and there is nothing else
 
     def quantize(self, x: Tensor, grid: AffineGrid, *, padding: int = 0, upsample: int = 1) -> Bytes:
         if x.dim() == 4:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.numerics.affine import AffineGrid
 from bitbrush.runtime.glue import BYTE, Bytes, Glue
-from bitbrush.runtime.integers import PackedLayer
+from bitbrush.runtime.integer_weight import IntegerParameters
 from bitbrush.runtime.onednn.weights import Weights
 
 ONE_GO = 1 << 20
@@ -24,7 +24,7 @@ class Factors(NamedTuple):
     dtype: torch.dtype
 
 
-class IntegerLayer(PackedLayer):
+class IntegerLayer(IntegerParameters):
     """``y = scale w_scale (sum(x_q w) - zero_point sum(w)) + bias`` with ``w = w_q - w_zero_point``.
 
     The first sum is oneDNN's, exact in int32. What the zero point adds is constant per channel and step, and is folded
@@ -41,9 +41,9 @@ class IntegerLayer(PackedLayer):
         self.schedule = layer.schedule
         self._weights, self._glue = weights, glue
         self._scale = layer.weight.grid.scale
+        self.show(weights.stored, self._scale, layer.bias, count=layer.weight.w_q.numel())
         self._zero_points = torch.zeros(len(self._scale), dtype=torch.int32)
         self._sums = column_sums * self._scale
-        self._bias = torch.zeros_like(self._scale) if layer.bias is None else layer.bias
         self._folded: tuple[AffineGrid, Tensor] | None = None
 
     @property
@@ -70,8 +70,14 @@ class IntegerLayer(PackedLayer):
     def _bias_at(self, grid: AffineGrid) -> Tensor:
         folded = self._folded  # read once: another thread may run another step
         if folded is None or folded[0] is not grid:
-            self._folded = folded = grid, self._bias - grid.scale * grid.zero_point * self._sums
+            zeros = -grid.scale * grid.zero_point * self._sums
+            self._folded = folded = grid, zeros if self.bias is None else self.bias + zeros
         return folded[1]
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, *args: Any) -> None:
+        """With the integers in a layout that can be saved."""
+        super()._save_to_state_dict(destination, prefix, *args)
+        destination[f"{prefix}integer_weight"] = self._weights.signed()
 
     def _product(self, x: Tensor, by: Factors, residual: Tensor | None) -> Tensor:
         raise NotImplementedError

@@ -15,7 +15,7 @@ from bitbrush.network.first_token import answer_first_token
 from bitbrush.network.layers import QuantizedLayer, set_weight
 from bitbrush.runtime.arguments import floating_tensors
 from bitbrush.runtime.emulation import emulate, fake_quantizer_of
-from bitbrush.runtime.fused import Between, Reading, fuse, one_by_one, project_time, reader_of
+from bitbrush.runtime.fused import Between, OneByOne, Reading, fuse, project_time, reader_of
 from bitbrush.runtime.integers import obstacle, signed_bytes
 from bitbrush.runtime.interface import Execution
 from bitbrush.runtime.memo import Remembered
@@ -93,13 +93,16 @@ class Lowering:
     def convert_rest(self) -> None:
         """The rest to ``dtype``, save emulated layers, and norms, which take float32 parameters with any input."""
         for module in self.denoiser.modules():
-            if not isinstance(module, nn.GroupNorm | nn.LayerNorm | IntegerLayer) and module not in self.emulated:
+            if (
+                not isinstance(module, nn.GroupNorm | nn.LayerNorm | IntegerLayer | DynamicLayer)
+                and module not in self.emulated
+            ):
                 for name, parameter in module.named_parameters(recurse=False):
                     setattr(module, name, nn.Parameter(parameter.to(self.dtype), requires_grad=False))
 
     def fuse(self, described: Iterable[fusions.Fusion]) -> None:
         """Computes in one go what the family describes and whose layers all are in integers."""
-        between = Between(self.tools.glue, self.tools.attention, one_by_one, _of_text, _of_time)
+        between = Between(self.tools.glue, self.tools.attention, OneByOne, _of_text, _of_time)
         fuse(self.denoiser, described, IntegerLayer, between)
 
 
@@ -151,14 +154,10 @@ class NonFiniteForward:
     """
 
     def __init__(self, denoiser: nn.Module) -> None:
+        functools.update_wrapper(self, denoiser.forward, updated=())
         self._forward = denoiser.forward
 
     def __call__(self, **arguments: Any) -> Any:
         finite = all(bool(x.isfinite().all()) for x in floating_tensors(arguments))
         output = self._forward(**arguments)
         return output if finite else pytree.tree_map_only(Tensor, lambda y: torch.full_like(y, torch.nan), output)
-
-
-def answer_non_finite(denoiser: nn.Module) -> None:
-    """Makes ``denoiser`` answer as a :class:`NonFiniteForward`."""
-    denoiser.forward = functools.wraps(denoiser.forward)(NonFiniteForward(denoiser))

@@ -12,7 +12,7 @@ from bitbrush.runtime.added_modules import adapt_added_modules
 from bitbrush.runtime.forward import compute_in
 from bitbrush.runtime.integers import signed_bytes
 from bitbrush.runtime.interface import Execution
-from bitbrush.runtime.onednn.lowering import Lowering, answer_non_finite, execution
+from bitbrush.runtime.onednn.lowering import Lowering, NonFiniteForward, execution
 from bitbrush.runtime.onednn.weights import Memory
 from bitbrush.runtime.tools import Tools
 from bitbrush.session.allocator import keep_freed_memory
@@ -44,7 +44,7 @@ class OneDnnRuntime:
         lowering.convert_rest()
         lowering.fuse(described)
         adapt_added_modules(denoiser, PROCESSOR, self.dtype)
-        answer_non_finite(denoiser)
+        denoiser.forward = NonFiniteForward(denoiser)
         compute_in(denoiser, self.dtype, PROCESSOR)
         if self.memory is Memory.EXPANDED:
             keep_freed_memory()
