@@ -35,6 +35,7 @@ from bitbrush.runtime.choose import RuntimeName, choose_runtime
 from bitbrush.runtime.lowered import lower, lowered_of
 from bitbrush.timeline.allocator import share_heap
 from bitbrush.timeline.cost import CostLedger, PhaseCost
+from bitbrush.timeline.defaults import plain_defaults
 from bitbrush.timeline.journal import Journal
 from bitbrush.timeline.plan import Relaxation, average_bits
 from bitbrush.timeline.progress import Progress, silent
@@ -130,7 +131,7 @@ def quantize(
     misses or does not take, for fewer prompts than processes, for several processes on a card, or if the checkpoint or
     its activations hold NaN.
     """
-    with ranks() as own, own.together():
+    with ranks() as own, own.together(), plain_defaults():
         job = quantization_job(
             pipe, recipe, prompts, inputs=inputs, generic=generic, rounded=rounded, progress=progress, ranks=own
         )
