@@ -11,14 +11,14 @@ import math
 from typing import Any
 
 import torch
-from bitbrush.artifact.quantization import quantization_job
-from bitbrush.calibration.ranges import quantized_inputs
 from torch import Tensor, nn
 
 import bitbrush
+from bitbrush.calibration.observe import quantized_inputs
 from bitbrush.methods.stages import rounded_weights, with_weights
 from bitbrush.network.first_token import start_token_ratio, text_embedding
 from bitbrush.network.inputs import InputObserver
+from bitbrush.quantization.quantize import quantization_job
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.trajectory import DenoiserCall, carried, prompt_batches
 from bitbrush.zoo import prompt_set

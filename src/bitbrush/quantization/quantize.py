@@ -29,8 +29,8 @@ from bitbrush.network.held import HALF, in_float32, twin, widen_
 from bitbrush.network.layers import LayerSpec
 from bitbrush.quantization.work import open_work, require_same_work
 from bitbrush.rounding.nearest import RoundedLayer
-from bitbrush.runtime.reference import ReferenceRuntime
-from bitbrush.runtime.refusals import refuse_unquantized
+from bitbrush.runtime.choose import RuntimeName, choose_runtime
+from bitbrush.runtime.lowered import lower, lowered_of
 from bitbrush.session.allocator import share_heap
 from bitbrush.session.costs import PhaseCost
 from bitbrush.session.journal import Journal
@@ -40,6 +40,7 @@ from bitbrush.session.ranks import ALONE, Ranks, ranks
 from bitbrush.session.session import Session
 from bitbrush.sources.identity import model_digest
 from bitbrush.sources.schedulers import with_scheduler
+from bitbrush.timeline.defaults import plain_defaults
 from bitbrush.timeline.trajectory import prompt_batches
 
 
@@ -90,8 +91,7 @@ class Quantization:
         Its weights are in float32, as fast as they run and as large.
         """
         denoiser = twin(getattr(self.source, self.family.component))
-        refuse_unquantized(denoiser)
-        ReferenceRuntime().lower(denoiser, self.outcome.layers)
+        lower(denoiser, choose_runtime(RuntimeName.REFERENCE), self.outcome.layers)
         widen_(denoiser)  # what was excluded
         pipe = copy.copy(self.source)
         setattr(pipe, self.family.component, denoiser)
@@ -136,11 +136,12 @@ def quantize(
         progress: Receives reports of progress.
 
     Raises:
-        ValueError: An unknown method, denoiser or scheduler; a denoiser in another type; too few prompts, or fewer
-            than processes; ``rounded`` weights of other layers or bits; ``work`` of another quantization; inputs that
-            the pipeline misses or does not take; several processes on a GPU; NaN in checkpoint or activations.
+        ValueError: An unknown method, denoiser or scheduler; a denoiser in another type, or quantized already; too few
+            prompts, or fewer than processes; ``rounded`` weights of other layers or bits; ``work`` of another
+            quantization; inputs that the pipeline misses or does not take; several processes on a GPU; NaN in
+            checkpoint or activations.
     """
-    with ranks() as own, own.together():
+    with ranks() as own, own.together(), plain_defaults():
         state = prepare(
             pipe, recipe, prompts, inputs=inputs, generic=generic, rounded=rounded, progress=progress, ranks=own
         )
@@ -161,10 +162,11 @@ def run(state: QuantizationState, work: Path | None = None) -> Quantization:
 
 def finish(stages: tuple[Stage, ...], state: QuantizationState) -> Quantization:
     """Runs the stages and returns what they have yielded."""
-    state = run_stages(tuple(stage for stage in stages if stage.changes_network), state)
+    begin = max((place for place, stage in enumerate(stages, 1) if stage.changes_network), default=0)
+    state = run_stages(stages[:begin], state)
     if state.rounded is not None:
         _require_same_layers(state.rounded, state.calibration.layers)
-    state = run_stages(tuple(stage for stage in stages if not stage.changes_network), state)
+    state = run_stages(stages[begin:], state)
     costs, world = state.session.costs.phases, state.session.ranks.world
     original = None if state.pipe is state.given else state.given
     return Quantization(
@@ -201,6 +203,7 @@ def prepare(
             f"num_prompts is {recipe.num_prompts} for {ranks.world} processes, of which each needs one; start fewer "
             "(torchrun --nproc-per-node), or use more prompts"
         )
+    _require_full_precision(pipe)
     require_inputs(pipe, inputs or {})
     _require_one_card(pipe, ranks)
     family = generic_family(pipe) if generic else family_of(pipe)
@@ -237,6 +240,17 @@ def _require_one_card(pipe: DiffusionPipeline, ranks: Ranks) -> None:
             f"the pipeline is on {pipe.device}, and {ranks.world} processes share the work: they exchange tensors of "
             "the processor only; start one process, or leave the pipeline on the processor"
         )
+
+
+def _require_full_precision(pipe: DiffusionPipeline) -> None:
+    for name, part in pipe.components.items():
+        lowered = lowered_of(part) if isinstance(part, nn.Module) else None
+        if lowered is not None:
+            raise ValueError(
+                f"the pipeline's {name} is quantized already (it runs on {lowered.name}); quantize the full-precision "
+                "pipeline: bitbrush.load_full_precision(MODEL). bitbrush.recalibrate(DIRECTORY, ...) finds other "
+                "activation ranges for an artifact's weights"
+            )
 
 
 def _require_float(denoiser: nn.Module, component: str) -> None:
