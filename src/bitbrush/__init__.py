@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bitbrush.api import Quantization, quantize, recalibrate
     from bitbrush.artifact.from_pretrained import register
-    from bitbrush.artifact.store import load, read_manifest, save
+    from bitbrush.artifact.manifest import read_manifest
+    from bitbrush.artifact.store import load, save
     from bitbrush.bench.ablation.run import ablate
     from bitbrush.bench.run import benchmark
     from bitbrush.methods import METHODS, register_method
@@ -45,7 +46,7 @@ _HOMES = {
     "load": "bitbrush.artifact.store",
     "load_full_precision": "bitbrush.sources.models",
     "quantize": "bitbrush.api",
-    "read_manifest": "bitbrush.artifact.store",
+    "read_manifest": "bitbrush.artifact.manifest",
     "recalibrate": "bitbrush.api",
     "register": "bitbrush.artifact.from_pretrained",
     "register_method": "bitbrush.methods",

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 import bitbrush
 from bitbrush import METHODS, Quantization, Recipe
 from bitbrush.artifact.denoiser import CONFIG, WEIGHTS, load_denoiser
-from bitbrush.artifact.store import ArtifactError, require_free
+from bitbrush.artifact.manifest import ArtifactError
+from bitbrush.artifact.store import require_free
 from bitbrush.methods.removed import KEYS, VALUES
 from bitbrush.runtime.choose import RuntimeName, choose_runtime
 from tests.artifact.in_integers import latents

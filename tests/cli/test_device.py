@@ -8,7 +8,7 @@ import pytest
 import torch
 from click.testing import Result
 
-from bitbrush.artifact.store import read_manifest
+from bitbrush.artifact.manifest import read_manifest
 from tests.fake_card import fake_card
 
 FAST = ("--method", "pcr", "--rounding", "nearest", "--steps", "2", "--num-prompts", "2")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import bitbrush
@@ -128,3 +128,122 @@ def test_what_is_no_lora_is_said_before_anything_is_loaded(tmp_path: Path, monke
     shutil.copy(file, tmp_path / "copy.safetensors")
     monkeypatch.setattr(lora_module.importlib.util, "find_spec", lambda _: None)
     assert "needs the package peft: pip install 'bitbrush[lora]'" in refused(Lora(file))
+
+
+KOHYA = {
+    "unet": ("lora_unet_", ("attn1.to_q", "attn2.to_k", "ff.net.2", "proj_in", "conv1")),
+    "text_encoder": ("lora_te_", ("q_proj", "fc1")),
+}
+
+
+def kohya_name(component: str, layer: str) -> str:
+    """CLIP's layers are below ``text_model`` there, whatever transformers makes of it."""
+    path = layer if component == "unet" else f"text_model.{layer.removeprefix('text_model.')}"
+    return KOHYA[component][0] + path.replace(".", "_")
+
+
+def as_kohya_writes(
+    pipe: StableDiffusionPipeline, components: tuple[str, ...]
+) -> tuple[dict[str, Tensor], dict[tuple[str, str], Tensor]]:
+    """Tensors of a file, every layer with a rank and alpha of its own; and the updates by component and weight."""
+    tensors: dict[str, Tensor] = {}
+    updates: dict[tuple[str, str], Tensor] = {}
+    generator = torch.Generator().manual_seed(0)
+    for component in components:
+        for name, module in getattr(pipe, component).named_modules():
+            if name.endswith(KOHYA[component][1]) and hasattr(module, "weight"):
+                rank, alpha = 1 + len(updates) % 3, 0.5 + len(updates) % 4
+                rows, *columns = module.weight.shape
+                down = torch.randn(rank, *columns, generator=generator)
+                up = torch.randn(rows, rank, *[1] * (len(columns) - 1), generator=generator)
+                key = kohya_name(component, name)
+                tensors |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}
+                tensors[f"{key}.alpha"] = torch.tensor(alpha)
+                product = (up.flatten(1) @ down.flatten(1)).view_as(module.weight)
+                updates[component, f"{name}.weight"] = alpha / rank * product
+    return tensors, updates
+
+
+@pytest.mark.usefixtures("peft")
+@pytest.mark.parametrize("components", [("unet",), ("text_encoder",), ("unet", "text_encoder")])
+@pytest.mark.parametrize("scale", [1.0, -0.5])
+def test_every_layer_has_its_own_rank_and_alpha(
+    tiny_pipe: StableDiffusionPipeline, tmp_path: Path, components: tuple[str, ...], scale: float
+) -> None:
+    """In the files of kohya's programs, which adapt convolutions and text encoders as well."""
+    tensors, updates = as_kohya_writes(tiny_pipe, components)
+    save_file(tensors, tmp_path / "l.safetensors")
+    before = {name: getattr(tiny_pipe, name).state_dict() for name in KOHYA}
+    before = {name: {key: tensor.clone() for key, tensor in state.items()} for name, state in before.items()}
+    assert fuse_lora(tiny_pipe, Lora(tmp_path / "l.safetensors", scale)) == len(updates) > len(components)
+    for name, state in before.items():
+        after = getattr(tiny_pipe, name).state_dict()
+        assert after.keys() == state.keys()
+        for key, tensor in after.items():
+            update = scale * updates.get((name, key), torch.zeros(()))
+            assert torch.allclose(tensor, state[key] + update, atol=1e-5), (name, key)
+
+
+@pytest.mark.usefixtures("peft")
+def test_second_text_encoders(tmp_path: Path) -> None:
+    pipe = pipeline(CASES["sdxl"])
+    down, up = factors()
+    layers = {f"lora_te{i}_text_model_encoder_layers_1_self_attn_v_proj": (down * i, up) for i in (1, 2)}
+    file = {f"{key}.lora_down.weight": pair[0] for key, pair in layers.items()}
+    file |= {f"{key}.lora_up.weight": pair[1].clone() for key, pair in layers.items()}
+    save_file(file, tmp_path / "l.safetensors")
+    encoders = [pipe.text_encoder, pipe.text_encoder_2]
+    weights = [
+        next(module.weight for name, module in one.named_modules() if name.endswith("layers.1.self_attn.v_proj"))
+        for one in encoders
+    ]
+    before = [weight.detach().clone() for weight in weights]
+    assert fuse_lora(pipe, Lora(tmp_path / "l.safetensors")) == 2
+    for i, (weight, earlier) in enumerate(zip(weights, before, strict=True), 1):
+        assert torch.allclose(weight, earlier + i * up @ down, atol=1e-5)
+
+
+@pytest.mark.usefixtures("peft")
+class TestRefused:
+    def test_a_text_encoder_of_another_model(self, tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
+        down, up = factors(columns=24)
+        for layer, message in (("0_mlp_fc1", "another architecture: lora_te_"), ("9_mlp_fc1", "of which none are in")):
+            key = f"lora_te_text_model_encoder_layers_{layer}"
+            save_file({f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}, tmp_path / "l.safetensors")
+            with pytest.raises(ValueError, match=message):
+                fuse_lora(tiny_pipe, Lora(tmp_path / "l.safetensors"))
+
+    @pytest.mark.parametrize("factor", ["lora_A", "lora_B"])
+    def test_one_factor_of_two(self, tiny_pipe: StableDiffusionPipeline, tmp_path: Path, factor: str) -> None:
+        """diffusers would start the other from zeros, or from noise."""
+        file = written(tmp_path / "l.safetensors", LAYER, OTHER)
+        tensors = load_file(file)
+        del tensors[f"unet.{OTHER}.{factor}.weight"]
+        save_file(tensors, file)
+        with pytest.raises(
+            ValueError, match=r"l\.safetensors has unet\..*attn2\.to_k\.lora_.* without its other factor"
+        ):
+            fuse_lora(tiny_pipe, Lora(file))
+
+    @pytest.mark.parametrize("value", [torch.nan, torch.inf])
+    def test_values_that_are_not_finite(self, tiny_pipe: StableDiffusionPipeline, tmp_path: Path, value: float) -> None:
+        tensors, _ = as_kohya_writes(tiny_pipe, ("unet", "text_encoder"))
+        key = next(key for key in tensors if key.startswith("lora_te_"))
+        tensors[key][0] = value
+        save_file(tensors, tmp_path / "l.safetensors")
+        with pytest.raises(ValueError, match=rf"l\.safetensors holds NaN or infinity in {key}"):
+            fuse_lora(tiny_pipe, Lora(tmp_path / "l.safetensors"))
+
+    def test_magnitudes_that_diffusers_leaves_out(self, tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
+        tensors, _ = as_kohya_writes(tiny_pipe, ("unet",))
+        key = next(iter(tensors)).removesuffix("lora_down.weight")
+        save_file({**tensors, f"{key}dora_scale": torch.ones(1, 8)}, tmp_path / "l.safetensors")
+        with pytest.raises(ValueError, match=r"is a DoRA .*, which cannot be fused"):
+            fuse_lora(tiny_pipe, Lora(tmp_path / "l.safetensors"))
+
+    def test_nothing_stays_attached(self, tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
+        before = set(tiny_pipe.unet.state_dict())
+        file = written(tmp_path / "l.safetensors", LAYER, "up_blocks.7.attn.to_q")
+        with pytest.raises(ValueError, match="of which 1 are in"):
+            fuse_lora(tiny_pipe, Lora(file))
+        assert set(tiny_pipe.unet.state_dict()) == before

@@ -21,7 +21,7 @@ The denoiser of `{base_model}` quantized by bitbrush: {quantized} of {layers} Co
 
 ```python
 import bitbrush
-pipe = bitbrush.load("THIS_DIRECTORY")
+pipe = bitbrush.load("THIS_DIRECTORY")  # or its hub id
 pipe("a large red apple on a blue background").images[0].save("apple.png")
 ```
 

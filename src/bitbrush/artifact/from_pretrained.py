@@ -17,6 +17,7 @@ from bitbrush.network.low_rank import branch_
 from bitbrush.network.skip_inputs import split_
 from bitbrush.runtime.choose import RuntimeName, choose_runtime
 from bitbrush.runtime.lowered import lower
+from bitbrush.sources.networks import KEYS_SHOWN
 
 
 class QuantMethod(StrEnum):
@@ -130,9 +131,20 @@ class BitbrushQuantizer(DiffusersQuantizer):
             _set_submodule(model, name, _Expected(model.get_submodule(name), absent))  # type: ignore[arg-type]
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
+        self._require_tensors(model)
         layers = [self._restore(model, name, bits) for name, bits in self.quantization_config.weight_bits.items()]
         lower(model, choose_runtime(RuntimeName.REFERENCE), layers)
         return model
+
+    def _require_tensors(self, model: nn.Module) -> None:
+        """diffusers itself only logs what is missing."""
+        state = model.state_dict()
+        missing = [key for key, tensor in state.items() if tensor.is_meta and key not in self._tensors]
+        if missing:
+            raise ValueError(
+                f"the artifact's {type(model).__name__} lacks {len(missing)} of its {len(state)} tensors "
+                f"({', '.join(missing[:KEYS_SHOWN])}); quantize or copy it again"
+            )
 
     def _restore(self, model: nn.Module, name: str, bits: int) -> QuantizedLayer:
         expected = model.get_submodule(name)

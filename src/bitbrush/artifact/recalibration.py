@@ -14,9 +14,9 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
-from bitbrush.artifact.denoiser import WEIGHTS, denoiser_of
-from bitbrush.artifact.store import artifact_digest, verify
-from bitbrush.artifact.tensors import layer_from_tensors
+from bitbrush.artifact.denoiser import WEIGHTS, denoiser_of, quantized_layers
+from bitbrush.artifact.manifest import artifact_digest, artifact_folder, reading_tensors
+from bitbrush.artifact.store import verify
 from bitbrush.methods import METHODS
 from bitbrush.methods.recipe import KEYS, Recipe
 from bitbrush.network import generic
@@ -27,7 +27,7 @@ from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.session.offload import PROCESSOR
 from bitbrush.session.progress import Progress, silent
 from bitbrush.session.ranks import ranks
-from bitbrush.sources.checkpoint_type import in_type
+from bitbrush.sources.networks import load_pipeline
 
 RECALIBRATED = tuple(name for name, declared in KEYS.items() if declared.recalibrates)
 """Recipe keys that an artifact's rounded weights leave free."""
@@ -49,7 +49,7 @@ def recalibrate(
     processes share it as they share quantizing. Raises ArtifactError if the artifact is not intact, ValueError for a
     key that weights depend on.
     """
-    root = Path(directory)
+    root = artifact_folder(directory)
     manifest = verify(root)
     fixed = [key for key in keys if key not in RECALIBRATED]
     if fixed:
@@ -59,7 +59,8 @@ def recalibrate(
     if keys.get("scheduler") == "own" != manifest["recipe"]["scheduler"]:
         raise ValueError(f"{root} holds {manifest['plan']['scheduler']}, not the base model's own; name a scheduler")
     recipe = Recipe().updated(manifest["recipe"]).updated(keys)
-    pipe, rounded = load_rounded(root, manifest)
+    with reading_tensors(root):
+        pipe, rounded = load_rounded(root, manifest)
     pipe.to(device)
     is_generic = manifest["denoiser"]["family"] == generic.NAME
     with ranks() as own, own.together():
@@ -78,17 +79,14 @@ def load_rounded(root: Path, manifest: Mapping[str, Any]) -> tuple[DiffusionPipe
     """A float32 pipeline whose denoiser has the artifact's weights, inputs not quantized; and the integers."""
     component = manifest["denoiser"]["component"]
     tensors = load_file(root / component / WEIGHTS)
-    entries = [entry for entry in manifest["layers"] if entry["excluded"] is None]
-    layers = [
-        layer_from_tensors(entry["name"], tuple(entry["shape"]), entry["weight_bits"], tensors) for entry in entries
-    ]
+    denoiser, packed = denoiser_of(root / component)
+    layers = quantized_layers(denoiser, packed["weight_bits"], tensors)
     rounded = {layer.name: RoundedLayer(layer.weight, layer.bias, layer.first) for layer in layers}
-    denoiser, _ = denoiser_of(root / component)
     expected = denoiser.state_dict().keys()
     others = {key: tensors[key] for key in expected if key.rpartition(".")[0] not in rounded}
     denoiser.load_state_dict(others, strict=False)
     for name, layer in rounded.items():
         set_weight(denoiser.get_submodule(name), layer.weight.dequantize(), layer.bias)
-    pipe = DiffusionPipeline.from_pretrained(root, **in_type(torch.float32), **{component: denoiser.eval()})
+    pipe = load_pipeline(root, given={component: denoiser.eval()})
     pipe.set_progress_bar_config(disable=True)
     return pipe, rounded

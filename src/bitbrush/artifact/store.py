@@ -1,11 +1,11 @@
 """The artifact: a diffusers pipeline folder with packed integers and a manifest, written whole or not at all."""
 
-import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import tempfile
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -17,9 +17,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from bitbrush.artifact.card import model_card, quantize_command
-from bitbrush.artifact.denoiser import WEIGHTS, load_denoiser
+from bitbrush.artifact.denoiser import WEIGHTS, check_denoiser, load_denoiser, refuse_saving
 from bitbrush.artifact.from_pretrained import BitbrushConfig
+from bitbrush.artifact.manifest import (
+    CARD,
+    FORMAT,
+    MANIFEST,
+    SCHEMA_VERSION,
+    ArtifactError,
+    artifact_folder,
+    file_digests,
+    read_manifest,
+    reading_tensors,
+    require_intact,
+)
 from bitbrush.artifact.narrow import narrow_files
+from bitbrush.artifact.savable import saved_class
 from bitbrush.artifact.sizes import checkpoint_bytes, float32_bytes
 from bitbrush.artifact.tensors import layer_from_tensors, layer_tensors, other_tensors
 from bitbrush.artifact.vocabulary import save_vocabulary
@@ -33,19 +46,11 @@ from bitbrush.network.skip_inputs import split_begins
 from bitbrush.quantization.quantize import Quantization
 from bitbrush.runtime.choose import Choice, runtime_named
 from bitbrush.runtime.onednn.weights import Memory
-from bitbrush.sources.checkpoint_type import component_types, in_type
+from bitbrush.sources.checkpoint_type import component_types
 from bitbrush.sources.identity import model_digest
 from bitbrush.sources.models import ModelOptions
+from bitbrush.sources.networks import MODEL_INDEX, load_networks, load_pipeline
 from bitbrush.timeline.defaults import plain_defaults
-
-MANIFEST = "manifest.json"
-FORMAT = "bitbrush-artifact"
-CARD = "README.md"
-SCHEMA_VERSION = 1
-
-
-class ArtifactError(ValueError):
-    """The directory is no intact artifact that this version reads."""
 
 
 def require_free(directory: Path) -> None:
@@ -69,6 +74,8 @@ def save(
 ) -> Path:
     """Writes the artifact beside its place and moves it there in one step; replaces an artifact that stands there.
 
+    What was written is read again before it is moved.
+
     ``base_model`` and ``options``: what the full-precision pipeline was loaded by, for the manifest; a recalibrated
     artifact has them from the one it was made of. Raises ValueError where neither tells.
     """
@@ -80,6 +87,7 @@ def save(
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
         fresh = Path(scratch) / "artifact"
         _write(quantization, fresh, origin, sizes)
+        _require_loadable(fresh, quantization.family.component)
         _put(fresh, target, aside=Path(scratch) / "replaced")
     return target
 
@@ -108,7 +116,7 @@ def load_with(directory: str | os.PathLike[str], choice: Choice) -> DiffusionPip
     this version of transformers cannot read.
     """
     with plain_defaults():
-        return _load(Path(directory), choice)
+        return _load(artifact_folder(directory), choice)
 
 
 def _load(root: Path, choice: Choice) -> DiffusionPipeline:
@@ -117,11 +125,10 @@ def _load(root: Path, choice: Choice) -> DiffusionPipeline:
     _require_known_family(manifest["denoiser"]["family"])
     _require_agreement(root, manifest)
     try:
-        denoiser = load_denoiser(root / component, choice)
-        types = in_type(component_types(root) if choice.memory is Memory.LOW else torch.float32)
-        pipe = DiffusionPipeline.from_pretrained(root, **types, use_safetensors=True, **{component: denoiser})
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise ArtifactError(f"{root} does not hold what {MANIFEST} lists: {error}; quantize again") from error
+        with reading_tensors(root):
+            denoiser = load_denoiser(root / component, choice)
+            types = component_types(root) if choice.memory is Memory.LOW else torch.float32
+            pipe = load_pipeline(root, types, given={component: denoiser})
     except ImportError as error:  # of what a tokenizer is read by, where its class is another version's
         saved_with = manifest["versions"]["transformers"]
         raise ArtifactError(
@@ -133,26 +140,13 @@ def _load(root: Path, choice: Choice) -> DiffusionPipeline:
     for name, part in placed.components.items():
         if name != component and isinstance(part, torch.nn.Module):
             setattr(placed, name, in_float32(part))
+    object.__setattr__(placed, "save_pretrained", refuse_saving)  # before anything is written
     return placed
-
-
-def is_artifact(directory: str | os.PathLike[str]) -> bool:
-    """Whether there is a manifest; what it says is checked when it is read."""
-    return (Path(directory) / MANIFEST).is_file()
-
-
-def artifact_digest(directory: str | os.PathLike[str]) -> str:
-    """SHA-256 over the hashes of all files that decide the artifact's pictures.
-
-    The model card is left out: it tells what quantizing cost, which differs from run to run.
-    """
-    files = {name: digest for name, digest in read_manifest(directory)["files"].items() if name != CARD}
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def read_layer(directory: str | os.PathLike[str], name: str) -> QuantizedLayer:
     """One quantized layer of an artifact. Raises KeyError if it has none of that name."""
-    root = Path(directory)
+    root = artifact_folder(directory)
     manifest = read_manifest(root)
     (entry,) = [layer for layer in manifest["layers"] if layer["name"] == name] or [None]
     if entry is None or entry["excluded"] is not None:
@@ -163,7 +157,7 @@ def read_layer(directory: str | os.PathLike[str], name: str) -> QuantizedLayer:
 
 def read_layers(directory: str | os.PathLike[str]) -> Iterator[QuantizedLayer]:
     """All quantized layers of an artifact, in order."""
-    root = Path(directory)
+    root = artifact_folder(directory)
     manifest = read_manifest(root)
     tensors = load_file(root / manifest["denoiser"]["component"] / WEIGHTS)
     for entry in manifest["layers"]:
@@ -171,39 +165,15 @@ def read_layers(directory: str | os.PathLike[str]) -> Iterator[QuantizedLayer]:
             yield layer_from_tensors(entry["name"], tuple(entry["shape"]), entry["weight_bits"], tensors)
 
 
-def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
-    """The manifest, its format and schema version checked."""
-    path = Path(directory) / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise ArtifactError(f"{directory} is no bitbrush artifact: it has no {MANIFEST}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path} is damaged: {error}; quantize again") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or "schema_version" not in manifest:
-        raise ArtifactError(f"{path} is not the manifest of a bitbrush artifact")
-    if manifest["schema_version"] > SCHEMA_VERSION:
-        raise ArtifactError(
-            f"{path} has schema version {manifest['schema_version']}; this bitbrush reads up to {SCHEMA_VERSION}: "
-            "upgrade bitbrush"
-        )
-    return dict(manifest)
-
-
-def verify(directory: str | os.PathLike[str]) -> dict[str, Any]:
-    """The manifest, after comparing every file's hash with it.
+def verify(source: str | os.PathLike[str]) -> dict[str, Any]:
+    """The manifest of an artifact's folder or hub id, after comparing every file's hash with it.
 
     Raises ArtifactError naming the first file that differs, or the setting that this version does not know any more.
     """
-    root = Path(directory)
+    root = artifact_folder(source)
     manifest = read_manifest(root)
     _require_known_settings(root, manifest)
-    for name, expected in manifest["files"].items():
-        path = root / name
-        if not path.is_file():
-            raise ArtifactError(f"{path} is missing; the artifact is incomplete: quantize or copy it again")
-        if _sha256(path) != expected:
-            raise ArtifactError(f"{path} was altered or truncated (SHA-256 differs): quantize or copy it again")
+    require_intact(root, manifest)
     return manifest
 
 
@@ -218,6 +188,19 @@ def _put(fresh: Path, target: Path, *, aside: Path) -> None:
         if replaces:
             aside.replace(target)
         raise
+
+
+def _require_loadable(root: Path, component: str) -> None:
+    """Proves that the artifact loads, one network in memory at a time, without computing anything.
+
+    Raises ValueError if it does not.
+    """
+    try:
+        networks = load_networks(root, component_types(root), leaving=(component,))
+        empty = {name: network.to("meta") for name, network in networks}
+        load_pipeline(root, given={**empty, component: check_denoiser(root / component)})
+    except (ImportError, KeyError, ValueError, RuntimeError, OSError, SafetensorError) as error:
+        raise ValueError(f"the artifact was not kept, as it does not load: {error}") from error
 
 
 def _require_known_settings(root: Path, manifest: dict[str, Any]) -> None:
@@ -268,7 +251,7 @@ def _origin(quantization: Quantization, base_model: str | None, options: ModelOp
 def _write(quantization: Quantization, root: Path, origin: dict[str, Any], sizes: dict[str, int]) -> None:
     pipe, component = quantization.source, quantization.family.component
     root.mkdir()
-    pipe.save_config(root)
+    _write_index(pipe, root)
     for name, part in pipe.components.items():
         if name != component and hasattr(part, "save_pretrained"):
             whole: Any = in_memory(part) if isinstance(part, torch.nn.Module) else part
@@ -288,13 +271,27 @@ def _write(quantization: Quantization, root: Path, origin: dict[str, Any], sizes
     save_file(tensors, root / component / WEIGHTS, metadata={"format": "pt"})
     manifest = _manifest(quantization, origin, sizes, root)
     (root / CARD).write_text(model_card(manifest), encoding="utf-8")
-    manifest["files"] = {
-        str(p.relative_to(root).as_posix()): _sha256(p) for p in sorted(root.rglob("*")) if p.is_file()
-    }
+    manifest["files"] = file_digests(root)
     (root / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     mode = (root / MANIFEST).stat().st_mode
     for name in manifest["files"]:
         (root / name).chmod(mode)  # safetensors makes files that none but their owner may read
+
+
+def _write_index(pipe: DiffusionPipeline, root: Path) -> None:
+    """The pipeline's ``model_index.json``, with a class that diffusers knows."""
+    pipe.save_config(root)
+    known = saved_class(pipe)
+    if known is not type(pipe):
+        index = json.loads((root / MODEL_INDEX).read_text(encoding="utf-8"))
+        index["_class_name"] = known.__name__
+        (root / MODEL_INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        own = type(pipe).__name__
+        warnings.warn(
+            f"{own} is no class of diffusers: the artifact loads as a {known.__name__}, whose components "
+            f"{own}(**bitbrush.load(DIR).components) takes over",
+            stacklevel=4,
+        )
 
 
 def _write_config(denoiser: Any, quantization: BitbrushConfig, directory: Path) -> None:
@@ -327,6 +324,7 @@ def _manifest(quantization: Quantization, origin: dict[str, Any], sizes: dict[st
         "schema_version": SCHEMA_VERSION,
         **origin,
         "recipe": recipe.to_dict(),
+        "pipeline_class": type(quantization.source).__name__,
         "plan": {
             "scheduler": type(quantization.source.scheduler).__name__,
             "timesteps": list(quantization.outcome.planned),
@@ -347,8 +345,3 @@ def _manifest(quantization: Quantization, origin: dict[str, Any], sizes: dict[st
             **{name: importlib.metadata.version(name) for name in ("bitbrush", "torch", "diffusers", "transformers")},
         },
     }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

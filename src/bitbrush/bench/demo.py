@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from diffusers import DiffusionPipeline
 
+from bitbrush.artifact.manifest import read_manifest
 from bitbrush.artifact.sizes import denoiser_sizes
-from bitbrush.artifact.store import load, read_manifest, save
+from bitbrush.artifact.store import load, save
 from bitbrush.bench.demo_page import SHOWN, Contest, demo_page, demo_results
 from bitbrush.bench.files import write_whole
 from bitbrush.bench.generation import Generated, generate

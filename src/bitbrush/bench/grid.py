@@ -17,8 +17,9 @@ import numpy as np
 from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
 
+from bitbrush.artifact.manifest import read_manifest
 from bitbrush.artifact.recalibration import recalibrate
-from bitbrush.artifact.store import load_with, read_manifest, save
+from bitbrush.artifact.store import load_with, save
 from bitbrush.bench.generation import NonFiniteLatents, generate_each
 from bitbrush.bench.grid_cells import WORST, FailedCell, Fidelity, GridCell, read_cell, write_cell
 from bitbrush.bench.grid_plans import GridPlan

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bitbrush.artifact.store import read_manifest
+from bitbrush.artifact.manifest import read_manifest
 from bitbrush.bench.files import require_own, write_whole
 from bitbrush.bench.grid import CELLS, GridJob, Recalibration, measure_grid
 from bitbrush.bench.grid_figures import CellFigures, cell_figures

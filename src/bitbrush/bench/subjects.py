@@ -10,9 +10,10 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from bitbrush.artifact.manifest import artifact_digest, is_artifact, read_manifest
 from bitbrush.artifact.origin import require_origin
 from bitbrush.artifact.sizes import MIB, checkpoint_bytes, denoiser_sizes, float32_bytes
-from bitbrush.artifact.store import artifact_digest, is_artifact, load_with, read_manifest
+from bitbrush.artifact.store import load_with
 from bitbrush.methods.recipe import Recipe
 from bitbrush.network.families import denoiser_name
 from bitbrush.network.layers import EDGE_ACTIVATION_BITS
@@ -110,10 +111,10 @@ def require_alike(full: DiffusionPipeline, candidate: DiffusionPipeline) -> None
 
 
 def plan_for(sources: Iterable[str], given: Mapping[str, Any]) -> SamplingPlan:
-    """What is ``given`` (steps, guidance_scale, scheduler), then what the first artifact is calibrated for."""
+    """What is ``given`` (steps, guidance_scale, scheduler, pipeline_arguments), then the first artifact's own plan."""
     artifact = next((source for source in sources if is_artifact(source)), None)
     recipe = Recipe().updated(read_manifest(artifact)["recipe"]) if artifact else Recipe()
-    return recipe.updated({key: value for key, value in given.items() if value is not None}).plan
+    return recipe.plan_with(given)
 
 
 def named_candidates(given: Sequence[str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ import typer
 
 from bitbrush.cli.console import note, quiet_libraries, say, show, shown, table, warn
 from bitbrush.cli.execution import DtypeOption, MemoryOption, RuntimeOption, chosen, tell_executions
-from bitbrush.cli.options import Config, Images, Loras, Masks, Revision, Variant, model_options
+from bitbrush.cli.options import Config, Images, Loras, Masks, PipelineArguments, Revision, Variant, model_options
 
 if TYPE_CHECKING:
     from bitbrush.bench.comparison import Comparison
@@ -30,6 +30,7 @@ def compare(
     runtime: RuntimeOption = "auto",
     dtype: DtypeOption = None,
     memory: MemoryOption = "expanded",
+    pipeline_arguments: PipelineArguments = None,
     images: Images = None,
     masks: Masks = None,
     revision: Revision = None,
@@ -40,9 +41,10 @@ def compare(
 ) -> None:
     """Compare an artifact with its full-precision model, pair by pair: PSNR, SSIM, image and latent MSE."""
     quiet_libraries()
+    from bitbrush.artifact.manifest import read_manifest
     from bitbrush.artifact.origin import require_origin
     from bitbrush.artifact.sizes import denoiser_sizes
-    from bitbrush.artifact.store import load_with, read_manifest
+    from bitbrush.artifact.store import load_with
     from bitbrush.bench.comparison import compare as run
     from bitbrush.bench.subjects import require_alike
     from bitbrush.methods.recipe import Recipe
@@ -54,6 +56,7 @@ def compare(
 
     manifest = read_manifest(artifact)
     recipe = Recipe().updated(manifest["recipe"])
+    plan = recipe.plan_with({"pipeline_arguments": pipeline_arguments})
     options = model_options(revision, variant, config, loras)
     find_model(model, options)
     inputs = read_inputs(images, masks)
@@ -71,10 +74,10 @@ def compare(
     sizes = denoiser_sizes(manifest)
     note(f"{model} against {artifact} ({recipe.name}): {recipe.steps} steps, guidance {recipe.guidance_scale:g}")
     told: dict[str, Any] = {"inputs": inputs, "seed": seed, "batch_size": batch_size, "progress": shown}
-    compared = run(full, candidate, sets, recipe.plan, **told)
+    compared = run(full, candidate, sets, plan, **told)
     if as_json:
         facts = {"model": model, "artifact": str(artifact), "recipe": recipe.to_dict(), "seed": seed}
-        facts |= {"runtime": executor, "denoiser_bytes": asdict(sizes)}
+        facts |= {"runtime": executor, "pipeline_arguments": dict(plan.arguments), "denoiser_bytes": asdict(sizes)}
         print(json.dumps(_document(compared, facts), indent=1))
     else:
         _print(compared, recipe.name)

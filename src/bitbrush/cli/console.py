@@ -3,9 +3,11 @@
 import functools
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import ParamSpec
+from pathlib import Path
+from typing import Any, ParamSpec
 
 import typer
 from rich.cells import cell_len
@@ -19,6 +21,7 @@ from bitbrush.session.progress import Advance
 
 P = ParamSpec("P")
 
+PACKAGE = Path(__file__).parents[1]
 USER_ERROR, INTERRUPTED = 2, 130
 SECONDS_BETWEEN_LINES = 10.0
 WIDTH_IN_FILES = 180
@@ -89,6 +92,24 @@ def warn(text: str) -> None:
     err().print(f"warning: {text}", markup=False, style="yellow")
 
 
+@contextmanager
+def own_warnings_as_lines() -> Iterator[None]:
+    """Shows Python warnings that come from this package as :func:`warn` does, others as before."""
+    with warnings.catch_warnings():
+        show_others = warnings.showwarning
+
+        def show_warning(
+            message: Warning | str, category: type[Warning], filename: str, *rest: Any, **more: Any
+        ) -> None:
+            if Path(filename).is_relative_to(PACKAGE):
+                warn(str(message))
+            else:
+                show_others(message, category, filename, *rest, **more)
+
+        warnings.showwarning = show_warning
+        yield
+
+
 def reporting_errors(command: Callable[P, None]) -> Callable[P, None]:
     """The command, with what its user can put right told in one message and by exit code 2, in any encoding."""
 
@@ -96,7 +117,8 @@ def reporting_errors(command: Callable[P, None]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         spell_what_streams_lack()
         try:
-            command(*args, **kwargs)
+            with own_warnings_as_lines():
+                command(*args, **kwargs)
         except (ValueError, OSError) as error:
             err().print(f"error: {error}", markup=False, style="red")
             raise typer.Exit(USER_ERROR) from error

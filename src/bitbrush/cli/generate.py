@@ -1,5 +1,6 @@
 """``bitbrush generate``."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,7 +38,8 @@ def generate(
 ) -> None:
     """Generate images from a quantized (or a full-precision) pipeline."""
     quiet_libraries()
-    from bitbrush.artifact.store import is_artifact, load_with
+    from bitbrush.artifact.manifest import is_artifact
+    from bitbrush.artifact.store import load_with
     from bitbrush.bench.pictures import require_pictures, write_pictures
     from bitbrush.sources.input_images import read_image
     from bitbrush.sources.prompts import too_long
@@ -87,11 +89,9 @@ def _plan(
     model: str, steps: int | None, guidance_scale: float | None, scheduler: str | None, arguments: list[str]
 ) -> "SamplingPlan":
     """What is given, then what the artifact was calibrated for; its scheduler is already the pipeline's own."""
-    from bitbrush.artifact.store import is_artifact, read_manifest
+    from bitbrush.artifact.manifest import is_artifact, read_manifest
     from bitbrush.methods.recipe import Recipe
 
     recipe = Recipe().updated(read_manifest(model)["recipe"]) if is_artifact(model) else Recipe()
-    given = {"steps": steps, "guidance_scale": guidance_scale}
-    further = dict(recipe.pipeline_arguments) | dict(Recipe().updated({"pipeline_arguments": arguments}).plan.arguments)
-    keys = {key: value for key, value in given.items() if value is not None}
-    return recipe.updated({**keys, "scheduler": scheduler, "pipeline_arguments": further}).plan
+    given = {"steps": steps, "guidance_scale": guidance_scale, "scheduler": scheduler, "pipeline_arguments": arguments}
+    return replace(recipe, scheduler=None).plan_with(given)

@@ -116,7 +116,7 @@ def grid_of_bench(axes: str, model: str, candidates: Sequence[str], output: Path
 
     ``given``: the options of ``bench`` that its user gave, by name. Raises ValueError for those that a grid has not.
     """
-    from bitbrush.artifact.store import read_manifest
+    from bitbrush.artifact.manifest import read_manifest
 
     named = [axis.strip() for axis in axes.split(",")]
     if unknown := [axis for axis in named if axis not in AXES]:

@@ -72,9 +72,10 @@ def _plot_bits(artifact: Path, manifest: dict[str, Any], plot: Path) -> None:
 def _executions(artifact: Path, manifest: dict[str, Any]) -> "tuple[Execution, ...]":
     """How each quantized layer would be computed on this machine."""
     from bitbrush.artifact.denoiser import denoiser_executions
+    from bitbrush.artifact.manifest import artifact_folder
 
     choice = chosen("auto", None, "expanded")
-    return denoiser_executions(artifact / manifest["denoiser"]["component"], choice, shown)
+    return denoiser_executions(artifact_folder(artifact) / manifest["denoiser"]["component"], choice, shown)
 
 
 def _show_summary(artifact: Path, manifest: dict[str, Any]) -> None:

@@ -155,8 +155,8 @@ def _announcement(model: str, recipe: "Recipe", processes: int) -> str:
 
 def print_summary(quantization: "Quantization", output: Path) -> None:
     """What was made, what it cost, and what to do with it."""
+    from bitbrush.artifact.manifest import read_manifest
     from bitbrush.artifact.sizes import denoiser_sizes
-    from bitbrush.artifact.store import read_manifest
 
     manifest = read_manifest(output)
     costs = table("phase", "seconds", "denoiser calls per batch", "peak MiB")

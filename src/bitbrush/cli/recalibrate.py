@@ -25,8 +25,9 @@ def recalibrate(
 ) -> None:
     """Find an artifact's activation ranges anew, for another plan: minutes, and no full-precision model."""
     quiet_libraries()
+    from bitbrush.artifact.manifest import read_manifest
     from bitbrush.artifact.recalibration import recalibrate as run
-    from bitbrush.artifact.store import read_manifest, require_free, save
+    from bitbrush.artifact.store import require_free, save
     from bitbrush.methods.recipe import Recipe
     from bitbrush.session.machine import find_device
     from bitbrush.session.ranks import ranks

@@ -7,9 +7,12 @@ weights between the recipes of an ablation follow from the :class:`Key` of each 
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
 from typing import Any
+
+from bitbrush.timeline.plan import is_prompt_text
 
 METADATA = "key"
 """Where a field's metadata holds its :class:`Key`."""
@@ -130,14 +133,26 @@ def patterns(name: str, value: Any) -> tuple[str, ...]:
 
 
 def named_value(text: str) -> tuple[str, Any] | None:
-    """Splits ``NAME=VALUE``, the value read as JSON or else as it stands; None for a text of another form."""
+    """Splits ``NAME=VALUE``; None for a text of another form.
+
+    The value is read as JSON, or as numbers with commas between, or else as it stands.
+    """
     name, equals, value = text.partition("=")
     if not (name and equals):
         return None
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
+    parsed = _json_value(value)
+    is_text = isinstance(parsed, str) or (isinstance(parsed, list) and all(isinstance(one, str) for one in parsed))
+    return name, value if is_prompt_text(name) and not is_text else parsed
+
+
+def _json_value(text: str) -> Any:
+    with suppress(json.JSONDecodeError):
+        return json.loads(text)
+    with suppress(json.JSONDecodeError):
+        numbers = json.loads(f"[{text}]")
+        if numbers and all(isinstance(one, int | float) for one in numbers):
+            return numbers
+    return text
 
 
 def keys_of(recipe: type) -> Mapping[str, Key]:

@@ -25,7 +25,7 @@ from bitbrush.methods.keys import (
 from bitbrush.methods.registry import METHODS
 from bitbrush.methods.removed import removed_setting, without_removed
 from bitbrush.numerics.limits import MAX_BITS, MAX_WEIGHT_BITS, MIN_WEIGHT_BITS, RangeEstimator, WeightRange
-from bitbrush.timeline.plan import PipelineArgument, SamplingPlan
+from bitbrush.timeline.plan import PipelineArgument, SamplingPlan, is_prompt_text
 
 MIN_ACTIVATION_BITS = 4
 MAX_RANK = 256
@@ -108,6 +108,8 @@ def _pipeline_arguments(name: str, value: Any) -> tuple[tuple[str, PipelineArgum
 
 def _pipeline_argument(name: str, value: Any) -> PipelineArgument:
     values = value if isinstance(value, list | tuple) else (value,)
+    if is_prompt_text(name) and not (value is None or (values and all(isinstance(one, str) for one in values))):
+        raise ValueError(f"pipeline argument {name} is {value!r}; it must be a text, or a list of texts")
     if not all(isinstance(one, bool | int | float | str | None) for one in values):
         raise ValueError(
             f"pipeline argument {name} is {value!r}; it must be a number, a text, true or false, or a list of these"
@@ -249,6 +251,18 @@ class Recipe:
     def plan(self) -> SamplingPlan:
         """The sampling plan that is calibrated for."""
         return SamplingPlan(self.steps, self.guidance_scale, self.scheduler, self.pipeline_arguments)
+
+    def plan_with(self, keys: Mapping[str, Any]) -> SamplingPlan:
+        """Returns the sampling plan with the given keys of it, None for the recipe's own.
+
+        Pipeline arguments are added to the recipe's, or come before them.
+
+        Raises:
+            ValueError: A value that its key does not take.
+        """
+        given = {name: value for name, value in keys.items() if value is not None}
+        added = _pipeline_arguments("pipeline_arguments", given.get("pipeline_arguments", ()))
+        return self.updated({**given, "pipeline_arguments": dict(self.pipeline_arguments) | dict(added)}).plan
 
     @property
     def name(self) -> str:

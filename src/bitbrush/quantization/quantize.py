@@ -16,6 +16,8 @@ from diffusers.pipelines.auto_pipeline import (
 )
 from torch import nn
 
+from bitbrush.artifact.denoiser import refuse_saving
+from bitbrush.artifact.savable import require_savable
 from bitbrush.calibration.relaxing import Relaxation, average_bits
 from bitbrush.methods import METHODS
 from bitbrush.methods.method import Outcome, outcome, run_stages
@@ -96,6 +98,7 @@ class Quantization:
         pipe = copy.copy(self.source)
         setattr(pipe, self.family.component, denoiser)
         pipe.scheduler = copy.deepcopy(self.source.scheduler)
+        object.__setattr__(pipe, "save_pretrained", refuse_saving)
         return pipe
 
 
@@ -208,6 +211,7 @@ def prepare(
     _require_one_card(pipe, ranks)
     family = generic_family(pipe) if generic else family_of(pipe)
     _require_float(getattr(pipe, family.component), family.component)
+    require_savable(pipe)
     batches = tuple(prompt_batches(prompts[: recipe.num_prompts], recipe.seed, recipe.batch_size, inputs=inputs))
     source = _in_float32(with_scheduler(pipe, recipe.scheduler))
     session = Session(ranks=ranks, progress=progress if ranks.leads else silent)

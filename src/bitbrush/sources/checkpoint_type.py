@@ -1,5 +1,6 @@
-"""The type in which a checkpoint stores its denoiser, and in which it is loaded."""
+"""The type in which a checkpoint stores its networks, and the variants of their weight files."""
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,12 @@ from safetensors import SafetensorError, safe_open
 _HALF = {"F16": torch.float16, "BF16": torch.bfloat16}
 _FLOATS = {*_HALF, "F32", "F64"}
 
+_WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_model|pytorch_model|model)(?:-\d+-of-\d+)?"
+    r"(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)"
+)
+"""Names of weight files: the variant before the number of a shard, or after it as older diffusers wrote it."""
+
 _ARGUMENT = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
 
 
@@ -21,6 +28,29 @@ def in_type(dtype: torch.dtype | Mapping[str, torch.dtype]) -> dict[str, Any]:
     ``dtype``: of all components, or by their names, "default" for the others.
     """
     return {_ARGUMENT: dtype}
+
+
+def variants(component: Path) -> set[str | None]:
+    """The variants of a component's weight files; None stands for files of no variant."""
+    found = (_WEIGHTS.fullmatch(path.name) for path in component.iterdir())
+    return {match["variant"] for match in found if match}
+
+
+def weights_variant(component: Path, wanted: str | None) -> str | None:
+    """The variant of a component's weight files to load: the wanted one, files of no variant, or the only one there is.
+
+    Raises ValueError where it is unclear which one.
+    """
+    found = variants(component)
+    if wanted in found:
+        return wanted
+    if None in found or not found:
+        return None
+    if wanted is None and len(found) == 1:
+        return found.pop()
+    held = " and ".join(sorted(str(name) for name in found))
+    asked = f"none of variant {wanted!r}" if wanted else "none without a variant"
+    raise ValueError(f"{component} holds weights of variant {held}, but {asked}; choose one with --variant")
 
 
 def component_types(pipeline: Path, variant: str | None = None) -> dict[str, torch.dtype]:
@@ -38,8 +68,10 @@ def folder_type(component: Path, variant: str | None) -> torch.dtype:
 
 
 def variant_files(component: Path, variant: str | None) -> list[Path]:
-    """The safetensors files of a component's folder that belong to the variant, or to none."""
-    return [path for path in sorted(component.glob("*.safetensors")) if _is_of(path.stem, variant)]
+    """The safetensors files of a component's folder that are loaded where ``variant`` is asked for."""
+    own = weights_variant(component, variant)
+    found = ((path, _WEIGHTS.fullmatch(path.name)) for path in sorted(component.glob("*.safetensors")))
+    return [path for path, match in found if match and match["variant"] == own]
 
 
 def file_type(path: Path) -> torch.dtype:
@@ -51,10 +83,6 @@ def file_type(path: Path) -> torch.dtype:
         return _common(_types(path))
     except SafetensorError:
         return torch.float32
-
-
-def _is_of(stem: str, variant: str | None) -> bool:
-    return "." not in stem if variant is None else f".{variant}" in stem
 
 
 def _whole_types(path: Path) -> Iterable[str]:

@@ -2,16 +2,38 @@
 
 import hashlib
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
 
-DOWN = ("lora_A.weight", "lora_down.weight", "lora.down.weight", "lora_linear_layer.down.weight")
-"""How the first of a layer's two factors is called, by the programs that write LoRAs."""
+from bitbrush.sources.networks import is_finite
+
+FACTORS = {
+    "lora_A.weight": "lora_B.weight",
+    "lora_down.weight": "lora_up.weight",
+    "lora.down.weight": "lora.up.weight",
+    "lora_linear_layer.down.weight": "lora_linear_layer.up.weight",
+}
+"""How a layer's two factors are called, by the programs that write LoRAs."""
+
+PAIRS = FACTORS | {up: down for down, up in FACTORS.items()}
+PEFT_METADATA = "lora_adapter_metadata"
+"""Under which a file of diffusers' own holds ranks and alphas."""
+
+TEXT_ENCODERS = {
+    "lora_te_": "text_encoder",
+    "lora_te1_": "text_encoder",
+    "lora_te2_": "text_encoder_2",
+    "lora_te3_": "text_encoder_3",
+}
+"""How kohya's programs begin the names of a text encoder's layers, and what pipelines call it."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +57,18 @@ class Lora:
             raise ValueError(f"LoRA is {text!r}; expected FILE or FILE@SCALE, e.g. style.safetensors@0.8") from None
 
     def require(self) -> None:
-        """Raises ValueError if there is no such file, or nothing to load it with."""
+        """Raises ValueError if there is no such file, it is no whole LoRA, or there is nothing to load it with."""
         if not self.path.is_file():
             raise ValueError(f"LoRA {self.path} is no file")
         try:
-            _held_layers(self.path)
+            with safe_open(self.path, framework="pt") as file:
+                keys = set(file.keys())
         except SafetensorError as error:
             raise ValueError(f"LoRA {self.path} is no intact safetensors file: {error}") from error
+        if alone := sorted(key for key in keys if _ending(key) and _other_factor(key) not in keys):
+            raise ValueError(f"LoRA {self.path} has {alone[0]} without its other factor; download it again")
+        if scaled := sorted(key for key in keys if key.endswith("dora_scale")):  # left out by diffusers
+            raise ValueError(f"LoRA {self.path} is a DoRA ({scaled[0]}), which cannot be fused; give a plain LoRA")
         if importlib.util.find_spec("peft") is None:
             raise ValueError(f"LoRA {self.path} needs the package peft: pip install 'bitbrush[lora]'")
 
@@ -54,28 +81,90 @@ class Lora:
 def fuse_lora(pipe: DiffusionPipeline, lora: Lora) -> int:
     """Adds the updates to the weights of ``pipe``, and returns of how many layers. No adapter stays behind.
 
-    Raises ValueError if a layer's shape is another, if the file matches no layer, or if there is no such file or no
-    package to load it with.
+    Raises ValueError if a layer's shape is another, if a value is NaN or infinite, if the file holds layers that the
+    pipeline has not, or if there is no such file or no package to load it with.
     """
     lora.require()
     if not hasattr(pipe, "load_lora_weights"):
         raise ValueError(f"{type(pipe).__name__} takes no LoRA, so {lora.path} cannot be fused")
-    try:
-        pipe.load_lora_weights(str(lora.path.parent), weight_name=lora.path.name, adapter_name="fused")
-    except (RuntimeError, ValueError, KeyError, AttributeError) as error:
-        raise ValueError(
-            f"LoRA {lora.path} does not fit {type(pipe).__name__}; it was made for another architecture: "
-            f"{_first_lines(error)}"
-        ) from error
-    layers, held = _adapted_layers(pipe), _held_layers(lora.path)
+    tensors = load_file(lora.path)
+    if bad := [key for key, tensor in tensors.items() if not is_finite(tensor)]:
+        raise ValueError(f"LoRA {lora.path} holds NaN or infinity in {bad[0]}")
+    text = {key: tensor for key, tensor in tensors.items() if key.startswith(tuple(TEXT_ENCODERS))}
+    rest = {key: tensor for key, tensor in tensors.items() if key not in text}
+    updates = _text_updates(pipe, _unit_scaled(text), lora)
+    if rest:
+        _attach(pipe, lora, rest)
+    layers, held = len(updates) + _adapted_layers(pipe), sum(key.endswith(tuple(FACTORS)) for key in tensors)
     if layers < max(held, 1):
+        pipe.unload_lora_weights()
         raise ValueError(
             f"LoRA {lora.path} holds updates of {held} layers, of which {layers or 'none'} are in "
             f"{type(pipe).__name__}; it was made for another model"
         )
-    pipe.fuse_lora(lora_scale=lora.scale, adapter_names=["fused"])
-    pipe.unload_lora_weights()
+    if rest:
+        pipe.fuse_lora(lora_scale=lora.scale, adapter_names=["fused"])
+        pipe.unload_lora_weights()
+    for layer, update in updates:
+        layer.weight.data = (layer.weight.data + update.to(layer.weight.device)).to(layer.weight.dtype)
     return layers
+
+
+def _attach(pipe: Any, lora: Lora, tensors: dict[str, Tensor]) -> None:
+    """Has diffusers attach the tensors as the adapter "fused"; the file itself where that says more than they."""
+    with safe_open(lora.path, framework="pt") as file:
+        configured = PEFT_METADATA in (file.metadata() or {})
+    try:
+        if configured or not hasattr(pipe, "unet"):
+            pipe.load_lora_weights(str(lora.path.parent), weight_name=lora.path.name, adapter_name="fused")
+        else:
+            pipe.load_lora_weights(_unit_scaled(tensors), adapter_name="fused")
+    except (RuntimeError, ValueError, KeyError, AttributeError) as error:
+        raise _misfit(pipe, lora, _first_lines(error)) from error
+
+
+def _unit_scaled(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Factors of one rank whose product is the update, instead of ranks and alphas of each layer's own.
+
+    diffusers 0.42 scales layers wrongly where a file's alphas differ, as those of convolutions and linear layers often
+    do.
+    """
+    ranks = {key: len(tensor) for key, tensor in tensors.items() if key.endswith(tuple(FACTORS))}
+    alphas = {key: key.removesuffix(_ending(key)) + "alpha" for key in ranks}
+    made = {key: tensor for key, tensor in tensors.items() if key not in alphas.values()}
+    for down, rank in ranks.items():
+        up, added = _other_factor(down), max(ranks.values()) - rank
+        scale = float(tensors[alphas[down]]) / rank if alphas[down] in tensors else 1.0
+        made[down] = functional.pad(made[down], [0, 0] * (made[down].dim() - 1) + [0, added])
+        made[up] = functional.pad(made[up] * scale, [0, 0] * (made[up].dim() - 2) + [0, added])
+    return made
+
+
+def _text_updates(pipe: Any, tensors: Mapping[str, Tensor], lora: Lora) -> list[tuple[nn.Linear, Tensor]]:
+    """Layers of text encoders and what to add to their weights, for files of kohya's programs.
+
+    Such a file names a layer by its path with underscores for dots. diffusers guesses the dots, and needs the output
+    projection among the layers to do so.
+    """
+    updates = []
+    for down in (key for key in tensors if key.endswith(tuple(FACTORS))):
+        prefix = next(prefix for prefix in TEXT_ENCODERS if down.startswith(prefix))
+        name = down.removesuffix(_ending(down)).removeprefix(prefix).removesuffix(".")
+        layer = _text_layer(getattr(pipe, TEXT_ENCODERS[prefix], None), name)
+        if layer is not None:
+            factors = tensors[_other_factor(down)].float(), tensors[down].float()
+            shape = (factors[0].shape[0], *factors[1].shape[1:])
+            if shape != layer.weight.shape:
+                raise _misfit(pipe, lora, f"{prefix}{name} is {shape}, and here {tuple(layer.weight.shape)}")
+            updates.append((layer, lora.scale * factors[0] @ factors[1]))
+    return updates
+
+
+def _text_layer(encoder: nn.Module | None, path: str) -> nn.Linear | None:
+    """CLIP's layers are below ``text_model`` in kohya's files, and in most versions of transformers."""
+    modules = encoder.named_modules() if encoder is not None else ()
+    linear = {name.replace(".", "_"): module for name, module in modules if isinstance(module, nn.Linear)}
+    return linear.get(path) or linear.get(path.removeprefix("text_model_"))
 
 
 def _adapted_layers(pipe: DiffusionPipeline) -> int:
@@ -83,10 +172,20 @@ def _adapted_layers(pipe: DiffusionPipeline) -> int:
     return sum("fused" in getattr(module, "lora_A", {}) for network in networks for module in network.modules())
 
 
-def _held_layers(path: Path) -> int:
-    """Layers that the file names. A model may have more: one that is split into queries, keys and values, say."""
-    with safe_open(path, framework="pt") as file:
-        return sum(key.endswith(DOWN) for key in file.keys())  # noqa: SIM118 - no dictionary
+def _other_factor(key: str) -> str:
+    """The name of the factor that belongs to the one called ``key``."""
+    return key.removesuffix(_ending(key)) + PAIRS[_ending(key)]
+
+
+def _ending(key: str) -> str:
+    """How the name of a factor ends; empty for another tensor."""
+    return next((ending for ending in PAIRS if key.endswith(ending)), "")
+
+
+def _misfit(pipe: DiffusionPipeline, lora: Lora, told: str) -> ValueError:
+    return ValueError(
+        f"LoRA {lora.path} does not fit {type(pipe).__name__}; it was made for another architecture: {told}"
+    )
 
 
 def _first_lines(error: BaseException) -> str:

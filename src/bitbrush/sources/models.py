@@ -1,6 +1,7 @@
 """Full-precision pipelines by bundled name, local directory, hub id, or single file."""
 
 import gc
+import json
 import math
 import os
 from dataclasses import dataclass, replace
@@ -9,8 +10,8 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
 from torch import nn
 
@@ -18,12 +19,16 @@ from bitbrush.network.families import DENOISERS
 from bitbrush.network.held import put_weights_away
 from bitbrush.session.allocator import return_freed_memory
 from bitbrush.session.offload import PROCESSOR, Spool
-from bitbrush.sources.checkpoint_type import component_types, file_type, in_type
+from bitbrush.sources.checkpoint_type import component_types, file_type
 from bitbrush.sources.lora import Lora, fuse_lora
-from bitbrush.sources.single_file import MODEL_INDEX, load_single_file
+from bitbrush.sources.networks import MODEL_INDEX, lacks_weights, load_pipeline
+from bitbrush.sources.single_file import load_single_file
 from bitbrush.zoo import MODELS, model_path
 
 SINGLE_FILE = ".safetensors"
+HALF_VARIANT = "fp16"
+ARTIFACT_MANIFEST, ARTIFACT_FORMAT = "manifest.json", "bitbrush-artifact"
+"""File and format name that mark an artifact (``artifact/manifest.py``)."""
 LARGE = 256 << 20
 """Bytes of a checkpoint from which on freed memory goes back to the system at once: what is given back must be paged in
 again. On emoji-sd it took a third of the time and saved 380 MiB."""
@@ -122,6 +127,7 @@ def find_model(model: str | os.PathLike[str], options: ModelOptions | None = Non
     nothing can be, ValueError for an option that does not apply.
     """
     options = options or ModelOptions()
+    _require_full_precision(model)
     source = _find(os.fspath(model))
     single, local = source.endswith(SINGLE_FILE), Path(source).exists()
     if options.config is not None and not single:
@@ -137,6 +143,31 @@ def find_model(model: str | os.PathLike[str], options: ModelOptions | None = Non
     if not single and not local:
         _require_on_hub(source, options)
     return source
+
+
+def _require_full_precision(model: str | os.PathLike[str]) -> None:
+    manifest = _artifact_manifest(model)
+    if manifest is not None:
+        raise UnknownModelError(
+            f"{str(model)!r} is a quantized artifact, and a full-precision model is needed: give the one that it was "
+            f"made of ({manifest.get('base_model')}); bitbrush recalibrate finds ranges for another plan on the "
+            "artifact's own integers"
+        )
+
+
+def _artifact_manifest(model: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Returns the manifest of an artifact's folder or cached hub id; None for other models and damaged manifests."""
+    path: Any = Path(model) / ARTIFACT_MANIFEST
+    if not path.is_file():
+        try:
+            path = try_to_load_from_cache(os.fspath(model), ARTIFACT_MANIFEST)
+        except HFValidationError:
+            return None
+    try:
+        manifest = json.loads(Path(path).read_text(encoding="utf-8")) if isinstance(path, str | Path) else None
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) and manifest.get("format") == ARTIFACT_FORMAT else None
 
 
 def _find(model: str) -> str:
@@ -159,16 +190,21 @@ def _find(model: str) -> str:
 def _load_folder(
     model: str | os.PathLike[str], source: str, options: ModelOptions, *, own_type: bool = False
 ) -> DiffusionPipeline:
-    found: dict[str, Any] = {"revision": options.revision, "variant": options.variant}
     try:
-        if not own_type:
-            return DiffusionPipeline.from_pretrained(source, **in_type(torch.float32), **found)
-        folder = source if Path(source).is_dir() else DiffusionPipeline.download(source, **found)
-        types = component_types(Path(folder), options.variant)
-        return DiffusionPipeline.from_pretrained(folder, **in_type(types), variant=options.variant)
+        folder = Path(source) if Path(source).is_dir() else _download(source, options)
+        types = component_types(folder, options.variant) if own_type else torch.float32
+        return load_pipeline(folder, types, variant=options.variant)
     except (OSError, ValueError, SafetensorError, HfHubHTTPError) as error:
         told = _unreadable(source, options, error) if Path(source).is_dir() else _unknown(model, options, error)
         raise UnknownModelError(told) from error
+
+
+def _download(model: str, options: ModelOptions) -> Path:
+    """The snapshot of a hub id in the cache, with half-precision files where it has no others."""
+    folder = Path(DiffusionPipeline.download(model, revision=options.revision, variant=options.variant))
+    if options.variant is None and lacks_weights(folder):
+        folder = Path(DiffusionPipeline.download(model, revision=options.revision, variant=HALF_VARIANT))
+    return folder
 
 
 def _require_on_hub(model: str, options: ModelOptions) -> None:
@@ -181,8 +217,8 @@ def _require_on_hub(model: str, options: ModelOptions) -> None:
 
 def _unreadable(folder: str, options: ModelOptions, error: Exception) -> str:
     return (
-        f"the pipeline in {folder}{_asked(options)} cannot be loaded: {error}; a file may be missing or cut short: "
-        "fetch it again"
+        f"the pipeline in {folder}{_asked(options)} cannot be loaded: {error}; a file may be missing, damaged or cut "
+        "short: fetch it again"
     )
 
 

@@ -1,18 +1,21 @@
 """Checkpoints of a whole pipeline in one file, in the layout of the original code (Civitai, ComfyUI)."""
 
 import json
+import traceback
 from pathlib import Path
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.loaders.single_file_utils import fetch_diffusers_config
 from diffusers.models.model_loading_utils import load_state_dict
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
-MODEL_INDEX = "model_index.json"
+from bitbrush.sources.networks import MODEL_INDEX, missing_tensors, require_whole
+
 DENOISER = "model.diffusion_model."
 AUTOENCODER = ("first_stage_model.", "vae.")
 
@@ -28,12 +31,17 @@ def load_single_file(path: Path, config: str | None, dtype: torch.dtype = torch.
     source = config if config is not None else _published(path)
     try:
         pipeline = getattr(diffusers, _pipeline_class(source))
-        return pipeline.from_single_file(str(path), config=source, torch_dtype=dtype)
+        pipe: DiffusionPipeline = pipeline.from_single_file(str(path), config=source, torch_dtype=dtype)
+        for name, part in pipe.components.items():
+            if isinstance(part, nn.Module):
+                require_whole(part, name)
+        return pipe
     except (OSError, ValueError, KeyError, AttributeError, RuntimeError, HfHubHTTPError) as error:
         given = f"the configuration {source}" if config else f"{source}, the configuration its shapes point at,"
+        told = _what_is_missing(error) or _first_line(error)
         raise ValueError(
-            f"{path} cannot be loaded with {given}: {_first_line(error)}; give the pipeline folder that it belongs to "
-            "with --config"
+            f"{path} cannot be loaded with {given}: {told}; give the pipeline folder that it belongs to with --config, "
+            "or download the file again"
         ) from error
 
 
@@ -61,6 +69,19 @@ def _pipeline_class(source: str) -> str:
     folder = Path(source)
     index = folder / MODEL_INDEX if folder.is_dir() else Path(hf_hub_download(source, MODEL_INDEX))
     return str(json.loads(index.read_text(encoding="utf-8"))["_class_name"])
+
+
+def _what_is_missing(error: BaseException) -> str | None:
+    """Names the tensors that the file lacks, where diffusers failed to place a network without their values.
+
+    Its error does not, so that they are looked for in the network that the failing call had at hand.
+    """
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        networks = [part for part in frame.f_locals.values() if isinstance(part, ModelMixin)]
+        found = [f"{type(network).__name__} {told}" for network in networks if (told := missing_tensors(network))]
+        if found:
+            return found[0]
+    return None
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,11 +1,13 @@
 """The sampling plan that a quantized denoiser is calibrated for."""
 
 import math
+import re
 from dataclasses import dataclass
 from typing import TypeAlias
 
 PipelineArgument: TypeAlias = bool | int | float | str | tuple[bool | int | float | str, ...] | None
 """What an argument of a pipeline's call can be in a recipe."""
+_PROMPT_TEXT = re.compile(r"(negative_)?prompt(_\d+)?")
 
 
 @dataclass(frozen=True)
@@ -25,3 +27,8 @@ class SamplingPlan:
             raise ValueError(f"steps is {self.steps}; at least 1 is needed")
         if not math.isfinite(self.guidance_scale) or self.guidance_scale < 0:
             raise ValueError(f"guidance_scale is {self.guidance_scale}; it must be a finite number >= 0")
+
+
+def is_prompt_text(argument: str) -> bool:
+    """Whether an argument of a pipeline's call is a text that has one value per prompt."""
+    return _PROMPT_TEXT.fullmatch(argument) is not None

@@ -12,7 +12,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from bitbrush.artifact.store import is_artifact, read_layers, read_manifest
+from bitbrush.artifact.manifest import is_artifact, read_manifest
+from bitbrush.artifact.store import read_layers
 from bitbrush.bench.ablation.recipes import Setting, given_keys
 from bitbrush.bench.files import require_own, write_whole
 from bitbrush.methods import METHODS
