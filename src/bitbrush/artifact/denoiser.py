@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Never
+from typing import Any
 
 import diffusers
 from accelerate import init_empty_weights
@@ -40,7 +40,6 @@ def load_denoiser(folder: Path, choice: Choice) -> nn.Module:
     if lacking or unexpected:
         raise ValueError(f"its tensors are not the configuration's: {', '.join((lacking or unexpected)[:3])}")
     lower(denoiser, choice, _layers(denoiser, bits, tensors))
-    object.__setattr__(denoiser, "save_pretrained", _refuse_saving)
     return denoiser.eval().requires_grad_(False)
 
 
@@ -54,10 +53,6 @@ def denoiser_executions(folder: Path, choice: Choice, progress: Progress = silen
             found.append(choice.runtime.execution(denoiser.get_submodule(layer.name), layer))
             advance()
     return tuple(found)
-
-
-def _refuse_saving(*_: Any, **__: Any) -> Never:
-    raise ValueError("a quantized denoiser is not serializable from memory; copy the artifact's folder instead")
 
 
 def denoiser_of(folder: Path) -> tuple[nn.Module, dict[str, Any]]:

@@ -31,10 +31,11 @@ from bitbrush.network.held import HALF, in_float32, twin, widen_
 from bitbrush.network.layers import LayerSpec
 from bitbrush.network.skip_inputs import with_split_skips
 from bitbrush.rounding.nearest import RoundedLayer
-from bitbrush.runtime.reference import ReferenceRuntime
-from bitbrush.runtime.refusals import refuse_unquantized
+from bitbrush.runtime.choose import RuntimeName, choose_runtime
+from bitbrush.runtime.lowered import lower, lowered_of
 from bitbrush.timeline.allocator import share_heap
 from bitbrush.timeline.cost import CostLedger, PhaseCost
+from bitbrush.timeline.defaults import plain_defaults
 from bitbrush.timeline.journal import Journal
 from bitbrush.timeline.plan import Relaxation, average_bits
 from bitbrush.timeline.progress import Progress, silent
@@ -85,8 +86,7 @@ class Quantization:
         Its weights are in float32, as fast as they run and as large.
         """
         denoiser = twin(getattr(self.source, self.family.component))
-        refuse_unquantized(denoiser)
-        ReferenceRuntime().lower(denoiser, self.outcome.layers)
+        lower(denoiser, choose_runtime(RuntimeName.REFERENCE), self.outcome.layers)
         widen_(denoiser)  # what was excluded
         pipe = copy.copy(self.source)
         setattr(pipe, self.family.component, denoiser)
@@ -125,12 +125,13 @@ def quantize(
     with the same arguments and shares the work by the prompts; each is given the same result, to be saved by one.
     If one fails, the others raise RankError.
 
-    Raises ValueError for an unknown method, denoiser or scheduler, for a denoiser in another type, for too few prompts,
+    Raises ValueError for an unknown method, denoiser or scheduler, for a denoiser in another type or one that is
+    quantized already, for too few prompts,
     for ``rounded`` weights of other layers or bits, for ``work`` of another quantization, for inputs that the pipeline
     misses or does not take, for fewer prompts than processes, for several processes on a card, or if the checkpoint or
     its activations hold NaN.
     """
-    with ranks() as own, own.together():
+    with ranks() as own, own.together(), plain_defaults():
         job = quantization_job(
             pipe, recipe, prompts, inputs=inputs, generic=generic, rounded=rounded, progress=progress, ranks=own
         )
@@ -185,6 +186,7 @@ def quantization_job(
             f"num_prompts is {recipe.num_prompts} for {ranks.world} processes, of which each needs one; start fewer "
             "(torchrun --nproc-per-node), or use more prompts"
         )
+    _require_full_precision(pipe)
     require_inputs(pipe, inputs or {})
     _require_one_card(pipe, ranks)
     family = generic_family(pipe) if generic else family_of(pipe)
@@ -232,6 +234,17 @@ def _require_one_card(pipe: DiffusionPipeline, ranks: Ranks) -> None:
             f"the pipeline is on {pipe.device}, and {ranks.world} processes share the work: they exchange tensors of "
             "the processor only; start one process, or leave the pipeline on the processor"
         )
+
+
+def _require_full_precision(pipe: DiffusionPipeline) -> None:
+    for name, part in pipe.components.items():
+        lowered = lowered_of(part) if isinstance(part, nn.Module) else None
+        if lowered is not None:
+            raise ValueError(
+                f"the pipeline's {name} is quantized already (it runs on {lowered.name}); quantize the full-precision "
+                "pipeline: bitbrush.load_full_precision(MODEL). bitbrush.recalibrate(DIRECTORY, ...) finds other "
+                "activation ranges for an artifact's weights"
+            )
 
 
 def _require_float(denoiser: nn.Module, component: str) -> None:

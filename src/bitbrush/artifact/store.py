@@ -36,6 +36,7 @@ from bitbrush.network.low_rank import branch_ranks
 from bitbrush.network.skip_inputs import split_begins
 from bitbrush.runtime.choose import Choice, runtime_named
 from bitbrush.runtime.onednn.weights import Memory
+from bitbrush.timeline.defaults import plain_defaults
 
 MANIFEST = "manifest.json"
 FORMAT = "bitbrush-artifact"
@@ -106,7 +107,11 @@ def load_with(directory: str | os.PathLike[str], choice: Choice) -> DiffusionPip
     Raises ArtifactError if the directory is no artifact, of a newer schema, incomplete or altered, or if it holds what
     this version of transformers cannot read.
     """
-    root = Path(directory)
+    with plain_defaults():
+        return _load(Path(directory), choice)
+
+
+def _load(root: Path, choice: Choice) -> DiffusionPipeline:
     manifest = verify(root)
     component = manifest["denoiser"]["component"]
     _require_known_family(manifest["denoiser"]["family"])

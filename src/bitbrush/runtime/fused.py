@@ -66,7 +66,7 @@ class Between:
     ``glue``: with the methods of :class:`~bitbrush.runtime.glue.Glue`, for the runtime's own grids. ``together``: the
     products of what reads one input. ``of_text``: a layer of the text's embedding. ``of_time``: a projection of the
     time's, ``layer(silu(t))``, (N, C) float32. The last two are given the same tensor by all blocks, and often the same
-    values by many calls: runtimes may remember them or compute them at once.
+    values by many calls: runtimes may remember them or compute them at once. ``forward``: of blocks.
     """
 
     glue: Any
@@ -74,6 +74,7 @@ class Between:
     together: Callable[["Sequence[Reader]"], Products]
     of_text: Callable[[nn.Module], Reading]
     of_time: Callable[[nn.Module], Reading]
+    forward: type[FusedForward] = FusedForward
 
 
 def fuse(denoiser: nn.Module, described: Iterable[fusions.Fusion], kind: type[nn.Module], between: Between) -> None:
@@ -106,7 +107,7 @@ def _install(denoiser: nn.Module, fusion: fusions.Fusion, kind: type[nn.Module],
             leaves = [part(name) for name in fusion.blocks]
     module = part(fusion.name)
     snapshot = Snapshot(module, own=(kind, nn.GroupNorm, nn.LayerNorm), leaves=leaves)
-    module.forward = FusedForward(fusion.name, module, block, snapshot, told)
+    module.forward = between.forward(fusion.name, module, block, snapshot, told)
 
 
 def _layers(fusion: fusions.Fusion) -> tuple[str, ...]:

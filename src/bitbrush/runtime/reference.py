@@ -23,6 +23,7 @@ class ReferenceRuntime:
 
     name = "reference"
     description = "fake quantization in float32"
+    device = None
 
     def execution(self, original: nn.Module, layer: QuantizedLayer) -> Execution:
         return Execution(layer.name, "fake-quantized float32", EMULATED)

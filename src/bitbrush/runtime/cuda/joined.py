@@ -1,7 +1,7 @@
 """Linear layers of one and the same input as one product: fewer and larger launches, on which a card idles less."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ def join(layers: Sequence[IntegerLinear]) -> IntegerLinear:
     begin = 0
     for one in layers:
         end = begin + one.out_features
-        one.weights = replace(one.weights, data=whole.data[begin:end])
+        one.share(whole.data[begin:end])
         begin = end
     return layers[0].with_weights(whole)
 

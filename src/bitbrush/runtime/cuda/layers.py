@@ -1,5 +1,6 @@
 """Conv2d and Linear in integers on the device."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,16 +25,13 @@ class IntegerLayer(IntegerParameters):
         super().__init__()
         self.grid, self._glue = grid, glue
         self.weights = weights
+        self.show(IntegerWeight(weights.data), weights.scale, weights.bias, count=weights.count)
         self._split = weights.overflows(grid.most_bits)
 
-    @property
-    def weights(self) -> Weights:
-        return self._weights
-
-    @weights.setter
-    def weights(self, weights: Weights) -> None:
-        self._weights = weights
-        self.show(IntegerWeight(weights.data), weights.scale, weights.bias, count=weights.count)
+    def share(self, data: Tensor) -> None:
+        """Replaces the integers by equal ones, a part of another layer's."""
+        self.weights = replace(self.weights, data=data)
+        self.integer_weight.data = data
 
     def forward(self, x: Tensor) -> Tensor:
         return self.multiply(self.quantize(x), x.dtype)

@@ -45,7 +45,7 @@ class Steps:
 
     def __init__(self, device: torch.device, schedules: int) -> None:
         self.device = device
-        self._scales = torch.zeros(schedules, 4, device=device)
+        self._scales = torch.zeros(schedules, 4, dtype=torch.float32, device=device)
         self._integers = torch.zeros(schedules, 4, dtype=torch.int32, device=device)
         self._known: dict[ActivationSchedule, StepGrid] = {}
         self._tables: tuple[Tensor, Tensor, Tensor] | None = None
@@ -85,12 +85,13 @@ class Steps:
             return
         steps = max(len(schedule.timesteps) for schedule in self._known)
         times = torch.full((len(self._known), steps), torch.inf, dtype=torch.float64)
-        scales = torch.zeros(len(self._known), steps, 4)
+        scales = torch.zeros(len(self._known), steps, 4, dtype=torch.float32)
         integers = torch.zeros(len(self._known), steps, 4, dtype=torch.int32)
         for row, schedule in enumerate(self._known):
             count = len(schedule.timesteps)
             times[row, :count] = torch.tensor(schedule.timesteps, dtype=torch.float64)
-            scales[row, :count, :2] = torch.tensor([(grid.scale, reciprocal(grid)) for grid in schedule.grids])
+            values = [(grid.scale, reciprocal(grid)) for grid in schedule.grids]
+            scales[row, :count, :2] = torch.tensor(values, dtype=torch.float32)
             integers[row, :count] = torch.tensor([_integers(grid) for grid in schedule.grids], dtype=torch.int32)
         self._tables = times.to(self.device), scales.to(self.device), integers.to(self.device)
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bitbrush.network.compiling import not_compiled
 from bitbrush.network.held import show_widths_
 from bitbrush.network.inputs import row_dimensions
 from bitbrush.network.layers import QuantizedLayer
@@ -37,6 +38,7 @@ class DynamicLayer(WithoutFloatWeight):
         self.register_buffer("bias", None if layer.bias is None else layer.bias.view(per_channel))
         self.product = product
 
+    @not_compiled
     def forward(self, x: Tensor) -> Tensor:
         grid: AffineGrid = self.product.schedule.grids[0]
         border = self.product.border

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bitbrush.network.compiling import not_compiled
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.numerics.affine import AffineGrid
 from bitbrush.runtime.glue import BYTE, Bytes, Glue
@@ -42,7 +43,7 @@ class IntegerLayer(IntegerParameters):
         self._weights, self._glue = weights, glue
         self._scale = layer.weight.grid.scale
         self.show(weights.stored, self._scale, layer.bias, count=layer.weight.w_q.numel())
-        self._zero_points = torch.zeros(len(self._scale), dtype=torch.int32)
+        self._zero_points = torch.zeros_like(self._scale, dtype=torch.int32)
         self._sums = column_sums * self._scale
         self._folded: tuple[AffineGrid, Tensor] | None = None
 
@@ -106,6 +107,7 @@ class IntegerConv2d(IntegerLayer):
         self.border: int = conv.padding[0]
         self._geometry = _geometry(conv)
 
+    @not_compiled
     def forward(self, x: Tensor) -> Tensor:
         return self.multiply(self.quantize(x), x.dtype)
 
@@ -139,6 +141,7 @@ class IntegerLinear(IntegerLayer):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self._rows_at_once = max(ONE_GO // linear.out_features, 1)
 
+    @not_compiled
     def forward(self, x: Tensor) -> Tensor:
         return self.multiply(self.quantize(x), x.dtype)
 
@@ -153,7 +156,7 @@ class IntegerLinear(IntegerLayer):
 
     def _two_products(self, high: Tensor, low: Tensor, by: Factors, residual: Tensor | None) -> Tensor:
         """Some rows at a time: the float32 sums of all would take four times the memory of a plain step's result."""
-        out = torch.empty(*high.shape[:-1], self.out_features, dtype=by.dtype)
+        out = high.new_empty(*high.shape[:-1], self.out_features, dtype=by.dtype)
         rows = out.view(-1, self.out_features)
         parts = [x.view(len(rows), -1).split(self._rows_at_once) for x in (rows, high, low)]
         others = [None] * len(parts[0]) if residual is None else residual.reshape(rows.shape).split(self._rows_at_once)

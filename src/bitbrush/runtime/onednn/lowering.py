@@ -16,6 +16,7 @@ from bitbrush.network.layers import QuantizedLayer, set_weight
 from bitbrush.runtime.arguments import floating_tensors
 from bitbrush.runtime.emulation import emulate, fake_quantizer_of
 from bitbrush.runtime.fused import Between, OneByOne, Reading, fuse, project_time, reader_of
+from bitbrush.runtime.fused_forward import UntracedForward
 from bitbrush.runtime.integers import obstacle, signed_bytes
 from bitbrush.runtime.interface import Execution
 from bitbrush.runtime.memo import Remembered
@@ -102,7 +103,7 @@ class Lowering:
 
     def fuse(self, described: Iterable[fusions.Fusion]) -> None:
         """Computes in one go what the family describes and whose layers all are in integers."""
-        between = Between(self.tools.glue, self.tools.attention, OneByOne, _of_text, _of_time)
+        between = Between(self.tools.glue, self.tools.attention, OneByOne, _of_text, _of_time, UntracedForward)
         fuse(self.denoiser, described, IntegerLayer, between)
 
 

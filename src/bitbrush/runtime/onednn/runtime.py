@@ -28,6 +28,7 @@ class OneDnnRuntime:
     memory: Memory = Memory.EXPANDED
 
     name = "onednn"
+    device = PROCESSOR
 
     @property
     def description(self) -> str:
@@ -45,7 +46,7 @@ class OneDnnRuntime:
         lowering.fuse(described)
         adapt_added_modules(denoiser, PROCESSOR, self.dtype)
         denoiser.forward = NonFiniteForward(denoiser)
-        compute_in(denoiser, self.dtype, PROCESSOR)
+        compute_in(denoiser, self.dtype, self.device)
         if self.memory is Memory.EXPANDED:
             keep_freed_memory()
         return executions
