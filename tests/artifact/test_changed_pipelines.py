@@ -22,7 +22,7 @@ from tests.artifact.pipelines import CASES, PIXELS, pipeline, quantized
 @pytest.fixture(scope="module")
 def folder(_one_tiny_pipe: StableDiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All layers quantized, so that every block is fused."""
-    recipe = bitbrush.METHODS["one-shot"].recipe({"steps": 3, "num_prompts": 2, "activations": 10})
+    recipe = bitbrush.METHODS["one-shot"].recipe({"steps": 3, "num_prompts": 2, "activations": 12})
     quantization = bitbrush.quantize(_one_tiny_pipe, recipe, ("a red cat", "two blue dogs"))
     return bitbrush.save(quantization, tmp_path_factory.mktemp("saved") / "artifact", base_model="someone/tiny")
 
@@ -52,8 +52,8 @@ def guided(kind: Any, pipe: Any, **options: Any) -> Any:
 
 
 GUIDANCES = {
-    "pag": (diffusers.StableDiffusionPAGPipeline, {"pag_applied_layers": ["mid"]}, "pag_scale"),
-    "sag": (diffusers.StableDiffusionSAGPipeline, {}, "sag_scale"),
+    "pag": (diffusers.StableDiffusionPAGPipeline, {"pag_applied_layers": ["mid"]}, {"pag_scale": 20.0}),
+    "sag": (diffusers.StableDiffusionSAGPipeline, {}, {"sag_scale": 3.0}),
 }
 
 
@@ -63,9 +63,9 @@ def test_guidance_by_attention_has_the_effect_it_has_on_the_reference(name: str,
     results = {}
     for runtime in ("reference", "onednn"):
         pipe = guided(kind, loaded(folder, runtime), **options)
-        results[runtime] = latents(pipe, **{scale: 3.0}), latents(pipe, **{scale: 0.0})
+        results[runtime] = latents(pipe, **scale), latents(pipe, **dict.fromkeys(scale, 0.0))
     effects = {runtime: with_it - without for runtime, (with_it, without) in results.items()}
-    assert effects["reference"].norm() > 0.02 * results["reference"][1].norm()
+    assert effects["reference"].norm() > 0.05 * results["reference"][1].norm()
     assert apart(effects["onednn"], effects["reference"]) < 0.1
     assert apart(results["onednn"][0], results["reference"][0]) < 0.01
 
