@@ -104,8 +104,9 @@ def test_says_what_it_shows() -> None:
     assert tooltips[14] == "pcr\n4: 2 (1 to 3)"
 
 
-def test_a_single_line_needs_no_legend() -> None:
-    assert not texts(draw(Series("a", STEPS, STEPS)), "legend")
+def test_a_line_that_is_called_as_its_axis_needs_no_legend() -> None:
+    assert texts(draw(Series("rtn", STEPS, STEPS)), "legend") == ["rtn"]
+    assert not texts(draw(Series(ERROR.label, STEPS, STEPS)), "legend")
 
 
 def test_series_differ_in_colour_and_dashes() -> None:

@@ -203,20 +203,21 @@ def _draw(axes: Axes, one: Series, index: int) -> None:
 def _set_ticks(artist: AxisArtist, axis: Axis, values: Sequence[float]) -> None:
     """Ticks at 1, 2 or 5 times a power of ten; on a logarithmic axis of three decades and more at powers of ten."""
     low, high = min(values), max(values)
-    if axis.scale is not Scale.LOG:
+    small = 1e-4
+    if axis.scale is not Scale.LOG or high < 3 * low:  # too short for several powers
         whole = axis.scale is Scale.WHOLE
         artist.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=whole, min_n_ticks=1))
-        artist.set_major_formatter(FuncFormatter(lambda value, _: format_number(value)))
-        return
+    else:
+        artist.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
+        small = math.inf if low <= 1e-3 else small  # an axis that reaches 10^-3 is written in powers of ten throughout
     artist.set_minor_locator(NullLocator())
-    artist.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 1000 else (1,)))
-    small = math.inf if low <= 1e-3 else 1e-4  # an axis that reaches 10^-3 is written in powers of ten throughout
     artist.set_major_formatter(FuncFormatter(lambda value, _: format_number(value, small=small)))
 
 
 def _head(figure: Figure, plot: LinePlot, *, titled: bool) -> None:
     """The legend above the lines, in as many columns as fit, and the title above that; the figure grows by both."""
-    legend = _legend(figure) if len(plot.series) > 1 else None
+    needed = any(one.name != plot.y_axis.label for one in plot.series)
+    legend = _legend(figure) if needed else None
     legend_height = 0 if legend is None else math.ceil(legend.get_window_extent().height)
     title_height = _LINE if titled else 0
     height = _HEIGHT + legend_height + title_height

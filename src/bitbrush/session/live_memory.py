@@ -1,4 +1,8 @@
-"""How much memory tensors take while some code runs, counted from torch's own calls: the same on every system."""
+"""How much memory tensors take while some code runs, counted from torch's own calls: the same on every system.
+
+Ours, as no library counts it: psutil tells what a process holds, in which an allocator's holes and other threads are
+counted, and torch's own statistics are of GPUs alone.
+"""
 
 import weakref
 from collections.abc import Callable, Iterator

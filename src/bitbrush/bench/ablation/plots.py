@@ -47,7 +47,7 @@ def _quality(document: Document) -> Iterator[LinePlot]:
         by_recipe.setdefault(cell["recipe"], []).append(cell)
     groups = list(_groups(_ordered(by_recipe), document["against"]))
     for index, names in enumerate(groups):
-        title = f"{PSNR} over bits" + (f", {index + 1} of {len(groups)}" if len(groups) > 1 else "")
+        title = "Quality over bits" + (f", {index + 1} of {len(groups)}" if len(groups) > 1 else "")
         series = [_quality_line(name, by_recipe[name]) for name in names]
         caption = "Mean over the pictures of all prompt sets, with 95 % intervals. " + _places(document)
         yield LinePlot(title, series, PRODUCT, FIDELITY, caption)
