@@ -28,6 +28,7 @@ from bitbrush.methods.method import AllocatedBits, Job, PlannedPhase
 from bitbrush.methods.recipe import WeightAllocation
 from bitbrush.network.held import in_memory, weight_shape
 from bitbrush.numerics.allocation import allocate
+from bitbrush.timeline.journal import Journal
 from bitbrush.timeline.plan import MeasuredRelaxation
 
 SENSITIVITY = "sensitivity"
@@ -105,7 +106,8 @@ def _measured(job: Job) -> dict[str, Tensor]:
         weight_range=recipe.weight_range,
     )
     with job.costs.phase(SENSITIVITY) as calls:
-        found = measure_sensitivities(measurement, measured_batch(job.batches), job.progress, calls)
+        pieces = Journal(job.journal.folder)  # of this process: the others wait for what it finds
+        found = measure_sensitivities(measurement, measured_batch(job.batches), job.progress, calls, pieces)
     tensors = {"inputs": found.inputs, "weights": found.weights, "products": found.products}
     return {"timesteps": torch.tensor(found.timesteps, dtype=torch.float64), **tensors}
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 Advance: TypeAlias = Callable[[], None]
@@ -11,6 +12,18 @@ class Progress(Protocol):
     """A phase of ``total`` equal pieces of work; the context's value is called after each."""
 
     def __call__(self, phase: str, total: int) -> AbstractContextManager[Advance]: ...
+
+
+@dataclass(frozen=True)
+class PlannedWork:
+    """A phase that will be reported under ``title``: ``pieces`` of work, each of ``cost``.
+
+    A piece costs as much as so many denoiser calls of one prompt.
+    """
+
+    title: str
+    pieces: int
+    cost: float
 
 
 @contextmanager
