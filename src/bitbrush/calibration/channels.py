@@ -46,7 +46,7 @@ def observe_channels(
     """
     found: dict[str, Channels] = {}
     now: dict[str, list[Tensor]] = {}
-    with ExitStack() as stack, progress("observing channels", len(pending(trajectories)[0].planned)) as advance:
+    with ExitStack() as stack, progress(TITLE, len(pending(trajectories)[0].planned)) as advance:
         for name in layers:
             hook = denoiser.get_submodule(name).register_forward_pre_hook(_watch(name, found, now))
             stack.callback(hook.remove)

@@ -36,6 +36,9 @@ from bitbrush.timeline.trajectory import DenoiserCall, Trajectory, pending
 OBSERVING_CALLS, PROGRESSIVE_CALLS = 1, 2
 """Denoiser calls of :func:`observe` and :func:`calibrate_progressively` for each that the pipeline makes."""
 
+OBSERVING, CALIBRATING = "observing", "calibrating"
+"""Titles under which these two report progress."""
+
 Observations: TypeAlias = dict[float, InputObserver]
 """What every layer was given, by timestep."""
 
@@ -107,7 +110,7 @@ def observe(
     """
     observations: Observations = {}
     names = [spec.name for spec in calibration.layers]
-    with progress("observing", len(pending(trajectories)[0].planned)) as advance:
+    with progress(OBSERVING, len(pending(trajectories)[0].planned)) as advance:
         while waiting := pending(trajectories):
             observer = observations.setdefault(waiting[0].timestep, InputObserver())
             with observer.watching(denoiser, names, calibration.but_first):
@@ -170,7 +173,7 @@ def calibrate_progressively(
     planned = pending(trajectories)[0].planned
     current: dict[str, AffineGrid] = {}
     names = [spec.name for spec in calibration.layers]
-    with quantized_inputs(denoiser, names, current.get), progress("calibrating", len(planned)) as advance:
+    with quantized_inputs(denoiser, names, current.get), progress(CALIBRATING, len(planned)) as advance:
         for visit in itertools.count():
             if not (waiting := pending(trajectories)):
                 break

@@ -4,7 +4,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bitbrush.cli.console import note, out, table, warn
+from bitbrush.cli.console import duration, note, out, table, warn
 
 if TYPE_CHECKING:
     from bitbrush.artifact.estimate import Estimate
@@ -108,10 +108,3 @@ def _print_sizes(estimate: "Estimate") -> None:
         "nothing was written",
         markup=False,
     )
-
-
-def duration(seconds: float) -> str:
-    """``45 s``, ``12 min``, ``3.5 h``."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"

@@ -9,6 +9,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from bitbrush.calibration.sensitivity import (
     measured_batch,
     segments,
     sensitivity_calls,
+    sensitivity_works,
 )
 from bitbrush.methods.low_rank import weight_bits_of_branches
 from bitbrush.methods.method import AllocatedBits, Job, PlannedPhase
@@ -60,7 +62,9 @@ def sensitivity_phases(job: Job) -> tuple[PlannedPhase, ...]:
     """What :func:`with_measured_bits` will do."""
     if _Wanted.by(job).nothing:
         return ()
-    return (PlannedPhase(SENSITIVITY, (measured_batch(job.batches),), calls_of=sensitivity_calls),)
+    batch = measured_batch(job.batches)
+    works = partial(sensitivity_works, prompts=len(batch.prompts), layers=len(_counted_layers(job)))
+    return (PlannedPhase(SENSITIVITY, (batch,), calls_of=sensitivity_calls, works_of=works),)
 
 
 def with_measured_bits(job: Job) -> Job:

@@ -18,7 +18,7 @@ from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.timeline.cost import CostLedger
 from bitbrush.timeline.journal import NO_JOURNAL, Journal
 from bitbrush.timeline.plan import Relaxation
-from bitbrush.timeline.progress import Progress
+from bitbrush.timeline.progress import PlannedWork, Progress
 from bitbrush.timeline.ranks import ALONE, Ranks
 from bitbrush.timeline.shares import own_pieces
 from bitbrush.timeline.spool import IN_MEMORY, Spool
@@ -132,6 +132,7 @@ class PlannedPhase:
     ``calls_per_step``: of each batch, for every denoiser call that the pipeline itself makes; ``calls_of``: where they
     follow from the number of these in another way. ``on_rounded_weights``: they run a copy of the denoiser that has
     these, and its finished steps are kept. ``learning_prompts``: of calls that are followed by a backward pass.
+    ``title``: under which progress is reported, step by step; ``works_of``: where it is reported in another way.
     """
 
     name: str
@@ -140,10 +141,19 @@ class PlannedPhase:
     on_rounded_weights: bool = False
     learning_prompts: int = 0
     calls_of: Callable[[int], int] | None = None
+    title: str = ""
+    works_of: Callable[[int], tuple[PlannedWork, ...]] | None = None
 
     def calls(self, of_pipeline: int) -> int:
         """Denoiser calls of each batch, where the pipeline itself makes so many."""
         return self.calls_of(of_pipeline) if self.calls_of else self.calls_per_step * of_pipeline
+
+    def works(self, of_pipeline: int) -> tuple[PlannedWork, ...]:
+        """What progress will be reported of, where the pipeline itself makes so many calls."""
+        if self.works_of:
+            return self.works_of(of_pipeline)
+        prompts = sum(len(batch.prompts) for batch in self.batches)
+        return (PlannedWork(self.title, of_pipeline, prompts * self.calls_per_step),) if self.title else ()
 
 
 @dataclass(frozen=True)
