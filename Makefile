@@ -71,7 +71,7 @@ test-oldest: ## the tests with the oldest packages that pyproject.toml allows, i
 	@$(PYTHON) -m venv --clear .venv-oldest
 	@.venv-oldest/bin/python -m pip --disable-pip-version-check $(PIP_FLAGS) install --constraint constraints-oldest.txt \
 		$(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)") --editable '.[parquet,lora]' \
-		pytest pytest-xdist pytest-timeout hypothesis 'scipy>=1.15'
+		pytest pytest-xdist pytest-timeout hypothesis
 	.venv-oldest/bin/python -m pytest -n $(WORKERS) --dist loadfile -o filterwarnings=default --ignore tests/training \
 		--ignore tests/runtime/cuda --ignore tests/test_unet_gpu.py --ignore tests/test_house.py --ignore tests/test_imports.py
 

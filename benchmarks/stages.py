@@ -35,8 +35,6 @@ STAGES: dict[str, dict[str, Any]] = {
     'fine = ["time_embedding.*", "*.time_emb_proj"]': {"fine": ["time_embedding.*", "*.time_emb_proj"]},
     'first_token = "known"': {"first_token": "known"},
     "nearest": {"rounding": "nearest"},
-    "nearest, group_size = 128": {"rounding": "nearest", "group_size": 128},
-    "nearest, group_size = 64": {"rounding": "nearest", "group_size": 64},
 }
 
 

@@ -10,7 +10,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # a test that would download must fail, not 
 
 import copy
 import random
-import sys
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -21,8 +20,6 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-# Tests import openvino themselves, too; it would report to its makers over the network.
-sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 torch.set_num_threads(1)
 # The same examples every time, however slow or busy the machine is.
 settings.register_profile("tests", max_examples=20, deadline=None, derandomize=True, database=None)

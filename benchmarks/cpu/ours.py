@@ -52,5 +52,4 @@ OURS = (
     _subject("bitbrush W4A8 onednn", Form(4), Way("onednn")),
     _subject("bitbrush W4A8 onednn low memory", Form(4), Way("onednn", memory=Memory.LOW)),
     _subject("bitbrush W4A8 rank 16 onednn", Form(4, rank=16), Way("onednn")),
-    _subject("bitbrush W8A8 openvino", Form(8), Way("openvino")),
 )

@@ -17,7 +17,6 @@ from tests.artifact.conftest import PROMPTS
 RUNTIMES = [
     ("onednn", "float32"),
     ("onednn", "bfloat16"),
-    pytest.param("openvino", "float32", marks=pytest.mark.slow),  # compiling its graph takes half a minute
 ]
 
 
@@ -33,8 +32,6 @@ def psnr(a: Tensor, b: Tensor) -> float:
 
 def computed_in_integers(folder: Path, runtime: str, dtype: str, *, decibels: float = 50) -> Any:
     """The pipeline, none of whose layers falls back, and which makes the reference's picture: to 30 dB in bfloat16."""
-    if runtime == "openvino":
-        pytest.importorskip("openvino")
     try:
         pipe = bitbrush.load(folder, runtime=runtime, dtype=dtype)
     except RuntimeUnavailable as error:

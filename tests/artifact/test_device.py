@@ -23,14 +23,11 @@ STAGES: dict[str, dict[str, Any]] = {
 }
 MORE_STAGES: dict[str, dict[str, Any]] = {
     "branches, measured bits": {"low_rank": 4, "relax": "auto:6.4", "weight_allocation": "measured"},
-    "rounding on quantized inputs": {"rounding": "quantized-inputs"},
     "AdaRound": {"rounding": "adaround"},
-    "learned step sizes": {"step_sizes": "learned"},
+    "learned step sizes": {"method": "qdiffusion", "relax": "none", "step_sizes": "learned"},
     "split skips": {"skip_inputs": "split"},
-    "equivalent scaling": {"smoothing": "learned"},
-    "output means": {"output_means": "correct"},
+    "equivalent scaling": {"smoothing": "smoothquant"},
     "start token": {"first_token": "known"},
-    "groups of inputs": {"group_size": 8},
     "ranges at run time": {"method": "dynamic", "relax": "none", "activation_range": "min-max"},
     "one range": {"method": "rtn", "relax": "none"},
 }

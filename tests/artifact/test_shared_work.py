@@ -39,7 +39,6 @@ JOBS: dict[str, dict[str, Any]] = {
     "progressive": BRIEF,
     "one-shot": {**BRIEF, "method": "one-shot"},
     "split": {**BRIEF, "batch_size": 2},
-    "quantized-inputs": {**BRIEF, "batch_size": 2, "rounding": "quantized-inputs"},
     "learned": {**BRIEF, "batch_size": 2, "rounding": "learned"},
 }
 
@@ -123,7 +122,7 @@ def shared(_one_tiny_pipe: StableDiffusionPipeline, tmp_path_factory: pytest.Tem
 def single(shared: Path) -> dict[str, dict[str, Tensor]]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(reconstruction, "ITERATIONS", ITERATIONS)
-        return {name: tensors_of(quantized(shared, keys)) for name, keys in JOBS.items()}
+        return {name: tensors_of(quantized(shared, keys)) for name, keys in JOBS.items() if name != "split"}
 
 
 def made_by(shared: Path, name: str) -> dict[str, Tensor]:
@@ -143,22 +142,24 @@ def test_whole_batches_give_a_single_processs_artifact(
     assert [key for key in made if not torch.equal(made[key], expected[key])] == []
 
 
-def test_a_batch_that_is_split_gives_nearly_the_same_grids(shared: Path, single: dict[str, dict[str, Tensor]]) -> None:
-    """So small tensors are counted in full; larger ones are sampled, elsewhere where a batch has another size."""
-    made, expected = made_by(shared, "split"), single["split"]
-    for key, tensor in made.items():
-        if key.endswith("activation_scale"):
-            torch.testing.assert_close(tensor, expected[key], rtol=1e-3, atol=0)
-        elif not key.endswith("activation_zero_point"):
-            assert torch.equal(tensor, expected[key]), key
+def test_a_split_batch_gives_a_single_processs_artifact_of_smaller_batches(
+    shared: Path, single: dict[str, dict[str, Tensor]]
+) -> None:
+    """Each process calls the denoiser with one prompt, as a single process does whose batches have one.
+
+    Histograms merge exactly, so the artifacts are equal. Batches of two in a single process are no reference: kernels
+    may sum a larger batch in another order, and one value that is rounded the other way changes all later ranges.
+    """
+    made, expected = made_by(shared, "split"), single["progressive"]
+    assert made.keys() == expected.keys()
+    assert [key for key in made if not torch.equal(made[key], expected[key])] == []
 
 
-@pytest.mark.parametrize("name", ["learned", "quantized-inputs"])
 def test_learned_rounding_is_a_single_processs_where_it_begins(
-    shared: Path, single: dict[str, dict[str, Tensor]], name: str
+    shared: Path, single: dict[str, dict[str, Tensor]]
 ) -> None:
     """Sums add up in another order; what that turns in one block, all that follow see in their inputs."""
-    made, expected = made_by(shared, name), single[name]
+    made, expected = made_by(shared, "learned"), single["learned"]
     begin = [key for key in made if key.startswith(("conv_in.w", "down_blocks.0.", "time_embedding.")) and ".w" in key]
     assert len(begin) > 15
     for key in begin:

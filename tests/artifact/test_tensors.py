@@ -10,7 +10,7 @@ from bitbrush import Quantization
 from bitbrush.artifact.tensors import layer_from_tensors, layer_tensors, other_tensors
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.numerics.affine import AffineGrid
-from bitbrush.numerics.weights import QuantizedWeight, WeightGrid, WeightRange, round_to_nearest, weight_grid
+from bitbrush.numerics.weights import QuantizedWeight, WeightGrid
 from bitbrush.timeline.schedule import ActivationSchedule
 
 GRIDS = st.builds(AffineGrid, st.floats(2.0**-60, 2.0**60, width=32), st.integers(0, 2**8 - 1), st.integers(8, 16))
@@ -39,15 +39,6 @@ def test_there_and_back(
     assert torch.equal(back.weight.w_q, w_q)
     assert torch.equal(back.weight.dequantize(), weight.dequantize())
     assert (back.bias is None) if bias is None else torch.equal(back.bias, bias)
-
-
-def test_scales_of_groups_there_and_back() -> None:
-    w = torch.randn(6, 8, 3, 3)
-    weight = round_to_nearest(w, weight_grid(w, 4, WeightRange.MSE, groups=2))
-    layer = QuantizedLayer("a", weight, None, ActivationSchedule.static(AffineGrid(1.0, 0, 8)))
-    back = layer_from_tensors("a", (6, 8, 3, 3), 4, layer_tensors(layer))
-    assert back.weight.grid.groups == 2
-    assert torch.equal(back.weight.dequantize(), weight.dequantize())
 
 
 def test_a_tensor_that_is_missing_is_named(quantization: Quantization) -> None:

@@ -61,14 +61,14 @@ def test_keys_that_are_as_in_a_plain_recipe_decide_nothing() -> None:
     [
         ("pcr", "one-shot rounding=learned", True),
         ("pcr", "pcr relax=none activation_range=mse", True),
-        ("pcr", "pcr output_means=correct", True),
-        ("pcr", "pcr smoothing=learned", False),
+        ("pcr", "pcr first_token=known", True),
+        ("pcr", "pcr smoothing=smoothquant", False),
         ("pcr", "pcr rounding=nearest", False),
         ("pcr", "pcr exclude=conv", False),
         ("pcr", "best", False),
         ("best", "pcr weight_allocation=measured low_rank=16", True),
         ("best", "best low_rank=none", False),
-        ("pcr", "pcr step_sizes=learned", True),
+        ("rtn", "rtn step_sizes=learned", True),
         ("best", "best activation_range=mse", False),  # the measurement quantizes activations
     ],
 )

@@ -1,4 +1,4 @@
-"""Bootstrap intervals: coverage, agreement with SciPy, repeatability, and what they refuse."""
+"""Bootstrap intervals: coverage, agreement with the definition, repeatability, and what they refuse."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,21 +13,35 @@ from bitbrush.bench.metrics import interval
 from bitbrush.bench.metrics.interval import (
     Interval,
     bootstrap_difference,
+    bootstrap_gap,
     bootstrap_mean,
     bootstrap_ratio,
     median_interval,
 )
 
 
-def test_agrees_with_scipy() -> None:
-    values = np.random.default_rng(1).gamma(2.0, size=60)
-    expected = stats.bootstrap(
-        (values,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(5)
-    ).confidence_interval
-    ours = bootstrap_mean(values)
-    assert ours.mean == values.mean()
-    assert ours.n == 60
-    assert (ours.low, ours.high) == pytest.approx((expected.low, expected.high), abs=0.02)
+def resampled(values: np.ndarray, seed: int) -> np.ndarray:
+    """Draws by the definition, all at once."""
+    return values[np.random.default_rng(seed).integers(0, values.size, size=(10_000, values.size))]
+
+
+@pytest.mark.parametrize("count", [2, 60, 300])
+def test_agrees_with_the_definition(count: int) -> None:
+    """300 values are more than SciPy draws at once here."""
+    values = np.random.default_rng(1).gamma(2.0, size=count) + 1e-3
+    other = values * np.random.default_rng(2).uniform(0.8, 1.4, size=count)
+
+    def expected(draws: np.ndarray) -> object:
+        return pytest.approx(np.quantile(draws, [0.025, 0.975]).tolist(), rel=1e-12)
+
+    mean = bootstrap_mean(values, seed=5)
+    assert (mean.mean, mean.n) == (values.mean(), count)
+    assert [mean.low, mean.high] == expected(resampled(values, 5).mean(axis=1))
+    ratio = bootstrap_ratio(values, other, seed=5, statistic=np.median)
+    medians = [np.median(resampled(array, 5), axis=1) for array in (values, other)]
+    assert [ratio.low, ratio.high] == expected(medians[1] / medians[0])
+    gap = bootstrap_gap(values, np.zeros(1), seed=5)
+    assert [gap.low, gap.high] == expected(-resampled(values, 5).mean(axis=1))
 
 
 def test_covers_the_true_mean_about_as_often_as_it_says() -> None:
@@ -97,17 +111,21 @@ def test_refusals() -> None:
         bootstrap_difference([np.inf], [np.inf])
     with pytest.raises(ValueError, match="confidence is 95"):
         bootstrap_mean([1.0], confidence=95)
-    with pytest.raises(ValueError, match="resamples is 0"):
-        bootstrap_mean([1.0], resamples=0)
+    for few in (0, 1):
+        with pytest.raises(ValueError, match=f"resamples is {few}"):
+            bootstrap_mean([1.0], resamples=few)
     with pytest.raises(ValueError, match=r"\(2,\), candidate \(1,\)"):
         bootstrap_difference([1.0, 2.0], [1.0])
 
 
-@pytest.mark.parametrize("count", [6, 7, 16, 25, 100])
-def test_the_medians_interval_agrees_with_scipy(count: int) -> None:
+@pytest.mark.parametrize("count", [6, 7, 16, 25, 100, 3000])
+def test_the_medians_interval_is_the_narrowest_of_order_statistics(count: int) -> None:
     values = np.random.default_rng(count).gamma(2.0, size=count)
-    expected = stats.quantile_test(values).confidence_interval(0.95)
-    assert median_interval(values) == (np.median(values), expected.low, expected.high)
+    median, low, high = median_interval(values)
+    assert median == np.median(values)
+    k = np.searchsorted(np.sort(values), low) + 1
+    assert (low, high) == (np.sort(values)[k - 1], np.sort(values)[-k])
+    assert stats.binom.cdf(k - 1, count, 0.5) <= 0.025 < stats.binom.cdf(k, count, 0.5)
 
 
 def test_a_few_values_do_not_bound_their_median() -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bitbrush.numerics.weights import WeightGrid, WeightRange, equal_groups, round_to_nearest, weight_grid
+from bitbrush.numerics.weights import WeightGrid, WeightRange, round_to_nearest, weight_grid
 
 SEEDS = st.integers(0, 2**32)
 BITS = st.integers(2, 8)
@@ -124,38 +124,3 @@ def test_the_weight_is_left_alone() -> None:
     before = w.clone()
     round_to_nearest(w, weight_grid(w, 3, WeightRange.MSE))
     assert torch.equal(w, before)
-
-
-@pytest.mark.parametrize("shape", [(5, 12), (5, 12, 3, 3)])
-@pytest.mark.parametrize("estimator", list(WeightRange))
-def test_groups_of_inputs_are_quantized_as_layers_of_their_own(shape: tuple[int, ...], estimator: WeightRange) -> None:
-    w = weights(0, shape)
-    together = round_to_nearest(w, weight_grid(w, 4, estimator, groups=3))
-    assert together.grid.groups == 3
-    for group, part in enumerate(w.split(4, 1)):
-        alone = round_to_nearest(part, weight_grid(part, 4, estimator))
-        assert torch.equal(together.w_q.split(4, 1)[group], alone.w_q)
-        assert torch.equal(together.dequantize().split(4, 1)[group], alone.dequantize())
-        assert torch.equal(together.grid.scale[:, group], alone.grid.scale)
-
-
-def test_one_group_is_none() -> None:
-    w = weights(0, (5, 12))
-    assert weight_grid(w, 4, WeightRange.MSE, groups=1).scale.shape == (5,)
-
-
-@pytest.mark.parametrize(("groups", "shape"), [(1, (4, 6)), (3, (4, 6)), (2, (4, 6, 3, 1))])
-def test_columns_have_the_scale_of_their_group(groups: int, shape: tuple[int, ...]) -> None:
-    w = weights(0, shape)
-    grid, columns = weight_grid(w, 4, WeightRange.MSE, groups), w.flatten(1).shape[1]
-    scale, zero_point = (part.expand(w.shape).flatten(1) for part in grid.per_channel(w))
-    for index in range(columns):
-        assert torch.equal(grid.column(index, columns)[0], scale[:, index])
-        assert torch.equal(grid.column(index, columns)[1], zero_point[:, index])
-
-
-@pytest.mark.parametrize(
-    ("channels", "size", "groups"), [(320, 64, 5), (320, 128, 4), (64, 64, 1), (4, 64, 1), (768, 128, 6), (77, 64, 1)]
-)
-def test_groups_are_the_fewest_equal_ones(channels: int, size: int, groups: int) -> None:
-    assert equal_groups(channels, size) == groups

@@ -4,6 +4,8 @@ import json
 import shlex
 from typing import Any
 
+from bitbrush.methods.removed import without_removed
+
 _CARD = """---
 base_model: {base_model}
 base_model_relation: quantized
@@ -51,7 +53,7 @@ def model_card(manifest: dict[str, Any]) -> str:
 def quantize_command(manifest: dict[str, Any]) -> str:
     """The command that makes this artifact again; two lines for a recalibrated one."""
     if "recalibrated_from" in manifest:
-        earlier, recipe = manifest["recalibrated_from"]["recipe"], manifest["recipe"]
+        earlier, recipe = map(without_removed, (manifest["recalibrated_from"]["recipe"], manifest["recipe"]))
         changed = {key: value for key, value in recipe.items() if value != earlier.get(key)}
         first = _command({**manifest, "recipe": earlier}).replace("-o DIR", "-o DIR0", 1)
         return f"{first}\nbitbrush recalibrate DIR0 -o DIR {' '.join(_flags(changed))}".rstrip()
@@ -60,7 +62,7 @@ def quantize_command(manifest: dict[str, Any]) -> str:
 
 def _command(manifest: dict[str, Any]) -> str:
     options = dict(manifest.get("base_model_options", {}))
-    flags = _flags(manifest["recipe"])
+    flags = _flags(without_removed(manifest["recipe"]))
     flags += [f"--lora {shlex.quote(lora['file'])}@{lora['scale']:g}" for lora in options.pop("loras", [])]
     flags += [f"--{name} {shlex.quote(value)}" for name, value in options.items()]
     if manifest["denoiser"]["family"] == "generic":

@@ -13,7 +13,6 @@ from bitbrush.artifact.tensor_file import TensorFile
 from bitbrush.artifact.tensors import LAYER_KEYS, layer_from_tensors
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.network.low_rank import branch_
-from bitbrush.network.output_correction import OutputCorrection, correct_output
 from bitbrush.network.skip_inputs import split_
 from bitbrush.runtime.choose import Choice
 from bitbrush.runtime.interface import Execution
@@ -23,8 +22,6 @@ from bitbrush.timeline.progress import Progress, silent
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CONFIG = "config.json"
-CORRECTION = "correction"
-"""Under which the configuration's part on quantization tells how the output is corrected."""
 
 
 def load_denoiser(folder: Path, choice: Choice) -> nn.Module:
@@ -44,7 +41,6 @@ def load_denoiser(folder: Path, choice: Choice) -> nn.Module:
         raise ValueError(f"its tensors are not the configuration's: {', '.join((lacking or unexpected)[:3])}")
     executions = choice.runtime.lower(denoiser, _layers(denoiser, bits, tensors))
     note_lowered(denoiser, choice, executions)
-    correct_as_stored(denoiser, quantization)
     object.__setattr__(denoiser, "save_pretrained", _refuse_saving)
     return denoiser.eval().requires_grad_(False)
 
@@ -61,12 +57,6 @@ def denoiser_executions(folder: Path, choice: Choice, progress: Progress = silen
     return tuple(found)
 
 
-def correct_as_stored(denoiser: nn.Module, quantization: Mapping[str, Any]) -> None:
-    """Corrects the lowered denoiser's output if its ``quantization_config`` says by what."""
-    if (stored := quantization.get(CORRECTION)) is not None:
-        correct_output(denoiser, OutputCorrection.from_dict(stored))
-
-
 def _refuse_saving(*_: Any, **__: Any) -> Never:
     raise ValueError("a quantized denoiser is not serializable from memory; copy the artifact's folder instead")
 
@@ -75,10 +65,17 @@ def denoiser_of(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     """One with an artifact's layers and the values its class starts from; what its configuration tells of them."""
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     packed = config.pop("quantization_config")
+    require_uncorrected(packed)
     denoiser: nn.Module = getattr(diffusers, config["_class_name"]).from_config(config)
     split_(denoiser, packed.get("split_skips", {}))
     branch_(denoiser, packed.get("low_ranks", {}))
     return denoiser, packed
+
+
+def require_uncorrected(packed: Mapping[str, Any]) -> None:
+    """Raises ValueError if the output was to be corrected, as earlier versions did with ``output_means = correct``."""
+    if packed.get("correction") is not None:
+        raise ValueError("its output is corrected (output_means), which this bitbrush has no more; quantize again")
 
 
 def _empty_denoiser(folder: Path) -> tuple[nn.Module, dict[str, Any]]:

@@ -14,7 +14,6 @@ from bitbrush.artifact.walk import PipelineWalk, sample_bytes, walk_pipeline
 from bitbrush.methods import METHODS
 from bitbrush.methods.allocation import SENSITIVITY
 from bitbrush.methods.method import Job, PlannedPhase
-from bitbrush.methods.recipe import Rounding
 from bitbrush.methods.stages import RECORDING, ROUNDING
 from bitbrush.network.held import held_weights, widest_held_weight
 from bitbrush.network.layers import LayerSpec
@@ -191,7 +190,6 @@ class _Memory:
         if not self._samples:
             return self.integers + search
         prompts = max(len(batch.prompts) for batch in sample_batches(self._job.batches))
-        on_grids = self._walk.footprint.modules if self._job.recipe.rounding is Rounding.QUANTIZED_INPUTS else ()
         recorded = min(sum(sample_bytes(self._job, self._walk)), ROOM)
         learning = recorded + rounding_bytes(
             self._job.denoiser,
@@ -199,7 +197,6 @@ class _Memory:
             self._walk.footprint,
             prompts,
             self._samples,
-            on_grids=on_grids,
             room=ROOM - recorded,
         )
         return self.integers + _with_holes(max(learning, search)) + self._widened
@@ -252,7 +249,7 @@ def _artifact_bytes(job: Job, walk: PipelineWalk) -> int:
     for spec in job.calibration.layers:
         weights = math.prod(spec.shape)
         size += -(-weights * spec.weight_bits // 8) - FLOAT * weights
-        size += (FLOAT + 1) * spec.shape[0] * spec.groups + GRID_BYTES * walk.distinct_timesteps
+        size += (FLOAT + 1) * spec.shape[0] + GRID_BYTES * walk.distinct_timesteps
         size += ENTRY_BYTES * len(LAYER_KEYS)
     return size
 

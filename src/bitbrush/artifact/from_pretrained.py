@@ -10,7 +10,7 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import Tensor, nn
 
-from bitbrush.artifact.denoiser import CORRECTION, correct_as_stored
+from bitbrush.artifact.denoiser import require_uncorrected
 from bitbrush.artifact.tensors import LAYER_KEYS, layer_from_tensors
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.network.low_rank import branch_
@@ -35,7 +35,7 @@ def register() -> None:
 
 
 class BitbrushConfig(QuantizationConfigMixin):
-    """``weight_bits`` of every quantized layer by name, ``correction`` of the output; all else is in the tensors.
+    """``weight_bits`` of every quantized layer by name; all else is in the tensors.
 
     ``split_skips``: the convolutions that became two, and at which input channel; see ``network/skip_inputs.py``.
     ``low_ranks``: the layers that have a branch, and of which rank; see ``network/low_rank.py``.
@@ -47,15 +47,14 @@ class BitbrushConfig(QuantizationConfigMixin):
         weight_bits: dict[str, int],
         split_skips: dict[str, int] | None = None,
         low_ranks: dict[str, int] | None = None,
-        correction: dict[str, Any] | None = None,
         first_tokens: Sequence[str] = (),
-        **_: Any,
+        **others: Any,
     ) -> None:
+        require_uncorrected(others)
         self.quant_method = QuantMethod.BITBRUSH
         self.weight_bits = weight_bits
         self.split_skips = split_skips or {}
         self.low_ranks = low_ranks or {}
-        self.correction = correction
         self.first_tokens = first_tokens
 
     def to_dict(self) -> dict[str, Any]:
@@ -64,8 +63,6 @@ class BitbrushConfig(QuantizationConfigMixin):
             own["split_skips"] = dict(self.split_skips)
         if self.low_ranks:
             own["low_ranks"] = dict(self.low_ranks)
-        if self.correction is not None:
-            own[CORRECTION] = self.correction
         if self.first_tokens:
             own["first_tokens"] = list(self.first_tokens)
         return own
@@ -127,7 +124,6 @@ class BitbrushQuantizer(DiffusersQuantizer):
         self._tensors.clear()
         choice = choose_runtime(RuntimeName.REFERENCE)
         note_lowered(model, choice, choice.runtime.lower(model, layers))
-        correct_as_stored(model, self.quantization_config.to_dict())
         return model
 
     def _restore(self, model: nn.Module, name: str, bits: int) -> QuantizedLayer:

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from bitbrush.artifact.walk import PipelineWalk, sample_bytes
-from bitbrush.calibration.ranges import PROGRESSIVE_CALLS, quantized_inputs
+from bitbrush.calibration.ranges import quantized_inputs
 from bitbrush.calibration.sensitivity import ACTIVATION_CHOICES, MEASURED_PROMPTS, PROBES, probed_calls
-from bitbrush.calibration.step_sizes import ITERATIONS, LEARNING_CALLS, STATIC_EPOCHS
+from bitbrush.calibration.step_sizes import EPOCHS
 from bitbrush.methods import METHODS
 from bitbrush.methods.allocation import SENSITIVITY
 from bitbrush.methods.first_tokens import FIRST_TOKEN
@@ -91,15 +91,11 @@ def _phase_seconds(job: Job, walk: PipelineWalk, pace: Pace, phase: PlannedPhase
     if phase.name == SENSITIVITY:
         return phase.calls(calls) * prompts * pace.per_prompt + _probing_seconds(calls, pace)
     if phase.name == STEP_SIZES:
-        return calls * (1 + STATIC_EPOCHS * PROBE_PASSES) * prompts * pace.per_prompt
+        return calls * (1 + EPOCHS * PROBE_PASSES) * prompts * pace.per_prompt
     if phase.name == FIRST_TOKEN:
         return phase.calls(calls) * prompts * pace.per_prompt
-    quantized, compared = 0.0, 0.0
-    if phase.on_rounded_weights:
-        quantized, learning = pace.quantized, LEARNING_CALLS if phase.learning_prompts else 0
-        compared = (phase.calls_per_step - PROGRESSIVE_CALLS - learning) * prompts * pace.per_prompt
-        compared += (1 + ITERATIONS * PROBE_PASSES) * phase.learning_prompts * pace.per_prompt
-    return calls * (prompts / pace.prompts * (pace.observed + quantized) + compared + pace.grids)
+    quantized = pace.quantized if phase.on_rounded_weights else 0.0
+    return calls * (prompts / pace.prompts * (pace.observed + quantized) + pace.grids)
 
 
 def _probing_seconds(calls: int, pace: Pace) -> float:

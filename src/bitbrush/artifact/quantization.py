@@ -29,7 +29,6 @@ from bitbrush.network.family import Family
 from bitbrush.network.generic import generic_family
 from bitbrush.network.held import HALF, in_float32, twin, widen_
 from bitbrush.network.layers import LayerSpec
-from bitbrush.network.output_correction import correct_output
 from bitbrush.network.skip_inputs import with_split_skips
 from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.runtime.reference import ReferenceRuntime
@@ -87,8 +86,6 @@ class Quantization:
         denoiser = twin(getattr(self.source, self.family.component))
         ReferenceRuntime().lower(denoiser, self.outcome.layers)
         widen_(denoiser)  # what was excluded
-        if self.outcome.correction is not None:
-            correct_output(denoiser, self.outcome.correction)
         pipe = copy.copy(self.source)
         setattr(pipe, self.family.component, denoiser)
         pipe.scheduler = copy.deepcopy(self.source.scheduler)
@@ -257,15 +254,11 @@ def _in_float32(pipe: DiffusionPipeline) -> DiffusionPipeline:
 
 
 def _require_same_layers(rounded: Mapping[str, RoundedLayer], layers: Sequence[LayerSpec]) -> None:
-    given = {name: _form(layer.weight.grid.bits, layer.weight.grid.groups) for name, layer in rounded.items()}
-    wanted = {spec.name: _form(spec.weight_bits, spec.groups) for spec in layers}
+    given = {name: f"{layer.weight.grid.bits} bits" for name, layer in rounded.items()}
+    wanted = {spec.name: f"{spec.weight_bits} bits" for spec in layers}
     for name in (*wanted, *given):
         if given.get(name) != wanted.get(name):
             raise ValueError(
                 f"rounded weights have {given.get(name, 'no bits')} for layer {name}, the recipe has "
                 f"{wanted.get(name, 'none')}; they serve recipes of the same keys for weights and layers only"
             )
-
-
-def _form(bits: int, groups: int) -> str:
-    return f"{bits} bits" if groups == 1 else f"{bits} bits in {groups} groups of inputs"

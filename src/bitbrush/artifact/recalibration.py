@@ -20,7 +20,7 @@ from bitbrush.artifact.quantization import Quantization, quantization_job, run_m
 from bitbrush.artifact.store import artifact_digest, verify
 from bitbrush.artifact.tensors import layer_from_tensors
 from bitbrush.artifact.work import require_same_job
-from bitbrush.methods.recipe import OutputMeans, Recipe
+from bitbrush.methods.recipe import Recipe
 from bitbrush.network import generic
 from bitbrush.network.layers import set_weight
 from bitbrush.rounding.nearest import RoundedLayer
@@ -32,7 +32,6 @@ KEYS = (
     "activations",
     "relax",
     "activation_range",
-    "output_means",
     "steps",
     "guidance_scale",
     "scheduler",
@@ -56,9 +55,9 @@ def recalibrate(
     """The artifact's weights with activation ranges for its recipe updated by ``keys``.
 
     ``prompts`` and ``inputs`` as for :func:`bitbrush.quantize`; ``device``: where to compute. Methods that observe full
-    precision (rtn, one-shot) observe the quantized weights here. The output's means cannot be corrected. Several
+    precision (rtn, one-shot) observe the quantized weights here. Several
     processes share it as they share quantizing. Raises ArtifactError if the artifact is not intact, ValueError for a
-    key that weights depend on, and for an artifact whose output is corrected if ``keys`` do not say that it is kept.
+    key that weights depend on.
     """
     root = Path(directory)
     manifest = verify(root)
@@ -68,11 +67,6 @@ def recalibrate(
     if keys.get("scheduler") == "own" != manifest["recipe"]["scheduler"]:
         raise ValueError(f"{root} holds {manifest['plan']['scheduler']}, not the base model's own; name a scheduler")
     recipe = Recipe().updated(manifest["recipe"]).updated(keys)
-    if recipe.output_means is OutputMeans.CORRECT:
-        raise ValueError(
-            f"the means that {root} corrects its output by are errors against full precision, which it does not hold; "
-            "recalibrate with output_means keep, or quantize anew"
-        )
     pipe, rounded = load_rounded(root, manifest)
     pipe.to(device)
     is_generic = manifest["denoiser"]["family"] == generic.NAME

@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from bitbrush.artifact.card import model_card
+from bitbrush.artifact.card import model_card, quantize_command
 from bitbrush.artifact.checkpoint_type import component_types, in_type
 from bitbrush.artifact.denoiser import WEIGHTS, load_denoiser
 from bitbrush.artifact.from_pretrained import BitbrushConfig
@@ -27,6 +27,7 @@ from bitbrush.artifact.quantization import Quantization
 from bitbrush.artifact.tensors import layer_from_tensors, layer_tensors, other_tensors
 from bitbrush.artifact.vocabulary import save_vocabulary
 from bitbrush.methods.recipe import Recipe
+from bitbrush.methods.removed import removed_setting
 from bitbrush.network.families import FAMILY_NAMES
 from bitbrush.network.held import held_weights, in_float32, in_memory
 from bitbrush.network.layers import QuantizedLayer
@@ -85,7 +86,7 @@ def load(
 ) -> DiffusionPipeline:
     """The quantized pipeline, as :func:`load_with` gives it, the executor by the names of ``bitbrush generate``.
 
-    ``runtime``: onednn or openvino (8-bit kernels), cuda (the same on an NVIDIA card, where the pipeline then is),
+    ``runtime``: onednn (8-bit kernels), cuda (the same on an NVIDIA card, where the pipeline then is),
     reference (exact integers, emulated in float32), or auto, the fastest that this machine runs exactly. ``dtype``: of
     everything between the integer products, float32 or bfloat16; None: bfloat16 where it is fast. ``memory``: low
     keeps weights of up to 4 bits packed. Raises ValueError for other names, and where this machine cannot run the
@@ -183,9 +184,13 @@ def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def verify(directory: str | os.PathLike[str]) -> dict[str, Any]:
-    """The manifest, after comparing every file's hash with it. Raises ArtifactError naming the first that differs."""
+    """The manifest, after comparing every file's hash with it.
+
+    Raises ArtifactError naming the first file that differs, or the setting that this version does not know any more.
+    """
     root = Path(directory)
     manifest = read_manifest(root)
+    _require_known_settings(root, manifest)
     for name, expected in manifest["files"].items():
         path = root / name
         if not path.is_file():
@@ -206,6 +211,14 @@ def _put(fresh: Path, target: Path, *, aside: Path) -> None:
         if replaces:
             aside.replace(target)
         raise
+
+
+def _require_known_settings(root: Path, manifest: dict[str, Any]) -> None:
+    if (removed := removed_setting(manifest["recipe"])) is not None:
+        raise ArtifactError(
+            f"{root} was made with {removed}, which this bitbrush has no more; quantize again without it:\n"
+            f"{quantize_command(manifest)}"
+        )
 
 
 def _require_known_family(family: str) -> None:
@@ -258,10 +271,9 @@ def _write(quantization: Quantization, root: Path, origin: dict[str, Any]) -> No
     denoiser = getattr(pipe, component)
     layers = {layer.name: layer for layer in quantization.outcome.layers}
     bits = {name: one.weight.grid.bits for name, one in layers.items()}
-    correction = quantization.outcome.correction
     known = [name for name, one in layers.items() if one.first is not None]
     surgery = split_begins(denoiser), branch_ranks(denoiser)
-    config = BitbrushConfig(bits, *surgery, correction.to_dict() if correction else None, known)
+    config = BitbrushConfig(bits, *surgery, known)
     _write_config(denoiser, config, root / component)
     tensors = other_tensors(denoiser, layers)
     for layer in layers.values():

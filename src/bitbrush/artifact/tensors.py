@@ -61,7 +61,11 @@ def layer_tensors(layer: QuantizedLayer) -> dict[str, Tensor]:
 
 
 def layer_from_tensors(name: str, shape: tuple[int, ...], bits: int, tensors: Mapping[str, Tensor]) -> QuantizedLayer:
-    """The inverse of :func:`layer_tensors`. Raises KeyError if a tensor is missing."""
+    """The inverse of :func:`layer_tensors`.
+
+    Raises KeyError if a tensor is missing, ValueError for weights that have scales for groups of their inputs, as
+    earlier versions made them.
+    """
 
     def entry(key: str) -> Tensor:
         return tensors[f"{name}.{key}"]
@@ -74,6 +78,8 @@ def layer_from_tensors(name: str, shape: tuple[int, ...], bits: int, tensors: Ma
         activations = ActivationSchedule(tuple(timesteps), tuple(grids))
     else:
         activations = DynamicRanges(*activation_bits)
+    if entry("weight_scale").dim() != 1:
+        raise ValueError(f"layer {name} has scales for groups of its inputs (group_size); quantize again without them")
     grid = WeightGrid(entry("weight_scale"), entry("weight_zero_point"), bits)
     weight = QuantizedWeight(unpack(entry("weight"), bits, shape), grid)
     known = f"{name}.first_input" in tensors

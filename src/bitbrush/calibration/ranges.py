@@ -7,7 +7,7 @@ by older parameters of that step.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -17,8 +17,6 @@ from torch import nn
 
 from bitbrush.calibration.kept_steps import step_from_tensors, step_tensors
 from bitbrush.calibration.merging import merged_over_ranks
-from bitbrush.calibration.output_errors import OutputErrors
-from bitbrush.calibration.step_sizes import StepSizeLearner
 from bitbrush.network.inputs import InputObserver, fake_quantize_input
 from bitbrush.network.layers import EDGE_ACTIVATION_BITS, LayerSpec
 from bitbrush.numerics.affine import AffineGrid
@@ -155,8 +153,6 @@ def calibrate_progressively(
     calls: CallCounter,
     journal: Journal = NO_JOURNAL,
     ranks: Ranks = ALONE,
-    errors: OutputErrors | None = None,
-    step_sizes: StepSizeLearner | None = None,
 ) -> dict[str, ActivationSchedule]:
     """One range per layer and timestep, each observed on what the already quantized steps produced.
 
@@ -165,8 +161,6 @@ def calibrate_progressively(
     visits twice (PNDM, Heun) has one grid, from what both visits saw. ``denoiser`` holds the quantized weights already.
     A visit that ``journal`` holds is not observed again, the others go into it; the result is the same.
     ``trajectories`` may be the share of one process of ``ranks``: their histograms are merged at every visit.
-    ``errors``: measures every step's outputs, and corrects them before the trajectories go on with them.
-    ``step_sizes``: learns the grids' scales on from what was observed, on the first call of every visit.
     """
     observations: Observations = {}
     by_step: dict[float, dict[str, AffineGrid]] = {}
@@ -181,8 +175,6 @@ def calibrate_progressively(
             current.clear()
             if (kept := journal.read(piece)) is not None:
                 observations[timestep], by_step[timestep] = step_from_tensors(names, kept)
-                if step_sizes is not None:
-                    step_sizes.set_state(kept)
             else:
                 visit_only, observer = InputObserver(), observations.setdefault(timestep, InputObserver())
                 with visit_only.watching(denoiser, names, calibration.but_first):
@@ -190,17 +182,11 @@ def calibrate_progressively(
                         run_observed(call, denoiser)
                 calls.add()
                 observer.add(merged_over_ranks(visit_only, names, ranks))
-                grids, learned = calibration.grids(observer, timestep, planned), {}
-                if step_sizes is not None:
-                    grids, learned = step_sizes.learned(denoiser, waiting[0], grids), step_sizes.state()
-                by_step[timestep] = grids
-                journal.write(piece, step_tensors(names, observer, grids) | learned)
+                by_step[timestep] = calibration.grids(observer, timestep, planned)
+                journal.write(piece, step_tensors(names, observer, by_step[timestep]))
             current.update(by_step[timestep])
-            answers: Iterable[Any] = (call.run(denoiser) for call in waiting)
-            if errors is not None:
-                answers = errors.corrected(waiting, list(answers))
-            for trajectory, answer in zip(trajectories, answers, strict=True):
-                trajectory.answer(answer)
+            for trajectory, call in zip(trajectories, waiting, strict=True):
+                trajectory.answer(call.run(denoiser))
             calls.add()
             advance()
             trim()

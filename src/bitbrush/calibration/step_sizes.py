@@ -1,17 +1,13 @@
-"""Step sizes of activations learned on the denoiser's output, every step going on from what the one before found.
+"""Step sizes of activation grids that serve all steps, learned on the denoiser's guided output.
 
-``min over s of |e_t + m e_(t-1) + m^2 e_(t-2) + ...|^2``, ``e_t = g(eps_hat(Q_s(x_t))) - g(eps(x_t))``, all layers at
-once: ``g`` is the guidance, ``eps`` full precision's output at the same latents, ``s_l = s_l,0 exp(u_l)`` with
-``s_l,0`` the observed range's. Gradients go straight through the round (LSQ, arXiv 1902.08153, section 2.1);
-Q-Diffusion and BRECQ learn step sizes so, block by block. What differs: the output is the whole denoiser's, after
-guidance, which magnifies what its two halves get wrong apart and cancels what they get wrong alike; ``u`` and the
-optimizer's state are carried from step to step, since neighbouring steps want nearly the same, and two iterations a
-step are enough; and errors of earlier steps count. Without these (``m = 0``) a step's error halves and pictures get
-worse, presumably as clipping goes up, whose errors neighbouring steps share, and rounding errors go down, which they do
-not share.
+``min over s of |g(eps_hat(Q_s(x_t))) - g(eps(x_t))|^2`` over the steps t, all layers at once: ``g`` is the guidance,
+``eps`` full precision's output at the same latents, ``s_l = s_l,0 exp(u_l)`` with ``s_l,0`` the observed range's.
+Gradients go straight through the round (LSQ, arXiv 1902.08153, section 2.1). Q-Diffusion and BRECQ learn step sizes so
+on the output of each block. Here the output is the whole denoiser's, after guidance, which magnifies what its two
+halves get wrong apart and cancels what they get wrong alike.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +18,6 @@ from torch import Generator, Tensor, nn
 
 from bitbrush.calibration.probe import guided
 from bitbrush.network.held import device_of
-from bitbrush.network.output_correction import prediction
 from bitbrush.numerics.affine import AffineGrid, quantize_straight_through
 from bitbrush.timeline.cost import CallCounter
 from bitbrush.timeline.progress import Progress
@@ -31,16 +26,11 @@ from bitbrush.timeline.trajectory import DenoiserCall
 
 Grids: TypeAlias = Mapping[str, AffineGrid]
 
-ITERATIONS = 2
-LEARNING_CALLS = 1 + ITERATIONS
-"""Denoiser calls of :meth:`StepSizeLearner.learned`: of full precision, and of the quantized one, there and back."""
-STATIC_EPOCHS = 3
-STATIC_CALLS = 1 + STATIC_EPOCHS
-"""Likewise of :meth:`StepSizeLearner.learned_static`, for each call that it is given."""
+EPOCHS = 3
+LEARNING_CALLS = 1 + EPOCHS
+"""Denoiser calls of :meth:`StepSizeLearner.learned` for each call that it is given; all but one with gradients."""
 LEARNED_PROMPTS = 8
 RATE, BETAS = 0.03, (0.9, 0.99)
-MEMORY = 0.95
-"""``m``: how much of an error counts a step later."""
 LARGEST = 0.7
 """Of ``|u|``: a step size is at most doubled or halved."""
 LEAST = 1e-30
@@ -49,10 +39,9 @@ LEAST = 1e-30
 
 @dataclass(frozen=True)
 class _Step:
-    """A call of ``prompts``, and the guided output that full precision has there."""
+    """A call, and the guided output that full precision has there."""
 
     call: DenoiserCall
-    prompts: int
     target: Tensor
 
 
@@ -69,96 +58,56 @@ class StepSizeLearner:
         layers: Sequence[str],
         guidance: float,
         prompts: int,
-        calls: CallCounter,
+        counter: CallCounter,
         ranks: Ranks = ALONE,
     ) -> None:
-        self._full, self._layers, self._calls, self._ranks = full, tuple(layers), calls, ranks
+        self._full, self._layers, self._counter, self._ranks = full, tuple(layers), counter, ranks
         self._guidance, self._prompts = guidance, prompts
-        self._device = device_of(full)
-        self._u = torch.zeros(len(self._layers), device=self._device, requires_grad=True)
-        self._past: Tensor | None = None
+        self._u = torch.zeros(len(self._layers), device=device_of(full), requires_grad=True)
         self._adam = torch.optim.Adam([self._u], lr=RATE, betas=BETAS)
 
     def learned(
-        self, denoiser: nn.Module, call: DenoiserCall, grids: Mapping[str, AffineGrid]
+        self, denoiser: nn.Module, calls: Sequence[DenoiserCall], grids: Grids, progress: Progress
     ) -> dict[str, AffineGrid]:
-        """``grids`` with other scales, after ITERATIONS on the first prompts of ``call``; of other layers they stay.
+        """``grids`` with scales that serve all ``calls``, of different timesteps; of layers that do not learn as given.
 
-        ``denoiser`` computes with the rounded weights, and is left as it was.
+        The calls are seen in random order, at a rate that falls to 0. ``denoiser`` computes with the rounded weights,
+        and is left as it was.
         """
 
         def iterate() -> dict[str, Tensor]:
-            step = self._step(call)
-            past = torch.zeros(()) if self._past is None else MEMORY * self._past
-            for _ in range(ITERATIONS):
-                error = self._iterate(denoiser, step, grids, past)
-            self._past = past + error
-            return self.state()
-
-        return self._settled(iterate, grids)
-
-    def learned_static(
-        self, denoiser: nn.Module, calls: Sequence[DenoiserCall], grids: Grids, progress: Progress
-    ) -> dict[str, AffineGrid]:
-        """``grids`` that serve all ``calls``, of different timesteps: in random order, with a rate that falls to 0."""
-
-        def iterate() -> dict[str, Tensor]:
-            generator, total = Generator().manual_seed(0), STATIC_EPOCHS * len(calls)
-            steps, nothing = [self._step(call) for call in calls], torch.zeros(())
+            generator, total = Generator().manual_seed(0), EPOCHS * len(calls)
+            steps = [self._step(call) for call in calls]
             with progress("learning step sizes", total) as advance:
                 for done in range(total):
                     if done % len(calls) == 0:
                         order = torch.randperm(len(calls), generator=generator).tolist()
                     self._adam.param_groups[0]["lr"] = RATE * (1 - done / total)
-                    self._iterate(denoiser, steps[order[done % len(calls)]], grids, nothing)
+                    self._iterate(denoiser, steps[order[done % len(calls)]], grids)
                     advance()
-            return self.state()
+            return {"u": self._u.detach()}
 
-        return self._settled(iterate, grids)
-
-    def _settled(self, iterate: Callable[[], dict[str, Tensor]], grids: Grids) -> dict[str, AffineGrid]:
         found = self._ranks.from_first(iterate)
         assert found is not None
-        self.set_state(found)
-        scales = dict(zip(self._layers, self._u.detach().exp().tolist(), strict=True))
-        return {name: scaled(grid, scales[name]) if name in scales else grid for name, grid in grids.items()}
+        factors = dict(zip(self._layers, found["u"].exp().tolist(), strict=True))
+        return {name: scaled(grid, factors[name]) if name in factors else grid for name, grid in grids.items()}
 
-    def state(self) -> dict[str, Tensor]:
-        """All that the next step goes on from."""
-        moments = self._adam.state.get(self._u, {})
-        zero = torch.zeros_like(self._u)
-        kept = {key: moments.get(key, zero) for key in ("exp_avg", "exp_avg_sq")}
-        past = torch.zeros(0) if self._past is None else self._past
-        step = torch.as_tensor(moments.get("step", 0.0))
-        return {"u": self._u.detach().clone(), "step": step, "past": past, **kept}
+    def _step(self, call: DenoiserCall) -> _Step:
+        target = guided(call.run(self._full)[0], self._prompts, self._guidance)
+        self._counter.add()
+        return _Step(call, target)
 
-    def set_state(self, state: Mapping[str, Tensor]) -> None:
-        """The inverse of :meth:`state`."""
-        with torch.no_grad():
-            self._u.copy_(state["u"])
-        self._past = state["past"].to(self._device) if len(state["past"]) else None
-        moments = {key: state[key].to(self._device, copy=True) for key in ("exp_avg", "exp_avg_sq")}
-        self._adam.state[self._u] = {"step": state["step"].clone(), **moments}
-
-    def _step(self, call: DenoiserCall) -> "_Step":
-        prompts = min(LEARNED_PROMPTS, self._prompts)
-        part = of_first_prompts(call, self._prompts, prompts)
-        target = guided(prediction(part.run(self._full)), prompts, self._guidance)
-        self._calls.add()
-        return _Step(part, prompts, target)
-
-    def _iterate(self, denoiser: nn.Module, step: "_Step", grids: Grids, past: Tensor) -> Tensor:
-        """Moves ``u`` once; the error of the output before."""
+    def _iterate(self, denoiser: nn.Module, step: _Step, grids: Grids) -> None:
+        """Moves ``u`` once."""
         with self._quantized(denoiser, grids), torch.enable_grad():
-            output = prediction(step.call.forward(denoiser))
-            error = guided(output, step.prompts, self._guidance) - step.target
+            output = step.call.forward(denoiser)[0]
+            error = guided(output, self._prompts, self._guidance) - step.target
             size = error.detach().square().mean().clamp_min(LEAST)  # so that no step counts more than another
-            (self._u.grad,) = torch.autograd.grad((error + past).square().mean() / size, [self._u])
+            (self._u.grad,) = torch.autograd.grad(error.square().mean() / size, [self._u])
         self._adam.step()
         with torch.no_grad():
             self._u.clamp_(-LARGEST, LARGEST)
-        self._calls.add()
-        return error.detach()
+        self._counter.add()
 
     @contextmanager
     def _quantized(self, denoiser: nn.Module, grids: Grids) -> Iterator[None]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 RuntimeOption: TypeAlias = Annotated[
     str,
-    typer.Option(help="Of artifacts: onednn, openvino or cuda (8-bit kernels), reference (emulated), auto."),
+    typer.Option(help="Of artifacts: onednn or cuda (8-bit kernels), reference (emulated), auto."),
 ]
 DtypeOption: TypeAlias = Annotated[
     str | None,

@@ -54,29 +54,23 @@ def quantize(
         str | None, typer.Option(help="uniform, or measured: weight bits by layer, --weights on average.")
     ] = None,
     rounding: Annotated[
-        str | None, typer.Option(help="learned (default of best and pcr), quantized-inputs, adaround or nearest.")
+        str | None, typer.Option(help="learned (default of best and pcr), adaround or nearest.")
     ] = None,
     smoothing: Annotated[
-        str | None, typer.Option(help="Scales moved from inputs into weights: none, smoothquant or learned.")
+        str | None, typer.Option(help="Scales moved from inputs into weights: none or smoothquant.")
     ] = None,
     weight_range: Annotated[str | None, typer.Option(help="mse or min-max.")] = None,
     activation_range: Annotated[str | None, typer.Option(help="l4, mse, percentile or min-max.")] = None,
     step_sizes: Annotated[
-        str | None, typer.Option(help="observed, or learned: activation grids by gradients of the output's error.")
+        str | None,
+        typer.Option(help="observed, or learned by gradients: where one range serves all steps."),
     ] = None,
     skip_inputs: Annotated[
         str | None, typer.Option(help="joint, or split: what reads a U-Net's skips as two layers.")
     ] = None,
-    output_means: Annotated[
-        str | None, typer.Option(help="keep, or correct: the output's mean error of each step is taken off.")
-    ] = None,
     first_token: Annotated[
         str | None,
         typer.Option(help="quantized, or known: keys and values of a text's start token are full precision's."),
-    ] = None,
-    group_size: Annotated[
-        str | None,
-        typer.Option(help="Input channels whose weights share a scale, e.g. 64, or none: all. Not in integers."),
     ] = None,
     low_rank: Annotated[
         str | None,

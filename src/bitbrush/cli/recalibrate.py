@@ -21,9 +21,6 @@ def recalibrate(
     activations: Annotated[int | None, typer.Option(help="Activation bits, 4 to 16 [as before].")] = None,
     relax: Annotated[str | None, typer.Option(help="Steps with more bits: 0.8:1.0@10, or none [as before].")] = None,
     activation_range: Annotated[str | None, typer.Option(help="l4, mse, percentile or min-max [as before].")] = None,
-    output_means: Annotated[
-        str | None, typer.Option(help="keep: the output is not corrected any more [as before].")
-    ] = None,
     pipeline_arguments: PipelineArguments = None,
     prompts: Annotated[
         str | None, typer.Option(help="Calibration prompts: a file, one a line, or a bundled set.")

@@ -133,8 +133,7 @@ def _weight_bits(job: Job, sensitivities: Sensitivities, average: float) -> dict
 def _activation_bits(sensitivities: Sensitivities, average: float) -> tuple[Mapping[str, Mapping[float, int]], float]:
     """By layer and timestep, and their average.
 
-    A layer keeps its bits throughout a segment of the steps: an executor that compiles a graph for every set of bits
-    then has few to compile, and less hangs on the noise of a single call's probes.
+    A layer keeps its bits throughout a segment of the steps, so that less hangs on the noise of a single call's probes.
     """
     parts = _calls_by_segment(sensitivities.timesteps)
     errors = torch.stack([sensitivities.inputs[calls].sum(0) for calls in parts])

@@ -7,7 +7,7 @@ where they round to nearest, and ranges are asymmetric. Layers next to the laten
 from bitbrush.methods.allocation import with_measured_bits
 from bitbrush.methods.method import Job, Method, Outcome, PlannedPhase
 from bitbrush.methods.recipe import Recipe, Rounding
-from bitbrush.methods.stages import early_phases, outcome, require_output_means_kept, rounded_weights, rounding_phases
+from bitbrush.methods.stages import early_phases, outcome, rounded_weights, rounding_phases
 from bitbrush.methods.step_sizes import require_observed_step_sizes
 from bitbrush.network.layers import EDGE_ACTIVATION_BITS
 from bitbrush.numerics.ranges import RangeEstimator
@@ -29,7 +29,6 @@ def phases(job: Job) -> tuple[PlannedPhase, ...]:
 def _require_no_calibration(job: Job) -> None:
     """Raises ValueError where keys ask for what ranges found at run time cannot have."""
     recipe = job.recipe
-    require_output_means_kept(job)
     require_observed_step_sizes(job)
     if recipe.relax:
         raise ValueError(f"relax is {recipe.relax}, but dynamic has the same bits at all steps; use pcr or one-shot")

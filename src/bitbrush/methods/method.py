@@ -12,8 +12,7 @@ from bitbrush.calibration.ranges import ActivationBits, Calibration
 from bitbrush.methods.recipe import DEFAULT_ACTIVATION_BITS, FirstTokens, Recipe, check_activation_bits
 from bitbrush.network.family import Family
 from bitbrush.network.layers import LayerSpec, QuantizedLayer, layer_specs
-from bitbrush.network.output_correction import OutputCorrection
-from bitbrush.numerics.weights import QuantizedWeight, equal_groups
+from bitbrush.numerics.weights import QuantizedWeight
 from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.timeline.cost import CostLedger
 from bitbrush.timeline.journal import NO_JOURNAL, Journal
@@ -80,14 +79,7 @@ class Job:
             self.denoiser, self.family, weight_bits=recipe.weights, exclude=recipe.exclude, fine=recipe.fine
         )
         weights = self.allocated.weights if self.allocated else {}
-        return tuple(
-            replace(spec, weight_bits=weights.get(spec.name, spec.weight_bits), groups=self._groups(spec))
-            for spec in specs
-        )
-
-    def _groups(self, spec: LayerSpec) -> int:
-        size = self.recipe.group_size
-        return 1 if size is None or spec.edge else equal_groups(spec.shape[1], size)
+        return tuple(replace(spec, weight_bits=weights.get(spec.name, spec.weight_bits)) for spec in specs)
 
     @property
     def calibration(self) -> Calibration:
@@ -114,15 +106,13 @@ class Job:
 class Outcome:
     """What a method yields: the treatment of every layer, the quantized ones, and the plan's timesteps in order.
 
-    ``average_activation_bits`` of measured ones, None where they follow from the recipe alone. ``correction``: of the
-    denoiser's output, None for none.
+    ``average_activation_bits`` of measured ones, None where they follow from the recipe alone.
     """
 
     specs: tuple[LayerSpec, ...]
     layers: tuple[QuantizedLayer, ...]
     planned: tuple[float, ...]
     average_activation_bits: float | None = None
-    correction: OutputCorrection | None = None
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,12 @@ what the already quantized steps produced; the steps of the relaxed interval get
 published procedure are listed where they are made: ``calibration/ranges.py`` and ``rounding/``.
 """
 
-from dataclasses import replace
-
-from bitbrush.calibration.output_errors import COMPARING_CALLS, OutputErrors
 from bitbrush.calibration.ranges import PROGRESSIVE_CALLS, calibrate_progressively
 from bitbrush.methods.allocation import with_measured_bits
 from bitbrush.methods.method import Job, Method, Outcome, PlannedPhase
-from bitbrush.methods.recipe import OutputMeans, Recipe, Rounding
+from bitbrush.methods.recipe import Recipe, Rounding
 from bitbrush.methods.stages import early_phases, outcome, rounded_weights, rounding_phases, with_weights
-from bitbrush.methods.step_sizes import learner_of_step_sizes, learning_calls, learning_prompts
+from bitbrush.methods.step_sizes import require_observed_step_sizes
 from bitbrush.numerics.affine import MAX_BITS
 from bitbrush.timeline.plan import Relaxation
 from bitbrush.timeline.trajectory import carried
@@ -22,6 +19,7 @@ PROGRESSIVE = "progressive_calibration"
 
 
 def run(job: Job) -> Outcome:
+    require_observed_step_sizes(job)
     job = with_measured_bits(job)
     rounded = rounded_weights(job)
     denoiser = with_weights(job.denoiser, rounded)
@@ -29,7 +27,6 @@ def run(job: Job) -> Outcome:
         job.costs.phase(PROGRESSIVE) as calls,
         carried(job.pipe, job.family.component, job.own, job.recipe.plan) as trajectories,
     ):
-        errors = OutputErrors(job.denoiser, calls, job.ranks) if _corrects(job) else None
         schedules = calibrate_progressively(
             denoiser,
             job.calibration,
@@ -38,20 +35,13 @@ def run(job: Job) -> Outcome:
             calls,
             job.journal,
             job.ranks,
-            errors,
-            learner_of_step_sizes(job, calls),
         )
-    return replace(outcome(job, rounded, schedules), correction=errors.correction() if errors else None)
-
-
-def _corrects(job: Job) -> bool:
-    return job.recipe.output_means is OutputMeans.CORRECT
+    return outcome(job, rounded, schedules)
 
 
 def phases(job: Job) -> tuple[PlannedPhase, ...]:
-    calls = PROGRESSIVE_CALLS + (COMPARING_CALLS if _corrects(job) else 0) + learning_calls(job)
-    learned = learning_prompts(job)
-    progressive = PlannedPhase(PROGRESSIVE, job.own, calls, on_rounded_weights=True, learning_prompts=learned)
+    require_observed_step_sizes(job)
+    progressive = PlannedPhase(PROGRESSIVE, job.own, PROGRESSIVE_CALLS, on_rounded_weights=True)
     return (*early_phases(job), *rounding_phases(job), progressive)
 
 

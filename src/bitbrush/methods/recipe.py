@@ -8,13 +8,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
 
+from bitbrush.methods.removed import removed_setting, without_removed
 from bitbrush.numerics.affine import MAX_BITS
 from bitbrush.numerics.ranges import RangeEstimator
 from bitbrush.numerics.weights import MAX_WEIGHT_BITS, MIN_WEIGHT_BITS, WeightRange
 from bitbrush.timeline.plan import AUTO, MeasuredRelaxation, PipelineArgument, Relaxation, SamplingPlan
 
 MIN_ACTIVATION_BITS = 4
-MIN_GROUP_SIZE = 8
 MAX_RANK = 256
 DEFAULT_ACTIVATION_BITS = 8
 
@@ -24,8 +24,6 @@ class Rounding(StrEnum):
 
     NEAREST = "nearest"
     LEARNED = "learned"
-    QUANTIZED_INPUTS = "quantized-inputs"
-    """Learned as well, on inputs that are quantized already, so that weights make up for their errors."""
     ADAROUND = "adaround"
     """Learned as PCR's authors do, for reproduction."""
 
@@ -54,16 +52,6 @@ class Smoothing(StrEnum):
     NONE = "none"
     SMOOTHQUANT = "smoothquant"
     """The square root: as much as stays."""
-    LEARNED = "learned"
-    """For each input what leaves the least error in the layers that read it; none at all where that is least."""
-
-
-class OutputMeans(StrEnum):
-    """What is done about the mean error of the denoiser's output, per channel, at each step."""
-
-    KEEP = "keep"
-    CORRECT = "correct"
-    """It is measured in progressive calibration and taken off."""
 
 
 class StepSizes(StrEnum):
@@ -90,17 +78,16 @@ class Recipe:
     ``weights``, ``activations``: bits. ``relax``: ``START:END@BITS`` as fractions of the steps, ``auto:BITS`` for
     bits of layers and steps by measured sensitivity with that average (instead of ``activations``), None for none.
     ``weight_allocation``: measured for weight bits of layers by sensitivity, ``weights`` on average. ``step_sizes``:
-    learned for grids that leave the denoiser's output the least error. ``output_means``: correct takes the denoiser's
-    mean error of each step off its output. ``first_token``: known leaves a text's start token out of the quantization
-    of cross-attention's keys and values.
+    learned for one grid for all steps that leaves the denoiser's output the least error. ``first_token``: known leaves
+    a text's start token out of the quantization of cross-attention's keys and values.
     ``steps``, ``guidance_scale``, ``scheduler`` (a diffusers class name; None: the pipeline's own) and
     ``pipeline_arguments`` (a table, e.g. ``{height = 768}``, or ``NAME=VALUE`` strings): the sampling plan of the
     calibration. ``exclude``: patterns of layer names left in floating point; ``fine``: of layers that get 8-bit weights
     and 16-bit activations, as those next to the latents do. ``num_prompts`` calibration prompts are run ``batch_size``
     at a time; ``seed`` and the prompt decide its initial noise. ``skip_inputs``: split for convolutions that read a
     U-Net's skip concatenation to be quantized as two. ``smoothing``: of the denoiser's channels; the smoothed denoiser
-    is then the one that is quantized. ``group_size``: the most input channels whose weights share a
-    scale, None for all. ``low_rank``: of a branch beside every layer, of 16-bit activations, None for none.
+    is then the one that is quantized.
+    ``low_rank``: of a branch beside every layer, of 16-bit activations, None for none.
     """
 
     method: str = "pcr"
@@ -112,9 +99,7 @@ class Recipe:
     weight_range: WeightRange = WeightRange.MSE
     activation_range: RangeEstimator = RangeEstimator.L4
     step_sizes: StepSizes = StepSizes.OBSERVED
-    output_means: OutputMeans = OutputMeans.KEEP
     first_token: FirstTokens = FirstTokens.QUANTIZED
-    group_size: int | None = None
     low_rank: int | None = None
     exclude: tuple[str, ...] = ()
     fine: tuple[str, ...] = ()
@@ -131,8 +116,6 @@ class Recipe:
     def __post_init__(self) -> None:
         _require("weights", self.weights, MIN_WEIGHT_BITS, MAX_WEIGHT_BITS)
         check_activation_bits(self.activations)
-        if self.group_size is not None:
-            _require("group_size", self.group_size, MIN_GROUP_SIZE, None)
         if self.low_rank is not None:
             _require("low_rank", self.low_rank, 1, MAX_RANK)
         _require("steps", self.steps, 1, None)
@@ -157,6 +140,9 @@ class Recipe:
 
     def updated(self, keys: Mapping[str, Any]) -> Self:
         """With the given keys, plain values as in a recipe file. Raises ValueError for an unknown key or bad value."""
+        if (removed := removed_setting(keys)) is not None:
+            raise ValueError(f"{removed} was removed: it did not help (docs/results.md); leave it out")
+        keys = without_removed(keys)
         known = [field.name for field in fields(self)]
         unknown = [key for key in keys if key not in known]
         if unknown:
@@ -167,7 +153,6 @@ class Recipe:
         """Plain values that :meth:`updated` reads back."""
         values = asdict(self)
         values["relax"] = str(self.relax) if self.relax else "none"
-        values["group_size"] = self.group_size or "none"
         values["low_rank"] = self.low_rank or "none"
         values["scheduler"] = self.scheduler or "own"
         values["pipeline_arguments"] = dict(self.pipeline_arguments)
@@ -206,7 +191,6 @@ CHOICES: Mapping[str, type[StrEnum]] = {
     "skip_inputs": SkipInputs,
     "smoothing": Smoothing,
     "step_sizes": StepSizes,
-    "output_means": OutputMeans,
     "first_token": FirstTokens,
 }
 
@@ -221,7 +205,7 @@ def _parse(key: str, value: Any) -> Any:
             return None if value in (None, "own") else str(value)
         case "pipeline_arguments":
             return _pipeline_arguments(value)
-        case "group_size" | "low_rank":
+        case "low_rank":
             return None if value in (None, "none") else int(value) if str(value).isdecimal() else value
         case "exclude" | "fine":
             return _patterns(key, value)

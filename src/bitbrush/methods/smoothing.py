@@ -9,18 +9,16 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from bitbrush.calibration.channels import CHANNEL_CALLS, Channels, observe_channels
-from bitbrush.calibration.scaling import LayerBits, least_error_scale
+from bitbrush.calibration.channels import CHANNEL_CALLS, observe_channels
 from bitbrush.methods.method import Job, PlannedPhase
 from bitbrush.methods.recipe import Smoothing
 from bitbrush.network.held import twin
-from bitbrush.network.smoothing import SmoothableInput, channel_scale, reader_weight, smooth_, smoothable_inputs
-from bitbrush.timeline.trajectory import carried, planned_timesteps
+from bitbrush.network.smoothing import channel_scale, reader_weight, smooth_, smoothable_inputs
+from bitbrush.timeline.trajectory import carried
 
 ALPHA = 0.5
 """SmoothQuant's exponent."""
 SMOOTHING = "smoothing"
-SAMPLED_STEPS = 6
 
 
 def smoothing_phases(job: Job) -> tuple[PlannedPhase, ...]:
@@ -42,10 +40,13 @@ def smoothed(job: Job) -> Job:
             f"smoothing is {job.recipe.smoothing}, but nothing in this {type(job.denoiser).__name__} can take on the "
             "scale of an input: the transformer blocks of U-Nets can; choose none"
         )
-    channels = _observed(job, [one.readers[0] for one in inputs])
-    scales = {one.readers[0]: _scale(job, one, channels[one.readers[0]]) for one in inputs}
+    extremes = _observed(job, [one.readers[0] for one in inputs])
+    scales = {
+        one.readers[0]: channel_scale(reader_weight(job.denoiser, one), extremes[one.readers[0]], ALPHA)
+        for one in inputs
+    }
     pipe, denoiser = copy.copy(job.pipe), twin(job.denoiser)
-    smooth_(denoiser, inputs, {name: scale for name, scale in scales.items() if scale is not None})
+    smooth_(denoiser, inputs, scales)
     setattr(pipe, job.family.component, denoiser)
     return replace(job, pipe=pipe)
 
@@ -54,34 +55,9 @@ def _unwanted(job: Job) -> bool:
     return job.recipe.smoothing is Smoothing.NONE
 
 
-def _observed(job: Job, names: list[str]) -> dict[str, Channels]:
-    learned = job.recipe.smoothing is Smoothing.LEARNED
-    calls = len(planned_timesteps(job.pipe, job.family.component, job.recipe.plan, job.batches[0]))
+def _observed(job: Job, names: list[str]) -> dict[str, Tensor]:
     with (
-        job.costs.phase(SMOOTHING) as counter,
+        job.costs.phase(SMOOTHING) as calls,
         carried(job.pipe, job.family.component, job.own, job.recipe.plan) as trajectories,
     ):
-        return observe_channels(
-            job.denoiser,
-            names,
-            trajectories,
-            job.progress,
-            counter,
-            kept_steps=_sampled(calls) if learned else (),
-            spool=job.spool,
-            ranks=job.ranks,
-        )
-
-
-def _sampled(calls: int) -> tuple[int, ...]:
-    """Steps evenly spread from the first to the last."""
-    return tuple(sorted({round(part * (calls - 1) / (SAMPLED_STEPS - 1)) for part in range(SAMPLED_STEPS)}))
-
-
-def _scale(job: Job, one: SmoothableInput, channels: Channels) -> Tensor | None:
-    weight, recipe = reader_weight(job.denoiser, one), job.recipe
-    if recipe.smoothing is Smoothing.SMOOTHQUANT:
-        return channel_scale(weight, channels.extremes, ALPHA)
-    bits = LayerBits(recipe.weights, recipe.activations, recipe.weight_range, recipe.activation_range)
-    samples = [x.to(weight.device) for x in channels.samples]  # they wait on the disk
-    return least_error_scale(weight, channels.extremes, samples, bits)
+        return observe_channels(job.denoiser, names, trajectories, job.progress, calls, ranks=job.ranks)

@@ -10,13 +10,12 @@ from bitbrush.calibration.ranges import (
     Recording,
     no_recording,
     observe,
-    one_shot_schedules,
     static_schedules,
 )
 from bitbrush.methods.allocation import sensitivity_phases, with_measured_bits
 from bitbrush.methods.first_tokens import first_token_phases, with_first_tokens
 from bitbrush.methods.method import Job, Outcome, PlannedPhase
-from bitbrush.methods.recipe import OutputMeans, Rounding
+from bitbrush.methods.recipe import Rounding
 from bitbrush.methods.smoothing import smoothing_phases
 from bitbrush.methods.step_sizes import RecordedCalls, static_learning_phases
 from bitbrush.network.first_token import answer_first_token
@@ -25,11 +24,10 @@ from bitbrush.network.layers import LayerSpec, QuantizedLayer
 from bitbrush.rounding.learned import COMPENSATED, PUBLISHED, Procedure, learn_rounding
 from bitbrush.rounding.nearest import RoundedLayer, round_all_to_nearest
 from bitbrush.rounding.samples import RECORDING_CALLS, record_samples, sample_pieces, sample_shards
-from bitbrush.timeline.schedule import Activations, ActivationSchedule
+from bitbrush.timeline.schedule import Activations
 from bitbrush.timeline.trajectory import carried, planned_timesteps
 
 RECORDING, ROUNDING, OBSERVATION = "recording", "rounding", "observation"
-INPUT_RANGES = "input_ranges"
 
 
 def early_phases(job: Job) -> tuple[PlannedPhase, ...]:
@@ -47,8 +45,6 @@ def rounding_phases(job: Job) -> tuple[PlannedPhase, ...]:
             return (PlannedPhase(ROUNDING), *known)
         case Rounding.LEARNED | Rounding.ADAROUND:
             return (*_learning_phases(job), *known)
-        case Rounding.QUANTIZED_INPUTS:
-            return (PlannedPhase(INPUT_RANGES, job.own, OBSERVING_CALLS), *_learning_phases(job), *known)
 
 
 def _learning_phases(job: Job) -> tuple[PlannedPhase, ...]:
@@ -58,16 +54,7 @@ def _learning_phases(job: Job) -> tuple[PlannedPhase, ...]:
 
 def observing_phases(job: Job) -> tuple[PlannedPhase, ...]:
     """Of a method that rounds the weights and observes full precision."""
-    require_output_means_kept(job)
     return (*early_phases(job), *rounding_phases(job), PlannedPhase(OBSERVATION, job.own, OBSERVING_CALLS))
-
-
-def require_output_means_kept(job: Job) -> None:
-    """Raises ValueError if the recipe corrects the output, whose errors are measured in progressive calibration."""
-    if job.recipe.output_means is OutputMeans.CORRECT:
-        raise ValueError(
-            f"output_means is correct, but {job.recipe.method} never runs the quantized denoiser; use pcr or best"
-        )
 
 
 def require_one_range(job: Job) -> None:
@@ -116,19 +103,13 @@ def _rounded(job: Job) -> Mapping[str, RoundedLayer]:
             return _learned_rounding(job, COMPENSATED) | factors
         case Rounding.ADAROUND:
             return _learned_rounding(job, PUBLISHED) | factors
-        case Rounding.QUANTIZED_INPUTS:
-            observations = _observed(job, INPUT_RANGES)
-            schedules = one_shot_schedules(job.calibration, observations)
-            return _learned_rounding(job, COMPENSATED, schedules) | factors
 
 
 def _to_round(job: Job) -> tuple[LayerSpec, ...]:
     return tuple(spec for spec in job.calibration.layers if spec.name not in job.factors)
 
 
-def _learned_rounding(
-    job: Job, procedure: Procedure, schedules: Mapping[str, ActivationSchedule] | None = None
-) -> dict[str, RoundedLayer]:
+def _learned_rounding(job: Job, procedure: Procedure) -> dict[str, RoundedLayer]:
     with job.costs.phase(RECORDING) as calls:
         samples = record_samples(
             job.pipe,
@@ -151,7 +132,6 @@ def _learned_rounding(
             job.journal,
             spool=job.spool,
             shards=sample_shards(job.batches, len(samples), job.ranks),
-            schedules=schedules,
             procedure=procedure,
         )
 
@@ -161,13 +141,8 @@ def observe_full_precision(job: Job, record: Recording = no_recording) -> Observ
 
     ``record``: as of :func:`~bitbrush.calibration.ranges.observe`.
     """
-    require_output_means_kept(job)
-    return _observed(job, OBSERVATION, record)
-
-
-def _observed(job: Job, phase: str, record: Recording = no_recording) -> Observations:
     with (
-        job.costs.phase(phase) as calls,
+        job.costs.phase(OBSERVATION) as calls,
         carried(job.pipe, job.family.component, job.own, job.recipe.plan) as trajectories,
     ):
         return observe(job.denoiser, job.calibration, trajectories, job.progress, calls, ranks=job.ranks, record=record)

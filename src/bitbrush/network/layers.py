@@ -29,9 +29,8 @@ class LayerSpec:
     """A Conv2d or Linear of the denoiser and what is to be done with it.
 
     ``excluded`` says why the layer stays in floating point; None for a quantized layer. ``edge``: with 8-bit weights
-    and 16-bit activations at every step, being next to the latents, or one that is to be ``fine``. ``groups``: of its
-    input channels, equal ones, whose weights have scales of their own. ``factor``: of a low-rank branch; ``edge``, too,
-    but for its weight bits.
+    and 16-bit activations at every step, being next to the latents, or one that is to be ``fine``. ``factor``:
+    of a low-rank branch; ``edge``, too, but for its weight bits.
     """
 
     name: str
@@ -40,7 +39,6 @@ class LayerSpec:
     weight_bits: int
     edge: bool = False
     excluded: str | None = None
-    groups: int = 1
     factor: bool = False
 
 

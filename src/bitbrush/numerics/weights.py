@@ -28,8 +28,7 @@ class WeightRange(StrEnum):
 class WeightGrid:
     """Per output channel: ``w_hat = (w_q - zero_point) * scale`` with ``w_q`` in ``[0, 2^bits - 1]``.
 
-    ``scale`` (C_out,) float32, ``zero_point`` (C_out,) uint8; both (C_out, groups) where every output channel's weights
-    are divided, along its input channels, into so many equal groups.
+    ``scale`` (C_out,) float32, ``zero_point`` (C_out,) uint8.
     """
 
     scale: Tensor
@@ -40,31 +39,15 @@ class WeightGrid:
     def qmax(self) -> int:
         return (1 << self.bits) - 1
 
-    @property
-    def groups(self) -> int:
-        """That each output channel's input channels are divided into."""
-        return 1 if self.scale.dim() == 1 else self.scale.shape[1]
-
     def per_channel(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero point as float32, shaped to broadcast over a weight ``like`` (C_out, ...)."""
-        if self.groups > 1:
-            columns = like[0].numel() // self.groups
-            scale, zero_point = (part.repeat_interleave(columns, 1) for part in (self.scale, self.zero_point.float()))
-            return scale.view(like.shape), zero_point.view(like.shape)
         shape = (-1,) + (1,) * (like.dim() - 1)
         return self.scale.view(shape), self.zero_point.float().view(shape)
-
-    def column(self, index: int, columns: int) -> tuple[Tensor, Tensor]:
-        """Scale and zero point (C_out,), float32, of one of the ``columns`` of a weight (C_out, columns)."""
-        if self.groups == 1:
-            return self.scale, self.zero_point.float()
-        group = index // (columns // self.groups)
-        return self.scale[:, group], self.zero_point[:, group].float()
 
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """Integers ``w_q`` (C_out, C_in, ...) uint8 on a grid per channel, or per group of a channel's inputs."""
+    """Integers ``w_q`` (C_out, C_in, ...) uint8 on a grid per output channel."""
 
     w_q: Tensor
     grid: WeightGrid
@@ -85,27 +68,20 @@ def round_to_nearest(weight: Tensor, grid: WeightGrid) -> QuantizedWeight:
     return QuantizedWeight((weight / scale).round_().add_(zero_point).clamp_(0, grid.qmax).to(torch.uint8), grid)
 
 
-def equal_groups(channels: int, size: int) -> int:
-    """The fewest equal groups of at most ``size`` channels; 1 where these would have less than half as many."""
-    groups = next(number for number in range(1, channels + 1) if channels % number == 0 and channels // number <= size)
-    return groups if 2 * (channels // groups) >= size else 1
-
-
-def weight_grid(weight: Tensor, bits: int, estimator: WeightRange, groups: int = 1) -> WeightGrid:
-    """The grid of every output channel of ``weight`` (C_out, ...), float32; of each of its ``groups`` of inputs.
+def weight_grid(weight: Tensor, bits: int, estimator: WeightRange) -> WeightGrid:
+    """The grid of every output channel of ``weight`` (C_out, ...), float32.
 
     MSE: the range with the least ``sum((w - w_hat)^2)`` per channel, by coordinate search: both ends shrunk together,
     then low and high alone, around the best so far.
     """
     if not MIN_WEIGHT_BITS <= bits <= MAX_WEIGHT_BITS:
         raise ValueError(f"weight bits is {bits}; supported are {MIN_WEIGHT_BITS} to {MAX_WEIGHT_BITS}")
-    rows = weight.detach().float().reshape(len(weight) * groups, -1)
+    rows = weight.detach().float().flatten(1)
     low, high = rows.amin(1).clamp(max=0.0), rows.amax(1).clamp(min=0.0)
     if estimator is WeightRange.MSE:
         low, high = _least_squared_error(rows, low, high, bits)
     scale, zero_point = _affine(low, high, bits)
-    shape = (len(weight), groups) if groups > 1 else (len(weight),)
-    return WeightGrid(scale.view(shape), zero_point.to(torch.uint8).view(shape), bits)
+    return WeightGrid(scale, zero_point.to(torch.uint8), bits)
 
 
 def _affine(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:

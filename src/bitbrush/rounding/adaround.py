@@ -7,7 +7,6 @@ its published code. It serves reproduction: ``rounding/reconstruction.py`` is be
 """
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 
 import torch
 from torch import Generator, Tensor, nn
@@ -15,7 +14,7 @@ from torch import Generator, Tensor, nn
 from bitbrush.numerics.weights import QuantizedWeight, WeightRange, round_to_nearest, weight_grid
 from bitbrush.rounding.blocks import BlockInputs, Rows
 from bitbrush.rounding.compensation import Compensated
-from bitbrush.rounding.reconstruction import Block, Seeing
+from bitbrush.rounding.reconstruction import Block
 from bitbrush.rounding.shards import Shard
 from bitbrush.timeline.spool import IN_MEMORY, Spool
 
@@ -39,13 +38,12 @@ def round_alone(
     generator: Generator,
     shard: Shard | None = None,
     *,
-    groups: int = 1,
     spool: Spool = IN_MEMORY,
 ) -> Compensated:
     """The start of :func:`adaround`: nearest integers and the layer's own bias, whatever its inputs are."""
     weight = layer.weight.detach().float()
     bias = None if layer.bias is None else layer.bias.detach().float().clone()
-    return Compensated(round_to_nearest(weight, weight_grid(weight, bits, estimator, groups)), weight, bias)
+    return Compensated(round_to_nearest(weight, weight_grid(weight, bits, estimator)), weight, bias)
 
 
 def adaround(
@@ -55,11 +53,9 @@ def adaround(
     targets: Tensor | Rows | None,
     generator: Generator,
     shard: Shard | None = None,
-    *,
-    seeing: Seeing = lambda rows: nullcontext(),
 ) -> dict[str, QuantizedWeight]:
     """The integers that the last iteration leaves; arguments as of :func:`~.reconstruction.reconstruct`."""
-    block = Block(module, layers, inputs, targets, shard or Shard.whole(inputs.rows if inputs else 0), seeing)
+    block = Block(module, layers, inputs, targets, shard or Shard.whole(inputs.rows if inputs else 0))
     alphas = {name: _start(layer).requires_grad_() for name, layer in layers.items()}
     adam = torch.optim.Adam(alphas.values(), lr=RATE)
     strength = OF_LAYER if len(layers) == 1 else OF_BLOCK

@@ -52,16 +52,14 @@ def round_with_compensation(
     generator: Generator,
     shard: Shard | None = None,
     *,
-    groups: int = 1,
     spool: Spool = IN_MEMORY,
 ) -> Compensated:
     """Integers and bias with which the layer, given ``x``, comes close to its output given ``target_x``.
 
     ``target_x``, ``x``: the same samples' inputs in the full-precision and in the quantized network, (N, C, H, W) or
-    (N, ..., C). ``layer`` holds full-precision weights and stays as it is. ``groups``: of the weights' input
-    channels, that have scales of their own. Where the samples are spread over processes, ``shard`` says how, and the
-    inputs are this one's, None if it has none: their moments are added up, the first process solves, and all are
-    given its solution. Large matrices wait in ``spool``.
+    (N, ..., C). ``layer`` holds full-precision weights and stays as it is. Where the
+    samples are spread over processes, ``shard`` says how, and the inputs are this one's, None if it has none: their
+    moments are added up, the first process solves, and all are given its solution. Large matrices wait in ``spool``.
     """
     weight = layer.weight.detach().float().flatten(1)
     shard = shard or Shard.whole(0 if x is None else len(x))
@@ -69,7 +67,7 @@ def round_with_compensation(
     found = _seen(layer, weight, target_x, x, shard, generator)
     for w, seen in zip(weight.chunk(_groups(layer)), (one.waiting_in(spool) for one in found), strict=True):
         # Which machine solves decides the last bits: the first does it for all.
-        solved = shard.ranks.from_first(partial(seen.solve, w, bits, estimator, groups))
+        solved = shard.ranks.from_first(partial(seen.solve, w, bits, estimator))
         assert solved is not None
         parts.append({key: value.to(weight.device) for key, value in solved.items()})
     w_q, wanted, scale, zero_point, shift = (torch.cat([part[key] for part in parts]) for key in SOLUTION)
@@ -91,10 +89,10 @@ class _Seen:
             spool.put_away(self.gram)
         return self
 
-    def solve(self, weight: Tensor, bits: int, estimator: WeightRange, groups: int) -> dict[str, Tensor]:
+    def solve(self, weight: Tensor, bits: int, estimator: WeightRange) -> dict[str, Tensor]:
         """The entries of SOLUTION."""
         fitted = _fit_drift(weight, self.pull, self.gram)
-        grid = weight_grid(fitted, bits, estimator, groups)
+        grid = weight_grid(fitted, bits, estimator)
         w_q, wanted = _round_columns(fitted, grid, self.gram)
         target_mean, mean = self.means
         shift = weight @ target_mean - QuantizedWeight(w_q, grid).dequantize() @ mean
@@ -289,16 +287,15 @@ def _round_columns(weight: Tensor, grid: WeightGrid, gram: Tensor) -> tuple[Tens
     order = torch.argsort(gram.diagonal(), descending=True, stable=True)
     w = weight[:, order].clone()
     turned = _inverse_of_lower_(_cholesky_(_damp_(_by_columns(gram, order.flip(0)), DAMPING)))
-    columns = order.tolist()
     w_q, wanted = torch.empty_like(w), torch.empty_like(w)
     width = w.shape[1]
+    scale, zero_point = grid.scale, grid.zero_point.float()
     for begin in range(0, width, COLUMNS_PER_BLOCK):
         end = min(begin + COLUMNS_PER_BLOCK, width)
         factor = turned[width - end : width - begin, : width - begin].flip(0, 1)
         rest = w[:, begin:end].T.contiguous()
         errors = torch.empty_like(rest)
         for i in range(end - begin):
-            scale, zero_point = grid.column(columns[begin + i], width)
             x_q = (rest[i] / scale).round_().add_(zero_point).clamp_(0, grid.qmax)
             w_q[:, begin + i], wanted[:, begin + i] = x_q, rest[i]
             errors[i] = (rest[i] - (x_q - zero_point) * scale) / factor[i, i]

@@ -1,7 +1,7 @@
 """The memory and the arithmetic that learned rounding takes, reckoned from one measured denoiser call."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -20,8 +20,6 @@ WEIGHT_COPIES = 7
 """Float copies of a layer's weights: fitted, ordered, wanted and rounded, and what the search of their range takes."""
 WEIGHTS_OF_A_DESCENT = 8
 """Float copies of a block's weights in one step: wanted, offset, gradient, and the straight-through round's."""
-GRID_COPIES = 2
-"""Of the inputs that layers see on grids: what rounding them takes, or a pass keeps of it for its gradients."""
 BACKWARD = 3
 """Denoiser passes that a forward pass with its gradients is worth."""
 
@@ -41,14 +39,13 @@ def rounding_bytes(
     prompts: int,
     samples: int,
     *,
-    on_grids: Collection[str] = (),
     room: int = 0,
 ) -> int:
     """The most memory that rounding the blocks holds beside the full-precision weights and finished integers.
 
     ``footprint``: of a denoiser call of one prompt; ``prompts``: in one of the recorded calls; ``samples``: in all of
     them. With more of these it grows until there are as many as a layer is rounded by, and until what waits fills the
-    ``room`` that it has in memory. ``on_grids``: layers that see their inputs quantized meanwhile.
+    ``room`` that it has in memory.
     """
     call = 2 * footprint.most * prompts  # the one that runs, and what was read of others
     most = 0
@@ -61,8 +58,7 @@ def rounding_bytes(
             for layer, use in zip(layers, uses, strict=True)
         ]
         if len(layers) > 1:
-            seen = sum(use.inputs for layer, use in zip(layers, uses, strict=True) if layer in on_grids)
-            rounding.append(_descent_bytes(denoiser, layers, footprint.modules[block], GRID_COPIES * seen))
+            rounding.append(_descent_bytes(denoiser, layers, footprint.modules[block]))
         most = max(most, min(waiting, room) + max(rounding))
     return call + most
 
@@ -121,10 +117,9 @@ def layer_demand(layer: nn.Module, use: ModuleUse, rows: int) -> LayerDemand:
     return LayerDemand(most, operations)
 
 
-def _descent_bytes(denoiser: nn.Module, layers: Sequence[str], use: ModuleUse, seen: int) -> int:
-    """``seen``: bytes that a pass of ``use`` takes beside those of its own operations."""
+def _descent_bytes(denoiser: nn.Module, layers: Sequence[str], use: ModuleUse) -> int:
     weights = [math.prod(weight_shape(denoiser.get_submodule(layer))) for layer in layers]
     together = max(1, PASS_BYTES * use.rows // max(1, use.inputs))
-    learned = (BACKWARD * use.inner + seen) * min(BATCH_ROWS, together)
-    checked = (use.inner + use.inputs + use.outputs + seen) * min(HELD_OUT, together)
+    learned = BACKWARD * use.inner * min(BATCH_ROWS, together)
+    checked = (use.inner + use.inputs + use.outputs) * min(HELD_OUT, together)
     return FLOAT * WEIGHTS_OF_A_DESCENT * sum(weights) + max(learned, checked) // use.rows

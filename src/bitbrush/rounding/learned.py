@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bitbrush.network.family import Family
 from bitbrush.network.held import device_of, hold_rounded, twin
@@ -30,14 +30,12 @@ from bitbrush.rounding.blocks import (
 from bitbrush.rounding.compensation import Compensated, round_with_compensation
 from bitbrush.rounding.kept_blocks import block_from_tensors, block_tensors
 from bitbrush.rounding.nearest import RoundedLayer
-from bitbrush.rounding.quantized_inputs import QuantizedInputs
 from bitbrush.rounding.reconstruction import reconstruct
 from bitbrush.rounding.shards import WHOLE, Place, Shard, Shards
 from bitbrush.timeline.allocator import trim
 from bitbrush.timeline.journal import NO_JOURNAL, Journal
 from bitbrush.timeline.progress import Progress
 from bitbrush.timeline.ranks import Ranks
-from bitbrush.timeline.schedule import ActivationSchedule
 from bitbrush.timeline.spool import IN_MEMORY, PROCESSOR, Spool
 from bitbrush.timeline.trajectory import DenoiserCall
 
@@ -58,15 +56,11 @@ PUBLISHED = Procedure(round_alone, adaround, 1)
 
 @dataclass(frozen=True)
 class _Calls:
-    """Calls of one block or layer in both networks, the place of each among those of all processes, and its time."""
+    """Calls of one block or layer in both networks, and the place of each among those of all processes."""
 
     full: Sequence[BlockCall]
     quantized: Sequence[BlockCall]
     places: Sequence[Place]
-    timesteps: Sequence[float]
-
-    def row_timesteps(self) -> list[float]:
-        return [t for t, call in zip(self.timesteps, self.quantized, strict=True) for _ in range(call.rows)]
 
 
 def _waiting(walking: Sequence[Walk], indices: Sequence[int]) -> list[BlockCall]:
@@ -87,13 +81,11 @@ class _Learner:
         *,
         spool: Spool,
         ranks: Ranks,
-        schedules: Mapping[str, ActivationSchedule],
         procedure: Procedure,
     ) -> None:
         self.full = full
         self.quantized = twin(full)
         self._device = device_of(full)
-        self._inputs = QuantizedInputs(self.quantized, schedules)
         self.spool = spool
         self.rounded: dict[str, RoundedLayer] = {}
         self._specs = {spec.name: spec for spec in specs}
@@ -114,25 +106,11 @@ class _Learner:
             targets = Rows(waiting, self._device) if outputs else None
             inputs = BlockInputs.of(calls.quantized, self._device) if calls.quantized else None
             shard = Shard.of(calls.places, [call.rows for call in calls.quantized], self._ranks)
-            timesteps = calls.row_timesteps()
-            learned = self._procedure.reconstruct(
-                block,
-                inner,
-                inputs,
-                targets,
-                self.generator,
-                shard,
-                seeing=lambda rows: self._inputs.at([timesteps[row] for row in rows.tolist()]),
-            )
+            learned = self._procedure.reconstruct(block, inner, inputs, targets, self.generator, shard)
             weights = {f"{name}.{layer}".removesuffix("."): weight for layer, weight in learned.items()}
         for layer, weight in weights.items():
             self._set(layer, RoundedLayer(weight, compensated[layer].bias))
         return outputs
-
-    def run(self, call: BlockCall, timestep: float) -> Any:
-        """In the quantized network."""
-        with self._inputs.at([timestep] * call.rows):
-            return call.run(self.quantized)
 
     def _compensate(self, layers: Sequence[str], calls: "_Calls") -> tuple[dict[str, Compensated], list[Any]]:
         compensated: dict[str, Compensated] = {}
@@ -147,13 +125,12 @@ class _Learner:
                         _waiting(targets, waiting),
                         _waiting(inputs, waiting),
                         [calls.places[index] for index in waiting],
-                        [calls.timesteps[index] for index in waiting],
                     )
                     compensated[name] = self._compensate_one(name, own)
                 for index in waiting:
                     targets[index].answer(called(targets[index]).run(self.full))
                 for index in waiting:
-                    inputs[index].answer(self.run(called(inputs[index]), calls.timesteps[index]))
+                    inputs[index].answer(called(inputs[index]).run(self.quantized))
             if missing := [layer for layer in layers if layer not in compensated]:
                 raise ValueError(f"layer {missing[0]} is never called by the denoiser; exclude it by pattern")
             return compensated, [walk.result for walk in targets]
@@ -164,9 +141,8 @@ class _Learner:
         assert isinstance(layer, nn.Conv2d | nn.Linear)
         target_x, x = None, None
         if calls.full:
-            seen = zip(calls.quantized, calls.timesteps, strict=True)
             target_x = Rows(tuple(call.args[0] for call in calls.full), self._device)
-            x = Rows(tuple(self._seen(name, call, timestep) for call, timestep in seen), self._device)
+            x = Rows(tuple(call.args[0] for call in calls.quantized), self._device)
         shard = Shard.of(calls.places, [len(call.args[0]) for call in calls.quantized], self._ranks)
         spec = self._specs[name]
         start = self._procedure.start(
@@ -177,17 +153,11 @@ class _Learner:
             x,
             self.generator,
             shard,
-            groups=spec.groups,
             spool=self.spool,
         )
         self._set(name, RoundedLayer(start.weight, start.bias))
         trim()
         return start
-
-    def _seen(self, name: str, call: BlockCall, timestep: float) -> Tensor:
-        x: Tensor = call.args[0]
-        quantized = self._inputs.seen(name, x, [timestep] * len(x))
-        return x if quantized is x else self.spool.put_away(quantized)
 
     def recall(self, layers: Mapping[str, RoundedLayer]) -> None:
         """Takes on what was learned before."""
@@ -224,14 +194,13 @@ def learn_rounding(
     *,
     spool: Spool = IN_MEMORY,
     shards: Shards = WHOLE,
-    schedules: Mapping[str, ActivationSchedule] | None = None,
     procedure: Procedure = COMPENSATED,
 ) -> dict[str, RoundedLayer]:
     """Integers and biases by layer name, on the processor; ``denoiser`` stays as it is.
 
     ``samples``: calls of the full-precision model. ``shards``: which of all processes' samples these are. All learn
     together, and each has the same result: that of a single process, apart from the order in which sums over samples
-    are added up. ``schedules``: the grids on which the quantized network sees its inputs meanwhile; None: as they are.
+    are added up.
     ``procedure``: what is done with each block.
 
     Every sample runs through either network once, for all blocks together. What a denoiser call uses several times is
@@ -239,9 +208,7 @@ def learn_rounding(
     same. What the samples hold meanwhile is put away by ``spool``. Raises ValueError if a layer is never called.
     """
     blocks = reconstruction_blocks(denoiser, family, [spec.name for spec in specs])
-    learner = _Learner(
-        denoiser, specs, estimator, spool=spool, ranks=shards.ranks, schedules=schedules or {}, procedure=procedure
-    )
+    learner = _Learner(denoiser, specs, estimator, spool=spool, ranks=shards.ranks, procedure=procedure)
     names = list(blocks)
     with (
         walks(denoiser, names, samples, spool) as full,
@@ -250,16 +217,15 @@ def learn_rounding(
     ):
         while stop := next_stop(full, names, shards.ranks):
             name, waiting = stop
-            timesteps = [samples[index].timestep for index in waiting]
-            calls = _Calls(_waiting(full, waiting), _waiting(quantized, waiting), shards.of(waiting), timesteps)
+            calls = _Calls(_waiting(full, waiting), _waiting(quantized, waiting), shards.of(waiting))
             if name in blocks:
                 outputs = _learn_or_recall(learner, name, blocks.pop(name), calls, journal)
                 advance()
             else:
                 outputs = [spool.put_away(call.run(denoiser)) for call in calls.full]
-            for index, output, call, timestep in zip(waiting, outputs, calls.quantized, timesteps, strict=True):
+            for index, output, call in zip(waiting, outputs, calls.quantized, strict=True):
                 full[index].answer(output)
-                quantized[index].answer(learner.run(call, timestep))
+                quantized[index].answer(call.run(learner.quantized))
     if blocks:
         raise ValueError(f"block {next(iter(blocks))} is never called by the denoiser; exclude it by pattern")
     return learner.rounded

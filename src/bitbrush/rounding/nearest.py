@@ -38,6 +38,6 @@ def round_all_to_nearest(
         assert isinstance(layer, nn.Conv2d | nn.Linear)
         weight = layer.weight.detach().float()
         bias = None if layer.bias is None else layer.bias.detach().float().clone()
-        grid = weight_grid(weight, spec.weight_bits, estimator, spec.groups)
+        grid = weight_grid(weight, spec.weight_bits, estimator)
         rounded[spec.name] = RoundedLayer(round_to_nearest(weight, grid), bias).to(PROCESSOR)
     return rounded

@@ -7,10 +7,8 @@ thousands of iterations before it rounds to anything; started from compensated r
 evaluates the hard rounding from its first iteration and needs tens. ``benchmarks/rounding.py`` measures both stages.
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -32,9 +30,6 @@ PASS_BYTES = 32 << 20
 """Of the inputs that go through a block at once: rows of more are passed in parts, and their gradients summed."""
 
 
-Seeing: TypeAlias = Callable[[Tensor], AbstractContextManager[None]]
-
-
 @dataclass(frozen=True)
 class Block:
     """``layers``: start of the rounding of each layer, by its name within the block ("" for the block itself).
@@ -47,7 +42,6 @@ class Block:
     inputs: BlockInputs | None
     targets: Tensor | Rows | None
     shard: Shard
-    seeing: Seeing
 
     def passes(self, rows: Tensor) -> list[tuple[Tensor, float]]:
         """This process's own of the ``rows``, those that go through the block together, and their share of all."""
@@ -69,8 +63,7 @@ class Block:
         assert self.targets is not None
         args, kwargs = self.inputs.take(own)
         named = {f"{name}.weight".lstrip("."): weight for name, weight in weights.items()}
-        with self.seeing(own):
-            return F.mse_loss(as_rows(functional_call(self.module, named, args, kwargs)), self.targets[own])
+        return F.mse_loss(as_rows(functional_call(self.module, named, args, kwargs)), self.targets[own])
 
 
 def reconstruct(
@@ -80,17 +73,15 @@ def reconstruct(
     targets: Tensor | Rows | None,
     generator: Generator,
     shard: Shard | None = None,
-    *,
-    seeing: Seeing = lambda rows: nullcontext(),
 ) -> dict[str, QuantizedWeight]:
     """The integers with the least output error on held-out rows among those visited, the start included.
 
     ``layers`` by name within the block; ``targets`` (rows, ...), as :func:`as_rows` gives them. Stops early
     after two checks without gain. Of fewer than four rows none can be held out: the start is returned. Where the rows
     are spread over processes, ``shard`` says how, inputs and targets are this one's, None if it has none, and gradients
-    and errors are averaged over all. ``seeing``: entered while the block runs on rows of this process.
+    and errors are averaged over all.
     """
-    block = Block(module, layers, inputs, targets, shard or Shard.whole(inputs.rows if inputs else 0), seeing)
+    block = Block(module, layers, inputs, targets, shard or Shard.whole(inputs.rows if inputs else 0))
     order = torch.randperm(block.shard.rows, generator=generator)
     held_out = order[: min(HELD_OUT, block.shard.rows // 4)]
     training = order[len(held_out) :]

@@ -13,7 +13,6 @@ from bitbrush.runtime.interface import Runtime, RuntimeUnavailable
 from bitbrush.runtime.onednn.probe import require_exact_products
 from bitbrush.runtime.onednn.runtime import OneDnnRuntime
 from bitbrush.runtime.onednn.weights import Memory
-from bitbrush.runtime.openvino.runtime import OpenVinoRuntime
 from bitbrush.runtime.reference import ReferenceRuntime
 from bitbrush.runtime.tools import best_tools
 from bitbrush.timeline.spool import PROCESSOR
@@ -23,7 +22,6 @@ class RuntimeName(StrEnum):
     AUTO = "auto"
     REFERENCE = "reference"
     ONEDNN = "onednn"
-    OPENVINO = "openvino"
     CUDA = "cuda"
 
 
@@ -58,8 +56,6 @@ def choose_runtime(
             return _reference(dtype, memory, "asked for")
         case RuntimeName.ONEDNN:
             return _onednn(dtype, memory, "asked for")
-        case RuntimeName.OPENVINO:
-            return _openvino(dtype, memory, "asked for")
         case RuntimeName.CUDA:
             return _cuda(dtype, memory, "asked for")
         case RuntimeName.AUTO:
@@ -107,12 +103,6 @@ def _onednn(dtype: torch.dtype | None, memory: Memory, reason: str) -> Choice:
     tools = best_tools()
     runtime = OneDnnRuntime(tools, dtype or _fastest_dtype(), memory)
     return Choice(runtime, reason, tools.shortfall, memory=memory)
-
-
-def _openvino(dtype: torch.dtype | None, memory: Memory, reason: str) -> Choice:
-    if memory is Memory.LOW:
-        raise RuntimeUnavailable(f"memory is low, but the openvino runtime expands every weight to a byte ({reason})")
-    return Choice(OpenVinoRuntime(dtype or _fastest_dtype()), reason)
 
 
 def _fastest_dtype() -> torch.dtype:

@@ -12,12 +12,7 @@ MOST_PRODUCTS = (2**31 - 1) // (255 * 128)
 
 
 def signed_bytes(weight: QuantizedWeight) -> Tensor | None:
-    """``w_q - zero_point`` as int8, (C_out, C_in, ...); None where that is no signed byte.
-
-    Nor where an output channel has several scales: its sum would be one of several sums.
-    """
-    if weight.grid.groups > 1:
-        return None
+    """``w_q - zero_point`` as int8, (C_out, C_in, ...); None where that is no signed byte."""
     zero_point = weight.grid.zero_point.view(-1, *(1,) * (weight.w_q.dim() - 1))
     signed = weight.w_q.to(torch.int16) - zero_point
     if int(signed.min()) < -128 or int(signed.max()) > 127:
@@ -25,10 +20,8 @@ def signed_bytes(weight: QuantizedWeight) -> Tensor | None:
     return signed.to(torch.int8)
 
 
-def obstacle(layer: nn.Module, weight: QuantizedWeight, signed: Tensor | None) -> str | None:
+def obstacle(layer: nn.Module, signed: Tensor | None) -> str | None:
     """Why no executor can multiply a layer of these weights, signed, in integers; None if it can."""
-    if weight.grid.groups > 1:
-        return f"weights have scales for {weight.grid.groups} groups of their inputs"
     if signed is None:
         return "weights less their zero point are no signed bytes"
     products = signed[0].numel()

@@ -15,6 +15,7 @@ from bitbrush.artifact.store import is_artifact, read_layers, read_manifest
 from bitbrush.bench.ablation.recipes import Setting, given_keys
 from bitbrush.bench.files import require_own, write_whole
 from bitbrush.methods.recipe import Recipe, WeightAllocation
+from bitbrush.methods.removed import removed_setting
 from bitbrush.methods.stages import ROUNDING
 from bitbrush.rounding.nearest import RoundedLayer
 
@@ -33,7 +34,6 @@ OF_WEIGHTS = (
         "weight_range",
         "exclude",
         "fine",
-        "group_size",
         "low_rank",
         "num_prompts",
         "batch_size",
@@ -43,7 +43,7 @@ OF_WEIGHTS = (
 )
 OF_ACTIVATIONS = ("activation_range", "activations")
 """Keys that decide nothing about these methods' weights, unless bits are measured."""
-OF_NEITHER = ("method", "relax", "step_sizes", "output_means", "first_token")
+OF_NEITHER = ("method", "relax", "step_sizes", "first_token")
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,8 @@ class Folder:
         for path in sorted((self.root / ARTIFACTS).glob("*")) if key else ():
             if path != self.artifact(setting) and is_artifact(path):
                 manifest = read_manifest(path)
-                if ROUNDING in manifest["cost"] and weights_key(Recipe().updated(manifest["recipe"])) == key:
+                known = ROUNDING in manifest["cost"] and removed_setting(manifest["recipe"]) is None
+                if known and weights_key(Recipe().updated(manifest["recipe"])) == key:
                     return path
         return None
 

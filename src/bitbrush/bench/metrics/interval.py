@@ -1,12 +1,16 @@
-"""A mean with its bootstrap confidence interval."""
+"""Confidence intervals of means, differences, ratios and medians, computed by SciPy.
+
+The draws depend on the seed alone, not on how many SciPy makes at once.
+"""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
 from bitbrush.bench.metrics.pairs import require_same_shape
 
@@ -31,18 +35,13 @@ def bootstrap_mean(values: ArrayLike, *, confidence: float = 0.95, resamples: in
     has an interval of no width, which says nothing about its precision: look at n.
 
     Raises ValueError for an array that is empty or not one-dimensional, a value that is not finite (by its index), a
-    confidence outside (0, 1) or no resamples. Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993,
-    section 13.3.
+    confidence outside (0, 1) or fewer than 2 resamples. Source: Efron and Tibshirani, "An Introduction to the
+    Bootstrap", 1993, section 13.3.
     """
     array = np.asarray(values, dtype=np.float64)
     _require_sample(array)
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence is {confidence}; it lies between 0 and 1, both excluded")
-    if resamples < 1:
-        raise ValueError(f"resamples is {resamples}; at least 1 is needed, 10000 are usual")
-    means = np.concatenate(list(_resampled_means(array, resamples, np.random.default_rng(seed))))
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(mean=float(array.mean()), low=float(low), high=float(high), n=array.size)
+    draws = _resampled((array,), np.mean, resamples, np.random.default_rng(seed))
+    return Interval(float(array.mean()), *_ends(draws, confidence), array.size)
 
 
 def bootstrap_difference(
@@ -77,10 +76,9 @@ def bootstrap_gap(
     for array in arrays:
         _require_sample(array)
     rng = np.random.default_rng(seed)
-    draws = [np.concatenate(list(_resampled_means(array, resamples, rng))) for array in arrays]
-    low, high = np.quantile(draws[1] - draws[0], [(1 - confidence) / 2, (1 + confidence) / 2])
+    draws = [_resampled((array,), np.mean, resamples, rng) for array in arrays]
     gap = float(arrays[1].mean() - arrays[0].mean())
-    return Interval(mean=gap, low=float(low), high=float(high), n=arrays[0].size + arrays[1].size)
+    return Interval(gap, *_ends(draws[1] - draws[0], confidence), arrays[0].size + arrays[1].size)
 
 
 def bootstrap_ratio(
@@ -104,14 +102,12 @@ def bootstrap_ratio(
         _require_sample(array)
     if first.min() <= 0:
         raise ValueError(f"reference has a value of {first.min()}; a ratio needs values above 0")
-    rng = np.random.default_rng(seed)
-    rows = max(1, _DRAWS_AT_ONCE // first.size)
-    ratios = []
-    for start in range(0, resamples, rows):
-        draws = rng.integers(0, first.size, size=(min(rows, resamples - start), first.size))
-        ratios.append(statistic(second[draws], axis=1) / statistic(first[draws], axis=1))
-    low, high = np.quantile(np.concatenate(ratios), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(statistic(second, axis=0) / statistic(first, axis=0)), float(low), float(high), first.size)
+
+    def ratio(reference: NDArray[np.float64], candidate: NDArray[np.float64], axis: int) -> Any:
+        return statistic(candidate, axis=axis) / statistic(reference, axis=axis)
+
+    draws = _resampled((first, second), ratio, resamples, np.random.default_rng(seed))
+    return Interval(float(ratio(first, second, axis=0)), *_ends(draws, confidence), first.size)
 
 
 def median_interval(values: ArrayLike, *, confidence: float = 0.95) -> tuple[float, float, float]:
@@ -122,13 +118,10 @@ def median_interval(values: ArrayLike, *, confidence: float = 0.95) -> tuple[flo
     `(1 - confidence) / 2`. With fewer than 6 values (at 0.95) no two values do, and the bounds are infinite. Raises
     ValueError as `bootstrap_mean`. Source: Conover, "Practical Nonparametric Statistics", 1999, section 3.2.
     """
-    array = np.sort(np.asarray(values, dtype=np.float64))
+    array = np.asarray(values, dtype=np.float64)
     _require_sample(array)
-    below, k = 0.5**array.size, 0
-    while below <= (1 - confidence) / 2:
-        k += 1
-        below += math.comb(array.size, k) * 0.5**array.size
-    low, high = (array[k - 1], array[-k]) if k else (-math.inf, math.inf)
+    found = stats.quantile_test(array).confidence_interval(confidence)
+    low, high = (-math.inf, math.inf) if math.isnan(found.low) else (found.low, found.high)
     return float(np.median(array)), float(low), float(high)
 
 
@@ -143,11 +136,33 @@ def _require_sample(array: NDArray[np.float64]) -> None:
         )
 
 
-def _resampled_means(
-    array: NDArray[np.float64], resamples: int, rng: np.random.Generator
-) -> Iterator[NDArray[np.float64]]:
-    """Means of draws with replacement, `resamples` in all, as many at once as memory is meant to hold."""
-    rows = max(1, _DRAWS_AT_ONCE // array.size)
-    for start in range(0, resamples, rows):
-        draws = rng.integers(0, array.size, size=(min(rows, resamples - start), array.size))
-        yield array[draws].mean(axis=1)
+def _resampled(
+    samples: tuple[NDArray[np.float64], ...], statistic: Callable[..., Any], resamples: int, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Draws the paired samples with replacement, `resamples` times, and returns the statistic of each draw."""
+    if resamples < 2:
+        raise ValueError(f"resamples is {resamples}; at least 2 are needed, 10000 are usual")
+    count = samples[0].size
+    if count == 1:  # of which SciPy makes no draws
+        return np.full(resamples, statistic(*samples, axis=0))
+    batch = max(1, _DRAWS_AT_ONCE // count)
+    drawn = stats.bootstrap(
+        samples,
+        statistic,
+        n_resamples=resamples,
+        batch=batch,
+        vectorized=True,
+        paired=True,
+        method="percentile",
+        rng=rng,
+    )
+    distribution: NDArray[np.float64] = drawn.bootstrap_distribution
+    return distribution
+
+
+def _ends(draws: NDArray[np.float64], confidence: float) -> tuple[float, float]:
+    """Returns the percentile interval of the draws."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}; it lies between 0 and 1, both excluded")
+    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)

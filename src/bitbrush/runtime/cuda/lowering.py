@@ -99,7 +99,7 @@ def _fake_quantize(x: Tensor, grid: StepGrid) -> Tensor:
 
 def execution(original: nn.Module, layer: QuantizedLayer, signed: Tensor | None) -> Execution:
     """By which kernel a layer of these signed weights is computed, and why not in integers where it is not."""
-    reason = needs_schedule(layer) or obstacle(original, layer.weight, signed)
+    reason = needs_schedule(layer) or obstacle(original, signed)
     if isinstance(original, nn.Conv2d) and isinstance(original.padding, str):
         reason = f"padding {original.padding!r}; integer convolutions pad by numbers"
     return Execution(layer.name, KERNEL) if reason is None else Execution(layer.name, EMULATION, reason)

@@ -139,7 +139,7 @@ def _reason(original: nn.Module, layer: QuantizedLayer, signed: Tensor | None) -
     """Why a layer cannot be multiplied in integers; None if it can."""
     if isinstance(original, nn.Conv2d) and (isinstance(original.padding, str) or len(set(original.padding)) > 1):
         return f"padding {original.padding}; integer convolutions pad all sides alike"
-    return obstacle(original, layer.weight, signed)
+    return obstacle(original, signed)
 
 
 def compute_in(denoiser: nn.Module, dtype: torch.dtype) -> None:

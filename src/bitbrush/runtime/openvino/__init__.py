@@ -1,1 +1,0 @@
-"""The executor on OpenVINO's integer kernels; nothing here imports the package openvino before it is asked for."""
