@@ -11,6 +11,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import bitbrush
+from bitbrush.artifact.quantization import carry_out, quantization_job
 from bitbrush.artifact.tensors import layer_tensors
 from bitbrush.methods import METHODS
 from bitbrush.methods.method import Outcome
@@ -213,3 +214,31 @@ def test_every_method_runs_on_the_bundled_pipeline() -> None:
         picture = image(bitbrush.quantize(pipe, keys, PROMPTS).pipeline())
         assert picture.shape == (1, 3, 64, 64)
         assert picture.isfinite().all()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_planned_is_what_is_reported(
+    name: str, tiny_pipe: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In that order, and in as many pieces; of what reports nothing nothing is planned."""
+    monkeypatch.setattr("bitbrush.calibration.sensitivity.BOUNDS", (0.0, 0.5, 1.0))
+    reported: list[tuple[str, int]] = []
+
+    @contextmanager
+    def progress(phase: str, total: int) -> Iterator[Advance]:
+        done = 0
+
+        def advance() -> None:
+            nonlocal done
+            done += 1
+
+        yield advance
+        assert done == total
+        reported.append((phase, total))
+
+    keys = METHODS[name].recipe({"steps": 2, "num_prompts": 2, "batch_size": 2})
+    job = quantization_job(tiny_pipe, keys, PROMPTS, progress=progress)
+    works = [work for phase in METHODS[name].phases(job) for work in phase.works(3)]  # PNDM makes one call more
+    carry_out(job)
+    assert [(work.title, work.pieces) for work in works] == reported
+    assert all(work.cost > 0 for work in works)

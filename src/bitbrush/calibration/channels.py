@@ -14,7 +14,7 @@ from bitbrush.timeline.trajectory import Trajectory, pending
 
 CHANNEL_CALLS = 1
 """Denoiser calls of :func:`observe_channels` for each that the pipeline makes."""
-TITLE = "observing channels"
+CHANNELS_TITLE = "observing channels"
 """Under which progress is reported."""
 
 
@@ -33,7 +33,7 @@ def observe_channels(
     share of one process of ``ranks``, each of which is given what all observed.
     """
     extremes: dict[str, Tensor] = {}
-    with ExitStack() as stack, progress(TITLE, len(pending(trajectories)[0].planned)) as advance:
+    with ExitStack() as stack, progress(CHANNELS_TITLE, len(pending(trajectories)[0].planned)) as advance:
         for name in layers:
             hook = denoiser.get_submodule(name).register_forward_pre_hook(_watch(name, extremes))
             stack.callback(hook.remove)

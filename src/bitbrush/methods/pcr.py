@@ -5,7 +5,7 @@ what the already quantized steps produced; the steps of the relaxed interval get
 published procedure are listed where they are made: ``calibration/ranges.py`` and ``rounding/``.
 """
 
-from bitbrush.calibration.ranges import PROGRESSIVE_CALLS, calibrate_progressively
+from bitbrush.calibration.ranges import CALIBRATING, PROGRESSIVE_CALLS, calibrate_progressively
 from bitbrush.methods.allocation import with_measured_bits
 from bitbrush.methods.method import Job, Method, Outcome, PlannedPhase
 from bitbrush.methods.recipe import Recipe, Rounding
@@ -41,7 +41,7 @@ def run(job: Job) -> Outcome:
 
 def phases(job: Job) -> tuple[PlannedPhase, ...]:
     require_observed_step_sizes(job)
-    progressive = PlannedPhase(PROGRESSIVE, job.own, PROGRESSIVE_CALLS, on_rounded_weights=True)
+    progressive = PlannedPhase(PROGRESSIVE, job.own, PROGRESSIVE_CALLS, on_rounded_weights=True, title=CALIBRATING)
     return (*early_phases(job), *rounding_phases(job), progressive)
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from bitbrush.calibration.channels import CHANNEL_CALLS, observe_channels
+from bitbrush.calibration.channels import CHANNEL_CALLS, CHANNELS_TITLE, observe_channels
 from bitbrush.methods.method import Job, PlannedPhase
 from bitbrush.methods.recipe import Smoothing
 from bitbrush.network.held import twin
@@ -23,7 +23,7 @@ SMOOTHING = "smoothing"
 
 def smoothing_phases(job: Job) -> tuple[PlannedPhase, ...]:
     """What :func:`smoothed` will do."""
-    return () if _unwanted(job) else (PlannedPhase(SMOOTHING, job.own, CHANNEL_CALLS),)
+    return () if _unwanted(job) else (PlannedPhase(SMOOTHING, job.own, CHANNEL_CALLS, title=CHANNELS_TITLE),)
 
 
 def smoothed(job: Job) -> Job:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import nn
 
 from bitbrush.calibration.ranges import (
+    OBSERVING,
     OBSERVING_CALLS,
     Observations,
     Recording,
@@ -21,9 +22,17 @@ from bitbrush.methods.step_sizes import RecordedCalls, static_learning_phases
 from bitbrush.network.first_token import answer_first_token
 from bitbrush.network.held import device_of, hold_rounded, twin
 from bitbrush.network.layers import LayerSpec, QuantizedLayer
-from bitbrush.rounding.learned import COMPENSATED, PUBLISHED, Procedure, learn_rounding
+from bitbrush.rounding.learned import COMPENSATED, PUBLISHED, Procedure, learn_rounding, learning_work
 from bitbrush.rounding.nearest import RoundedLayer, round_all_to_nearest
-from bitbrush.rounding.samples import RECORDING_CALLS, record_samples, sample_pieces, sample_shards
+from bitbrush.rounding.samples import (
+    RECORDING_CALLS,
+    RECORDING_TITLE,
+    record_samples,
+    recorded_samples,
+    sample_pieces,
+    sample_shards,
+)
+from bitbrush.timeline.progress import PlannedWork
 from bitbrush.timeline.schedule import Activations
 from bitbrush.timeline.trajectory import carried, planned_timesteps
 
@@ -43,18 +52,29 @@ def rounding_phases(job: Job) -> tuple[PlannedPhase, ...]:
     match job.recipe.rounding:
         case Rounding.NEAREST:
             return (PlannedPhase(ROUNDING), *known)
-        case Rounding.LEARNED | Rounding.ADAROUND:
-            return (*_learning_phases(job), *known)
+        case Rounding.LEARNED:
+            return (*_learning_phases(job, COMPENSATED), *known)
+        case Rounding.ADAROUND:
+            return (*_learning_phases(job, PUBLISHED), *known)
 
 
-def _learning_phases(job: Job) -> tuple[PlannedPhase, ...]:
-    recorded = [piece.batch for piece in sample_pieces(job.batches, job.ranks)]
-    return (PlannedPhase(RECORDING, recorded, RECORDING_CALLS), PlannedPhase(ROUNDING))
+def _learning_phases(job: Job, procedure: Procedure) -> tuple[PlannedPhase, ...]:
+    pieces, layers = sample_pieces(job.batches, job.ranks), [spec.name for spec in _to_round(job)]
+
+    def works(calls: int) -> tuple[PlannedWork, ...]:
+        return (learning_work(job.denoiser, job.family, layers, recorded_samples(pieces, calls), procedure),)
+
+    recorded = [piece.batch for piece in pieces]
+    return (
+        PlannedPhase(RECORDING, recorded, RECORDING_CALLS, title=RECORDING_TITLE),
+        PlannedPhase(ROUNDING, works_of=works),
+    )
 
 
 def observing_phases(job: Job) -> tuple[PlannedPhase, ...]:
     """Of a method that rounds the weights and observes full precision."""
-    return (*early_phases(job), *rounding_phases(job), PlannedPhase(OBSERVATION, job.own, OBSERVING_CALLS))
+    observing = PlannedPhase(OBSERVATION, job.own, OBSERVING_CALLS, title=OBSERVING)
+    return (*early_phases(job), *rounding_phases(job), observing)
 
 
 def require_one_range(job: Job) -> None:

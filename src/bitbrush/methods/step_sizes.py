@@ -5,13 +5,23 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from bitbrush.calibration.step_sizes import LEARNED_PROMPTS, LEARNING_CALLS, StepSizeLearner, of_first_prompts
+from bitbrush.calibration.step_sizes import (
+    EPOCHS,
+    LEARNED_PROMPTS,
+    LEARNING_CALLS,
+    LEARNING_TITLE,
+    StepSizeLearner,
+    of_first_prompts,
+)
 from bitbrush.methods.method import Job, PlannedPhase
 from bitbrush.methods.recipe import StepSizes
+from bitbrush.timeline.progress import PlannedWork
 from bitbrush.timeline.schedule import ActivationSchedule
 from bitbrush.timeline.trajectory import DenoiserCall
 
 STEP_SIZES = "step_sizes"
+ITERATION_COST = 3
+"""Denoiser calls that an iteration, forward and back, is worth."""
 
 
 def learning_prompts(job: Job) -> int:
@@ -56,7 +66,20 @@ def static_learning_phases(job: Job) -> tuple[PlannedPhase, ...]:
     if not prompts:
         return ()
     batch = job.own[0][:prompts]
-    return (PlannedPhase(STEP_SIZES, (batch,), LEARNING_CALLS, on_rounded_weights=True, learning_prompts=prompts),)
+
+    def works(calls: int) -> tuple[PlannedWork, ...]:
+        return (PlannedWork(LEARNING_TITLE, EPOCHS * calls, ITERATION_COST * prompts),)
+
+    return (
+        PlannedPhase(
+            STEP_SIZES,
+            (batch,),
+            LEARNING_CALLS,
+            on_rounded_weights=True,
+            learning_prompts=prompts,
+            works_of=works,
+        ),
+    )
 
 
 def require_observed_step_sizes(job: Job) -> None:

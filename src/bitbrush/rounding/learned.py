@@ -15,6 +15,8 @@ from bitbrush.network.family import Family
 from bitbrush.network.held import device_of, hold_rounded, twin
 from bitbrush.network.layers import LayerSpec
 from bitbrush.numerics.weights import QuantizedWeight, WeightRange
+from bitbrush.rounding import adaround as published
+from bitbrush.rounding import reconstruction
 from bitbrush.rounding.adaround import adaround, round_alone
 from bitbrush.rounding.blocks import (
     BlockCall,
@@ -34,7 +36,7 @@ from bitbrush.rounding.reconstruction import reconstruct
 from bitbrush.rounding.shards import WHOLE, Place, Shard, Shards
 from bitbrush.timeline.allocator import trim
 from bitbrush.timeline.journal import NO_JOURNAL, Journal
-from bitbrush.timeline.progress import Progress
+from bitbrush.timeline.progress import PlannedWork, Progress
 from bitbrush.timeline.ranks import Ranks
 from bitbrush.timeline.spool import IN_MEMORY, PROCESSOR, Spool
 from bitbrush.timeline.trajectory import DenoiserCall
@@ -42,16 +44,33 @@ from bitbrush.timeline.trajectory import DenoiserCall
 
 @dataclass(frozen=True)
 class Procedure:
-    """``start`` of every layer by itself, then ``reconstruct`` of the blocks that have at least so many layers."""
+    """``start`` of every layer by itself, then ``reconstruct`` of the blocks that have at least so many layers.
+
+    ``learned_rows``: how many rows go through each block, forward and back.
+    """
 
     start: Callable[..., Compensated]
     reconstruct: Callable[..., dict[str, QuantizedWeight]]
     least_layers: int
+    learned_rows: int = 0
 
 
-COMPENSATED = Procedure(round_with_compensation, reconstruct, 2)
-PUBLISHED = Procedure(round_alone, adaround, 1)
+COMPENSATED = Procedure(round_with_compensation, reconstruct, 2, reconstruction.ITERATIONS * reconstruction.BATCH_ROWS)
+PUBLISHED = Procedure(round_alone, adaround, 1, published.ITERATIONS * published.BATCH_ROWS)
 """BRECQ with AdaRound, as PCR's authors have it."""
+ROUNDING_TITLE = "learning rounding"
+"""Under which progress is reported."""
+SAMPLE_PASSES, BACKWARD, GUIDED_ROWS = 3, 3, 2
+"""Passes of each sample, passes that one forward and back is worth, and rows of a prompt with guidance."""
+
+
+def learning_work(
+    denoiser: nn.Module, family: Family, layers: Sequence[str], samples: int, procedure: Procedure
+) -> PlannedWork:
+    """The blocks that :func:`learn_rounding` reports of; ``samples`` are denoiser calls of one prompt."""
+    blocks = len(reconstruction_blocks(denoiser, family, layers))
+    calls = SAMPLE_PASSES * samples + BACKWARD * procedure.learned_rows / GUIDED_ROWS
+    return PlannedWork(ROUNDING_TITLE, blocks, calls / blocks)
 
 
 @dataclass(frozen=True)
@@ -172,7 +191,7 @@ class _Learner:
 
 def _learn_or_recall(learner: _Learner, name: str, layers: Sequence[str], calls: _Calls, journal: Journal) -> list[Any]:
     """The full-precision outputs of the block ``name``; its layers are rounded, here or by earlier work."""
-    piece = f"block-{name}"
+    piece = _piece(name)
     kept = journal.read(piece)
     if kept is not None:
         learner.recall(block_from_tensors(layers, kept, learner.generator))
@@ -180,6 +199,10 @@ def _learn_or_recall(learner: _Learner, name: str, layers: Sequence[str], calls:
     outputs = learner.learn(name, layers, calls)
     journal.write(piece, block_tensors({layer: learner.rounded[layer] for layer in layers}, learner.generator))
     return outputs
+
+
+def _piece(block: str) -> str:
+    return f"block-{block}"
 
 
 @torch.no_grad()
@@ -209,18 +232,20 @@ def learn_rounding(
     """
     blocks = reconstruction_blocks(denoiser, family, [spec.name for spec in specs])
     learner = _Learner(denoiser, specs, estimator, spool=spool, ranks=shards.ranks, procedure=procedure)
-    names = list(blocks)
+    names, kept = list(blocks), journal.pieces()
+    missing = {name for name in names if _piece(name) not in kept}
     with (
         walks(denoiser, names, samples, spool) as full,
         walks(learner.quantized, names, samples, spool) as quantized,
-        progress("learning rounding", len(names)) as advance,
+        progress(ROUNDING_TITLE, len(missing)) as advance,
     ):
         while stop := next_stop(full, names, shards.ranks):
             name, waiting = stop
             calls = _Calls(_waiting(full, waiting), _waiting(quantized, waiting), shards.of(waiting))
             if name in blocks:
                 outputs = _learn_or_recall(learner, name, blocks.pop(name), calls, journal)
-                advance()
+                if name in missing:
+                    advance()
             else:
                 outputs = [spool.put_away(call.run(denoiser)) for call in calls.full]
             for index, output, call in zip(waiting, outputs, calls.quantized, strict=True):

@@ -27,7 +27,7 @@ from bitbrush.timeline.trajectory import (
 MAX_PROMPTS = 16
 PROMPTS_PER_CALL = 8
 EVERY = 4
-TITLE = "recording samples"
+RECORDING_TITLE = "recording samples"
 """Under which progress is reported."""
 RECORDING_CALLS = 1
 """Denoiser calls of each batch for every one that the pipeline makes."""
@@ -77,7 +77,7 @@ def record_samples(
     steps = len(planned_timesteps(pipe, family.component, plan, batches[0]))
     with (
         carried(pipe, family.component, [piece.batch for piece in own], plan) as trajectories,
-        progress(TITLE, steps) as advance,
+        progress(RECORDING_TITLE, steps) as advance,
     ):
         while waiting := pending(trajectories):
             for piece, trajectory, call in zip(own, trajectories, waiting, strict=True):
