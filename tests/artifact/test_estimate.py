@@ -10,7 +10,7 @@ from diffusers import StableDiffusionPipeline
 
 import bitbrush
 from bitbrush.artifact import estimate as estimates
-from bitbrush.artifact.estimate import estimate_job, require_room, short_on_card, size_text
+from bitbrush.artifact.estimate import estimate_job, require_room, short_on_card
 from bitbrush.artifact.pace import measure_pace, phase_seconds
 from bitbrush.artifact.quantization import quantization_job
 from bitbrush.artifact.walk import sample_bytes, walk_pipeline
@@ -156,9 +156,3 @@ def test_too_little_disk_is_refused(
     with pytest.raises(ValueError, match=r"of disk.* for unfinished work beside it, \d+ MiB are free; make room"):
         require_room(told, tmp_path / "new")
     require_room(told, tmp_path / "new", kept=told.work_bytes)
-
-
-def test_sizes_as_people_read_them() -> None:
-    assert size_text(3 << 20) == "3 MiB"
-    assert size_text(9 << 30) == "9216 MiB"
-    assert size_text(21 << 30) == "21.0 GiB"

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from bitbrush.artifact import machine
-from bitbrush.artifact.machine import available_disk, available_memory
+from bitbrush.artifact.machine import available_memory
 from bitbrush.timeline import memory
+from bitbrush.timeline.disk import available_disk
 from bitbrush.timeline.memory import resident_memory
 
 

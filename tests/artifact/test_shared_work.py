@@ -19,12 +19,11 @@ import bitbrush
 from bitbrush import Quantization
 from bitbrush.artifact.store import WEIGHTS
 from bitbrush.artifact.tensors import layer_tensors
-from bitbrush.artifact.work import work_folder
 from bitbrush.methods.stages import with_weights
 from bitbrush.numerics.weights import QuantizedWeight, WeightGrid
 from bitbrush.rounding import reconstruction
 from bitbrush.rounding.nearest import RoundedLayer
-from bitbrush.timeline.journal import Journal
+from bitbrush.timeline.journal import Journal, work_folder
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.ranks import RankError
 from bitbrush.timeline.trajectory import carried, pending, prompt_batches

@@ -17,10 +17,9 @@ from torch import Tensor
 import bitbrush
 from bitbrush import Quantization
 from bitbrush.artifact.store import WEIGHTS
-from bitbrush.artifact.work import work_folder
 from bitbrush.methods import DEFAULT_METHOD
 from bitbrush.rounding.learned import Procedure
-from bitbrush.timeline.journal import Journal
+from bitbrush.timeline.journal import Journal, work_folder
 from tests.artifact.conftest import PROMPTS
 from tests.artifact.pipelines import CASES, picture, pipeline
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from bitbrush.artifact.machine import available_disk, available_memory, available_on_card
+from bitbrush.artifact.machine import available_memory, available_on_card
 from bitbrush.artifact.narrow import narrow_bytes
 from bitbrush.artifact.tensors import LAYER_KEYS
 from bitbrush.artifact.walk import PipelineWalk, sample_bytes, walk_pipeline
@@ -21,6 +21,7 @@ from bitbrush.numerics.histogram import BINS
 from bitbrush.rounding.blocks import reconstruction_blocks
 from bitbrush.rounding.demand import FLOAT, rounding_bytes, spooled_bytes, waiting_bytes
 from bitbrush.rounding.samples import sample_batches
+from bitbrush.timeline.disk import available_disk, size_text
 from bitbrush.timeline.memory import resident_memory
 from bitbrush.timeline.spool import ROOM
 
@@ -153,11 +154,6 @@ def short_on_card(estimate: Estimate, card: torch.device) -> str | None:
         f"{size_text(left)} are left on {card}: if they do not do, lower {REMEDIES.get(phase.name, 'batch_size')}, "
         "or compute on the processor (--device cpu)"
     )
-
-
-def size_text(size: int) -> str:
-    """In MiB, from 10 GiB on in GiB."""
-    return f"{size / 2**20:.0f} MiB" if size < 10 * 2**30 else f"{size / 2**30:.1f} GiB"
 
 
 class _Memory:

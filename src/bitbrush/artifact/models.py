@@ -16,21 +16,17 @@ from torch import nn
 
 from bitbrush.artifact.checkpoint_type import component_types, file_type, in_type
 from bitbrush.artifact.lora import Lora, fuse_lora
+from bitbrush.artifact.model_names import SINGLE_FILE, UnknownModelError, did_you_mean, require_known, unknown_text
 from bitbrush.artifact.single_file import MODEL_INDEX, load_single_file
 from bitbrush.network.families import DENOISERS
 from bitbrush.network.held import put_weights_away
 from bitbrush.timeline.allocator import return_freed_memory
 from bitbrush.timeline.spool import PROCESSOR, Spool
-from bitbrush.zoo import MODELS, model_path
+from bitbrush.zoo import model_path
 
-SINGLE_FILE = ".safetensors"
 LARGE = 256 << 20
 """Bytes of a checkpoint from which on freed memory goes back to the system at once: what is given back must be paged in
 again. On emoji-sd it took a third of the time and saved 380 MiB."""
-
-
-class UnknownModelError(ValueError):
-    """No pipeline is to be had under the given name."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +118,7 @@ def find_model(model: str | os.PathLike[str], options: ModelOptions | None = Non
     nothing can be, ValueError for an option that does not apply.
     """
     options = options or ModelOptions()
+    require_known(model, options.revision)
     source = _find(os.fspath(model))
     single, local = source.endswith(SINGLE_FILE), Path(source).exists()
     if options.config is not None and not single:
@@ -146,12 +143,10 @@ def _find(model: str) -> str:
             raise UnknownModelError(f"bundled model {model!r} is no pipeline; emoji-sd and emoji-sdxl are")
         return str(bundled)
     path = Path(model)
-    if path.suffix == SINGLE_FILE:
-        if not path.is_file():
-            raise UnknownModelError(f"there is no file {path}")
-    elif path.exists() and not (path / MODEL_INDEX).is_file():
+    if path.suffix != SINGLE_FILE and path.exists() and not (path / MODEL_INDEX).is_file():
         raise UnknownModelError(
             f"{path} is no diffusers pipeline: it has no {MODEL_INDEX}; a checkpoint in one file ends in {SINGLE_FILE}"
+            f"{did_you_mean(model)}"
         )
     return model
 
@@ -193,7 +188,4 @@ def _asked(options: ModelOptions) -> str:
 
 
 def _unknown(model: str | os.PathLike[str], options: ModelOptions, error: Exception) -> str:
-    return (
-        f"model {str(model)!r}{_asked(options)} is neither bundled ({', '.join(MODELS)}), nor a "
-        f"directory with {MODEL_INDEX}, nor in the hub's cache or reachable on the hub: {error}"
-    )
+    return unknown_text(os.fspath(model), _asked(options), str(error))

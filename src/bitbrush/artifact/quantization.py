@@ -18,7 +18,7 @@ from torch import nn
 
 from bitbrush.artifact.identity import model_digest
 from bitbrush.artifact.schedulers import with_scheduler
-from bitbrush.artifact.work import open_work, require_same_job
+from bitbrush.artifact.work import job_facts, require_same_job
 from bitbrush.methods import METHODS
 from bitbrush.methods.low_rank import with_branches
 from bitbrush.methods.method import AllocatedBits, Job, Outcome
@@ -34,12 +34,12 @@ from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.runtime.reference import ReferenceRuntime
 from bitbrush.timeline.allocator import share_heap
 from bitbrush.timeline.cost import CostLedger, PhaseCost
-from bitbrush.timeline.journal import Journal
+from bitbrush.timeline.journal import Journal, open_journal
 from bitbrush.timeline.plan import Relaxation, average_bits
 from bitbrush.timeline.progress import Progress, silent
 from bitbrush.timeline.ranks import ALONE, Ranks, ranks
 from bitbrush.timeline.spool import PROCESSOR, ROOM, Room, Spool
-from bitbrush.timeline.trajectory import prompt_batches
+from bitbrush.timeline.trajectory import PromptBatch, prompt_batches
 
 
 @dataclass(frozen=True)
@@ -140,12 +140,18 @@ def carry_out(job: Job, work: Path | None = None) -> Quantization:
     require_same_job(job)
     given = job.original or job.pipe
     if work is not None:
-        first = open_work(work, job, model_digest(given)) if job.ranks.leads else Journal(None, job.ranks)
-        job = replace(job, journal=first)
+        job = replace(job, journal=_opened(work, job, given))
     job = replace(job, spool=Spool(work or Path(tempfile.gettempdir()), Room(ROOM)))
     prepared = smoothed(job)
     made = run_method(prepared)
     return made if prepared is job else replace(made, original=given)
+
+
+def _opened(work: Path, job: Job, given: DiffusionPipeline) -> Journal:
+    """The job's journal; of several processes the first alone has its folder."""
+    if not job.ranks.leads:
+        return Journal(None, job.ranks)
+    return open_journal(work, {"model": model_digest(given), **job_facts(job)}, job.ranks)
 
 
 def run_method(job: Job) -> Quantization:
@@ -173,11 +179,7 @@ def quantization_job(
     share_heap()  # before the first call is suspended in a thread of its own
     if recipe.method not in METHODS:
         raise ValueError(f"method is {recipe.method!r}; known are {', '.join(METHODS)}")
-    if len(prompts) < recipe.num_prompts:
-        raise ValueError(
-            f"num_prompts is {recipe.num_prompts}, but only {len(prompts)} calibration prompts are given; "
-            "lower it or give more"
-        )
+    batches = calibration_batches(recipe, prompts, inputs)
     if recipe.num_prompts < ranks.world:
         raise ValueError(
             f"num_prompts is {recipe.num_prompts} for {ranks.world} processes, of which each needs one; start fewer "
@@ -187,7 +189,6 @@ def quantization_job(
     _require_one_card(pipe, ranks)
     family = generic_family(pipe) if generic else family_of(pipe)
     _require_float(getattr(pipe, family.component), family.component)
-    batches = tuple(prompt_batches(prompts[: recipe.num_prompts], recipe.seed, recipe.batch_size, inputs=inputs))
     shown = progress if ranks.leads else silent
     source = _in_float32(with_scheduler(pipe, recipe.scheduler))
     job = Job(source, family, recipe, batches, shown, CostLedger(), rounded, ranks=ranks)
@@ -210,6 +211,18 @@ def _with_split_skips(job: Job) -> Job:
     pipe = copy.copy(job.pipe)
     setattr(pipe, job.family.component, denoiser)
     return replace(job, pipe=pipe, original=job.pipe)
+
+
+def calibration_batches(
+    recipe: Recipe, prompts: Sequence[str], inputs: Mapping[str, Sequence[Any]] | None = None
+) -> tuple[PromptBatch, ...]:
+    """The prompts that a recipe calibrates with, of those that are given. Raises ValueError if these are too few."""
+    if len(prompts) < recipe.num_prompts:
+        raise ValueError(
+            f"num_prompts is {recipe.num_prompts}, but only {len(prompts)} calibration prompts are given; "
+            "lower it or give more"
+        )
+    return tuple(prompt_batches(prompts[: recipe.num_prompts], recipe.seed, recipe.batch_size, inputs=inputs))
 
 
 def require_inputs(pipe: DiffusionPipeline, inputs: Mapping[str, Any]) -> None:

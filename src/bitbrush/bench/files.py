@@ -1,20 +1,11 @@
 """Files that are there whole or not at all, and folders that are ours."""
 
-import os
 from collections.abc import Collection
 from pathlib import Path
 
+from bitbrush.timeline.disk import write_whole
 
-def write_whole(content: str | bytes, path: Path) -> None:
-    """Writes all of `content` (text as UTF-8) or nothing: nobody reads half a file, a failure leaves the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")  # the same folder, as a rename must not cross disks
-    try:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+__all__ = ["require_own", "write_whole"]
 
 
 def require_own(directory: Path, known: Collection[str], writer: str) -> None:

@@ -96,7 +96,7 @@ def _print_phases(estimate: "Estimate", seconds: dict[str, float]) -> None:
 
 
 def _print_sizes(estimate: "Estimate") -> None:
-    from bitbrush.artifact.estimate import size_text
+    from bitbrush.timeline.disk import size_text
 
     waiting = estimate.spool_bytes
     samples = f", {size_text(waiting)} before for {estimate.samples} samples" if waiting else ""

@@ -135,14 +135,14 @@ def _quantize(
     generic: bool,
     dry_run: bool,
 ) -> None:
-    from bitbrush.artifact.machine import nearest_folder
     from bitbrush.artifact.models import find_model, load_source
     from bitbrush.artifact.quantization import carry_out, quantization_job
     from bitbrush.artifact.store import require_free, save
-    from bitbrush.artifact.work import work_folder
     from bitbrush.bench.input_images import read_inputs
     from bitbrush.bench.prompts import calibration_prompts
     from bitbrush.runtime.cuda.package import has_card
+    from bitbrush.timeline.disk import nearest_folder
+    from bitbrush.timeline.journal import work_folder
     from bitbrush.timeline.ranks import ranks
     from bitbrush.timeline.spool import Spool
 
@@ -172,9 +172,8 @@ def _quantize(
 def _look_ahead(job: "Job", calibration: Sequence[str], output: Path, *, dry_run: bool) -> None:
     """What is to be told or refused before anything long starts."""
     from bitbrush.artifact.estimate import estimate_job, require_disk, require_room, short_on_card
-    from bitbrush.artifact.work import work_folder
     from bitbrush.bench.prompts import too_long
-    from bitbrush.timeline.journal import Journal
+    from bitbrush.timeline.journal import Journal, work_folder
 
     for message in too_long(job.pipe, calibration[: job.recipe.num_prompts]):
         warn(message)
