@@ -12,7 +12,7 @@ from bitbrush import Quantization
 from bitbrush.artifact.identity import model_digest
 from bitbrush.network.layers import EDGE_ACTIVATION_BITS
 from bitbrush.network.low_rank import branch_layers, branch_ranks
-from bitbrush.runtime.fused import ResidualBlock
+from bitbrush.runtime.fused_forward import FusedForward
 from bitbrush.runtime.interface import RuntimeUnavailable
 from bitbrush.runtime.lowered import lowered_of
 from tests.artifact.conftest import PROMPTS
@@ -100,7 +100,7 @@ def test_other_runtimes_compute_the_same_in_integers(folder: Path, runtime: str,
     assert lowered is not None
     assert any(one.layer.endswith(".down") for one in lowered.executions)
     if runtime == "onednn":
-        assert all(isinstance(block.forward, ResidualBlock) for block in pipe.unet.up_blocks[0].resnets)
+        assert all(isinstance(block.forward, FusedForward) for block in pipe.unet.up_blocks[0].resnets)
 
 
 def test_ranges_are_found_anew_on_its_own_integers(folder: Path, tmp_path: Path) -> None:

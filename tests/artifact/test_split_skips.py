@@ -16,7 +16,7 @@ from bitbrush.network.skip_inputs import split_begins
 from bitbrush.network.unet import UNET
 from bitbrush.numerics.affine import AffineGrid
 from bitbrush.numerics.weights import WeightRange, weight_grid
-from bitbrush.runtime.fused import ResidualBlock
+from bitbrush.runtime.fused_forward import FusedForward
 from bitbrush.runtime.lowered import lowered_of
 from tests.artifact.conftest import PROMPTS
 from tests.artifact.in_integers import RUNTIMES, assert_recalibrates, computed_in_integers, latents, psnr
@@ -117,7 +117,7 @@ def test_other_runtimes_compute_the_same_in_integers(folder: Path, runtime: str,
     assert any(one.layer.endswith("conv1.skip") for one in lowered.executions)
     assert split_begins(pipe.unet)
     if runtime == "onednn":
-        assert all(isinstance(block.forward, ResidualBlock) for block in pipe.unet.up_blocks[0].resnets)
+        assert all(isinstance(block.forward, FusedForward) for block in pipe.unet.up_blocks[0].resnets)
 
 
 def test_ranges_are_found_anew_on_its_own_integers(folder: Path, tmp_path: Path) -> None:

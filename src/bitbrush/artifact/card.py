@@ -4,6 +4,7 @@ import json
 import shlex
 from typing import Any
 
+from bitbrush.artifact.sizes import denoiser_sizes
 from bitbrush.methods.removed import without_removed
 
 _CARD = """---
@@ -15,8 +16,8 @@ tags: [bitbrush, quantized]
 ---
 # {base_model}, {method} W{weights}A{activations}
 
-The denoiser of `{base_model}` quantized by bitbrush: {quantized} of {layers} Conv2d and Linear layers, {mib:.1f} MiB
-instead of {full_mib:.1f} MiB in float32, {average_bits:.2f} activation bits on average over the denoising steps.
+The denoiser of `{base_model}` quantized by bitbrush: {quantized} of {layers} Conv2d and Linear layers,
+{average_bits:.2f} activation bits on average over the denoising steps. Its weights take {sizes}.
 
 ```python
 import bitbrush
@@ -35,7 +36,7 @@ Made by (`manifest.json` holds the whole recipe, the layers, the hashes and what
 
 
 def model_card(manifest: dict[str, Any]) -> str:
-    recipe, denoiser = manifest["recipe"], manifest["denoiser"]
+    recipe = manifest["recipe"]
     return _CARD.format(
         base_model=manifest["base_model"],
         method=recipe["method"],
@@ -43,8 +44,7 @@ def model_card(manifest: dict[str, Any]) -> str:
         activations=recipe["activations"],
         layers=len(manifest["layers"]),
         quantized=sum(layer["excluded"] is None for layer in manifest["layers"]),
-        mib=denoiser["bytes"] / 2**20,
-        full_mib=denoiser["full_precision_bytes"] / 2**20,
+        sizes=denoiser_sizes(manifest).text,
         average_bits=manifest["plan"]["average_activation_bits"],
         command=quantize_command(manifest),
     )

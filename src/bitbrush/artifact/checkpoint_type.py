@@ -34,8 +34,12 @@ def folder_type(component: Path, variant: str | None) -> torch.dtype:
 
     Files of another kind count as float32, which any type can be loaded as. Raises ValueError for one cut short.
     """
-    files = [path for path in component.glob("*.safetensors") if _is_of(path.stem, variant)]
-    return _common(kind for path in files for kind in _whole_types(path))
+    return _common(kind for path in variant_files(component, variant) for kind in _whole_types(path))
+
+
+def variant_files(component: Path, variant: str | None) -> list[Path]:
+    """The safetensors files of a component's folder that belong to the variant, or to none."""
+    return [path for path in sorted(component.glob("*.safetensors")) if _is_of(path.stem, variant)]
 
 
 def file_type(path: Path) -> torch.dtype:

@@ -16,7 +16,7 @@ from bitbrush.network.low_rank import branch_
 from bitbrush.network.skip_inputs import split_
 from bitbrush.runtime.choose import Choice
 from bitbrush.runtime.interface import Execution
-from bitbrush.runtime.lowered import note_lowered
+from bitbrush.runtime.lowered import lower
 from bitbrush.timeline.allocator import return_freed_memory
 from bitbrush.timeline.progress import Progress, silent
 
@@ -39,8 +39,7 @@ def load_denoiser(folder: Path, choice: Choice) -> nn.Module:
     lacking = [name for name in missing if name.rpartition(".")[0] not in bits]
     if lacking or unexpected:
         raise ValueError(f"its tensors are not the configuration's: {', '.join((lacking or unexpected)[:3])}")
-    executions = choice.runtime.lower(denoiser, _layers(denoiser, bits, tensors))
-    note_lowered(denoiser, choice, executions)
+    lower(denoiser, choice, _layers(denoiser, bits, tensors))
     object.__setattr__(denoiser, "save_pretrained", _refuse_saving)
     return denoiser.eval().requires_grad_(False)
 

@@ -16,7 +16,7 @@ from bitbrush.network.layers import QuantizedLayer
 from bitbrush.network.low_rank import branch_
 from bitbrush.network.skip_inputs import split_
 from bitbrush.runtime.choose import RuntimeName, choose_runtime
-from bitbrush.runtime.lowered import note_lowered
+from bitbrush.runtime.lowered import lower
 
 
 class QuantMethod(StrEnum):
@@ -122,8 +122,7 @@ class BitbrushQuantizer(DiffusersQuantizer):
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
         layers = [self._restore(model, name, bits) for name, bits in self.quantization_config.weight_bits.items()]
         self._tensors.clear()
-        choice = choose_runtime(RuntimeName.REFERENCE)
-        note_lowered(model, choice, choice.runtime.lower(model, layers))
+        lower(model, choose_runtime(RuntimeName.REFERENCE), layers)
         return model
 
     def _restore(self, model: nn.Module, name: str, bits: int) -> QuantizedLayer:

@@ -143,6 +143,8 @@ def _find(model: str) -> str:
             raise UnknownModelError(f"bundled model {model!r} is no pipeline; emoji-sd and emoji-sdxl are")
         return str(bundled)
     path = Path(model)
+    if path.suffix == SINGLE_FILE and not path.is_file():
+        raise UnknownModelError(f"{path} is no file, as a checkpoint that ends in {SINGLE_FILE} is")
     if path.suffix != SINGLE_FILE and path.exists() and not (path / MODEL_INDEX).is_file():
         raise UnknownModelError(
             f"{path} is no diffusers pipeline: it has no {MODEL_INDEX}; a checkpoint in one file ends in {SINGLE_FILE}"

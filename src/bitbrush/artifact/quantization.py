@@ -32,6 +32,7 @@ from bitbrush.network.layers import LayerSpec
 from bitbrush.network.skip_inputs import with_split_skips
 from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.runtime.reference import ReferenceRuntime
+from bitbrush.runtime.refusals import refuse_unquantized
 from bitbrush.timeline.allocator import share_heap
 from bitbrush.timeline.cost import CostLedger, PhaseCost
 from bitbrush.timeline.journal import Journal, open_journal
@@ -84,6 +85,7 @@ class Quantization:
         Its weights are in float32, as fast as they run and as large.
         """
         denoiser = twin(getattr(self.source, self.family.component))
+        refuse_unquantized(denoiser)
         ReferenceRuntime().lower(denoiser, self.outcome.layers)
         widen_(denoiser)  # what was excluded
         pipe = copy.copy(self.source)

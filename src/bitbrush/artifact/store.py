@@ -25,12 +25,13 @@ from bitbrush.artifact.models import ModelOptions
 from bitbrush.artifact.narrow import narrow_files
 from bitbrush.artifact.quantization import Quantization
 from bitbrush.artifact.replacing import complete_folder
+from bitbrush.artifact.sizes import checkpoint_bytes, float32_bytes
 from bitbrush.artifact.tensors import layer_from_tensors, layer_tensors, other_tensors
 from bitbrush.artifact.vocabulary import save_vocabulary
 from bitbrush.methods.recipe import Recipe
 from bitbrush.methods.removed import removed_setting
 from bitbrush.network.families import FAMILY_NAMES
-from bitbrush.network.held import held_weights, in_float32, in_memory
+from bitbrush.network.held import in_float32, in_memory
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.network.low_rank import branch_ranks
 from bitbrush.network.skip_inputs import split_begins
@@ -90,11 +91,12 @@ def save(
     """
     target = Path(directory)
     origin = _origin(quantization, base_model, options or ModelOptions())
+    sizes = _model_sizes(quantization, origin["base_model"], options or ModelOptions())
     require_free(target)
     with writing(target, _most_bytes(quantization)):
         target.parent.mkdir(parents=True, exist_ok=True)
         with complete_folder(target) as fresh:
-            _write(quantization, fresh, origin)
+            _write(quantization, fresh, origin, sizes)
     return target
 
 
@@ -221,10 +223,9 @@ def _most_bytes(quantization: Quantization) -> int:
     """Bytes that saving takes at most: other networks are written in float32 before they are narrowed."""
     component, pipe, layers = quantization.family.component, quantization.source, quantization.outcome.layers
     others = [part for name, part in pipe.components.items() if name != component and isinstance(part, nn.Module)]
-    weights = sum(sum(one.numel() for one in part.parameters()) + held_weights(part) for part in others)
     rest = other_tensors(getattr(pipe, component), {layer.name: layer for layer in layers})
     integers = sum(layer.weight.w_q.numel() * layer.weight.grid.bits // 8 for layer in layers)
-    return 4 * weights + integers + sum(tensor.nbytes for tensor in rest.values())
+    return sum(map(float32_bytes, others)) + integers + sum(tensor.nbytes for tensor in rest.values())
 
 
 def _require_known_settings(root: Path, manifest: dict[str, Any]) -> None:
@@ -272,7 +273,7 @@ def _origin(quantization: Quantization, base_model: str | None, options: ModelOp
     }
 
 
-def _write(quantization: Quantization, root: Path, origin: dict[str, Any]) -> None:
+def _write(quantization: Quantization, root: Path, origin: dict[str, Any], sizes: dict[str, int]) -> None:
     pipe, component = quantization.source, quantization.family.component
     root.mkdir()
     pipe.save_config(root)
@@ -293,7 +294,7 @@ def _write(quantization: Quantization, root: Path, origin: dict[str, Any]) -> No
     for layer in layers.values():
         tensors |= layer_tensors(layer)
     save_file(tensors, root / component / WEIGHTS, metadata={"format": "pt"})
-    manifest = _manifest(quantization, origin, _full_precision_bytes(quantization), root)
+    manifest = _manifest(quantization, origin, sizes, root)
     (root / CARD).write_text(model_card(manifest), encoding="utf-8")
     manifest["files"] = {
         str(p.relative_to(root).as_posix()): _sha256(p) for p in sorted(root.rglob("*")) if p.is_file()
@@ -313,7 +314,20 @@ def _write_config(denoiser: Any, quantization: BitbrushConfig, directory: Path) 
     path.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
-def _manifest(quantization: Quantization, origin: dict[str, Any], full_bytes: int, root: Path) -> dict[str, Any]:
+def _model_sizes(quantization: Quantization, base_model: str, options: ModelOptions) -> dict[str, int]:
+    """The sizes of the denoiser that was given; those of a recalibrated artifact are known from the earlier one."""
+    if quantization.recalibrated is not None:
+        earlier = quantization.recalibrated["manifest"]["denoiser"]
+        return {key: earlier[key] for key in ("full_precision_bytes", "checkpoint_bytes") if key in earlier}
+    component = quantization.family.component
+    denoiser = getattr(quantization.original or quantization.source, component)
+    return {
+        "full_precision_bytes": float32_bytes(denoiser),
+        "checkpoint_bytes": checkpoint_bytes(base_model, options, component, denoiser),
+    }
+
+
+def _manifest(quantization: Quantization, origin: dict[str, Any], sizes: dict[str, int], root: Path) -> dict[str, Any]:
     recipe: Recipe = quantization.recipe
     component = quantization.family.component
     return {
@@ -330,7 +344,7 @@ def _manifest(quantization: Quantization, origin: dict[str, Any], full_bytes: in
             "component": component,
             "family": quantization.family.name,
             "bytes": (root / component / WEIGHTS).stat().st_size,
-            "full_precision_bytes": full_bytes,
+            **sizes,
         },
         "layers": [{**asdict(spec), "shape": list(spec.shape)} for spec in quantization.outcome.specs],
         "processes": quantization.processes,
@@ -340,12 +354,6 @@ def _manifest(quantization: Quantization, origin: dict[str, Any], full_bytes: in
             **{name: importlib.metadata.version(name) for name in ("bitbrush", "torch", "diffusers", "transformers")},
         },
     }
-
-
-def _full_precision_bytes(quantization: Quantization) -> int:
-    """Size of all parameters of the denoiser that was given, as float32."""
-    denoiser: torch.nn.Module = getattr(quantization.original or quantization.source, quantization.family.component)
-    return 4 * (sum(parameter.numel() for parameter in denoiser.parameters()) + held_weights(denoiser))
 
 
 def _sha256(path: Path) -> str:

@@ -54,6 +54,11 @@ class TensorFile(Mapping[str, Tensor]):
         assert end - begin == math.prod(entry["shape"]) * dtype.itemsize
         return data.view(dtype).view(entry["shape"])
 
+    def stored_bytes(self, prefix: str) -> int:
+        """The size in the file of all tensors whose names begin so; nothing is read for it."""
+        offsets = [entry["data_offsets"] for name, entry in self._entries.items() if name.startswith(prefix)]
+        return sum(end - begin for begin, end in offsets)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
 

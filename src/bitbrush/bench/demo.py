@@ -10,8 +10,9 @@ from diffusers import DiffusionPipeline
 
 from bitbrush.artifact.models import load_full_precision
 from bitbrush.artifact.quantization import Quantization, quantize
-from bitbrush.artifact.store import load, save
-from bitbrush.bench.demo_page import Contest, demo_page, demo_results
+from bitbrush.artifact.sizes import denoiser_sizes
+from bitbrush.artifact.store import load, read_manifest, save
+from bitbrush.bench.demo_page import SHOWN, Contest, demo_page, demo_results
 from bitbrush.bench.files import write_whole
 from bitbrush.bench.generation import Generated, generate
 from bitbrush.bench.page import write_page
@@ -46,7 +47,8 @@ def run_demo(
     pipe = load_full_precision(MODEL)
     quantized = _quantize(pipe, keys, progress)
     plan = quantized["pcr"].recipe.plan
-    pipes = {name: _saved(quantized[name], directory / f"{MODEL}-{name}") for name in ("rtn", "pcr")}
+    artifacts = {name: directory / f"{MODEL}-{name}" for name in SHOWN}
+    pipes = {name: _saved(quantized[name], artifact) for name, artifact in artifacts.items()}
     pipes["one-shot"] = quantized["one-shot"].pipeline()
     batches = _batches(pairs, SEED)
     contest = Contest(
@@ -54,6 +56,7 @@ def run_demo(
         seed=SEED,
         prompts={style: prompt_set(MODEL, style, "test")[:pairs] for style in STYLES},
         quantized=quantized,
+        sizes={name: denoiser_sizes(read_manifest(artifact)) for name, artifact in artifacts.items()},
         reference=_generate(pipe, batches, plan, progress),
         other_seed=_generate(pipe, _batches(pairs, SEED + 1), plan, progress),
         candidates={name: _generate(other, batches, plan, progress) for name, other in pipes.items()},

@@ -3,7 +3,7 @@
 import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitbrush.artifact.quantization import Quantization
-from bitbrush.artifact.tensors import layer_tensors, other_tensors
+from bitbrush.artifact.sizes import MIB, DenoiserSizes
 from bitbrush.bench.generation import Generated
 from bitbrush.bench.metrics.interval import Interval, bootstrap_difference, bootstrap_mean
 from bitbrush.bench.metrics.paired import LATENT_MSE, PSNR, latent_mse_by_step, paired_metrics
@@ -27,12 +27,16 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class Contest:
-    """Full precision, the same with other noise, and the candidates on the same prompts, everything by style."""
+    """Full precision, the same with other noise, and the candidates on the same prompts, everything by style.
+
+    ``sizes``: of the candidates that are saved.
+    """
 
     model: str
     seed: int
     prompts: Mapping[str, Sequence[str]]
     quantized: Mapping[str, Quantization]
+    sizes: Mapping[str, DenoiserSizes]
     reference: Mapping[str, Generated]
     other_seed: Mapping[str, Generated]
     candidates: Mapping[str, Mapping[str, Generated]]
@@ -75,6 +79,7 @@ def demo_results(contest: Contest) -> str:
         "model": contest.model,
         "seed": contest.seed,
         "pairs": {style: len(prompts) for style, prompts in contest.prompts.items()},
+        "denoiser_bytes": {name: asdict(one) for name, one in contest.sizes.items()},
         "recipes": {name: one.recipe.to_dict() for name, one in contest.quantized.items()},
         "metrics": {
             name: {
@@ -100,15 +105,14 @@ def _interval(values: NDArray[np.float64]) -> dict[str, float]:
 def _verdict(contest: Contest) -> str:
     rtn, pcr = (contest.all_pairs(name, PSNR) for name in SHOWN)
     gain = bootstrap_difference(rtn, pcr)
-    sizes = {name: _denoiser_mib(one) for name, one in contest.quantized.items()}
-    full = _full_mib(contest.quantized["pcr"])
+    packed, checkpoint, float32 = _mib(contest.sizes["pcr"])
     if gain.low > 0:
         found = f"PCR stays {gain.mean:.1f} dB nearer to full precision than round-to-nearest"
     else:
         found = f"PCR is not measurably nearer to full precision than round-to-nearest ({gain.mean:+.1f} dB)"
     return (
         f"{found}: {pcr.mean():.1f} dB against {rtn.mean():.1f} dB PSNR over {len(pcr)} held-out prompts, "
-        f"in {sizes['pcr']:.1f} MiB instead of {full:.1f}."
+        f"in {packed:.1f} MiB instead of its checkpoint's {checkpoint:.1f} ({float32:.1f} in float32)."
     )
 
 
@@ -166,12 +170,13 @@ def _gallery(contest: Contest) -> Iterator[GalleryRow]:
 
 
 def _candidate_rows(contest: Contest) -> list[CandidateRow]:
-    full = CandidateRow("full", "full precision", 32, 32, _full_mib(contest.quantized["pcr"]), {})
+    _, checkpoint, float32 = _mib(contest.sizes["pcr"])
+    full = CandidateRow("full", "full precision", 32, 32, checkpoint, float32, {})
     return [full, *(_candidate_row(contest, name) for name in SHOWN)]
 
 
 def _candidate_row(contest: Contest, name: str) -> CandidateRow:
-    quantization = contest.quantized[name]
+    quantization, (packed, _, float32) = contest.quantized[name], _mib(contest.sizes[name])
     figures: dict[str, dict[str, Interval]] = {
         style: {metric: bootstrap_mean(values) for metric, values in by_metric.items()}
         for style, by_metric in contest.metrics[name].items()
@@ -181,23 +186,16 @@ def _candidate_row(contest: Contest, name: str) -> CandidateRow:
         label=name,
         weight_bits=quantization.recipe.weights,
         activation_bits=quantization.average_activation_bits,
-        denoiser_mib=_denoiser_mib(quantization),
+        denoiser_mib=packed,
+        float32_mib=float32,
         figures=figures,
     )
 
 
-def _denoiser_mib(quantization: Quantization) -> float:
-    """All tensors of the artifact's denoiser, scales, zero points and activation grids included."""
-    layers = {layer.name: layer for layer in quantization.outcome.layers}
-    denoiser = getattr(quantization.source, quantization.family.component)
-    tensors = list(other_tensors(denoiser, layers).values())
-    tensors += [tensor for layer in layers.values() for tensor in layer_tensors(layer).values()]
-    return sum(tensor.nbytes for tensor in tensors) / 2**20
-
-
-def _full_mib(quantization: Quantization) -> float:
-    denoiser = getattr(quantization.source, quantization.family.component)
-    return float(sum(parameter.nbytes for parameter in denoiser.parameters()) / 2**20)
+def _mib(sizes: DenoiserSizes) -> tuple[float, float, float]:
+    """Packed, in the checkpoint, in float32."""
+    assert sizes.checkpoint is not None  # which an artifact made here records
+    return sizes.packed / MIB, sizes.checkpoint / MIB, sizes.float32 / MIB
 
 
 def _range_plot(contest: Contest) -> PagePlot:

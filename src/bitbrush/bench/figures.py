@@ -10,9 +10,17 @@ from numpy.typing import NDArray
 from bitbrush.bench.collection import Collection, Pairs
 from bitbrush.bench.metrics.clip_score import clip_score
 from bitbrush.bench.metrics.cmmd import cmmd
+from bitbrush.bench.metrics.counts import share_interval
 from bitbrush.bench.metrics.frechet import frechet_interval
-from bitbrush.bench.metrics.interval import Interval, bootstrap_difference, bootstrap_gap, bootstrap_mean
+from bitbrush.bench.metrics.interval import (
+    Interval,
+    bootstrap_difference,
+    bootstrap_gap,
+    bootstrap_mean,
+    median_interval,
+)
 from bitbrush.bench.metrics.kid import kid
+from bitbrush.bench.metrics.latent_mse import geometric_mean
 from bitbrush.bench.metrics.paired import LATENT_MSE, PSNR, SSIM
 from bitbrush.bench.networks.chosen import Networks
 from bitbrush.bench.prompts import Domain, PromptSet
@@ -22,6 +30,9 @@ from bitbrush.timeline.progress import Progress
 
 WORST = 10
 ALIKE = f"pairs alike (SSIM ≥ {ALIKE_SSIM:g})"
+GEOMETRIC, MEDIAN = f"{LATENT_MSE}, geometric mean", f"{LATENT_MSE}, median"
+"""Of the usual image; the mean is that of the few images that turn into other ones."""
+NAN = "NaN latents"
 
 
 @dataclass(frozen=True)
@@ -181,9 +192,10 @@ def _joined(parts: Sequence[_Measured]) -> _Measured:
 
 def _figures(measured: _Measured, names: _Names) -> dict[str, Interval]:
     figures = {name: bootstrap_mean(of_pairs) for name, of_pairs in measured.values.items()}
-    figures[ALIKE] = bootstrap_mean(measured.values[SSIM] >= ALIKE_SSIM)
+    alike = measured.values[SSIM] >= ALIKE_SSIM
+    figures[ALIKE] = share_interval(int(alike.sum()), alike.size)
     if measured.errors.size:
-        figures[LATENT_MSE] = bootstrap_mean(measured.errors[:, -1])
+        figures |= _latent_figures(measured.errors[:, -1])
     figures[names.distance] = frechet_interval(*measured.features)
     figures[names.kid] = kid(*measured.features)
     figures[names.cmmd] = cmmd(*measured.clips)
@@ -194,10 +206,20 @@ def _figures(measured: _Measured, names: _Names) -> dict[str, Interval]:
     return figures
 
 
+def _latent_figures(errors: NDArray[np.float64]) -> dict[str, Interval]:
+    """The usual image first; the geometric mean is left out where a pair is exactly alike."""
+    geometric = geometric_mean(errors)
+    return {
+        **({GEOMETRIC: geometric} if geometric else {}),
+        MEDIAN: Interval(*median_interval(errors), errors.size),
+        LATENT_MSE: bootstrap_mean(errors),
+    }
+
+
 def _of_set(measured: _Measured, pairs: Pairs, names: _Names) -> SetFigures:
     found = dict(pairs.candidate.defects())
     errors = pairs.latent_mse_by_step()
-    found |= {index: "NaN latents" for index, error in errors.items() if not np.isfinite(error).all()}
+    found |= {index: NAN for index, error in errors.items() if not np.isfinite(error).all()}
     reference, candidate = measured.scores
     return SetFigures(
         figures=_figures(measured, names),
@@ -214,14 +236,16 @@ def _judged(own: EntryFigures, reference: Mapping[str, SetFigures], floor: Entry
 
 
 def _evidence(own: SetFigures, reference: SetFigures, floor: SetFigures, names: _Names) -> Evidence:
+    own_alone = [own.defects[index] for index in own.defects.keys() - reference.defects.keys()]
     return Evidence(
-        defects=len(own.defects),
-        reference_defects=len(reference.defects),
+        alike=own.figures[ALIKE],
         distance=own.figures[names.distance],
         floor=floor.figures[names.distance],
-        alike=own.figures[ALIKE],
         match=own.figures[names.match],
         reference_match=reference.figures[names.clip_score].mean,
+        broken=len(own_alone) - own_alone.count(NAN),
+        reference_broken=len(reference.defects.keys() - own.defects.keys()),
+        nan=own_alone.count(NAN),
     )
 
 

@@ -1,17 +1,28 @@
 """The figures of a grid: of every cell medians and means over the pictures, and what recalibrating would change."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bitbrush.bench.grid_cells import FailedCell, Fidelity, GridCell
 from bitbrush.bench.grid_plans import GridPlan
+from bitbrush.bench.metrics.counts import FEWEST_DECIDING
 from bitbrush.bench.metrics.interval import Interval, bootstrap_mean, bootstrap_ratio, median_interval
 
 TOLERATED = 1.3
 """The ratio of errors up to which a foreign plan counts as kept; above it recalibrating is advised."""
+
+
+class Standing(StrEnum):
+    """Whether a plan keeps the error within what is tolerated, as far as the ratio's interval tells."""
+
+    KEPT = "kept"
+    LOST = "lost"
+    OPEN = "open"
 
 
 @dataclass(frozen=True)
@@ -61,20 +72,33 @@ def cell_figures(cell: GridCell | FailedCell) -> CellFigures:
     )
 
 
+def standing(ratio: Interval) -> Standing:
+    if ratio.n >= FEWEST_DECIDING and ratio.high <= TOLERATED:
+        return Standing.KEPT
+    return Standing.LOST if ratio.n >= FEWEST_DECIDING and ratio.low > TOLERATED else Standing.OPEN
+
+
 def headline(figures: Sequence[CellFigures]) -> str:
     """One sentence on the plans that the artifact was not calibrated for."""
-    ratios = [one.ratios.of_medians.mean for one in figures if one.ratios]
-    if len(ratios) == 1:
-        return f"The other plan takes {ratios[0]:.2f} times the latent error of recalibrating for it"
+    ratios = [one.ratios.of_medians for one in figures if one.ratios]
     if ratios:
-        kept = sum(ratio <= TOLERATED for ratio in ratios)
-        count = f"{kept} of {len(ratios)}" if kept < len(ratios) else f"All {kept}"
-        rest = f"; the others take up to {max(ratios):.2f} times" if kept < len(ratios) else ""
-        return f"{count} plans keep the latent error within {TOLERATED:g} times that of recalibrating for them{rest}"
+        return _standings(ratios)
     errors = [one.artifact.latent_mse.median.mean for one in figures if one.artifact]
     if not errors:
         return "No plan could be measured"
     return f"The median latent error lies between {min(errors):.2g} and {max(errors):.2g} over {len(errors)} plans"
+
+
+def _standings(ratios: Sequence[Interval]) -> str:
+    count = Counter(map(standing, ratios))
+    within = f"within {TOLERATED:g} times that of recalibrating"
+    parts = [f"{count[Standing.KEPT]} of {len(ratios)} other plans keep the latent error {within}"]
+    if count[Standing.LOST]:
+        most = max(ratio.mean for ratio in ratios if standing(ratio) is Standing.LOST)
+        parts.append(f"{count[Standing.LOST]} do not (up to {most:.2f} times)")
+    if count[Standing.OPEN]:
+        parts.append(f"{ratios[0].n} images are too few to tell of {count[Standing.OPEN]}")
+    return "; ".join(parts)
 
 
 def _figures(one: Fidelity) -> FidelityFigures:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bitbrush.bench.grid_cells import FailedCell, GridCell
-from bitbrush.bench.grid_figures import TOLERATED, CellFigures, headline
+from bitbrush.bench.grid_figures import TOLERATED, CellFigures, Standing, headline, standing
 from bitbrush.bench.metrics.interval import Interval
 from bitbrush.bench.metrics.paired import LATENT_MSE, PSNR
 from bitbrush.bench.number_format import format_interval, format_number
@@ -75,8 +75,8 @@ def _heat(figures: Sequence[CellFigures], *, against: bool) -> dict[str, Any]:
         (
             "Latent error, as a multiple of recalibrating for the plan",
             "Ratio of the medians over the pictures, with its 95 % interval over pairs of pictures; below it the "
-            f"median latent errors themselves. Up to {TOLERATED:g} the plan counts as kept; above it, "
-            "bitbrush recalibrate brings the second figure.",
+            f"median latent errors themselves. With the interval below {TOLERATED:g} the plan counts as kept; with the "
+            "interval above it, bitbrush recalibrate brings the second figure; the others are not coloured.",
         )
         if against
         else ("Latent error to full precision", "Median over the pictures, with its 95 % interval.")
@@ -95,9 +95,10 @@ def _ratio_cell(one: CellFigures) -> _HeatCell:
     ratio = one.ratios.of_medians
     again = _short(one.recalibrated.latent_mse.median)
     lines = [f"{ratio.low:.2f} to {ratio.high:.2f}", f"{own} / {again}"]
-    if ratio.mean <= TOLERATED:
-        return _HeatCell(f"{ratio.mean:.2f}", lines, "kept", _share(_place(ratio.mean, TOLERATED, 1.0)))
-    return _HeatCell(f"{ratio.mean:.2f}", lines, "lost", _share(_place(ratio.mean, TOLERATED, FARTHEST)))
+    found = standing(ratio)
+    farthest = 1.0 if found is Standing.KEPT else FARTHEST
+    tone = "" if found is Standing.OPEN else found.value
+    return _HeatCell(f"{ratio.mean:.2f}", lines, tone, _share(_place(ratio.mean, TOLERATED, farthest)))
 
 
 def _error_cell(one: CellFigures, low: float, high: float) -> _HeatCell:
@@ -106,7 +107,7 @@ def _error_cell(one: CellFigures, low: float, high: float) -> _HeatCell:
         return _HeatCell("–", ["not measured"])
     error = one.artifact.latent_mse.median
     place = _place(error.mean, low, high) if 0 < low < high else 0.0
-    lines = [_text(error)[1]] + (["the calibrated plan"] if one.is_calibrated else [])
+    lines = [format_interval(error)[1]] + (["the calibrated plan"] if one.is_calibrated else [])
     return _HeatCell(_short(error), lines, "lost", _share(place))
 
 
@@ -130,9 +131,15 @@ def _figures(one: CellFigures, *, against: bool) -> list[tuple[str, str] | None]
     cells: list[tuple[str, str] | None] = []
     for of in (one.artifact, one.recalibrated) if against else (one.artifact,):
         spreads = (of.latent_mse, of.psnr) if of else ()
-        cells += [_text(interval) for spread in spreads for interval in (spread.median, spread.mean)] or [None] * 4
+        cells += [format_interval(interval) for spread in spreads for interval in (spread.median, spread.mean)] or [
+            None
+        ] * 4
     if against:
-        cells += [_text(one.ratios.of_medians), _text(one.ratios.of_means)] if one.ratios else [None, None]
+        cells += (
+            [format_interval(one.ratios.of_medians), format_interval(one.ratios.of_means)]
+            if one.ratios
+            else [None, None]
+        )
     return cells
 
 
@@ -153,13 +160,6 @@ def _pairs(cell: GridCell, prompts: Sequence[str]) -> Iterator[dict[str, Any]]:
 def _plan_name(one: CellFigures) -> str:
     plan = one.planned.plan
     return f"{plan.scheduler}, {plan.steps} steps{' (calibrated)' if one.is_calibrated else ''}"
-
-
-def _text(interval: Interval) -> tuple[str, str]:
-    """Of few pictures the median has no interval."""
-    if math.isinf(interval.low):
-        return _short(interval), ""
-    return format_interval(interval)
 
 
 def _short(interval: Interval) -> str:

@@ -23,8 +23,11 @@ def format_interval(interval: Interval) -> tuple[str, str]:
     """The mean and `low to high`, with one number of decimals and one power of ten: `("35.21", "34.80 to 35.62")`.
 
     Two digits of the interval's half width are kept, as further ones would be noise. An interval of no width gets three
-    significant digits, and one of a single value an empty range, as it does not have one.
+    significant digits, and one of a single value an empty range, as it does not have one. Nor do the few values whose
+    median nothing bounds: their interval is infinite.
     """
+    if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
+        return format_number(interval.mean, digits=3), ""
     size = max(abs(interval.mean), abs(interval.low), abs(interval.high))
     exponent = math.floor(math.log10(size)) if size and not _SMALL <= size < _LARGE else 0
     unit = 10.0**exponent

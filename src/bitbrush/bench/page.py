@@ -34,9 +34,10 @@ class GalleryRow:
 class CandidateRow:
     """What one candidate weighs and how near it comes to full precision.
 
-    `name` is its key in the gallery, `label` what people read. `weight_bits` and `activation_bits` are averages;
-    `denoiser_mib` is the size of the denoiser's weights on disk in MiB. `figures` maps a prompt style to metrics, each
-    called by its name and unit ("PSNR (dB)"); it is empty for full precision, which would be compared with itself.
+    `name` is its key in the gallery, `label` what people read. `weight_bits` and `activation_bits` are averages.
+    `denoiser_mib` is the size of the denoiser's weight files, `float32_mib` of its parameters in float32. `figures`
+    maps a prompt style to metrics, each called by its name and unit ("PSNR (dB)"); it is empty for full precision,
+    which would be compared with itself.
     """
 
     name: str
@@ -44,6 +45,7 @@ class CandidateRow:
     weight_bits: float
     activation_bits: float
     denoiser_mib: float
+    float32_mib: float
     figures: Mapping[str, Mapping[str, Interval]]
 
 

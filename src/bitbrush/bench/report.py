@@ -19,6 +19,7 @@ from bitbrush.bench.plot_scales import Axis, Scale
 from bitbrush.bench.plots import STEP_AXIS, Series, line_plot
 from bitbrush.bench.qdiffbench import Pictures
 from bitbrush.bench.templating import environment
+from bitbrush.bench.verdict import Level
 
 FIRST = 8
 """So many pairs of every set are shown as they are listed, beside the worst ones."""
@@ -92,17 +93,23 @@ def render_report(document: Mapping[str, Any], figures: BenchFigures, pictures: 
     return environment().get_template("bench.html.j2").render(report=report)
 
 
+_SIZES = ("denoiser_mib", "float32_mib")
+_SENTENCES = {
+    Level.INDISTINGUISHABLE: "{} {} indistinguishable from full precision",
+    Level.TOO_FEW: "{} {} not graded, for the images are too few to tell",
+    None: "{} {} not measured",
+}
+
+
 def _headline(candidates: Sequence[EntryFigures]) -> str:
-    by_level: dict[str, list[str]] = {}
+    by_level: dict[Level | None, list[str]] = {}
     for one in candidates:
-        level = one.verdict.level.value if one.verdict else "not measured"
-        by_level.setdefault(level, []).append(one.entry.name)
+        by_level.setdefault(one.verdict.level if one.verdict else None, []).append(one.entry.name)
     parts = []
     for level, names in by_level.items():
         joined = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-        verb = "is" if len(names) == 1 else "are"
-        against = {"indistinguishable": " from full precision", "not measured": ""}.get(level, " than full precision")
-        parts.append(f"{joined} {verb} {level}{against}")
+        sentence = _SENTENCES.get(level, f"{{}} {{}} {level} than full precision")
+        parts.append(sentence.format(joined, "is" if len(names) == 1 else "are"))
     return "; ".join(parts) + "."
 
 
@@ -112,7 +119,8 @@ def _card(one: EntryFigures, document: Mapping[str, Any]) -> _Card:
         return _Card(one.entry.name, "not measured", "", 0.0, [one.entry.problem or ""])
     full = document["reference"]["denoiser_mib"]
     size = (
-        f"{format_number(subject.denoiser_mib, digits=3)} MiB denoiser, "
+        f"{format_number(subject.denoiser_mib, digits=3)} MiB denoiser, {subject.denoiser_mib / full:.2f} of the "
+        f"checkpoint's ({format_number(subject.float32_mib, digits=3)} MiB in float32), "
         f"{format_number(subject.weight_bits, digits=3)}-bit weights, "
         f"{format_number(subject.activation_bits, digits=3)}-bit activations"
     )
@@ -146,7 +154,12 @@ def _costs(document: Mapping[str, Any], measured: Sequence[EntryFigures]) -> Ite
     """What each pipeline takes; the floor is full precision again."""
     candidates = {told["name"]: told for told in document["candidates"]}
     told = [document["reference"]] * 2 + [candidates[one.entry.name] for one in measured]
-    facts = {"denoiser, MiB": "denoiser_mib", "weight bits": "weight_bits", "activation bits": "activation_bits"}
+    facts = {
+        "denoiser's files, MiB": "denoiser_mib",
+        "in float32, MiB": "float32_mib",
+        "weight bits": "weight_bits",
+        "activation bits": "activation_bits",
+    }
     for name, key in facts.items():
         yield _Row(name, "↓", [(format_number(one[key], digits=3), "") for one in told])
     yield _Row("runtime", "", [(one["runtime"].partition(":")[0], "") for one in told])
@@ -255,8 +268,9 @@ def _size_plot(name: str, document: Mapping[str, Any], measured: Sequence[EntryF
         x_axis=Axis("size of the denoiser's weights (MiB)", Scale.LOG),
         y_axis=Axis(PSNR),
     )
-    full = format_number(document["reference"]["denoiser_mib"], digits=3)
-    return PagePlot(f"Quality against size, {name}", svg, f"Mean and 95 % interval. Full precision has {full} MiB.")
+    checkpoint, float32 = (format_number(document["reference"][key], digits=3) for key in _SIZES)
+    caption = f"Mean and 95 % interval. The checkpoint has {checkpoint} MiB, which are {float32} in float32."
+    return PagePlot(f"Quality against size, {name}", svg, caption)
 
 
 def _pairs(measured: Sequence[EntryFigures], pictures: Pictures) -> Iterator[_Pair]:

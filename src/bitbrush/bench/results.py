@@ -26,7 +26,7 @@ def results_document(
     """As JSON values. The figures depend on pictures and networks alone, not on who computed them."""
     reference = pictures.reference.subject
     assert reference is not None
-    return {
+    document: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "command": command,
         "protocol": {
@@ -55,6 +55,8 @@ def results_document(
         "candidates": [_candidate(one) for one in figures.candidates],
         "versions": versions(),
     }
+    found: dict[str, Any] = finite(document)  # the median of few images has no interval
+    return found
 
 
 def results_text(document: Mapping[str, Any]) -> str:
@@ -130,3 +132,9 @@ def finite(value: Any) -> Any:
             return [finite(one) for one in value]
         case _:
             return value
+
+
+def interval_of(told: Mapping[str, Any]) -> Interval:
+    """An interval of ``results.json``, in which :func:`finite` left out ends that do not exist."""
+    low, high = told["low"], told["high"]
+    return Interval(told["mean"], -math.inf if low is None else low, math.inf if high is None else high, told["n"])

@@ -18,6 +18,7 @@ from torch import nn
 from bitbrush.artifact.quantization import require_inputs
 from bitbrush.bench.generation import denoiser_calls
 from bitbrush.bench.metrics.clip_score import clip_score
+from bitbrush.bench.metrics.counts import FEWEST_DECIDING
 from bitbrush.bench.metrics.image_mse import image_mse
 from bitbrush.bench.metrics.interval import Interval, bootstrap_difference, bootstrap_mean, median_interval
 from bitbrush.bench.metrics.psnr import psnr
@@ -160,6 +161,9 @@ def recommend(sensitivities: Sequence[StepSensitivity]) -> Recommendation:
     median, low, high = median_interval(first.mean(0) - last.mean(0))
     turned = [f"{(end.min(0) < ANOTHER_PICTURE).sum()} of {end.shape[1]}" for end in (first, last)]
     match = [np.mean([one.match.mean for one in end]) for end in (sensitivities[:count], sensitivities[-count:])]
+    if first.shape[1] < FEWEST_DECIDING:
+        few = f"{first.shape[1]} prompts are too few to tell; {FEWEST_DECIDING} or more bound a median"
+        return Recommendation(None, few)
     told = (
         f"disturbing a step of the last fifth (x0) costs the usual picture {median:.1f} dB ({low:.1f} to {high:.1f}) "
         f"more than one of the first fifth (xT); pictures below {ANOTHER_PICTURE:g} dB: {turned[0]} by the first "

@@ -43,7 +43,7 @@ def sensitivity_page(
     advice = (
         f"Relax {recommendation.relax}: those steps cost the pictures most."
         if recommendation.relax
-        else "Neither end of the steps stands out."
+        else "Neither end of the steps is shown to stand out."
     )
     match = f"change of CLIP score ({clip_name})"
     rows = [

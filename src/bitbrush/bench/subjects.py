@@ -13,6 +13,7 @@ from torch import nn
 from bitbrush.artifact.identity import model_digest
 from bitbrush.artifact.models import ModelOptions, load_full_precision
 from bitbrush.artifact.origin import require_origin
+from bitbrush.artifact.sizes import MIB, checkpoint_bytes, denoiser_sizes, float32_bytes
 from bitbrush.artifact.store import artifact_digest, is_artifact, load_with, read_manifest
 from bitbrush.methods.recipe import Recipe
 from bitbrush.network.families import denoiser_name
@@ -27,7 +28,9 @@ FLOAT = "torch: float32"
 
 @dataclass(frozen=True)
 class Subject:
-    """``operators``: how many of the denoiser's layers have which bits; ``notes``: what a reader should know.
+    """``denoiser_mib``: of its weight files; ``float32_mib``: of all its parameters in float32, which are on no disk.
+
+    ``operators``: how many of the denoiser's layers have which bits; ``notes``: what a reader should know.
 
     ``runtime``: what computes the layers; ``int8_layers``: how many really in integers, and ``fallbacks``: the names of
     those that are not, by how they are computed instead, and why.
@@ -37,6 +40,7 @@ class Subject:
     source: str
     digest: str
     denoiser_mib: float
+    float32_mib: float
     weight_bits: float
     activation_bits: float
     operators: dict[str, int]
@@ -74,12 +78,13 @@ def open_candidate(
     pipe = load_with(source, choice)
     lowered = lowered_of(getattr(pipe, denoiser_name(pipe)))
     assert lowered is not None
-    recipe = Recipe().updated(manifest["recipe"])
+    recipe, sizes = Recipe().updated(manifest["recipe"]), denoiser_sizes(manifest)
     subject = Subject(
         name=name,
         source=source,
         digest=artifact_digest(source),
-        denoiser_mib=manifest["denoiser"]["bytes"] / 2**20,
+        denoiser_mib=sizes.packed / MIB,
+        float32_mib=sizes.float32 / MIB,
         weight_bits=recipe.weights,
         activation_bits=manifest["plan"]["average_activation_bits"],
         operators=_quantized_operators(manifest, recipe),
@@ -132,12 +137,24 @@ def with_scheduler_of(pipe: DiffusionPipeline, reference: DiffusionPipeline) -> 
 
 def _full_precision(name: str, source: str, options: ModelOptions) -> tuple[Subject, DiffusionPipeline]:
     pipe = load_full_precision(source, options)
-    denoiser = getattr(pipe, denoiser_name(pipe))
+    component = denoiser_name(pipe)
+    denoiser = getattr(pipe, component)
     layers = Counter(type(m).__name__ for m in denoiser.modules() if isinstance(m, nn.Conv2d | nn.Linear))
-    size = sum(parameter.nbytes for parameter in denoiser.parameters()) / 2**20
     operators = {f"{kind}, float32": count for kind, count in sorted(layers.items())}
     notes = tuple(f"with LoRA {lora.path.name}, scale {lora.scale:g}" for lora in options.loras)
-    return Subject(name, source, model_digest(pipe), size, 32, 32, operators, FLOAT, notes=notes), pipe
+    subject = Subject(
+        name=name,
+        source=source,
+        digest=model_digest(pipe),
+        denoiser_mib=checkpoint_bytes(source, options, component, denoiser) / MIB,
+        float32_mib=float32_bytes(denoiser) / MIB,
+        weight_bits=32,
+        activation_bits=32,
+        operators=operators,
+        runtime=FLOAT,
+        notes=notes,
+    )
+    return subject, pipe
 
 
 def _quantized_operators(manifest: dict[str, Any], recipe: Recipe) -> dict[str, int]:

@@ -1,80 +1,183 @@
-"""Whether to ship: a plain word for each candidate, by a rule that is stated with it."""
+"""Whether to ship: the grades that a candidate's figures leave open, by a rule that is stated with it."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 
+from bitbrush.bench.metrics.counts import FEWEST_DECIDING, chance_of_as_many, share_interval
 from bitbrush.bench.metrics.interval import Interval
 
 ALIKE_SSIM = 0.95
 """A pair with at least this SSIM is counted as alike."""
-ALIKE_SHARE = 0.9
-MATCH_LOSS = 0.02
-"""Share of the reference's CLIP score whose loss is a clear one."""
+ALIKE_SHARE, MOST = 0.9, 0.5
+"""Shares of pairs alike: from the one on a candidate is indistinguishable, below the other clearly worse."""
+MATCH_LOSS, SLIGHT_MATCH_LOSS = 0.02, 0.005
+"""Shares of the reference's CLIP score whose loss is a clear, and a slight one."""
+BROKEN_SHARE = 0.01
+"""A candidate may have up to this share of broken images more, as far as the figures go, and be fine."""
+SIGNIFICANCE = 0.025
+"""One-sided, as the end of a 95 % interval."""
+MANY_IMAGES = 20_000
+"""More images are not proposed to anyone."""
 
 RULE = (
-    "Clearly worse: in any prompt set, more black, constant or NaN pictures than the reference; or a distance between "
-    "sets (Fréchet or FID) whose interval lies above the floor's, which is full precision against itself from other "
-    f"seeds; or a CLIP score whose interval of the difference lies below -{MATCH_LOSS:.0%} of the reference's. "
-    f"Indistinguishable: in every prompt set none of these, at least {ALIKE_SHARE:.0%} of the pairs alike (SSIM of "
-    f"{ALIKE_SSIM} or more; the interval's lower end counts), the distance's interval below the floor, and no CLIP "
-    "score that is lower beyond its interval by more than a quarter of that share. Slightly worse: all between."
+    "Three grades; a candidate has those that the 95 % intervals leave open in its worst prompt set. "
+    f"Pairs alike (SSIM of {ALIKE_SSIM} or more; exact interval of their share): indistinguishable from "
+    f"{ALIKE_SHARE:.0%} on, clearly worse below {MOST:.0%}, slightly worse between. CLIP score (interval of the paired "
+    f"difference): clearly worse beyond a loss of {MATCH_LOSS:.0%} of the reference's, slightly worse beyond "
+    f"{SLIGHT_MATCH_LOSS:.1%}. Distance between sets (Fréchet or FID): clearly worse where it is larger than the "
+    "floor's, which is full precision against itself from other seeds; fine where it is smaller; open where their "
+    "difference is within its interval. Black and constant images: clearly worse where more are the candidate's alone "
+    f"than the reference's alone by an exact test; open where {BROKEN_SHARE:.0%} more are not excluded. NaN latents: "
+    f"clearly worse. Fewer than {FEWEST_DECIDING} images of a set, or all three grades open: too few to tell."
 )
 
 
+class Grade(IntEnum):
+    INDISTINGUISHABLE = 0
+    SLIGHTLY_WORSE = 1
+    CLEARLY_WORSE = 2
+
+
 class Level(StrEnum):
+    """Names of the ranges of grades that may be open."""
+
     INDISTINGUISHABLE = "indistinguishable"
+    AT_MOST_SLIGHTLY_WORSE = "at most slightly worse"
     SLIGHTLY_WORSE = "slightly worse"
+    AT_LEAST_SLIGHTLY_WORSE = "at least slightly worse"
     CLEARLY_WORSE = "clearly worse"
+    TOO_FEW = "too few to tell"
+
+
+_LEVELS = {
+    (Grade.INDISTINGUISHABLE, Grade.INDISTINGUISHABLE): Level.INDISTINGUISHABLE,
+    (Grade.INDISTINGUISHABLE, Grade.SLIGHTLY_WORSE): Level.AT_MOST_SLIGHTLY_WORSE,
+    (Grade.SLIGHTLY_WORSE, Grade.SLIGHTLY_WORSE): Level.SLIGHTLY_WORSE,
+    (Grade.SLIGHTLY_WORSE, Grade.CLEARLY_WORSE): Level.AT_LEAST_SLIGHTLY_WORSE,
+    (Grade.CLEARLY_WORSE, Grade.CLEARLY_WORSE): Level.CLEARLY_WORSE,
+    (Grade.INDISTINGUISHABLE, Grade.CLEARLY_WORSE): Level.TOO_FEW,
+}
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Of one prompt set. ``alike``: share of the pairs; ``match``: the CLIP score's paired difference."""
+    """The figures of one prompt set that count.
 
-    defects: int
-    reference_defects: int
+    ``alike``: the share of pairs, with its exact interval. ``match``: the CLIP score's paired difference.
+    ``broken``: black or constant images of the candidate alone; ``reference_broken``: of the reference alone.
+    ``nan``: images with NaN latents that the reference does not have.
+    """
+
+    alike: Interval
     distance: Interval
     floor: Interval
-    alike: Interval
     match: Interval
     reference_match: float
+    broken: int = 0
+    reference_broken: int = 0
+    nan: int = 0
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The level, and what led there: for the worse ones what is worse, for the best what was looked at."""
+    """The level, and what led there: for the best one what was looked at."""
 
     level: Level
     reasons: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Finding:
+    """The grades from ``best`` to ``worst`` that one figure leaves open, and the figure in words."""
+
+    best: Grade
+    worst: Grade
+    text: str
+
+
 def verdict(evidence: Mapping[str, Evidence]) -> Verdict:
-    """By :data:`RULE`, from the evidence of every prompt set."""
-    clear = [reason for name, one in evidence.items() for reason in _clear_losses(name, one)]
-    if clear:
-        return Verdict(Level.CLEARLY_WORSE, tuple(clear))
-    slight = [reason for name, one in evidence.items() for reason in _slight_losses(name, one)]
-    if slight:
-        return Verdict(Level.SLIGHTLY_WORSE, tuple(slight))
-    kept = tuple(f"{name}: {one.alike.mean:.0%} of the pairs alike" for name, one in evidence.items())
-    return Verdict(Level.INDISTINGUISHABLE, kept)
+    """The level by :data:`RULE`, from the evidence of every prompt set."""
+    findings = {name: list(_findings(of_set)) for name, of_set in evidence.items()}
+    best = max(finding.best for of_set in findings.values() for finding in of_set)
+    worst = max(finding.worst for of_set in findings.values() for finding in of_set)
+    if worst is Grade.INDISTINGUISHABLE:
+        kept = [f"{name}: {of_set[0].text}" for name, of_set in findings.items()]
+        return Verdict(Level.INDISTINGUISHABLE, tuple(kept))
+    told = [(name, finding) for name, of_set in findings.items() for finding in of_set]
+    deciding = [one for one in told if one[1].best is worst] or [one for one in told if one[1].worst > 0]
+    return Verdict(_LEVELS[best, worst], tuple(f"{name}: {finding.text}" for name, finding in deciding))
 
 
-def _clear_losses(name: str, one: Evidence) -> Iterator[str]:
-    if one.defects > one.reference_defects:
-        yield f"{name}: {one.defects} broken pictures, the reference has {one.reference_defects}"
-    if one.distance.low > one.floor.high:
-        farther = f"{one.distance.mean:.3g} > {one.floor.mean:.3g}"
-        yield f"{name}: farther from full precision than another seed is ({farther})"
-    if one.match.high < -MATCH_LOSS * one.reference_match:
-        yield f"{name}: CLIP score lower by {-one.match.mean:.2f}"
+def _findings(evidence: Evidence) -> Iterator[_Finding]:
+    """What each figure of a set says, the share of pairs alike first."""
+    images = evidence.alike.n
+    if images < FEWEST_DECIDING:
+        text = f"{evidence.alike.mean:.0%} of {images} pairs alike; fewer than {FEWEST_DECIDING} images decide nothing"
+        yield _Finding(Grade.INDISTINGUISHABLE, Grade.CLEARLY_WORSE, text)
+    else:
+        yield _alike(evidence.alike)
+        yield _distance(evidence.distance, evidence.floor)
+        yield _match(evidence.match, evidence.reference_match)
+    if evidence.broken:
+        yield _broken(evidence.broken, evidence.reference_broken, images)
+    if evidence.nan:
+        yield _Finding(Grade.CLEARLY_WORSE, Grade.CLEARLY_WORSE, f"{evidence.nan} of {images} images have NaN latents")
 
 
-def _slight_losses(name: str, one: Evidence) -> Iterator[str]:
-    if one.alike.low < ALIKE_SHARE:
-        yield f"{name}: {one.alike.mean:.0%} of the pairs alike"
-    if one.distance.high > one.floor.mean:
-        yield f"{name}: distance near that of another seed ({one.distance.mean:.3g}, floor {one.floor.mean:.3g})"
-    if one.match.high < 0 and -one.match.mean > MATCH_LOSS / 4 * one.reference_match:
-        yield f"{name}: CLIP score lower by {-one.match.mean:.2f}"
+def _alike(share: Interval) -> _Finding:
+    best, worst = _share_grade(share.high), _share_grade(share.low)
+    text = f"{share.mean:.0%} of {share.n} pairs alike ({share.low:.0%} to {share.high:.0%})"
+    needed = images_needed(share) if best != worst else None
+    return _Finding(best, worst, f"{text}; about {needed:,} images would tell" if needed else text)
+
+
+def _share_grade(share: float) -> Grade:
+    if share >= ALIKE_SHARE:
+        return Grade.INDISTINGUISHABLE
+    return Grade.SLIGHTLY_WORSE if share >= MOST else Grade.CLEARLY_WORSE
+
+
+def images_needed(share: Interval) -> int | None:
+    """How many images would leave one grade open if the share of pairs alike stayed; None where too many."""
+    images = max(FEWEST_DECIDING, share.n + 1)
+    while images <= MANY_IMAGES:
+        interval = share_interval(round(share.mean * images), images)
+        if _share_grade(interval.low) == _share_grade(interval.high):
+            return images
+        images += max(1, images // 20)
+    return None
+
+
+def _distance(distance: Interval, floor: Interval) -> _Finding:
+    figures = f"{distance.mean:.3g} ({distance.low:.3g} to {distance.high:.3g})"
+    against = f"another seed {floor.mean:.3g} ({floor.low:.3g} to {floor.high:.3g})"
+    farther = distance.mean - floor.mean
+    uncertain = math.hypot(distance.high - distance.mean, floor.high - floor.mean)
+    if farther > uncertain:
+        text = f"farther from full precision than another seed is: {figures}, {against}"
+        return _Finding(Grade.CLEARLY_WORSE, Grade.CLEARLY_WORSE, text)
+    open_to = Grade.CLEARLY_WORSE if farther > -uncertain else Grade.INDISTINGUISHABLE
+    return _Finding(Grade.INDISTINGUISHABLE, open_to, f"distance near that of another seed: {figures}, {against}")
+
+
+def _match(match: Interval, reference: float) -> _Finding:
+    best, worst = (_match_grade(loss / reference if reference > 0 else 0.0) for loss in (-match.high, -match.low))
+    text = f"CLIP score changed by {match.mean:+.2f} ({match.low:+.2f} to {match.high:+.2f}) of {reference:.1f}"
+    return _Finding(best, worst, text)
+
+
+def _match_grade(loss: float) -> Grade:
+    if loss > MATCH_LOSS:
+        return Grade.CLEARLY_WORSE
+    return Grade.SLIGHTLY_WORSE if loss > SLIGHT_MATCH_LOSS else Grade.INDISTINGUISHABLE
+
+
+def _broken(own: int, reference: int, images: int) -> _Finding:
+    text = f"{own} of {images} images are black or constant in it alone, {reference} in the reference alone"
+    if images >= FEWEST_DECIDING and chance_of_as_many(own, reference) <= SIGNIFICANCE:
+        return _Finding(Grade.CLEARLY_WORSE, Grade.CLEARLY_WORSE, text)
+    most = share_interval(own, images).high - share_interval(reference, images).low
+    excluded = own <= reference or most < BROKEN_SHARE
+    return _Finding(Grade.INDISTINGUISHABLE, Grade.INDISTINGUISHABLE if excluded else Grade.CLEARLY_WORSE, text)

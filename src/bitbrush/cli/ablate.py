@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bitbrush.bench.networks import BUNDLED_CLIP, USUAL_CLIP
-from bitbrush.cli.console import note, out, quiet_libraries, shown, table, warn
+from bitbrush.cli.console import note, quiet_libraries, say, show, table, warn
 from bitbrush.cli.execution import MemoryOption, RuntimeOption, announce
 from bitbrush.cli.options import (
     Config,
@@ -22,6 +22,7 @@ from bitbrush.cli.options import (
     Variant,
     model_options,
 )
+from bitbrush.cli.progress import shown
 
 if TYPE_CHECKING:
     from bitbrush.bench.ablation.recipes import Setting
@@ -168,5 +169,5 @@ def _print(document: dict[str, Any]) -> None:
         shown_figures = table(one.name, *columns.values())
         for row in one.rows:
             shown_figures.add_row(row.name, *("\n".join(row.cells[at] or "-") for at in columns))
-        out().print(shown_figures)
-        out().print()
+        show(shown_figures)
+        say("")

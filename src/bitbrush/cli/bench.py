@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bitbrush.bench.networks import BUNDLED_CLIP, USUAL_CLIP
-from bitbrush.cli.console import note, out, quiet_libraries, shown, table, warn
+from bitbrush.cli.console import note, quiet_libraries, say, show, table, warn
 from bitbrush.cli.execution import DtypeOption, MemoryOption, RuntimeOption, announce
 from bitbrush.cli.grid import grid_of_bench
 from bitbrush.cli.options import (
@@ -21,6 +21,7 @@ from bitbrush.cli.options import (
     Variant,
     model_options,
 )
+from bitbrush.cli.progress import shown
 from bitbrush.timeline.progress import silent
 
 if TYPE_CHECKING:
@@ -163,8 +164,8 @@ def _announcement(reference: str, names: list[str], protocol: "Protocol") -> str
 
 
 def _print(document: dict[str, Any]) -> None:
-    from bitbrush.bench.metrics.interval import Interval
     from bitbrush.bench.number_format import format_interval
+    from bitbrush.bench.results import interval_of
 
     entries = [document["floor"], *(one for one in document["candidates"] if one["sets"])]
     tables = {name: [one["sets"][name]["figures"] for one in entries] for name in document["reference"]["sets"]}
@@ -174,14 +175,14 @@ def _print(document: dict[str, Any]) -> None:
         shown_figures = table(name, *(one["name"] for one in entries))
         for metric in figures[0]:
             found = [one.get(metric) for one in figures]  # NaN latents have no error
-            cells = [format_interval(Interval(**one)) if one else ("-", "") for one in found]
+            cells = [format_interval(interval_of(one)) if one else ("-", "") for one in found]
             shown_figures.add_row(metric, *(f"{mean}\n{between}" for mean, between in cells))
-        out().print(shown_figures)
-        out().print()
+        show(shown_figures)
+        say("")
     for one in document["candidates"]:
         if one["problem"]:
             warn(f"{one['name']} was not measured: {one['problem']}")
         else:
-            out().print(f"{one['name']}: {one['verdict']['level']}", markup=False)
+            say(f"{one['name']}: {one['verdict']['level']}")
             for reason in one["verdict"]["reasons"]:
-                out().print(f"  {reason}", markup=False)
+                say(f"  {reason}")

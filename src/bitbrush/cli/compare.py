@@ -1,14 +1,16 @@
 """``bitbrush compare``."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bitbrush.cli.console import note, out, quiet_libraries, shown, table, warn
+from bitbrush.cli.console import note, quiet_libraries, say, show, table, warn
 from bitbrush.cli.execution import DtypeOption, MemoryOption, RuntimeOption, chosen, tell_executions
 from bitbrush.cli.options import Config, Images, Loras, Masks, Revision, Variant, model_options
+from bitbrush.cli.progress import shown
 
 if TYPE_CHECKING:
     from bitbrush.bench.comparison import Comparison
@@ -43,6 +45,7 @@ def compare(
     from bitbrush.artifact.models import find_model, load_full_precision
     from bitbrush.artifact.origin import require_origin
     from bitbrush.artifact.schedulers import with_scheduler
+    from bitbrush.artifact.sizes import denoiser_sizes
     from bitbrush.artifact.store import load_with, read_manifest
     from bitbrush.bench.comparison import compare as run
     from bitbrush.bench.input_images import read_inputs
@@ -66,15 +69,17 @@ def compare(
     executor = tell_executions(candidate)
     for message in too_long(full, [prompt for texts in sets.values() for prompt in texts]):
         warn(message)
+    sizes = denoiser_sizes(manifest)
     note(f"{model} against {artifact} ({recipe.name}): {recipe.steps} steps, guidance {recipe.guidance_scale:g}")
     told: dict[str, Any] = {"inputs": inputs, "seed": seed, "batch_size": batch_size, "progress": shown}
     compared = run(full, candidate, sets, recipe.plan, **told)
     if as_json:
         facts = {"model": model, "artifact": str(artifact), "recipe": recipe.to_dict(), "seed": seed}
-        facts["runtime"] = executor
+        facts |= {"runtime": executor, "denoiser_bytes": asdict(sizes)}
         print(json.dumps(_document(compared, facts), indent=1))
     else:
         _print(compared, recipe.name)
+        say(f"denoiser: {sizes.text}")
 
 
 def _document(compared: "dict[str, Comparison]", facts: dict[str, Any]) -> dict[str, Any]:
@@ -99,9 +104,9 @@ def _print(compared: "dict[str, Comparison]", name: str) -> None:
         figures = table("mean (95 % interval)", name, "another seed", title=f"{style}, {pairs} pairs")
         for metric, interval in one.candidate.items():
             figures.add_row(metric, _text(interval), _text(one.other_seed[metric]))
-        out().print(figures)
-        out().print()
-    out().print("another seed: full precision against itself from other noise, as far apart as two right pictures are")
+        show(figures)
+        say("")
+    say("another seed: full precision against itself from other noise, as far apart as two right pictures are")
 
 
 def _text(interval: "Interval") -> str:

@@ -2,33 +2,77 @@
 
 import functools
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import NamedTuple, ParamSpec
+from collections.abc import Callable, Sequence
+from typing import ParamSpec
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import TextType
 
-from bitbrush.timeline.progress import Advance, PlannedWork
+from bitbrush.cli.encoding import spell_what_streams_lack, spelled
 
 P = ParamSpec("P")
 
 USER_ERROR, INTERRUPTED = 2, 130
-SECONDS_BETWEEN_LINES = 10.0
 WIDTH_IN_FILES = 180
+_GAP = 2
+"""Characters between two columns of a table."""
 
 
 def out() -> Console:
     """Results: standard output; in a file, lines are as long as they need to be."""
-    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=WIDTH_IN_FILES)
+    width = None if sys.stdout.isatty() else WIDTH_IN_FILES
+    return Console(highlight=False, markup=False, emoji=False, width=width)
+
+
+def say(text: str) -> None:
+    """Results in words: lines are broken between words alone."""
+    out().print(text, overflow="ignore", crop=False)
+
+
+def say_unbroken(text: str) -> None:
+    """Lines of results that nobody but the terminal breaks, so that paths and commands can be copied."""
+    out().print(text, soft_wrap=True)
+
+
+def show(figures: Table) -> None:
+    """Prints the table; one that is too wide as several, each with the first column and as many others as fit."""
+    console = out()
+    first, *others = figures.columns
+    groups: list[list[Column]] = [[]]
+    for column in others:
+        width = sum(_width(one) + _GAP for one in (first, *groups[-1], column)) - _GAP
+        if groups[-1] and width > console.width:
+            groups.append([])
+        groups[-1].append(column)
+    for number, group in enumerate(groups):
+        if number:
+            console.print()
+        console.print(_table_of([first, *group], figures.title if number == 0 else None, console.encoding))
+
+
+def _width(column: Column) -> int:
+    """The longest line of its cells, or the longest word of its heading: headings alone may be broken."""
+    lines = [line for cell in column.cells for line in str(cell).split("\n")]
+    return max(map(cell_len, [*lines, *str(column.header).split()]), default=0)
+
+
+def _table_of(columns: Sequence[Column], title: TextType | None, encoding: str) -> Table:
+    """A table of these columns alone, in characters that the encoding has: other lengths would spoil the layout."""
+    headings = [spelled(str(column.header), encoding) for column in columns]
+    made = table(*headings, title=None if title is None else spelled(str(title), encoding))
+    for own, column in zip(made.columns, columns, strict=True):
+        own.justify = column.justify
+    for row in zip(*(column.cells for column in columns), strict=True):
+        made.add_row(*(spelled(str(cell), encoding) for cell in row))
+    return made
 
 
 def err() -> Console:
     """Everything else: standard error, so that ``--json`` has standard output to itself."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=not sys.stderr.isatty())
 
 
 def note(text: str) -> None:
@@ -41,10 +85,11 @@ def warn(text: str) -> None:
 
 
 def reporting_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """The command, with what its user can put right told in one message and by exit code 2."""
+    """The command, with what its user can put right told in one message and by exit code 2, in any encoding."""
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        spell_what_streams_lack()
         try:
             command(*args, **kwargs)
         except (ValueError, OSError) as error:
@@ -71,126 +116,6 @@ def _card_is_full() -> type[Exception]:
     import torch
 
     return torch.OutOfMemoryError
-
-
-class Shown:
-    """Shows each phase of a command and the time that it still takes: a bar on a terminal, else a line now and then.
-
-    Of ``planned`` phases it shows the number, too, and the time left in all: that of a unit of cost so far, times the
-    cost of what is to come. A planned phase may be passed over, as one is that an earlier run has finished.
-    """
-
-    def __init__(self, planned: Sequence[PlannedWork] = ()) -> None:
-        self._planned, self._next = planned, 0
-        self._spent = _Spent()
-
-    @contextmanager
-    def __call__(self, phase: str, total: int) -> Iterator[Advance]:
-        number = self._number(phase)
-        if number is None:
-            with _display(_Phase(phase, total)) as advance:
-                yield advance
-            return
-        label = f"{number + 1} of {len(self._planned)}, {phase}"
-        later = sum(one.pieces * one.cost for one in self._planned[number + 1 :])
-        running = _PlannedPhase(label, total, self._planned[number].cost, later, self._spent)
-        with _display(running) as advance:
-            yield advance
-        self._spent = running.spent
-
-    def _number(self, title: str) -> int | None:
-        """The index of the next planned phase of that title."""
-        for number in range(self._next, len(self._planned)):
-            if self._planned[number].title == title:
-                self._next = number + 1
-                return number
-        return None
-
-
-class _Spent(NamedTuple):
-    """What phases have taken, in seconds and in units of cost."""
-
-    seconds: float = 0.0
-    cost: float = 0.0
-
-
-class _Phase:
-    """A phase that runs since this was made, ``done`` of its ``total`` pieces so far."""
-
-    def __init__(self, label: str, total: int) -> None:
-        self.label, self.total, self.done = label, total, 0
-        self.seconds, self._began = 0.0, time.monotonic()
-
-    def advance(self) -> None:
-        self.done += 1
-        self.seconds = time.monotonic() - self._began
-
-    @property
-    def seconds_left(self) -> float:
-        return self.seconds / self.done * (self.total - self.done)
-
-    @property
-    def left(self) -> str:
-        return f"{duration(self.seconds_left)} left"
-
-
-class _PlannedPhase(_Phase):
-    """``cost`` of each piece; ``later``: of all phases after this one; ``before``: what those before have taken."""
-
-    def __init__(self, label: str, total: int, cost: float, later: float, before: _Spent) -> None:
-        super().__init__(label, total)
-        self._cost, self._later, self._before = cost, later, before
-
-    @property
-    def spent(self) -> _Spent:
-        return _Spent(self._before.seconds + self.seconds, self._before.cost + self._cost * self.done)
-
-    @property
-    def left(self) -> str:
-        in_all = self.seconds_left + self.spent.seconds / self.spent.cost * self._later
-        return f"{super().left}, {duration(in_all)} left in all"
-
-
-@contextmanager
-def _display(phase: _Phase) -> Iterator[Advance]:
-    console = err()
-    if not console.is_terminal:
-        yield _Lines(phase).advance
-        return
-    columns = (
-        TextColumn("{task.description:<18}"),
-        BarColumn(24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[left]}"),
-    )
-    with Progress(*columns, console=console, disable=not phase.total) as progress:
-        task = progress.add_task(phase.label, total=phase.total, left="")
-
-        def advance() -> None:
-            phase.advance()
-            progress.update(task, advance=1, left=phase.left)
-
-        yield advance
-
-
-shown = Shown()
-"""Of commands that plan no phases."""
-
-
-class _Lines:
-    """Progress for log files: a line every ten seconds, and one at the end of what took longer than that."""
-
-    def __init__(self, phase: _Phase) -> None:
-        self._phase, self._told = phase, 0.0
-
-    def advance(self) -> None:
-        phase = self._phase
-        phase.advance()
-        late = phase.seconds > SECONDS_BETWEEN_LINES and phase.done == phase.total
-        if late or phase.seconds - self._told > SECONDS_BETWEEN_LINES:
-            note(f"{phase.label}: {phase.done}/{phase.total}, {duration(phase.seconds)}, {phase.left}")
-            self._told = phase.seconds
 
 
 def duration(seconds: float) -> str:

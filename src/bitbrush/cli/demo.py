@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from bitbrush.cli.console import note, out, quiet_libraries, shown
+from bitbrush.cli.console import note, quiet_libraries, say_unbroken
+from bitbrush.cli.progress import shown
 
 
 def demo(
@@ -19,4 +20,4 @@ def demo(
     from bitbrush.bench.demo import run_demo
 
     page = run_demo(output, shown)
-    out().print(f"{page}\nOpen it in a browser.", markup=False)
+    say_unbroken(f"{page}\nOpen it in a browser.")

@@ -4,7 +4,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bitbrush.cli.console import duration, note, out, table, warn
+from bitbrush.cli.console import duration, note, say, show, table, warn
 
 if TYPE_CHECKING:
     from bitbrush.artifact.estimate import Estimate
@@ -47,13 +47,12 @@ def _print_layers(job: "Job", estimate: "Estimate") -> None:
     layers = table("layers", "number", "weight bits", "activation bits")
     for (kind, weights, activations), count in sorted(groups.items()):
         layers.add_row(kind, str(count), weights, activations)
-    console = out()
-    console.print(layers)
+    show(layers)
     for reason, names in left.items():
-        console.print(f"left in floating point ({reason}): {', '.join(names)}", markup=False)
+        say(f"left in floating point ({reason}): {', '.join(names)}")
     networks = [name for name, part in job.pipe.components.items() if hasattr(part, "parameters")]
     others = ", ".join(name for name in networks if name != job.family.component)
-    console.print(f"in floating point: {others}; of the denoiser norms and attention's products\n", markup=False)
+    say(f"in floating point: {others}; of the denoiser norms and attention's products\n")
 
 
 def _activation_bits(job: "Job", spec: "LayerSpec") -> str:
@@ -88,11 +87,9 @@ def _print_phases(estimate: "Estimate", seconds: dict[str, float]) -> None:
             duration(seconds[one.name]) if seconds else "not timed",
             f"+ {one.bytes / 2**20:.0f} MiB",
         )
-    out().print(phases)
+    show(phases)
     if seconds:
-        out().print(
-            f"\nabout {duration(sum(seconds.values()))} in all, on this machine and if it has nothing else to do"
-        )
+        say(f"\nabout {duration(sum(seconds.values()))} in all, on this machine and if it has nothing else to do")
 
 
 def _print_sizes(estimate: "Estimate") -> None:
@@ -100,11 +97,10 @@ def _print_sizes(estimate: "Estimate") -> None:
 
     waiting = estimate.spool_bytes
     samples = f", {size_text(waiting)} before for {estimate.samples} samples" if waiting else ""
-    out().print(
+    say(
         f"memory: {size_text(estimate.peak_bytes)} at most, {size_text(estimate.resident)} of them already held; the "
         f"denoiser would take {size_text(estimate.weight_bytes)} in float32\n"
         f"disk: {size_text(estimate.artifact_bytes)} for the artifact, {size_text(estimate.work_bytes)} for unfinished "
         f"work beside it meanwhile{samples}\n"
-        "nothing was written",
-        markup=False,
+        "nothing was written"
     )

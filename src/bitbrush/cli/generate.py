@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bitbrush.cli.console import note, out, quiet_libraries, shown, warn
+from bitbrush.cli.console import note, quiet_libraries, say_unbroken, warn
 from bitbrush.cli.execution import DtypeOption, MemoryOption, RuntimeOption, chosen, tell_executions
 from bitbrush.cli.options import ImageFile, MaskFile, PipelineArguments
+from bitbrush.cli.progress import shown
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -71,7 +72,7 @@ def generate(
     for picture in list(pictures):
         if picture.constant:
             warn(f"{picture.path} (prompt {picture.prompt!r}, seed {picture.seed}) is all of one colour")
-        out().print(str(picture.path), markup=False)
+        say_unbroken(str(picture.path))
 
 
 def _full_precision(model: str, runtime: str) -> "DiffusionPipeline":

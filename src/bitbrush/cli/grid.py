@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bitbrush.cli.console import note, out, quiet_libraries, shown, table, warn
+from bitbrush.cli.console import note, quiet_libraries, say, show, table, warn
 from bitbrush.cli.execution import DtypeOption, MemoryOption, RuntimeOption, chosen, tell_executions
 from bitbrush.cli.options import Config, Images, Loras, Masks, Revision, Variant, model_options
+from bitbrush.cli.progress import shown
 
 if TYPE_CHECKING:
     from bitbrush.bench.grid_figures import CellFigures
@@ -167,12 +168,12 @@ def _print(figures: "Sequence[CellFigures]") -> None:
     shown_figures = table(*columns)
     for one in figures:
         shown_figures.add_row(*_row(one), *(_again(one) if recalibrated else ()))
-    out().print(shown_figures)
+    show(shown_figures)
     told = "; recal.: the artifact recalibrated for the plan" if recalibrated else ""
-    out().print(f"\nMSE and PSNR to full precision, medians over the pictures{told}", markup=False)
-    out().print(headline(figures), markup=False)
+    say(f"\nMSE and PSNR to full precision, medians over the pictures{told}")
+    say(headline(figures))
     if any(one.is_calibrated for one in figures):
-        out().print("*: the plan that the artifact is calibrated for", markup=False)
+        say("*: the plan that the artifact is calibrated for")
     for one in figures:
         if one.problem:
             warn(f"{one.planned.name} was not measured: {one.problem}")

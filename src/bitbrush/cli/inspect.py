@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bitbrush.cli.console import out, quiet_libraries, shown, table
+from bitbrush.cli.console import out, quiet_libraries, say, say_unbroken, show, table
 from bitbrush.cli.execution import chosen, fallback_lines, in_integers
+from bitbrush.cli.progress import shown
 
 if TYPE_CHECKING:
     from bitbrush.runtime.interface import Execution
@@ -56,7 +57,7 @@ def _plot_bits(artifact: Path, manifest: dict[str, Any], plot: Path) -> None:
     inner = {entry["name"] for entry in manifest["layers"] if not entry["edge"]}
     schedules = [_scheduled(layer.activations) for layer in read_layers(artifact) if layer.name in inner]
     write_whole(_bits_plot(schedules), plot)
-    out().print(f"plot: {plot}", markup=False)
+    say_unbroken(f"plot: {plot}")
 
 
 def _executions(artifact: Path, manifest: dict[str, Any]) -> "tuple[Execution, ...]":
@@ -68,8 +69,9 @@ def _executions(artifact: Path, manifest: dict[str, Any]) -> "tuple[Execution, .
 
 
 def _show_summary(artifact: Path, manifest: dict[str, Any]) -> None:
-    recipe, plan, denoiser = manifest["recipe"], manifest["plan"], manifest["denoiser"]
-    size, full = denoiser["bytes"] / 2**20, denoiser["full_precision_bytes"] / 2**20
+    from bitbrush.artifact.sizes import denoiser_sizes
+
+    recipe, plan = manifest["recipe"], manifest["plan"]
     measured = ", measured by layer" if recipe.get("weight_allocation") == "measured" else ""
     console = out()
     facts = table("artifact", str(artifact))
@@ -84,7 +86,7 @@ def _show_summary(artifact: Path, manifest: dict[str, Any]) -> None:
         "first token": recipe.get("first_token", "quantized"),
         "plan": f"{plan['scheduler']}, {recipe['steps']} steps, guidance {recipe['guidance_scale']:g}",
         "calibration": f"{recipe['num_prompts']} prompts, seed {recipe['seed']}",
-        "denoiser": f"{size:.2f} MiB, {size / full:.3f} of its {full:.2f} MiB in float32",
+        "denoiser": denoiser_sizes(manifest).text,
         "cost": ", ".join(
             f"{phase.replace('_', ' ')} {cost['seconds']:.1f} s" for phase, cost in manifest["cost"].items()
         ),
@@ -101,14 +103,14 @@ def _show_kinds(manifest: dict[str, Any]) -> None:
     counted = table("layers", "treatment", "number")
     for (kind, treatment), number in kinds.items():
         counted.add_row(kind, treatment, str(number))
-    out().print(counted)
-    out().print("--layers lists them all; --layer NAME shows one layer's activation range over the steps")
+    show(counted)
+    say("--layers lists them all; --layer NAME shows one layer's activation range over the steps")
 
 
 def _show_executions(executions: "tuple[Execution, ...]") -> None:
-    out().print(f"\non this machine {in_integers(executions)}")
+    say(f"\non this machine {in_integers(executions)}")
     for line in fallback_lines(executions):
-        out().print(f"  {line}", markup=False)
+        say(f"  {line}")
 
 
 def _show_layers(manifest: dict[str, Any], executions: "tuple[Execution, ...]") -> None:
@@ -122,7 +124,7 @@ def _show_layers(manifest: dict[str, Any], executions: "tuple[Execution, ...]") 
             _treatment(entry),
             kernels.get(entry["name"], ""),
         )
-    out().print(listed)
+    show(listed)
 
 
 def _treatment(entry: dict[str, Any]) -> str:
@@ -158,14 +160,14 @@ def _show_layer(artifact: Path, manifest: dict[str, Any], name: str, plot: Path 
     else:
         _print_ranges(name, schedule)
     if plot:
-        out().print(f"plot: {plot}", markup=False)
+        say_unbroken(f"plot: {plot}")
 
 
 def _show_dynamic(name: str, ranges: "DynamicRanges", *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"layer": name, "dynamic_bits": ranges.bits}, indent=1))
         return
-    out().print(f"{name}: {ranges.bits} bits at every step; each token, or image, on the range it has at run time")
+    say(f"{name}: {ranges.bits} bits at every step; each token, or image, on the range it has at run time")
 
 
 def _scheduled(activations: "Activations") -> "ActivationSchedule":
@@ -200,9 +202,9 @@ def _print_ranges(name: str, schedule: "ActivationSchedule") -> None:
         ranges.add_row(
             str(step), f"{schedule.timesteps[step]:g}", str(grid.bits), *(f"{end:.3f}" for end in grid.range), bar
         )
-    out().print(ranges)
+    show(ranges)
     if count == 1:
-        out().print("one static range for all steps")
+        say("one static range for all steps")
 
 
 def _bar(ends: tuple[float, float], low: float, high: float, width: int = 30) -> str:

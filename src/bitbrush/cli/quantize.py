@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bitbrush.cli.console import note, out, quiet_libraries, shown, table, warn
+from bitbrush.cli.console import note, quiet_libraries, say, say_unbroken, show, table, warn
 from bitbrush.cli.dry_run import print_plan
 from bitbrush.cli.options import (
     Config,
@@ -21,6 +21,7 @@ from bitbrush.cli.options import (
     Variant,
     model_options,
 )
+from bitbrush.cli.progress import shown
 
 if TYPE_CHECKING:
     import torch
@@ -216,6 +217,7 @@ def _announcement(model: str, recipe: "Recipe", processes: int) -> str:
 
 def print_summary(quantization: "Quantization", output: Path) -> None:
     """What was made, what it cost, and what to do with it."""
+    from bitbrush.artifact.sizes import denoiser_sizes
     from bitbrush.artifact.store import read_manifest
 
     manifest = read_manifest(output)
@@ -227,17 +229,13 @@ def print_summary(quantization: "Quantization", output: Path) -> None:
             str(cost.denoiser_calls_per_batch or "-"),
             f"{cost.peak_mib:.0f}",
         )
-    layers, denoiser = manifest["layers"], manifest["denoiser"]
+    layers = manifest["layers"]
     left = [layer for layer in layers if layer["excluded"] is not None]
-    size, full = denoiser["bytes"] / 2**20, denoiser["full_precision_bytes"] / 2**20
-    console = out()
-    console.print(costs)
-    console.print(
+    show(costs)
+    say(
         f"\n{len(layers) - len(left)} of {len(layers)} Conv2d and Linear layers quantized"
         f"{f', {len(left)} left in floating point as the recipe says' if left else ''}; "
         f"{quantization.average_activation_bits:.2f} activation bits on average\n"
-        f"denoiser: {size:.2f} MiB, {size / full:.3f} of its {full:.2f} MiB in float32\n"
-        f"saved: {output}\n"
-        f'next: bitbrush generate {output} "a prompt" -o images',
-        markup=False,
+        f"denoiser: {denoiser_sizes(manifest).text}"
     )
+    say_unbroken(f'saved: {output}\nnext: bitbrush generate {output} "a prompt" -o images')

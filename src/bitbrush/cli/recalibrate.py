@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from bitbrush.cli.console import note, quiet_libraries, shown, warn
+from bitbrush.cli.console import note, quiet_libraries, warn
 from bitbrush.cli.options import Device, Images, Masks, PipelineArguments
+from bitbrush.cli.progress import shown
 from bitbrush.cli.quantize import print_summary
 
 NO_KEYS = ("artifact", "output", "prompts", "images", "masks", "device")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bitbrush.bench.networks import BUNDLED_CLIP, USUAL_CLIP
-from bitbrush.cli.console import note, out, quiet_libraries, shown, warn
+from bitbrush.cli.console import note, quiet_libraries, say, warn
 from bitbrush.cli.options import (
     Config,
     Device,
@@ -20,6 +20,7 @@ from bitbrush.cli.options import (
     Variant,
     model_options,
 )
+from bitbrush.cli.progress import shown
 
 if TYPE_CHECKING:
     from bitbrush.bench.sensitivity import StepSensitivity
@@ -103,7 +104,7 @@ def _write(found: "list[StepSensitivity]", facts: dict[str, str], clip_name: str
     write_whole(sensitivity_results(found, advice, {"command": command, "facts": facts}), output / RESULTS)
     page = sensitivity_page(found, advice, facts, command=command, clip_name=clip_name)
     write_whole(page, output / REPORT)
-    out().print(f"relax {advice.relax}" if advice.relax else "no end to relax", advice.reason, sep=": ", markup=False)
+    say(f"{f'relax {advice.relax}' if advice.relax else 'no end to relax'}: {advice.reason}")
     note(f"{output / REPORT}\nOpen it in a browser.")
 
 

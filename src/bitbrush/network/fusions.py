@@ -1,4 +1,4 @@
-"""Parts of a denoiser that a runtime may compute in one go, described by the names of their modules.
+"""Parts of a denoiser that a runtime may compute in one go, or more precisely, described by their modules' names.
 
 A family's file finds them; runtimes know them by these descriptions alone. What is described here is computed as its
 docstring says, whatever class it is of.
@@ -9,11 +9,13 @@ from typing import TypeAlias
 
 
 @dataclass(frozen=True)
-class NormedLayer:
-    """``layer(silu(norm(x)))``, GroupNorm; without the SiLU where ``activation``, its module's name, is None."""
+class PreciseNorm:
+    """A GroupNorm that stands before a ``layer`` of 16-bit inputs, and has to answer in float32 for them.
 
-    norm: str
-    activation: str | None
+    bfloat16 keeps 8 bits of what it would hand on.
+    """
+
+    name: str
     layer: str
 
 
@@ -84,4 +86,4 @@ class ImageTransformer:
     proj_out: str
 
 
-Fusion: TypeAlias = NormedLayer | UpsampledConv | ResidualBlock | TransformerBlock | ImageTransformer
+Fusion: TypeAlias = PreciseNorm | UpsampledConv | ResidualBlock | TransformerBlock | ImageTransformer

@@ -17,7 +17,7 @@ from bitbrush.network.fusions import (
     Attention,
     Fusion,
     ImageTransformer,
-    NormedLayer,
+    PreciseNorm,
     ResidualBlock,
     TransformerBlock,
     UpsampledConv,
@@ -40,12 +40,8 @@ def _of(name: str, module: Any) -> Iterator[Fusion]:
             yield ImageTransformer(name, f"{name}.norm", f"{name}.proj_in", blocks, f"{name}.proj_out")
         case Upsample2D() if isinstance(module.conv, nn.Conv2d) and module.interpolate and module.norm is None:
             yield UpsampledConv(name, f"{name}.conv")
-        case UNet2DConditionModel() if _ends_plainly(module):
-            yield NormedLayer("conv_norm_out", "conv_act", "conv_out")
-
-
-def _ends_plainly(denoiser: Any) -> bool:
-    return _affine(denoiser.conv_norm_out) and isinstance(denoiser.conv_act, nn.SiLU)
+        case UNet2DConditionModel() if _affine(module.conv_norm_out):
+            yield PreciseNorm("conv_norm_out", "conv_out")
 
 
 def _affine(norm: Any) -> bool:

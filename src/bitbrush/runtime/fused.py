@@ -1,7 +1,7 @@
 """Blocks computed in one go: quantized activations go straight from one layer's glue into the next one's product.
 
-Each replaces the ``forward`` of one of the denoiser's modules; calls with arguments that a description does not tell of
-are handed to the module's own.
+Each stands behind the ``forward`` of one of the denoiser's modules. The module's own is called instead where a user
+changed a module of the block, and for calls with arguments that a description does not tell of.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -17,7 +17,10 @@ from bitbrush.network import fusions
 from bitbrush.network.low_rank import BranchedLayer
 from bitbrush.network.skip_inputs import SplitConv2d
 from bitbrush.runtime.attention import AttentionKernel
+from bitbrush.runtime.fused_forward import FusedForward, Told
 from bitbrush.runtime.glue import ALL
+from bitbrush.runtime.norms import normalize_in_float32
+from bitbrush.runtime.snapshot import Snapshot
 
 Part: TypeAlias = Callable[[str], Any]
 """The denoiser's module of a name, as it is after its layers were replaced."""
@@ -75,37 +78,40 @@ class Between:
 
 def fuse(denoiser: nn.Module, described: Iterable[fusions.Fusion], kind: type[nn.Module], between: Between) -> None:
     """Computes in one go what the family describes and whose layers all are of the ``kind`` that is in integers."""
+    told = Told()
     for fusion in described:
         modules = [denoiser.get_submodule(name) for name in _layers(fusion)]
         parts = (part for module in modules for reader in _readers(module) for part in reader.parts)
         if all(isinstance(part, kind) for part in parts):
-            _install(denoiser, fusion, between)
+            _install(denoiser, fusion, kind, between, told)
 
 
-def _install(denoiser: nn.Module, fusion: fusions.Fusion, between: Between) -> None:
+def _install(denoiser: nn.Module, fusion: fusions.Fusion, kind: type[nn.Module], between: Between, told: Told) -> None:
     part: Part = denoiser.get_submodule
-    made: Callable[..., Any]
+    block: Callable[..., Any]
+    leaves: list[nn.Module] = []
     match fusion:
-        case fusions.NormedLayer():
-            part(fusion.layer).forward = NormedLayer(fusion, part, between)
-            for passed in filter(None, (fusion.norm, fusion.activation)):
-                setattr(denoiser, passed, nn.Identity())
+        case fusions.PreciseNorm():
+            normalize_in_float32(part(fusion.name), torch.float32)
             return
         case fusions.UpsampledConv():
-            made = UpsampledConv(fusion, part)
+            block = UpsampledConv(fusion, part)
         case fusions.ResidualBlock():
-            made = ResidualBlock(fusion, part, between)
+            block = ResidualBlock(fusion, part, between)
         case fusions.TransformerBlock():
-            made = TransformerBlock(fusion, part, between, part(fusion.name).forward)
+            block = TransformerBlock(fusion, part, between)
         case fusions.ImageTransformer():
-            made = ImageTransformer(fusion, part, between, part(fusion.name).forward)
-    part(fusion.name).forward = made
+            block = ImageTransformer(fusion, part, between)
+            leaves = [part(name) for name in fusion.blocks]
+    module = part(fusion.name)
+    snapshot = Snapshot(module, own=(kind, nn.GroupNorm, nn.LayerNorm), leaves=leaves)
+    module.forward = FusedForward(fusion.name, module, block, snapshot, told)
 
 
 def _layers(fusion: fusions.Fusion) -> tuple[str, ...]:
     """The layers that must be in integers for a fusion."""
     match fusion:
-        case fusions.NormedLayer():
+        case fusions.PreciseNorm():
             return (fusion.layer,)
         case fusions.UpsampledConv():
             return (fusion.conv,)
@@ -195,62 +201,59 @@ def reader_of(module: Any) -> Reader:
     return Reader(module, ALL)
 
 
-class NormedLayer:
-    """A layer that normalizes its own input; the norm before it must pass its input through."""
-
-    def __init__(self, described: fusions.NormedLayer, part: Part, between: Between) -> None:
-        self._norm: nn.GroupNorm = part(described.norm)
-        self._reader = reader_of(part(described.layer))
-        self._silu, self._glue = described.activation is not None, between.glue
-
-    def __call__(self, x: Tensor) -> Tensor:
-        def quantize(layer: IntegerModule) -> Any:
-            return self._glue.group_norm(x, self._norm, layer.grid, padding=layer.border, silu=self._silu)
-
-        return self._reader.product(quantize, x.dtype)
-
-
 class UpsampledConv:
     """Each pixel is quantized once and written four times."""
 
     def __init__(self, described: fusions.UpsampledConv, part: Part) -> None:
         self._conv = reader_of(part(described.conv))
 
-    def __call__(self, x: Tensor, output_size: Any = None, *_: Any, **__: Any) -> Tensor:
+    def __call__(self, hidden_states: Tensor, output_size: Any = None, *args: Any, **kwargs: Any) -> Any:
+        x = hidden_states
         height, width = x.shape[-2:]
-        if output_size is None or tuple(output_size) == (2 * height, 2 * width):
-            return self._conv.product(lambda layer: layer.quantize(x, upsample=2), x.dtype)
-        return self._conv.of(F.interpolate(x, size=output_size, mode="nearest"))
+        if args or kwargs or (output_size is not None and tuple(output_size) != (2 * height, 2 * width)):
+            return NotImplemented
+        return self._conv.product(lambda layer: layer.quantize(x, upsample=2), x.dtype)
 
 
 class ImageTransformer:
     """Pixels become tokens and pixels again without being moved: both lie in channels-last memory."""
 
-    def __init__(
-        self, described: fusions.ImageTransformer, part: Part, between: Between, original: Callable[..., Any]
-    ) -> None:
+    def __init__(self, described: fusions.ImageTransformer, part: Part, between: Between) -> None:
         self._norm: nn.GroupNorm = part(described.norm)
         self._proj_in, self._proj_out = reader_of(part(described.proj_in)), reader_of(part(described.proj_out))
         self._blocks = [part(name) for name in described.blocks]
-        self._glue, self._original = between.glue, original
+        self._glue = between.glue
 
     def __call__(
         self,
         hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
+        encoder_hidden_states: Any = None,
+        timestep: Tensor | None = None,
+        added_cond_kwargs: Any = None,
+        class_labels: Tensor | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        attention_mask: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
         *args: Any,
         return_dict: bool = True,
-        **kwargs: Any,
     ) -> Any:
-        if return_dict or args:
-            return self._original(hidden_states, encoder_hidden_states, *args, return_dict=return_dict, **kwargs)
+        if args or return_dict or attention_mask is not None or encoder_attention_mask is not None:
+            return NotImplemented
         x = hidden_states.contiguous(memory_format=torch.channels_last)
         image = self._proj_in.layer.is_image
         read = x if image else tokens(x)
         h = self._proj_in.product(lambda layer: self._glue.group_norm(read, self._norm, layer.grid), x.dtype)
         h = tokens(h) if image else h
         for block in self._blocks:
-            h = block(h, encoder_hidden_states=encoder_hidden_states, **kwargs)
+            h = block(
+                h,
+                attention_mask=None,
+                encoder_hidden_states=encoder_hidden_states,
+                encoder_attention_mask=None,
+                timestep=timestep,
+                cross_attention_kwargs=cross_attention_kwargs,
+                class_labels=class_labels,
+            )
         h = pixels(h, x) if image else h
         y = self._proj_out.of(h, residual=read)
         return (y if image else pixels(y, x),)
@@ -278,7 +281,10 @@ class ResidualBlock:
         self._shortcut: nn.Module | None = part(described.shortcut) if described.shortcut else None
         self._glue = between.glue
 
-    def __call__(self, x: Tensor, temb: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
+    def __call__(self, input_tensor: Tensor, temb: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        if args or kwargs:
+            return NotImplemented
+        x = input_tensor
         h = self._first(x)
         time = self._time(temb) if self._time is not None and temb is not None else None
 
@@ -301,10 +307,8 @@ class ResidualBlock:
 
 
 class TransformerBlock:
-    def __init__(
-        self, described: fusions.TransformerBlock, part: Part, between: Between, original: Callable[..., Tensor]
-    ) -> None:
-        self._glue, self._original = between.glue, original
+    def __init__(self, described: fusions.TransformerBlock, part: Part, between: Between) -> None:
+        self._glue = between.glue
         self._norm1: nn.LayerNorm = part(described.norm1)
         self._self = SelfAttention(described.self_attention, part, between)
         self._norm2: nn.LayerNorm | None = part(described.norm2) if described.norm2 else None
@@ -315,26 +319,26 @@ class TransformerBlock:
 
     def __call__(
         self,
-        x: Tensor,
+        hidden_states: Tensor,
         attention_mask: Tensor | None = None,
-        encoder_hidden_states: Tensor | None = None,
+        encoder_hidden_states: Any = None,
         encoder_attention_mask: Tensor | None = None,
-        *args: Any,
+        timestep: Tensor | None = None,
         cross_attention_kwargs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        crossed = self._cross is not None
+        class_labels: Tensor | None = None,
+        added_cond_kwargs: Any = None,
+    ) -> Any:
+        text = encoder_hidden_states  # of an IP-Adapter a tuple, with an image's tokens
         if (
             attention_mask is not None
             or encoder_attention_mask is not None
             or cross_attention_kwargs
-            or (encoder_hidden_states is None) is crossed
+            or isinstance(text, Tensor) is (self._cross is None)
         ):
-            kwargs["cross_attention_kwargs"] = cross_attention_kwargs
-            return self._original(x, attention_mask, encoder_hidden_states, encoder_attention_mask, *args, **kwargs)
-        x = self._self(x, self._norm1)
-        if self._cross is not None and self._norm2 is not None and encoder_hidden_states is not None:
-            x = self._cross(x, self._norm2, encoder_hidden_states)
+            return NotImplemented
+        x = self._self(hidden_states, self._norm1)
+        if self._cross is not None and self._norm2 is not None:
+            x = self._cross(x, self._norm2, text)
         return self._feed_forward(x)
 
     def _feed_forward(self, x: Tensor) -> Tensor:

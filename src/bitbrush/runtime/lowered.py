@@ -1,11 +1,14 @@
 """What a lowered denoiser tells of itself."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
 
+from bitbrush.network.layers import QuantizedLayer
 from bitbrush.runtime.choose import Choice
 from bitbrush.runtime.interface import Execution
+from bitbrush.runtime.refusals import refuse_unquantized
 
 _ATTRIBUTE = "bitbrush_lowered"
 
@@ -26,9 +29,11 @@ class Lowered:
         return f"{self.runtime}: {self.description}"
 
 
-def note_lowered(denoiser: nn.Module, choice: Choice, executions: tuple[Execution, ...]) -> None:
-    """Lets ``denoiser`` remember how it is executed."""
+def lower(denoiser: nn.Module, choice: Choice, layers: Iterable[QuantizedLayer]) -> None:
+    """Lets the chosen runtime execute ``denoiser``, which remembers how, and refuses what it cannot be."""
     runtime = choice.runtime
+    refuse_unquantized(denoiser)
+    executions = runtime.lower(denoiser, layers)
     lowered = Lowered(runtime.name, runtime.description, choice.reason, executions, choice.shortfall)
     setattr(denoiser, _ATTRIBUTE, lowered)
 

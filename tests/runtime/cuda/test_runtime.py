@@ -19,7 +19,7 @@ from bitbrush.numerics.weights import WeightRange, round_to_nearest, weight_grid
 from bitbrush.runtime.cuda.engine import GraphWarning, Replay
 from bitbrush.runtime.cuda.joined import AtOnce
 from bitbrush.runtime.cuda.runtime import CudaRuntime
-from bitbrush.runtime.fused import ResidualBlock
+from bitbrush.runtime.fused_forward import FusedForward
 from bitbrush.runtime.reference import ReferenceRuntime
 from bitbrush.timeline.schedule import ActivationSchedule
 from tests.runtime.conftest import Alone
@@ -124,7 +124,7 @@ def test_a_whole_denoiser_is_close(tiny_pipe: StableDiffusionPipeline, device: t
     executions = CudaRuntime(device, torch.float32).lower(ours, layers)
     assert len(executions) == len(layers) > 30
     assert not [one for one in executions if one.fallback]
-    assert all(isinstance(block.forward, ResidualBlock) for block in ours.up_blocks[0].resnets)
+    assert all(isinstance(block.forward, FusedForward) for block in ours.up_blocks[0].resnets)
     x, text = given(2, 4, 8, 8), given(2, 7, 16)
     expected, y = exact(x, 500, text).sample, ours(x, torch.tensor(500), text).sample
     assert (y - expected).norm() <= 0.02 * expected.norm()

@@ -15,6 +15,7 @@ from bitbrush.bench.metrics.interval import (
     bootstrap_ratio,
     median_interval,
 )
+from bitbrush.bench.metrics.latent_mse import geometric_mean
 from bitbrush.bench.prompts import Domain
 
 TOGETHER = "all prompt sets"
@@ -71,7 +72,7 @@ def figures(own: Paired, full_clip: NDArray[np.float64]) -> Figures:
         psnr=bootstrap_mean(own["psnr"]),
         psnr_median=Interval(*median_interval(own["psnr"]), own["psnr"].size),
         latent_mse=bootstrap_mean(errors),
-        latent_mse_geometric=_exponential(bootstrap_mean(np.log(errors))) if errors.min() > 0 else None,
+        latent_mse_geometric=geometric_mean(errors),
         clip_score=bootstrap_mean(own["clip"]),
         clip_difference=bootstrap_difference(full_clip, own["clip"]),
         latent_mse_by_step=tuple(own["by_step"].mean(0).tolist()),

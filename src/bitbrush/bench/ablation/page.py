@@ -12,6 +12,7 @@ from bitbrush.bench.ablation.markdown import protocol_text
 from bitbrush.bench.ablation.plots import quality_plots, step_plots
 from bitbrush.bench.ablation.recipes import Setting
 from bitbrush.bench.ablation.tables import Document, bits_tables, fallback_lines, ranked, set_tables
+from bitbrush.bench.number_format import format_number
 from bitbrush.bench.report import SHOWN, WIDEST, picture_uri
 from bitbrush.bench.templating import environment
 
@@ -98,6 +99,8 @@ def _facts(document: Document) -> Iterator[tuple[str, str]]:
     options = ", ".join(f"{name} {value}" for name, value in told["model_options"].items() if value)
     yield "Protocol", protocol_text(document)
     yield "Model", f"{told['model']}{f', {options}' if options else ''}, sha256 {reference['digest'][:16]}"
+    checkpoint, float32 = (format_number(reference[key], digits=4) for key in ("denoiser_mib", "float32_mib"))
+    yield "Denoiser", f"{checkpoint} MiB in the checkpoint, which are {float32} in float32"
     yield "Floor", f"Full precision again, from seed {told['seed'] + 1}: how far apart two right pictures are."
     yield "CLIP", f"{told['clip']['name']}, sha256 {told['clip']['sha256'][:16]}"
     runtimes = dict.fromkeys(one["runtime"] for one in document["cells"] if not one["problem"])

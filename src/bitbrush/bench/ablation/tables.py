@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bitbrush.bench.ablation.figures import TOGETHER
-from bitbrush.bench.metrics.interval import Interval
 from bitbrush.bench.number_format import format_interval, format_number
+from bitbrush.bench.results import interval_of
 
 Document = Mapping[str, Any]
 Text = tuple[str, str]
@@ -96,11 +96,7 @@ def fallback_lines(document: Document) -> list[str]:
 
 
 def interval_text(interval: Mapping[str, Any] | None) -> Text | None:
-    if interval is None:
-        return None
-    if interval["low"] is None:  # the median of few pictures has none
-        return format_number(interval["mean"], digits=3), ""
-    return format_interval(Interval(**interval))
+    return None if interval is None else format_interval(interval_of(interval))
 
 
 def _ratio_text(ratio: Mapping[str, Any] | None) -> Text | None:

@@ -16,6 +16,7 @@ from bitbrush.runtime.cuda.steps import StepGrid, Steps
 from bitbrush.runtime.cuda.weights import lay_out
 from bitbrush.runtime.integers import needs_schedule, obstacle, signed_bytes
 from bitbrush.runtime.interface import Execution
+from bitbrush.runtime.norms import normalize_in_float32
 from bitbrush.timeline.schedule import ActivationSchedule, DynamicRanges
 
 KERNEL = "s8 x s8, int32 sums (Triton)"
@@ -74,8 +75,7 @@ class Lowering:
             if isinstance(module, IntegerLayer):
                 continue
             if isinstance(module, _NORMS):
-                module.register_forward_pre_hook(lambda _, args: (args[0].float(), *args[1:]))
-                module.register_forward_hook(lambda _, __, y: y.to(self.dtype))
+                normalize_in_float32(module, self.dtype)
             wide = isinstance(module, _NORMS) or module in self.emulated
             for name, parameter in module.named_parameters(recurse=False):
                 moved = parameter.to(self.steps.device, torch.float32 if wide else self.dtype)

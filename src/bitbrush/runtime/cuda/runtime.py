@@ -11,6 +11,7 @@ from torch import nn
 
 from bitbrush.network.families import known_fusions
 from bitbrush.network.layers import QuantizedLayer
+from bitbrush.runtime.added_modules import adapt_added_modules
 from bitbrush.runtime.cuda.engine import Engine, Recorder
 from bitbrush.runtime.cuda.glue import CudaGlue, attend
 from bitbrush.runtime.cuda.joined import AtOnce, together
@@ -58,5 +59,6 @@ class CudaRuntime:
         for one in (texts, times):
             one.join()
         engine = Engine(denoiser, steps, self.dtype, self.record, (texts, times))
+        adapt_added_modules(denoiser, self.device, self.dtype)
         denoiser.forward = functools.wraps(denoiser.forward)(engine)
         return executions

@@ -8,6 +8,7 @@ from torch import nn
 
 from bitbrush.network.families import known_fusions
 from bitbrush.network.layers import QuantizedLayer
+from bitbrush.runtime.added_modules import adapt_added_modules
 from bitbrush.runtime.integers import signed_bytes
 from bitbrush.runtime.interface import Execution
 from bitbrush.runtime.onednn.lowering import Lowering, compute_in, execution
@@ -15,6 +16,7 @@ from bitbrush.runtime.onednn.weights import Memory
 from bitbrush.runtime.tools import Tools
 from bitbrush.timeline.allocator import keep_freed_memory
 from bitbrush.timeline.clock import Clock
+from bitbrush.timeline.spool import PROCESSOR
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class OneDnnRuntime:
         executions = tuple(lowering.place(layer) for layer in layers)
         lowering.convert_rest()
         lowering.fuse(described)
+        adapt_added_modules(denoiser, PROCESSOR, self.dtype)
         compute_in(denoiser, self.dtype)
         if self.memory is Memory.EXPANDED:
             keep_freed_memory()

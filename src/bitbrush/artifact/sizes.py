@@ -1,0 +1,86 @@
+"""How large a denoiser is: packed, in its checkpoint, in float32. Every page, card and command has it from here."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from torch import nn
+
+from bitbrush.artifact.checkpoint_type import variant_files
+from bitbrush.artifact.model_names import SINGLE_FILE
+from bitbrush.artifact.models import ModelOptions
+from bitbrush.artifact.narrow import narrow_bytes
+from bitbrush.artifact.single_file import DENOISER, MODEL_INDEX
+from bitbrush.artifact.tensor_file import TensorFile
+from bitbrush.network.held import held_weights
+from bitbrush.zoo import model_path
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class DenoiserSizes:
+    """Bytes of a denoiser's weights.
+
+    Attributes:
+        packed: Its file in the artifact.
+        float32: All of its parameters in float32, as full precision is computed.
+        checkpoint: Its files in the checkpoint it was made of; None in artifacts that do not record it.
+    """
+
+    packed: int
+    float32: int
+    checkpoint: int | None
+
+    @property
+    def text(self) -> str:
+        """``5.66 MiB, 0.27 of its checkpoint's 20.75 MiB (41.43 MiB in float32)``."""
+        packed, float32 = f"{self.packed / MIB:.2f} MiB", f"{self.float32 / MIB:.2f} MiB"
+        if self.checkpoint is None:
+            return f"{packed}, {self.packed / self.float32:.2f} of {float32} in float32"
+        share = f"{self.packed / self.checkpoint:.2f} of its checkpoint's {self.checkpoint / MIB:.2f} MiB"
+        return f"{packed}, {share} ({float32} in float32)"
+
+
+def denoiser_sizes(manifest: Mapping[str, Any]) -> DenoiserSizes:
+    """The sizes that an artifact's manifest records."""
+    told = manifest["denoiser"]
+    return DenoiserSizes(told["bytes"], told["full_precision_bytes"], told.get("checkpoint_bytes"))
+
+
+def float32_bytes(denoiser: nn.Module) -> int:
+    """The size of all parameters in float32, whatever type they are in or held as."""
+    return 4 * (sum(parameter.numel() for parameter in denoiser.parameters()) + held_weights(denoiser))
+
+
+def checkpoint_bytes(model: str | os.PathLike[str], options: ModelOptions, component: str, denoiser: nn.Module) -> int:
+    """The size of the denoiser's files in its checkpoint, found as the model was loaded, without the network.
+
+    Of a single file it is that of the denoiser's tensors. Where ``model`` names nothing that is here, it is the size of
+    the tensors of ``denoiser`` in the narrowest type that loses nothing.
+    """
+    source = _local(os.fspath(model), options)
+    found = 0 if source is None else _stored_bytes(source, component, options.variant)
+    return found or narrow_bytes(denoiser)
+
+
+def _stored_bytes(source: Path, component: str, variant: str | None) -> int:
+    if source.suffix == SINGLE_FILE:
+        return TensorFile(source).stored_bytes(DENOISER)
+    return sum(path.stat().st_size for path in variant_files(source / component, variant))
+
+
+def _local(model: str, options: ModelOptions) -> Path | None:
+    """The bundled model, the folder or file itself, or the hub's snapshot in the cache."""
+    path = model_path(model) or Path(model)
+    if path.exists():
+        return path
+    try:
+        index = try_to_load_from_cache(model, MODEL_INDEX, revision=options.revision)
+    except HFValidationError:  # no name that the hub knows
+        return None
+    return Path(index).parent if isinstance(index, str) else None

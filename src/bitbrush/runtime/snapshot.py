@@ -1,0 +1,122 @@
+"""Whether modules still compute as they did when a runtime replaced the ``forward`` above them.
+
+Users set attention processors, register hooks, override ``forward``, replace children and swap classes at any time.
+torch keeps no sign that any of it happened, so a snapshot is compared before each call: identities only, in C loops.
+"""
+
+from collections.abc import Collection, Iterator
+from itertools import chain
+from operator import is_
+from typing import Any
+
+from torch import nn
+
+_INTERNAL = frozenset(vars(nn.Module())) - {"training"}
+"""Attributes that torch keeps in every module; hooks, children and parameters are compared by what they hold."""
+_PROCESSOR = "processor"
+_VALUES = bool, int, float, str
+
+
+class Snapshot:
+    """Classes, hooks, children, parameters and attributes of modules, as they were when it was taken.
+
+    Args:
+        root: The module whose ``forward`` was replaced. Its hooks, its ``forward`` and its new attributes are not
+            compared: a call has passed the former before the runtime sees it, and frameworks add the latter.
+        own: Classes whose attributes are not compared, because the runtime reads them at each call.
+        leaves: Modules below ``root`` whose content is not compared.
+    """
+
+    def __init__(
+        self, root: nn.Module, own: tuple[type[nn.Module], ...] = (), leaves: Collection[nn.Module] = ()
+    ) -> None:
+        self._root, self._own = root, own
+        self._inner = dict(_below(root, leaves))
+        modules = [root, *self._inner.values()]
+        self._modules = modules
+        self._hooks = [hooks for one in self._inner.values() for hooks in (one._forward_hooks, one._forward_pre_hooks)]
+        self._members: list[dict[str, Any]] = [
+            held for one in modules for held in (one._modules, one._parameters) if held
+        ]
+        self._keys = [(index, key) for index, module in enumerate(modules) for key in self._attributes(module)]
+        processors = {type(vars(modules[index])[key]): "__call__" for index, key in self._keys if key == _PROCESSOR}
+        self._code = list(({type(module): "forward" for module in modules} | processors).items())
+        self._dicts: list[dict[str, Any]] = []
+        self._then = {name: self._state(module) for name, module in self._named()}
+        self._last = self._identities(), True
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out the modules' ``__dict__``: those of copied modules are others, and not there yet."""
+        return {**vars(self), "_dicts": []}
+
+    def holds(self) -> bool:
+        """Whether everything is as it was; also after it was changed and changed back."""
+        identities = self._identities()
+        last, held = self._last
+        if len(identities) != len(last) or not all(map(is_, identities, last)):
+            held = self.change() is None
+            self._last = identities, held
+        return held
+
+    def change(self) -> str | None:
+        """The name of something that is not as it was; None if everything is."""
+        for name, module in self._named():
+            now, then = self._state(module), self._then[name]
+            for key in then if module is self._root else {**then, **now}:
+                if key not in now or key not in then or not _alike(key, now[key], then[key]):
+                    return f"{name}.{key}".lstrip(".")
+        return None
+
+    def _identities(self) -> list[Any]:
+        """All that is compared. A new attribute of a module shows in their number."""
+        if not self._dicts:
+            self._dicts = list(map(vars, self._modules))
+        return [
+            *map(len, self._dicts[1:]),
+            *map(type, self._modules),
+            *(getattr(kind, name) for kind, name in self._code),
+            *chain.from_iterable(self._hooks),
+            *chain.from_iterable(map(dict.values, self._members)),
+            *(self._dicts[index].get(key) for index, key in self._keys),
+        ]
+
+    def _state(self, module: nn.Module) -> dict[str, Any]:
+        """The same by name, for one module."""
+        kind = type(module)
+        state = {"class": kind, "forward of its class": kind.forward}
+        state |= {**module._modules, **module._parameters}
+        state |= {key: vars(module)[key] for key in self._attributes(module)}
+        if _PROCESSOR in vars(module):
+            state["processor's class"] = type(vars(module)[_PROCESSOR]).__call__
+        if module is not self._root:
+            state |= {f"forward hook {key}": hook for key, hook in module._forward_hooks.items()}
+            state |= {f"forward pre-hook {key}": hook for key, hook in module._forward_pre_hooks.items()}
+        return state
+
+    def _attributes(self, module: nn.Module) -> list[str]:
+        """Those that are compared. Of the runtime's own classes a ``forward`` that is set instead of the class's."""
+        if isinstance(module, self._own):
+            return ["forward"] if "forward" in vars(module) else []
+        return [key for key in vars(module) if key not in _INTERNAL and (key != "forward" or module is not self._root)]
+
+    def _named(self) -> Iterator[tuple[str, nn.Module]]:
+        yield "", self._root
+        yield from self._inner.items()
+
+
+def _below(root: nn.Module, leaves: Collection[nn.Module], prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    for name, child in root.named_children():
+        yield f"{prefix}{name}", child
+        if child not in leaves:
+            yield from _below(child, leaves, f"{prefix}{name}.")
+
+
+def _alike(key: str, now: Any, then: Any) -> bool:
+    """Whether an attribute means what it did: equal numbers and names do, and processors that have no state."""
+    if now is then:
+        return True
+    if type(now) is not type(then):
+        return False
+    if isinstance(now, _VALUES):
+        return bool(now == then)
+    return key == _PROCESSOR and not vars(now) and not vars(then)
