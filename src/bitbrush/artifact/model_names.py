@@ -2,7 +2,6 @@
 
 import difflib
 import os
-import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,6 @@ from bitbrush.zoo import MODELS, model_path
 
 MODEL_INDEX = "model_index.json"
 SINGLE_FILE = ".safetensors"
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 SECONDS_TO_REACH = 1.0
 LIKENESS = 0.6
 """Of names that may have been meant, as difflib measures it."""
@@ -40,7 +38,7 @@ def require_known(model: str | os.PathLike[str], revision: str | None = None) ->
     if Path(name).suffix == SINGLE_FILE:
         raise UnknownModelError(f"there is no file {name}{did_you_mean(name)}")
     asked = "" if revision is None else f" with revision {revision!r}"
-    if not HUB_ID.fullmatch(name):
+    if not _may_be_hub_id(name):
         raise UnknownModelError(unknown_text(name, asked))
     if not _is_cached(name, revision) and (reason := _out_of_reach()):
         raise UnknownModelError(unknown_text(name, asked, reason))
@@ -92,6 +90,19 @@ def _cached_ids() -> Iterator[str]:
 
     for path in sorted(Path(HF_HUB_CACHE).glob("models--*--*")):
         yield path.name.removeprefix("models--").replace("--", "/", 1)
+
+
+def _may_be_hub_id(name: str) -> bool:
+    if name.count("/") != 1:
+        return False  # the hub has others, none of them a pipeline
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def _is_cached(name: str, revision: str | None) -> bool:

@@ -13,7 +13,7 @@ from bitbrush.artifact.quantization import Quantization, quantize
 from bitbrush.artifact.sizes import denoiser_sizes
 from bitbrush.artifact.store import load, read_manifest, save
 from bitbrush.bench.demo_page import SHOWN, Contest, demo_page, demo_results
-from bitbrush.bench.files import write_whole
+from bitbrush.bench.files import require_own, write_whole
 from bitbrush.bench.generation import Generated, generate
 from bitbrush.bench.page import write_page
 from bitbrush.methods import METHODS
@@ -42,7 +42,7 @@ def run_demo(
     pcr's weights, so that these two differ in the calibration alone. ``keys`` change the recipes of all three. A demo
     that stands there is replaced; raises ValueError if something else does.
     """
-    _require_free(directory)
+    require_own(directory, (PAGE, RESULTS, f"{MODEL}-rtn", f"{MODEL}-pcr"), "demo")
     directory.mkdir(parents=True, exist_ok=True)
     pipe = load_full_precision(MODEL)
     quantized = _quantize(pipe, keys, progress)
@@ -64,18 +64,6 @@ def run_demo(
     write_whole(demo_results(contest), directory / RESULTS)
     write_page(demo_page(contest), directory / PAGE)
     return directory / PAGE
-
-
-def _require_free(directory: Path) -> None:
-    """An interrupted demo leaves artifacts and nothing else."""
-    if not directory.exists():
-        return
-    known = {PAGE, RESULTS, f"{MODEL}-rtn", f"{MODEL}-pcr"}
-    foreign = (
-        sorted(path.name for path in directory.iterdir() if path.name not in known) if directory.is_dir() else [""]
-    )
-    if foreign:
-        raise ValueError(f"{directory} holds {foreign[0] or 'a file'}, which no demo wrote; choose another directory")
 
 
 def _quantize(pipe: DiffusionPipeline, keys: Mapping[str, Any], progress: Progress) -> dict[str, Quantization]:

@@ -3,19 +3,23 @@
 from collections.abc import Collection
 from pathlib import Path
 
-from bitbrush.timeline.disk import write_whole
+from bitbrush.timeline.disk import require_writable, write_whole
 
 __all__ = ["require_own", "write_whole"]
+
+UNFINISHED = (".part", ".new", ".old")
 
 
 def require_own(directory: Path, known: Collection[str], writer: str) -> None:
     """Raises ValueError if something stands at ``directory`` that is not ``known`` to be written by a ``writer``.
 
-    What a killed process has left half-written, a hidden ``.part``, is overlooked.
+    What a killed process has left unfinished, hidden files and folders, is overlooked. Raises DiskError for a place
+    that is read-only.
     """
+    require_writable(directory)
     if not directory.exists():
         return
     names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else ["a file"]
-    foreign = [name for name in names if name not in known and not (name.startswith(".") and name.endswith(".part"))]
+    foreign = [name for name in names if name not in known and not (name.startswith(".") and name.endswith(UNFINISHED))]
     if foreign:
         raise ValueError(f"{directory} holds {foreign[0]}, which no {writer} wrote; choose another directory")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bitbrush.artifact.model_names import require_known
 from bitbrush.bench.networks import BUNDLED_CLIP, USUAL_CLIP
 from bitbrush.cli.console import note, quiet_libraries, say, show, table, warn
 from bitbrush.cli.execution import MemoryOption, RuntimeOption, announce
@@ -80,6 +81,7 @@ def ablate(
     loras: Loras = None,
 ) -> None:
     """Compare recipes at several bit settings under one protocol; run it again to go on, or twice to share the work."""
+    require_known(model, revision)
     quiet_libraries()
     from bitbrush.bench.ablation.folder import REPORT
     from bitbrush.bench.ablation.run import (

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bitbrush.artifact.model_names import require_known
 from bitbrush.bench.networks import BUNDLED_CLIP, USUAL_CLIP
 from bitbrush.cli.console import note, quiet_libraries, say, show, table, warn
 from bitbrush.cli.execution import DtypeOption, MemoryOption, RuntimeOption, announce
@@ -80,6 +81,7 @@ def bench(
     if grid is not None:
         grid_of_bench(grid, reference, candidates, output, _given(context))
         return
+    require_known(reference, revision)
     quiet_libraries()
     from bitbrush.artifact.models import find_model
     from bitbrush.bench.input_images import read_inputs

@@ -2,7 +2,8 @@
 
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import ParamSpec
 
 import typer
@@ -95,8 +96,9 @@ def reporting_errors(command: Callable[P, None]) -> Callable[P, None]:
         except (ValueError, OSError) as error:
             err().print(f"error: {error}", markup=False, style="red")
             raise typer.Exit(USER_ERROR) from error
-        except KeyboardInterrupt:
-            err().print("interrupted; nothing half-written is left behind", markup=False)
+        except KeyboardInterrupt as interrupt:
+            notes = [f"; {text}" for text in getattr(interrupt, "__notes__", ())]
+            err().print(f"interrupted; nothing half-written is left behind{''.join(notes)}", markup=False)
             raise typer.Exit(INTERRUPTED) from None
         except _card_is_full() as error:
             told = ". ".join(str(error).split(". ")[:2])  # then come settings of torch's allocator
@@ -109,6 +111,16 @@ def reporting_errors(command: Callable[P, None]) -> Callable[P, None]:
             raise typer.Exit(USER_ERROR) from error
 
     return run
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Tells whoever interrupts the work inside that it can be taken up."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note("run the same command again to go on from what is finished")
+        raise
 
 
 def _card_is_full() -> type[Exception]:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bitbrush.artifact.model_names import require_known
 from bitbrush.cli.console import note, quiet_libraries, say_unbroken, warn
 from bitbrush.cli.execution import DtypeOption, MemoryOption, RuntimeOption, chosen, tell_executions
 from bitbrush.cli.options import ImageFile, MaskFile, PipelineArguments
@@ -37,6 +38,7 @@ def generate(
     mask: MaskFile = None,
 ) -> None:
     """Generate images from a quantized (or a full-precision) pipeline."""
+    require_known(model)
     quiet_libraries()
     from bitbrush.artifact.schedulers import with_scheduler
     from bitbrush.artifact.store import is_artifact, load_with

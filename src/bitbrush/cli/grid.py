@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bitbrush.artifact.model_names import require_known
 from bitbrush.cli.console import note, quiet_libraries, say, show, table, warn
 from bitbrush.cli.execution import DtypeOption, MemoryOption, RuntimeOption, chosen, tell_executions
 from bitbrush.cli.options import Config, Images, Loras, Masks, Revision, Variant, model_options
@@ -53,6 +54,7 @@ def grid(
     loras: Loras = None,
 ) -> None:
     """Run an artifact by other schedulers and steps than it was calibrated for, against recalibrating for each."""
+    require_known(model, revision)
     quiet_libraries()
     from bitbrush.artifact.models import find_model
     from bitbrush.bench.grid import Recalibration

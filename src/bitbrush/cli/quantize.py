@@ -2,12 +2,14 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bitbrush.cli.console import note, quiet_libraries, say, say_unbroken, show, table, warn
+from bitbrush.artifact.model_names import require_known
+from bitbrush.cli.console import note, quiet_libraries, resumable, say, say_unbroken, show, table, warn
 from bitbrush.cli.dry_run import print_plan
 from bitbrush.cli.options import (
     Config,
@@ -16,12 +18,13 @@ from bitbrush.cli.options import (
     Images,
     Loras,
     Masks,
+    Overwrite,
     PipelineArguments,
     Revision,
     Variant,
     model_options,
 )
-from bitbrush.cli.progress import shown
+from bitbrush.cli.progress import Shown, shown
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +35,10 @@ if TYPE_CHECKING:
     from bitbrush.methods.recipe import Recipe
 
 OF_THE_MODEL = ("revision", "variant", "config", "loras")
-NO_KEYS = ("model", "output", "prompts", "recipe", "images", "masks", "generic", "device", "dry_run", *OF_THE_MODEL)
+NO_KEYS = (
+    *("model", "output", "overwrite", "prompts", "recipe", "images", "masks", "generic", "device", "dry_run"),
+    *OF_THE_MODEL,
+)
 """Parameters of the command that are no keys of a recipe; all others are, under their name."""
 
 
@@ -105,15 +111,19 @@ def quantize(
     config: Config = None,
     loras: Loras = None,
     device: Device = "cpu",
+    overwrite: Overwrite = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan, its time, memory and disk, and end; writes nothing.")
     ] = False,
 ) -> None:
     """Quantize MODEL after training and save it as a pipeline folder of packed integers."""
     given = {key: value for key, value in locals().items() if key not in NO_KEYS and value is not None}
+    require_known(model, revision)
     quiet_libraries()
     from bitbrush.artifact.machine import find_device
+    from bitbrush.artifact.store import require_free
 
+    require_free(output, overwrite=overwrite or dry_run)
     chosen, options = _recipe(recipe, given), model_options(revision, variant, config, loras)
     place = find_device(device)
     if dry_run and place.type != "cpu":
@@ -137,43 +147,48 @@ def _quantize(
     dry_run: bool,
 ) -> None:
     from bitbrush.artifact.models import find_model, load_source
-    from bitbrush.artifact.quantization import carry_out, quantization_job
-    from bitbrush.artifact.store import require_free, save
+    from bitbrush.artifact.quantization import calibration_batches, carry_out, quantization_job
+    from bitbrush.artifact.store import save
+    from bitbrush.artifact.work import early_facts
     from bitbrush.bench.input_images import read_inputs
     from bitbrush.bench.prompts import calibration_prompts
     from bitbrush.runtime.cuda.package import has_card
     from bitbrush.timeline.disk import nearest_folder
-    from bitbrush.timeline.journal import work_folder
+    from bitbrush.timeline.journal import require_same_work, work_folder
     from bitbrush.timeline.ranks import ranks
     from bitbrush.timeline.spool import Spool
 
-    require_free(output)
     find_model(model, options)
     if device.type == "cpu" and has_card():
         note("there is a card here: --device cuda computes on it")
     calibration = calibration_prompts(prompts, model)
-    inputs = read_inputs(images, masks)
+    inputs, work = read_inputs(images, masks), work_folder(output)
+    batches = calibration_batches(chosen, calibration, inputs)
+    if not dry_run:
+        require_same_work(work, early_facts(chosen, batches, device))
     pipe = load_source(model, options, spool=Spool(nearest_folder(output)), device=device)
     with ranks() as own, own.together():
         job = quantization_job(pipe, chosen, calibration, inputs=inputs, generic=generic, progress=shown, ranks=own)
         own.wait()  # until all are loaded, as what memory is left is looked at
         if own.leads:
             note(_announcement(model, chosen, own.world))
-            _look_ahead(job, calibration, output, dry_run=dry_run)
+            job = replace(job, progress=_look_ahead(job, calibration, output, dry_run=dry_run))
         if dry_run:
             return
-        work = work_folder(output)
-        quantization = carry_out(job, work)
+        with resumable():
+            quantization = carry_out(job, work)
+            if own.leads:
+                save(quantization, output, base_model=model, options=options)
         if own.leads:
-            save(quantization, output, base_model=model, options=options)
             shutil.rmtree(work)
             print_summary(quantization, output)
 
 
-def _look_ahead(job: "Job", calibration: Sequence[str], output: Path, *, dry_run: bool) -> None:
-    """What is to be told or refused before anything long starts."""
+def _look_ahead(job: "Job", calibration: Sequence[str], output: Path, *, dry_run: bool) -> Shown:
+    """Tells or refuses what is known before anything long starts; returns the progress of what will be done."""
     from bitbrush.artifact.estimate import estimate_job, require_disk, require_room, short_on_card
     from bitbrush.bench.prompts import too_long
+    from bitbrush.methods import METHODS
     from bitbrush.timeline.journal import Journal, work_folder
 
     for message in too_long(job.pipe, calibration[: job.recipe.num_prompts]):
@@ -182,7 +197,7 @@ def _look_ahead(job: "Job", calibration: Sequence[str], output: Path, *, dry_run
     estimate, walk = estimate_job(job)
     if dry_run:
         print_plan(job, estimate, walk, output)
-        return
+        return shown
     if job.pipe.device.type == "cpu":
         require_room(estimate, output, kept=kept.size, processes=job.ranks.here)
     else:
@@ -190,7 +205,9 @@ def _look_ahead(job: "Job", calibration: Sequence[str], output: Path, *, dry_run
         if short := short_on_card(estimate, job.pipe.device):
             warn(short)
     if done := kept.pieces():
-        note(f"going on with the {len(done)} blocks and steps that {kept.folder} holds")
+        note(f"going on with the {len(done)} pieces of work that {kept.folder} holds")
+    phases, calls = METHODS[job.recipe.method].phases(job), len(walk.timesteps)
+    return Shown([work for phase in phases for work in phase.works(calls)])
 
 
 def _recipe(file: Path | None, given: dict[str, Any]) -> "Recipe":

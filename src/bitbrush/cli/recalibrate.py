@@ -6,11 +6,11 @@ from typing import Annotated
 import typer
 
 from bitbrush.cli.console import note, quiet_libraries, warn
-from bitbrush.cli.options import Device, Images, Masks, PipelineArguments
+from bitbrush.cli.options import Device, Images, Masks, Overwrite, PipelineArguments
 from bitbrush.cli.progress import shown
 from bitbrush.cli.quantize import print_summary
 
-NO_KEYS = ("artifact", "output", "prompts", "images", "masks", "device")
+NO_KEYS = ("artifact", "output", "overwrite", "prompts", "images", "masks", "device")
 
 
 def recalibrate(
@@ -32,6 +32,7 @@ def recalibrate(
     images: Images = None,
     masks: Masks = None,
     device: Device = "cpu",
+    overwrite: Overwrite = False,
 ) -> None:
     """Find an artifact's activation ranges anew, for another plan: minutes, and no full-precision model."""
     keys = {key: value for key, value in locals().items() if key not in NO_KEYS and value is not None}
@@ -42,11 +43,13 @@ def recalibrate(
     from bitbrush.bench.input_images import read_inputs
     from bitbrush.bench.prompts import calibration_prompts, too_long
     from bitbrush.methods.recipe import Recipe
+    from bitbrush.timeline.disk import require_space
     from bitbrush.timeline.ranks import ranks
 
     manifest = read_manifest(artifact)
     recipe = Recipe().updated(manifest["recipe"]).updated(keys)
-    require_free(output)
+    require_free(output, overwrite=overwrite)
+    require_space(output, sum(path.stat().st_size for path in artifact.rglob("*") if path.is_file()))
     place = find_device(device)
     calibration = calibration_prompts(prompts, manifest["base_model"])
     with ranks() as own:

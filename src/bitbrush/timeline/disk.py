@@ -72,6 +72,12 @@ def require_writable(path: Path) -> None:
         raise DiskError(read_only_text(path))
 
 
+def require_space(path: Path, size: int) -> None:
+    """Raises DiskError if the disk has less room than ``path`` will take."""
+    if available_disk(path) < size:
+        raise DiskError(full_text(path, size))
+
+
 def nearest_folder(path: Path) -> Path:
     """``path`` itself or the folder nearest above it that is there."""
     return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())

@@ -90,6 +90,7 @@ def require_same_work(folder: Path, facts: Mapping[str, Any]) -> None:
     if not Journal(folder).pieces():
         return
     theirs = json.loads((folder / FINGERPRINT).read_text(encoding="utf-8"))
+    facts = json.loads(json.dumps(facts))  # lists for tuples
     unlike = [
         f"{name}{_difference(theirs.get(name), ours)}" for name, ours in facts.items() if theirs.get(name) != ours
     ]
