@@ -8,7 +8,7 @@ from rich.console import Console
 
 from bitbrush.cli import progress
 from bitbrush.cli.progress import Shown, shown
-from bitbrush.timeline.progress import PlannedWork
+from bitbrush.timeline.progress import PlannedWork, planned, silent
 
 Pass = Callable[[float], None]
 
@@ -59,7 +59,7 @@ def work(show: Shown, passing: Pass, title: str, pieces: int, seconds: float) ->
 
 def test_planned_phases_are_numbered_and_their_costs_count(passing: Pass, capsys: pytest.CaptureFixture[str]) -> None:
     """A unit of cost takes 12 s first; then probes show that it takes less: 48 s and 200 s for 24 units."""
-    show = Shown(PLAN)
+    show = shown.planned(PLAN)
     work(show, passing, "calls", 4, 12)
     work(show, passing, "probes", 2, 100)
     passing(1000)  # what lies between phases is none of theirs
@@ -80,7 +80,7 @@ def test_planned_phases_are_numbered_and_their_costs_count(passing: Pass, capsys
 
 def test_phases_that_are_passed_over_or_not_planned(passing: Pass, capsys: pytest.CaptureFixture[str]) -> None:
     """As those of a run that was taken up; an unplanned one in between changes nothing."""
-    show = Shown(PLAN)
+    show = shown.planned(PLAN)
     work(show, passing, "probes", 1, 20)
     work(show, passing, "inspecting", 1, 5000)
     work(show, passing, "blocks", 1, 40)
@@ -94,7 +94,7 @@ def test_phases_that_are_passed_over_or_not_planned(passing: Pass, capsys: pytes
 
 
 def test_a_title_comes_again(passing: Pass, capsys: pytest.CaptureFixture[str]) -> None:
-    show = Shown([PlannedWork("generating", 1, 1)] * 3)
+    show = Shown().planned([PlannedWork("generating", 1, 1)] * 3)
     for _ in range(3):
         work(show, passing, "generating", 1, 20)
     lines = capsys.readouterr().err.splitlines()
@@ -105,7 +105,7 @@ def test_a_title_comes_again(passing: Pass, capsys: pytest.CaptureFixture[str]) 
 def test_a_bar_on_a_terminal_tells_the_same(passing: Pass, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Console(force_terminal=True, width=120, record=True, stderr=True)
     monkeypatch.setattr(progress, "err", lambda: terminal)
-    show = Shown(PLAN)
+    show = shown.planned(PLAN)
     work(show, passing, "calls", 2, 30)
     work(show, passing, "probes", 0, 1)
     text = terminal.export_text()
@@ -123,3 +123,20 @@ def test_the_end_is_no_surprise(passing: Pass, capsys: pytest.CaptureFixture[str
             passing(11)
             advance()
     assert capsys.readouterr().err.splitlines()[-1].endswith(", 0 s left")
+
+
+def test_a_plan_within_another_is_part_of_it() -> None:
+    whole = shown.planned(PLAN)
+    assert whole.planned(PLAN[:2]) is whole
+    assert planned(whole, lambda: PLAN[1:]) is whole
+
+
+def test_one_phase_needs_no_number() -> None:
+    assert shown.planned(PLAN[:1]) is shown
+
+
+def test_what_cannot_plan_is_not_asked_to() -> None:
+    def never() -> list[PlannedWork]:
+        raise AssertionError("asked")
+
+    assert planned(silent, never) is silent

@@ -37,10 +37,10 @@ from bitbrush.timeline.allocator import share_heap
 from bitbrush.timeline.cost import CostLedger, PhaseCost
 from bitbrush.timeline.journal import Journal, open_journal
 from bitbrush.timeline.plan import Relaxation, average_bits
-from bitbrush.timeline.progress import Progress, silent
+from bitbrush.timeline.progress import PlannedWork, Progress, planned, silent
 from bitbrush.timeline.ranks import ALONE, Ranks, ranks
 from bitbrush.timeline.spool import PROCESSOR, ROOM, Room, Spool
-from bitbrush.timeline.trajectory import PromptBatch, prompt_batches
+from bitbrush.timeline.trajectory import PromptBatch, planned_timesteps, prompt_batches
 
 
 @dataclass(frozen=True)
@@ -144,9 +144,16 @@ def carry_out(job: Job, work: Path | None = None) -> Quantization:
     if work is not None:
         job = replace(job, journal=_opened(work, job, given))
     job = replace(job, spool=Spool(work or Path(tempfile.gettempdir()), Room(ROOM)))
+    job = replace(job, progress=planned(job.progress, lambda: _works(job)))
     prepared = smoothed(job)
     made = run_method(prepared)
     return made if prepared is job else replace(made, original=given)
+
+
+def _works(job: Job) -> list[PlannedWork]:
+    """What the job's method will report of."""
+    calls = len(planned_timesteps(job.pipe, job.family.component, job.recipe.plan, job.batches[0]))
+    return [work for phase in METHODS[job.recipe.method].phases(job) for work in phase.works(calls)]
 
 
 def _opened(work: Path, job: Job, given: DiffusionPipeline) -> Journal:

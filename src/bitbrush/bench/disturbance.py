@@ -21,7 +21,7 @@ from bitbrush.numerics.affine import AffineGrid
 from bitbrush.numerics.ranges import RangeEstimator
 from bitbrush.timeline.journal import Journal
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.progress import Advance, PlannedWork, Progress
+from bitbrush.timeline.progress import Advance, PlannedWork, Progress, planned
 from bitbrush.timeline.trajectory import DenoiserCall, PromptBatch, start
 
 UNDISTURBED, DISTURBING = "undisturbed", "disturbing"
@@ -126,8 +126,10 @@ def disturbed_pictures(
     are missing.
     """
     run, pieces, clean = _Run(pipe, denoiser_name(pipe), plan, disturb), _Pieces.of(journal), None
+    planned_calls = denoiser_calls(pipe, plan, batches[0])
+    progress = planned(progress, lambda: disturbing_works(planned_calls, batches, every, disturb))
     if _clean_piece(0) not in pieces.found:
-        with progress(UNDISTURBED, denoiser_calls(pipe, plan, batches[0])) as advance:
+        with progress(UNDISTURBED, planned_calls) as advance:
             clean = run.clean(batches[0], advance)
         pieces.keep(_clean_piece(0), clean.tensors)
     timesteps = pieces.found[_clean_piece(0)]["timesteps"].tolist()

@@ -16,13 +16,17 @@ SECONDS_BETWEEN_LINES = 10.0
 class Shown:
     """Shows each phase of a command and the time that it still takes: a bar on a terminal, else a line now and then.
 
-    Of ``planned`` phases it shows the number, too, and the time left in all: that of a unit of cost so far, times the
-    cost of what is to come. A planned phase may be passed over, as one is that an earlier run has finished.
+    Of several that are :meth:`planned` it shows the number, too, and the time left in all: that of a unit of cost so
+    far, times the cost of what is to come.
     """
 
-    def __init__(self, planned: Sequence[PlannedWork] = ()) -> None:
-        self._planned, self._next = planned, 0
+    def __init__(self, works: Sequence[PlannedWork] = ()) -> None:
+        self._planned, self._next = works, 0
         self._spent = _Spent()
+
+    def planned(self, works: Sequence[PlannedWork]) -> "Shown":
+        """Shows ``works``; where these are part of a longer plan, that one still."""
+        return self if self._planned or len(works) == 1 else Shown(works)
 
     @contextmanager
     def __call__(self, phase: str, total: int) -> Iterator[Advance]:

@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,7 +23,7 @@ from bitbrush.cli.options import (
     Variant,
     model_options,
 )
-from bitbrush.cli.progress import Shown, shown
+from bitbrush.cli.progress import shown
 
 if TYPE_CHECKING:
     import torch
@@ -172,7 +171,7 @@ def _quantize(
         own.wait()  # until all are loaded, as what memory is left is looked at
         if own.leads:
             note(_announcement(model, chosen, own.world))
-            job = replace(job, progress=_look_ahead(job, calibration, output, dry_run=dry_run))
+            _look_ahead(job, calibration, output, dry_run=dry_run)
         if dry_run:
             return
         with resumable():
@@ -184,11 +183,10 @@ def _quantize(
             print_summary(quantization, output)
 
 
-def _look_ahead(job: "Job", calibration: Sequence[str], output: Path, *, dry_run: bool) -> Shown:
-    """Tells or refuses what is known before anything long starts; returns the progress of what will be done."""
+def _look_ahead(job: "Job", calibration: Sequence[str], output: Path, *, dry_run: bool) -> None:
+    """Tells or refuses what is known before anything long starts."""
     from bitbrush.artifact.estimate import estimate_job, require_disk, require_room, short_on_card
     from bitbrush.bench.prompts import too_long
-    from bitbrush.methods import METHODS
     from bitbrush.timeline.journal import Journal, work_folder
 
     for message in too_long(job.pipe, calibration[: job.recipe.num_prompts]):
@@ -197,7 +195,7 @@ def _look_ahead(job: "Job", calibration: Sequence[str], output: Path, *, dry_run
     estimate, walk = estimate_job(job)
     if dry_run:
         print_plan(job, estimate, walk, output)
-        return shown
+        return
     if job.pipe.device.type == "cpu":
         require_room(estimate, output, kept=kept.size, processes=job.ranks.here)
     else:
@@ -206,8 +204,6 @@ def _look_ahead(job: "Job", calibration: Sequence[str], output: Path, *, dry_run
             warn(short)
     if done := kept.pieces():
         note(f"going on with the {len(done)} pieces of work that {kept.folder} holds")
-    phases, calls = METHODS[job.recipe.method].phases(job), len(walk.timesteps)
-    return Shown([work for phase in phases for work in phase.works(calls)])
 
 
 def _recipe(file: Path | None, given: dict[str, Any]) -> "Recipe":

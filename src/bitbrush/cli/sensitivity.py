@@ -23,7 +23,7 @@ from bitbrush.cli.options import (
     Variant,
     model_options,
 )
-from bitbrush.cli.progress import Shown
+from bitbrush.cli.progress import shown
 
 if TYPE_CHECKING:
     from bitbrush.bench.sensitivity import StepSensitivity
@@ -67,9 +67,8 @@ def sensitivity(
     from bitbrush.artifact.models import find_model, load_full_precision
     from bitbrush.artifact.schedulers import with_scheduler
     from bitbrush.artifact.work import machine_facts, prompts_digest
-    from bitbrush.bench.disturbance import QuantizedActivations, RelativeNoise, disturbing_works
+    from bitbrush.bench.disturbance import QuantizedActivations, RelativeNoise
     from bitbrush.bench.files import require_own
-    from bitbrush.bench.generation import denoiser_calls
     from bitbrush.bench.input_images import read_inputs
     from bitbrush.bench.networks.chosen import judge_of
     from bitbrush.bench.prompts import calibration_prompts, too_long
@@ -98,12 +97,11 @@ def sensitivity(
     for message in too_long(pipe, used):
         warn(message)
     note(f"{model}: {disturb.description}, {steps} steps, guidance {guidance_scale:g}, {len(used)} prompts")
-    progress = Shown(disturbing_works(denoiser_calls(pipe, plan, batches[0]), batches, every, disturb))
     journal = open_journal(work, {"model": model_digest(pipe), **decisive})
     if done := journal.pieces():
         note(f"going on with the {len(done)} runs of the pipeline that {work} holds")
     with resumable():
-        found = step_sensitivities(pipe, batches, plan, disturb, judge, every=every, progress=progress, journal=journal)
+        found = step_sensitivities(pipe, batches, plan, disturb, judge, every=every, progress=shown, journal=journal)
     facts = {
         "Model": model + "".join(f", LoRA {lora.path.name}@{lora.scale:g}" for lora in options.loras),
         "Disturbed": disturb.description,
