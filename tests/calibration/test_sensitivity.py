@@ -32,6 +32,7 @@ from bitbrush.timeline.journal import Journal
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.progress import Advance, silent
 from bitbrush.timeline.trajectory import DenoiserCall, prompt_batches
+from tests.recorded_progress import RecordedProgress
 
 PLAN = SamplingPlan(steps=5)
 PIECES = 2 + 4
@@ -190,18 +191,6 @@ def test_killed_in_the_middle_of_pieces_it_comes_to_the_same(
 
 
 def test_the_plan_is_what_is_reported(tiny_pipe: StableDiffusionPipeline) -> None:
-    reported: dict[str, int] = {}
-
-    @contextmanager
-    def progress(title: str, total: int) -> Iterator[Advance]:
-        reported[title] = 0
-
-        def advance() -> None:
-            reported[title] += 1
-
-        yield advance
-        assert reported[title] == total
-
+    progress = RecordedProgress(list(sensitivity_works(6, len(BATCH.prompts), len(LAYERS))))
     measure_sensitivities(measurement(tiny_pipe), BATCH, progress, CallCounter())
-    planned = sensitivity_works(6, len(BATCH.prompts), len(LAYERS))
-    assert [(one.title, one.pieces) for one in planned] == list(reported.items())
+    progress.require_as_planned()

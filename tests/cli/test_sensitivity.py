@@ -18,7 +18,6 @@ from bitbrush.bench.disturbance import (
     QuantizedActivations,
     RelativeNoise,
     disturbed_pictures,
-    disturbing_works,
 )
 from bitbrush.bench.metrics.interval import Interval
 from bitbrush.bench.networks.clip import load_clip
@@ -27,6 +26,7 @@ from bitbrush.timeline.journal import NO_JOURNAL, Journal
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.progress import Advance, Progress, silent
 from bitbrush.timeline.trajectory import DenoiserCall, prompt_batches
+from tests.recorded_progress import RecordedProgress
 
 SMALL = ("--clip", "emoji-clip", "--steps", 4, "--num-prompts", 2)
 
@@ -175,27 +175,10 @@ def test_ended_anywhere_it_comes_to_the_same(runs: Callable[..., DisturbedPictur
     assert reports == 0
 
 
-def test_the_plan_is_what_is_reported(
-    runs: Callable[..., DisturbedPictures], tiny_pipe: StableDiffusionPipeline
-) -> None:
-    reported: list[tuple[str, int]] = []
-
-    @contextmanager
-    def progress(phase: str, total: int) -> Iterator[Advance]:
-        done = 0
-
-        def advance() -> None:
-            nonlocal done
-            done += 1
-
-        yield advance
-        assert done == total
-        reported.append((phase, total))
-
+def test_the_plan_is_what_is_reported(runs: Callable[..., DisturbedPictures]) -> None:
+    progress = RecordedProgress()
     runs(progress=progress)
-    batches = prompt_batches(("a cat", "a dog", "an owl"), 0, 2)
-    works = disturbing_works(3, batches, 2, QuantizedActivations(tiny_pipe, 4))
-    assert [(work.title, work.pieces) for work in works] == reported
+    progress.require_as_planned()
 
 
 def test_interrupted_it_goes_on(

@@ -11,7 +11,6 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import bitbrush
-from bitbrush.artifact.quantization import carry_out, quantization_job
 from bitbrush.artifact.tensors import layer_tensors
 from bitbrush.methods import METHODS
 from bitbrush.methods.method import Outcome
@@ -19,6 +18,7 @@ from bitbrush.methods.recipe import Recipe, Rounding
 from bitbrush.rounding import adaround, reconstruction
 from bitbrush.timeline.plan import MeasuredRelaxation, Relaxation
 from bitbrush.timeline.progress import Advance, silent
+from tests.recorded_progress import RecordedProgress
 
 PROMPTS = ("a red cat", "two blue dogs on the left", "a green tree", "a house")
 SMALL = {"steps": 3, "num_prompts": 4, "batch_size": 2}
@@ -222,23 +222,7 @@ def test_what_is_planned_is_what_is_reported(
 ) -> None:
     """In that order, and in as many pieces; of what reports nothing nothing is planned."""
     monkeypatch.setattr("bitbrush.calibration.sensitivity.BOUNDS", (0.0, 0.5, 1.0))
-    reported: list[tuple[str, int]] = []
-
-    @contextmanager
-    def progress(phase: str, total: int) -> Iterator[Advance]:
-        done = 0
-
-        def advance() -> None:
-            nonlocal done
-            done += 1
-
-        yield advance
-        assert done == total
-        reported.append((phase, total))
-
+    progress = RecordedProgress()
     keys = METHODS[name].recipe({"steps": 2, "num_prompts": 2, "batch_size": 2})
-    job = quantization_job(tiny_pipe, keys, PROMPTS, progress=progress)
-    works = [work for phase in METHODS[name].phases(job) for work in phase.works(3)]  # PNDM makes one call more
-    carry_out(job)
-    assert [(work.title, work.pieces) for work in works] == reported
-    assert all(work.cost > 0 for work in works)
+    bitbrush.quantize(tiny_pipe, keys, PROMPTS, progress=progress)
+    progress.require_as_planned()

@@ -144,14 +144,14 @@ def carry_out(job: Job, work: Path | None = None) -> Quantization:
     if work is not None:
         job = replace(job, journal=_opened(work, job, given))
     job = replace(job, spool=Spool(work or Path(tempfile.gettempdir()), Room(ROOM)))
-    job = replace(job, progress=planned(job.progress, lambda: _works(job)))
+    job = replace(job, progress=planned(job.progress, lambda: quantization_works(job)))
     prepared = smoothed(job)
     made = run_method(prepared)
     return made if prepared is job else replace(made, original=given)
 
 
-def _works(job: Job) -> list[PlannedWork]:
-    """What the job's method will report of."""
+def quantization_works(job: Job) -> list[PlannedWork]:
+    """What carrying the job out will report of."""
     calls = len(planned_timesteps(job.pipe, job.family.component, job.recipe.plan, job.batches[0]))
     return [work for phase in METHODS[job.recipe.method].phases(job) for work in phase.works(calls)]
 

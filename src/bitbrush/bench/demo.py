@@ -9,16 +9,17 @@ import numpy as np
 from diffusers import DiffusionPipeline
 
 from bitbrush.artifact.models import load_full_precision
-from bitbrush.artifact.quantization import Quantization, quantize
+from bitbrush.artifact.quantization import Quantization, quantization_job, quantization_works, quantize
 from bitbrush.artifact.sizes import denoiser_sizes
 from bitbrush.artifact.store import load, read_manifest, save
 from bitbrush.bench.demo_page import SHOWN, Contest, demo_page, demo_results
 from bitbrush.bench.files import require_own, write_whole
-from bitbrush.bench.generation import Generated, generate
+from bitbrush.bench.generation import Generated, generate, generating_work
 from bitbrush.bench.page import write_page
 from bitbrush.methods import METHODS
+from bitbrush.methods.recipe import Recipe
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.progress import Progress, silent
+from bitbrush.timeline.progress import PlannedWork, Progress, planned, silent
 from bitbrush.timeline.trajectory import PromptBatch, prompt_batches
 from bitbrush.zoo import prompt_set
 
@@ -44,9 +45,10 @@ def run_demo(
     """
     require_own(directory, (PAGE, RESULTS, f"{MODEL}-rtn", f"{MODEL}-pcr"), "demo")
     directory.mkdir(parents=True, exist_ok=True)
-    pipe = load_full_precision(MODEL)
-    quantized = _quantize(pipe, keys, progress)
-    plan = quantized["pcr"].recipe.plan
+    pipe, recipes = load_full_precision(MODEL), _recipes(keys)
+    progress = planned(progress, lambda: _works(pipe, recipes, pairs))
+    quantized = _quantize(pipe, recipes, progress)
+    plan = recipes["pcr"].plan
     artifacts = {name: directory / f"{MODEL}-{name}" for name in SHOWN}
     pipes = {name: _saved(quantized[name], artifact) for name, artifact in artifacts.items()}
     pipes["one-shot"] = quantized["one-shot"].pipeline()
@@ -66,15 +68,25 @@ def run_demo(
     return directory / PAGE
 
 
-def _quantize(pipe: DiffusionPipeline, keys: Mapping[str, Any], progress: Progress) -> dict[str, Quantization]:
-    prompts = prompt_set(MODEL, "coco", "calibration")
+def _recipes(keys: Mapping[str, Any]) -> dict[str, Recipe]:
     rtn, pcr = (METHODS[name].recipe({"weights": 4, "activations": 8, **keys}) for name in ("rtn", "pcr"))
-    one_shot = pcr.updated({"method": "one-shot"})
-    quantized = {
-        name: quantize(pipe, recipe, prompts, progress=progress) for name, recipe in (("rtn", rtn), ("pcr", pcr))
-    }
-    weights = quantized["pcr"].rounded
-    return {**quantized, "one-shot": quantize(pipe, one_shot, prompts, rounded=weights, progress=progress)}
+    return {"rtn": rtn, "pcr": pcr, "one-shot": pcr.updated({"method": "one-shot"})}
+
+
+def _works(pipe: DiffusionPipeline, recipes: Mapping[str, Recipe], pairs: int) -> list[PlannedWork]:
+    """What the demo will report of: three quantizations, and pictures of them and two of full precision."""
+    prompts = prompt_set(MODEL, "coco", "calibration")
+    rtn, pcr, one_shot = (quantization_works(quantization_job(pipe, one, prompts)) for one in recipes.values())
+    batches = [batch for style in _batches(pairs, SEED).values() for batch in style]
+    pictures = generating_work(pipe, batches, recipes["pcr"].plan)
+    return [*rtn, *pcr, one_shot[-1], *[pictures] * (2 + len(recipes))]  # one-shot has pcr's weights
+
+
+def _quantize(pipe: DiffusionPipeline, recipes: Mapping[str, Recipe], progress: Progress) -> dict[str, Quantization]:
+    prompts = prompt_set(MODEL, "coco", "calibration")
+    made = {name: quantize(pipe, recipes[name], prompts, progress=progress) for name in ("rtn", "pcr")}
+    weights = made["pcr"].rounded
+    return made | {"one-shot": quantize(pipe, recipes["one-shot"], prompts, rounded=weights, progress=progress)}
 
 
 def _saved(quantization: Quantization, directory: Path) -> DiffusionPipeline:
