@@ -10,7 +10,7 @@ import typer
 
 from bitbrush.artifact.model_names import require_known
 from bitbrush.bench.networks import BUNDLED_CLIP, USUAL_CLIP
-from bitbrush.cli.console import note, quiet_libraries, say, show, table, warn
+from bitbrush.cli.console import note, quiet_libraries, resumable, say, show, table, warn
 from bitbrush.cli.execution import MemoryOption, RuntimeOption, announce
 from bitbrush.cli.options import (
     Config,
@@ -124,7 +124,8 @@ def ablate(
     note(_announcement(model, job.settings, protocol.num_images, [one.name for one in protocol.sets]))
     command = shlex.join(["bitbrush", *map(_portable, sys.argv[1:])])
     told: dict[str, Any] = {"against": reference, "command": command, "markdown": markdown}
-    document = run_ablation(job, output, **told, progress=shown, tell=note)
+    with resumable():
+        document = run_ablation(job, output, **told, progress=shown, tell=note)
     _print(document)
     for missing in missing_cells(job, output):
         note(f"{missing}: another process is at it, and will put it into the report")

@@ -9,7 +9,7 @@ import typer
 
 from bitbrush.artifact.model_names import require_known
 from bitbrush.bench.networks import BUNDLED_CLIP, USUAL_CLIP
-from bitbrush.cli.console import note, quiet_libraries, say, show, table, warn
+from bitbrush.cli.console import note, quiet_libraries, resumable, say, show, table, warn
 from bitbrush.cli.execution import DtypeOption, MemoryOption, RuntimeOption, announce
 from bitbrush.cli.grid import grid_of_bench
 from bitbrush.cli.options import (
@@ -133,7 +133,8 @@ def _run(
             announce(protocol.choice)
             note(_announcement(reference, list(sources), protocol))
         told: dict[str, Any] = {"pictures": pictures, "options": options, "command": command}
-        document = run_bench(reference, sources, protocol, networks, output, work, **told)
+        with resumable():
+            document = run_bench(reference, sources, protocol, networks, output, work, **told)
         if own.leads:
             _print(document)
             note(f"{output / REPORT}\nOpen it in a browser.")

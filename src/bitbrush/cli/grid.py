@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bitbrush.artifact.model_names import require_known
-from bitbrush.cli.console import note, quiet_libraries, say, show, table, warn
+from bitbrush.cli.console import note, quiet_libraries, resumable, say, show, table, warn
 from bitbrush.cli.execution import DtypeOption, MemoryOption, RuntimeOption, chosen, tell_executions
 from bitbrush.cli.options import Config, Images, Loras, Masks, Revision, Variant, model_options
 from bitbrush.cli.progress import shown
@@ -90,7 +90,8 @@ def grid(
         "Noise": f"each picture's own, from seed {seed} and prompt; the same for both of a pair",
     }
     command = shlex.join(["bitbrush", *sys.argv[1:]])
-    figures = run_grid(job, plans, output, facts, command=command, progress=shown)
+    with resumable():
+        figures = run_grid(job, plans, output, facts, command=command, progress=shown)
     _print(figures)
     note(f"{output / REPORT}\nOpen it in a browser.")
 
