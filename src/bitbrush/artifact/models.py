@@ -14,13 +14,14 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from torch import nn
 
-from bitbrush.artifact.checkpoint_type import component_types, file_type, in_type
+from bitbrush.artifact.checkpoint_type import component_types, file_type, in_type, variant_files
 from bitbrush.artifact.lora import Lora, fuse_lora
 from bitbrush.artifact.model_names import SINGLE_FILE, UnknownModelError, did_you_mean, require_known, unknown_text
 from bitbrush.artifact.single_file import MODEL_INDEX, load_single_file
 from bitbrush.network.families import DENOISERS
 from bitbrush.network.held import put_weights_away
 from bitbrush.timeline.allocator import return_freed_memory
+from bitbrush.timeline.disk import require_space
 from bitbrush.timeline.spool import PROCESSOR, Spool
 from bitbrush.zoo import model_path
 
@@ -75,11 +76,14 @@ def load_source(
 
     On a card they are in its memory instead, in that type. Computed in float32 it is that of
     :func:`load_full_precision`, bit for bit. Networks are in memory once while they are loaded; in float32 if there are
-    LoRAs to be fused. Raises as :func:`load_full_precision`, and OSError where the disk is full.
+    LoRAs to be fused. Raises as :func:`load_full_precision`, and DiskError where the disk is full or read-only.
     """
     options = options or ModelOptions()
     source = find_model(model, options)
-    if _bytes_on_disk(source) >= LARGE:
+    size = _bytes_on_disk(source, options.variant)
+    if device == PROCESSOR and spool.folder is not None and size < math.inf:
+        require_space(spool.folder, int(size), "that the model's weights take while it is quantized")
+    if size >= LARGE:
         return_freed_memory()  # before anything large is made: the heap would keep its size
     if options.loras:
         pipe = load_full_precision(model, options)
@@ -95,12 +99,12 @@ def load_source(
     return _finished(pipe, replace(options, loras=())).to(device)
 
 
-def _bytes_on_disk(source: str) -> float:
-    """Of a local model's weights; of one that is not here yet nothing is known, and the most assumed."""
+def _bytes_on_disk(source: str, variant: str | None) -> float:
+    """Of a local model's denoiser; of one that is not here yet nothing is known, and the most assumed."""
     path = Path(source)
     if path.is_file():
         return path.stat().st_size
-    files = [file for name in DENOISERS for file in (path / name).glob(f"*{SINGLE_FILE}")]
+    files = [file for name in DENOISERS if (path / name).is_dir() for file in variant_files(path / name, variant)]
     return sum(file.stat().st_size for file in files) if path.is_dir() else math.inf
 
 

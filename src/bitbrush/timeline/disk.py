@@ -72,10 +72,10 @@ def require_writable(path: Path) -> None:
         raise DiskError(read_only_text(path))
 
 
-def require_space(path: Path, size: int) -> None:
-    """Raises DiskError if the disk has less room than ``path`` will take."""
+def require_space(path: Path, size: int, need: str = "that it takes") -> None:
+    """Raises DiskError if the disk of ``path`` has less than ``size`` left; ``need`` says for what."""
     if available_disk(path) < size:
-        raise DiskError(full_text(path, size))
+        raise DiskError(full_text(path, size, need))
 
 
 def nearest_folder(path: Path) -> Path:
@@ -88,8 +88,8 @@ def available_disk(path: Path) -> int:
     return shutil.disk_usage(nearest_folder(path)).free
 
 
-def full_text(path: Path, size: int | None) -> str:
-    needed = "" if size is None else f" of the {size_text(size)} that it takes"
+def full_text(path: Path, size: int | None, need: str = "that it takes") -> str:
+    needed = "" if size is None else f" of the {size_text(size)} {need}"
     return (
         f"{path} cannot be written: the disk has {size_text(available_disk(path))} left{needed}; make room there and "
         "run the same command again, or choose another output"
