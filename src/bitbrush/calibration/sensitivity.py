@@ -13,7 +13,7 @@ another picture own the sum, and bits go where they are decided.)
 
 import bisect
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -106,20 +106,19 @@ def probed_calls(calls: int) -> tuple[int, ...]:
 
 def sensitivity_calls(calls: int) -> int:
     """Denoiser calls of :func:`measure_sensitivities` where the pipeline makes so many, a probe being one."""
-    return 2 * calls + sum(map(partial(_calls_after, calls), segments(calls))) + PROBES * len(probed_calls(calls))
+    return calls + _disturbed_calls(calls, segments(calls)) + PROBES * len(probed_calls(calls))
 
 
-def _calls_after(calls: int, segment: range) -> int:
-    """Of a segment's first, whose disturbed output is known: that is how often its effect calls the denoiser."""
-    return calls - segment.start - 1
+def _disturbed_calls(calls: int, measured: Iterable[range]) -> int:
+    """Denoiser calls with quantized inputs, and those that follow: a segment's first disturbed output serves twice."""
+    return sum(len(segment) + calls - segment.start - 1 for segment in measured)
 
 
 def sensitivity_works(calls: int, prompts: int, layers: int) -> tuple[PlannedWork, ...]:
     """The parts of :func:`measure_sensitivities` as it reports them, where the pipeline makes so many calls."""
-    disturbed = calls + sum(map(partial(_calls_after, calls), segments(calls)))
     return (
         PlannedWork(CLEAN_RUN, calls, OBSERVED_COST * prompts),
-        PlannedWork(DISTURBED_STEPS, disturbed, prompts),
+        PlannedWork(DISTURBED_STEPS, _disturbed_calls(calls, segments(calls)), prompts),
         PlannedWork(WEIGHT_RANGES, layers, WEIGHT_RANGES_COST),
         PlannedWork(PROBING, PROBES * len(probed_calls(calls)), PROBE_COST * prompts),
     )
@@ -230,8 +229,7 @@ def _importance(
     calls = len(run.calls)
     found = _kept({segment: _segment_piece(segment) for segment in segments(calls)}, journal)
     missing = [segment for segment in segments(calls) if segment not in found]
-    total = sum(len(segment) + _calls_after(calls, segment) for segment in missing)
-    with progress(DISTURBED_STEPS, total) as advance, network.reporting(advance):
+    with progress(DISTURBED_STEPS, _disturbed_calls(calls, missing)) as advance, network.reporting(advance):
         for segment in missing:
             found[segment] = _disturbed(propagation, network, run, segment)
             journal.write(_segment_piece(segment), found[segment])

@@ -71,7 +71,7 @@ class _Phase:
 
     @property
     def seconds_left(self) -> float:
-        return self.seconds / self.done * (self.total - self.done)
+        return self.seconds / self.done * max(0, self.total - self.done)
 
     @property
     def left(self) -> str:
