@@ -8,6 +8,7 @@ import pytest
 
 import bitbrush
 from bitbrush.bench.demo import MODEL, PAGE, RESULTS, run_demo
+from tests.recorded_progress import RecordedProgress
 
 SMALL = {"steps": 2, "num_prompts": 1, "rounding": "nearest"}
 
@@ -15,7 +16,9 @@ SMALL = {"steps": 2, "num_prompts": 1, "rounding": "nearest"}
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("demo") / "a new folder"
-    assert run_demo(directory, keys=SMALL, pairs=2) == directory / PAGE
+    progress = RecordedProgress()
+    assert run_demo(directory, progress, keys=SMALL, pairs=2) == directory / PAGE
+    progress.require_as_planned()
     return directory
 
 

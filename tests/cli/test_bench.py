@@ -5,8 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from bitbrush.bench.generation import generate_batch
 from bitbrush.bench.subjects import named_candidates
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.numerics.affine import AffineGrid
+from tests.recorded_progress import RecordedProgress
 
 SMALL = ("--clip", "emoji-clip", "--num-images", 3, "--batch-size", 2, "--latents", 2)
 GEOMETRIC, MEDIAN = "latent MSE, geometric mean", "latent MSE, median"
@@ -270,13 +270,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
 def test_python_has_the_same_names_and_figures(
     bench: Callable[..., dict[str, Any]], model: Path, artifact: Path, prompts: Path, tmp_path: Path
 ) -> None:
-    told: list[str] = []
-
-    @contextmanager
-    def progress(phase: str, total: int) -> Iterator[Callable[[], None]]:
-        told.append(phase)
-        yield lambda: None
-
+    progress = RecordedProgress()
     results = bitbrush.benchmark(
         str(model),
         {"artifact": str(artifact)},
@@ -289,7 +283,8 @@ def test_python_has_the_same_names_and_figures(
         progress=progress,
     )
     assert figures(results) == figures(bench(artifact))
-    assert {"generating", "picture features", "pairs", "figures"} <= set(told)
+    progress.require_as_planned("generating")
+    assert {"picture features", "pairs", "figures"} <= {phase for phase, _ in progress.reported}
     with pytest.raises(TypeError, match="num_pictures"):
         bitbrush.benchmark(str(model), {}, tmp_path / "python", num_pictures=3)
 

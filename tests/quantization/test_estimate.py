@@ -14,7 +14,6 @@ from bitbrush.quantization.estimate import (
     estimate,
     require_room,
     short_on_card,
-    size_text,
 )
 from bitbrush.quantization.quantize import prepare
 from bitbrush.quantization.walk import sample_bytes, walk_pipeline
@@ -151,9 +150,3 @@ def test_too_little_disk_is_refused(
     with pytest.raises(ValueError, match=r"of disk.* for unfinished work beside it, \d+ MiB are free; make room"):
         require_room(planned, tmp_path / "new")
     require_room(planned, tmp_path / "new", kept=planned.work)
-
-
-def test_sizes_as_people_read_them() -> None:
-    assert size_text(3 << 20) == "3 MiB"
-    assert size_text(9 << 30) == "9216 MiB"
-    assert size_text(21 << 30) == "21.0 GiB"

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,11 @@ from torch import Tensor
 import bitbrush
 from bitbrush import Quantization
 from bitbrush.artifact.store import WEIGHTS
+from bitbrush.calibration import sensitivity
 from bitbrush.methods import DEFAULT_METHOD
-from bitbrush.quantization.work import work_folder
 from bitbrush.rounding.learned import Procedure
-from bitbrush.session.journal import Journal
+from bitbrush.session.journal import Journal, work_folder
+from bitbrush.session.progress import Advance
 from tests.artifact.pipelines import CASES, PROMPTS, picture, pipeline
 
 RECIPE = bitbrush.METHODS["pcr"].recipe({"steps": 4, "num_prompts": 2, "batch_size": 1, "relax": "0.5:1@10"})
@@ -99,6 +102,35 @@ def test_finished_work_is_not_done_again(
     assert again.costs["progressive_calibration"].denoiser_calls_per_batch == 5
 
 
+@pytest.mark.parametrize("method", ["best", "pcr"])
+def test_ended_at_every_piece_it_comes_to_the_same(
+    tiny_pipe: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Ended by its progress as soon as there is a piece more, sensitivities included."""
+    monkeypatch.setattr(sensitivity, "BOUNDS", (0.0, 0.5, 1.0))
+    keys = {"steps": 3, "num_prompts": 2, "batch_size": 2, "weights": 4, "exclude": ["up_blocks.*"]}
+    recipe = bitbrush.METHODS[method].recipe(keys)
+    whole = bitbrush.quantize(tiny_pipe, recipe, PROMPTS)
+    work, made, before, ends = tmp_path / "work", None, 0, 0
+
+    @contextmanager
+    def progress(phase: str, total: int) -> Iterator[Advance]:
+        def advance() -> None:
+            if len(pieces_of(work)) > before:
+                raise Killed
+
+        yield advance
+
+    while made is None:
+        before = len(pieces_of(work))
+        try:
+            made = bitbrush.quantize(tiny_pipe, recipe, PROMPTS, work=work, progress=progress)
+        except Killed:
+            ends += 1
+    assert ends > 15
+    assert_same(made, whole)
+
+
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))])
 def test_killed_by_the_system(tiny_pipe: StableDiffusionPipeline, tmp_path: Path, seed: int) -> None:
     """kill -9 as soon as a random number of pieces is there; the command run again makes the same artifact."""
@@ -117,7 +149,7 @@ def test_killed_by_the_system(tiny_pipe: StableDiffusionPipeline, tmp_path: Path
     assert not (tmp_path / "killed").exists()
 
     resumed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert "going on with the" in resumed.stderr
+    assert "pieces of work that" in resumed.stderr
     assert not work.exists()
     recipe = bitbrush.METHODS[DEFAULT_METHOD].recipe({"steps": 4, "num_prompts": 2})
     whole = bitbrush.quantize(tiny_pipe, recipe, PROMPTS)
@@ -129,9 +161,9 @@ def test_killed_by_the_system(tiny_pipe: StableDiffusionPipeline, tmp_path: Path
 @pytest.mark.parametrize(
     ("keys", "prompts", "differs"),
     [
-        ({"weights": 3}, PROMPTS, "recipe"),
+        ({"weights": 3}, PROMPTS, r"recipe \(weights is 4 there and 3 here\)"),
         ({}, (PROMPTS[0], "another"), "prompts"),
-        ({"seed": 1}, PROMPTS, "recipe and another prompts"),
+        ({"seed": 1}, PROMPTS, r"recipe \(seed is 0 there and 1 here\) and another prompts"),
     ],
 )
 def test_other_work_is_left_alone(
@@ -140,7 +172,9 @@ def test_other_work_is_left_alone(
     brief = RECIPE.updated({"rounding": "nearest", "steps": 1})
     bitbrush.quantize(tiny_pipe, brief, PROMPTS, work=tmp_path / "work")
     before = pieces_of(tmp_path / "work")
-    with pytest.raises(ValueError, match=f"holds unfinished work for another {differs}; remove it to start anew"):
+    with pytest.raises(
+        ValueError, match=f"holds unfinished work for another {differs}; go on with the command that began it"
+    ):
         bitbrush.quantize(tiny_pipe, brief.updated(keys), prompts, work=tmp_path / "work")
     assert pieces_of(tmp_path / "work") == before
 
@@ -156,7 +190,7 @@ def test_work_of_another_model_or_machine_is_left_alone(
             bitbrush.quantize(tiny_pipe, brief, PROMPTS, work=tmp_path / "work")
     with torch.no_grad():
         tiny_pipe.vae.quant_conv.weight += 1
-    with pytest.raises(ValueError, match="for another model; remove it"):
+    with pytest.raises(ValueError, match="for another model; go on"):
         bitbrush.quantize(tiny_pipe, brief, PROMPTS, work=tmp_path / "work")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()
@@ -185,3 +219,37 @@ def test_pictures_belong_to_the_work(tmp_path: Path) -> None:
     bitbrush.quantize(pipe, recipe, PROMPTS, inputs={"image": [picture(0)]}, work=tmp_path / "work")
     with pytest.raises(ValueError, match="for another prompts"):
         bitbrush.quantize(pipe, recipe, PROMPTS, inputs={"image": [picture(1)]}, work=tmp_path / "work")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_killed_ten_times_the_bundled_model_comes_to_the_same(tmp_path: Path) -> None:
+    """kill -9 at ten random moments, two of them while sensitivities are measured: every file is the same."""
+    options = ["--steps", "4", "--num-prompts", "2", "--batch-size", "2"]
+    command = [sys.executable, "-m", "bitbrush", "quantize", "emoji-sd", *options, "-o"]
+    subprocess.run([*command, "whole"], cwd=tmp_path, capture_output=True, check=True)
+    chance, work = random.Random(0), work_folder(tmp_path / "killed")
+    stops = [2, 6]  # of four segments and four probed calls
+    for _ in range(8):
+        stops.append(stops[-1] + chance.randrange(4, 12))
+    seen = []
+    for stop in stops:
+        process = subprocess.Popen(
+            [*command, "killed"], cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+        while process.poll() is None and len(pieces_of(work)) < stop:
+            time.sleep(0.01)
+        time.sleep(chance.random())
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        seen.append(pieces_of(work))
+    assert all(piece.startswith("sensitivity-") for pieces in seen[:2] for piece in pieces)
+    assert any(piece.startswith("block-") for piece in seen[-1])
+    subprocess.run([*command, "killed"], cwd=tmp_path, capture_output=True, check=True)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["killed", "whole"]
+    whole, killed = (bitbrush.read_manifest(tmp_path / name) for name in ("whole", "killed"))
+    assert {**killed["files"], "README.md": ""} == {**whole["files"], "README.md": ""}
+    own = ("cost",)
+    assert {key: value for key, value in killed.items() if key not in (*own, "files")} == {
+        key: value for key, value in whole.items() if key not in (*own, "files")
+    }

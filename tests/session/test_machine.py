@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from bitbrush.session import machine
-from bitbrush.session.machine import available_disk, available_memory
+from bitbrush.session.disk import available_disk
+from bitbrush.session.machine import available_memory
 from bitbrush.session.memory import peak_resident_mib, resident_memory
 
 

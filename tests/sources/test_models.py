@@ -10,8 +10,11 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from bitbrush import ModelOptions, load_full_precision
+from bitbrush.session import disk
+from bitbrush.session.disk import DiskError
 from bitbrush.session.offload import Spool
-from bitbrush.sources.models import UnknownModelError, find_model, load_source
+from bitbrush.sources.model_names import UnknownModelError
+from bitbrush.sources.models import find_model, load_source
 
 
 def test_the_bundled_pipeline_is_in_float32() -> None:
@@ -102,3 +105,20 @@ def test_a_variant_of_a_local_folder(tiny_pipe: StableDiffusionPipeline, tmp_pat
     assert load_full_precision(tmp_path / "tiny", ModelOptions(variant="fp16")).unet is not None
     with pytest.raises(UnknownModelError, match="with variant 'ema'"):
         load_full_precision(tmp_path / "tiny", ModelOptions(variant="ema"))
+
+
+def test_a_disk_without_room_for_the_weights_is_known_before_they_are_loaded(
+    tiny_pipe: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_pipe.save_pretrained(tmp_path / "tiny")
+    tiny_pipe.save_pretrained(tmp_path / "tiny", variant="fp16")  # counts nothing: it is not loaded
+    (file,) = (tmp_path / "tiny" / "unet").glob("diffusion_pytorch_model.safetensors")
+    size = file.stat().st_size
+    monkeypatch.setattr(disk, "available_disk", lambda _: size)
+    assert load_source(tmp_path / "tiny", spool=Spool(tmp_path)).unet is not None
+    monkeypatch.setattr(disk, "available_disk", lambda _: size - 1)
+    monkeypatch.setattr("bitbrush.sources.models._load_folder", None)
+    with pytest.raises(
+        DiskError, match=r"left of the .* that the model's weights take while it is quantized; make room"
+    ):
+        load_source(tmp_path / "tiny", spool=Spool(tmp_path))

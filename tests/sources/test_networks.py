@@ -15,7 +15,8 @@ import bitbrush
 from bitbrush import ModelOptions, load_full_precision
 from bitbrush.session.offload import Spool
 from bitbrush.sources import models
-from bitbrush.sources.models import UnknownModelError, load_source
+from bitbrush.sources.model_names import UnknownModelError
+from bitbrush.sources.models import load_source
 from bitbrush.sources.networks import MODEL_INDEX, is_finite, load_pipeline
 from tests.artifact.original_layout import original_layout
 

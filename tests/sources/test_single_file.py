@@ -8,7 +8,8 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 
 from bitbrush import ModelOptions, load_full_precision
-from bitbrush.sources.models import UnknownModelError, find_model
+from bitbrush.sources.model_names import UnknownModelError
+from bitbrush.sources.models import find_model
 from tests.artifact.original_layout import original_layout
 
 

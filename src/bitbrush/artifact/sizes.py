@@ -14,7 +14,8 @@ from bitbrush.artifact.tensor_file import TensorFile
 from bitbrush.network.held import held_weights
 from bitbrush.network.narrow import narrow_bytes
 from bitbrush.sources.checkpoint_type import variant_files
-from bitbrush.sources.models import SINGLE_FILE, ModelOptions
+from bitbrush.sources.model_names import SINGLE_FILE
+from bitbrush.sources.models import ModelOptions
 from bitbrush.sources.networks import MODEL_INDEX
 from bitbrush.sources.single_file import DENOISER
 from bitbrush.zoo import model_path

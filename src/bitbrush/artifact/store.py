@@ -4,7 +4,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -15,6 +14,7 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from bitbrush.artifact.card import model_card, quantize_command
 from bitbrush.artifact.denoiser import WEIGHTS, check_denoiser, load_denoiser, refuse_saving
@@ -32,6 +32,7 @@ from bitbrush.artifact.manifest import (
     require_intact,
 )
 from bitbrush.artifact.narrow import narrow_files
+from bitbrush.artifact.replacing import complete_folder
 from bitbrush.artifact.savable import saved_class
 from bitbrush.artifact.sizes import checkpoint_bytes, float32_bytes
 from bitbrush.artifact.tensors import layer_from_tensors, layer_tensors, other_tensors
@@ -46,6 +47,7 @@ from bitbrush.network.skip_inputs import split_begins
 from bitbrush.quantization.quantize import Quantization
 from bitbrush.runtime.choose import Choice, runtime_named
 from bitbrush.runtime.onednn.weights import Memory
+from bitbrush.session.disk import require_writable, writing
 from bitbrush.sources.checkpoint_type import component_types
 from bitbrush.sources.identity import model_digest
 from bitbrush.sources.models import ModelOptions
@@ -53,8 +55,18 @@ from bitbrush.sources.networks import MODEL_INDEX, load_networks, load_pipeline
 from bitbrush.timeline.defaults import plain_defaults
 
 
-def require_free(directory: Path) -> None:
-    """Raises ValueError if something that is not an artifact stands where one is to be written."""
+def require_free(directory: Path, *, overwrite: bool = True) -> None:
+    """Checks that an artifact can be written.
+
+    Args:
+        directory: Where it is to be written.
+        overwrite: Whether it may replace an artifact.
+
+    Raises:
+        ValueError: Something else stands there, or an artifact that is not to be replaced.
+        DiskError: The place is read-only.
+    """
+    require_writable(directory)
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return
     try:
@@ -63,6 +75,11 @@ def require_free(directory: Path) -> None:
         raise ValueError(
             f"{directory} exists and is no bitbrush artifact to replace; choose another directory or remove it"
         ) from error
+    if not overwrite:
+        raise ValueError(
+            f"{directory} holds an artifact; give --overwrite to replace it once the new one is complete, or choose "
+            "another directory"
+        )
 
 
 def save(
@@ -72,23 +89,23 @@ def save(
     base_model: str | None = None,
     options: ModelOptions | None = None,
 ) -> Path:
-    """Writes the artifact beside its place and moves it there in one step; replaces an artifact that stands there.
+    """Writes the artifact beside its place and moves it there when it is complete; replaces one that stands there.
 
     What was written is read again before it is moved.
 
     ``base_model`` and ``options``: what the full-precision pipeline was loaded by, for the manifest; a recalibrated
-    artifact has them from the one it was made of. Raises ValueError where neither tells.
+    artifact has them from the one it was made of. Raises ValueError where neither tells, DiskError where the disk is
+    full or read-only; nothing half-written is left then.
     """
     target = Path(directory)
     origin = _origin(quantization, base_model, options or ModelOptions())
     sizes = _model_sizes(quantization, origin["base_model"], options or ModelOptions())
     require_free(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
-        fresh = Path(scratch) / "artifact"
-        _write(quantization, fresh, origin, sizes)
-        _require_loadable(fresh, quantization.family.component)
-        _put(fresh, target, aside=Path(scratch) / "replaced")
+    with writing(target, _most_bytes(quantization)):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with complete_folder(target) as fresh:
+            _write(quantization, fresh, origin, sizes)
+            _require_loadable(fresh, quantization.family.component)
     return target
 
 
@@ -177,17 +194,13 @@ def verify(source: str | os.PathLike[str]) -> dict[str, Any]:
     return manifest
 
 
-def _put(fresh: Path, target: Path, *, aside: Path) -> None:
-    """Moves ``fresh`` to ``target``; what stands there goes ``aside``, and back should the move fail."""
-    replaces = target.exists()
-    if replaces:
-        target.replace(aside)
-    try:
-        fresh.replace(target)
-    except BaseException:
-        if replaces:
-            aside.replace(target)
-        raise
+def _most_bytes(quantization: Quantization) -> int:
+    """Bytes that saving takes at most: other networks are written in float32 before they are narrowed."""
+    component, pipe, layers = quantization.family.component, quantization.source, quantization.outcome.layers
+    others = [part for name, part in pipe.components.items() if name != component and isinstance(part, nn.Module)]
+    rest = other_tensors(getattr(pipe, component), {layer.name: layer for layer in layers})
+    integers = sum(layer.weight.w_q.numel() * layer.weight.grid.bits // 8 for layer in layers)
+    return sum(map(float32_bytes, others)) + integers + sum(tensor.nbytes for tensor in rest.values())
 
 
 def _require_loadable(root: Path, component: str) -> None:

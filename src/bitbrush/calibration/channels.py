@@ -12,6 +12,8 @@ from bitbrush.timeline.trajectory import Trajectory, lockstep, pending
 
 CHANNEL_CALLS = 1
 """Denoiser calls of :func:`observe_channels` for each that the pipeline makes."""
+CHANNELS_TITLE = "observing channels"
+"""Under which progress is reported."""
 
 
 def observe_channels(
@@ -24,7 +26,7 @@ def observe_channels(
     """
     extremes: dict[str, Tensor] = {}
     steps = len(pending(trajectories)[0].planned)
-    with ExitStack() as stack, session.progress("observing channels", steps) as advance:
+    with ExitStack() as stack, session.progress(CHANNELS_TITLE, steps) as advance:
         for name in layers:
             hook = denoiser.get_submodule(name).register_forward_pre_hook(_watch(name, extremes))
             stack.callback(hook.remove)

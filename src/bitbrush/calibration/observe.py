@@ -22,6 +22,8 @@ from bitbrush.timeline.trajectory import DenoiserCall, Trajectory, lockstep, pen
 
 OBSERVING_CALLS = 1
 """Denoiser calls of :func:`observe` for each that the pipeline makes."""
+OBSERVING = "observing"
+"""Title under which it reports progress."""
 
 Observations: TypeAlias = dict[float, InputObserver]
 """Histograms of every layer's input by timestep."""
@@ -106,7 +108,7 @@ def observe(
     all of them observed.
     """
     observations: Observations = {}
-    with session.progress("observing", len(pending(trajectories)[0].planned)) as advance:
+    with session.progress(OBSERVING, len(pending(trajectories)[0].planned)) as advance:
         for calls in lockstep(trajectories):
             observer = observations.setdefault(calls[0].timestep, InputObserver())
             with observer.watching(denoiser, calibration.names, calibration.but_first):

@@ -21,6 +21,8 @@ from bitbrush.timeline.trajectory import Trajectory, lockstep, pending
 
 PROGRESSIVE_CALLS = 2
 """Denoiser calls of :func:`calibrate_progressively` for each that the pipeline makes."""
+CALIBRATING = "calibrating"
+"""Title under which it reports progress."""
 
 
 def calibrate_progressively(
@@ -44,7 +46,7 @@ def calibrate_progressively(
     planned = pending(trajectories)[0].planned
     with (
         quantized_inputs(denoiser, calibration.names, active.get),
-        session.progress("calibrating", len(planned)) as advance,
+        session.progress(CALIBRATING, len(planned)) as advance,
     ):
         for number, calls in enumerate(lockstep(trajectories)):
             timestep, piece = calls[0].timestep, f"step-{number:04d}"

@@ -27,6 +27,8 @@ Grids: TypeAlias = Mapping[str, AffineGrid]
 EPOCHS = 3
 LEARNING_CALLS = 1 + EPOCHS
 """Denoiser calls of :meth:`StepSizeLearner.learned` for each call that it is given; all but one with gradients."""
+LEARNING_TITLE = "learning step sizes"
+"""Under which progress is reported."""
 LEARNED_PROMPTS = 8
 RATE, BETAS = 0.03, (0.9, 0.99)
 LARGEST = 0.7
@@ -73,7 +75,7 @@ class StepSizeLearner:
         def iterate() -> dict[str, Tensor]:
             generator, total = Generator().manual_seed(0), EPOCHS * len(calls)
             steps = [self._step(call) for call in calls]
-            with self._session.progress("learning step sizes", total) as advance:
+            with self._session.progress(LEARNING_TITLE, total) as advance:
                 for done in range(total):
                     if done % len(calls) == 0:
                         order = torch.randperm(len(calls), generator=generator).tolist()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bitbrush.bench.networks import BUNDLED_CLIP, USUAL_CLIP
-from bitbrush.cli.console import note, quiet_libraries, say, show, shown, table, warn
+from bitbrush.cli.console import note, quiet_libraries, resumable, say, show, table, warn
 from bitbrush.cli.execution import MemoryOption, RuntimeOption, announce
 from bitbrush.cli.options import (
     Config,
@@ -22,6 +22,8 @@ from bitbrush.cli.options import (
     Variant,
     model_options,
 )
+from bitbrush.cli.progress import shown
+from bitbrush.sources.model_names import require_known
 
 if TYPE_CHECKING:
     from bitbrush.bench.ablation.recipes import Setting
@@ -79,6 +81,7 @@ def ablate(
     loras: Loras = None,
 ) -> None:
     """Compare recipes at several bit settings under one protocol; run it again to go on, or twice to share the work."""
+    require_known(model, revision)
     quiet_libraries()
     from bitbrush.bench.ablation.folder import REPORT
     from bitbrush.bench.ablation.run import (
@@ -121,7 +124,8 @@ def ablate(
     note(_announcement(model, job.settings, protocol.num_images, [one.name for one in protocol.sets]))
     command = shlex.join(["bitbrush", *map(_portable, sys.argv[1:])])
     told: dict[str, Any] = {"against": reference, "command": command, "markdown": markdown}
-    document = run_ablation(job, output, **told, progress=shown, tell=note)
+    with resumable():
+        document = run_ablation(job, output, **told, progress=shown, tell=note)
     _print(document)
     for missing in missing_cells(job, output):
         note(f"{missing}: another process is at it, and will put it into the report")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bitbrush.bench.networks import BUNDLED_CLIP, USUAL_CLIP
-from bitbrush.cli.console import note, quiet_libraries, say, show, shown, table, warn
+from bitbrush.cli.console import note, quiet_libraries, resumable, say, show, table, warn
 from bitbrush.cli.execution import DtypeOption, MemoryOption, RuntimeOption, announce
 from bitbrush.cli.grid import grid_of_bench
 from bitbrush.cli.options import (
@@ -21,7 +21,9 @@ from bitbrush.cli.options import (
     Variant,
     model_options,
 )
+from bitbrush.cli.progress import shown
 from bitbrush.session.progress import silent
+from bitbrush.sources.model_names import require_known
 
 if TYPE_CHECKING:
     from bitbrush.bench.networks.chosen import Networks
@@ -79,6 +81,7 @@ def bench(
     if grid is not None:
         grid_of_bench(grid, reference, candidates, output, _given(context))
         return
+    require_known(reference, revision)
     quiet_libraries()
     from bitbrush.bench.networks.chosen import load_networks
     from bitbrush.bench.run import bench_protocol, require_bench_folder
@@ -130,7 +133,8 @@ def _run(
             announce(protocol.choice)
             note(_announcement(reference, list(sources), protocol))
         told: dict[str, Any] = {"pictures": pictures, "options": options, "command": command}
-        document = run_bench(reference, sources, protocol, networks, output, work, **told)
+        with resumable():
+            document = run_bench(reference, sources, protocol, networks, output, work, **told)
         if own.leads:
             _print(document)
             note(f"{output / REPORT}\nOpen it in a browser.")

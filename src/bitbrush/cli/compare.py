@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bitbrush.cli.console import note, quiet_libraries, say, show, shown, table, warn
+from bitbrush.cli.console import note, quiet_libraries, say, show, table, warn
 from bitbrush.cli.execution import DtypeOption, MemoryOption, RuntimeOption, chosen, tell_executions
 from bitbrush.cli.options import Config, Images, Loras, Masks, PipelineArguments, Revision, Variant, model_options
+from bitbrush.cli.progress import shown
+from bitbrush.sources.model_names import require_known
 
 if TYPE_CHECKING:
     from bitbrush.bench.comparison import Comparison
@@ -40,6 +42,7 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Compare an artifact with its full-precision model, pair by pair: PSNR, SSIM, image and latent MSE."""
+    require_known(model, revision)
     quiet_libraries()
     from bitbrush.artifact.manifest import read_manifest
     from bitbrush.artifact.origin import require_origin

@@ -2,7 +2,6 @@
 
 import functools
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,18 +11,15 @@ from typing import Any, ParamSpec
 import typer
 from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column, Table
 from rich.text import TextType
 
 from bitbrush.cli.encoding import spell_what_streams_lack, spelled
-from bitbrush.session.progress import Advance
 
 P = ParamSpec("P")
 
 PACKAGE = Path(__file__).parents[1]
 USER_ERROR, INTERRUPTED = 2, 130
-SECONDS_BETWEEN_LINES = 10.0
 WIDTH_IN_FILES = 180
 _GAP = 2
 """Characters between two columns of a table."""
@@ -122,8 +118,9 @@ def reporting_errors(command: Callable[P, None]) -> Callable[P, None]:
         except (ValueError, OSError) as error:
             err().print(f"error: {error}", markup=False, style="red")
             raise typer.Exit(USER_ERROR) from error
-        except KeyboardInterrupt:
-            err().print("interrupted; nothing half-written is left behind", markup=False)
+        except KeyboardInterrupt as interrupt:
+            notes = [f"; {text}" for text in getattr(interrupt, "__notes__", ())]
+            err().print(f"interrupted; nothing half-written is left behind{''.join(notes)}", markup=False)
             raise typer.Exit(INTERRUPTED) from None
         except _card_is_full() as error:
             told = ". ".join(str(error).split(". ")[:2])  # then come settings of torch's allocator
@@ -138,6 +135,16 @@ def reporting_errors(command: Callable[P, None]) -> Callable[P, None]:
     return run
 
 
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Tells whoever interrupts the work inside that it can be taken up."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note("run the same command again to go on from what is finished")
+        raise
+
+
 def _card_is_full() -> type[Exception]:
     """Asked for when something was raised: torch is not imported for it."""
     import torch
@@ -145,41 +152,11 @@ def _card_is_full() -> type[Exception]:
     return torch.OutOfMemoryError
 
 
-@contextmanager
-def shown(phase: str, total: int) -> Iterator[Advance]:
-    """Progress with the time that is left: a bar on a terminal, else a line now and then."""
-    console = err()
-    if not console.is_terminal:
-        yield _Lines(phase, total).advance
-        return
-    columns = (
-        TextColumn("{task.description:<18}"),
-        BarColumn(24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(phase, total=total)
-        yield lambda: progress.advance(task)
-
-
-class _Lines:
-    """Progress for log files: a line every ten seconds, and one at the end of what took longer than that."""
-
-    def __init__(self, phase: str, total: int) -> None:
-        self._phase, self._total, self._done = phase, total, 0
-        self._began = self._told = time.monotonic()
-
-    def advance(self) -> None:
-        self._done += 1
-        now = time.monotonic()
-        late = now - self._began > SECONDS_BETWEEN_LINES
-        if now - self._told > SECONDS_BETWEEN_LINES or (late and self._done == self._total):
-            left = (now - self._began) / self._done * (self._total - self._done)
-            note(f"{self._phase}: {self._done}/{self._total}, {now - self._began:.0f} s, {left:.0f} s left")
-            self._told = now
+def duration(seconds: float) -> str:
+    """``45 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def table(*columns: str, title: str | None = None) -> Table:

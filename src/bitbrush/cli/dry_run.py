@@ -74,12 +74,14 @@ def _print_stages(estimate: "Estimate") -> None:
     stages = table("stage", "batches", "denoiser calls per batch", "in all")
     for one in estimate.stages:
         calls = one.batches * one.calls_per_batch
-        stages.add_row(one.name, str(one.batches or "-"), str(one.calls_per_batch or "-"), str(calls or "-"))
+        stages.add_row(
+            one.name.replace("_", " "), str(one.batches or "-"), str(one.calls_per_batch or "-"), str(calls or "-")
+        )
     show(stages)
 
 
 def _print_sizes(estimate: "Estimate") -> None:
-    from bitbrush.quantization.estimate import size_text
+    from bitbrush.session.disk import size_text
 
     samples = f", up to {size_text(estimate.offloaded)} before for samples" if estimate.offloaded else ""
     say(

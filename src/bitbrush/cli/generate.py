@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bitbrush.cli.console import note, quiet_libraries, say_unbroken, shown, warn
+from bitbrush.cli.console import note, quiet_libraries, say_unbroken, warn
 from bitbrush.cli.execution import DtypeOption, MemoryOption, RuntimeOption, chosen, tell_executions
 from bitbrush.cli.options import ImageFile, MaskFile, PipelineArguments
+from bitbrush.cli.progress import shown
+from bitbrush.sources.model_names import require_known
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -37,6 +39,7 @@ def generate(
     mask: MaskFile = None,
 ) -> None:
     """Generate images from a quantized (or a full-precision) pipeline."""
+    require_known(model)
     quiet_libraries()
     from bitbrush.artifact.manifest import is_artifact
     from bitbrush.artifact.store import load_with

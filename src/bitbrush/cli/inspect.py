@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bitbrush.cli.console import out, quiet_libraries, say, say_unbroken, show, shown, table
+from bitbrush.cli.console import out, quiet_libraries, say, say_unbroken, show, table
 from bitbrush.cli.execution import chosen, fallback_lines, in_integers
+from bitbrush.cli.progress import shown
 
 if TYPE_CHECKING:
     from bitbrush.bench.plots import LinePlot

@@ -30,6 +30,9 @@ Loras: TypeAlias = Annotated[
     list[str] | None, typer.Option("--lora", help="FILE[@SCALE] fused into the weights first; repeatable.")
 ]
 Device: TypeAlias = Annotated[str, typer.Option(help="Where to compute: cpu, or cuda for an NVIDIA card.")]
+Overwrite: TypeAlias = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the artifact that stands there, once the new one is complete.")
+]
 ImageFile: TypeAlias = Annotated[Path | None, typer.Option(help="Picture to start from, for pipelines that do.")]
 MaskFile: TypeAlias = Annotated[Path | None, typer.Option(help="Mask, white where to paint, for inpainting.")]
 

@@ -7,12 +7,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bitbrush.cli.console import note, quiet_libraries, say, say_unbroken, show, shown, table, warn
+from bitbrush.cli.console import note, quiet_libraries, resumable, say, say_unbroken, show, table, warn
 from bitbrush.cli.dry_run import print_plan
-from bitbrush.cli.options import Config, Device, Generic, Images, Loras, Masks, Revision, Variant, model_options
+from bitbrush.cli.options import (
+    Config,
+    Device,
+    Generic,
+    Images,
+    Loras,
+    Masks,
+    Overwrite,
+    Revision,
+    Variant,
+    model_options,
+)
+from bitbrush.cli.progress import shown
 from bitbrush.cli.recipe_options import takes_recipe_keys
 from bitbrush.methods import DEFAULT_METHOD, METHODS
 from bitbrush.methods.recipe import read_recipe
+from bitbrush.sources.model_names import require_known
 
 if TYPE_CHECKING:
     import torch
@@ -44,14 +57,18 @@ def quantize(
     config: Config = None,
     loras: Loras = None,
     device: Device = "cpu",
+    overwrite: Overwrite = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan, bounds on memory and disk, and end; writes nothing.")
     ] = False,
 ) -> None:
     """Quantize MODEL after training and save it as a pipeline folder of packed integers."""
+    require_known(model, revision)
     quiet_libraries()
+    from bitbrush.artifact.store import require_free
     from bitbrush.session.machine import find_device
 
+    require_free(output, overwrite=overwrite or dry_run)
     chosen, options = _recipe(recipe, keys), model_options(revision, variant, config, loras)
     place = find_device(device)
     if dry_run and place.type != "cpu":
@@ -74,23 +91,26 @@ def _quantize(
     generic: bool,
     dry_run: bool,
 ) -> None:
-    from bitbrush.artifact.store import require_free, save
-    from bitbrush.quantization.quantize import prepare, run
-    from bitbrush.quantization.work import work_folder
+    from bitbrush.artifact.store import save
+    from bitbrush.quantization.quantize import calibration_batches, prepare, run
+    from bitbrush.quantization.work import early_facts
     from bitbrush.runtime.cuda.package import has_card
-    from bitbrush.session.machine import nearest_folder
+    from bitbrush.session.disk import nearest_folder
+    from bitbrush.session.journal import require_same_work, work_folder
     from bitbrush.session.offload import Spool
     from bitbrush.session.ranks import ranks
     from bitbrush.sources.input_images import read_inputs
     from bitbrush.sources.models import find_model, load_source
     from bitbrush.sources.prompts import calibration_prompts
 
-    require_free(output)
     find_model(model, options)
     if device.type == "cpu" and has_card():
         note("there is a card here: --device cuda computes on it")
     calibration = calibration_prompts(prompts, model)
-    inputs = read_inputs(images, masks)
+    inputs, work = read_inputs(images, masks), work_folder(output)
+    batches = calibration_batches(chosen, calibration, inputs)
+    if not dry_run:
+        require_same_work(work, early_facts(chosen, batches, device))
     pipe = load_source(model, options, spool=Spool(nearest_folder(output)), device=device)
     with ranks() as own, own.together():
         state = prepare(pipe, chosen, calibration, inputs=inputs, generic=generic, progress=shown, ranks=own)
@@ -100,24 +120,19 @@ def _quantize(
             _look_ahead(state, calibration, output, dry_run=dry_run)
         if dry_run:
             return
-        work = work_folder(output)
-        quantization = run(state, work)
+        with resumable():
+            quantization = run(state, work)
+            if own.leads:
+                save(quantization, output, base_model=model, options=options)
         if own.leads:
-            save(quantization, output, base_model=model, options=options)
             shutil.rmtree(work)
             print_summary(quantization, output)
 
 
 def _look_ahead(state: "QuantizationState", calibration: Sequence[str], output: Path, *, dry_run: bool) -> None:
-    """What is to be told or refused before anything long starts."""
-    from bitbrush.quantization.estimate import (
-        estimate,
-        require_disk,
-        require_room,
-        short_on_card,
-    )
-    from bitbrush.quantization.work import work_folder
-    from bitbrush.session.journal import Journal
+    """Tells or refuses what is known before anything long starts."""
+    from bitbrush.quantization.estimate import estimate, require_disk, require_room, short_on_card
+    from bitbrush.session.journal import Journal, work_folder
     from bitbrush.sources.prompts import too_long
 
     for message in too_long(state.pipe, calibration[: state.recipe.num_prompts]):
@@ -134,7 +149,7 @@ def _look_ahead(state: "QuantizationState", calibration: Sequence[str], output: 
         if short := short_on_card(planned, state.pipe.device):
             warn(short)
     if done := kept.pieces():
-        note(f"going on with the {len(done)} blocks and steps that {kept.folder} holds")
+        note(f"going on with the {len(done)} pieces of work that {kept.folder} holds")
 
 
 def _recipe(file: Path | None, given: dict[str, Any]) -> "Recipe":

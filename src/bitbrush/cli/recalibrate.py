@@ -5,8 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from bitbrush.cli.console import note, quiet_libraries, shown, warn
-from bitbrush.cli.options import Device, Images, Masks
+from bitbrush.cli.console import note, quiet_libraries, warn
+from bitbrush.cli.options import Device, Images, Masks, Overwrite
+from bitbrush.cli.progress import shown
 from bitbrush.cli.quantize import print_summary
 from bitbrush.cli.recipe_options import RECALIBRATED, takes_recipe_keys
 
@@ -22,6 +23,7 @@ def recalibrate(
     images: Images = None,
     masks: Masks = None,
     device: Device = "cpu",
+    overwrite: Overwrite = False,
 ) -> None:
     """Find an artifact's activation ranges anew, for another plan: minutes, and no full-precision model."""
     quiet_libraries()
@@ -29,6 +31,7 @@ def recalibrate(
     from bitbrush.artifact.recalibration import recalibrate as run
     from bitbrush.artifact.store import require_free, save
     from bitbrush.methods.recipe import Recipe
+    from bitbrush.session.disk import require_space
     from bitbrush.session.machine import find_device
     from bitbrush.session.ranks import ranks
     from bitbrush.sources.input_images import read_inputs
@@ -36,7 +39,8 @@ def recalibrate(
 
     manifest = read_manifest(artifact)
     recipe = Recipe().updated(manifest["recipe"]).updated(keys)
-    require_free(output)
+    require_free(output, overwrite=overwrite)
+    require_space(output, sum(path.stat().st_size for path in artifact.rglob("*") if path.is_file()))
     place = find_device(device)
     calibration = calibration_prompts(prompts, manifest["base_model"])
     with ranks() as own:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from bitbrush.methods.state import QuantizationState
+from bitbrush.session.progress import PlannedWork
 from bitbrush.timeline.trajectory import PromptBatch
 
 Run: TypeAlias = Callable[[QuantizationState], QuantizationState]
@@ -42,11 +43,13 @@ class Stage:
     """One step of a method. The method's list of stages serves running, resuming, dry runs, progress and the docs.
 
     Args:
-        name: The stage's name in progress reports, costs and docs, e.g. ``progressive calibration``.
+        name: The stage's name in progress reports, costs and docs, e.g. ``progressive_calibration``.
         summary: One line for the docs.
         run: From the state before the stage to the state after it.
         wanted: Whether the recipe asks for the stage; asked when its turn comes, and before any stage for the plan.
         calls: Denoiser calls, given the number of calls that the pipeline itself makes.
+        title: The title under which ``run`` reports progress, once for each call that the pipeline makes.
+        work: What ``run`` reports of, where it reports in another way.
         changes_network: Whether it replaces the denoiser. An artifact's denoiser has been replaced already, so
             recalibration leaves such stages out.
         check: Raises ValueError where the recipe asks for what the stage cannot do; computes nothing.
@@ -57,5 +60,15 @@ class Stage:
     run: Run
     wanted: Callable[[QuantizationState], bool] = always
     calls: Callable[[QuantizationState, int], StageCalls] = no_calls
+    title: str = ""
+    work: Callable[[QuantizationState, int], tuple[PlannedWork, ...]] | None = None
     changes_network: bool = False
     check: Callable[[QuantizationState], None] = accept
+
+    def planned_work(self, state: QuantizationState, of_pipeline: int) -> tuple[PlannedWork, ...]:
+        """Returns what progress will be reported of, where the pipeline itself makes so many denoiser calls."""
+        if self.work is not None:
+            return self.work(state, of_pipeline)
+        calls = self.calls(state, of_pipeline)
+        prompts = sum(len(batch.prompts) for batch in calls.batches)
+        return (PlannedWork(self.title, of_pipeline, prompts * calls.per_batch / of_pipeline),) if self.title else ()

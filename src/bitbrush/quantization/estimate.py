@@ -24,7 +24,8 @@ from bitbrush.numerics.histogram import BINS
 from bitbrush.quantization.walk import PipelineWalk, sample_bytes, walk_pipeline
 from bitbrush.rounding.blocks import reconstruction_blocks
 from bitbrush.rounding.compensation import WAITING_BYTES, WHOLE_BYTES
-from bitbrush.session.machine import available_disk, available_memory, available_on_card
+from bitbrush.session.disk import available_disk, size_text
+from bitbrush.session.machine import available_memory, available_on_card
 from bitbrush.session.memory import resident_memory
 from bitbrush.session.offload import ROOM
 
@@ -187,8 +188,3 @@ def short_on_card(estimate: Estimate, card: torch.device) -> str | None:
         f"quantizing takes up to {size_text(estimate.memory)} beside what is loaded, and {size_text(left)} are left on "
         f"{card}: if that is too little, lower batch_size or num_prompts, or compute on the CPU (--device cpu)"
     )
-
-
-def size_text(size: int) -> str:
-    """Returns the size in MiB, from 10 GiB on in GiB."""
-    return f"{size / 2**20:.0f} MiB" if size < 10 * 2**30 else f"{size / 2**30:.1f} GiB"

@@ -29,21 +29,26 @@ from bitbrush.network.family import Family
 from bitbrush.network.generic import generic_family
 from bitbrush.network.held import HALF, in_float32, twin, widen_
 from bitbrush.network.layers import LayerSpec
-from bitbrush.quantization.work import open_work, require_same_work
+from bitbrush.quantization.work import require_same_work, work_facts
 from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.runtime.choose import RuntimeName, choose_runtime
 from bitbrush.runtime.lowered import lower, lowered_of
 from bitbrush.session.allocator import share_heap
 from bitbrush.session.costs import PhaseCost
-from bitbrush.session.journal import Journal
+from bitbrush.session.journal import Journal, open_journal
 from bitbrush.session.offload import PROCESSOR, ROOM, Room, Spool
-from bitbrush.session.progress import Progress, silent
+from bitbrush.session.progress import (
+    PlannedWork,
+    Progress,
+    planned,
+    silent,
+)
 from bitbrush.session.ranks import ALONE, Ranks, ranks
 from bitbrush.session.session import Session
 from bitbrush.sources.identity import model_digest
 from bitbrush.sources.schedulers import with_scheduler
 from bitbrush.timeline.defaults import plain_defaults
-from bitbrush.timeline.trajectory import prompt_batches
+from bitbrush.timeline.trajectory import PromptBatch, planned_timesteps, prompt_batches
 
 
 @dataclass(frozen=True)
@@ -156,11 +161,25 @@ def run(state: QuantizationState, work: Path | None = None) -> Quantization:
     require_same_work(state)
     session = state.session
     if work is not None:
-        leads = session.ranks.leads
-        journal = open_work(work, state, model_digest(state.given)) if leads else Journal(None, session.ranks)
-        session = replace(session, journal=journal)
+        session = replace(session, journal=_opened(work, state))
     session = replace(session, offload=Spool(work or Path(tempfile.gettempdir()), Room(ROOM)))
+    session = replace(session, progress=planned(session.progress, lambda: planned_work(state)))
     return finish(METHODS[state.recipe.method].stages, replace(state, session=session))
+
+
+def planned_work(state: QuantizationState) -> list[PlannedWork]:
+    """Returns what the stages that the recipe wants will report of."""
+    calls = len(planned_timesteps(state.pipe, state.family.component, state.recipe.plan, state.batches[0]))
+    stages = METHODS[state.recipe.method].planned(state)
+    return [work for stage in stages for work in stage.planned_work(state, calls)]
+
+
+def _opened(work: Path, state: QuantizationState) -> Journal:
+    """Opens the journal; of several processes the first alone has its folder."""
+    ranks = state.session.ranks
+    if not ranks.leads:
+        return Journal(None, ranks)
+    return open_journal(work, {"model": model_digest(state.given), **work_facts(state)}, ranks)
 
 
 def finish(stages: tuple[Stage, ...], state: QuantizationState) -> Quantization:
@@ -196,11 +215,7 @@ def prepare(
     """
     share_heap()  # before the first call is suspended in a thread of its own
     METHODS.named(recipe.method)
-    if len(prompts) < recipe.num_prompts:
-        raise ValueError(
-            f"num_prompts is {recipe.num_prompts}, but only {len(prompts)} calibration prompts are given; "
-            "lower it or give more"
-        )
+    batches = calibration_batches(recipe, prompts, inputs)
     if recipe.num_prompts < ranks.world:
         raise ValueError(
             f"num_prompts is {recipe.num_prompts} for {ranks.world} processes, of which each needs one; start fewer "
@@ -212,7 +227,6 @@ def prepare(
     family = generic_family(pipe) if generic else family_of(pipe)
     _require_float(getattr(pipe, family.component), family.component)
     require_savable(pipe)
-    batches = tuple(prompt_batches(prompts[: recipe.num_prompts], recipe.seed, recipe.batch_size, inputs=inputs))
     source = _in_float32(with_scheduler(pipe, recipe.scheduler))
     session = Session(ranks=ranks, progress=progress if ranks.leads else silent)
     allocated = None
@@ -224,6 +238,18 @@ def prepare(
     METHODS[recipe.method].planned(state)  # refuses keys that its stages do not take
     _ = state.specs  # refuses patterns that match no layer
     return state
+
+
+def calibration_batches(
+    recipe: Recipe, prompts: Sequence[str], inputs: Mapping[str, Sequence[Any]] | None = None
+) -> tuple[PromptBatch, ...]:
+    """The prompts that a recipe calibrates with, of those that are given. Raises ValueError if these are too few."""
+    if len(prompts) < recipe.num_prompts:
+        raise ValueError(
+            f"num_prompts is {recipe.num_prompts}, but only {len(prompts)} calibration prompts are given; "
+            "lower it or give more"
+        )
+    return tuple(prompt_batches(prompts[: recipe.num_prompts], recipe.seed, recipe.batch_size, inputs=inputs))
 
 
 def require_inputs(pipe: DiffusionPipeline, inputs: Mapping[str, Any]) -> None:

@@ -1,54 +1,48 @@
-"""The folder in which a quantization keeps what it has finished, and whose work that is."""
+"""Facts that decide what a quantization comes to: unfinished work of others cannot be taken up."""
 
 import hashlib
 import importlib.metadata
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bitbrush.methods.recipe import Recipe
 from bitbrush.methods.state import QuantizationState
 from bitbrush.network.held import device_of
-from bitbrush.session.journal import Journal
 from bitbrush.timeline.trajectory import PromptBatch
 
-FINGERPRINT = "fingerprint.json"
 VERSIONS = ("bitbrush", "torch", "diffusers", "transformers")
 
 
-def work_folder(output: Path) -> Path:
-    """Where the work for an artifact is kept: beside it, hidden."""
-    return output.with_name(f".{output.name}.work")
+def work_facts(state: QuantizationState) -> dict[str, Any]:
+    """All of them but the networks' weights, as JSON values by what they are of."""
+    return {
+        **early_facts(state.recipe, state.batches, device_of(state.denoiser)),
+        "family": state.family.name,
+        "weights": _weights_digest(state),
+        "number of processes": state.session.ranks.world,
+    }
 
 
-def open_work(folder: Path, state: QuantizationState, digest: str) -> Journal:
-    """The journal of ``folder``, made if there is none. ``digest``: of the pipeline's networks.
+def early_facts(recipe: Recipe, batches: Sequence[PromptBatch], device: torch.device) -> dict[str, Any]:
+    """Those that are known before the model is loaded."""
+    return {
+        "recipe": recipe.to_dict(),
+        "prompts": prompts_digest(batches),
+        "device": device.type,
+        **machine_facts(),
+    }
 
-    Raises ValueError, naming what differs, if the work in it was done for another model, recipe, prompts, versions,
-    number of threads or processes, or on another device: going on with it would not give what the job gives.
-    """
-    ours = {"model": digest, **_fingerprint(state)}
-    path = folder / FINGERPRINT
-    journal = Journal(folder, state.session.ranks)
-    if journal.pieces():
-        theirs = json.loads(path.read_text(encoding="utf-8"))
-        unlike = [part for part in ours if ours[part] != theirs.get(part)]
-        if unlike:
-            raise ValueError(
-                f"{folder} holds unfinished work for another {' and another '.join(unlike)}; remove it to start anew, "
-                "or choose another output"
-            )
-        return journal
-    if folder.exists() and {other.suffix for other in folder.iterdir()} - {".json", ".part"}:
-        raise ValueError(f"{folder} exists and holds no {FINGERPRINT}; remove it or choose another output")
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    partial.write_text(json.dumps(ours, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
-    return journal
+
+def machine_facts() -> dict[str, Any]:
+    """What decides the last bits of any result."""
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
+        "number of threads": torch.get_num_threads(),  # sums are added up in another order
+    }
 
 
 def require_same_work(state: QuantizationState) -> None:
@@ -56,7 +50,7 @@ def require_same_work(state: QuantizationState) -> None:
 
     The networks' weights are not compared.
     """
-    parts = _fingerprint(state)
+    parts = work_facts(state)
     digests = [hashlib.sha256(json.dumps(part, sort_keys=True).encode()).digest()[:7] for part in parts.values()]
     own = torch.tensor([int.from_bytes(digest) for digest in digests])
     differ = state.session.ranks.least(own.clone()) != state.session.ranks.most(own.clone())
@@ -68,20 +62,8 @@ def require_same_work(state: QuantizationState) -> None:
         )
 
 
-def _fingerprint(state: QuantizationState) -> dict[str, Any]:
-    return {
-        "recipe": state.recipe.to_dict(),
-        "prompts": _prompts_digest(state.batches),
-        "family": state.family.name,
-        "weights": _weights_digest(state),
-        "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
-        "number of threads": torch.get_num_threads(),  # sums are added up in another order
-        "number of processes": state.session.ranks.world,
-        "device": device_of(state.denoiser).type,
-    }
-
-
-def _prompts_digest(batches: Sequence[PromptBatch]) -> str:
+def prompts_digest(batches: Sequence[PromptBatch]) -> str:
+    """SHA-256 over prompts, seeds and inputs of all batches."""
     digest = hashlib.sha256()
     for batch in batches:
         digest.update(repr((batch.prompts, batch.seeds, sorted(batch.inputs))).encode())

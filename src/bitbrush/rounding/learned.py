@@ -16,6 +16,8 @@ from bitbrush.network.held import device_of, hold_rounded, twin
 from bitbrush.network.layers import LayerSpec
 from bitbrush.numerics.limits import WeightRange
 from bitbrush.numerics.weights import QuantizedWeight
+from bitbrush.rounding import adaround as published
+from bitbrush.rounding import reconstruction
 from bitbrush.rounding.adaround import adaround, round_alone
 from bitbrush.rounding.blocks import (
     BlockCall,
@@ -35,22 +37,40 @@ from bitbrush.rounding.reconstruction import reconstruct
 from bitbrush.rounding.shards import WHOLE, Place, Shard, Shards
 from bitbrush.session.allocator import trim
 from bitbrush.session.offload import PROCESSOR
+from bitbrush.session.progress import PlannedWork
 from bitbrush.session.session import Session
 from bitbrush.timeline.trajectory import DenoiserCall
 
 
 @dataclass(frozen=True)
 class Procedure:
-    """``start`` of every layer by itself, then ``reconstruct`` of the blocks that have at least so many layers."""
+    """``start`` of every layer by itself, then ``reconstruct`` of the blocks that have at least so many layers.
+
+    ``learned_rows``: how many rows go through each block, forward and back.
+    """
 
     start: Callable[..., Compensated]
     reconstruct: Callable[..., dict[str, QuantizedWeight]]
     least_layers: int
+    learned_rows: int = 0
 
 
-COMPENSATED = Procedure(round_with_compensation, reconstruct, 2)
-PUBLISHED = Procedure(round_alone, adaround, 1)
+COMPENSATED = Procedure(round_with_compensation, reconstruct, 2, reconstruction.ITERATIONS * reconstruction.BATCH_ROWS)
+PUBLISHED = Procedure(round_alone, adaround, 1, published.ITERATIONS * published.BATCH_ROWS)
 """BRECQ with AdaRound, as PCR's authors have it."""
+ROUNDING_TITLE = "learning rounding"
+"""Under which progress is reported."""
+SAMPLE_PASSES, BACKWARD, GUIDED_ROWS = 3, 3, 2
+"""Passes of each sample, passes that one forward and back is worth, and rows of a prompt with guidance."""
+
+
+def learning_work(
+    denoiser: nn.Module, family: Family, layers: Sequence[str], samples: int, procedure: Procedure
+) -> PlannedWork:
+    """The blocks that :func:`learn_rounding` reports of; ``samples`` are denoiser calls of one prompt."""
+    blocks = len(reconstruction_blocks(denoiser, family, layers))
+    calls = SAMPLE_PASSES * samples + BACKWARD * procedure.learned_rows / GUIDED_ROWS
+    return PlannedWork(ROUNDING_TITLE, blocks, calls / blocks)
 
 
 @dataclass(frozen=True)
@@ -168,7 +188,7 @@ class _Learner:
 
 def _learn_or_recall(learner: _Learner, name: str, layers: Sequence[str], calls: _Calls, session: Session) -> list[Any]:
     """Rounds the layers of the block ``name``, or reads them from the journal; returns its full-precision outputs."""
-    piece = f"block-{name}"
+    piece = _piece(name)
     kept = session.journal.read(piece)
     if kept is not None:
         learner.recall(block_from_tensors(layers, kept, learner.generator))
@@ -176,6 +196,10 @@ def _learn_or_recall(learner: _Learner, name: str, layers: Sequence[str], calls:
     outputs = learner.learn(name, layers, calls)
     session.journal.write(piece, block_tensors({layer: learner.rounded[layer] for layer in layers}, learner.generator))
     return outputs
+
+
+def _piece(block: str) -> str:
+    return f"block-{block}"
 
 
 @torch.no_grad()
@@ -211,18 +235,20 @@ def learn_rounding(
     """
     blocks = reconstruction_blocks(denoiser, family, [spec.name for spec in specs])
     learner, offload = _Learner(denoiser, specs, estimator, session, procedure), session.offload
-    names = list(blocks)
+    names, kept = list(blocks), session.journal.pieces()
+    missing = {name for name in names if _piece(name) not in kept}
     with (
         walks(denoiser, names, samples, offload) as full,
         walks(learner.quantized, names, samples, offload) as quantized,
-        session.progress("learning rounding", len(names)) as advance,
+        session.progress(ROUNDING_TITLE, len(missing)) as advance,
     ):
         while stop := next_stop(full, names, session.ranks):
             name, waiting = stop
             calls = _Calls(_waiting(full, waiting), _waiting(quantized, waiting), shards.of(waiting))
             if name in blocks:
                 outputs = _learn_or_recall(learner, name, blocks.pop(name), calls, session)
-                advance()
+                if name in missing:
+                    advance()
             else:
                 outputs = [offload.put_away(call.run(denoiser)) for call in calls.full]
             for index, output, call in zip(waiting, outputs, calls.quantized, strict=True):

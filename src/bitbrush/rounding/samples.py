@@ -25,6 +25,8 @@ from bitbrush.timeline.trajectory import (
 MAX_PROMPTS = 16
 PROMPTS_PER_CALL = 8
 EVERY = 4
+RECORDING_TITLE = "recording samples"
+"""Under which progress is reported."""
 RECORDING_CALLS = 1
 """Denoiser calls of each batch for every one that the pipeline makes."""
 
@@ -44,6 +46,12 @@ def is_sample(call: int, batch: int, of: int) -> bool:
     return (call + batch * EVERY // of) % EVERY == 0
 
 
+def recorded_samples(pieces: Sequence[Piece], calls: int) -> int:
+    """How many denoiser calls of a prompt are kept of the pieces, where the pipeline makes so many calls."""
+    kept = (piece for call in range(calls) for piece in pieces if is_sample(call, piece.index, piece.batches))
+    return sum(len(piece.batch.prompts) for piece in kept)
+
+
 def record_samples(
     pipe: Any, family: Family, batches: Sequence[PromptBatch], plan: SamplingPlan, session: Session
 ) -> list[DenoiserCall]:
@@ -59,7 +67,7 @@ def record_samples(
     steps = len(planned_timesteps(pipe, family.component, plan, batches[0]))
     with (
         carried(pipe, family.component, [piece.batch for piece in own], plan) as trajectories,
-        session.progress("recording samples", steps) as advance,
+        session.progress(RECORDING_TITLE, steps) as advance,
     ):
         for number, calls in enumerate(lockstep(trajectories)):
             for piece, trajectory, call in zip(own, trajectories, calls, strict=True):

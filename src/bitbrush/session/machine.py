@@ -1,6 +1,5 @@
 """What this machine has for a job: memory and disk that are left, and cards."""
 
-import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,20 +42,10 @@ def _left_by_groups() -> Iterator[int]:
                     yield max(0, int(most) - int((folder / usage).read_text()) + int(stat.get(files, 0)))
 
 
-def available_disk(path: Path) -> int:
-    """Bytes free where ``path`` is, or will be."""
-    return shutil.disk_usage(nearest_folder(path)).free
-
-
 def available_on_card(device: torch.device) -> int:
     """Bytes of the card's memory that no program has, and those that torch holds and does not use."""
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-
-
-def nearest_folder(path: Path) -> Path:
-    """``path`` itself or the folder nearest above it that is there."""
-    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
 
 
 def find_device(name: str) -> torch.device:

@@ -24,6 +24,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from bitbrush.session.disk import writing
+
 PROCESSOR = torch.device("cpu")
 SMALLEST = 1 << 16
 """Bytes from which on a tensor is worth a file."""
@@ -71,7 +73,7 @@ class Spool:
     def put_away(self, values: Values) -> Values:
         """The same tensors, in any nesting, with their elements on the disk; views of one another stay so.
 
-        Without a folder those of a card are in the processor's memory then. Raises OSError where the disk is full.
+        Without a folder those of a card are in the processor's memory then. Raises DiskError where the disk is full.
         """
         for views in _by_storage(values):
             if views[0].device != PROCESSOR:
@@ -91,9 +93,11 @@ class Spool:
 
     def _mapped(self, data: Tensor) -> torch.UntypedStorage:
         # Written and not copied into the mapping: a full disk is an error then, and not the end of the process.
-        descriptor, name = tempfile.mkstemp(_SUFFIX, dir=self.folder)
+        assert self.folder is not None
+        with writing(self.folder, data.nbytes):
+            descriptor, name = tempfile.mkstemp(_SUFFIX, dir=self.folder)
         try:
-            with os.fdopen(descriptor, "wb") as file:
+            with writing(self.folder, data.nbytes), os.fdopen(descriptor, "wb") as file:
                 file.write(data.numpy().data)
             return torch.from_file(name, shared=True, size=data.nbytes, dtype=torch.uint8).untyped_storage()
         finally:

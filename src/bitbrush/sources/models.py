@@ -18,24 +18,21 @@ from torch import nn
 from bitbrush.network.families import DENOISERS
 from bitbrush.network.held import put_weights_away
 from bitbrush.session.allocator import return_freed_memory
+from bitbrush.session.disk import require_space
 from bitbrush.session.offload import PROCESSOR, Spool
-from bitbrush.sources.checkpoint_type import component_types, file_type
+from bitbrush.sources.checkpoint_type import component_types, file_type, variant_files
 from bitbrush.sources.lora import Lora, fuse_lora
+from bitbrush.sources.model_names import SINGLE_FILE, UnknownModelError, did_you_mean, require_known, unknown_text
 from bitbrush.sources.networks import MODEL_INDEX, lacks_weights, load_pipeline
 from bitbrush.sources.single_file import load_single_file
-from bitbrush.zoo import MODELS, model_path
+from bitbrush.zoo import model_path
 
-SINGLE_FILE = ".safetensors"
 HALF_VARIANT = "fp16"
 ARTIFACT_MANIFEST, ARTIFACT_FORMAT = "manifest.json", "bitbrush-artifact"
 """File and format name that mark an artifact (``artifact/manifest.py``)."""
 LARGE = 256 << 20
 """Bytes of a checkpoint from which on freed memory goes back to the system at once: what is given back must be paged in
 again. On emoji-sd it took a third of the time and saved 380 MiB."""
-
-
-class UnknownModelError(ValueError):
-    """No pipeline is to be had under the given name."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +81,14 @@ def load_source(
 
     On a card they are in its memory instead, in that type. Computed in float32 it is that of
     :func:`load_full_precision`, bit for bit. Networks are in memory once while they are loaded; in float32 if there are
-    LoRAs to be fused. Raises as :func:`load_full_precision`, and OSError where the disk is full.
+    LoRAs to be fused. Raises as :func:`load_full_precision`, and DiskError where the disk is full or read-only.
     """
     options = options or ModelOptions()
     source = find_model(model, options)
-    if _bytes_on_disk(source) >= LARGE:
+    size = _bytes_on_disk(source, options.variant)
+    if device == PROCESSOR and spool.folder is not None and size < math.inf:
+        require_space(spool.folder, int(size), "that the model's weights take while it is quantized")
+    if size >= LARGE:
         return_freed_memory()  # before anything large is made: the heap would keep its size
     if options.loras:
         pipe = load_full_precision(model, options)
@@ -104,12 +104,12 @@ def load_source(
     return _finished(pipe, replace(options, loras=())).to(device)
 
 
-def _bytes_on_disk(source: str) -> float:
-    """Of a local model's weights; of one that is not here yet nothing is known, and the most assumed."""
+def _bytes_on_disk(source: str, variant: str | None) -> float:
+    """Of a local model's denoiser; of one that is not here yet nothing is known, and the most assumed."""
     path = Path(source)
     if path.is_file():
         return path.stat().st_size
-    files = [file for name in DENOISERS for file in (path / name).glob(f"*{SINGLE_FILE}")]
+    files = [file for name in DENOISERS if (path / name).is_dir() for file in variant_files(path / name, variant)]
     return sum(file.stat().st_size for file in files) if path.is_dir() else math.inf
 
 
@@ -128,6 +128,7 @@ def find_model(model: str | os.PathLike[str], options: ModelOptions | None = Non
     """
     options = options or ModelOptions()
     _require_full_precision(model)
+    require_known(model, options.revision)
     source = _find(os.fspath(model))
     single, local = source.endswith(SINGLE_FILE), Path(source).exists()
     if options.config is not None and not single:
@@ -177,12 +178,12 @@ def _find(model: str) -> str:
             raise UnknownModelError(f"bundled model {model!r} is no pipeline; emoji-sd and emoji-sdxl are")
         return str(bundled)
     path = Path(model)
-    if path.suffix == SINGLE_FILE:
-        if not path.is_file():
-            raise UnknownModelError(f"there is no file {path}")
-    elif path.exists() and not (path / MODEL_INDEX).is_file():
+    if path.suffix == SINGLE_FILE and not path.is_file():
+        raise UnknownModelError(f"{path} is no file, as a checkpoint that ends in {SINGLE_FILE} is")
+    if path.suffix != SINGLE_FILE and path.exists() and not (path / MODEL_INDEX).is_file():
         raise UnknownModelError(
             f"{path} is no diffusers pipeline: it has no {MODEL_INDEX}; a checkpoint in one file ends in {SINGLE_FILE}"
+            f"{did_you_mean(model)}"
         )
     return model
 
@@ -229,7 +230,4 @@ def _asked(options: ModelOptions) -> str:
 
 
 def _unknown(model: str | os.PathLike[str], options: ModelOptions, error: Exception) -> str:
-    return (
-        f"model {str(model)!r}{_asked(options)} is neither bundled ({', '.join(MODELS)}), nor a "
-        f"directory with {MODEL_INDEX}, nor in the hub's cache or reachable on the hub: {error}"
-    )
+    return unknown_text(os.fspath(model), _asked(options), str(error))

@@ -23,6 +23,7 @@ from bitbrush.calibration.sensitivity import (
     measured_batch,
     segments,
     sensitivity_calls,
+    sensitivity_works,
 )
 from bitbrush.methods.recipe import WeightAllocation
 from bitbrush.methods.stage import Stage, StageCalls
@@ -30,6 +31,8 @@ from bitbrush.methods.stages.branches import branch_weight_bits
 from bitbrush.methods.state import AllocatedBits, QuantizationState
 from bitbrush.network.held import in_memory, weight_shape
 from bitbrush.numerics.allocation import allocate
+from bitbrush.session.journal import Journal
+from bitbrush.session.progress import PlannedWork
 
 NAME = "sensitivity"
 
@@ -91,7 +94,8 @@ def _measured(state: QuantizationState) -> dict[str, Tensor]:
         activation_range=recipe.activation_range,
         weight_range=recipe.weight_range,
     )
-    found = measure_sensitivities(measurement, measured_batch(state.batches), state.session)
+    own = replace(state.session, journal=Journal(state.session.journal.folder))  # the others wait for what it finds
+    found = measure_sensitivities(measurement, measured_batch(state.batches), own)
     tensors = {"inputs": found.inputs, "weights": found.weights, "products": found.products}
     return {"timesteps": torch.tensor(found.timesteps, dtype=torch.float64), **tensors}
 
@@ -138,10 +142,16 @@ def _calls_by_segment(timesteps: Sequence[float]) -> list[list[int]]:
     return list(parts.values())
 
 
+def _work(state: QuantizationState, of_pipeline: int) -> tuple[PlannedWork, ...]:
+    prompts = len(measured_batch(state.batches).prompts)
+    return sensitivity_works(of_pipeline, prompts=prompts, layers=len(_counted_layers(state)))
+
+
 ALLOCATE_BITS = Stage(
     name=NAME,
     summary="Weight bits by layer and activation bits by layer and step follow from measured sensitivities.",
     run=allocate_bits,
     wanted=lambda state: _averages(state) != _Averages(None, None),
     calls=lambda state, of_pipeline: StageCalls((measured_batch(state.batches),), sensitivity_calls(of_pipeline)),
+    work=_work,
 )

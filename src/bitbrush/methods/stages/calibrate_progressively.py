@@ -20,9 +20,10 @@ def calibrate_progressively(state: QuantizationState) -> QuantizationState:
 
 
 CALIBRATE_PROGRESSIVELY = Stage(
-    name="progressive calibration",
+    name="progressive_calibration",
     summary="One range per layer and timestep, each observed on what the quantized steps before produced.",
     run=calibrate_progressively,
     calls=lambda state, of_pipeline: StageCalls(state.own_batches, progressive.PROGRESSIVE_CALLS * of_pipeline),
+    title=progressive.CALIBRATING,
     check=require_observed_step_sizes,
 )

@@ -76,7 +76,7 @@ def _check(state: QuantizationState) -> None:
 
 
 KNOW_FIRST_TOKEN = Stage(
-    name="first token",
+    name="first_token",
     summary="Keys and values of a text's start token are full precision's; ranges are those of the other tokens.",
     run=know_first_token,
     wanted=lambda state: bool(state.first_token_layers or _known(state.rounded or {})),
@@ -84,7 +84,7 @@ KNOW_FIRST_TOKEN = Stage(
     check=_check,
 )
 MEASURE_START_TOKEN = Stage(
-    name="start token",
+    name="start_token",
     summary="The norm of the texts' start token decides whether its keys and values stay in full precision.",
     run=measure_start_token,
     wanted=lambda state: (

@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 
-from bitbrush.calibration.step_sizes import LEARNING_CALLS, StepSizeLearner
+from bitbrush.calibration.step_sizes import EPOCHS, LEARNING_CALLS, LEARNING_TITLE, StepSizeLearner
 from bitbrush.methods.recipe import StepSizes
 from bitbrush.methods.stage import Stage, StageCalls
 from bitbrush.methods.stages.ranges import learning_prompts
 from bitbrush.methods.state import QuantizationState
 from bitbrush.rounding.nearest import with_weights
+from bitbrush.session.progress import PlannedWork
 from bitbrush.timeline.schedule import ActivationSchedule
 
 
@@ -32,10 +33,19 @@ def _calls(state: QuantizationState, of_pipeline: int) -> StageCalls:
     return StageCalls((state.own_batches[0][: learning_prompts(state)],), LEARNING_CALLS * of_pipeline)
 
 
+ITERATION_COST = 3
+"""Denoiser calls that an iteration, forward and backward, is worth."""
+
+
+def _work(state: QuantizationState, of_pipeline: int) -> tuple[PlannedWork, ...]:
+    return (PlannedWork(LEARNING_TITLE, EPOCHS * of_pipeline, ITERATION_COST * learning_prompts(state)),)
+
+
 LEARN_STEP_SIZES = Stage(
-    name="step sizes",
+    name="step_sizes",
     summary="Static step sizes are learned on by gradients of the denoiser's guided output.",
     run=learn_step_sizes,
     wanted=lambda state: state.recipe.step_sizes is StepSizes.LEARNED,
     calls=_calls,
+    work=_work,
 )

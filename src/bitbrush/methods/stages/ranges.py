@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
-from bitbrush.calibration.observe import OBSERVING_CALLS, observe
+from bitbrush.calibration.observe import OBSERVING, OBSERVING_CALLS, observe
 from bitbrush.calibration.one_pass import one_shot_schedules, static_schedules
 from bitbrush.calibration.step_sizes import LEARNED_PROMPTS, of_first_prompts
 from bitbrush.methods.recipe import StepSizes
@@ -57,7 +57,7 @@ def static_ranges(counts: Counts = lambda _, __: None) -> Stage:
         return replace(state, activations=schedules, observations={})
 
     return Stage(
-        name="static ranges",
+        name="static_ranges",
         summary="One range per layer for all steps, from what was observed at any of them.",
         run=find,
         check=_require_no_relaxing,
@@ -107,15 +107,16 @@ OBSERVE = Stage(
     summary="Inputs of every layer are observed along full-precision trajectories.",
     run=observe_full_precision,
     calls=lambda state, of_pipeline: StageCalls(state.own_batches, OBSERVING_CALLS * of_pipeline),
+    title=OBSERVING,
 )
 RANGES_BY_STEP = Stage(
-    name="ranges by step",
+    name="ranges_by_step",
     summary="One range per layer and timestep, all from the full-precision pass.",
     run=find_ranges_by_step,
     check=require_observed_step_sizes,
 )
 DYNAMIC_RANGES = Stage(
-    name="dynamic ranges",
+    name="dynamic_ranges",
     summary="Ranges of every token, or of every image in a convolution, are found at run time.",
     run=find_dynamic_ranges,
     check=_check_dynamic,

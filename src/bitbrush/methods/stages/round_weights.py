@@ -6,9 +6,17 @@ from bitbrush.methods.recipe import Rounding
 from bitbrush.methods.stage import Stage, StageCalls
 from bitbrush.methods.state import QuantizationState
 from bitbrush.network.layers import LayerSpec
-from bitbrush.rounding.learned import COMPENSATED, PUBLISHED, learn_rounding
+from bitbrush.rounding.learned import COMPENSATED, PUBLISHED, learn_rounding, learning_work
 from bitbrush.rounding.nearest import RoundedLayer, round_all_to_nearest
-from bitbrush.rounding.samples import RECORDING_CALLS, record_samples, sample_pieces, sample_shards
+from bitbrush.rounding.samples import (
+    RECORDING_CALLS,
+    RECORDING_TITLE,
+    record_samples,
+    recorded_samples,
+    sample_pieces,
+    sample_shards,
+)
+from bitbrush.session.progress import PlannedWork
 
 PROCEDURES = {Rounding.LEARNED: COMPENSATED, Rounding.ADAROUND: PUBLISHED}
 
@@ -48,16 +56,27 @@ def _recording_calls(state: QuantizationState, of_pipeline: int) -> StageCalls:
     return StageCalls(recorded, RECORDING_CALLS * of_pipeline)
 
 
+def _learning_work(state: QuantizationState, of_pipeline: int) -> tuple[PlannedWork, ...]:
+    procedure = PROCEDURES.get(state.recipe.rounding)
+    if procedure is None:
+        return ()
+    layers = [spec.name for spec in _to_round(state)]
+    samples = recorded_samples(sample_pieces(state.batches, state.session.ranks), of_pipeline)
+    return (learning_work(state.denoiser, state.family, layers, samples, procedure),)
+
+
 RECORD_TRAJECTORIES = Stage(
     name="recording",
     summary="Denoiser calls of full-precision trajectories are recorded for learned rounding.",
     run=record_trajectories,
     wanted=lambda state: state.rounded is None and state.recipe.rounding in PROCEDURES,
     calls=_recording_calls,
+    title=RECORDING_TITLE,
 )
 ROUND_WEIGHTS = Stage(
     name="rounding",
     summary="Weights become integers, to nearest or learned block by block.",
     run=round_weights,
+    work=_learning_work,
     wanted=lambda state: state.rounded is None,
 )

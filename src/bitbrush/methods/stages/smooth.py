@@ -4,7 +4,7 @@ The inputs of transformer blocks that a norm or a linear layer makes are smoothe
 nothing to take the scale on, and stays as it is.
 """
 
-from bitbrush.calibration.channels import CHANNEL_CALLS, observe_channels
+from bitbrush.calibration.channels import CHANNEL_CALLS, CHANNELS_TITLE, observe_channels
 from bitbrush.methods.recipe import Smoothing
 from bitbrush.methods.stage import Stage, StageCalls
 from bitbrush.methods.state import QuantizationState
@@ -41,6 +41,7 @@ SMOOTH = Stage(
     name="smoothing",
     summary="Part of the inputs' scale, channel by channel, moves into the weights of transformer blocks.",
     run=smooth,
+    title=CHANNELS_TITLE,
     changes_network=True,
     wanted=lambda state: state.recipe.smoothing is not Smoothing.NONE,
     calls=lambda state, of_pipeline: StageCalls(state.own_batches, CHANNEL_CALLS * of_pipeline),

@@ -13,7 +13,7 @@ def split_skips(state: QuantizationState) -> QuantizationState:
 
 
 SPLIT_SKIPS = Stage(
-    name="split skips",
+    name="split_skips",
     summary="Convolutions that read a skip concatenation become two, with quantization parameters of their own.",
     run=split_skips,
     changes_network=True,
