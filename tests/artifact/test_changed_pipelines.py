@@ -9,7 +9,6 @@ import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.models.attention_processor import Attention
 from PIL import Image
-from tests.artifact.test_lora import LAYER, written
 from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
@@ -17,6 +16,7 @@ import bitbrush
 from bitbrush.artifact.from_pretrained import register
 from bitbrush.runtime.interface import RuntimeUnavailable
 from tests.artifact.pipelines import CASES, PIXELS, pipeline, quantized
+from tests.sources.test_lora import LAYER, written
 
 
 @pytest.fixture(scope="module")

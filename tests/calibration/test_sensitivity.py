@@ -26,9 +26,8 @@ from bitbrush.calibration.sensitivity import (
     sensitivity_works,
 )
 from bitbrush.numerics.limits import RangeEstimator, WeightRange
-from bitbrush.session.costs import CallCounter
 from bitbrush.session.journal import Journal
-from bitbrush.session.progress import Advance, silent
+from bitbrush.session.progress import Advance
 from bitbrush.session.session import Session
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.trajectory import DenoiserCall, prompt_batches
@@ -128,7 +127,7 @@ def assert_same(found: Sensitivities, whole: Sensitivities) -> None:
 def whole(_one_tiny_pipe: StableDiffusionPipeline) -> Sensitivities:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(sensitivity, "BOUNDS", (0.0, 0.5, 1.0))
-        return measure_sensitivities(measurement(_one_tiny_pipe), BATCH, silent, CallCounter())
+        return measure_sensitivities(measurement(_one_tiny_pipe), BATCH, Session())
 
 
 @pytest.mark.parametrize("written", [False, True])
@@ -153,14 +152,14 @@ def test_killed_at_any_piece_it_comes_to_the_same(
     with monkeypatch.context() as patched:
         patched.setattr(Journal, "write", write_or_die)
         with pytest.raises(Killed):
-            measure_sensitivities(measurement(tiny_pipe), BATCH, silent, CallCounter(), journal)
+            measure_sensitivities(measurement(tiny_pipe), BATCH, Session(journal=journal))
     assert len(journal.pieces()) == piece + written
-    counter = CallCounter()
-    assert_same(measure_sensitivities(measurement(tiny_pipe), BATCH, silent, counter, journal), whole)
+    session = Session(journal=journal)
+    assert_same(measure_sensitivities(measurement(tiny_pipe), BATCH, session), whole)
     assert len(journal.pieces()) == PIECES
     done = piece + written
     segment_calls, probes = (13, 5, 0)[min(done, 2)], 2 * min(4, PIECES - done)
-    assert counter.per_batch == 6 + segment_calls + probes  # the clean run is made again
+    assert session.costs.calls == 6 + segment_calls + probes  # the clean run is made again
 
 
 def test_killed_in_the_middle_of_pieces_it_comes_to_the_same(
@@ -183,7 +182,9 @@ def test_killed_in_the_middle_of_pieces_it_comes_to_the_same(
     while found is None:
         left = patience = patience + 2
         try:
-            found = measure_sensitivities(measurement(tiny_pipe), BATCH, progress, CallCounter(), Journal(tmp_path))
+            found = measure_sensitivities(
+                measurement(tiny_pipe), BATCH, Session(progress=progress, journal=Journal(tmp_path))
+            )
         except Killed:
             ends += 1
     assert ends > 4
@@ -192,5 +193,5 @@ def test_killed_in_the_middle_of_pieces_it_comes_to_the_same(
 
 def test_the_plan_is_what_is_reported(tiny_pipe: StableDiffusionPipeline) -> None:
     progress = RecordedProgress(list(sensitivity_works(6, len(BATCH.prompts), len(LAYERS))))
-    measure_sensitivities(measurement(tiny_pipe), BATCH, progress, CallCounter())
+    measure_sensitivities(measurement(tiny_pipe), BATCH, Session(progress=progress))
     progress.require_as_planned()
