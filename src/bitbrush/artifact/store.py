@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bitbrush.artifact.card import model_card, quantize_command
-from bitbrush.artifact.denoiser import WEIGHTS, check_denoiser, load_denoiser, refuse_saving
+from bitbrush.artifact.denoiser import WEIGHTS, check_denoiser, load_denoiser
+from bitbrush.sources.savable import refuse_saving
 from bitbrush.artifact.from_pretrained import BitbrushConfig
 from bitbrush.artifact.manifest import (
     CARD,
@@ -33,7 +34,7 @@ from bitbrush.artifact.manifest import (
 )
 from bitbrush.artifact.narrow import narrow_files
 from bitbrush.artifact.replacing import complete_folder
-from bitbrush.artifact.savable import saved_class
+from bitbrush.sources.savable import saved_class
 from bitbrush.artifact.sizes import checkpoint_bytes, float32_bytes
 from bitbrush.artifact.tensors import layer_from_tensors, layer_tensors, other_tensors
 from bitbrush.artifact.vocabulary import save_vocabulary

@@ -16,8 +16,8 @@ from diffusers.pipelines.auto_pipeline import (
 )
 from torch import nn
 
-from bitbrush.artifact.denoiser import refuse_saving
-from bitbrush.artifact.savable import require_savable
+from bitbrush.sources.savable import refuse_saving
+from bitbrush.sources.savable import require_savable
 from bitbrush.calibration.relaxing import Relaxation, average_bits
 from bitbrush.methods import METHODS
 from bitbrush.methods.method import Outcome, outcome, run_stages

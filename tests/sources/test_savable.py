@@ -15,7 +15,7 @@ from torch import nn
 import bitbrush
 from bitbrush import Quantization
 from bitbrush.artifact import store
-from bitbrush.artifact.savable import require_savable, saved_class
+from bitbrush.sources.savable import require_savable, saved_class
 from bitbrush.timeline import trajectory
 from tests.artifact.pipelines import CASES, PROMPTS, generated, pipeline, quantized
 
