@@ -14,6 +14,7 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 
 import bitbrush
 from bitbrush.artifact.from_pretrained import register
+from bitbrush.runtime.fused_forward import FusedForward
 from bitbrush.runtime.interface import RuntimeUnavailable
 from tests.artifact.pipelines import CASES, PIXELS, pipeline, quantized
 from tests.sources.test_lora import LAYER, written
@@ -49,6 +50,16 @@ def guided(kind: Any, pipe: Any, **options: Any) -> Any:
     made = kind(**pipe.components, requires_safety_checker=False, **options)
     made.set_progress_bar_config(disable=True)
     return made
+
+
+def test_blocks_of_a_loaded_pipeline_are_fused(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pipe = loaded(folder, "onednn")
+    latents(pipe)
+    forwards = [vars(module).get("forward") for module in pipe.unet.modules()]
+    blocks = [forward for forward in forwards if isinstance(forward, FusedForward)]
+    assert len(blocks) > 10
+    assert all(block.may_fuse() for block in blocks)
+    assert not [record for record in caplog.records if record.name.startswith("bitbrush")]
 
 
 GUIDANCES = {
@@ -196,14 +207,18 @@ def test_a_lora_of_the_text_encoder_alone_is_taken(pipe: Any, tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", ["sd3", "flux-schnell", "pixart"])
 def test_transformers_refuse_the_same(name: str, tmp_path: Path) -> None:
-    case = CASES[name]
+    case, layer = CASES[name], "transformer.transformer_blocks.0.attn.to_q"
+    lora = {f"{layer}.lora_A.weight": torch.ones(2, 16), f"{layer}.lora_B.weight": torch.ones(16, 2)}
     quantization = quantized(case, pipeline(case), rounding="nearest")
     folder = bitbrush.save(quantization, tmp_path / "artifact", base_model="someone/tiny")
     for pipe in (quantization.pipeline(), bitbrush.load(folder, runtime="reference")):
         transformer = pipe.transformer
-        if hasattr(transformer, "add_adapter"):
+        if hasattr(pipe, "load_lora_weights"):
             with pytest.raises(ValueError, match="takes no LoRA while it runs"):
                 transformer.add_adapter(None)
+            pytest.importorskip("peft", reason="the extra 'lora' is not installed")
+            with pytest.raises(ValueError, match="takes no LoRA while it runs"):
+                pipe.load_lora_weights(dict(lora))
         with pytest.raises(ValueError, match="would not be quantized"):
             next(module for module in transformer.modules() if hasattr(module, "fuse_projections")).fuse_projections()
         if hasattr(transformer, "fuse_qkv_projections"):
