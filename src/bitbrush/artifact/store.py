@@ -41,9 +41,10 @@ from bitbrush.artifact.vocabulary import save_vocabulary
 from bitbrush.methods.recipe import Recipe
 from bitbrush.methods.removed import removed_setting
 from bitbrush.network.families import FAMILY_NAMES
-from bitbrush.network.held import in_float32, in_memory
+from bitbrush.network.held import in_memory
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.network.low_rank import branch_ranks
+from bitbrush.network.narrow_weight import compute_in_float32
 from bitbrush.network.skip_inputs import split_begins
 from bitbrush.quantization.quantize import Quantization
 from bitbrush.runtime.choose import Choice, runtime_named
@@ -157,8 +158,12 @@ def _load(root: Path, choice: Choice) -> DiffusionPipeline:
     placed: DiffusionPipeline = choice.place(pipe)
     for name, part in placed.components.items():
         if name != component and isinstance(part, torch.nn.Module):
+<<<<<<< HEAD
             setattr(placed, name, in_float32(part))
     object.__setattr__(placed, "save_pretrained", refuse_saving)  # before anything is written
+=======
+            compute_in_float32(part)
+>>>>>>> h-state
     return placed
 
 
