@@ -18,7 +18,6 @@ from torch import nn
 
 from bitbrush.artifact.card import model_card, quantize_command
 from bitbrush.artifact.denoiser import WEIGHTS, check_denoiser, load_denoiser
-from bitbrush.sources.savable import refuse_saving
 from bitbrush.artifact.from_pretrained import BitbrushConfig
 from bitbrush.artifact.manifest import (
     CARD,
@@ -34,7 +33,6 @@ from bitbrush.artifact.manifest import (
 )
 from bitbrush.artifact.narrow import narrow_files
 from bitbrush.artifact.replacing import complete_folder
-from bitbrush.sources.savable import saved_class
 from bitbrush.artifact.sizes import checkpoint_bytes, float32_bytes
 from bitbrush.artifact.tensors import layer_from_tensors, layer_tensors, other_tensors
 from bitbrush.artifact.vocabulary import save_vocabulary
@@ -54,6 +52,7 @@ from bitbrush.sources.checkpoint_type import component_types
 from bitbrush.sources.identity import model_digest
 from bitbrush.sources.models import ModelOptions
 from bitbrush.sources.networks import MODEL_INDEX, load_networks, load_pipeline
+from bitbrush.sources.savable import refuse_saving, saved_class
 from bitbrush.timeline.defaults import plain_defaults
 
 
@@ -158,12 +157,8 @@ def _load(root: Path, choice: Choice) -> DiffusionPipeline:
     placed: DiffusionPipeline = choice.place(pipe)
     for name, part in placed.components.items():
         if name != component and isinstance(part, torch.nn.Module):
-<<<<<<< HEAD
-            setattr(placed, name, in_float32(part))
-    object.__setattr__(placed, "save_pretrained", refuse_saving)  # before anything is written
-=======
             compute_in_float32(part)
->>>>>>> h-state
+    object.__setattr__(placed, "save_pretrained", refuse_saving)  # before anything is written
     return placed
 
 

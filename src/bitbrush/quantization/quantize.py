@@ -16,8 +16,6 @@ from diffusers.pipelines.auto_pipeline import (
 )
 from torch import nn
 
-from bitbrush.sources.savable import refuse_saving
-from bitbrush.sources.savable import require_savable
 from bitbrush.calibration.relaxing import Relaxation, average_bits
 from bitbrush.methods import METHODS
 from bitbrush.methods.method import Outcome, outcome, run_stages
@@ -46,6 +44,7 @@ from bitbrush.session.progress import (
 from bitbrush.session.ranks import ALONE, Ranks, ranks
 from bitbrush.session.session import Session
 from bitbrush.sources.identity import model_digest
+from bitbrush.sources.savable import refuse_saving, require_savable
 from bitbrush.sources.schedulers import with_scheduler
 from bitbrush.timeline.defaults import plain_defaults
 from bitbrush.timeline.trajectory import PromptBatch, planned_timesteps, prompt_batches
