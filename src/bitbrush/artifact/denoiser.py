@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Never
+from typing import Any
 
 import diffusers
 from accelerate import init_empty_weights
@@ -74,13 +74,6 @@ def denoiser_executions(folder: Path, choice: Choice, progress: Progress = silen
             found.append(choice.runtime.execution(denoiser.get_submodule(layer.name), layer))
             advance()
     return tuple(found)
-
-
-def refuse_saving(*_: Any, **__: Any) -> Never:
-    """Stands in for ``save_pretrained`` of what is quantized. Raises ValueError."""
-    raise ValueError(
-        "what is quantized is not serializable from memory: copy the artifact's folder, or write one with bitbrush.save"
-    )
 
 
 def denoiser_of(folder: Path) -> tuple[nn.Module, dict[str, Any]]:

@@ -1,6 +1,7 @@
 """What a method is: a name, default keys, and a tuple of stages."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -70,10 +71,9 @@ class Method:
 def run_stages(stages: tuple[Stage, ...], state: QuantizationState) -> QuantizationState:
     """Runs those of the stages that the recipe wants, one after the other, and records what each costs."""
     for stage in stages:
-        if not stage.wanted(state):
-            continue
-        with state.session.phase(stage.name):
-            state = stage.run(state)
+        if stage.wanted(state):
+            with state.session.phase(stage.name) if stage.is_phase else nullcontext():
+                state = stage.run(state)
     return state
 
 

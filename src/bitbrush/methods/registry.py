@@ -14,8 +14,8 @@ GROUP = "bitbrush.methods"
 DEFAULT_METHOD = "best"
 """Of ``bitbrush quantize``: the best found; docs/results.md has its figures, docs/methods.md its cost."""
 BUILT_IN = {
-    "best": "bitbrush.methods.best:BEST",
     "pcr": "bitbrush.methods.pcr:PCR",
+    "best": "bitbrush.methods.best:BEST",
     "one-shot": "bitbrush.methods.one_shot:ONE_SHOT",
     "ptq4dm": "bitbrush.methods.ptq4dm:PTQ4DM",
     "qdiffusion": "bitbrush.methods.qdiffusion:QDIFFUSION",

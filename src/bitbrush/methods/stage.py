@@ -65,6 +65,11 @@ class Stage:
     changes_network: bool = False
     check: Callable[[QuantizationState], None] = accept
 
+    @property
+    def is_phase(self) -> bool:
+        """Whether costs are recorded: of stages that make denoiser calls or report work; others take no time."""
+        return self.calls is not no_calls or self.work is not None or bool(self.title)
+
     def planned_work(self, state: QuantizationState, of_pipeline: int) -> tuple[PlannedWork, ...]:
         """Returns what progress will be reported of, where the pipeline itself makes so many denoiser calls."""
         if self.work is not None:

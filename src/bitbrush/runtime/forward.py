@@ -17,12 +17,13 @@ class LoweredForward:
 
     Tensors that a denoiser embeds stay as they are (EXACT_ARGUMENTS). Layers find the timestep in the TRACKER. Nothing
     is kept from one call to another, so that threads may share a denoiser. ``torch.compile`` runs the call as it is.
-    The denoiser's class is asked for its forward at each call: libraries replace either.
+    The denoiser's class is asked for its forward at each call, as libraries replace either; a forward that the runtime
+    has put in place of it comes first.
     """
 
     def __init__(self, denoiser: nn.Module, dtype: torch.dtype, device: torch.device | None) -> None:
         functools.update_wrapper(self, denoiser.forward, updated=())
-        self._denoiser = denoiser
+        self._denoiser, self._inner = denoiser, vars(denoiser).get("forward")
         self._names = argument_names(denoiser)
         self._dtype, self._device = dtype, device
 
@@ -32,7 +33,9 @@ class LoweredForward:
         arguments = by_name(self._names, args, kwargs)
         sample = sample_of(self._names, arguments)
         with TRACKER.at(as_timestep(arguments.get("timestep"))), _without_autocast(sample.device):
-            output = type(self._denoiser).forward(self._denoiser, **cast(arguments, self._dtype, self._device))
+            given = cast(arguments, self._dtype, self._device)
+            inner = self._inner
+            output = inner(**given) if inner else type(self._denoiser).forward(self._denoiser, **given)
         return answer_like(sample, output)
 
 

@@ -1,6 +1,6 @@
 """Whether a pipeline can be loaded again from what an artifact keeps: class names, configurations and tensors."""
 
-from typing import Any
+from typing import Any, Never
 
 import diffusers
 from accelerate import init_empty_weights
@@ -104,3 +104,10 @@ def _shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
     shapes = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
     held = {f"{name}.weight": weight_shape(network.get_submodule(name)) for name in held_layers(network)}
     return shapes | held
+
+
+def refuse_saving(*_: Any, **__: Any) -> Never:
+    """Stands in for ``save_pretrained`` of what is quantized. Raises ValueError."""
+    raise ValueError(
+        "what is quantized is not serializable from memory: copy the artifact's folder, or write one with bitbrush.save"
+    )

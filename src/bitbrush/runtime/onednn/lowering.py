@@ -156,9 +156,9 @@ class NonFiniteForward:
 
     def __init__(self, denoiser: nn.Module) -> None:
         functools.update_wrapper(self, denoiser.forward, updated=())
-        self._forward = denoiser.forward
+        self._denoiser = denoiser
 
     def __call__(self, **arguments: Any) -> Any:
         finite = all(bool(x.isfinite().all()) for x in floating_tensors(arguments))
-        output = self._forward(**arguments)
+        output = type(self._denoiser).forward(self._denoiser, **arguments)
         return output if finite else pytree.tree_map_only(Tensor, lambda y: torch.full_like(y, torch.nan), output)
