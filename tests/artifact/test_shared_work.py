@@ -195,7 +195,9 @@ def test_resumed_it_comes_to_the_same(shared: Path) -> None:
 
 
 def test_work_of_another_number_of_processes_is_left_alone(shared: Path) -> None:
-    with pytest.raises(ValueError, match="holds unfinished work for another number of processes; remove it"):
+    with pytest.raises(
+        ValueError, match="holds unfinished work for another number of processes; go on with the command that began it"
+    ):
         quantized(shared, JOBS["learned"], shared / "work")
 
 

@@ -128,6 +128,7 @@ def test_manifest_says_what_was_done(quantization: Quantization, saved: Path) ->
         "scheduler": "DDIMScheduler",
         "timesteps": timesteps,
         "average_activation_bits": pytest.approx((8 + 10 + 10) / 3),
+        "start_token_ratio": quantization.outcome.start_token_ratio,
     }
     names = [name for name, m in quantization.source.unet.named_modules() if type(m).__name__ in {"Conv2d", "Linear"}]
     assert [layer["name"] for layer in manifest["layers"]] == names

@@ -157,7 +157,7 @@ def test_bad_input_is_refused_before_anything_is_generated(
     def message(*arguments: object, reference: object = model) -> str:
         return refused("bench", reference, artifact, "-o", tmp_path / "b", "--prompts", prompts, *SMALL, *arguments)
 
-    assert "name the full-precision model it was made of" in message(reference=artifact)
+    assert "is a quantized artifact, and a full-precision model is needed" in message(reference=artifact)
     assert "expected whole numbers with commas" in message("--seeds", "1;2")
     assert "each once" in message("--seeds", "1,1")
     assert "CLIP 'emoji-sd' cannot be used" in message("--clip", "emoji-sd")

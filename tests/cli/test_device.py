@@ -55,7 +55,7 @@ def test_a_card_that_is_full_is_told_of_before_and_then(
         done = run("quantize", model, "-o", tmp_path / "new", "--prompts", prompts, "--device", "cuda", *FAST)
     told = " ".join(done.stderr.split())
     assert done.exit_code == 2
-    assert "warning: progressive calibration takes about" in told
+    assert "warning: quantizing takes up to" in told
     assert "error: CUDA out of memory. Tried to allocate 2.00 GiB. Lower the batch size" in told
     assert "total of 8.00" not in told
 

@@ -21,6 +21,8 @@ from bitbrush import Quantization
 from bitbrush.artifact.store import WEIGHTS
 from bitbrush.calibration import sensitivity
 from bitbrush.methods import DEFAULT_METHOD
+from bitbrush.methods.recipe import Rounding
+from bitbrush.methods.stages.round_weights import PROCEDURES
 from bitbrush.rounding.learned import Procedure
 from bitbrush.session.journal import Journal, work_folder
 from bitbrush.session.progress import Advance
@@ -83,7 +85,7 @@ def test_ended_again_and_again_it_comes_to_the_same(
     assert_same(made, whole)
     # Every block and every denoiser call of a batch (PNDM makes one more than steps) was a piece.
     kinds = [piece.partition("-")[0] for piece in pieces_of(tmp_path / "work")]
-    assert kinds.count("visit") == 5
+    assert kinds.count("step") == 5
     assert kinds.count("block") > 20
 
 
@@ -95,7 +97,7 @@ def test_finished_work_is_not_done_again(
     def never(*_: object, **__: object) -> Any:
         raise AssertionError("done before")
 
-    monkeypatch.setattr("bitbrush.methods.stages.COMPENSATED", Procedure(never, never, least_layers=2))
+    monkeypatch.setitem(PROCEDURES, Rounding.LEARNED, Procedure(never, never, least_layers=2))
     monkeypatch.setattr("bitbrush.network.inputs.InputObserver.watching", never)
     again = bitbrush.quantize(tiny_pipe, RECIPE, PROMPTS, work=tmp_path / "work")
     assert_same(again, whole)

@@ -139,7 +139,7 @@ class BitbrushQuantizer(DiffusersQuantizer):
     def _require_tensors(self, model: nn.Module) -> None:
         """diffusers itself only logs what is missing."""
         state = model.state_dict()
-        missing = [key for key, tensor in state.items() if tensor.is_meta and key not in self._tensors]
+        missing = [key for key, tensor in state.items() if tensor.is_meta]
         if missing:
             raise ValueError(
                 f"the artifact's {type(model).__name__} lacks {len(missing)} of its {len(state)} tensors "

@@ -32,7 +32,7 @@ from bitbrush.session.offload import ROOM
 FLOAT = 4
 HISTOGRAM_BYTES = 8 * BINS
 ENTRY_BYTES = 110
-"""Of a tensor's name, shape and place in a safetensors file; a layer has six tensors."""
+"""Of a tensor's name, shape and place in a safetensors file; a layer has ten at most."""
 PARAMETER_BYTES = 13
 """Of one layer's activation parameters at one timestep in the artifact: timestep, scale, zero point, bits."""
 WEIGHT_COPIES = 8
@@ -141,7 +141,7 @@ def _artifact_bytes(state: QuantizationState, walk: PipelineWalk) -> int:
     for spec in state.calibration.layers:
         weights = math.prod(spec.shape)
         size += -(-weights * spec.weight_bits // 8) - FLOAT * weights
-        size += (FLOAT + 1) * spec.shape[0] + PARAMETER_BYTES * walk.distinct_timesteps + 6 * ENTRY_BYTES
+        size += (FLOAT + 1) * spec.shape[0] + PARAMETER_BYTES * walk.distinct_timesteps + 10 * ENTRY_BYTES
     return size
 
 

@@ -32,7 +32,7 @@ def in_type(dtype: torch.dtype | Mapping[str, torch.dtype]) -> dict[str, Any]:
 
 def variants(component: Path) -> set[str | None]:
     """The variants of a component's weight files; None stands for files of no variant."""
-    found = (_WEIGHTS.fullmatch(path.name) for path in component.iterdir())
+    found = (_WEIGHTS.fullmatch(path.name) for path in component.glob("*"))
     return {match["variant"] for match in found if match}
 
 

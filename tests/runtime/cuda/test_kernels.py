@@ -120,7 +120,7 @@ def test_a_gated_product_is_quantized_as_if_it_had_been_stored(
     weights = lay_out(
         own, (weight.w_q.int() - weight.grid.zero_point.view(-1, 1)).to(torch.int8), device, nibbles=nibbles
     )
-    made = IntegerLinear(37, weights, step, ops, CudaGlue(ops))
+    made = IntegerLinear(37, weights, step, CudaGlue(ops))
     x = torch.randn(rows, 37)
     for timestep in (PLAIN, RELAXED):
         steps.set(torch.tensor(timestep))
