@@ -12,8 +12,9 @@ from transformers import CLIPTextModel
 
 import bitbrush
 from bitbrush.artifact.narrow import narrow_files
-from bitbrush.network.held import held_layers, state_readers
+from bitbrush.network.held import state_readers
 from bitbrush.network.narrow import lossless_type, narrow_bytes
+from bitbrush.network.narrow_weight import NarrowWeight
 from bitbrush.quantization.estimate import estimate
 from bitbrush.quantization.quantize import prepare
 from bitbrush.runtime.interface import RuntimeUnavailable
@@ -98,9 +99,11 @@ def test_with_little_memory_other_networks_stay_narrow(tiny_pipe: StableDiffusio
     except RuntimeUnavailable as error:
         pytest.skip(str(error))
     for name in ("text_encoder", "vae"):
-        assert held_layers(getattr(narrow, name))
-        assert not held_layers(getattr(wide, name))
-        assert all(layer.held.read().dtype == torch.float32 for layer in held_layers(getattr(narrow, name)).values())
+        layers = [layer for layer in getattr(narrow, name).modules() if isinstance(layer, NarrowWeight)]
+        assert layers
+        assert not any(isinstance(layer, NarrowWeight) for layer in getattr(wide, name).modules())
+        assert {layer.weight.dtype for layer in layers} == {torch.float32}
+        assert {parameter.dtype for layer in layers for parameter in layer.parameters()} >= {torch.float16}
     embeddings = [pipe.encode_prompt(["a red cat"], "cpu", 1, False)[0] for pipe in (wide, narrow)]
     assert torch.equal(*embeddings)
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
