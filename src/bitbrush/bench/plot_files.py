@@ -17,7 +17,7 @@ FORMATS = (".svg", ".png", ".pdf")
 DARK = ("#6cacf7", "#f79a4b", "#3fc79e", "#ec83c2", "#d9b83f", "#a5afbd")
 PAPER, DARK_PAPER, DARK_INK = "#ffffff", "#181c23", "#e8ebf0"
 
-_CLASSES = {"matplotlib.axis_1": "x-axis", "matplotlib.axis_2": "y-axis", "legend_1": "legend"}
+_CLASSES = ("x-axis", "y-axis", "legend")
 _ATTRIBUTES = ("d", "x", "y", "transform")
 _STYLES = (
     *("fill", "fill-opacity", "stroke", "stroke-opacity", "stroke-width", "stroke-dasharray", "stroke-linecap"),
@@ -107,7 +107,7 @@ def _drawn(element: ET.Element, plot: LinePlot) -> Iterator[ET.Element]:
     elif tag == "g":
         inner = _children(element, plot)
         if inner and name in _CLASSES:
-            group = ET.Element("g", {"class": _CLASSES[name]})
+            group = ET.Element("g", {"class": name})
             group.extend(inner)
             yield group
         else:

@@ -5,8 +5,8 @@ The object-oriented interface alone is used, under matplotlib's defaults: neithe
 
 import io
 import math
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis as AxisArtist
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from bitbrush.bench.number_format import format_number
@@ -147,15 +148,13 @@ def rendered(plot: LinePlot, kind: str, *, titled: bool) -> bytes:
         "pdf": dict.fromkeys(("CreationDate", "Creator", "Producer")),
     }[kind]
     buffer = io.BytesIO()
-    with _defaults():
+    svg = kind == "svg"  # whose paper and whose letters are the reader's
+    with matplotlib.style.context(["default", _SETTINGS]), warnings.catch_warnings():
+        if svg:
+            warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         figure = _figure(plot, titled=titled)
-        svg = kind == "svg"  # whose paper is the page's
         figure.savefig(buffer, format=kind, dpi="figure" if svg else 200, transparent=svg, metadata=metadata)
     return buffer.getvalue()
-
-
-def _defaults() -> AbstractContextManager[None]:
-    return matplotlib.style.context(["default", _SETTINGS])
 
 
 def _figure(plot: LinePlot, *, titled: bool) -> Figure:
@@ -169,6 +168,8 @@ def _figure(plot: LinePlot, *, titled: bool) -> Figure:
     _set_ticks(axes.yaxis, plot.y_axis, plot.y_values())
     axes.set_xlabel(plot.x_axis.label)
     axes.set_title(plot.y_axis.label, loc="left", fontsize="medium")
+    axes.xaxis.set_gid("x-axis")
+    axes.yaxis.set_gid("y-axis")
     axes.set_axisbelow(True)
     axes.tick_params(which="both", length=0)
     for side in ("left", "top", "right"):
@@ -185,7 +186,7 @@ def _draw(axes: Axes, one: Series, index: int) -> None:
             axes.plot([*one.x, *one.x], [*one.low, *one.high], color=colour, linewidth=2)
         else:
             edge = ([*one.x, *reversed(one.x)], [*one.high, *reversed(one.low)])
-            axes.fill(*edge, color=colour, alpha=0.16, linewidth=0, gid=f"band-{index}")
+            axes.fill(*edge, color=colour, alpha=0.16, linewidth=0)
     axes.plot(
         one.x,
         one.y,
@@ -215,7 +216,7 @@ def _set_ticks(artist: AxisArtist, axis: Axis, values: Sequence[float]) -> None:
 
 
 def _head(figure: Figure, plot: LinePlot, *, titled: bool) -> None:
-    """The legend above the lines, in as many columns as fit, and the title above that; the figure grows by both."""
+    """The legend above the lines and the title above that; the figure grows by both."""
     needed = any(one.name != plot.y_axis.label for one in plot.series)
     legend = _legend(figure) if needed else None
     legend_height = 0 if legend is None else math.ceil(legend.get_window_extent().height)
@@ -225,16 +226,37 @@ def _head(figure: Figure, plot: LinePlot, *, titled: bool) -> None:
     if legend is not None:
         legend.set_bbox_to_anchor((0, 0, 1, 1 - title_height / height), figure.transFigure)
     if titled:
-        figure.text(4 / _WIDTH, 1 - 4 / height, plot.title, va="top", fontweight="bold", in_layout=False)
+        title = figure.text(4 / _WIDTH, 1 - 4 / height, plot.title, va="top", fontweight="bold", in_layout=False)
+        _shrink([title], title.get_window_extent().width, _WIDTH - 8)
     figure.set_layout_engine("constrained", rect=(0, 0, 1, _HEIGHT / height))
 
 
 def _legend(figure: Figure) -> Legend:
+    """In as many columns as fit, or in smaller letters where not even one does."""
+    (axes,) = figure.axes
+    lines = [line for line in axes.lines if line.get_gid() is not None]
     for columns in (3, 2, 1):
-        legend = figure.legend(loc="upper left", ncols=columns, frameon=False, borderaxespad=0.2, handlelength=2.2)
-        legend.set_in_layout(False)
-        if legend.get_window_extent().width <= _WIDTH:
-            break
+        legend = figure.legend(
+            handles=lines,
+            labels=[str(line.get_label()) for line in lines],
+            loc="upper left",
+            ncols=columns,
+            frameon=False,
+            borderaxespad=0.2,
+            handlelength=2.2,
+        )
+        legend.set(in_layout=False, gid="legend")
+        width = legend.get_window_extent().width
+        if width <= _WIDTH:
+            return legend
         if columns > 1:
             legend.remove()
+    widest = max(text.get_window_extent().width for text in legend.get_texts())
+    _shrink(legend.get_texts(), widest, _WIDTH - 8 - (width - widest))
     return legend
+
+
+def _shrink(texts: Sequence[Text], width: float, limit: float) -> None:
+    """Makes letters so small that what is `width` wide goes into the limit."""
+    for text in texts:
+        text.set_fontsize(float(text.get_fontsize()) * min(1.0, limit / width))

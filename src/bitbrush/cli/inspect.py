@@ -36,11 +36,11 @@ def inspect(
     ] = False,
 ) -> None:
     """Show what an artifact holds: recipe, bits, sizes, cost, layers, and activation ranges over the steps."""
+    if plot:
+        _require_format(plot)
     quiet_libraries()
     from bitbrush.artifact.store import verify
 
-    if plot:
-        _require_format(plot)
     manifest = verify(artifact)
     if layer:
         _show_layer(artifact, manifest, layer, plot, as_json=as_json)
