@@ -20,6 +20,9 @@ from bitbrush.artifact.store import WEIGHTS
 from bitbrush.calibration.relaxing import Relaxation
 from bitbrush.sources.schedulers import with_scheduler
 from bitbrush.timeline.plan import SamplingPlan
+from bitbrush.artifact.schedulers import with_scheduler
+from bitbrush.artifact.store import WEIGHTS, artifact_digest
+from bitbrush.timeline.plan import Relaxation, SamplingPlan
 from bitbrush.timeline.schedule import ActivationSchedule
 from bitbrush.timeline.trajectory import planned_timesteps
 from tests.artifact.pipelines import CASES, PROMPTS, pipeline, quantized

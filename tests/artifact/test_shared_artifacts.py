@@ -15,11 +15,10 @@ import bitbrush
 from bitbrush.artifact.manifest import (
     TEXT_SUFFIXES,
     ArtifactError,
-    artifact_digest,
     artifact_folder,
     is_artifact,
 )
-from bitbrush.artifact.store import verify
+from bitbrush.artifact.store import artifact_digest, verify
 
 COMMIT = "0" * 40
 

@@ -58,6 +58,10 @@ def with_ip_adapter(pipe: StableDiffusionPipeline) -> None:
     pipe.unet.set_attn_processor(processors)
 
 
+def with_joined_projections(pipe: StableDiffusionPipeline) -> None:
+    pipe.fuse_qkv_projections()
+
+
 def with_weight_norm(pipe: StableDiffusionPipeline) -> None:
     nn.utils.parametrizations.weight_norm(pipe.vae.encoder.conv_in)
 
@@ -85,6 +89,7 @@ CHANGES: dict[Callable[[StableDiffusionPipeline], None], str] = {
     with_unet_lora_switched_off: FUSE,
     with_text_encoder_lora: rf"text_encoder \(CLIPTextModel\) .*{FUSE}",
     with_ip_adapter: r"unet .*to_k_ip.*pipe\.unload_ip_adapter\(\)",
+    with_joined_projections: r"to_qkv.*load the pipeline again, without pipe\.fuse_qkv_projections",
     with_weight_norm: r"vae \(AutoencoderKL\) .*encoder\.conv_in.*undo what was done to its layers",
     pruned: r"text_encoder .*mlp\.fc1\.weight",
     with_own_unet: r"unet is a MyUNet of tests\.artifact\.test_savable",

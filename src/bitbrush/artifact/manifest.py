@@ -87,12 +87,6 @@ def reading_tensors(root: Path) -> Iterator[None]:
         raise ArtifactError(f"{root} does not hold what {MANIFEST} lists: {error}; quantize again") from error
 
 
-def artifact_digest(source: str | os.PathLike[str]) -> str:
-    """SHA-256 over the hashes of all files that decide the artifact's images; the model card does not."""
-    files = {name: digest for name, digest in read_manifest(source)["files"].items() if name != CARD}
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-
-
 def file_digests(root: Path) -> dict[str, str]:
     """SHA-256 of every file of an artifact by its relative path, but for the manifest and the model card.
 

@@ -1,5 +1,6 @@
 """The artifact: a diffusers pipeline folder with packed integers and a manifest, written whole or not at all."""
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -160,6 +161,12 @@ def _load(root: Path, choice: Choice) -> DiffusionPipeline:
             compute_in_float32(part)
     object.__setattr__(placed, "save_pretrained", refuse_saving)  # before anything is written
     return placed
+
+
+def artifact_digest(source: str | os.PathLike[str]) -> str:
+    """SHA-256 over the hashes of all files that decide the artifact's images; the model card does not."""
+    files = {name: digest for name, digest in read_manifest(source)["files"].items() if name != CARD}
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def read_layer(directory: str | os.PathLike[str], name: str) -> QuantizedLayer:

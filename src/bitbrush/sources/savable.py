@@ -17,6 +17,7 @@ UNDO = {
     "base_layer": "fuse the adapter first: pipe.fuse_lora(), then pipe.unload_lora_weights()",
     "_ip.": "an IP-Adapter cannot be kept: pipe.unload_ip_adapter()",
     "image_projection_layers": "an IP-Adapter cannot be kept: pipe.unload_ip_adapter()",
+    "kv.": "load the pipeline again, without pipe.fuse_qkv_projections(): undoing that leaves its layers behind",
 }
 """Remedies by what the names of additional tensors hold."""
 
