@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bitbrush.cli.console import out, quiet_libraries, say, say_unbroken, show, shown, table
+from bitbrush.cli.console import quiet_libraries, say, say_unbroken, show, show_facts, shown, table
 from bitbrush.cli.execution import chosen, fallback_lines, in_integers
 
 if TYPE_CHECKING:
     from bitbrush.runtime.interface import Execution
     from bitbrush.timeline.schedule import Activations, ActivationSchedule, DynamicRanges
 
-ROWS_SHOWN = 12
+ROWS_SHOWN, PLOT_SUFFIX = 12, ".svg"
 
 
 def inspect(
@@ -32,6 +32,8 @@ def inspect(
     ] = False,
 ) -> None:
     """Show what an artifact holds: recipe, bits, sizes, cost, layers, and activation ranges over the steps."""
+    if plot and plot.suffix.lower() != PLOT_SUFFIX:
+        raise ValueError(f"plot is {plot}; plots are written as SVG: end the name in {PLOT_SUFFIX}")
     quiet_libraries()
     from bitbrush.artifact.store import verify
 
@@ -72,10 +74,8 @@ def _show_summary(artifact: Path, manifest: dict[str, Any]) -> None:
 
     recipe, plan = manifest["recipe"], manifest["plan"]
     measured = ", measured by layer" if recipe.get("weight_allocation") == "measured" else ""
-    console = out()
-    facts = table("artifact", str(artifact))
-    facts.columns[1].justify = "left"
-    rows = {
+    facts = {
+        "artifact": str(artifact),
         "made of": manifest["base_model"],
         "method": f"{recipe['method']}, W{recipe['weights']}A{recipe['activations']}, {recipe['rounding']} rounding",
         "weight bits": f"{recipe['weights']} on average{measured}",
@@ -91,10 +91,8 @@ def _show_summary(artifact: Path, manifest: dict[str, Any]) -> None:
         ),
         "made with": ", ".join(f"{name} {number}" for name, number in manifest["versions"].items()),
     }
-    for name, text in rows.items():
-        facts.add_row(name, text)
-    console.print(facts)
-    console.print()
+    show_facts(facts)
+    say("")
 
 
 def _show_kinds(manifest: dict[str, Any]) -> None:
