@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from bitbrush.runtime.interface import Execution
     from bitbrush.timeline.schedule import Activations, ActivationSchedule, DynamicRanges
 
-ROWS_SHOWN, PLOT_SUFFIX = 12, ".svg"
+ROWS_SHOWN = 12
 
 
 def inspect(
@@ -32,8 +32,6 @@ def inspect(
     ] = False,
 ) -> None:
     """Show what an artifact holds: recipe, bits, sizes, cost, layers, and activation ranges over the steps."""
-    if plot and plot.suffix.lower() != PLOT_SUFFIX:
-        raise ValueError(f"plot is {plot}; plots are written as SVG: end the name in {PLOT_SUFFIX}")
     quiet_libraries()
     from bitbrush.artifact.store import verify
 
