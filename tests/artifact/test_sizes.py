@@ -75,7 +75,7 @@ def test_a_hub_ids_are_those_in_the_cache(
     repository = tmp_path / "models--someone--tiny"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("0" * 40, encoding="utf-8")
-    tiny_pipe.half().save_pretrained(repository / "snapshots" / ("0" * 40))
+    tiny_pipe.to(torch.float16).save_pretrained(repository / "snapshots" / ("0" * 40))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     assert of("someone/tiny", tiny_pipe) == (repository / "snapshots" / ("0" * 40) / WEIGHTS).stat().st_size
 
@@ -84,8 +84,8 @@ def test_a_hub_ids_are_those_in_the_cache(
 def test_of_a_model_that_is_not_here_the_narrowest_type_counts(tiny_pipe: StableDiffusionPipeline, name: str) -> None:
     count = sum(one.numel() for one in tiny_pipe.unet.parameters())
     assert of(name, tiny_pipe) == 4 * count
-    assert of(name, tiny_pipe.half()) == 2 * count
-    assert of(name, tiny_pipe.float()) == 2 * count  # as a checkpoint in half precision that was widened
+    assert of(name, tiny_pipe.to(torch.float16)) == 2 * count
+    assert of(name, tiny_pipe.to(torch.float32)) == 2 * count  # as a checkpoint in half precision that was widened
 
 
 def test_the_manifest_card_and_benchmark_have_one_number(saved: Path) -> None:
@@ -112,7 +112,7 @@ def test_an_older_artifact_tells_what_it_knows(artifact: Path) -> None:
 def test_a_recalibrated_artifact_has_the_sizes_of_the_first(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
     """Its own pipeline has branches beside the layers, which the checkpoint does not."""
     keys = {"rounding": "nearest", "steps": 2, "num_prompts": 2, "low_rank": 2}
-    made = bitbrush.quantize(tiny_pipe.half(), bitbrush.METHODS["pcr"].recipe(keys), ["a cat", "a dog"])
+    made = bitbrush.quantize(tiny_pipe.to(torch.float16), bitbrush.METHODS["pcr"].recipe(keys), ["a cat", "a dog"])
     first = save(made, tmp_path / "first", base_model="tiny")
     again = save(bitbrush.recalibrate(first, {"steps": 3}, ["a cat", "a dog"]), tmp_path / "again")
     sizes = [denoiser_sizes(read_manifest(one)) for one in (first, again)]
