@@ -55,7 +55,8 @@ def bench(run: Callable[..., Result], model: Path, prompts: Path, tmp_path: Path
     def invoke(*arguments: object, output: Path = tmp_path / "bench", texts: Path = prompts) -> dict[str, Any]:
         result = run("bench", model, *SMALL, *arguments, "-o", output, "--prompts", texts)
         assert result.exit_code == 0, result.output
-        return json.loads((output / "results.json").read_text(encoding="utf-8"))
+        text = (output / "results.json").read_text(encoding="utf-8")
+        return json.loads(text, parse_constant=pytest.fail)  # Infinity and NaN are no JSON
 
     return invoke
 

@@ -110,6 +110,14 @@ def test_recommends_the_end_that_stands_out() -> None:
     assert "neither end stands out" in unsure.reason
 
 
+@pytest.mark.parametrize("prompts", [2, 3, 5])
+def test_few_prompts_recommend_nothing(prompts: int) -> None:
+    falling = np.repeat(np.linspace(60, 20, 20)[:, None], prompts, axis=1)
+    found = recommend(curve(falling))
+    assert found.relax is None
+    assert found.reason == f"{prompts} prompts are too few to tell; 6 or more bound a median"
+
+
 def test_a_picture_that_turns_into_another_does_not_decide() -> None:
     falling = np.repeat(np.linspace(60, 50, 20)[:, None], 16, axis=1)
     falling[2, 5] = 20

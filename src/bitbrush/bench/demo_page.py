@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from bitbrush.artifact.sizes import MIB, DenoiserSizes
 from bitbrush.bench.generation import Generated
+from bitbrush.bench.metrics.counts import FEWEST_DECIDING
 from bitbrush.bench.metrics.interval import Interval, bootstrap_difference, bootstrap_mean
 from bitbrush.bench.metrics.paired import LATENT_MSE, PSNR, latent_mse_by_step, paired_metrics
 from bitbrush.bench.page import CandidateRow, DemoPage, GalleryRow
@@ -105,7 +106,9 @@ def _verdict(contest: Contest) -> str:
     rtn, pcr = (contest.all_pairs(name, PSNR) for name in SHOWN)
     gain = bootstrap_difference(rtn, pcr)
     packed, checkpoint, float32 = _mib(contest.sizes["pcr"])
-    if gain.low > 0:
+    if gain.n < FEWEST_DECIDING:
+        found = f"{gain.n} images are too few to tell PCR from round-to-nearest"
+    elif gain.low > 0:
         found = f"PCR stays {gain.mean:.1f} dB nearer to full precision than round-to-nearest"
     else:
         found = f"PCR is not measurably nearer to full precision than round-to-nearest ({gain.mean:+.1f} dB)"

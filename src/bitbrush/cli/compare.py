@@ -88,27 +88,27 @@ def compare(
 
 
 def _document(compared: "dict[str, Comparison]", facts: dict[str, Any]) -> dict[str, Any]:
+    from bitbrush.bench.results import finite
+
     sets = {
         name: {
-            "candidate": {metric: _as_dict(interval) for metric, interval in one.candidate.items()},
-            "other_seed": {metric: _as_dict(interval) for metric, interval in one.other_seed.items()},
+            "candidate": {metric: asdict(interval) for metric, interval in one.candidate.items()},
+            "other_seed": {metric: asdict(interval) for metric, interval in one.other_seed.items()},
             "latent_mse_by_step": one.latent_mse_by_step.tolist(),
         }
         for name, one in compared.items()
     }
-    return {"schema_version": SCHEMA_VERSION, **facts, "sets": sets}
-
-
-def _as_dict(interval: "Interval") -> dict[str, float]:
-    return {"mean": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n}
+    document: dict[str, Any] = finite({"schema_version": SCHEMA_VERSION, **facts, "sets": sets})
+    return document
 
 
 def _print(compared: "dict[str, Comparison]", name: str) -> None:
     for style, one in compared.items():
         pairs = next(iter(one.candidate.values())).n
         figures = table("mean (95 % interval)", name, "another seed", title=f"{style}, {pairs} pairs")
-        for metric, interval in one.candidate.items():
-            figures.add_row(metric, _text(interval), _text(one.other_seed[metric]))
+        for metric, other in one.other_seed.items():
+            own = one.candidate.get(metric)  # an error of 0 has no geometric mean
+            figures.add_row(metric, _text(own) if own else "-", _text(other))
         show(figures)
         say("")
     say("another seed: full precision against itself from other noise, as far apart as two right pictures are")

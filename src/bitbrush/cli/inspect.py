@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bitbrush.cli.console import out, quiet_libraries, say, say_unbroken, show, table
+from bitbrush.cli.console import quiet_libraries, say, say_unbroken, show, show_facts, shown, table
 from bitbrush.cli.execution import chosen, fallback_lines, in_integers
 from bitbrush.cli.progress import shown
 
@@ -84,10 +85,8 @@ def _show_summary(artifact: Path, manifest: dict[str, Any]) -> None:
 
     recipe, plan = manifest["recipe"], manifest["plan"]
     measured = ", measured by layer" if recipe.get("weight_allocation") == "measured" else ""
-    console = out()
-    facts = table("artifact", str(artifact))
-    facts.columns[1].justify = "left"
-    rows = {
+    facts = {
+        "artifact": str(artifact),
         "made of": manifest["base_model"],
         "method": f"{recipe['method']}, W{recipe['weights']}A{recipe['activations']}, {recipe['rounding']} rounding",
         "weight bits": f"{recipe['weights']} on average{measured}",
@@ -103,10 +102,8 @@ def _show_summary(artifact: Path, manifest: dict[str, Any]) -> None:
         ),
         "made with": ", ".join(f"{name} {number}" for name, number in manifest["versions"].items()),
     }
-    for name, text in rows.items():
-        facts.add_row(name, text)
-    console.print(facts)
-    console.print()
+    show_facts(facts)
+    say("")
 
 
 def _first_token(recipe: dict[str, Any], plan: dict[str, Any]) -> str:
