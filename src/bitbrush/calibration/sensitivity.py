@@ -50,8 +50,8 @@ LEAST = 1e-30
 CLEAN_RUN, DISTURBED_STEPS = "undisturbed steps", "disturbed steps"
 WEIGHT_RANGES, PROBING = "weight ranges", "probing layers"
 """Titles under which the parts are reported."""
-OBSERVED_COST, WEIGHT_RANGES_COST, PROBE_COST = 1.7, 3.0, 8.0
-"""Denoiser calls that an observed one, a layer's weight ranges and a probe are worth: emoji-sd's and emoji-sdxl's."""
+OBSERVED_COST, WEIGHT_RANGES_COST, PROBE_COST = 1.7, 2.0, 6.0
+"""Denoiser calls that an observed one, a layer's weight ranges and a probe are worth, timed on emoji-sd."""
 GENERATOR = "generator"
 
 
