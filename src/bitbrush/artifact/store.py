@@ -30,9 +30,10 @@ from bitbrush.artifact.vocabulary import save_vocabulary
 from bitbrush.methods.recipe import Recipe
 from bitbrush.methods.removed import removed_setting
 from bitbrush.network.families import FAMILY_NAMES
-from bitbrush.network.held import in_float32, in_memory
+from bitbrush.network.held import in_memory
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.network.low_rank import branch_ranks
+from bitbrush.network.narrow_weight import compute_in_float32
 from bitbrush.network.skip_inputs import split_begins
 from bitbrush.runtime.choose import Choice, runtime_named
 from bitbrush.runtime.onednn.weights import Memory
@@ -85,15 +86,19 @@ def save(
 
 
 def load(
-    directory: str | os.PathLike[str], *, runtime: str = "auto", dtype: str | None = None, memory: str = "expanded"
+    directory: str | os.PathLike[str],
+    *,
+    runtime: str = "auto",
+    dtype: str | torch.dtype | None = None,
+    memory: str = "expanded",
 ) -> DiffusionPipeline:
     """The quantized pipeline, as :func:`load_with` gives it, the executor by the names of ``bitbrush generate``.
 
     ``runtime``: onednn (8-bit kernels), cuda (the same on an NVIDIA card, where the pipeline then is),
     reference (exact integers, emulated in float32), or auto, the fastest that this machine runs exactly. ``dtype``: of
-    everything between the integer products, float32 or bfloat16; None: bfloat16 where it is fast. ``memory``: low
-    keeps weights of up to 4 bits packed. Raises ValueError for other names, and where this machine cannot run the
-    executor.
+    everything between the integer products, float32 or bfloat16, by its name or torch's own; None: bfloat16 where it
+    is fast. ``memory``: low keeps weights of up to 4 bits packed. Raises ValueError for other names, and where this
+    machine cannot run the executor.
     """
     return load_with(directory, runtime_named(runtime, dtype, memory))
 
@@ -132,7 +137,7 @@ def _load(root: Path, choice: Choice) -> DiffusionPipeline:
     placed: DiffusionPipeline = choice.place(pipe)
     for name, part in placed.components.items():
         if name != component and isinstance(part, torch.nn.Module):
-            setattr(placed, name, in_float32(part))
+            compute_in_float32(part)
     return placed
 
 

@@ -37,6 +37,7 @@ class _EmulatedForward:
         functools.update_wrapper(self, type(layer).forward)
         self._layer, self._fake_quantizer, self._answer = layer, fake_quantizer, answer
 
+    @not_compiled
     def __call__(self, x: Tensor) -> Tensor:
         y: Tensor = type(self._layer).forward(self._layer, self._fake_quantizer(x.float()))
         return y.to(self._answer)
@@ -46,6 +47,5 @@ class _EmulatedForward:
 class _Scheduled:
     schedule: ActivationSchedule
 
-    @not_compiled
     def __call__(self, x: Tensor) -> Tensor:
         return fake_quantize(x, self.schedule.now())
