@@ -112,15 +112,19 @@ def save(
 
 
 def load(
-    directory: str | os.PathLike[str], *, runtime: str = "auto", dtype: str | None = None, memory: str = "expanded"
+    directory: str | os.PathLike[str],
+    *,
+    runtime: str = "auto",
+    dtype: str | torch.dtype | None = None,
+    memory: str = "expanded",
 ) -> DiffusionPipeline:
     """The quantized pipeline, as :func:`load_with` gives it, the executor by the names of ``bitbrush generate``.
 
     ``runtime``: onednn (8-bit kernels), cuda (the same on an NVIDIA card, where the pipeline then is),
     reference (exact integers, emulated in float32), or auto, the fastest that this machine runs exactly. ``dtype``: of
-    everything between the integer products, float32 or bfloat16; None: bfloat16 where it is fast. ``memory``: low
-    keeps weights of up to 4 bits packed. Raises ValueError for other names, and where this machine cannot run the
-    executor.
+    everything between the integer products, float32 or bfloat16, by its name or torch's own; None: bfloat16 where it
+    is fast. ``memory``: low keeps weights of up to 4 bits packed. Raises ValueError for other names, and where this
+    machine cannot run the executor.
     """
     return load_with(directory, runtime_named(runtime, dtype, memory))
 

@@ -5,6 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from bitbrush.artifact.models import ModelOptions
 from bitbrush.bench.collection import Work
 from bitbrush.bench.figures import bench_figures
 from bitbrush.bench.files import require_own, write_whole
@@ -68,7 +71,7 @@ def bench_protocol(
     pipeline_arguments: Sequence[str] | Mapping[str, Any] | None = None,
     inputs: Mapping[str, Sequence[Any]] | None = None,
     runtime: str = "auto",
-    dtype: str | None = None,
+    dtype: str | torch.dtype | None = None,
     memory: str = "expanded",
 ) -> Protocol:
     """From what a caller gives: without prompts the bundled sets, without a plan the first artifact's.
