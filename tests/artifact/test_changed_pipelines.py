@@ -14,6 +14,7 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 
 import bitbrush
 from bitbrush.artifact.from_pretrained import register
+from bitbrush.runtime.fused_forward import FusedForward
 from bitbrush.runtime.interface import RuntimeUnavailable
 from tests.artifact.pipelines import CASES, PIXELS, pipeline, quantized
 from tests.artifact.test_lora import LAYER, written
@@ -22,7 +23,7 @@ from tests.artifact.test_lora import LAYER, written
 @pytest.fixture(scope="module")
 def folder(_one_tiny_pipe: StableDiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All layers quantized, so that every block is fused."""
-    recipe = bitbrush.METHODS["one-shot"].recipe({"steps": 3, "num_prompts": 2, "activations": 10})
+    recipe = bitbrush.METHODS["one-shot"].recipe({"steps": 3, "num_prompts": 2, "activations": 12})
     quantization = bitbrush.quantize(_one_tiny_pipe, recipe, ("a red cat", "two blue dogs"))
     return bitbrush.save(quantization, tmp_path_factory.mktemp("saved") / "artifact", base_model="someone/tiny")
 
@@ -51,9 +52,19 @@ def guided(kind: Any, pipe: Any, **options: Any) -> Any:
     return made
 
 
+def test_blocks_of_a_loaded_pipeline_are_fused(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pipe = loaded(folder, "onednn")
+    latents(pipe)
+    forwards = [vars(module).get("forward") for module in pipe.unet.modules()]
+    blocks = [forward for forward in forwards if isinstance(forward, FusedForward)]
+    assert len(blocks) > 10
+    assert all(block.may_fuse() for block in blocks)
+    assert not [record for record in caplog.records if record.name.startswith("bitbrush")]
+
+
 GUIDANCES = {
-    "pag": (diffusers.StableDiffusionPAGPipeline, {"pag_applied_layers": ["mid"]}, "pag_scale"),
-    "sag": (diffusers.StableDiffusionSAGPipeline, {}, "sag_scale"),
+    "pag": (diffusers.StableDiffusionPAGPipeline, {"pag_applied_layers": ["mid"]}, {"pag_scale": 20.0}),
+    "sag": (diffusers.StableDiffusionSAGPipeline, {}, {"sag_scale": 3.0}),
 }
 
 
@@ -63,9 +74,9 @@ def test_guidance_by_attention_has_the_effect_it_has_on_the_reference(name: str,
     results = {}
     for runtime in ("reference", "onednn"):
         pipe = guided(kind, loaded(folder, runtime), **options)
-        results[runtime] = latents(pipe, **{scale: 3.0}), latents(pipe, **{scale: 0.0})
+        results[runtime] = latents(pipe, **scale), latents(pipe, **dict.fromkeys(scale, 0.0))
     effects = {runtime: with_it - without for runtime, (with_it, without) in results.items()}
-    assert effects["reference"].norm() > 0.02 * results["reference"][1].norm()
+    assert effects["reference"].norm() > 0.05 * results["reference"][1].norm()
     assert apart(effects["onednn"], effects["reference"]) < 0.1
     assert apart(results["onednn"][0], results["reference"][0]) < 0.01
 
@@ -196,14 +207,18 @@ def test_a_lora_of_the_text_encoder_alone_is_taken(pipe: Any, tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", ["sd3", "flux-schnell", "pixart"])
 def test_transformers_refuse_the_same(name: str, tmp_path: Path) -> None:
-    case = CASES[name]
+    case, layer = CASES[name], "transformer.transformer_blocks.0.attn.to_q"
+    lora = {f"{layer}.lora_A.weight": torch.ones(2, 16), f"{layer}.lora_B.weight": torch.ones(16, 2)}
     quantization = quantized(case, pipeline(case), rounding="nearest")
     folder = bitbrush.save(quantization, tmp_path / "artifact", base_model="someone/tiny")
     for pipe in (quantization.pipeline(), bitbrush.load(folder, runtime="reference")):
         transformer = pipe.transformer
-        if hasattr(transformer, "add_adapter"):
+        if hasattr(pipe, "load_lora_weights"):
             with pytest.raises(ValueError, match="takes no LoRA while it runs"):
                 transformer.add_adapter(None)
+            pytest.importorskip("peft", reason="the extra 'lora' is not installed")
+            with pytest.raises(ValueError, match="takes no LoRA while it runs"):
+                pipe.load_lora_weights(dict(lora))
         with pytest.raises(ValueError, match="would not be quantized"):
             next(module for module in transformer.modules() if hasattr(module, "fuse_projections")).fuse_projections()
         if hasattr(transformer, "fuse_qkv_projections"):

@@ -8,15 +8,17 @@ from typing import Any
 import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, PAGIdentitySelfAttnProcessor2_0
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 
 from bitbrush.network.layers import QuantizedLayer
+from bitbrush.network.skip_inputs import with_split_skips
+from bitbrush.network.unet import UNET
 from bitbrush.numerics.affine import AffineGrid
 from bitbrush.numerics.weights import WeightRange, round_to_nearest, weight_grid
 from bitbrush.runtime.fused_forward import FusedForward
@@ -121,6 +123,20 @@ class Merging(BasicTransformerBlock):
         return 1.5 * hidden_states
 
 
+class Doubling(UNet2DConditionModel):
+    """Libraries for large pictures change the denoiser's class."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return doubled(super().forward)(*args, **kwargs)
+
+
+def doubled(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapped(sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return forward(2 * sample, *args, **kwargs)
+
+    return wrapped
+
+
 def at(name: str, change: Change) -> Change:
     return lambda unet: change(unet.get_submodule(name))
 
@@ -191,6 +207,8 @@ CHANGES: dict[str, Change] = {
     "a parametrization": at(
         f"{BLOCK}.norm1", lambda norm: parametrize.register_parametrization(norm, "weight", Doubled())
     ),
+    "the denoiser's class": lambda unet: setattr(unet, "__class__", Doubling),
+    "the denoiser's forward": lambda unet: setattr(unet, "forward", doubled(unet.forward)),
     "skips scaled by FreeU": lambda unet: unet.enable_freeu(s1=0.2, s2=0.2, b1=1.6, b2=1.6),
 }
 
@@ -411,3 +429,50 @@ def test_the_first_change_is_logged_by_name(pair: Pair, caplog: pytest.LogCaptur
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert "processor in down_blocks.1.attentions.0.transformer_blocks.0 was changed" in record.getMessage()
+
+
+def test_what_needs_a_floating_point_weight_is_told_where_there_is_one(pair: Pair) -> None:
+    layer = pair.ours.get_submodule(f"{BLOCK}.attn1.to_q")
+    assert not hasattr(layer, "weight")
+    with pytest.raises(AttributeError, match=r"IntegerLinear has integers.*runtime='reference'"):
+        prune.l1_unstructured(layer, "weight", 0.5)
+    prune.l1_unstructured(pair.exact.get_submodule(f"{BLOCK}.attn1.to_q"), "weight", 0.5)
+    assert apart(call(pair.exact), call(pair.ours)) > CLOSE
+
+
+def test_halves_of_a_split_convolution_have_hooks_and_layers_of_their_own(tiny_pipe: StableDiffusionPipeline) -> None:
+    pair = Pair(with_split_skips(tiny_pipe.unet, UNET), torch.float32)
+    before, seen = call(pair.exact), list[int]()
+    assert RESNET in fused(pair.ours)
+    handle = pair.ours.get_submodule(f"{RESNET}.conv1.skip").register_forward_hook(lambda *_: seen.append(1))
+    assert apart(call(pair.ours), before) < CLOSE
+    assert seen == [1]
+    handle.remove()
+    pair.change(at(f"{RESNET}.conv1", lambda split: setattr(split, "hidden", nn.Conv2d(16, 16, 3, padding=1))))
+    expected = call(pair.exact)
+    assert apart(expected, before) > 10 * CLOSE
+    assert apart(call(pair.ours), expected) < CLOSE
+
+
+def test_a_copy_is_changed_by_itself(pair: Pair) -> None:
+    before, other = call(pair.ours), copy.deepcopy(pair.ours)
+    assert fused(other) == fused(pair.ours)
+    assert torch.equal(call(other), before)
+    handle = at(f"{BLOCK}.attn1.to_q", lambda layer: layer.register_forward_hook(lambda _, __, y: 3 * y))(other)
+    at(RESNET, lambda resnet: setattr(resnet, "nonlinearity", nn.Tanh()))(other)
+    changed = call(other)
+    assert apart(changed, before) > 10 * CLOSE
+    assert fused(other) == fused(pair.ours) - {BLOCK, RESNET}
+    assert torch.equal(call(pair.ours), before)
+    handle.remove()
+    assert fused(other) == fused(pair.ours) - {RESNET}
+    assert apart(call(copy.deepcopy(other)), call(other)) == 0
+
+
+def test_a_forward_that_does_not_call_the_denoiser_s_is_refused(pair: Pair) -> None:
+    """Nobody would tell the layers which timestep runs."""
+    for unet in (pair.exact, pair.ours):
+        forward = type(unet).forward
+        unet.forward = lambda *args, unet=unet, forward=forward, **kwargs: forward(unet, *args, **kwargs)
+        with pytest.raises(RuntimeError, match="must call the one that it replaces"):
+            call(unet)

@@ -17,11 +17,12 @@ class LoweredForward:
 
     Tensors that a denoiser embeds stay as they are (EXACT_ARGUMENTS). Layers find the timestep in the TRACKER. Nothing
     is kept from one call to another, so that threads may share a denoiser. ``torch.compile`` runs the call as it is.
+    The denoiser's class is asked for its forward at each call: libraries replace either.
     """
 
     def __init__(self, denoiser: nn.Module, dtype: torch.dtype, device: torch.device | None) -> None:
         functools.update_wrapper(self, denoiser.forward, updated=())
-        self._forward = denoiser.forward
+        self._denoiser = denoiser
         self._names = argument_names(denoiser)
         self._dtype, self._device = dtype, device
 
@@ -31,7 +32,7 @@ class LoweredForward:
         arguments = by_name(self._names, args, kwargs)
         sample = sample_of(self._names, arguments)
         with TRACKER.at(as_timestep(arguments.get("timestep"))), _without_autocast(sample.device):
-            output = self._forward(**cast(arguments, self._dtype, self._device))
+            output = type(self._denoiser).forward(self._denoiser, **cast(arguments, self._dtype, self._device))
         return answer_like(sample, output)
 
 

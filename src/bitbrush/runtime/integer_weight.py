@@ -25,7 +25,19 @@ class IntegerWeight(nn.Parameter):
         )
 
 
-class IntegerParameters(nn.Module):
+class WithoutFloatWeight(nn.Module):
+    """Base of layers of integers: tells whoever asks for their weight where there is one."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight":
+            raise AttributeError(
+                f"{type(self).__name__} has integers and no weight in floating point; what reads or changes weights "
+                "works on bitbrush.load(..., runtime='reference')"
+            )
+        return super().__getattr__(name)
+
+
+class IntegerParameters(WithoutFloatWeight):
     """Base of a runtime's integer layers: shows their integers, scales and bias as parameters of the module.
 
     Scales come first: code of diffusers takes the type of the first parameter for the type of activations.

@@ -23,7 +23,7 @@ class Snapshot:
     Args:
         root: The module whose ``forward`` was replaced. Its hooks, its ``forward`` and its new attributes are not
             compared: a call has passed the former before the runtime sees it, and frameworks add the latter.
-        own: Classes whose attributes are not compared, because the runtime reads them at each call.
+        own: Classes whose parameters and attributes are not compared, because the runtime reads them at each call.
         leaves: Modules below ``root`` that are only compared by their identity, because they are called.
     """
 
@@ -35,8 +35,9 @@ class Snapshot:
         modules = [root, *self._inner.values()]
         self._modules = modules
         self._hooks = [hooks for one in self._inner.values() for hooks in (one._forward_hooks, one._forward_pre_hooks)]
+        others = [module for module in modules if not isinstance(module, own)]
         self._members: list[dict[str, Any]] = [
-            held for one in modules for held in (one._modules, one._parameters) if held
+            held for one in others for held in (one._modules, one._parameters) if held
         ]
         attributes = [(module, key) for module in modules for key in self._attributes(module)]
         self._owners = [module for module, _ in attributes]
@@ -88,7 +89,8 @@ class Snapshot:
         """The same by name, for one module."""
         kind = type(module)
         state = {"class": kind, "forward of its class": kind.forward}
-        state |= {**module._modules, **module._parameters}
+        if not isinstance(module, self._own):
+            state |= {**module._modules, **module._parameters}
         state |= {key: vars(module)[key] for key in self._attributes(module)}
         if _PROCESSOR in vars(module):
             state["processor's class"] = type(vars(module)[_PROCESSOR]).__call__

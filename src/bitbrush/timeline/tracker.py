@@ -8,6 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+NO_TIMESTEP = (
+    "a quantized layer ran outside of its denoiser's call: no timestep is known; a forward that is set in place of the "
+    "denoiser's must call the one that it replaces"
+)
+
 
 class TimestepTracker:
     """Knows the timestep of the denoiser call that the current thread, or asyncio task, is in.
@@ -25,7 +30,7 @@ class TimestepTracker:
         try:
             return self._timestep.get()
         except LookupError:
-            raise RuntimeError("a quantized layer ran outside of its denoiser's call: no timestep is known") from None
+            raise RuntimeError(NO_TIMESTEP) from None
 
     @contextmanager
     def at(self, timestep: float) -> Iterator[None]:

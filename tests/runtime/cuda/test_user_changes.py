@@ -200,6 +200,20 @@ def test_a_graph_of_parameters_that_were_moved_is_recorded_anew(
     assert record.recorded == 2
 
 
+@torch.no_grad()
+def test_a_layer_that_runs_outside_of_a_call_is_refused(
+    recorded: tuple[Any, Recorder, Callable[[], Tensor]],
+) -> None:
+    """The last call's step would be the wrong one."""
+    denoiser, _, again = recorded
+    with pytest.raises(RuntimeError, match="outside of its denoiser's call"):
+        denoiser.layer(torch.ones(2, 12))
+    forward = type(denoiser).forward
+    denoiser.forward = lambda *args, **kwargs: forward(denoiser, *args, **kwargs)
+    with pytest.raises(RuntimeError, match="must call the one that it replaces"):
+        again()
+
+
 def test_a_changed_denoiser_is_compiled_as_it_is(exact: nn.Module, device: torch.device) -> None:
     """What is a hook when it is traced is part of the graph, and blocks that were not changed stay fused."""
     ours, changed = lowered(device), copy.deepcopy(exact)

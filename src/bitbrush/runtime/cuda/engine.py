@@ -88,7 +88,7 @@ class Engine:
         at_once: Sequence[AtOnce] = (),
     ) -> None:
         functools.update_wrapper(self, denoiser.forward, updated=())
-        self._forward: Callable[..., Any] = denoiser.forward
+        self._denoiser = denoiser
         self._names = argument_names(denoiser)
         self._steps, self._dtype, self._record, self._at_once = steps, dtype, record, at_once
         self._turns = Turns(steps.device)
@@ -149,8 +149,9 @@ class Engine:
         self._steps.set(arguments["timestep"])
         finite = torch.stack([x.isfinite().all() for x in floating_tensors(arguments)]).all()
         try:
-            output = self._forward(**cast(arguments, self._dtype))
+            output = type(self._denoiser).forward(self._denoiser, **cast(arguments, self._dtype))
         finally:
+            self._steps.forget()
             for one in self._at_once:
                 one.forget()
         return pytree.tree_map_only(Tensor, lambda x: torch.where(finite, x, torch.nan), output)

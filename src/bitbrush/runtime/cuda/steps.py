@@ -13,6 +13,7 @@ from torch import Tensor
 from bitbrush.numerics.affine import AffineGrid, reciprocal
 from bitbrush.runtime.glue import BYTE
 from bitbrush.timeline.schedule import ActivationSchedule
+from bitbrush.timeline.tracker import NO_TIMESTEP
 
 _SHIFT_OF_ONE_BYTE = 128
 _SHIFT_OF_TWO = 128 * 257
@@ -23,13 +24,21 @@ _SHIFT_OF_TWO = 128 * 257
 class StepGrid:
     """The grid of a schedule, now; layers of equal schedules have one and the same.
 
-    ``scales`` (4,) float32: scale, reciprocal. ``integers`` (4,) int32: zero point, qmax, whether activations have two
-    bytes, and what is taken off sums for every unit of weight. ``wide``: some steps have two bytes.
+    ``integers`` (4,) int32: zero point, qmax, whether activations have two bytes, and what is taken off sums for every
+    unit of weight. ``wide``: some steps have two bytes.
     """
 
     schedule: ActivationSchedule
-    scales: Tensor
+    steps: "Steps"
+    row: Tensor
     integers: Tensor
+
+    @property
+    def scales(self) -> Tensor:
+        """(4,) float32: scale, reciprocal. Raises RuntimeError outside of a denoiser call, whose step it is."""
+        if not self.steps.known:
+            raise RuntimeError(NO_TIMESTEP)
+        return self.row
 
     @property
     def wide(self) -> bool:
@@ -41,10 +50,11 @@ class StepGrid:
 
 
 class Steps:
-    """``device``: of the buffers. At most ``schedules`` different schedules."""
+    """``device``: of the buffers. At most ``schedules`` different schedules. ``known``: whether a step is, now."""
 
     def __init__(self, device: torch.device, schedules: int) -> None:
         self.device = device
+        self.known = False
         self._scales = torch.zeros(schedules, 4, dtype=torch.float32, device=device)
         self._integers = torch.zeros(schedules, 4, dtype=torch.int32, device=device)
         self._known: dict[ActivationSchedule, StepGrid] = {}
@@ -53,7 +63,7 @@ class Steps:
     def grid(self, schedule: ActivationSchedule) -> StepGrid:
         if schedule not in self._known:
             row = len(self._known)
-            self._known[schedule] = StepGrid(schedule, self._scales[row], self._integers[row])
+            self._known[schedule] = StepGrid(schedule, self, self._scales[row], self._integers[row])
             self._tables = None
         return self._known[schedule]
 
@@ -63,6 +73,7 @@ class Steps:
         Without waiting for the device. Where timesteps differ all scales are NaN, and with them all that is computed:
         a denoiser call is at one step.
         """
+        self.known = True
         if self._tables is None:
             self.tabulate()
         if self._tables is None:
@@ -75,6 +86,10 @@ class Steps:
         one = torch.where((every == first).all(), 1.0, torch.nan)
         self._scales[: len(rows)] = scales[rows, index] * one
         self._integers[: len(rows)] = integers[rows, index]
+
+    def forget(self) -> None:
+        """At the end of a call: what runs until the next one has no step."""
+        self.known = False
 
     def tabulate(self) -> None:
         """Puts all grids known so far onto the device: before the first call, that none compiles or records this.

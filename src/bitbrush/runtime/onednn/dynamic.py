@@ -13,11 +13,12 @@ from bitbrush.network.layers import QuantizedLayer
 from bitbrush.numerics.affine import AffineGrid
 from bitbrush.numerics.dynamic import RowGrids, quantize_rows
 from bitbrush.runtime.glue import Bytes, memory_format
+from bitbrush.runtime.integer_weight import WithoutFloatWeight
 from bitbrush.runtime.onednn.layers import IntegerLayer
 from bitbrush.timeline.schedule import ActivationSchedule
 
 
-class DynamicLayer(nn.Module):
+class DynamicLayer(WithoutFloatWeight):
     """``y = scale (w_scale sum(x_q w) - zero_point w_scale sum(w)) + bias``, scale and zero point those of each row.
 
     ``product``: yields ``w_scale sum(x_q w)`` of the integers. Quantizing is torch's operators and takes several passes
