@@ -12,12 +12,21 @@ from bitbrush.session.offload import PROCESSOR
 def plain_defaults() -> Iterator[None]:
     """Makes new tensors float32 on the processor while entered, whatever the caller's defaults are.
 
-    The type is the process's default; other threads see it, too.
+    The default type is the process's: other threads see the change, where there is one.
     """
-    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    device = torch.get_default_device()
+    with _float32(), nullcontext() if device == PROCESSOR else PROCESSOR:
+        yield
+
+
+@contextmanager
+def _float32() -> Iterator[None]:
+    dtype = torch.get_default_dtype()
+    if dtype == torch.float32:
+        yield
+        return
     torch.set_default_dtype(torch.float32)
     try:
-        with nullcontext() if device == PROCESSOR else PROCESSOR:
-            yield
+        yield
     finally:
         torch.set_default_dtype(dtype)
