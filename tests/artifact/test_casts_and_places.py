@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import bitbrush
 from bitbrush import Quantization
-from bitbrush.artifact.checkpoint_type import in_type
 from bitbrush.runtime.interface import RuntimeUnavailable
 from bitbrush.runtime.onednn import probe
+from bitbrush.sources.checkpoint_type import in_type
 
 TYPES = (torch.float16, torch.bfloat16, torch.float64)
 

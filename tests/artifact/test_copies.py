@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import bitbrush
 from bitbrush import Quantization
-from bitbrush.artifact.store import read_layer, read_manifest
+from bitbrush.artifact.manifest import read_manifest
+from bitbrush.artifact.store import read_layer
 from bitbrush.runtime.interface import RuntimeUnavailable
 from bitbrush.runtime.lowered import lowered_of
 from bitbrush.runtime.onednn import probe

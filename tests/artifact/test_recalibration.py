@@ -15,14 +15,10 @@ from safetensors.torch import load_file
 import bitbrush
 from bitbrush import Quantization
 from bitbrush.artifact.card import quantize_command
-from bitbrush.artifact.manifest import artifact_digest
-from bitbrush.artifact.store import WEIGHTS
+from bitbrush.artifact.store import WEIGHTS, artifact_digest
 from bitbrush.calibration.relaxing import Relaxation
 from bitbrush.sources.schedulers import with_scheduler
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.artifact.schedulers import with_scheduler
-from bitbrush.artifact.store import WEIGHTS, artifact_digest
-from bitbrush.timeline.plan import Relaxation, SamplingPlan
 from bitbrush.timeline.schedule import ActivationSchedule
 from bitbrush.timeline.trajectory import planned_timesteps
 from tests.artifact.pipelines import CASES, PROMPTS, pipeline, quantized

@@ -12,12 +12,13 @@ from safetensors.torch import save_file
 
 import bitbrush
 from bitbrush import ModelOptions, zoo
-from bitbrush.artifact import models
 from bitbrush.artifact.card import model_card
+from bitbrush.artifact.manifest import read_manifest
 from bitbrush.artifact.sizes import DenoiserSizes, checkpoint_bytes, denoiser_sizes, float32_bytes
-from bitbrush.artifact.store import read_manifest, save
+from bitbrush.artifact.store import save
 from bitbrush.bench.subjects import open_reference
-from bitbrush.timeline.spool import Spool
+from bitbrush.session.offload import Spool
+from bitbrush.sources import models
 from tests.artifact.original_layout import original_layout
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"

@@ -8,8 +8,8 @@ import pytest
 from click.testing import Result
 from diffusers import StableDiffusionPipeline
 
+from bitbrush.artifact.manifest import read_manifest
 from bitbrush.artifact.sizes import denoiser_sizes
-from bitbrush.artifact.store import read_manifest
 
 MEDIAN = "latent MSE, median"
 METRICS = {"PSNR (dB)", "SSIM", "image MSE", "latent MSE, geometric mean", MEDIAN, "latent MSE"}

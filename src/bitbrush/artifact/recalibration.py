@@ -15,16 +15,10 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from bitbrush.artifact.denoiser import WEIGHTS, denoiser_of, quantized_layers
-from bitbrush.artifact.manifest import artifact_digest, artifact_folder, reading_tensors
-from bitbrush.artifact.store import verify
+from bitbrush.artifact.manifest import artifact_folder, reading_tensors
+from bitbrush.artifact.store import artifact_digest, verify
 from bitbrush.methods import METHODS
 from bitbrush.methods.recipe import KEYS, Recipe
-from bitbrush.artifact.manifest import artifact_folder, reading_tensors
-from bitbrush.artifact.networks import load_pipeline
-from bitbrush.artifact.quantization import Quantization, quantization_job, run_method
-from bitbrush.artifact.store import artifact_digest, verify
-from bitbrush.artifact.work import require_same_job
-from bitbrush.methods.recipe import Recipe
 from bitbrush.network import generic
 from bitbrush.network.layers import set_weight
 from bitbrush.quantization.quantize import Quantization, finish, prepare

@@ -9,10 +9,6 @@ from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
 
 from bitbrush.bench.generation import Generated, generate, generating_work
-from bitbrush.bench.metrics.interval import Interval, bootstrap_mean
-from bitbrush.bench.metrics.paired import latent_mse_by_step, paired_metrics
-from bitbrush.artifact.quantization import require_inputs
-from bitbrush.bench.generation import Generated, generate
 from bitbrush.bench.metrics.interval import Interval
 from bitbrush.bench.metrics.paired import latent_mse_by_step, paired_figures, paired_metrics
 from bitbrush.bench.subjects import require_alike

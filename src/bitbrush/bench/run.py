@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from bitbrush.artifact.models import ModelOptions
 from bitbrush.bench.collection import Work
 from bitbrush.bench.figures import bench_figures
 from bitbrush.bench.files import require_own, write_whole

@@ -10,10 +10,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from bitbrush.artifact.manifest import artifact_digest, is_artifact, read_manifest
-from bitbrush.artifact.identity import model_digest
 from bitbrush.artifact.manifest import is_artifact, read_manifest
-from bitbrush.artifact.models import ModelOptions, load_full_precision
 from bitbrush.artifact.origin import require_origin
 from bitbrush.artifact.sizes import MIB, checkpoint_bytes, denoiser_sizes, float32_bytes
 from bitbrush.artifact.store import artifact_digest, load_with

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bitbrush.cli.console import out, quiet_libraries, say, say_unbroken, show, table
-from bitbrush.cli.console import quiet_libraries, say, say_unbroken, show, show_facts, shown, table
+from bitbrush.cli.console import quiet_libraries, say, say_unbroken, show, show_facts, table
 from bitbrush.cli.execution import chosen, fallback_lines, in_integers
 from bitbrush.cli.progress import shown
 

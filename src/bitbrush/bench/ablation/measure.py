@@ -10,10 +10,7 @@ from typing import Any
 
 import torch
 
-from bitbrush.artifact.manifest import artifact_digest, is_artifact, read_manifest
-from bitbrush.artifact.store import save
 from bitbrush.artifact.manifest import is_artifact, read_manifest
-from bitbrush.artifact.quantization import quantize
 from bitbrush.artifact.store import artifact_digest, save
 from bitbrush.bench.ablation.cells import Cell, FailedCell, Made, read_cell, write_cell
 from bitbrush.bench.ablation.folder import CELLS, Folder, rounded_of, weights_key

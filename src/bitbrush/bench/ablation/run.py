@@ -7,9 +7,6 @@ from typing import Any
 
 import torch
 
-from bitbrush.artifact.models import ModelOptions, find_model
-from bitbrush.artifact.quantization import require_inputs
-from bitbrush.artifact.schedulers import with_scheduler
 from bitbrush.bench.ablation.folder import KNOWN, MARKDOWN, REPORT, RESULTS, Folder
 from bitbrush.bench.ablation.job import AblationJob, Protocol
 from bitbrush.bench.ablation.markdown import ablation_markdown, section_of, write_markdown
@@ -23,14 +20,12 @@ from bitbrush.bench.networks.chosen import judge_of
 from bitbrush.bench.results import results_text
 from bitbrush.bench.subjects import open_reference
 from bitbrush.quantization.quantize import require_inputs
-from bitbrush.runtime.choose import runtime_named
+from bitbrush.runtime.choose import dtype_name, runtime_named
 from bitbrush.session.progress import Progress, silent
 from bitbrush.sources.models import ModelOptions, find_model
 from bitbrush.sources.prompts import bench_sets
 from bitbrush.sources.prompts import calibration_prompts as read_calibration
 from bitbrush.sources.schedulers import with_scheduler
-from bitbrush.runtime.choose import dtype_name, runtime_named
-from bitbrush.timeline.progress import Progress, silent
 
 USUAL = "pcr"
 """The recipe that the others are compared with where none is named, as far as it is there."""
