@@ -15,7 +15,7 @@ from bitbrush.runtime.cuda.engine import Replay
 from bitbrush.runtime.cuda.runtime import CudaRuntime
 from bitbrush.runtime.fused_forward import FusedForward
 from bitbrush.runtime.reference import ReferenceRuntime
-from tests.runtime.test_user_changes import Half, WithWeights, apart, ip_adapter, overridden, quantized_layers
+from tests.runtime.changes import Half, WithWeights, apart, ip_adapter, overridden, quantized_layers
 
 CLOSE = 1e-3
 BLOCK = "up_blocks.0.attentions.0.transformer_blocks.0"
