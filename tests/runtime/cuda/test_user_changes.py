@@ -15,7 +15,8 @@ from bitbrush.runtime.cuda.engine import Replay
 from bitbrush.runtime.cuda.runtime import CudaRuntime
 from bitbrush.runtime.fused_forward import FusedForward
 from bitbrush.runtime.reference import ReferenceRuntime
-from tests.runtime.changes import Half, WithWeights, apart, ip_adapter, overridden, quantized_layers
+from tests.runtime.changes import Half, WithWeights, apart, overridden, quantized_layers
+from tests.runtime.test_user_changes import ip_adapter
 
 CLOSE = 1e-3
 BLOCK = "up_blocks.0.attentions.0.transformer_blocks.0"
