@@ -34,6 +34,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--shuffle", type=int, metavar="SEED", help="run the tests in a random order, a file at a time")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collectstart() -> None:
+    """Seeds what a module draws while it is imported, whichever modules were collected before."""
+    torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Seeds what a test draws without a generator, whichever tests ran before."""
+    torch.manual_seed(0)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Shuffle files, and the tests within each, by the seed given: every xdist worker arrives at the same order."""

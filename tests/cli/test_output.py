@@ -105,7 +105,7 @@ def print_grid() -> None:
 
 def print_sensitivity(folder: Path) -> None:
     steps = [
-        StepSensitivity(step, 1.0 * step, (30.0 + step,) * 16, interval(30), interval(3e-5), interval(-0.2))
+        StepSensitivity(step, 1.0 * step, (40.0 - step,) * 16, interval(30), interval(3e-5), interval(-0.2))
         for step in range(10)
     ]
     facts = {"Model": "tiny", "Plan": "ddim"}
@@ -169,7 +169,7 @@ def test_generate_compare_and_dry_run_in_any_encoding(
         result = CliRunner(charset=encoding).invoke(app, [str(one) for one in command])
         assert result.exit_code == status, result.output
         assert "codec" not in result.output
-        assert ">=" in result.output
+        assert ">=" in result.output or command[0] == "quantize"  # a dry run names no output
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

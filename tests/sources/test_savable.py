@@ -92,7 +92,7 @@ CHANGES: dict[Callable[[StableDiffusionPipeline], None], str] = {
     with_joined_projections: r"to_qkv.*load the pipeline again, without pipe\.fuse_qkv_projections",
     with_weight_norm: r"vae \(AutoencoderKL\) .*encoder\.conv_in.*undo what was done to its layers",
     pruned: r"text_encoder .*mlp\.fc1\.weight",
-    with_own_unet: r"unet is a MyUNet of tests\.artifact\.test_savable",
+    with_own_unet: r"unet is a MyUNet of tests\.sources\.test_savable",
     with_own_scheduler: "scheduler is a MyScheduler of .*classes of diffusers and transformers",
     offloaded: r"vae .*has no values in memory for .*without offloading",
 }

@@ -135,7 +135,7 @@ def _seen(
     for gram in grams:
         _mirror_upper_(gram)
     return [
-        _Seen(*(ranks.sum(total.div_(sampling.count)) for total in (gram, pull.total(), means)))
+        _Seen(*(ranks.sum(total).div_(sampling.count) for total in (gram, pull.total(), means)))
         for gram, pull, means in zip(grams, pulls, sums, strict=True)
     ]
 

@@ -1,0 +1,5 @@
+"""Former place of :mod:`bitbrush.sources.lora`, for programs that import it from here."""
+
+from bitbrush.sources.lora import Lora
+
+__all__ = ["Lora"]
