@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from bitbrush.network.unet import UNET
 from bitbrush.numerics.limits import WeightRange
-from bitbrush.numerics.weights import WeightRange, round_to_nearest
+from bitbrush.numerics.weights import round_to_nearest
 from bitbrush.rounding.blocks import BlockCall, BlockInputs
 from bitbrush.rounding.compensation import Compensated, round_with_compensation
 from bitbrush.rounding.learned import learn_rounding

@@ -204,6 +204,22 @@ def test_second_text_encoders(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("peft")
+def test_a_text_encoder_beside_a_transformer_is_adapted_once(tmp_path: Path) -> None:
+    pipe = pipeline(CASES["flux-dev"])
+    down, up = factors()
+    text, layer = "lora_te1_text_model_encoder_layers_1_self_attn_v_proj", "transformer_blocks.0.attn.to_q"
+    tensors = {f"{text}.lora_down.weight": down, f"{text}.lora_up.weight": up, f"{text}.alpha": torch.tensor(1.0)}
+    tensors |= {f"transformer.{layer}.lora_A.weight": down.clone(), f"transformer.{layer}.lora_B.weight": up.clone()}
+    save_file(tensors, tmp_path / "l.safetensors")
+    modules = dict(pipe.text_encoder.named_modules())
+    (adapted,) = (module for name, module in modules.items() if name.endswith("layers.1.self_attn.v_proj"))
+    weights = [adapted.weight.detach().clone(), pipe.transformer.get_submodule(layer).weight.detach().clone()]
+    assert fuse_lora(pipe, Lora(tmp_path / "l.safetensors")) == 2
+    assert torch.allclose(adapted.weight, weights[0] + 0.5 * up @ down, atol=1e-5)
+    assert torch.allclose(pipe.transformer.get_submodule(layer).weight, weights[1] + up @ down, atol=1e-5)
+
+
+@pytest.mark.usefixtures("peft")
 class TestRefused:
     def test_a_text_encoder_of_another_model(self, tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
         down, up = factors(columns=24)

@@ -251,6 +251,6 @@ def test_networks_of_an_artifact_are_read_like_a_models(artifact: Path, part: st
     (file,) = (artifact / part).glob("*.safetensors")
     edit(file, lacking, TENSORS[part])
     with pytest.raises(ValueError, match=rf"{part} \(\w+\) lacks 1 of its"):
-        load_pipeline(artifact, given={"unet": None})
+        load_pipeline(artifact, components={"unet": None})
     with pytest.raises(ValueError, match="was altered"):
         bitbrush.load(artifact)

@@ -27,8 +27,9 @@ class ArtifactError(ValueError):
 
 
 def is_artifact(source: str | os.PathLike[str]) -> bool:
-    """Whether a folder or hub id has a manifest; its content is checked when it is read."""
-    return _manifest_path(source).is_file()
+    """Tells whether a folder or hub id has an artifact's manifest; its content is checked when it is read."""
+    path = _manifest_path(source)
+    return path.is_file() and FORMAT in path.read_text(encoding="utf-8", errors="replace")
 
 
 def artifact_folder(source: str | os.PathLike[str]) -> Path:
@@ -113,7 +114,7 @@ def _digest_of_bytes(path: Path) -> str:
 
 
 def _manifest_path(source: str | os.PathLike[str]) -> Path:
-    """In the folder, or in the hub's cache where ``source`` is a hub id with a manifest."""
+    """Finds the manifest in the folder, or in the hub's cache where ``source`` is a hub id with a manifest."""
     if _may_be_hub_id(source):
         try:
             return _manifest_on_hub(os.fspath(source))

@@ -87,6 +87,6 @@ def load_rounded(root: Path, manifest: Mapping[str, Any]) -> tuple[DiffusionPipe
     denoiser.load_state_dict(others, strict=False)
     for name, layer in rounded.items():
         set_weight(denoiser.get_submodule(name), layer.weight.dequantize(), layer.bias)
-    pipe = load_pipeline(root, given={component: denoiser.eval()})
+    pipe = load_pipeline(root, components={component: denoiser.eval()})
     pipe.set_progress_bar_config(disable=True)
     return pipe, rounded

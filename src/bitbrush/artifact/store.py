@@ -151,7 +151,7 @@ def _load(root: Path, choice: Choice) -> DiffusionPipeline:
         with reading_tensors(root):
             denoiser = load_denoiser(root / component, choice)
             types = component_types(root) if choice.memory is Memory.LOW else torch.float32
-            pipe = load_pipeline(root, types, given={component: denoiser})
+            pipe = load_pipeline(root, types, components={component: denoiser})
     except ImportError as error:  # of what a tokenizer is read by, where its class is another version's
         saved_with = manifest["versions"]["transformers"]
         raise ArtifactError(
@@ -221,9 +221,9 @@ def _require_loadable(root: Path, component: str) -> None:
     Raises ValueError if it does not.
     """
     try:
-        networks = load_networks(root, component_types(root), leaving=(component,))
+        networks = load_networks(root, component_types(root), omit=(component,))
         empty = {name: network.to("meta") for name, network in networks}
-        load_pipeline(root, given={**empty, component: check_denoiser(root / component)})
+        load_pipeline(root, components={**empty, component: check_denoiser(root / component)})
     except (ImportError, KeyError, ValueError, RuntimeError, OSError, SafetensorError) as error:
         raise ValueError(f"the artifact was not kept, as it does not load: {error}") from error
 

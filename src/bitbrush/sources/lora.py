@@ -65,10 +65,10 @@ class Lora:
                 keys = set(file.keys())
         except SafetensorError as error:
             raise ValueError(f"LoRA {self.path} is no intact safetensors file: {error}") from error
-        if alone := sorted(key for key in keys if _ending(key) and _other_factor(key) not in keys):
-            raise ValueError(f"LoRA {self.path} has {alone[0]} without its other factor; download it again")
-        if scaled := sorted(key for key in keys if key.endswith("dora_scale")):  # left out by diffusers
-            raise ValueError(f"LoRA {self.path} is a DoRA ({scaled[0]}), which cannot be fused; give a plain LoRA")
+        if single := sorted(key for key in keys if _ending(key) and _other_factor(key) not in keys):
+            raise ValueError(f"LoRA {self.path} has {single[0]} without its other factor; download it again")
+        if magnitudes := sorted(key for key in keys if key.endswith("dora_scale")):  # left out by diffusers
+            raise ValueError(f"LoRA {self.path} is a DoRA ({magnitudes[0]}), which cannot be fused; give a plain LoRA")
         if importlib.util.find_spec("peft") is None:
             raise ValueError(f"LoRA {self.path} needs the package peft: pip install 'bitbrush[lora]'")
 
@@ -111,14 +111,14 @@ def fuse_lora(pipe: DiffusionPipeline, lora: Lora) -> int:
 
 
 def _attach(pipe: Any, lora: Lora, tensors: dict[str, Tensor]) -> None:
-    """Has diffusers attach the tensors as the adapter "fused"; the file itself where that says more than they."""
+    """Attaches the tensors as the adapter "fused", or the file itself where that holds their ranks and alphas."""
     with safe_open(lora.path, framework="pt") as file:
-        configured = PEFT_METADATA in (file.metadata() or {})
+        has_configuration = PEFT_METADATA in (file.metadata() or {})
     try:
-        if configured or not hasattr(pipe, "unet"):
+        if has_configuration:
             pipe.load_lora_weights(str(lora.path.parent), weight_name=lora.path.name, adapter_name="fused")
-        else:
-            pipe.load_lora_weights(_unit_scaled(tensors), adapter_name="fused")
+        else:  # diffusers' conversion for transformers applies the alphas itself
+            pipe.load_lora_weights(_unit_scaled(tensors) if hasattr(pipe, "unet") else tensors, adapter_name="fused")
     except (RuntimeError, ValueError, KeyError, AttributeError) as error:
         raise _misfit(pipe, lora, _first_lines(error)) from error
 
@@ -131,13 +131,13 @@ def _unit_scaled(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     ranks = {key: len(tensor) for key, tensor in tensors.items() if key.endswith(tuple(FACTORS))}
     alphas = {key: key.removesuffix(_ending(key)) + "alpha" for key in ranks}
-    made = {key: tensor for key, tensor in tensors.items() if key not in alphas.values()}
+    scaled = {key: tensor for key, tensor in tensors.items() if key not in alphas.values()}
     for down, rank in ranks.items():
-        up, added = _other_factor(down), max(ranks.values()) - rank
+        up, zeros = _other_factor(down), max(ranks.values()) - rank
         scale = float(tensors[alphas[down]]) / rank if alphas[down] in tensors else 1.0
-        made[down] = functional.pad(made[down], [0, 0] * (made[down].dim() - 1) + [0, added])
-        made[up] = functional.pad(made[up] * scale, [0, 0] * (made[up].dim() - 2) + [0, added])
-    return made
+        scaled[down] = functional.pad(scaled[down], [0, 0] * (scaled[down].dim() - 1) + [0, zeros])
+        scaled[up] = functional.pad(scaled[up] * scale, [0, 0] * (scaled[up].dim() - 2) + [0, zeros])
+    return scaled
 
 
 def _text_updates(pipe: Any, tensors: Mapping[str, Tensor], lora: Lora) -> list[tuple[nn.Linear, Tensor]]:
@@ -161,7 +161,10 @@ def _text_updates(pipe: Any, tensors: Mapping[str, Tensor], lora: Lora) -> list[
 
 
 def _text_layer(encoder: nn.Module | None, path: str) -> nn.Linear | None:
-    """CLIP's layers are below ``text_model`` in kohya's files, and in most versions of transformers."""
+    """Finds the layer of a path with underscores.
+
+    CLIP's layers are below ``text_model`` in kohya's files, and in most versions of transformers.
+    """
     modules = encoder.named_modules() if encoder is not None else ()
     linear = {name.replace(".", "_"): module for name, module in modules if isinstance(module, nn.Linear)}
     return linear.get(path) or linear.get(path.removeprefix("text_model_"))
@@ -178,13 +181,13 @@ def _other_factor(key: str) -> str:
 
 
 def _ending(key: str) -> str:
-    """How the name of a factor ends; empty for another tensor."""
+    """The end of a factor's name that tells which it is; empty for another tensor."""
     return next((ending for ending in PAIRS if key.endswith(ending)), "")
 
 
-def _misfit(pipe: DiffusionPipeline, lora: Lora, told: str) -> ValueError:
+def _misfit(pipe: DiffusionPipeline, lora: Lora, reason: str) -> ValueError:
     return ValueError(
-        f"LoRA {lora.path} does not fit {type(pipe).__name__}; it was made for another architecture: {told}"
+        f"LoRA {lora.path} does not fit {type(pipe).__name__}; it was made for another architecture: {reason}"
     )
 
 

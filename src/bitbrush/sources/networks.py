@@ -30,7 +30,7 @@ def load_pipeline(
     dtype: torch.dtype | Mapping[str, torch.dtype] = torch.float32,
     *,
     variant: str | None = None,
-    given: Mapping[str, Any] = MappingProxyType({}),
+    components: Mapping[str, Any] = MappingProxyType({}),
 ) -> DiffusionPipeline:
     """Loads a pipeline from its folder.
 
@@ -38,24 +38,24 @@ def load_pipeline(
         folder: Holds ``model_index.json`` and a folder for each component.
         dtype: Of all networks, or by component name with "default" for the others.
         variant: Of the weight files, for networks that have it; see :func:`weights_variant`.
-        given: Components that are loaded already, by name.
+        components: Those that are loaded already, by name.
 
     Raises:
         ValueError: The index lists a component without a folder, or a network's files do not hold its tensors: one is
             missing, of another shape, NaN or infinite, or belongs to no part of the network.
         OSError: A file is missing or cannot be read.
     """
-    listed = {name: entry for name, entry in _components(folder) if name not in given}
-    _require_variant(folder, listed, variant)
-    parts: dict[str, Any] = {name: None for name, (library, _) in listed.items() if library is None}
-    parts |= _absent_safety_check(folder, listed)
-    for name, (_, kind) in listed.items():
+    entries = {name: entry for name, entry in _components(folder) if name not in components}
+    _require_variant(folder, entries, variant)
+    parts: dict[str, Any] = {name: None for name, (library, _) in entries.items() if library is None}
+    parts |= {**_absent_safety_check(folder, entries), **components}
+    for name, (_, kind) in entries.items():
         if name not in parts:
             _require_folder(folder, name, kind)
-    parts |= load_networks(folder, dtype, variant=variant, leaving={*given, *parts})
-    pipe = DiffusionPipeline.from_pretrained(folder, **in_type(dtype), **parts, **given)
+    parts |= load_networks(folder, dtype, variant=variant, omit=parts)
+    pipe = DiffusionPipeline.from_pretrained(folder, **in_type(dtype), **parts)
     for name, part in pipe.components.items():
-        if isinstance(part, nn.Module) and name not in given and name not in parts:
+        if isinstance(part, nn.Module) and name not in parts:
             require_whole(part, name)
     return pipe
 
@@ -65,17 +65,17 @@ def load_networks(
     dtype: torch.dtype | Mapping[str, torch.dtype] = torch.float32,
     *,
     variant: str | None = None,
-    leaving: Collection[str] = (),
+    omit: Collection[str] = (),
 ) -> Iterator[tuple[str, nn.Module]]:
-    """Name and network of each component whose class reports what it found, but for those to be left.
+    """Name and network of each component whose class reports what it found, but for those to omit.
 
     Arguments and errors as of :func:`load_pipeline`.
     """
     for name, (library, kind) in _components(folder):
-        network_class = component_class(library, kind) if library and name not in leaving else None
+        network_class = component_class(library, kind) if library and name not in omit else None
         if network_class is not None and reports_tensors(network_class):
-            own = dtype if isinstance(dtype, torch.dtype) else dtype.get(name, dtype["default"])
-            network = _load_network(folder, name, network_class, own, variant)
+            network_dtype = dtype if isinstance(dtype, torch.dtype) else dtype.get(name, dtype["default"])
+            network = _load_network(folder, name, network_class, network_dtype, variant)
             require_whole(network, name)
             yield name, network
 
@@ -89,13 +89,13 @@ def component_class(library: str, name: str) -> type | None:
 
 
 def reports_tensors(kind: type) -> bool:
-    """Whether it is a network's class whose ``from_pretrained`` tells which tensors are missing or too many."""
+    """Tells whether it is a network's class whose ``from_pretrained`` tells which tensors are missing or too many."""
     loader: Any = getattr(kind, "from_pretrained", None)
     return issubclass(kind, ModelMixin | PreTrainedModel) and loader.__func__.__module__ in _REPORTING
 
 
 def lacks_weights(folder: Path) -> bool:
-    """Whether a network that the index lists has a folder without any file of weights."""
+    """Tells whether a network that the index lists has a folder without any file of weights."""
     classes = {name: component_class(library, kind) for name, (library, kind) in _components(folder) if library}
     networks = [name for name, kind in classes.items() if kind is not None and reports_tensors(kind)]
     return any(not variants(folder / name) for name in networks if (folder / name).is_dir())
@@ -118,10 +118,11 @@ def missing_tensors(network: nn.Module) -> str | None:
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether no value is NaN or infinite; ``aminmax`` hands NaN on, and takes no memory."""
+    """Tells whether no value is NaN or infinite; ``aminmax`` hands NaN on, and takes no memory."""
     if not tensor.is_floating_point() or not tensor.numel():
         return True
-    return all(bool(end.isfinite()) for end in tensor.aminmax())
+    wide = tensor.float() if tensor.itemsize == 1 else tensor  # float8 has no such operator
+    return all(bool(end.isfinite()) for end in wide.aminmax())
 
 
 def _components(folder: Path) -> Iterator[tuple[str, tuple[Any, Any]]]:
@@ -132,10 +133,10 @@ def _components(folder: Path) -> Iterator[tuple[str, tuple[Any, Any]]]:
             yield name, (entry[0], entry[1])
 
 
-def _absent_safety_check(folder: Path, listed: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
+def _absent_safety_check(folder: Path, entries: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
     """Arguments of a pipeline whose folder lists a safety checker and has none, as trimmed downloads do; else none."""
     absent = [
-        name for name in SAFETY_CHECK if listed.get(name, (None,))[0] is not None and not (folder / name).is_dir()
+        name for name in SAFETY_CHECK if entries.get(name, (None,))[0] is not None and not (folder / name).is_dir()
     ]
     if "safety_checker" not in absent:
         return {}
@@ -143,14 +144,17 @@ def _absent_safety_check(folder: Path, listed: Mapping[str, tuple[Any, Any]]) ->
     return {**dict.fromkeys(absent), "requires_safety_checker": False}
 
 
-def _require_variant(folder: Path, listed: Collection[str], variant: str | None) -> None:
-    places = [folder / name for name in listed if (folder / name).is_dir()]
+def _require_variant(folder: Path, names: Collection[str], variant: str | None) -> None:
+    places = [folder / name for name in names if (folder / name).is_dir()]
     if variant is not None and not any(variant in variants(place) for place in places):
         raise ValueError(f"none of its components has weights of variant {variant!r}")
 
 
 def _require_folder(folder: Path, name: str, kind: str) -> None:
-    """Components of a flat repository lie beside the index, where their configuration tells of them."""
+    """Raises ValueError for a component without a folder.
+
+    Those of a flat repository lie beside the index, where their configuration tells of them.
+    """
     if not (folder / name).is_dir() and not (folder / "config.json").is_file():
         raise ValueError(f"{folder / MODEL_INDEX} lists {name} ({kind}), but there is no folder {folder / name}")
 
@@ -171,8 +175,8 @@ def _load_network(folder: Path, name: str, kind: Any, dtype: torch.dtype, varian
             **options,
         )
     except (ValueError, RuntimeError) as error:
-        told = " ".join(str(error).split())
-        raise ValueError(f"{name} ({kind.__name__}): {told.split('. ')[0]}") from error
+        reason = " ".join(str(error).split()).split(". ")[0]
+        raise ValueError(f"{name} ({kind.__name__}): {reason}") from error
     require_match(network, name, report)
     return network
 
@@ -185,8 +189,8 @@ def require_match(network: nn.Module, name: str, report: Mapping[str, Collection
     """
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"{_named(name, network)} lacks {_of(len(network.state_dict()), missing)}")
-    for key, found, expected in report["mismatched_keys"]:
-        raise ValueError(f"{_named(name, network)}: {key} has shape {tuple(found)}, expected is {tuple(expected)}")
+    for key, shape, expected in report["mismatched_keys"]:
+        raise ValueError(f"{_named(name, network)}: {key} has shape {tuple(shape)}, expected is {tuple(expected)}")
     unexpected = sorted(key for key in report["unexpected_keys"] if not key.endswith("position_ids"))
     if unexpected:
         text = f"{_named(name, network)} has no place for tensors in its files ({_first(unexpected)})"

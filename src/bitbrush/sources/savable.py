@@ -37,26 +37,20 @@ def saved_class(pipe: DiffusionPipeline) -> type[DiffusionPipeline]:
 
     Raises ValueError if there is none, or if it does not take all of the components.
     """
-    bases = [
-        kind for kind in type(pipe).__mro__ if issubclass(kind, DiffusionPipeline) and kind is not DiffusionPipeline
-    ]
-    found: Any = next((kind for kind in bases if getattr(diffusers, kind.__name__, None) is kind), None)
-    told = f"{type(pipe).__name__} is no class of diffusers"
-    if found is None:
-        raise ValueError(f"{told}, nor derived from one, so that its artifact could not be loaded")
-    taken, _ = found._get_signature_keys(found)
-    further = [name for name, part in pipe.components.items() if part is not None and name not in taken]
-    if further:
+    bases = type(pipe).__mro__[: type(pipe).__mro__.index(DiffusionPipeline)]
+    base: Any = next((kind for kind in bases if getattr(diffusers, kind.__name__, None) is kind), None)
+    problem = f"{type(pipe).__name__} is no class of diffusers"
+    if base is None:
+        raise ValueError(f"{problem}, nor derived from one, so that its artifact could not be loaded")
+    arguments, _ = base._get_signature_keys(base)
+    others = [name for name, part in pipe.components.items() if part is not None and name not in arguments]
+    if others:
         raise ValueError(
-            f"{told}, and {found.__name__}, as which its artifact is loaded, takes no {further[0]}; quantize "
-            f"a {found.__name__} of its other components"
+            f"{problem}, and {base.__name__}, as which its artifact is loaded, takes no {others[0]}; quantize "
+            f"a {base.__name__} of its other components"
         )
-    known: type[DiffusionPipeline] = found
+    known: type[DiffusionPipeline] = base
     return known
-
-
-def _is_pipeline_of_diffusers(kind: type) -> bool:
-    return issubclass(kind, DiffusionPipeline) and getattr(diffusers, kind.__name__, None) is kind
 
 
 def _require_known_class(pipe: DiffusionPipeline, name: str) -> None:
@@ -72,13 +66,13 @@ def _require_own_tensors(name: str, network: Any) -> None:
     """Refuses a network with other tensors than its configuration makes."""
     if not reports_tensors(type(network)) or getattr(network.config, "quantization_config", None) is not None:
         return  # a container of networks, or one that another library quantized
-    own, fresh = _shapes(network), _shapes(_from_configuration(network))
-    changed = [key for key in {**own, **fresh} if own.get(key) != fresh.get(key)]
-    if changed:
-        remedy = next((text for part, text in UNDO.items() if any(part in key for key in changed)), None)
+    shapes, plain_shapes = _shapes(network), _shapes(_from_configuration(network))
+    changes = [key for key in {**shapes, **plain_shapes} if shapes.get(key) != plain_shapes.get(key)]
+    if changes:
+        remedy = next((text for part, text in UNDO.items() if any(part in key for key in changes)), None)
         raise ValueError(
             f"{name} ({type(network).__name__}) has other tensors than its configuration makes "
-            f"({', '.join(changed[:KEYS_SHOWN])}), so that its artifact could not be loaded; "
+            f"({', '.join(changes[:KEYS_SHOWN])}), so that its artifact could not be loaded; "
             f"{remedy or 'undo what was done to its layers'}"
         )
     if empty := [key for key, tensor in network.state_dict().items() if tensor.is_meta]:
@@ -89,7 +83,7 @@ def _require_own_tensors(name: str, network: Any) -> None:
 
 
 def _from_configuration(network: Any) -> nn.Module:
-    """What loading starts from: the class with the configuration, without values."""
+    """The network that loading starts from: its class with its configuration, without values."""
     with init_empty_weights(include_buffers=False):
         fresh: nn.Module = (
             type(network).from_config(network.config)

@@ -38,10 +38,10 @@ def load_single_file(path: Path, config: str | None, dtype: torch.dtype = torch.
         return pipe
     except (OSError, ValueError, KeyError, AttributeError, RuntimeError, HfHubHTTPError) as error:
         given = f"the configuration {source}" if config else f"{source}, the configuration its shapes point at,"
-        told = _what_is_missing(error) or _first_line(error)
+        reason = _missing_tensors(error) or _first_line(error)
         raise ValueError(
-            f"{path} cannot be loaded with {given}: {told}; give the pipeline folder that it belongs to with --config, "
-            "or download the file again"
+            f"{path} cannot be loaded with {given}: {reason}; give the pipeline folder that it belongs to with "
+            "--config, or download the file again"
         ) from error
 
 
@@ -71,16 +71,16 @@ def _pipeline_class(source: str) -> str:
     return str(json.loads(index.read_text(encoding="utf-8"))["_class_name"])
 
 
-def _what_is_missing(error: BaseException) -> str | None:
+def _missing_tensors(error: BaseException) -> str | None:
     """Names the tensors that the file lacks, where diffusers failed to place a network without their values.
 
     Its error does not, so that they are looked for in the network that the failing call had at hand.
     """
     for frame, _ in traceback.walk_tb(error.__traceback__):
         networks = [part for part in frame.f_locals.values() if isinstance(part, ModelMixin)]
-        found = [f"{type(network).__name__} {told}" for network in networks if (told := missing_tensors(network))]
-        if found:
-            return found[0]
+        for network in networks:
+            if lack := missing_tensors(network):
+                return f"{type(network).__name__} {lack}"
     return None
 
 
