@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import bitbrush
-from bitbrush.artifact.checkpoint_type import in_type
 from bitbrush.artifact.denoiser import WEIGHTS
 from bitbrush.artifact.manifest import ArtifactError, file_digests
+from bitbrush.sources.checkpoint_type import in_type
 
 
 def picture(pipe: StableDiffusionPipeline) -> Tensor:

@@ -19,8 +19,8 @@ from bitbrush.artifact.manifest import ArtifactError
 from bitbrush.artifact.store import require_free
 from bitbrush.methods.removed import KEYS, VALUES
 from bitbrush.runtime.choose import RuntimeName, choose_runtime
-from tests.artifact.conftest import PROMPTS
 from tests.artifact.in_integers import latents
+from tests.artifact.pipelines import PROMPTS
 
 REMOVED = [("output_means", "correct"), ("group_size", 64)]
 REMOVED += [(key, value) for key, values in VALUES.items() for value in values]

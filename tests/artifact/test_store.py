@@ -19,9 +19,14 @@ from safetensors.torch import load_file
 import bitbrush
 from bitbrush import Quantization
 from bitbrush.artifact import store
-from bitbrush.artifact.identity import model_digest
 from bitbrush.artifact.manifest import ArtifactError, read_manifest
-from bitbrush.artifact.store import load, require_free, save, verify
+from bitbrush.artifact.store import (
+    load,
+    require_free,
+    save,
+    verify,
+)
+from bitbrush.sources.identity import model_digest
 
 WEIGHTS = Path("unet") / store.WEIGHTS
 
@@ -123,6 +128,7 @@ def test_manifest_says_what_was_done(quantization: Quantization, saved: Path) ->
         "scheduler": "DDIMScheduler",
         "timesteps": timesteps,
         "average_activation_bits": pytest.approx((8 + 10 + 10) / 3),
+        "start_token_ratio": quantization.outcome.start_token_ratio,
     }
     names = [name for name, m in quantization.source.unet.named_modules() if type(m).__name__ in {"Conv2d", "Linear"}]
     assert [layer["name"] for layer in manifest["layers"]] == names
@@ -280,8 +286,11 @@ def test_a_save_that_fails_leaves_what_was(
 def test_a_move_that_fails_puts_the_old_artifact_back(
     quantization: Quantization, artifact: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
+    failed: list[BaseException] = []
+
     def replace(self: Path, target: Path) -> Path:
-        if self.name == "artifact" and target == artifact and self.parent != artifact.parent:
+        if target == artifact and not failed:
+            failed.append(error)
             raise error
         self.rename(target)
         return target

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bitbrush.calibration.relaxing import Relaxation
 from bitbrush.methods.recipe import Recipe, Rounding, read_recipe
-from bitbrush.numerics.ranges import RangeEstimator
-from bitbrush.numerics.weights import WeightRange
-from bitbrush.timeline.plan import Relaxation, SamplingPlan
+from bitbrush.numerics.limits import RangeEstimator, WeightRange
+from bitbrush.timeline.plan import SamplingPlan
 
 RECIPES = st.builds(
     Recipe,

@@ -3,13 +3,12 @@
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Never
+from typing import Any
 
 import diffusers
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
-from bitbrush.artifact.networks import KEYS_SHOWN, is_finite
 from bitbrush.artifact.tensor_file import TensorFile
 from bitbrush.artifact.tensors import LAYER_KEYS, layer_from_tensors
 from bitbrush.network.layers import QuantizedLayer
@@ -18,8 +17,9 @@ from bitbrush.network.skip_inputs import split_
 from bitbrush.runtime.choose import Choice
 from bitbrush.runtime.interface import Execution
 from bitbrush.runtime.lowered import lower
-from bitbrush.timeline.allocator import return_freed_memory
-from bitbrush.timeline.progress import Progress, silent
+from bitbrush.session.allocator import return_freed_memory
+from bitbrush.session.progress import Progress, silent
+from bitbrush.sources.networks import KEYS_SHOWN, is_finite
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CONFIG = "config.json"
@@ -33,7 +33,6 @@ def load_denoiser(folder: Path, choice: Choice) -> nn.Module:
     return_freed_memory()  # before anything large is made: the heap would keep its size
     denoiser, layers = _read_denoiser(folder)
     lower(denoiser, choice, layers)
-    object.__setattr__(denoiser, "save_pretrained", refuse_saving)
     return denoiser.eval().requires_grad_(False)
 
 
@@ -75,13 +74,6 @@ def denoiser_executions(folder: Path, choice: Choice, progress: Progress = silen
             found.append(choice.runtime.execution(denoiser.get_submodule(layer.name), layer))
             advance()
     return tuple(found)
-
-
-def refuse_saving(*_: Any, **__: Any) -> Never:
-    """Stands in for ``save_pretrained`` of what is quantized. Raises ValueError."""
-    raise ValueError(
-        "what is quantized is not serializable from memory: copy the artifact's folder, or write one with bitbrush.save"
-    )
 
 
 def denoiser_of(folder: Path) -> tuple[nn.Module, dict[str, Any]]:

@@ -5,7 +5,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -16,12 +15,11 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from bitbrush.artifact.card import model_card, quantize_command
-from bitbrush.artifact.checkpoint_type import component_types
-from bitbrush.artifact.denoiser import WEIGHTS, check_denoiser, load_denoiser, refuse_saving
+from bitbrush.artifact.denoiser import WEIGHTS, check_denoiser, load_denoiser
 from bitbrush.artifact.from_pretrained import BitbrushConfig
-from bitbrush.artifact.identity import model_digest
 from bitbrush.artifact.manifest import (
     CARD,
     FORMAT,
@@ -34,27 +32,43 @@ from bitbrush.artifact.manifest import (
     reading_tensors,
     require_intact,
 )
-from bitbrush.artifact.models import ModelOptions
 from bitbrush.artifact.narrow import narrow_files
-from bitbrush.artifact.networks import MODEL_INDEX, load_networks, load_pipeline
-from bitbrush.artifact.quantization import Quantization
-from bitbrush.artifact.savable import saved_class
+from bitbrush.artifact.replacing import complete_folder
 from bitbrush.artifact.sizes import checkpoint_bytes, float32_bytes
 from bitbrush.artifact.tensors import layer_from_tensors, layer_tensors, other_tensors
 from bitbrush.artifact.vocabulary import save_vocabulary
 from bitbrush.methods.recipe import Recipe
 from bitbrush.methods.removed import removed_setting
 from bitbrush.network.families import FAMILY_NAMES
-from bitbrush.network.held import in_float32, in_memory
+from bitbrush.network.held import in_memory
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.network.low_rank import branch_ranks
+from bitbrush.network.narrow_weight import compute_in_float32
 from bitbrush.network.skip_inputs import split_begins
+from bitbrush.quantization.quantize import Quantization
 from bitbrush.runtime.choose import Choice, runtime_named
 from bitbrush.runtime.onednn.weights import Memory
+from bitbrush.session.disk import require_writable, writing
+from bitbrush.sources.checkpoint_type import component_types
+from bitbrush.sources.identity import model_digest
+from bitbrush.sources.models import ModelOptions
+from bitbrush.sources.networks import MODEL_INDEX, load_networks, load_pipeline
+from bitbrush.sources.savable import refuse_saving, saved_class
+from bitbrush.timeline.defaults import plain_defaults
 
 
-def require_free(directory: Path) -> None:
-    """Raises ValueError if something that is not an artifact stands where one is to be written."""
+def require_free(directory: Path, *, overwrite: bool = True) -> None:
+    """Checks that an artifact can be written.
+
+    Args:
+        directory: Where it is to be written.
+        overwrite: Whether it may replace an artifact.
+
+    Raises:
+        ValueError: Something else stands there, or an artifact that is not to be replaced.
+        DiskError: The place is read-only.
+    """
+    require_writable(directory)
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return
     try:
@@ -63,6 +77,11 @@ def require_free(directory: Path) -> None:
         raise ValueError(
             f"{directory} exists and is no bitbrush artifact to replace; choose another directory or remove it"
         ) from error
+    if not overwrite:
+        raise ValueError(
+            f"{directory} holds an artifact; give --overwrite to replace it once the new one is complete, or choose "
+            "another directory"
+        )
 
 
 def save(
@@ -72,36 +91,40 @@ def save(
     base_model: str | None = None,
     options: ModelOptions | None = None,
 ) -> Path:
-    """Writes the artifact beside its place and moves it there in one step; replaces an artifact that stands there.
+    """Writes the artifact beside its place and moves it there when it is complete; replaces one that stands there.
 
     What was written is read again before it is moved.
 
     ``base_model`` and ``options``: what the full-precision pipeline was loaded by, for the manifest; a recalibrated
-    artifact has them from the one it was made of. Raises ValueError where neither tells.
+    artifact has them from the one it was made of. Raises ValueError where neither tells, DiskError where the disk is
+    full or read-only; nothing half-written is left then.
     """
     target = Path(directory)
     origin = _origin(quantization, base_model, options or ModelOptions())
     sizes = _model_sizes(quantization, origin["base_model"], options or ModelOptions())
     require_free(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
-        fresh = Path(scratch) / "artifact"
-        _write(quantization, fresh, origin, sizes)
-        _require_loadable(fresh, quantization.family.component)
-        _put(fresh, target, aside=Path(scratch) / "replaced")
+    with writing(target, _most_bytes(quantization)):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with complete_folder(target) as fresh:
+            _write(quantization, fresh, origin, sizes)
+            _require_loadable(fresh, quantization.family.component)
     return target
 
 
 def load(
-    directory: str | os.PathLike[str], *, runtime: str = "auto", dtype: str | None = None, memory: str = "expanded"
+    directory: str | os.PathLike[str],
+    *,
+    runtime: str = "auto",
+    dtype: str | torch.dtype | None = None,
+    memory: str = "expanded",
 ) -> DiffusionPipeline:
     """The quantized pipeline, as :func:`load_with` gives it, the executor by the names of ``bitbrush generate``.
 
     ``runtime``: onednn (8-bit kernels), cuda (the same on an NVIDIA card, where the pipeline then is),
     reference (exact integers, emulated in float32), or auto, the fastest that this machine runs exactly. ``dtype``: of
-    everything between the integer products, float32 or bfloat16; None: bfloat16 where it is fast. ``memory``: low
-    keeps weights of up to 4 bits packed. Raises ValueError for other names, and where this machine cannot run the
-    executor.
+    everything between the integer products, float32 or bfloat16, by its name or torch's own; None: bfloat16 where it
+    is fast. ``memory``: low keeps weights of up to 4 bits packed. Raises ValueError for other names, and where this
+    machine cannot run the executor.
     """
     return load_with(directory, runtime_named(runtime, dtype, memory))
 
@@ -115,7 +138,11 @@ def load_with(directory: str | os.PathLike[str], choice: Choice) -> DiffusionPip
     Raises ArtifactError if the directory is no artifact, of a newer schema, incomplete or altered, or if it holds what
     this version of transformers cannot read.
     """
-    root = artifact_folder(directory)
+    with plain_defaults():
+        return _load(artifact_folder(directory), choice)
+
+
+def _load(root: Path, choice: Choice) -> DiffusionPipeline:
     manifest = verify(root)
     component = manifest["denoiser"]["component"]
     _require_known_family(manifest["denoiser"]["family"])
@@ -135,7 +162,7 @@ def load_with(directory: str | os.PathLike[str], choice: Choice) -> DiffusionPip
     placed: DiffusionPipeline = choice.place(pipe)
     for name, part in placed.components.items():
         if name != component and isinstance(part, torch.nn.Module):
-            setattr(placed, name, in_float32(part))
+            compute_in_float32(part)
     object.__setattr__(placed, "save_pretrained", refuse_saving)  # before anything is written
     return placed
 
@@ -179,17 +206,13 @@ def verify(source: str | os.PathLike[str]) -> dict[str, Any]:
     return manifest
 
 
-def _put(fresh: Path, target: Path, *, aside: Path) -> None:
-    """Moves ``fresh`` to ``target``; what stands there goes ``aside``, and back should the move fail."""
-    replaces = target.exists()
-    if replaces:
-        target.replace(aside)
-    try:
-        fresh.replace(target)
-    except BaseException:
-        if replaces:
-            aside.replace(target)
-        raise
+def _most_bytes(quantization: Quantization) -> int:
+    """Bytes that saving takes at most: other networks are written in float32 before they are narrowed."""
+    component, pipe, layers = quantization.family.component, quantization.source, quantization.outcome.layers
+    others = [part for name, part in pipe.components.items() if name != component and isinstance(part, nn.Module)]
+    rest = other_tensors(getattr(pipe, component), {layer.name: layer for layer in layers})
+    integers = sum(layer.weight.w_q.numel() * layer.weight.grid.bits // 8 for layer in layers)
+    return sum(map(float32_bytes, others)) + integers + sum(tensor.nbytes for tensor in rest.values())
 
 
 def _require_loadable(root: Path, component: str) -> None:
@@ -331,6 +354,7 @@ def _manifest(quantization: Quantization, origin: dict[str, Any], sizes: dict[st
             "scheduler": type(quantization.source.scheduler).__name__,
             "timesteps": list(quantization.outcome.planned),
             "average_activation_bits": quantization.average_activation_bits,
+            "start_token_ratio": quantization.outcome.start_token_ratio,
         },
         "denoiser": {
             "component": component,

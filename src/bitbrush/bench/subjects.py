@@ -10,9 +10,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from bitbrush.artifact.identity import model_digest
 from bitbrush.artifact.manifest import is_artifact, read_manifest
-from bitbrush.artifact.models import ModelOptions, load_full_precision
 from bitbrush.artifact.origin import require_origin
 from bitbrush.artifact.sizes import MIB, checkpoint_bytes, denoiser_sizes, float32_bytes
 from bitbrush.artifact.store import artifact_digest, load_with
@@ -22,6 +20,8 @@ from bitbrush.network.layers import EDGE_ACTIVATION_BITS
 from bitbrush.runtime.choose import Choice
 from bitbrush.runtime.interface import layers_by_fallback
 from bitbrush.runtime.lowered import lowered_of
+from bitbrush.sources.identity import model_digest
+from bitbrush.sources.models import ModelOptions, load_full_precision
 from bitbrush.timeline.plan import SamplingPlan
 
 FLOAT = "torch: float32"

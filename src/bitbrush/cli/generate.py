@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bitbrush.cli.console import note, quiet_libraries, say_unbroken, shown, warn
+from bitbrush.cli.console import note, quiet_libraries, say_unbroken, warn
 from bitbrush.cli.execution import DtypeOption, MemoryOption, RuntimeOption, chosen, tell_executions
 from bitbrush.cli.options import ImageFile, MaskFile, PipelineArguments
+from bitbrush.cli.progress import shown
+from bitbrush.sources.model_names import require_known
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -37,13 +39,14 @@ def generate(
     mask: MaskFile = None,
 ) -> None:
     """Generate images from a quantized (or a full-precision) pipeline."""
+    require_known(model)
     quiet_libraries()
     from bitbrush.artifact.manifest import is_artifact
-    from bitbrush.artifact.schedulers import with_scheduler
     from bitbrush.artifact.store import load_with
-    from bitbrush.bench.input_images import read_image
     from bitbrush.bench.pictures import require_pictures, write_pictures
-    from bitbrush.bench.prompts import too_long
+    from bitbrush.sources.input_images import read_image
+    from bitbrush.sources.prompts import too_long
+    from bitbrush.sources.schedulers import with_scheduler
 
     plan = _plan(model, steps, guidance_scale, scheduler, pipeline_arguments or [])
     require_pictures(output)
@@ -78,8 +81,8 @@ def generate(
 
 def _full_precision(model: str, runtime: str) -> "DiffusionPipeline":
     """On the card where its runtime is asked for by name."""
-    from bitbrush.artifact.models import load_full_precision
     from bitbrush.runtime.choose import RuntimeName, choose_runtime
+    from bitbrush.sources.models import load_full_precision
 
     pipe = load_full_precision(model)
     return choose_runtime(RuntimeName.CUDA).place(pipe) if runtime == RuntimeName.CUDA else pipe

@@ -18,10 +18,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from bitbrush.timeline.clock import timestep_reader
 from bitbrush.timeline.module_changes import NO_CHANGES, ChangeTracker, ModuleChanges
 from bitbrush.timeline.plan import PipelineArgument, SamplingPlan, is_prompt_text
 from bitbrush.timeline.suspension import Suspension
+from bitbrush.timeline.tracker import timestep_reader
 
 
 @dataclass(frozen=True)
@@ -284,6 +284,12 @@ def planned_timesteps(
     """
     with start(pipe, component, batch[:1] if batch else PromptBatch(("",), (0,)), plan) as trajectory:
         return pending([trajectory])[0].planned
+
+
+def lockstep(trajectories: Sequence[Trajectory]) -> Iterator[list[DenoiserCall]]:
+    """Yields the calls that all trajectories wait with, step by step; each must be answered before the next step."""
+    while waiting := pending(trajectories):
+        yield waiting
 
 
 def pending(trajectories: Sequence[Trajectory]) -> list[DenoiserCall]:

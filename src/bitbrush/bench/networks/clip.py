@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, CLIPModel
 
-from bitbrush.artifact.networks import require_match, require_whole
+from bitbrush.sources.networks import require_match, require_whole
 from bitbrush.zoo import model_path
 
 

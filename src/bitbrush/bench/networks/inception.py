@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bitbrush.artifact.networks import require_whole
+from bitbrush.sources.networks import require_whole
 
 STANDARD_WEIGHTS = "6726825d"
 """How the SHA-256 of FID's own weights begins (torch-fidelity has it in the file's name)."""

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
-from bitbrush.artifact.networks import is_finite
 from bitbrush.bench.metrics.pairs import require_image_pairs
+from bitbrush.sources.networks import is_finite
 
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
