@@ -107,6 +107,7 @@ commands = {
     "bench": ["bench", "someone/tiny", "someone/quantized", "-o", f"{out}/bench", "--prompts", prompts,
               "--num-images", "3", "--clip", "emoji-clip", "--latents", "0"],
     "recalibrate": ["recalibrate", "someone/quantized", "-o", f"{out}/again", "--steps", "2", "--prompts", prompts],
+    "quantize": ["quantize", "someone/quantized", "-o", f"{out}/new", "--prompts", prompts],
 }
 for name, arguments in commands.items():
     try:
@@ -140,9 +141,9 @@ def test_a_hub_id_serves_wherever_a_folder_does(
     command = [sys.executable, "-c", COMMANDS, str(tmp_path), str(prompts)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     ended = [line for line in done.stdout.splitlines() if line.startswith("command")]
-    assert ended == [f"command {name}: 0" for name in ("inspect", "generate", "compare", "bench", "recalibrate")], (
-        done.stdout + done.stderr
-    )
+    served = ("inspect", "generate", "compare", "bench", "recalibrate")
+    assert ended == [*(f"command {name}: 0" for name in served), "command quantize: 2"], done.stdout + done.stderr
+    assert "'someone/quantized' is a quantized artifact" in " ".join(done.stderr.split())
     assert f"folder {COMMIT}" in done.stdout
     for name in ("someone/tiny", "no/body"):
         assert f"{name} is no bitbrush artifact: it has no manifest.json, nor has a hub id of that name" in done.stdout

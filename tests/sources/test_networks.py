@@ -229,6 +229,14 @@ def test_an_artifact_is_no_full_precision_model(saved: Path, tmp_path: Path) -> 
             load(saved)
 
 
+def test_a_hub_id_of_an_artifact_is_no_full_precision_model(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found out from its manifest alone, before anything large is downloaded."""
+    monkeypatch.setattr(models, "require_known", lambda *_: None)
+    monkeypatch.setattr(models, "hf_hub_download", lambda _, name, **__: str(saved / name))
+    with pytest.raises(UnknownModelError, match=r"'someone/quantized' is a quantized artifact.*\(someone/tiny\)"):
+        models.find_model("someone/quantized")
+
+
 def test_another_program_may_have_a_manifest(model: Path) -> None:
     (model / "manifest.json").write_text('{"name": "a web app"}', encoding="utf-8")
     load_full_precision(model)

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from torch import nn
 
@@ -127,7 +127,7 @@ def find_model(model: str | os.PathLike[str], options: ModelOptions | None = Non
     nothing can be, ValueError for an option that does not apply.
     """
     options = options or ModelOptions()
-    _require_full_precision(model)
+    _require_full_precision(model, Path(model) / ARTIFACT_MANIFEST)
     require_known(model, options.revision)
     source = _find(os.fspath(model))
     single, local = source.endswith(SINGLE_FILE), Path(source).exists()
@@ -146,29 +146,18 @@ def find_model(model: str | os.PathLike[str], options: ModelOptions | None = Non
     return source
 
 
-def _require_full_precision(model: str | os.PathLike[str]) -> None:
-    manifest = _artifact_manifest(model)
-    if manifest is not None:
+def _require_full_precision(model: str | os.PathLike[str], manifest: Path) -> None:
+    """Raises UnknownModelError if ``manifest`` is an artifact's; other programs have files of that name, too."""
+    try:
+        content = json.loads(manifest.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    if isinstance(content, dict) and content.get("format") == ARTIFACT_FORMAT:
         raise UnknownModelError(
             f"{str(model)!r} is a quantized artifact, and a full-precision model is needed: give the one that it was "
-            f"made of ({manifest.get('base_model')}); bitbrush recalibrate finds ranges for another plan on the "
+            f"made of ({content.get('base_model')}); bitbrush recalibrate finds ranges for another plan on the "
             "artifact's own integers"
         )
-
-
-def _artifact_manifest(model: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Returns the manifest of an artifact's folder or cached hub id; None for other models and damaged manifests."""
-    path: Any = Path(model) / ARTIFACT_MANIFEST
-    if not path.is_file():
-        try:
-            path = try_to_load_from_cache(os.fspath(model), ARTIFACT_MANIFEST)
-        except HFValidationError:
-            return None
-    try:
-        manifest = json.loads(Path(path).read_text(encoding="utf-8")) if isinstance(path, str | Path) else None
-    except (OSError, ValueError):
-        return None
-    return manifest if isinstance(manifest, dict) and manifest.get("format") == ARTIFACT_FORMAT else None
 
 
 def _find(model: str) -> str:
@@ -209,11 +198,16 @@ def _download(model: str, options: ModelOptions) -> Path:
 
 
 def _require_on_hub(model: str, options: ModelOptions) -> None:
-    """So that a mistyped name is told before anything that follows from it, such as missing prompts."""
+    """Refuses a mistyped name before anything that follows from it, such as missing prompts, and an artifact's."""
     try:
         hf_hub_download(model, MODEL_INDEX, revision=options.revision)
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise UnknownModelError(_unknown(model, options, error)) from error
+    try:
+        manifest = hf_hub_download(model, ARTIFACT_MANIFEST, revision=options.revision)
+    except (OSError, ValueError, HfHubHTTPError):
+        return  # as of most models
+    _require_full_precision(model, Path(manifest))
 
 
 def _unreadable(folder: str, options: ModelOptions, error: Exception) -> str:
