@@ -7,6 +7,7 @@ import platform
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from bitbrush.session.disk import write_whole
 from cpu.subjects import THREADS
 
 PACKAGES = (
@@ -32,11 +33,8 @@ class Results:
 
     def put(self, key: str, rows: dict[str, Row]) -> None:
         self.runs.setdefault(key, {}).update(rows)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = self.path.with_suffix(".part")
         content = {"machine": machine(), "versions": versions(), "runs": self.runs}
-        fresh.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        fresh.replace(self.path)
+        write_whole(json.dumps(content, indent=1) + "\n", self.path)
 
 
 def machine() -> dict[str, Any]:

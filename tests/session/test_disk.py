@@ -2,6 +2,7 @@
 
 import errno
 import resource
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from bitbrush.session.disk import (
     size_text,
     write_whole,
     writing,
+    writing_whole,
 )
 from bitbrush.session.journal import Journal
 from bitbrush.session.offload import Spool
@@ -70,6 +72,39 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
         write_whole("new", tmp_path / "file")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_text(encoding="utf-8") == "old"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_what_fails_half_way_leaves_the_old_file(tmp_path: Path, error: type[BaseException]) -> None:
+    def fail() -> None:
+        with writing_whole(tmp_path / "file") as partial:
+            partial.write_text("half", encoding="utf-8")
+            assert (tmp_path / "file").read_text(encoding="utf-8") == "old"
+            raise error
+
+    write_whole("old", tmp_path / "file")
+    with pytest.raises(error):
+        fail()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "old"
+
+
+def test_threads_do_not_write_to_the_same_file(tmp_path: Path) -> None:
+    both, seen = threading.Barrier(2), []
+
+    def write(text: str) -> None:
+        with writing_whole(tmp_path / "file") as partial:
+            partial.write_text(text, encoding="utf-8")
+            both.wait()
+            seen.append(partial.read_text(encoding="utf-8"))
+
+    threads = [threading.Thread(target=write, args=(text,)) for text in ("a", "b")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(seen) == ["a", "b"]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EPERM])

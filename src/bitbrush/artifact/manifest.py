@@ -14,6 +14,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from safetensors import SafetensorError
 
+from bitbrush.session.digests import file_digest
+
 MANIFEST = "manifest.json"
 FORMAT = "bitbrush-artifact"
 CARD = "README.md"
@@ -99,18 +101,13 @@ def file_digests(root: Path) -> dict[str, str]:
 
 def _accepted_digests(path: Path) -> tuple[str, ...]:
     """The digest that :func:`file_digests` records, and that of the bytes as they are, recorded by older versions."""
-    return (_digest(path), _digest_of_bytes(path)) if path.suffix in TEXT_SUFFIXES else (_digest(path),)
+    return (_digest(path), file_digest(path)) if path.suffix in TEXT_SUFFIXES else (_digest(path),)
 
 
 def _digest(path: Path) -> str:
     if path.suffix not in TEXT_SUFFIXES:
-        return _digest_of_bytes(path)
+        return file_digest(path)
     return hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()
-
-
-def _digest_of_bytes(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _manifest_path(source: str | os.PathLike[str]) -> Path:

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bitbrush.network.narrow import lossless_type
+from bitbrush.session.disk import writing_whole
 
 INDEX = "*.safetensors.index.json"
 
@@ -32,9 +33,8 @@ def narrow_files(folder: Path) -> None:
 
 def _narrow_file(path: Path, dtype: torch.dtype) -> int:
     tensors = {name: _narrowed(tensor, dtype) for name, tensor in _read(path)}
-    fresh = path.with_suffix(".part")  # what was read may still be the file, mapped into memory
-    save_file(tensors, fresh, metadata={"format": "pt"})
-    fresh.replace(path)
+    with writing_whole(path) as fresh:  # what was read may still be the file, mapped into memory
+        save_file(tensors, fresh, metadata={"format": "pt"})
     return sum(int(tensor.nbytes) for tensor in tensors.values())
 
 

@@ -1,6 +1,5 @@
 """The artifact: a diffusers pipeline folder with packed integers and a manifest, written whole or not at all."""
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -48,6 +47,7 @@ from bitbrush.network.skip_inputs import split_begins
 from bitbrush.quantization.quantize import Quantization
 from bitbrush.runtime.choose import Choice, runtime_named
 from bitbrush.runtime.onednn.weights import Memory
+from bitbrush.session.digests import json_digest
 from bitbrush.session.disk import require_writable, writing
 from bitbrush.sources.checkpoint_type import component_types
 from bitbrush.sources.identity import model_digest
@@ -170,7 +170,7 @@ def _load(root: Path, choice: Choice) -> DiffusionPipeline:
 def artifact_digest(source: str | os.PathLike[str]) -> str:
     """SHA-256 over the hashes of all files that decide the artifact's images; the model card does not."""
     files = {name: digest for name, digest in read_manifest(source)["files"].items() if name != CARD}
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    return json_digest(files)
 
 
 def read_layer(directory: str | os.PathLike[str], name: str) -> QuantizedLayer:

@@ -4,8 +4,6 @@ Both have the same integers as weights; activation ranges are looked up by the n
 found on the very steps in the other. What lies between them is the price of portability.
 """
 
-import hashlib
-import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +27,7 @@ from bitbrush.bench.qdiffbench import plan_facts
 from bitbrush.bench.subjects import Subject, require_alike, with_scheduler_of
 from bitbrush.methods.recipe import Recipe
 from bitbrush.runtime.choose import Choice
+from bitbrush.session.digests import json_digest
 from bitbrush.session.progress import Advance, Progress, part_of
 from bitbrush.sources.input_images import inputs_digest
 from bitbrush.sources.schedulers import with_scheduler
@@ -166,4 +165,4 @@ def _digest(job: GridJob, planned: GridPlan) -> str:
         "batches": [[one.prompts, one.seeds, inputs_digest(one.inputs)] for one in job.batches],
         "recalibration": again and [list(again.prompts), inputs_digest(again.inputs)],
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return json_digest(facts)

@@ -1,6 +1,5 @@
 """Pictures of one model for one list of prompts, kept as PNG files beside a table of what they show."""
 
-import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from bitbrush.bench.files import write_whole
+from bitbrush.session.digests import json_digest
 from bitbrush.timeline.trajectory import noise_seeds
 
 SCHEMA_VERSION = 1
@@ -47,8 +47,8 @@ class ImageSet:
         ``made_by``: JSON values that decide the pictures: digest of the model, sampling plan. The directory's name
         holds their hash, so pictures of two models never mix. Raises ImageSetError if its table was altered.
         """
-        facts = {"schema_version": SCHEMA_VERSION, "seed": seed, "prompts": _digest(list(prompts)), **made_by}
-        made = cls(root / f"{name}-seed{seed}-{_digest(facts)[:12]}", tuple(prompts), seed)
+        facts = {"schema_version": SCHEMA_VERSION, "seed": seed, "prompts": json_digest(list(prompts)), **made_by}
+        made = cls(root / f"{name}-seed{seed}-{json_digest(facts)[:12]}", tuple(prompts), seed)
         if (made.directory / FACTS).exists():
             made._require_unaltered(facts)
         else:
@@ -130,7 +130,3 @@ class ImageSet:
             )
         if recorded != dict(facts) or prompts != self.prompts:
             raise ImageSetError(f"{self.directory} was altered: delete it and run again")
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -31,6 +31,8 @@ from bitbrush.session.offload import ROOM
 
 FLOAT = 4
 HISTOGRAM_BYTES = 8 * BINS
+SEARCH_COPIES = 20
+"""Histograms of a layer whose memory the search of its ranges takes, for several numbers of bits at once."""
 ENTRY_BYTES = 110
 """Of a tensor's name, shape and place in a safetensors file; a layer has ten at most."""
 PARAMETER_BYTES = 13
@@ -86,16 +88,17 @@ def estimate(state: QuantizationState) -> Estimate:
     waiting = _offloaded_bytes(state, walk) if learned else 0
     progressive = CALIBRATE_PROGRESSIVELY in stages
     layers = state.calibration.layers
-    histograms = walk.distinct_timesteps * len(layers) * HISTOGRAM_BYTES
+    histograms, searched = (count * len(layers) * HISTOGRAM_BYTES for count in (walk.distinct_timesteps, SEARCH_COPIES))
     integers = sum(math.prod(spec.shape) for spec in layers)
-    working = _call_bytes(state, walk) + min(learned + waiting, ROOM) + (_rounding_bytes(state) if learned else 0)
-    if ALLOCATE_BITS in stages or LEARN_STEP_SIZES in stages:
-        working += _graph_bytes(state, walk) + FLOAT * max(integers, held_weights(state.denoiser))
+    rounding = min(learned + waiting, ROOM) + _rounding_bytes(state) if learned else 0
+    has_gradients = ALLOCATE_BITS in stages or LEARN_STEP_SIZES in stages
+    backward = _graph_bytes(state, walk) + FLOAT * max(integers, held_weights(state.denoiser)) if has_gradients else 0
+    working = _call_bytes(state, walk) + max(rounding, backward)
     return Estimate(
         specs=state.specs,
         stages=tuple(StageEstimate(name, len(one.batches), one.per_batch) for name, one in calls.items()),
         resident=resident_memory(),
-        memory=integers + histograms + working + min(working, FRAGMENTATION),
+        memory=integers + histograms + searched + working + min(working, FRAGMENTATION),
         offloaded=max(0, learned + waiting - ROOM),
         artifact=_artifact_bytes(state, walk),
         work=(integers if learned else 0) + (histograms if progressive else 0),

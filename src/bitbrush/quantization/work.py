@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.metadata
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from bitbrush.methods.recipe import Recipe
 from bitbrush.methods.state import QuantizationState
 from bitbrush.network.held import device_of
+from bitbrush.session.digests import json_digest
 from bitbrush.timeline.trajectory import PromptBatch
 
 VERSIONS = ("bitbrush", "torch", "diffusers", "transformers")
@@ -51,8 +51,7 @@ def require_same_work(state: QuantizationState) -> None:
     The networks' weights are not compared.
     """
     parts = work_facts(state)
-    digests = [hashlib.sha256(json.dumps(part, sort_keys=True).encode()).digest()[:7] for part in parts.values()]
-    own = torch.tensor([int.from_bytes(digest) for digest in digests])
+    own = torch.tensor([int(json_digest(part)[:14], 16) for part in parts.values()])
     differ = state.session.ranks.least(own.clone()) != state.session.ranks.most(own.clone())
     unlike = [name for name, other in zip(parts, differ.tolist(), strict=True) if other]
     if unlike:

@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,22 +45,36 @@ def writing(path: Path, size: int | None = None) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def writing_whole(path: Path, size: int | None = None) -> Iterator[Path]:
+    """Hands out a path to write to, which replaces ``path`` at the end: nobody reads half a file.
+
+    It is in the same folder, since a rename must not cross disks, and no two threads share it. A failure removes it and
+    leaves the old file.
+
+    Raises:
+        DiskError: As :func:`writing`, whose arguments these are.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
+    with writing(path, size):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
 def write_whole(content: str | bytes, path: Path) -> None:
-    """Writes all of ``content`` (text as UTF-8) or nothing: nobody reads half a file, a failure leaves the old one.
+    """Writes all of ``content`` (text as UTF-8) or nothing.
 
     Raises:
         DiskError: As :func:`writing`.
     """
     data = content.encode() if isinstance(content, str) else content
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")  # the same folder, as a rename must not cross disks
-    with writing(path, len(data)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_bytes(data)
-            partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+    with writing_whole(path, len(data)) as partial:
+        partial.write_bytes(data)
 
 
 def require_writable(path: Path) -> None:

@@ -1,6 +1,5 @@
 """LoRA files fused into the full-precision weights before anything is quantized."""
 
-import hashlib
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bitbrush.session.digests import file_digest
 from bitbrush.sources.networks import is_finite
 
 FACTORS = {
@@ -73,9 +73,7 @@ class Lora:
             raise ValueError(f"LoRA {self.path} needs the package peft: pip install 'bitbrush[lora]'")
 
     def facts(self) -> dict[str, Any]:
-        with self.path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"file": self.path.name, "sha256": digest, "scale": self.scale}
+        return {"file": self.path.name, "sha256": file_digest(self.path), "scale": self.scale}
 
 
 def fuse_lora(pipe: DiffusionPipeline, lora: Lora) -> int:

@@ -1,6 +1,5 @@
 """The folder of an ablation: what is in it, whose it is, and how processes share the work in it."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,8 +18,11 @@ from bitbrush.bench.files import require_own, write_whole
 from bitbrush.methods import METHODS
 from bitbrush.methods.keys import Decides
 from bitbrush.methods.recipe import KEYS, Recipe, WeightAllocation
+from bitbrush.methods.removed import removed_setting
 from bitbrush.methods.stages.round_weights import ROUND_WEIGHTS
 from bitbrush.rounding.nearest import RoundedLayer
+from bitbrush.session.digests import json_digest
+from bitbrush.session.disk import writing_whole
 
 FINGERPRINT, CELLS, ARTIFACTS, REFERENCE = "ablation.json", "cells", "artifacts", "full-precision"
 RESULTS, REPORT, MARKDOWN, PLOTS = "results.json", "report.html", "ablation.md", "plots"
@@ -100,7 +102,8 @@ class Folder:
         for path in sorted((self.root / ARTIFACTS).glob("*")) if key else ():
             if path != self.artifact(setting) and is_artifact(path):
                 manifest = read_manifest(path)
-                if ROUND_WEIGHTS.name in manifest["cost"] and weights_key(Recipe().updated(manifest["recipe"])) == key:
+                known = ROUND_WEIGHTS.name in manifest["cost"] and removed_setting(manifest["recipe"]) is None
+                if known and weights_key(Recipe().updated(manifest["recipe"])) == key:
                     return path
         return None
 
@@ -126,7 +129,7 @@ def weights_key(recipe: Recipe) -> str | None:
     deciding = {Decides.WEIGHTS, Decides.SENSITIVITIES} if measured else {Decides.WEIGHTS}
     deciding |= {Decides.BRANCHES} if recipe.low_rank else set()
     keys = {name: value for name, value in given.items() if KEYS[name].decides in deciding}
-    return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()
+    return json_digest(keys)
 
 
 def rounded_of(artifact: Path) -> dict[str, RoundedLayer]:
@@ -135,7 +138,5 @@ def rounded_of(artifact: Path) -> dict[str, RoundedLayer]:
 
 def _link(source: Path, target: Path) -> None:
     """The same file under both names; where the disk has no such links the copy stays."""
-    partial = target.with_name(f".{target.name}.link")
-    with suppress(OSError):
+    with suppress(OSError), writing_whole(target) as partial:
         os.link(source, partial)
-        partial.replace(target)

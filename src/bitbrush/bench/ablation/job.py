@@ -1,7 +1,5 @@
 """What an ablation is to find out, and whose its cells are."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +11,7 @@ from bitbrush.bench.networks.clip import Clip
 from bitbrush.bench.qdiffbench import FEWEST, plan_facts
 from bitbrush.bench.subjects import Subject
 from bitbrush.runtime.choose import Choice
+from bitbrush.session.digests import json_digest
 from bitbrush.sources.input_images import inputs_digest
 from bitbrush.sources.models import ModelOptions
 from bitbrush.sources.prompts import PromptSet
@@ -82,7 +81,7 @@ class AblationJob:
         return {
             "model": self.reference.digest,
             "plan": plan_facts(self.pipe, protocol.plan),
-            "set of calibration prompts": _digest([*protocol.calibration, inputs_digest(protocol.inputs)]),
+            "set of calibration prompts": json_digest([*protocol.calibration, inputs_digest(protocol.inputs)]),
             "way to choose layers": "generic" if protocol.generic else "by family",
         }
 
@@ -91,11 +90,7 @@ class AblationJob:
         protocol = self.protocol
         told = [[one.name, one.domain.value, *protocol.prompts(one)] for one in protocol.sets]
         network = protocol.judge.digest
-        return _digest([SCHEMA_VERSION, self.facts(), told, protocol.seed, protocol.batch_size, network])
+        return json_digest([SCHEMA_VERSION, self.facts(), told, protocol.seed, protocol.batch_size, network])
 
     def cell_digest(self, setting: Setting) -> str:
-        return _digest([self.pictures_digest(), given_keys(setting.recipe), self.protocol.execution])
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+        return json_digest([self.pictures_digest(), given_keys(setting.recipe), self.protocol.execution])

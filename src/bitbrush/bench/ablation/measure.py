@@ -1,7 +1,5 @@
 """The cells of an ablation: quantized, run and compared one after another, by one process or several."""
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +20,7 @@ from bitbrush.bench.results import versions
 from bitbrush.bench.subjects import open_candidate, with_scheduler_of
 from bitbrush.methods.stages.round_weights import RECORD_TRAJECTORIES, ROUND_WEIGHTS
 from bitbrush.quantization.quantize import quantize
+from bitbrush.session.digests import json_digest
 from bitbrush.session.progress import Progress
 
 Tell = Callable[[str], None]
@@ -202,7 +201,7 @@ def _work_digest(setting: Setting, weights_of: Path | None) -> str:
         "threads": torch.get_num_threads(),
         "versions": versions(),
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return json_digest(facts)
 
 
 def _weights(key: str) -> str:

@@ -1,7 +1,5 @@
 """What an ablation compares: named recipes, each at every bit setting."""
 
-import hashlib
-import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -12,6 +10,7 @@ from bitbrush.bench.pictures import slug
 from bitbrush.methods import METHODS
 from bitbrush.methods.keys import named_value
 from bitbrush.methods.recipe import Recipe
+from bitbrush.session.digests import json_digest
 
 USUAL_BITS = ("W8A8", "W4A8", "W4A6", "W4A4")
 USUAL_RECIPES = tuple(name for name in METHODS if name != "paper")
@@ -104,7 +103,7 @@ class Setting:
     @property
     def file_name(self) -> str:
         """Of what is kept of it; another recipe of the same name has another."""
-        digest = hashlib.sha256(json.dumps(given_keys(self.recipe), sort_keys=True).encode()).hexdigest()
+        digest = json_digest(given_keys(self.recipe))
         return f"{self.bits}-{slug(self.name)}-{digest[:10]}"
 
 

@@ -1,6 +1,5 @@
 """The standard Inception of FID, as the torch-fidelity package computes it (extra ``fid``)."""
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bitbrush.session.digests import file_digest
 from bitbrush.sources.networks import require_whole
 
 STANDARD_WEIGHTS = "6726825d"
@@ -48,7 +48,7 @@ def load_inception(path: str | os.PathLike[str]) -> Inception:
         ) from error
     file = Path(path)
     try:
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        digest = file_digest(file)
         network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(file))
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise ValueError(

@@ -1,6 +1,5 @@
 """LPIPS: the distance of two pictures in a network's features, weighed to agree with people."""
 
-import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bitbrush.bench.metrics.pairs import require_image_pairs
+from bitbrush.session.digests import file_digest
 from bitbrush.sources.networks import is_finite
 
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
@@ -143,7 +143,7 @@ def load_lpips(path: str | os.PathLike[str]) -> Lpips:
     file = Path(path)
     try:
         weights = load_file(file)
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        digest = file_digest(file)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"LPIPS weights {str(file)!r} cannot be read: {error}; give a safetensors file") from error
     problems = {backbone.name: _missing(backbone, weights) for backbone in (ALEX, VGG)}

@@ -7,10 +7,11 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 import torch
+
+from bitbrush.session.disk import writing_whole
 
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
 COMPILERS = ("c++", "g++", "clang++")
@@ -68,15 +69,12 @@ def _key(sources: list[Path], compiler: str) -> str:
 def _compile(compiler: str, sources: list[Path], target: Path) -> None:
     """Beside its place, then moved there: another process may be doing the same."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-            made = Path(scratch) / target.name
+        with writing_whole(target) as made:
             command = [compiler, *FLAGS, *map(str, sources), "-o", str(made), *_openmp()]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 last = "\n".join(done.stderr.splitlines()[-SHOWN_LINES:])
                 raise NativeUnavailable(f"{compiler} failed on the kernels:\n{last}")
-            made.replace(target)
     except OSError as error:
         raise NativeUnavailable(
             f"the kernels cannot be written to {target.parent} ({error}); name another folder by BITBRUSH_CACHE"
