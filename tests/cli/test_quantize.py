@@ -1,6 +1,8 @@
 """bitbrush quantize: what it makes and says, which key wins, and every input it refuses."""
 
 import json
+import re
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import Result
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -64,9 +67,140 @@ def test_a_method_from_the_file_brings_its_defaults(
     assert (recipe["method"], recipe["relax"], recipe["activation_range"]) == ("rtn", "none", "min-max")
 
 
-def test_replaces_an_artifact(run: Callable[..., Result], model: Path, prompts: Path, artifact: Path) -> None:
-    assert run("quantize", model, "-o", artifact, "--prompts", prompts, *FAST, "--relax", "none").exit_code == 0
+def test_replaces_an_artifact_when_told_to(
+    run: Callable[..., Result], refused: Callable[..., str], model: Path, prompts: Path, artifact: Path
+) -> None:
+    command = ("quantize", model, "-o", artifact, "--prompts", prompts, *FAST, "--relax", "none")
+    before = recipe_of(artifact)
+    assert "holds an artifact; give --overwrite to replace it" in refused(*command)
+    assert recipe_of(artifact) == before
+    assert run(*command, "--dry-run").exit_code == 0
+    assert run(*command, "--overwrite").exit_code == 0
     assert recipe_of(artifact)["relax"] == "none"
+    assert [path.name for path in artifact.parent.iterdir()] == ["artifact"]
+
+
+def test_until_the_new_one_is_complete_the_old_one_stays(
+    run: Callable[..., Result], model: Path, prompts: Path, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("quantize", model, "-o", artifact, "--prompts", prompts, *FAST, "--relax", "none", "--overwrite")
+    before = recipe_of(artifact)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for moment in ("bitbrush.session.journal.Journal.write", "bitbrush.artifact.store._write"):
+        with monkeypatch.context() as patched:
+            patched.setattr(moment, interrupted)
+            result = run(*command)
+        assert result.exit_code == 130
+        assert "left behind; run the same command again to go on from what is finished" in result.stderr
+        assert recipe_of(artifact) == before
+    assert run(*command).exit_code == 0
+    assert recipe_of(artifact)["relax"] == "none"
+    assert [path.name for path in artifact.parent.iterdir()] == ["artifact"]
+
+
+def test_another_recipes_work_is_known_before_anything_is_loaded(
+    run: Callable[..., Result],
+    refused: Callable[..., str],
+    model: Path,
+    prompts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command = ("quantize", model, "-o", tmp_path / "new", "--prompts", prompts, *FAST)
+    with monkeypatch.context() as patched:
+        patched.setattr("bitbrush.artifact.store._write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run(*command).exit_code == 130
+    monkeypatch.setattr("bitbrush.sources.models.load_source", None)
+    said = refused(*command, "--weights", 3)
+    assert "holds unfinished work for another recipe (weights is 4 there and 3 here)" in said
+    (tmp_path / "others.txt").write_text("a fish\na bird\n", encoding="utf-8")
+    assert "for another prompts" in refused(*command, "--prompts", tmp_path / "others.txt")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    assert "for another number of threads" in refused(*command)
+    monkeypatch.undo()
+    result = run(*command)
+    assert "going on with the 3 pieces of work" in result.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"new", "others.txt"}
+
+
+FULL = r"%s cannot be written: the disk has \S+ [KMG]iB left of the \S+ [KMG]iB that it takes; make room there and run"
+
+
+def test_a_full_disk_is_one_message_and_leaves_nothing_half_written(
+    refused: Callable[..., str], model: Path, prompts: Path, artifact: Path
+) -> None:
+    """As the system tells of it: no file may be larger than 4 KiB."""
+    before = recipe_of(artifact)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 12, hard))
+    try:
+        said = refused("quantize", model, "--prompts", prompts, *FAST, "-o", artifact, "--overwrite")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert re.search(FULL % r"\.artifact\.work/step-0000\.safetensors", said)
+    assert recipe_of(artifact) == before
+    assert [path.name for path in artifact.with_name(".artifact.work").iterdir()] == ["fingerprint.json"]
+
+
+@pytest.mark.parametrize("error", [SafetensorError("I/O error: No space left (os error 28)"), OSError(28, "full")])
+def test_a_disk_that_fills_up_while_saving_leaves_the_old_artifact(
+    run: Callable[..., Result],
+    refused: Callable[..., str],
+    model: Path,
+    prompts: Path,
+    artifact: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    command = ("quantize", model, "--prompts", prompts, *FAST, "-o", artifact, "--overwrite", "--relax", "none")
+    before = recipe_of(artifact)
+
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr("bitbrush.artifact.store.save_file", full)
+        assert re.search(FULL % r"/artifact", refused(*command))
+    assert recipe_of(artifact) == before
+    assert {path.name for path in artifact.parent.iterdir()} == {"artifact", ".artifact.work"}
+    assert "going on with the 3 pieces of work" in run(*command).stderr
+    assert recipe_of(artifact)["relax"] == "none"
+
+
+@pytest.mark.parametrize("place", ["new", "deep/er/new"])
+def test_a_read_only_place_is_known_before_anything_is_loaded(
+    refused: Callable[..., str], prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere
+    monkeypatch.setattr("bitbrush.sources.models.load_source", None)
+    said = refused("quantize", "emoji-sd", "-o", tmp_path / place, *FAST)
+    assert f"{place} cannot be written: {tmp_path} is read-only, or not yours to write to; choose another" in said
+
+
+def test_a_file_in_the_way_is_told_of(refused: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("mine", encoding="utf-8")
+    said = refused("quantize", "emoji-sd", "-o", tmp_path / "notes" / "new")
+    assert "cannot be made" in said
+    assert "notes is a file; choose another output" in said
+
+
+def test_phases_are_numbered(
+    run: Callable[..., Result], model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bitbrush.cli.progress.SECONDS_BETWEEN_LINES", -1.0)
+    result = run("quantize", model, "-o", tmp_path / "new", "--prompts", prompts, "--method", "best", *FAST[2:])
+    told = [line.partition(":")[0] for line in result.stderr.splitlines() if " of 5, " in line]
+    assert list(dict.fromkeys(told)) == [
+        "1 of 5, undisturbed steps",
+        "2 of 5, disturbed steps",
+        "3 of 5, weight ranges",
+        "4 of 5, probing layers",
+        "5 of 5, calibrating",
+    ]
+    assert all("left in all" in line for line in result.stderr.splitlines() if " of 5, " in line)
 
 
 def test_a_prompt_too_long_is_told_and_cut(run: Callable[..., Result], model: Path, tmp_path: Path) -> None:
@@ -158,7 +292,7 @@ def test_nan_weights_are_refused(refused: Callable[..., str], model: Path, promp
     tensors["conv_in.weight"][0, 0, 0, 0] = torch.nan
     save_file(tensors, broken / WEIGHTS, metadata={"format": "pt"})
     said = refused("quantize", broken, "-o", tmp_path / "new", "--prompts", prompts, *FAST)
-    assert "1 of 288 weights of layer conv_in are NaN or infinite; the checkpoint is damaged" in said
+    assert "NaN or infinity" in said
     assert not (tmp_path / "new").exists()
 
 

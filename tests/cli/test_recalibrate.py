@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from click.testing import Result
 
 from tests.cli.conftest import manifest_of
@@ -32,3 +33,24 @@ def test_refuses_what_it_cannot_do(
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "mine").touch()
     assert "exists and is no bitbrush artifact to replace" in refused("recalibrate", artifact, *new, *options[:2])
+
+
+def test_replaces_its_own_artifact_when_told_to(
+    run: Callable[..., Result], refused: Callable[..., str], artifact: Path, prompts: Path
+) -> None:
+    command = ("recalibrate", artifact, "-o", artifact, "--steps", 3, "--prompts", prompts)
+    assert "holds an artifact; give --overwrite to replace it" in refused(*command)
+    assert manifest_of(artifact)["recipe"]["steps"] == 2
+    assert run(*command, "--overwrite").exit_code == 0
+    assert manifest_of(artifact)["recipe"]["steps"] == 3
+    assert [path.name for path in artifact.parent.iterdir()] == ["artifact"]
+    assert run("inspect", artifact).exit_code == 0
+
+
+def test_a_disk_without_room_is_known_before_anything_is_loaded(
+    refused: Callable[..., str], artifact: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bitbrush.artifact.recalibration.recalibrate", None)
+    monkeypatch.setattr("bitbrush.session.disk.available_disk", lambda _: 5 << 10)
+    said = refused("recalibrate", artifact, "-o", tmp_path / "new", "--prompts", prompts)
+    assert "new cannot be written: the disk has 5 KiB left of the" in said

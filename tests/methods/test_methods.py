@@ -12,12 +12,13 @@ from diffusers import StableDiffusionPipeline
 
 import bitbrush
 from bitbrush.artifact.tensors import layer_tensors
+from bitbrush.calibration.relaxing import MeasuredRelaxation, Relaxation
 from bitbrush.methods import METHODS
 from bitbrush.methods.method import Outcome
 from bitbrush.methods.recipe import Recipe, Rounding
 from bitbrush.rounding import adaround, reconstruction
-from bitbrush.timeline.plan import MeasuredRelaxation, Relaxation
-from bitbrush.timeline.progress import Advance, silent
+from bitbrush.session.progress import Advance, silent
+from tests.recorded_progress import RecordedProgress
 
 PROMPTS = ("a red cat", "two blue dogs on the left", "a green tree", "a house")
 SMALL = {"steps": 3, "num_prompts": 4, "batch_size": 2}
@@ -213,3 +214,15 @@ def test_every_method_runs_on_the_bundled_pipeline() -> None:
         picture = image(bitbrush.quantize(pipe, keys, PROMPTS).pipeline())
         assert picture.shape == (1, 3, 64, 64)
         assert picture.isfinite().all()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_planned_is_what_is_reported(
+    name: str, tiny_pipe: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In that order, and in as many pieces; of what reports nothing nothing is planned."""
+    monkeypatch.setattr("bitbrush.calibration.sensitivity.BOUNDS", (0.0, 0.5, 1.0))
+    progress = RecordedProgress()
+    keys = METHODS[name].recipe({"steps": 2, "num_prompts": 2, "batch_size": 2})
+    bitbrush.quantize(tiny_pipe, keys, PROMPTS, progress=progress)
+    progress.require_as_planned()

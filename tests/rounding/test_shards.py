@@ -9,15 +9,16 @@ import torch
 from torch import Generator, Tensor
 
 from bitbrush.network.unet import UNET
-from bitbrush.numerics.weights import WeightRange, round_to_nearest
+from bitbrush.numerics.limits import WeightRange
+from bitbrush.numerics.weights import round_to_nearest
 from bitbrush.rounding.blocks import BlockCall, BlockInputs
 from bitbrush.rounding.compensation import Compensated, round_with_compensation
 from bitbrush.rounding.learned import learn_rounding
 from bitbrush.rounding.reconstruction import reconstruct
 from bitbrush.rounding.samples import sample_shards
 from bitbrush.rounding.shards import Place, Shard, Shards
-from bitbrush.timeline.progress import silent
-from bitbrush.timeline.ranks import Ranks
+from bitbrush.session.ranks import Ranks
+from bitbrush.session.session import Session
 from bitbrush.timeline.trajectory import DenoiserCall, prompt_batches
 from tests.rounding.test_compensation import LAYERS, layer_and_inputs
 from tests.rounding.test_learned import Block, Network, specs_of
@@ -137,7 +138,12 @@ def test_a_block_that_no_call_of_a_process_comes_to() -> None:
     def learned(ranks: Ranks) -> dict[str, Tensor]:
         network, own = copy.deepcopy(fresh), list(ranks.cut(len(calls)))
         shards = Shards(ranks, [Place(index) for index in own])
-        given = specs_of(network, family, "*.spare"), WeightRange.MSE, [calls[index] for index in own], silent
+        given = (
+            specs_of(network, family, "*.spare"),
+            WeightRange.MSE,
+            [calls[index] for index in own],
+            Session(ranks=ranks),
+        )
         return {
             name: layer.weight.w_q for name, layer in learn_rounding(network, family, *given, shards=shards).items()
         }

@@ -8,17 +8,29 @@ from typing import Any
 import numpy as np
 from diffusers import DiffusionPipeline
 
-from bitbrush.artifact.models import load_full_precision
-from bitbrush.artifact.quantization import Quantization, quantize
+from bitbrush.artifact.manifest import read_manifest
 from bitbrush.artifact.sizes import denoiser_sizes
-from bitbrush.artifact.store import load, read_manifest, save
+from bitbrush.artifact.store import load, save
 from bitbrush.bench.demo_page import SHOWN, Contest, demo_page, demo_results
-from bitbrush.bench.files import write_whole
-from bitbrush.bench.generation import Generated, generate
+from bitbrush.bench.files import require_own, write_whole
+from bitbrush.bench.generation import Generated, generate, generating_work
 from bitbrush.bench.page import write_page
 from bitbrush.methods import METHODS
+from bitbrush.methods.recipe import Recipe
+from bitbrush.quantization.quantize import (
+    Quantization,
+    planned_work,
+    prepare,
+    quantize,
+)
+from bitbrush.session.progress import (
+    PlannedWork,
+    Progress,
+    planned,
+    silent,
+)
+from bitbrush.sources.models import load_full_precision
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.progress import Progress, silent
 from bitbrush.timeline.trajectory import PromptBatch, prompt_batches
 from bitbrush.zoo import prompt_set
 
@@ -42,11 +54,12 @@ def run_demo(
     pcr's weights, so that these two differ in the calibration alone. ``keys`` change the recipes of all three. A demo
     that stands there is replaced; raises ValueError if something else does.
     """
-    _require_free(directory)
+    require_own(directory, (PAGE, RESULTS, f"{MODEL}-rtn", f"{MODEL}-pcr"), "demo")
     directory.mkdir(parents=True, exist_ok=True)
-    pipe = load_full_precision(MODEL)
-    quantized = _quantize(pipe, keys, progress)
-    plan = quantized["pcr"].recipe.plan
+    pipe, recipes = load_full_precision(MODEL), _recipes(keys)
+    progress = planned(progress, lambda: _works(pipe, recipes, pairs))
+    quantized = _quantize(pipe, recipes, progress)
+    plan = recipes["pcr"].plan
     artifacts = {name: directory / f"{MODEL}-{name}" for name in SHOWN}
     pipes = {name: _saved(quantized[name], artifact) for name, artifact in artifacts.items()}
     pipes["one-shot"] = quantized["one-shot"].pipeline()
@@ -66,27 +79,25 @@ def run_demo(
     return directory / PAGE
 
 
-def _require_free(directory: Path) -> None:
-    """An interrupted demo leaves artifacts and nothing else."""
-    if not directory.exists():
-        return
-    known = {PAGE, RESULTS, f"{MODEL}-rtn", f"{MODEL}-pcr"}
-    foreign = (
-        sorted(path.name for path in directory.iterdir() if path.name not in known) if directory.is_dir() else [""]
-    )
-    if foreign:
-        raise ValueError(f"{directory} holds {foreign[0] or 'a file'}, which no demo wrote; choose another directory")
-
-
-def _quantize(pipe: DiffusionPipeline, keys: Mapping[str, Any], progress: Progress) -> dict[str, Quantization]:
-    prompts = prompt_set(MODEL, "coco", "calibration")
+def _recipes(keys: Mapping[str, Any]) -> dict[str, Recipe]:
     rtn, pcr = (METHODS[name].recipe({"weights": 4, "activations": 8, **keys}) for name in ("rtn", "pcr"))
-    one_shot = pcr.updated({"method": "one-shot"})
-    quantized = {
-        name: quantize(pipe, recipe, prompts, progress=progress) for name, recipe in (("rtn", rtn), ("pcr", pcr))
-    }
-    weights = quantized["pcr"].rounded
-    return {**quantized, "one-shot": quantize(pipe, one_shot, prompts, rounded=weights, progress=progress)}
+    return {"rtn": rtn, "pcr": pcr, "one-shot": pcr.updated({"method": "one-shot"})}
+
+
+def _works(pipe: DiffusionPipeline, recipes: Mapping[str, Recipe], pairs: int) -> list[PlannedWork]:
+    """What the demo will report of: three quantizations, and pictures of them and two of full precision."""
+    prompts = prompt_set(MODEL, "coco", "calibration")
+    rtn, pcr, one_shot = (planned_work(prepare(pipe, one, prompts)) for one in recipes.values())
+    batches = [batch for style in _batches(pairs, SEED).values() for batch in style]
+    pictures = generating_work(pipe, batches, recipes["pcr"].plan)
+    return [*rtn, *pcr, one_shot[-1], *[pictures] * (2 + len(recipes))]  # one-shot has pcr's weights
+
+
+def _quantize(pipe: DiffusionPipeline, recipes: Mapping[str, Recipe], progress: Progress) -> dict[str, Quantization]:
+    prompts = prompt_set(MODEL, "coco", "calibration")
+    made = {name: quantize(pipe, recipes[name], prompts, progress=progress) for name in ("rtn", "pcr")}
+    weights = made["pcr"].rounded
+    return made | {"one-shot": quantize(pipe, recipes["one-shot"], prompts, rounded=weights, progress=progress)}
 
 
 def _saved(quantization: Quantization, directory: Path) -> DiffusionPipeline:

@@ -5,11 +5,11 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from bitbrush.bench.generation import denoiser_calls, generate_batch
+from bitbrush.bench.generation import GENERATING, denoiser_calls, generate_batch
 from bitbrush.bench.image_set import ImageSet
+from bitbrush.session.progress import Progress
+from bitbrush.session.ranks import Ranks
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.progress import Progress
-from bitbrush.timeline.ranks import Ranks
 from bitbrush.timeline.trajectory import prompt_batches
 
 
@@ -41,7 +41,7 @@ def fill(
     if not mine:
         return
     pipe.set_progress_bar_config(disable=True)
-    with progress("generating", len(mine) * denoiser_calls(pipe, plan, batches[0])) as advance:
+    with progress(GENERATING, len(mine) * denoiser_calls(pipe, plan, batches[0])) as advance:
         for start, batch in mine:
             made = generate_batch(pipe, batch, plan, lambda _, __: advance())
             for offset in range(len(batch.prompts)):

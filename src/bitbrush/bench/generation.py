@@ -11,9 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bitbrush.network.families import denoiser_name
+from bitbrush.session.progress import PlannedWork, Progress, silent
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.progress import Progress, silent
 from bitbrush.timeline.trajectory import PromptBatch, call_arguments, planned_timesteps
+
+GENERATING = "generating"
+"""The title under which progress is reported."""
 
 
 class NonFiniteLatents(ValueError):
@@ -50,7 +53,7 @@ def generate_each(
 ) -> Iterator[Generated]:
     """Batch by batch. Raises NonFiniteLatents, naming the prompt, where the latents become NaN or infinite."""
     pipe.set_progress_bar_config(disable=True)
-    with progress("generating", len(batches) * denoiser_calls(pipe, plan, batches[0])) as advance:
+    with progress(GENERATING, len(batches) * denoiser_calls(pipe, plan, batches[0])) as advance:
         for batch in batches:
 
             def check(latents: NDArray[np.float32], step: int, batch: PromptBatch = batch) -> None:
@@ -58,6 +61,12 @@ def generate_each(
                 advance()
 
             yield generate_batch(pipe, batch, plan, check)
+
+
+def generating_work(pipe: DiffusionPipeline, batches: Sequence[PromptBatch], plan: SamplingPlan) -> PlannedWork:
+    """What :func:`generate` will report of."""
+    prompts = sum(len(batch.prompts) for batch in batches)
+    return PlannedWork(GENERATING, len(batches) * denoiser_calls(pipe, plan, batches[0]), prompts / len(batches))
 
 
 def denoiser_calls(pipe: DiffusionPipeline, plan: SamplingPlan, batch: PromptBatch | None = None) -> int:

@@ -1,5 +1,6 @@
 """A folder of generated pictures and the table that tells what each is."""
 
+import io
 import json
 import re
 import unicodedata
@@ -15,9 +16,10 @@ from PIL import Image
 
 from bitbrush.bench.files import write_whole
 from bitbrush.bench.generation import generate_each
+from bitbrush.session.disk import require_writable
+from bitbrush.session.progress import Progress, silent
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.progress import Progress, silent
-from bitbrush.timeline.trajectory import PromptBatch
+from bitbrush.timeline.trajectory import PromptBatch, split
 
 TABLE = "images.json"
 SLUG_LENGTH = 48
@@ -34,7 +36,8 @@ class Picture:
 
 
 def require_pictures(folder: Path) -> None:
-    """Raises ValueError if ``folder`` holds something, but no table of pictures."""
+    """Raises ValueError if ``folder`` holds something, but no table of pictures; DiskError if it is read-only."""
+    require_writable(folder)
     if folder.exists() and not (folder / TABLE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists and holds no {TABLE}; choose another directory for the images, or a new one")
 
@@ -59,17 +62,10 @@ def write_pictures(
     Pictures that are there already stay, and numbers go on after theirs; ``facts`` go into each entry of the table,
     which is up to date whenever a picture is handed out. Batch size and order decide nothing but speed.
     """
-    wanted = [(prompt, seed + j) for prompt in prompts for j in range(images_per_prompt)]
-    chunks = [wanted[i : i + batch_size] for i in range(0, len(wanted), batch_size)]
-    batches = [
-        PromptBatch(
-            prompts=tuple(prompt for prompt, _ in chunk),
-            seeds=tuple(own_seed for _, own_seed in chunk),
-            inputs={name: (value,) * len(chunk) for name, value in (inputs or {}).items()},
-        )
-        for chunk in chunks
-    ]
-    folder.mkdir(parents=True, exist_ok=True)
+    rows = [(place, prompt, seed + j) for place, prompt in enumerate(prompts) for j in range(images_per_prompt)]
+    places, texts, seeds = zip(*rows, strict=True)
+    same = {name: (value,) * len(rows) for name, value in (inputs or {}).items()}
+    batches = split(PromptBatch(texts, seeds, same, places), batch_size)
     table = folder / TABLE
     entries = json.loads(table.read_text(encoding="utf-8")) if table.exists() else []
     generated = generate_each(pipe, batches, plan, progress=progress)
@@ -88,9 +84,9 @@ def _write_png(image: NDArray[np.uint8], folder: Path, index: int, prompt: str) 
         if not any(folder.glob(f"{index:04d}-*")):
             break
         index += 1
-    partial = path.with_suffix(".part")
-    Image.fromarray(image).save(partial, format="PNG")
-    partial.replace(path)
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG")
+    write_whole(buffer.getvalue(), path)
     return path
 
 

@@ -6,24 +6,26 @@ image sets that later runs share; and what the figures need of all of them: feat
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from bitbrush.artifact.models import ModelOptions
-from bitbrush.artifact.quantization import require_inputs
-from bitbrush.artifact.schedulers import with_scheduler
 from bitbrush.bench.collection import Collection, Pairs, Work
 from bitbrush.bench.filling import fill
-from bitbrush.bench.generation import denoiser_calls
+from bitbrush.bench.generation import denoiser_calls, generating_work
 from bitbrush.bench.image_set import ImageSet
-from bitbrush.bench.input_images import inputs_digest
 from bitbrush.bench.networks.chosen import Networks
-from bitbrush.bench.prompts import PromptSet
 from bitbrush.bench.subjects import Subject, open_candidate, open_reference, require_alike, with_scheduler_of
+from bitbrush.quantization.quantize import require_inputs
 from bitbrush.runtime.choose import Choice, choose_runtime
+from bitbrush.session.progress import PlannedWork, planned
+from bitbrush.session.ranks import Ranks
+from bitbrush.sources.input_images import inputs_digest
+from bitbrush.sources.models import ModelOptions
+from bitbrush.sources.prompts import PromptSet
+from bitbrush.sources.schedulers import with_scheduler
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.trajectory import prompt_batches
 
@@ -116,6 +118,9 @@ def generate_all(
     subject, pipe = open_reference(reference, options)
     require_inputs(pipe, protocol.inputs)
     pipe = protocol.choice.place(with_scheduler(pipe, protocol.plan.scheduler))
+    work = replace(
+        work, progress=planned(work.progress, lambda: _works(pipe, protocol, work.ranks, 2 + len(candidates)))
+    )
     made_by = {"model": subject.digest, **protocol.facts(pipe)}
     entries = [
         Entry(subject, name, _fill(pipe, made_by, protocol, seeds, root / "full-precision", work))
@@ -128,6 +133,16 @@ def generate_all(
         for name, source in candidates.items()
     ]
     return Pictures(entries[0], entries[1], tuple(others), type(pipe.scheduler).__name__, calls)
+
+
+def _works(pipe: DiffusionPipeline, protocol: Protocol, ranks: Ranks, entries: int) -> list[PlannedWork]:
+    """The pictures that this process will generate: of full precision, of the floor, and of each candidate."""
+    works = []
+    for prompts in protocol.sets:
+        chosen = prompts.prompts[: protocol.count(prompts)]
+        batches = ranks.share(prompt_batches(chosen, 0, protocol.batch_size, inputs=protocol.inputs))
+        works += [generating_work(pipe, batches, protocol.plan)] * len(protocol.seeds)
+    return works * entries
 
 
 def compute_all(pictures: Pictures, networks: Networks, work: Work) -> None:

@@ -13,26 +13,31 @@ another picture own the sum, and bits go where they are decided.)
 
 import bisect
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
 
+from bitbrush.calibration.observe import quantized_inputs, run_observed
 from bitbrush.calibration.probe import Candidates, guided, probe
 from bitbrush.calibration.propagation import CleanRun, Propagation
-from bitbrush.calibration.ranges import quantized_inputs, run_observed
+from bitbrush.network.held import device_of
 from bitbrush.network.inputs import InputObserver
 from bitbrush.numerics.affine import AffineGrid
-from bitbrush.numerics.ranges import RangeEstimator
-from bitbrush.numerics.weights import WeightGrid, WeightRange, weight_grid
-from bitbrush.timeline.cost import CallCounter
+from bitbrush.numerics.limits import RangeEstimator, WeightRange
+from bitbrush.numerics.ranges import find_qparams
+from bitbrush.numerics.weights import WeightGrid, weight_grid
+from bitbrush.session.journal import Journal
+from bitbrush.session.progress import Advance, PlannedWork, Progress
+from bitbrush.session.session import Session
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.progress import Progress
 from bitbrush.timeline.trajectory import DenoiserCall, PromptBatch, join, planned_timesteps
+
+Key = TypeVar("Key")
 
 ACTIVATION_CHOICES = (4, 6, 8, 10, 16)
 WEIGHT_CHOICES = (2, 3, 4, 5, 6, 7, 8)
@@ -42,6 +47,12 @@ MEASURED_PROMPTS = 8
 PROBES = 2
 LEAST = 1e-30
 """Stands for no error at all where a logarithm is taken."""
+CLEAN_RUN, DISTURBED_STEPS = "undisturbed steps", "disturbed steps"
+WEIGHT_RANGES, PROBING = "weight ranges", "probing layers"
+"""Titles under which the parts are reported."""
+OBSERVED_COST, WEIGHT_RANGES_COST, PROBE_COST = 1.7, 2.0, 6.0
+"""Denoiser calls that an observed one, a layer's weight ranges and a probe are worth, timed on emoji-sd."""
+GENERATOR = "generator"
 
 
 @dataclass(frozen=True)
@@ -96,26 +107,39 @@ def probed_calls(calls: int) -> tuple[int, ...]:
 
 def sensitivity_calls(calls: int) -> int:
     """Denoiser calls of :func:`measure_sensitivities` where the pipeline makes so many, a probe being one."""
-    return 2 * calls + sum(calls - segment.start - 1 for segment in segments(calls)) + PROBES * len(probed_calls(calls))
+    return calls + _disturbed_calls(calls, segments(calls)) + PROBES * len(probed_calls(calls))
+
+
+def _disturbed_calls(calls: int, measured: Iterable[range]) -> int:
+    """Denoiser calls with quantized inputs, and those that follow: a segment's first disturbed output serves twice."""
+    return sum(len(segment) + calls - segment.start - 1 for segment in measured)
+
+
+def sensitivity_works(calls: int, prompts: int, layers: int) -> tuple[PlannedWork, ...]:
+    """The parts of :func:`measure_sensitivities` as it reports them, where the pipeline makes so many calls."""
+    return (
+        PlannedWork(CLEAN_RUN, calls, OBSERVED_COST * prompts),
+        PlannedWork(DISTURBED_STEPS, _disturbed_calls(calls, segments(calls)), prompts),
+        PlannedWork(WEIGHT_RANGES, layers, WEIGHT_RANGES_COST),
+        PlannedWork(PROBING, PROBES * len(probed_calls(calls)), PROBE_COST * prompts),
+    )
 
 
 @torch.no_grad()
-def measure_sensitivities(
-    measurement: Measurement, batch: PromptBatch, progress: Progress, counter: CallCounter
-) -> Sensitivities:
-    """Of the denoiser as it is, on the trajectories of ``batch``."""
+def measure_sensitivities(measurement: Measurement, batch: PromptBatch, session: Session) -> Sensitivities:
+    """Measures the denoiser as it is, on the trajectories of ``batch``.
+
+    Each segment and each probed call is a piece of the journal: those that it holds are taken from it, the others go
+    into it, and the result is the same. The clean run, which all of them start from, is made again.
+    """
+    progress, journal = session.progress, session.journal
+    network = _Network(measurement, session)
+    propagation = Propagation(measurement.pipe, measurement.component, measurement.plan)
     planned = planned_timesteps(measurement.pipe, measurement.component, measurement.plan, batch)
-    with progress("measuring sensitivities", sensitivity_calls(len(planned))) as advance:
-
-        def count() -> None:
-            counter.add()
-            advance()
-
-        network = _Network(measurement, count)
-        propagation = Propagation(measurement.pipe, measurement.component, measurement.plan)
+    with progress(CLEAN_RUN, len(planned)) as advance, network.reporting(advance):
         run = propagation.clean(batch, network.observed)
-        importance = _importance(propagation, network, run)
-        inputs, weights = _probe_all(network, run, importance)
+    importance = _importance(propagation, network, run, progress, journal)
+    inputs, weights = _probe_all(network, run, importance, progress, journal)
     at = list(probed_calls(len(run.calls)))
     return Sensitivities(
         timesteps=tuple(call.timestep for call in run.calls),
@@ -127,16 +151,28 @@ def measure_sensitivities(
 
 
 class _Network:
-    """The denoiser, run as it is, observed, or with quantized inputs; ``count`` is called after every call.
+    """The denoiser, run as it is, observed, or with quantized inputs; every call is counted and reported.
 
     ``products`` of a call by layer, for all rows; ``grids`` by layer, of each observed call.
     """
 
-    def __init__(self, measurement: Measurement, count: Callable[[], None]) -> None:
-        self.measurement, self.denoiser, self.count = measurement, measurement.denoiser, count
+    def __init__(self, measurement: Measurement, session: Session) -> None:
+        self.measurement, self.denoiser, self._session = measurement, measurement.denoiser, session
+        self._advance: Advance = lambda: None
         self.products: dict[str, int] = {}
         self.grids: list[dict[str, AffineGrid]] = []
         self._observers: list[InputObserver] = []
+
+    @contextmanager
+    def reporting(self, advance: Advance) -> Iterator[None]:
+        """While entered, ``advance`` is called after every call."""
+        self._advance = advance
+        yield
+        self._advance = lambda: None
+
+    def count(self) -> None:
+        self._session.count_call()
+        self._advance()
 
     def plain(self, _: int, call: DenoiserCall) -> Any:
         output = run_observed(call, self.denoiser)
@@ -164,7 +200,7 @@ class _Network:
     def _found(self, observer: InputObserver, bits: Sequence[int]) -> dict[str, list[AffineGrid]]:
         layers = self.measurement.layers
         histograms = [observer.histogram(name) for name in layers for _ in bits]
-        found = iter(self.measurement.activation_range.grids(histograms, list(bits) * len(layers)))
+        found = iter(find_qparams(self.measurement.activation_range, histograms, list(bits) * len(layers)))
         return {name: [next(found) for _ in bits] for name in layers}
 
 
@@ -182,48 +218,102 @@ def _counting_products(denoiser: nn.Module, products: dict[str, int]) -> Iterato
         yield
 
 
-def _importance(propagation: Propagation, network: _Network, run: CleanRun) -> Tensor:
+def _importance(
+    propagation: Propagation, network: _Network, run: CleanRun, progress: Progress, journal: Journal
+) -> Tensor:
     """(denoiser calls, prompts): what one unit of squared output error in a call does to the picture."""
+    calls = len(run.calls)
+    found = _kept({segment: _segment_piece(segment) for segment in segments(calls)}, journal)
+    missing = [segment for segment in segments(calls) if segment not in found]
+    with progress(DISTURBED_STEPS, _disturbed_calls(calls, missing)) as advance, network.reporting(advance):
+        for segment in missing:
+            found[segment] = _disturbed(propagation, network, run, segment)
+            journal.write(_segment_piece(segment), found[segment])
+    importance, all_effects = [], torch.zeros(len(run.batch.prompts))
+    for segment in segments(calls):
+        errors, effect = found[segment]["errors"], found[segment]["effect"]
+        importance.append((effect / errors.sum(0).clamp_min(LEAST)).expand_as(errors))
+        all_effects += effect
+    return torch.cat(importance) / all_effects.clamp_min(LEAST)
+
+
+def _kept(pieces: Mapping[Key, str], journal: Journal) -> dict[Key, dict[str, Tensor]]:
+    """The pieces that the journal holds."""
+    read = {key: journal.read(piece) for key, piece in pieces.items()}
+    return {key: tensors for key, tensors in read.items() if tensors is not None}
+
+
+def _segment_piece(segment: range) -> str:
+    return f"sensitivity-segment-{segment.start:04d}"
+
+
+def _disturbed(propagation: Propagation, network: _Network, run: CleanRun, segment: range) -> dict[str, Tensor]:
+    """``errors`` of the outputs, (calls of the segment, prompts), and their ``effect`` on the latents, (prompts,)."""
     prompts, guidance = len(run.batch.prompts), network.measurement.plan.guidance_scale
-    disturbed = [network.quantized(index, call) for index, call in enumerate(run.calls)]
-    errors = torch.stack(
-        [
-            guided(wrong[0] - right[0], prompts, guidance).flatten(1).square().sum(1).view(-1, prompts).sum(0)
-            for wrong, right in zip(disturbed, run.outputs, strict=True)
-        ]
-    )
-    importance = torch.empty_like(errors)
-    total = errors.new_zeros(prompts)
-    for segment in segments(len(run.calls)):
+    outputs = [network.quantized(index, run.calls[index]) for index in segment]
+    wrong = [output[0] - run.outputs[index][0] for index, output in zip(segment, outputs, strict=True)]
 
-        def answer(index: int, call: DenoiserCall, first: int = segment.start) -> Any:
-            return disturbed[index] if index == first else network.quantized(index, call)
+    def answer(index: int, call: DenoiserCall) -> Any:
+        return outputs[0] if index == segment.start else network.quantized(index, call)
 
-        effect = propagation.effect(run, segment, answer, network.plain)
-        importance[segment.start : segment.stop] = effect / errors[segment.start : segment.stop].sum(0).clamp_min(LEAST)
-        total += effect
-    return importance / total.clamp_min(LEAST)
+    errors = torch.stack([_by_prompt(guided(error, prompts, guidance), prompts) for error in wrong])
+    return {"errors": errors.cpu(), "effect": propagation.effect(run, segment, answer, network.plain).cpu()}
 
 
-def _probe_all(network: _Network, run: CleanRun, importance: Tensor) -> tuple[Tensor, Tensor]:
+def _by_prompt(error: Tensor, prompts: int) -> Tensor:
+    """(prompts,): squared, over all rows and elements of a prompt."""
+    return error.flatten(1).square().sum(1).view(-1, prompts).sum(0)
+
+
+def _probe_all(
+    network: _Network, run: CleanRun, importance: Tensor, progress: Progress, journal: Journal
+) -> tuple[Tensor, Tensor]:
     """(probed calls, layers, choices), of inputs and of weights."""
-    measurement, generator = network.measurement, Generator().manual_seed(0)
-    names, guidance = measurement.layers, measurement.plan.guidance_scale
-    grids = {name: _weight_grids(network.denoiser, name, measurement.weight_range) for name in names}
-    inputs, weights = [], []
-    for index in probed_calls(len(run.calls)):
-        candidates, found = Candidates(network.choices(index), grids), []
-        for _ in range(PROBES):
-            found.append(probe(network.denoiser, run.calls[index], candidates, importance[index], guidance, generator))
-            network.count()
-        inputs.append(_mean([one.inputs for one in found], names))
-        weights.append(_mean([one.weights for one in found], names))
-    return torch.stack(inputs), torch.stack(weights)
+    probed = probed_calls(len(run.calls))
+    found = _kept({index: _probe_piece(index) for index in probed}, journal)
+    missing = len(probed) - len(found)
+    grids = _weight_grids(network.measurement, progress) if missing else {}
+    generator = Generator().manual_seed(0)
+    with progress(PROBING, PROBES * missing) as advance, network.reporting(advance):
+        for index in probed:
+            if index not in found:
+                candidates = Candidates(network.choices(index), grids)
+                found[index] = _probed(network, run.calls[index], candidates, importance[index], generator)
+                journal.write(_probe_piece(index), found[index])
+            generator.set_state(found[index][GENERATOR])
+    inputs, weights = (torch.stack([found[index][key] for index in probed]) for key in ("inputs", "weights"))
+    return inputs, weights
 
 
-def _weight_grids(denoiser: nn.Module, name: str, estimator: WeightRange) -> list[WeightGrid]:
-    weight = denoiser.get_submodule(name).get_parameter("weight").detach()
-    return [weight_grid(weight, bits, estimator) for bits in WEIGHT_CHOICES]
+def _probe_piece(index: int) -> str:
+    return f"sensitivity-probe-{index:04d}"
+
+
+def _probed(
+    network: _Network, call: DenoiserCall, candidates: Candidates, importance: Tensor, generator: Generator
+) -> dict[str, Tensor]:
+    """Squared errors of ``inputs`` and ``weights``, (layers, choices), and the state that ``generator`` is left in."""
+    measurement, weighted = network.measurement, importance.to(device_of(network.denoiser))
+    probes = []
+    for _ in range(PROBES):
+        probes.append(probe(network.denoiser, call, candidates, weighted, measurement.plan.guidance_scale, generator))
+        network.count()
+    return {
+        "inputs": _mean([one.inputs for one in probes], measurement.layers).cpu(),
+        "weights": _mean([one.weights for one in probes], measurement.layers).cpu(),
+        GENERATOR: generator.get_state(),
+    }
+
+
+def _weight_grids(measurement: Measurement, progress: Progress) -> dict[str, list[WeightGrid]]:
+    """Of every layer, the grids of WEIGHT_CHOICES."""
+    grids = {}
+    with progress(WEIGHT_RANGES, len(measurement.layers)) as advance:
+        for name in measurement.layers:
+            weight = measurement.denoiser.get_submodule(name).get_parameter("weight").detach()
+            grids[name] = [weight_grid(weight, bits, measurement.weight_range) for bits in WEIGHT_CHOICES]
+            advance()
+    return grids
 
 
 def _mean(found: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> Tensor:

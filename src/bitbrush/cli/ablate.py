@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bitbrush.bench.networks import BUNDLED_CLIP, USUAL_CLIP
-from bitbrush.cli.console import note, quiet_libraries, say, show, shown, table, warn
+from bitbrush.cli.console import note, quiet_libraries, resumable, say, show, table, warn
 from bitbrush.cli.execution import MemoryOption, RuntimeOption, announce
 from bitbrush.cli.options import (
     Config,
@@ -22,6 +22,8 @@ from bitbrush.cli.options import (
     Variant,
     model_options,
 )
+from bitbrush.cli.progress import shown
+from bitbrush.sources.model_names import require_known
 
 if TYPE_CHECKING:
     from bitbrush.bench.ablation.recipes import Setting
@@ -79,6 +81,7 @@ def ablate(
     loras: Loras = None,
 ) -> None:
     """Compare recipes at several bit settings under one protocol; run it again to go on, or twice to share the work."""
+    require_known(model, revision)
     quiet_libraries()
     from bitbrush.bench.ablation.folder import REPORT
     from bitbrush.bench.ablation.run import (
@@ -89,8 +92,8 @@ def ablate(
         require_ablation_folder,
         run_ablation,
     )
-    from bitbrush.bench.input_images import read_inputs
-    from bitbrush.bench.prompts import too_long
+    from bitbrush.sources.input_images import read_inputs
+    from bitbrush.sources.prompts import too_long
 
     require_ablation_folder(output, markdown, model)
     shared: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale, "scheduler": scheduler}
@@ -121,7 +124,8 @@ def ablate(
     note(_announcement(model, job.settings, protocol.num_images, [one.name for one in protocol.sets]))
     command = shlex.join(["bitbrush", *map(_portable, sys.argv[1:])])
     told: dict[str, Any] = {"against": reference, "command": command, "markdown": markdown}
-    document = run_ablation(job, output, **told, progress=shown, tell=note)
+    with resumable():
+        document = run_ablation(job, output, **told, progress=shown, tell=note)
     _print(document)
     for missing in missing_cells(job, output):
         note(f"{missing}: another process is at it, and will put it into the report")
@@ -161,6 +165,7 @@ def _announcement(model: str, compared: "Sequence[Setting]", pictures: int, sets
 
 
 def _print(document: dict[str, Any]) -> None:
+    from bitbrush.bench.ablation.standing import headline, missing_text
     from bitbrush.bench.ablation.tables import bits_tables
 
     columns = {0: "PSNR, dB", 1: "median", 2: "latent MSE", 4: f"less\n{document['against']}'s", 5: "times\nits MSE"}
@@ -170,3 +175,4 @@ def _print(document: dict[str, Any]) -> None:
             shown_figures.add_row(row.name, *("\n".join(row.cells[at] or "-") for at in columns))
         show(shown_figures)
         say("")
+    say(" ".join([f"{headline(document)}.", missing_text(document)]).rstrip())

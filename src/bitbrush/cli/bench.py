@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bitbrush.bench.networks import BUNDLED_CLIP, USUAL_CLIP
-from bitbrush.cli.console import note, quiet_libraries, say, show, shown, table, warn
+from bitbrush.cli.console import note, quiet_libraries, resumable, say, show, table, warn
 from bitbrush.cli.execution import DtypeOption, MemoryOption, RuntimeOption, announce
 from bitbrush.cli.grid import grid_of_bench
 from bitbrush.cli.options import (
@@ -21,12 +21,14 @@ from bitbrush.cli.options import (
     Variant,
     model_options,
 )
-from bitbrush.timeline.progress import silent
+from bitbrush.cli.progress import shown
+from bitbrush.session.progress import silent
+from bitbrush.sources.model_names import require_known
 
 if TYPE_CHECKING:
-    from bitbrush.artifact.models import ModelOptions
     from bitbrush.bench.networks.chosen import Networks
     from bitbrush.bench.qdiffbench import Protocol
+    from bitbrush.sources.models import ModelOptions
 
 
 def bench(
@@ -79,12 +81,13 @@ def bench(
     if grid is not None:
         grid_of_bench(grid, reference, candidates, output, _given(context))
         return
+    require_known(reference, revision)
     quiet_libraries()
-    from bitbrush.artifact.models import find_model
-    from bitbrush.bench.input_images import read_inputs
     from bitbrush.bench.networks.chosen import load_networks
     from bitbrush.bench.run import bench_protocol, require_bench_folder
     from bitbrush.bench.subjects import named_candidates
+    from bitbrush.sources.input_images import read_inputs
+    from bitbrush.sources.models import find_model
 
     require_bench_folder(output)
     options = model_options(revision, variant, config, loras)
@@ -121,7 +124,7 @@ def _run(
 ) -> None:
     from bitbrush.bench.collection import Work
     from bitbrush.bench.run import REPORT, run_bench
-    from bitbrush.timeline.ranks import ranks
+    from bitbrush.session.ranks import ranks
 
     command = shlex.join(["bitbrush", *sys.argv[1:]])
     with ranks() as own:
@@ -130,7 +133,8 @@ def _run(
             announce(protocol.choice)
             note(_announcement(reference, list(sources), protocol))
         told: dict[str, Any] = {"pictures": pictures, "options": options, "command": command}
-        document = run_bench(reference, sources, protocol, networks, output, work, **told)
+        with resumable():
+            document = run_bench(reference, sources, protocol, networks, output, work, **told)
         if own.leads:
             _print(document)
             note(f"{output / REPORT}\nOpen it in a browser.")

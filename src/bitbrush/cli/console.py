@@ -2,25 +2,25 @@
 
 import functools
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+import textwrap
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import ParamSpec
+from pathlib import Path
+from typing import Any, ParamSpec
 
 import typer
 from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column, Table
 from rich.text import TextType
 
 from bitbrush.cli.encoding import spell_what_streams_lack, spelled
-from bitbrush.timeline.progress import Advance
 
 P = ParamSpec("P")
 
+PACKAGE = Path(__file__).parents[1]
 USER_ERROR, INTERRUPTED = 2, 130
-SECONDS_BETWEEN_LINES = 10.0
 WIDTH_IN_FILES = 180
 _GAP = 2
 """Characters between two columns of a table."""
@@ -33,8 +33,8 @@ def out() -> Console:
 
 
 def say(text: str) -> None:
-    """Results in words: lines are broken between words alone."""
-    out().print(text, overflow="ignore", crop=False)
+    """Results in words, whose lines are broken between words alone."""
+    say_unbroken(_wrapped(text, out().width))
 
 
 def say_unbroken(text: str) -> None:
@@ -42,10 +42,23 @@ def say_unbroken(text: str) -> None:
     out().print(text, soft_wrap=True)
 
 
+def show_facts(facts: Mapping[str, str]) -> None:
+    """Prints names with their texts beside them."""
+    room = max(map(cell_len, facts)) + _GAP
+    for name, text in facts.items():
+        say_unbroken(_wrapped(f"{name:<{room}}{text}", out().width, indent=" " * room))
+
+
 def show(figures: Table) -> None:
-    """Prints the table; one that is too wide as several, each with the first column and as many others as fit."""
+    """Prints the table; one that is too wide as several, each with the first column and as many others as fit.
+
+    Where not even two columns fit side by side, each row is a list of its cells by their headings.
+    """
     console = out()
     first, *others = figures.columns
+    if _width(first) + _GAP + max(map(_width, others)) > console.width:
+        _show_rows(figures)
+        return
     groups: list[list[Column]] = [[]]
     for column in others:
         width = sum(_width(one) + _GAP for one in (first, *groups[-1], column)) - _GAP
@@ -56,6 +69,23 @@ def show(figures: Table) -> None:
         if number:
             console.print()
         console.print(_table_of([first, *group], figures.title if number == 0 else None, console.encoding))
+
+
+def _show_rows(figures: Table) -> None:
+    if figures.title:
+        say(str(figures.title))
+    headings = [" ".join(str(column.header).split()) for column in figures.columns]
+    for name, *cells in zip(*(column.cells for column in figures.columns), strict=True):
+        say(str(name))
+        for heading, cell in zip(headings[1:], cells, strict=True):
+            say(f"  {heading}: {' '.join(str(cell).split())}")
+
+
+def _wrapped(text: str, width: int, indent: str = "") -> str:
+    """The text in lines of that width, all but the first of each with the indent; longer words stay whole."""
+    unbroken: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
+    lines = text.split("\n")
+    return "\n".join(textwrap.fill(line, width, subsequent_indent=indent, **unbroken) for line in lines)
 
 
 def _width(column: Column) -> int:
@@ -77,16 +107,39 @@ def _table_of(columns: Sequence[Column], title: TextType | None, encoding: str) 
 
 def err() -> Console:
     """Everything else: standard error, so that ``--json`` has standard output to itself."""
-    return Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=not sys.stderr.isatty())
+    return Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def note(text: str) -> None:
     """A line that tells what goes on."""
-    err().print(text, markup=False)
+    _tell(text)
 
 
 def warn(text: str) -> None:
-    err().print(f"warning: {text}", markup=False, style="yellow")
+    _tell(f"warning: {text}", "yellow")
+
+
+def _tell(text: str, style: str | None = None) -> None:
+    console = err()
+    console.print(_wrapped(text, console.width) if console.is_terminal else text, style=style)
+
+
+@contextmanager
+def own_warnings_as_lines() -> Iterator[None]:
+    """Shows Python warnings that come from this package as :func:`warn` does, others as before."""
+    with warnings.catch_warnings():
+        show_others = warnings.showwarning
+
+        def show_warning(
+            message: Warning | str, category: type[Warning], filename: str, *rest: Any, **more: Any
+        ) -> None:
+            if Path(filename).is_relative_to(PACKAGE):
+                warn(str(message))
+            else:
+                show_others(message, category, filename, *rest, **more)
+
+        warnings.showwarning = show_warning
+        yield
 
 
 def reporting_errors(command: Callable[P, None]) -> Callable[P, None]:
@@ -96,24 +149,35 @@ def reporting_errors(command: Callable[P, None]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         spell_what_streams_lack()
         try:
-            command(*args, **kwargs)
+            with own_warnings_as_lines():
+                command(*args, **kwargs)
         except (ValueError, OSError) as error:
-            err().print(f"error: {error}", markup=False, style="red")
+            _tell(f"error: {error}", "red")
             raise typer.Exit(USER_ERROR) from error
-        except KeyboardInterrupt:
-            err().print("interrupted; nothing half-written is left behind", markup=False)
+        except KeyboardInterrupt as interrupt:
+            notes = [f"; {text}" for text in getattr(interrupt, "__notes__", ())]
+            _tell(f"interrupted; nothing half-written is left behind{''.join(notes)}")
             raise typer.Exit(INTERRUPTED) from None
         except _card_is_full() as error:
             told = ". ".join(str(error).split(". ")[:2])  # then come settings of torch's allocator
-            err().print(
+            _tell(
                 f"error: {told}. Lower the batch size, end what else is on the card, or let the processor compute it "
                 "(--device cpu, --runtime onednn)",
-                markup=False,
-                style="red",
+                "red",
             )
             raise typer.Exit(USER_ERROR) from error
 
     return run
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Tells whoever interrupts the work inside that it can be taken up."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note("run the same command again to go on from what is finished")
+        raise
 
 
 def _card_is_full() -> type[Exception]:
@@ -123,41 +187,11 @@ def _card_is_full() -> type[Exception]:
     return torch.OutOfMemoryError
 
 
-@contextmanager
-def shown(phase: str, total: int) -> Iterator[Advance]:
-    """Progress with the time that is left: a bar on a terminal, else a line now and then."""
-    console = err()
-    if not console.is_terminal:
-        yield _Lines(phase, total).advance
-        return
-    columns = (
-        TextColumn("{task.description:<18}"),
-        BarColumn(24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(phase, total=total)
-        yield lambda: progress.advance(task)
-
-
-class _Lines:
-    """Progress for log files: a line every ten seconds, and one at the end of what took longer than that."""
-
-    def __init__(self, phase: str, total: int) -> None:
-        self._phase, self._total, self._done = phase, total, 0
-        self._began = self._told = time.monotonic()
-
-    def advance(self) -> None:
-        self._done += 1
-        now = time.monotonic()
-        late = now - self._began > SECONDS_BETWEEN_LINES
-        if now - self._told > SECONDS_BETWEEN_LINES or (late and self._done == self._total):
-            left = (now - self._began) / self._done * (self._total - self._done)
-            note(f"{self._phase}: {self._done}/{self._total}, {now - self._began:.0f} s, {left:.0f} s left")
-            self._told = now
+def duration(seconds: float) -> str:
+    """``45 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def table(*columns: str, title: str | None = None) -> Table:

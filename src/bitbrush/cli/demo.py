@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from bitbrush.cli.console import note, quiet_libraries, say_unbroken, shown
+from bitbrush.cli.console import note, quiet_libraries, say_unbroken
+from bitbrush.cli.progress import shown
 
 
 def demo(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 import typer
 
 if TYPE_CHECKING:
-    from bitbrush.artifact.models import ModelOptions
+    from bitbrush.sources.models import ModelOptions
 
 PipelineArguments: TypeAlias = Annotated[
     list[str] | None,
@@ -30,6 +30,9 @@ Loras: TypeAlias = Annotated[
     list[str] | None, typer.Option("--lora", help="FILE[@SCALE] fused into the weights first; repeatable.")
 ]
 Device: TypeAlias = Annotated[str, typer.Option(help="Where to compute: cpu, or cuda for an NVIDIA card.")]
+Overwrite: TypeAlias = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the artifact that stands there, once the new one is complete.")
+]
 ImageFile: TypeAlias = Annotated[Path | None, typer.Option(help="Picture to start from, for pipelines that do.")]
 MaskFile: TypeAlias = Annotated[Path | None, typer.Option(help="Mask, white where to paint, for inpainting.")]
 
@@ -38,7 +41,7 @@ def model_options(
     revision: str | None, variant: str | None, config: str | None, loras: Sequence[str] | None
 ) -> "ModelOptions":
     """What the four options of a model say, as one value."""
-    from bitbrush.artifact.lora import Lora
-    from bitbrush.artifact.models import ModelOptions
+    from bitbrush.sources.lora import Lora
+    from bitbrush.sources.models import ModelOptions
 
     return ModelOptions(revision, variant, config, tuple(Lora.parse(text) for text in loras or ()))

@@ -1,14 +1,16 @@
 """``bitbrush sensitivity``."""
 
 import shlex
+import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bitbrush.bench.networks import BUNDLED_CLIP, USUAL_CLIP
-from bitbrush.cli.console import note, quiet_libraries, say, shown, warn
+from bitbrush.cli.console import note, quiet_libraries, resumable, say, warn
 from bitbrush.cli.options import (
     Config,
     Device,
@@ -20,6 +22,8 @@ from bitbrush.cli.options import (
     Variant,
     model_options,
 )
+from bitbrush.cli.progress import shown
+from bitbrush.sources.model_names import require_known
 
 if TYPE_CHECKING:
     from bitbrush.bench.sensitivity import StepSensitivity
@@ -56,18 +60,24 @@ def sensitivity(
     device: Device = "cpu",
 ) -> None:
     """Disturb each denoising step alone and see what it does to the pictures: which end to relax, and why."""
+    require_known(model, revision)
     quiet_libraries()
-    from bitbrush.artifact.machine import find_device
-    from bitbrush.artifact.models import find_model, load_full_precision
-    from bitbrush.artifact.schedulers import with_scheduler
-    from bitbrush.bench.input_images import read_inputs
+    from bitbrush.bench.disturbance import QuantizedActivations, RelativeNoise
+    from bitbrush.bench.files import require_own
     from bitbrush.bench.networks.chosen import judge_of
-    from bitbrush.bench.prompts import calibration_prompts, too_long
-    from bitbrush.bench.sensitivity import QuantizedActivations, RelativeNoise, step_sensitivities
+    from bitbrush.bench.sensitivity import step_sensitivities
     from bitbrush.methods.recipe import Recipe, check_activation_bits
+    from bitbrush.quantization.work import machine_facts, prompts_digest
+    from bitbrush.session.journal import open_journal, require_same_work, work_folder
+    from bitbrush.session.machine import find_device
+    from bitbrush.sources.identity import model_digest
+    from bitbrush.sources.input_images import read_inputs
+    from bitbrush.sources.models import find_model, load_full_precision
+    from bitbrush.sources.prompts import calibration_prompts, too_long
+    from bitbrush.sources.schedulers import with_scheduler
     from bitbrush.timeline.trajectory import prompt_batches
 
-    _require_free(output)
+    require_own(output, (RESULTS, REPORT), "sensitivity analysis")
     check_activation_bits(activations)
     given = {"steps": steps, "guidance_scale": guidance_scale, "scheduler": scheduler}
     plan = Recipe().updated({**given, "pipeline_arguments": pipeline_arguments or []}).plan
@@ -75,14 +85,23 @@ def sensitivity(
     find_model(model, options)
     inputs, place = read_inputs(images, masks), find_device(device)
     used = calibration_prompts(prompts, model)[:num_prompts]
+    batches = prompt_batches(used, seed, batch_size, inputs=inputs)
+    disturbance = {"activations": activations} if noise is None else {"noise": noise, "seed": seed}
+    decisive = {"disturbance": disturbance, "plan": asdict(plan), "prompts": prompts_digest(batches)}
+    decisive |= {"device": place.type, **machine_facts()}
+    work = work_folder(output)
+    require_same_work(work, decisive)
     judge = judge_of(model, clip)
     pipe = with_scheduler(load_full_precision(model, options).to(place), scheduler)
     disturb = QuantizedActivations(pipe, activations) if noise is None else RelativeNoise(noise, seed)
     for message in too_long(pipe, used):
         warn(message)
     note(f"{model}: {disturb.description}, {steps} steps, guidance {guidance_scale:g}, {len(used)} prompts")
-    batches = prompt_batches(used, seed, batch_size, inputs=inputs)
-    found = step_sensitivities(pipe, batches, plan, disturb, judge, every=every, progress=shown)
+    journal = open_journal(work, {"model": model_digest(pipe), **decisive})
+    if done := journal.pieces():
+        note(f"going on with the {len(done)} runs of the pipeline that {work} holds")
+    with resumable():
+        found = step_sensitivities(pipe, batches, plan, disturb, judge, every=every, progress=shown, journal=journal)
     facts = {
         "Model": model + "".join(f", LoRA {lora.path.name}@{lora.scale:g}" for lora in options.loras),
         "Disturbed": disturb.description,
@@ -91,6 +110,7 @@ def sensitivity(
         "CLIP": f"{judge.name}, sha256 {judge.digest[:16]}",
     }
     _write(found, facts, judge.name, output)
+    shutil.rmtree(work)
 
 
 def _write(found: "list[StepSensitivity]", facts: dict[str, str], clip_name: str, output: Path) -> None:
@@ -105,9 +125,3 @@ def _write(found: "list[StepSensitivity]", facts: dict[str, str], clip_name: str
     write_whole(page, output / REPORT)
     say(f"{f'relax {advice.relax}' if advice.relax else 'no end to relax'}: {advice.reason}")
     note(f"{output / REPORT}\nOpen it in a browser.")
-
-
-def _require_free(output: Path) -> None:
-    foreign = sorted({path.name for path in output.iterdir()} - {RESULTS, REPORT}) if output.is_dir() else []
-    if foreign or (output.exists() and not output.is_dir()):
-        raise ValueError(f"{output} holds {(foreign or ['a file'])[0]}, which is not ours; choose another directory")

@@ -7,19 +7,17 @@ from typing import Any
 
 from bitbrush.network.family import Family
 from bitbrush.rounding.shards import Place, Shards
-from bitbrush.timeline.cost import CallCounter
+from bitbrush.session.ranks import Ranks
+from bitbrush.session.session import Session
 from bitbrush.timeline.module_changes import NO_CHANGES
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.progress import Progress
-from bitbrush.timeline.ranks import ALONE, Ranks
 from bitbrush.timeline.shares import Piece, own_pieces
-from bitbrush.timeline.spool import IN_MEMORY, Spool
 from bitbrush.timeline.trajectory import (
     DenoiserCall,
     PromptBatch,
     carried,
     join,
-    pending,
+    lockstep,
     planned_timesteps,
     split,
 )
@@ -27,6 +25,8 @@ from bitbrush.timeline.trajectory import (
 MAX_PROMPTS = 16
 PROMPTS_PER_CALL = 8
 EVERY = 4
+RECORDING_TITLE = "recording samples"
+"""Under which progress is reported."""
 RECORDING_CALLS = 1
 """Denoiser calls of each batch for every one that the pipeline makes."""
 
@@ -46,39 +46,37 @@ def is_sample(call: int, batch: int, of: int) -> bool:
     return (call + batch * EVERY // of) % EVERY == 0
 
 
+def recorded_samples(pieces: Sequence[Piece], calls: int) -> int:
+    """How many denoiser calls of a prompt are kept of the pieces, where the pipeline makes so many calls."""
+    kept = (piece for call in range(calls) for piece in pieces if is_sample(call, piece.index, piece.batches))
+    return sum(len(piece.batch.prompts) for piece in kept)
+
+
 def record_samples(
-    pipe: Any,
-    family: Family,
-    batches: Sequence[PromptBatch],
-    plan: SamplingPlan,
-    progress: Progress,
-    calls: CallCounter,
-    *,
-    spool: Spool = IN_MEMORY,
-    ranks: Ranks = ALONE,
+    pipe: Any, family: Family, batches: Sequence[PromptBatch], plan: SamplingPlan, session: Session
 ) -> list[DenoiserCall]:
-    """Every fourth denoiser call on the full-precision trajectories of the first 16 prompts, put away by ``spool``.
+    """Returns every fourth denoiser call on the full-precision trajectories of the first 16 prompts, offloaded.
 
     Its two batches are staggered, so that together they cover every second call. One denoiser call per step and batch.
-    Of several processes each records its own share of the prompts. What the pipeline changes about modules is not kept:
-    blocks learn on rows drawn one by one, and perturbed attention, for one, splits its batch into parts.
+    Of several processes each records its own share of the prompts. What the pipeline changes about modules is
+    not kept: blocks learn on rows drawn one by one, and perturbed attention, for one, splits its batch into parts.
     """
     denoiser = getattr(pipe, family.component)
     samples = []
-    own = sample_pieces(batches, ranks)
+    own = sample_pieces(batches, session.ranks)
     steps = len(planned_timesteps(pipe, family.component, plan, batches[0]))
     with (
         carried(pipe, family.component, [piece.batch for piece in own], plan) as trajectories,
-        progress("recording samples", steps) as advance,
+        session.progress(RECORDING_TITLE, steps) as advance,
     ):
-        while waiting := pending(trajectories):
-            for piece, trajectory, call in zip(own, trajectories, waiting, strict=True):
+        for number, calls in enumerate(lockstep(trajectories)):
+            for piece, trajectory, call in zip(own, trajectories, calls, strict=True):
                 output = call.run(denoiser)
-                if is_sample(calls.per_batch, piece.index, piece.batches):
-                    spool.put_away((call.args, call.kwargs))
+                if is_sample(number, piece.index, piece.batches):
+                    session.offload.put_away((call.args, call.kwargs))
                     samples.append(replace(call, changes=NO_CHANGES))
                 trajectory.answer(output)
-            calls.add()
+            session.count_call()
             advance()
     return samples
 

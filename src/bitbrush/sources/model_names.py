@@ -1,0 +1,128 @@
+"""Names of models: whether there can be such a model, known without loading anything, and what may have been meant."""
+
+import difflib
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from bitbrush.zoo import MODELS, model_path
+
+MODEL_INDEX = "model_index.json"
+SINGLE_FILE = ".safetensors"
+SECONDS_TO_REACH = 1.0
+LIKENESS = 0.6
+"""Of names that may have been meant, as difflib measures it."""
+SUGGESTIONS = 3
+
+
+class UnknownModelError(ValueError):
+    """No pipeline is to be had under the given name."""
+
+
+def require_known(model: str | os.PathLike[str], revision: str | None = None) -> None:
+    """Checks a name in about a second, without a network too; what is found may still be no pipeline.
+
+    Args:
+        model: A bundled name, a path, or a hub id.
+        revision: Of a hub id: branch, tag or commit.
+
+    Raises:
+        UnknownModelError: Nothing is found and, for a hub id, the hub cannot be reached either.
+    """
+    name = os.fspath(model)
+    if model_path(name) is not None or Path(name).exists():
+        return
+    if Path(name).suffix == SINGLE_FILE:
+        raise UnknownModelError(f"there is no file {name}{did_you_mean(name)}")
+    asked = "" if revision is None else f" with revision {revision!r}"
+    if not _may_be_hub_id(name):
+        raise UnknownModelError(unknown_text(name, asked))
+    if not _is_cached(name, revision) and (reason := _out_of_reach()):
+        raise UnknownModelError(unknown_text(name, asked, reason))
+
+
+def unknown_text(model: str, asked: str = "", reason: str = "") -> str:
+    """The message for a model that is nowhere.
+
+    Args:
+        model: The name that was given.
+        asked: What else was asked for, such as a revision.
+        reason: Why the hub has no such model, or cannot be asked.
+    """
+    return (
+        f"model {model!r}{asked} is neither bundled ({', '.join(MODELS)}), nor a directory with {MODEL_INDEX}, nor in "
+        f"the hub's cache or reachable on the hub{f' ({reason})' if reason else ''}{did_you_mean(model)}"
+    )
+
+
+def did_you_mean(model: str) -> str:
+    """``; did you mean 'emoji-sd'?``, or nothing: names like it, bundled, in the same folder, or cached."""
+    path = Path(model)
+    near = {str(path.with_name(name)): name for name in _models_in(path.parent)}
+    known = {**{name: name for name in (*filter(_is_pipeline, MODELS), *_cached_ids())}, **near}
+    by_name: dict[str, str] = {}
+    for given, name in known.items():
+        by_name.setdefault(name.lower(), given)
+    wanted = [model.lower(), path.name.lower()]
+    close = [one for text in wanted for one in difflib.get_close_matches(text, by_name, SUGGESTIONS, LIKENESS)]
+    found = list(dict.fromkeys(by_name[one] for one in close))[:SUGGESTIONS]
+    return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
+
+
+def _is_pipeline(bundled: str) -> bool:
+    path = model_path(bundled)
+    return path is not None and (path / MODEL_INDEX).exists()
+
+
+def _models_in(folder: Path) -> Iterator[str]:
+    """Names of pipelines, artifacts and checkpoints in a folder."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.suffix == SINGLE_FILE or (path / MODEL_INDEX).is_file():
+            yield path.name
+
+
+def _cached_ids() -> Iterator[str]:
+    """Hub ids of which something is in the hub's cache."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    for path in sorted(Path(HF_HUB_CACHE).glob("models--*--*")):
+        yield path.name.removeprefix("models--").replace("--", "/", 1)
+
+
+def _may_be_hub_id(name: str) -> bool:
+    if name.count("/") != 1:
+        return False  # the hub has others, none of them a pipeline
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _is_cached(name: str, revision: str | None) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(name, MODEL_INDEX, revision=revision), str)
+
+
+def _out_of_reach() -> str:
+    """Why the hub cannot be asked; empty where it seems to be there."""
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
+
+    if HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    address = urlsplit(ENDPOINT)
+    if address.scheme in getproxies() or address.hostname is None:
+        return ""  # a proxy may reach what this machine does not
+    try:
+        port = address.port or (443 if address.scheme == "https" else 80)
+        socket.create_connection((address.hostname, port), SECONDS_TO_REACH).close()
+    except OSError as error:
+        return f"{address.hostname} cannot be reached: {error.strerror or error}"
+    return ""
