@@ -111,8 +111,10 @@ def test_it_computes_what_the_full_precision_does(split: Quantization, folder: P
 
 
 @pytest.mark.parametrize(("runtime", "dtype"), RUNTIMES)
-def test_other_runtimes_compute_the_same_in_integers(folder: Path, runtime: str, dtype: str) -> None:
-    pipe = computed_in_integers(folder, runtime, dtype)
+def test_other_runtimes_compute_the_same_in_integers(
+    split: Quantization, folder: Path, runtime: str, dtype: str
+) -> None:
+    pipe = computed_in_integers(folder, runtime, dtype, latents(split.original))
     lowered = lowered_of(pipe.unet)
     assert lowered is not None
     assert any(one.layer.endswith("conv1.skip") for one in lowered.executions)

@@ -21,6 +21,17 @@ class Alone(nn.Module):
         return y
 
 
+def assert_same_sums(y: Tensor, expected: Tensor, weight: Tensor) -> None:
+    """Compares a layer's output with the reference's, ``weight`` (C_out, ...) being the layer's.
+
+    Integer sums are exact, those of the reference are float32's: the rounding errors of n products add up like a random
+    walk, to some sqrt(n) roundings of the largest output. Four times that holds for any order of summation. One 8-bit
+    integer that is wrong by one changes an output by 1e-4 of that.
+    """
+    roundings = 4 * weight[0].numel() ** 0.5
+    assert (y - expected).abs().max() <= roundings * 2**-24 * expected.abs().max()
+
+
 @pytest.fixture(scope="session")
 def exact_products() -> None:
     """Skips where oneDNN's products are not exact."""
