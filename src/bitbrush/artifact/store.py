@@ -37,7 +37,7 @@ from bitbrush.network.low_rank import branch_ranks
 from bitbrush.network.skip_inputs import split_begins
 from bitbrush.runtime.choose import Choice, runtime_named
 from bitbrush.runtime.onednn.weights import Memory
-from bitbrush.timeline.disk import require_writable, writing
+from bitbrush.timeline.disk import require_replaceable, writing
 
 MANIFEST = "manifest.json"
 FORMAT = "bitbrush-artifact"
@@ -60,7 +60,7 @@ def require_free(directory: Path, *, overwrite: bool = True) -> None:
         ValueError: Something else stands there, or an artifact that is not to be replaced.
         DiskError: The place is read-only.
     """
-    require_writable(directory)
+    require_replaceable(directory)
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return
     try:
