@@ -26,12 +26,12 @@ from bitbrush.bench.collection import Collection, Work
 from bitbrush.bench.figures import bench_figures
 from bitbrush.bench.image_set import ImageSet
 from bitbrush.bench.networks.chosen import load_networks
-from bitbrush.bench.prompts import Domain, PromptSet
 from bitbrush.bench.qdiffbench import FLOOR, Entry, Pictures, compute_all
-from bitbrush.timeline.cost import CostLedger
-from bitbrush.timeline.memory import peak_resident_mib
-from bitbrush.timeline.progress import silent
-from bitbrush.timeline.ranks import Ranks
+from bitbrush.session.costs import CostLedger
+from bitbrush.session.memory import peak_resident_mib
+from bitbrush.session.progress import silent
+from bitbrush.session.ranks import Ranks
+from bitbrush.sources.prompts import Domain, PromptSet
 
 SIZE = 512
 ALONE = Work(Ranks(), silent)

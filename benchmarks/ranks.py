@@ -18,11 +18,11 @@ from safetensors.torch import load_file
 
 import bitbrush
 from bitbrush.artifact.denoiser import WEIGHTS
-from bitbrush.artifact.schedulers import with_scheduler
 from bitbrush.artifact.tensors import layer_from_tensors
 from bitbrush.bench.generation import generate
 from bitbrush.methods.recipe import Recipe
 from bitbrush.network.layers import QuantizedLayer
+from bitbrush.sources.schedulers import with_scheduler
 from bitbrush.timeline.trajectory import prompt_batches
 from bitbrush.zoo import prompt_set
 

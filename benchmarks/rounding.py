@@ -17,14 +17,14 @@ import bitbrush
 from bitbrush.methods.stages import with_weights
 from bitbrush.network.families import family_of
 from bitbrush.network.layers import layer_specs
-from bitbrush.numerics.weights import WeightRange
+from bitbrush.numerics.limits import WeightRange
 from bitbrush.rounding import reconstruction
 from bitbrush.rounding.learned import learn_rounding
 from bitbrush.rounding.nearest import RoundedLayer, round_all_to_nearest
 from bitbrush.rounding.samples import record_samples
-from bitbrush.timeline.cost import CallCounter
+from bitbrush.session.progress import silent
+from bitbrush.session.session import Session
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.progress import silent
 from bitbrush.timeline.trajectory import DenoiserCall, prompt_batches
 from bitbrush.zoo import prompt_set
 
@@ -57,7 +57,7 @@ def main() -> None:
     family = family_of(pipe)
     prompts = prompt_set(MODEL, "coco", "calibration")
     seen, unseen = (
-        record_samples(pipe, family, prompt_batches(part, 0, 16), SamplingPlan(), silent, CallCounter())
+        record_samples(pipe, family, prompt_batches(part, 0, 16), SamplingPlan(), Session())
         for part in (prompts[:16], prompts[128:144])
     )
     specs = layer_specs(pipe.unet, family, weight_bits=WEIGHT_BITS)

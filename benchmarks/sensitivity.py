@@ -15,30 +15,31 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import torch
 from torch import nn
 
 import bitbrush
 from bitbrush.bench.generation import generate
 from bitbrush.bench.metrics.interval import bootstrap_mean
 from bitbrush.bench.metrics.psnr import psnr
-from bitbrush.calibration.ranges import (
+from bitbrush.calibration.observe import (
     ActivationBits,
     Calibration,
     Observations,
-    calibrate_progressively,
     observe,
-    one_shot_schedules,
 )
+from bitbrush.calibration.one_pass import one_shot_schedules
+from bitbrush.calibration.progressive import calibrate_progressively
 from bitbrush.network.inputs import fake_quantize_input
 from bitbrush.network.layers import layer_specs
 from bitbrush.network.unet import UNET
 from bitbrush.numerics.affine import AffineGrid
-from bitbrush.numerics.ranges import RangeEstimator
-from bitbrush.timeline.clock import Clock
-from bitbrush.timeline.cost import CallCounter
+from bitbrush.numerics.limits import RangeEstimator
+from bitbrush.runtime.forward import compute_in
+from bitbrush.session.session import Session
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.progress import silent
 from bitbrush.timeline.schedule import ActivationSchedule
+from bitbrush.timeline.tracker import TRACKER
 from bitbrush.timeline.trajectory import DenoiserCall, carried, pending, prompt_batches
 from bitbrush.zoo import prompt_set
 
@@ -72,7 +73,7 @@ class Bench:
     def _observe(self) -> Observations:
         calibration = Calibration(self.specs, ActivationBits(8), RangeEstimator.L4)
         with carried(self.pipe, UNET.component, self.seen, PLAN) as trajectories:
-            return observe(self.pipe.unet, calibration, trajectories, silent, CallCounter())
+            return observe(self.pipe.unet, calibration, trajectories, Session())
 
     def schedules(self, bits: int, *, edges: int | None = None) -> Mapping[str, ActivationSchedule]:
         """Every layer with the same bits, edge layers with ``edges`` of their own if that is given."""
@@ -142,8 +143,7 @@ def steps() -> None:
     reference = generate(pipe, bench.unseen, PLAN)
     planned = sorted(bench.observations, reverse=True)
     names = [spec.name for spec in bench.specs]
-    clock = Clock()
-    clock.attach(pipe.unet)
+    compute_in(pipe.unet, torch.float32)
     fifths = [set(planned[len(planned) * k // FIFTHS : len(planned) * (k + 1) // FIFTHS]) for k in range(FIFTHS)]
     print("PSNR to full precision, dB, when these steps alone are quantized\n")
     print("| bits | " + " | ".join(f"{k / FIFTHS:g} to {(k + 1) / FIFTHS:g}" for k in range(FIFTHS)) + " | all |")
@@ -152,7 +152,7 @@ def steps() -> None:
         schedules = bench.schedules(bits, edges=16)
         cells = []
         for part in [*fifths, set(planned)]:
-            with quantized(pipe.unet, names, partial(_grid_within, part, schedules, clock)):
+            with quantized(pipe.unet, names, partial(_grid_within, part, schedules)):
                 images = generate(pipe, bench.unseen, PLAN).images
             interval = bootstrap_mean(psnr(reference.images, images))
             cells.append(f"{interval.mean:.1f} ({interval.low:.1f} to {interval.high:.1f})")
@@ -172,7 +172,7 @@ def drift() -> None:
         calibration = Calibration(bench.specs, ActivationBits(bits), RangeEstimator.L4)
         one_shot = one_shot_schedules(calibration, bench.observations)
         with carried(bench.pipe, UNET.component, bench.seen, PLAN) as trajectories:
-            progressive = calibrate_progressively(bench.pipe.unet, calibration, trajectories, silent, CallCounter())
+            progressive = calibrate_progressively(bench.pipe.unet, calibration, trajectories, Session())
         cells = []
         for part in fifths:
             changes = [
@@ -184,10 +184,8 @@ def drift() -> None:
         print(f"| A{bits} | " + " | ".join(cells) + " |", flush=True)
 
 
-def _grid_within(
-    part: set[float], schedules: Mapping[str, ActivationSchedule], clock: Clock, name: str
-) -> AffineGrid | None:
-    return schedules[name].at(clock.timestep) if clock.timestep in part else None
+def _grid_within(part: set[float], schedules: Mapping[str, ActivationSchedule], name: str) -> AffineGrid | None:
+    return schedules[name].now() if TRACKER.timestep in part else None
 
 
 if __name__ == "__main__":

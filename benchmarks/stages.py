@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 import bitbrush
-from bitbrush.artifact.quantization import quantization_job
-from bitbrush.calibration.ranges import quantized_inputs
-from bitbrush.methods.method import Job
+from bitbrush.calibration.observe import quantized_inputs
 from bitbrush.methods.stages import rounded_weights, with_weights
+from bitbrush.methods.state import Job
 from bitbrush.network.inputs import InputObserver
+from bitbrush.quantization.quantize import quantization_job
 from bitbrush.rounding.nearest import RoundedLayer, round_all_to_nearest
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.trajectory import DenoiserCall, carried, prompt_batches

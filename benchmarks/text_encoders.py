@@ -15,9 +15,10 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from bitbrush.artifact.models import load_full_precision, load_source
-from bitbrush.timeline.memory import peak_resident_mib, resident_memory
-from bitbrush.timeline.spool import Spool
+from bitbrush.session.allocator import allow_tuning
+from bitbrush.session.memory import peak_resident_mib, resident_memory
+from bitbrush.session.offload import Spool
+from bitbrush.sources.models import load_full_precision, load_source
 from bitbrush.zoo import model_path
 
 FIRST = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
@@ -45,6 +46,7 @@ def write_model(folder: Path) -> None:
 
 @torch.no_grad()
 def measure(way: str, folder: str) -> None:
+    allow_tuning()  # as the command line does
     model, before = Path(folder) / "model", resident_memory()
     pipe = load_source(model, spool=Spool(Path(folder))) if way == "as a quantization" else load_full_precision(model)
     loaded = peak_resident_mib()

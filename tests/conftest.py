@@ -10,7 +10,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # a test that would download must fail, not 
 
 import copy
 import random
+import shutil
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,6 +22,8 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
+    from bitbrush import Quantization
+
 torch.set_num_threads(1)
 # The same examples every time, however slow or busy the machine is.
 settings.register_profile("tests", max_examples=20, deadline=None, derandomize=True, database=None)
@@ -28,6 +32,18 @@ settings.load_profile("tests")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--shuffle", type=int, metavar="SEED", help="run the tests in a random order, a file at a time")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collectstart() -> None:
+    """Seeds what a module draws while it is imported, whichever modules were collected before."""
+    torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Seeds what a test draws without a generator, whichever tests ran before."""
+    torch.manual_seed(0)
 
 
 @pytest.hookimpl(trylast=True)
@@ -108,3 +124,44 @@ def _one_tiny_pipe() -> "StableDiffusionPipeline":
 def tiny_pipe(_one_tiny_pipe: "StableDiffusionPipeline") -> "StableDiffusionPipeline":
     """A StableDiffusionPipeline of seeded random weights, 16 x 16 pixels and milliseconds per step; the test's own."""
     return copy.deepcopy(_one_tiny_pipe)
+
+
+@pytest.fixture(scope="session")
+def quantization(_one_tiny_pipe: "StableDiffusionPipeline") -> "Quantization":
+    import bitbrush
+    from tests.artifact.pipelines import PROMPTS
+
+    recipe = bitbrush.METHODS["pcr"].recipe(
+        {
+            "rounding": "nearest",
+            "relax": "0.5:1@10",
+            "exclude": ["*.attn2.to_k"],
+            "steps": 3,
+            "num_prompts": 2,
+            "scheduler": "ddim",
+        }
+    )
+    return bitbrush.quantize(copy.deepcopy(_one_tiny_pipe), recipe, PROMPTS)
+
+
+@pytest.fixture(scope="session")
+def saved(quantization: "Quantization", tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import bitbrush
+
+    return bitbrush.save(quantization, tmp_path_factory.mktemp("saved") / "artifact", base_model="someone/tiny")
+
+
+@pytest.fixture
+def artifact(saved: Path, tmp_path: Path) -> Path:
+    """A copy for the test to alter."""
+    return Path(shutil.copytree(saved, tmp_path / "artifact"))
+
+
+@pytest.fixture
+def brief_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two iterations per block go through all of block reconstruction; sixty take half a minute per denoiser."""
+    from bitbrush.rounding import adaround, reconstruction
+
+    monkeypatch.setattr(adaround, "ITERATIONS", 2)
+    monkeypatch.setattr(reconstruction, "ITERATIONS", 2)
+    monkeypatch.setattr(reconstruction, "CHECK_EVERY", 1)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from bitbrush.timeline.progress import Advance, PlannedWork
+from bitbrush.session.progress import Advance, PlannedWork
 
 
 @dataclass

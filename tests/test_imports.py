@@ -1,6 +1,8 @@
 """The rooms of docs/architecture.md: who may import whom, who may know diffusers, and that importing does nothing."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,28 +12,32 @@ import bitbrush
 
 PACKAGE = Path(bitbrush.__file__).parent
 
-_TO_METHODS = {"numerics", "timeline", "network", "calibration", "rounding", "methods"}
+_TO_METHODS = {"numerics", "session", "timeline", "network", "calibration", "rounding", "methods"}
+_TO_QUANTIZATION = _TO_METHODS | {"sources", "runtime", "quantization"}
 MAY_IMPORT: dict[str, set[str]] = {
     "numerics": set(),
-    "timeline": {"numerics"},
-    "network": {"numerics", "timeline"},
-    "calibration": {"numerics", "timeline", "network"},
-    "rounding": {"numerics", "timeline", "network", "calibration"},
+    "session": {"numerics"},
+    "timeline": {"numerics", "session"},
+    "network": {"numerics", "session", "timeline"},
+    "sources": {"session", "timeline", "network", "zoo"},
+    "calibration": {"numerics", "session", "timeline", "network"},
+    "rounding": {"numerics", "session", "timeline", "network", "calibration"},
     "methods": _TO_METHODS,
-    "runtime": {"numerics", "timeline", "network"},
-    "artifact": _TO_METHODS | {"runtime", "zoo"},
-    "bench": _TO_METHODS | {"runtime", "artifact", "zoo"},
+    "runtime": {"numerics", "session", "timeline", "network"},
+    "quantization": _TO_METHODS | {"sources", "runtime"},
+    "artifact": _TO_QUANTIZATION | {"zoo"},
+    "bench": _TO_QUANTIZATION | {"artifact", "zoo"},
     "zoo": set(),
 }
-FACES = {"__init__", "__main__", "cli"}  # may import everything
-KNOW_DIFFUSERS = {"network", "artifact", "bench"} | FACES
+FACES = {"__init__", "__main__", "api", "cli"}  # may import everything
+KNOW_DIFFUSERS = {"network", "sources", "quantization", "artifact", "bench"} | FACES
 PICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 PICKLING_CALLS = {"torch.save", "torch.load"}
 _DECLARATIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Pass)
 
 
 def violations(source: str, module: str) -> list[str]:
-    """What `module` (a dotted name below bitbrush: "timeline.clock", "cli") does against the rules, a line each."""
+    """What `module` (a dotted name below bitbrush: "timeline.tracker", "cli") does against the rules, a line each."""
     tree = ast.parse(source)
     room = module.partition(".")[0]
     if room not in MAY_IMPORT and room not in FACES:
@@ -97,6 +103,32 @@ def test_module_keeps_to_its_room(module: str, path: Path) -> None:
     assert not violations(path.read_text(encoding="utf-8"), module)
 
 
+WITHOUT_POSIX = """
+import importlib, sys
+modules, posix = sys.argv[1].split(), set(sys.argv[2].split())
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name in posix:
+            raise ModuleNotFoundError(f"no module named {name!r} on Windows", name=name)
+for name in modules:  # other packages, which have their own ways without
+    importlib.import_module(name)
+for name in [name for name in sys.modules if name in posix or name.partition(".")[0] == "bitbrush"]:
+    del sys.modules[name]
+sys.meta_path.insert(0, Blocked())
+for name in modules:
+    importlib.import_module(name)
+"""
+
+
+def test_imports_nothing_that_windows_lacks() -> None:
+    names = [f"bitbrush.{name.removesuffix('.__init__')}" for name, _ in modules() if name != "__init__"]
+    posix = "fcntl grp nis pty pwd readline resource spwd syslog termios tty"
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_POSIX, " ".join(names), posix], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_folder_is_a_room() -> None:
     folders = {path.relative_to(PACKAGE).parts[0] for path in PACKAGE.glob("*/**/*.py")}
     assert folders <= {*MAY_IMPORT, *FACES}
@@ -115,12 +147,12 @@ def test_the_table_has_no_cycle() -> None:
         ("numerics.affine", "import bitbrush.timeline.plan", "numerics may not import bitbrush.timeline"),
         ("numerics.affine", "from bitbrush.network import layers", "numerics may not import bitbrush.network"),
         ("numerics.affine", "from ..runtime import reference", "numerics may not import bitbrush.runtime"),
-        ("timeline.plan", "from bitbrush import network", "timeline may not import bitbrush.network"),
-        ("timeline.plan", "def f():\n    from bitbrush.cli import main", "timeline may not import bitbrush.cli"),
+        ("timeline.tracker", "from bitbrush import network", "timeline may not import bitbrush.network"),
+        ("timeline.tracker", "def f():\n    from bitbrush.cli import main", "timeline may not import bitbrush.cli"),
         ("runtime.reference", "from bitbrush.methods import pcr", "runtime may not import bitbrush.methods"),
         ("zoo.__init__", "from bitbrush.numerics import affine", "zoo may not import bitbrush.numerics"),
         ("network.unet", "from bitbrush import __version__", "network may not import bitbrush.__version__"),
-        ("timeline.clock", "if TYPE_CHECKING:\n    from diffusers import SchedulerMixin", "may not import diffusers"),
+        ("timeline.tracker", "if TYPE_CHECKING:\n    from diffusers import SchedulerMixin", "may not import diffusers"),
         ("methods.pcr", "import transformers.models.clip", "may not import transformers"),
         ("artifact.files", "import pickle", "no pickle anywhere"),
         ("artifact.files", "def f(x):\n    torch.save(x, 'x.pt')", "torch.save: no pickle anywhere"),
@@ -139,10 +171,13 @@ def test_the_checker_sees(module: str, source: str, reason: str) -> None:
     ("module", "source"),
     [
         ("numerics.affine", "from .ranges import observe\nfrom bitbrush.numerics import packing\nimport torch"),
-        ("network.unet", '"""Doc."""\nfrom diffusers import UNet2DConditionModel\nfrom ..timeline.clock import Clock'),
+        (
+            "network.unet",
+            '"""Doc."""\nfrom diffusers import UNet2DConditionModel\nfrom ..timeline.tracker import TRACKER',
+        ),
         ("methods.pcr", "from bitbrush.rounding import adaround\nfrom bitbrush.calibration import ranges"),
         ("cli", "import bitbrush.bench.report\napp.add_typer(other)"),
-        ("timeline.clock", "import diffusers_like_name_but_another\nX, Y = 1, 2\nZ: int = 3"),
+        ("timeline.tracker", "import diffusers_like_name_but_another\nX, Y = 1, 2\nZ: int = 3"),
         ("bench.clip", "from transformers import CLIPModel\ndef keep(model):\n    model.save(1)"),
     ],
 )

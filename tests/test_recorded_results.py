@@ -3,10 +3,13 @@
 import json
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
 
+from benchmarks.docs_plots import docs_plots
 from bitbrush.bench.ablation.markdown import ablation_markdown, marks
+from bitbrush.bench.number_format import format_number
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 CANDIDATES = ["pcr W8A8", "pcr W4A8", "rtn W4A8"]
@@ -48,6 +51,22 @@ def test_the_docs_have_the_recorded_ablations_tables(name: str) -> None:
     begin, end = marks(document["protocol"]["model"])
     section = (DOCS / TABLES[name]).read_text(encoding="utf-8").partition(f"{begin}\n")[2].partition(end)[0]
     assert section == ablation_markdown(document)
+
+
+def test_the_docs_plots_are_of_the_recorded_results() -> None:
+    """Every point tells its values; where it lies depends on matplotlib's version."""
+    root, expected = RESULTS.parents[1], docs_plots()
+    assert {str(path.relative_to(root)) for path in DOCS.rglob("plots/*.svg")} == set(expected)
+    for path, plot in expected.items():
+        svg = ET.parse(root / path).getroot()
+        assert plot.title in svg.attrib["aria-label"]
+        told = [title.text or "" for title in svg.iter("{http://www.w3.org/2000/svg}title")]
+        points = [
+            f"{one.name}\n{format_number(x)}: {format_number(y, digits=4)}"
+            for one in plot.series
+            for x, y in zip(one.x, one.y, strict=True)
+        ]
+        assert [text.partition(" (")[0] for text in told] == points, path
 
 
 def test_the_readme_has_the_recorded_ablations_figures() -> None:

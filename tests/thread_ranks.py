@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitbrush.timeline.ranks import Ranks
+from bitbrush.session.ranks import Ranks
 
 
 @dataclass

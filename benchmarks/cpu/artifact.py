@@ -24,7 +24,8 @@ from bitbrush.network.layers import EDGE_ACTIVATION_BITS, LayerSpec, QuantizedLa
 from bitbrush.network.low_rank import branch_, branch_ranks, rank_of
 from bitbrush.network.unet import UNET
 from bitbrush.numerics.affine import AffineGrid
-from bitbrush.numerics.weights import WeightRange, round_to_nearest, weight_grid
+from bitbrush.numerics.limits import WeightRange
+from bitbrush.numerics.weights import round_to_nearest, weight_grid
 from bitbrush.timeline.schedule import ActivationSchedule
 from cpu.models import TIMESTEPS, source
 from cpu.subjects import Task, bound

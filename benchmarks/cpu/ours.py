@@ -10,6 +10,7 @@ import torch
 from bitbrush.artifact.denoiser import load_denoiser
 from bitbrush.runtime.choose import RuntimeName, choose_runtime
 from bitbrush.runtime.onednn.weights import Memory
+from bitbrush.session.allocator import allow_tuning
 from cpu.artifact import Form, artifact
 from cpu.subjects import Denoise, Subject, Task, bound
 
@@ -25,6 +26,7 @@ class Way:
 
 def open_artifact(folder: Path, way: Way) -> Any:
     """The denoiser, ready to be called. The one place that knows how bitbrush is told about executors."""
+    allow_tuning()  # as the command line does
     return load_denoiser(folder, choose_runtime(RuntimeName(way.runtime), dtype=way.dtype, memory=way.memory))
 
 

@@ -1,12 +1,13 @@
 """Interleaved rounds: everyone takes one turn in each, so that all see the same moods of the machine."""
 
-import fcntl
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from cpu.artifact import RELAXED
 from cpu.models import TIMESTEPS
@@ -33,11 +34,7 @@ class Measured:
 @contextmanager
 def quiet(lock: Path | None) -> Iterator[None]:
     """Holds an exclusive lock on a file that other work on this machine may respect, if one is named."""
-    if lock is None:
-        yield
-        return
-    with lock.open("a", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with nullcontext() if lock is None else FileLock(lock):
         yield
 
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from bitbrush.network.layers import EDGE_ACTIVATION_BITS, LayerSpec, QuantizedLayer, layer_specs
 from bitbrush.network.unet import UNET
 from bitbrush.numerics.affine import AffineGrid
-from bitbrush.numerics.weights import WeightRange, round_to_nearest, weight_grid
+from bitbrush.numerics.limits import WeightRange
+from bitbrush.numerics.weights import round_to_nearest, weight_grid
 from bitbrush.timeline.schedule import ActivationSchedule
 
 PLAIN, RELAXED = float(TIMESTEPS[0]), float(TIMESTEPS[-1])

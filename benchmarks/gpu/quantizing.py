@@ -11,7 +11,7 @@ import time
 import torch
 
 import bitbrush
-from bitbrush.artifact.quantization import Quantization
+from bitbrush.quantization.quantize import Quantization
 from bitbrush.zoo import prompt_set
 
 MODEL, PROMPTS = "emoji-sd", 2

@@ -5,16 +5,16 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bitbrush.api import Quantization, quantize, recalibrate
     from bitbrush.artifact.from_pretrained import register
-    from bitbrush.artifact.lora import Lora
-    from bitbrush.artifact.models import ModelOptions, load_full_precision
-    from bitbrush.artifact.quantization import Quantization, quantize
-    from bitbrush.artifact.recalibration import recalibrate
-    from bitbrush.artifact.store import load, read_manifest, save
+    from bitbrush.artifact.manifest import read_manifest
+    from bitbrush.artifact.store import load, save
     from bitbrush.bench.ablation.run import ablate
     from bitbrush.bench.run import benchmark
-    from bitbrush.methods import METHODS
+    from bitbrush.methods import METHODS, register_method
     from bitbrush.methods.recipe import Recipe
+    from bitbrush.sources.lora import Lora
+    from bitbrush.sources.models import ModelOptions, load_full_precision
 
 __version__ = version("bitbrush")
 __all__ = [
@@ -31,23 +31,25 @@ __all__ = [
     "read_manifest",
     "recalibrate",
     "register",
+    "register_method",
     "save",
 ]
 
 _HOMES = {
     "METHODS": "bitbrush.methods",
-    "Lora": "bitbrush.artifact.lora",
-    "ModelOptions": "bitbrush.artifact.models",
-    "Quantization": "bitbrush.artifact.quantization",
+    "Lora": "bitbrush.sources.lora",
+    "ModelOptions": "bitbrush.sources.models",
+    "Quantization": "bitbrush.api",
     "Recipe": "bitbrush.methods.recipe",
     "ablate": "bitbrush.bench.ablation.run",
     "benchmark": "bitbrush.bench.run",
     "load": "bitbrush.artifact.store",
-    "load_full_precision": "bitbrush.artifact.models",
-    "quantize": "bitbrush.artifact.quantization",
-    "read_manifest": "bitbrush.artifact.store",
-    "recalibrate": "bitbrush.artifact.recalibration",
+    "load_full_precision": "bitbrush.sources.models",
+    "quantize": "bitbrush.api",
+    "read_manifest": "bitbrush.artifact.manifest",
+    "recalibrate": "bitbrush.api",
     "register": "bitbrush.artifact.from_pretrained",
+    "register_method": "bitbrush.methods",
     "save": "bitbrush.artifact.store",
 }
 

@@ -12,7 +12,7 @@ import bitbrush
 from bitbrush.artifact.store import read_layers
 from bitbrush.runtime.interface import RuntimeUnavailable
 from bitbrush.runtime.lowered import lowered_of
-from tests.artifact.conftest import PROMPTS
+from tests.artifact.pipelines import PROMPTS
 
 RUNTIMES = [
     ("onednn", "float32"),

@@ -3,6 +3,9 @@
 import shlex
 from pathlib import Path
 
+import pytest
+from huggingface_hub import ModelCard
+
 from bitbrush import Recipe, read_manifest
 from bitbrush.artifact.card import model_card, quantize_command
 
@@ -44,10 +47,22 @@ def test_the_card_says_what_it_is(saved: Path) -> None:
     manifest = read_manifest(saved)
     card = (saved / "README.md").read_text(encoding="utf-8")
     assert card == model_card(manifest)
-    assert card.startswith("---\nbase_model: someone/tiny\nbase_model_relation: quantized\n")
+    data = ModelCard(card).data
+    assert (data.base_model, data.get("base_model_relation")) == ("someone/tiny", "quantized")
+    assert (data.library_name, data.pipeline_tag) == ("diffusers", "text-to-image")
+    assert data.tags == ["bitbrush", "quantized"]
+    assert "# someone/tiny, pcr W4A8\n" in card
     assert quantize_command(manifest) in card
     layers = manifest["layers"]
     quantized = len(layers) - sum(layer["excluded"] is not None for layer in layers)
     assert quantized < len(layers)
     for text in (f"{quantized} of {len(layers)} Conv2d", "pcr W4A8", "9.33 activation bits"):
         assert text in card
+
+
+@pytest.mark.parametrize("name", ["tiny: a {test} & 'more'.safetensors", "../models/tiny", "<b>{{ tags }}</b>"])
+def test_a_base_model_off_the_hub_is_in_the_text_alone(saved: Path, name: str) -> None:
+    card = ModelCard(model_card({**read_manifest(saved), "base_model": name}))
+    assert card.data.base_model is None
+    assert card.data.get("base_model_relation") is None
+    assert f"The denoiser of `{name}` quantized" in card.text

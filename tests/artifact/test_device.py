@@ -8,12 +8,12 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import bitbrush
-from bitbrush.artifact.machine import find_device
-from bitbrush.artifact.models import load_source
-from bitbrush.artifact.quantization import quantization_job
-from bitbrush.timeline.ranks import Ranks
-from bitbrush.timeline.spool import IN_MEMORY, Spool, bring_to
-from tests.artifact.conftest import PROMPTS
+from bitbrush.quantization.quantize import prepare
+from bitbrush.session.machine import find_device
+from bitbrush.session.offload import IN_MEMORY, Spool, bring_to
+from bitbrush.session.ranks import Ranks
+from bitbrush.sources.models import load_source
+from tests.artifact.pipelines import PROMPTS
 from tests.fake_card import OnCard, fake_card
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -38,7 +38,7 @@ def test_a_card_gives_what_the_processor_gives(
     stage: str, tiny_pipe: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Samples of all sizes wait on the disk meanwhile; the work is resumable; the result is on the processor."""
-    monkeypatch.setattr("bitbrush.timeline.spool.SMALLEST", 64)
+    monkeypatch.setattr("bitbrush.session.offload.SMALLEST", 64)
     monkeypatch.setattr("bitbrush.rounding.compensation.WAITING_BYTES", 64)
     monkeypatch.setattr("bitbrush.rounding.adaround.ITERATIONS", 3)
     monkeypatch.setattr("bitbrush.rounding.reconstruction.ITERATIONS", 2)
@@ -119,7 +119,7 @@ def test_processes_do_not_share_a_card(tiny_pipe: StableDiffusionPipeline, monke
     with fake_card(monkeypatch) as card:
         tiny_pipe.to(card)
         with pytest.raises(ValueError, match="2 processes share the work"):
-            quantization_job(tiny_pipe, recipe, PROMPTS, ranks=Ranks(0, 2))
+            prepare(tiny_pipe, recipe, PROMPTS, ranks=Ranks(0, 2))
 
 
 @pytest.mark.parametrize(

@@ -12,15 +12,15 @@ from bitbrush.bench.collection import Work
 from bitbrush.bench.disturbance import QuantizedActivations
 from bitbrush.bench.networks import BUNDLED_CLIP
 from bitbrush.bench.networks.chosen import Networks, load_networks
-from bitbrush.bench.prompts import Domain, PromptSet
 from bitbrush.bench.qdiffbench import Protocol
 from bitbrush.bench.run import run_bench
 from bitbrush.bench.sensitivity import step_sensitivities
 from bitbrush.network.families import family_of
 from bitbrush.rounding.blocks import reconstruction_blocks
 from bitbrush.runtime.choose import runtime_named
-from bitbrush.timeline.progress import silent
-from bitbrush.timeline.ranks import ranks
+from bitbrush.session.progress import silent
+from bitbrush.session.ranks import ranks
+from bitbrush.sources.prompts import Domain, PromptSet
 from bitbrush.timeline.trajectory import prompt_batches
 from tests.artifact.pipelines import CASES, generated, pipeline, quantized
 

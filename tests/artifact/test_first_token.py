@@ -11,7 +11,7 @@ import bitbrush
 from bitbrush import Quantization
 from bitbrush.network.unet import UNET
 from bitbrush.runtime.interface import RuntimeUnavailable
-from tests.artifact.conftest import PROMPTS
+from tests.artifact.pipelines import PROMPTS
 
 KEYS = {"steps": 2, "num_prompts": 2, "rounding": "nearest", "first_token": "known", "exclude": ["mid_block.*"]}
 KEY = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
@@ -80,7 +80,7 @@ def test_recalibrating_keeps_it(known: Quantization, folder: Path) -> None:
         assert (a.first is None) is (b.first is None)
         if a.first is not None and b.first is not None:
             assert torch.equal(a.first.output, b.first.output)
-    assert "first_token" not in again.costs
+    assert again.costs["first_token"].denoiser_calls_per_batch == 0
 
 
 def test_weights_of_another_quantization_serve_with_and_without(
@@ -98,3 +98,73 @@ def test_weights_of_another_quantization_serve_with_and_without(
 def test_a_denoiser_that_reads_no_text_so_refuses(tiny_pipe: StableDiffusionPipeline) -> None:
     with pytest.raises(ValueError, match="first_token is known, but a denoiser of the family generic has no layers"):
         bitbrush.quantize(tiny_pipe, bitbrush.METHODS["pcr"].recipe(KEYS), PROMPTS, generic=True)
+
+
+AUTO = {**KEYS, "first_token": "auto"}
+
+
+def with_outlying_start_token(pipe: StableDiffusionPipeline, factor: float) -> StableDiffusionPipeline:
+    """Its text encoder as real CLIP ones are: a start token far out, the same in all texts."""
+
+    def enlarge(_: nn.Module, __: tuple[Tensor], y: Tensor) -> Tensor:
+        return torch.cat([factor * y[:, :1], y[:, 1:]], 1)
+
+    encoder = pipe.text_encoder
+    getattr(encoder, "text_model", encoder).final_layer_norm.register_forward_hook(enlarge)
+    return pipe
+
+
+def auto(pipe: StableDiffusionPipeline, **keys: object) -> Quantization:
+    return bitbrush.quantize(pipe, bitbrush.METHODS["pcr"].recipe({**AUTO, **keys}), PROMPTS)
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(1.0, False), (1.7, False), (2.5, True), (60.0, True)])
+def test_auto_goes_by_how_far_out_the_start_token_is(
+    tiny_pipe: StableDiffusionPipeline, factor: float, expected: bool
+) -> None:
+    made = auto(with_outlying_start_token(tiny_pipe, factor))
+    assert any(layer.first for layer in made.outcome.layers) is expected
+    assert made.outcome.start_token_ratio == pytest.approx(factor, rel=0.15)  # layer norms leave all about as large
+    key = "quantized" if not expected else "known"
+    same = bitbrush.quantize(tiny_pipe, made.recipe.updated({"first_token": key}), PROMPTS)
+    for one, other in zip(made.outcome.layers, same.outcome.layers, strict=True):
+        assert one.activations == other.activations
+
+
+def text_error(made: Quantization, full: StableDiffusionPipeline) -> float:
+    """Of the keys of the words, in parts of their mean square."""
+    (_, found), (_, wanted) = keys(made.pipeline()), keys(full)
+    return float((found - wanted)[:, 1:].square().mean() / wanted[:, 1:].square().mean())
+
+
+def test_knowing_an_outlying_start_token_helps_the_words(tiny_pipe: StableDiffusionPipeline) -> None:
+    pipe = with_outlying_start_token(tiny_pipe, 60.0)
+    bits = {"activations": 4, "weights": 8, "relax": "none"}
+    assert text_error(auto(pipe, **bits), pipe) < 0.1 * text_error(auto(pipe, **bits, first_token="quantized"), pipe)
+
+
+def test_auto_is_recorded_and_recalibrated_as_it_was(
+    tiny_pipe: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = auto(with_outlying_start_token(tiny_pipe, 60.0))
+    folder = bitbrush.save(made, tmp_path / "artifact", base_model="tiny")  # whose encoder lacks the hook
+    manifest = bitbrush.read_manifest(folder)
+    assert manifest["recipe"]["first_token"] == "auto"
+    assert manifest["plan"]["start_token_ratio"] == made.outcome.start_token_ratio
+    again = bitbrush.recalibrate(folder, {"steps": 3}, PROMPTS)
+    assert again.outcome.start_token_ratio == made.outcome.start_token_ratio
+    assert [layer.first is None for layer in again.outcome.layers] == [
+        layer.first is None for layer in made.outcome.layers
+    ]
+
+
+def test_auto_leaves_denoisers_without_a_start_token_alone(tiny_pipe: StableDiffusionPipeline) -> None:
+    recipe = bitbrush.METHODS["pcr"].recipe(AUTO)
+    made = bitbrush.quantize(tiny_pipe, recipe, PROMPTS, generic=True)
+    assert made.outcome.start_token_ratio is None
+    assert not any(layer.first for layer in made.outcome.layers)
+
+
+@pytest.mark.parametrize("method", bitbrush.METHODS)
+def test_it_is_part_of_our_methods_and_of_no_baseline(method: str) -> None:
+    assert bitbrush.METHODS[method].recipe().first_token == ("auto" if method in ("pcr", "best") else "quantized")

@@ -1,14 +1,18 @@
 """diffusers' own from_pretrained loads an artifact, and what it loads computes the same."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import bitbrush
-from bitbrush.artifact.checkpoint_type import in_type
+from bitbrush.artifact.denoiser import WEIGHTS
+from bitbrush.artifact.manifest import ArtifactError, file_digests
+from bitbrush.sources.checkpoint_type import in_type
 
 
 def picture(pipe: StableDiffusionPipeline) -> Tensor:
@@ -46,6 +50,28 @@ def test_a_denoiser_alone(artifact: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(denoiser.parameters(), own.parameters(), strict=True))
     assert not any(parameter.is_meta for parameter in denoiser.parameters())
     assert not denoiser.training
+
+
+@pytest.mark.parametrize(
+    "ending", ["conv_in.weight_scale", "conv_in.bias", "conv_norm_out.weight", "attn2.to_k.weight", "conv_out.weight"]
+)
+def test_tensors_that_a_denoiser_lacks_are_named(artifact: Path, ending: str) -> None:
+    """Of quantized layers, excluded ones and norms; by diffusers, which verifies no hash, and where hashes agree."""
+    file = artifact / "unet" / WEIGHTS
+    tensors = load_file(file)
+    lost = next(name for name in tensors if name.endswith(ending))
+    save_file({name: tensor for name, tensor in tensors.items() if name != lost}, file, metadata={"format": "pt"})
+    bitbrush.register()
+    with pytest.raises(ValueError, match=rf"UNet2DConditionModel lacks 1 of its \d+ tensors \({lost}\)"):
+        StableDiffusionPipeline.from_pretrained(artifact)
+    path = artifact / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**manifest, "files": file_digests(artifact)}), encoding="utf-8")
+    for read in (bitbrush.load, lambda folder: bitbrush.recalibrate(folder, {}, ["a dog"])):
+        with pytest.raises(
+            ArtifactError, match=f"does not hold what .*({lost}|{ending.rpartition('.')[0]} lacks its bias)"
+        ):
+            read(artifact)
 
 
 def test_saving_from_memory_is_refused(artifact: Path, tmp_path: Path) -> None:

@@ -11,15 +11,15 @@ from torch import nn
 
 import bitbrush
 from bitbrush import Lora
-from bitbrush.artifact import quantization
-from bitbrush.artifact.checkpoint_type import file_type, folder_type, in_type
-from bitbrush.artifact.identity import model_digest
-from bitbrush.artifact.models import ModelOptions, load_full_precision, load_source
 from bitbrush.artifact.store import WEIGHTS
 from bitbrush.network.families import family_of
 from bitbrush.network.held import held_layers, held_weights
-from bitbrush.timeline import spool as spools
-from bitbrush.timeline.spool import Spool
+from bitbrush.quantization import quantize as quantization
+from bitbrush.session import offload as spools
+from bitbrush.session.offload import Spool
+from bitbrush.sources.checkpoint_type import file_type, folder_type, in_type
+from bitbrush.sources.identity import model_digest
+from bitbrush.sources.models import ModelOptions, load_full_precision, load_source
 from tests.artifact.original_layout import original_layout
 from tests.artifact.pipelines import CASES, pipeline, quantized
 

@@ -9,15 +9,14 @@ from diffusers import StableDiffusionPipeline
 
 import bitbrush
 from bitbrush import Quantization
-from bitbrush.artifact.identity import model_digest
 from bitbrush.network.layers import EDGE_ACTIVATION_BITS
 from bitbrush.network.low_rank import branch_layers, branch_ranks
 from bitbrush.runtime.fused_forward import FusedForward
 from bitbrush.runtime.interface import RuntimeUnavailable
 from bitbrush.runtime.lowered import lowered_of
-from tests.artifact.conftest import PROMPTS
+from bitbrush.sources.identity import model_digest
 from tests.artifact.in_integers import RUNTIMES, assert_recalibrates, computed_in_integers, latents, psnr
-from tests.artifact.pipelines import CASES, generated, pipeline, quantized
+from tests.artifact.pipelines import CASES, PROMPTS, generated, pipeline, quantized
 
 SMALL = {"rounding": "nearest", "steps": 2, "num_prompts": 2, "weights": 4, "activations": 8, "low_rank": 4}
 

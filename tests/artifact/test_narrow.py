@@ -11,14 +11,16 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 import bitbrush
-from bitbrush.artifact.estimate import estimate_job
-from bitbrush.artifact.models import load_source
-from bitbrush.artifact.narrow import lossless_type, narrow_bytes, narrow_files
-from bitbrush.artifact.quantization import quantization_job
-from bitbrush.network.held import held_layers, state_readers
+from bitbrush.artifact.narrow import narrow_files
+from bitbrush.network.held import state_readers
+from bitbrush.network.narrow import lossless_type, narrow_bytes
+from bitbrush.network.narrow_weight import NarrowWeight
+from bitbrush.quantization.estimate import estimate
+from bitbrush.quantization.quantize import prepare
 from bitbrush.runtime.interface import RuntimeUnavailable
-from bitbrush.timeline.spool import Spool
-from tests.artifact.conftest import PROMPTS
+from bitbrush.session.offload import Spool
+from bitbrush.sources.models import load_source
+from tests.artifact.pipelines import PROMPTS
 
 RECIPE = {"rounding": "nearest", "steps": 2, "num_prompts": 2}
 
@@ -97,9 +99,11 @@ def test_with_little_memory_other_networks_stay_narrow(tiny_pipe: StableDiffusio
     except RuntimeUnavailable as error:
         pytest.skip(str(error))
     for name in ("text_encoder", "vae"):
-        assert held_layers(getattr(narrow, name))
-        assert not held_layers(getattr(wide, name))
-        assert all(layer.held.read().dtype == torch.float32 for layer in held_layers(getattr(narrow, name)).values())
+        layers = [layer for layer in getattr(narrow, name).modules() if isinstance(layer, NarrowWeight)]
+        assert layers
+        assert not any(isinstance(layer, NarrowWeight) for layer in getattr(wide, name).modules())
+        assert {layer.weight.dtype for layer in layers} == {torch.float32}
+        assert {parameter.dtype for layer in layers for parameter in layer.parameters()} >= {torch.float16}
     embeddings = [pipe.encode_prompt(["a red cat"], "cpu", 1, False)[0] for pipe in (wide, narrow)]
     assert torch.equal(*embeddings)
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -113,7 +117,7 @@ def test_an_artifact_of_a_half_precision_checkpoint(tiny_pipe: StableDiffusionPi
     tiny_pipe.to(torch.float16).save_pretrained(tmp_path / "model")
     source = load_source(tmp_path / "model", spool=Spool(tmp_path))
     recipe = bitbrush.METHODS["pcr"].recipe(RECIPE)
-    job = quantization_job(source, recipe, PROMPTS)
+    state = prepare(source, recipe, PROMPTS)
     folder = bitbrush.save(bitbrush.quantize(source, recipe, PROMPTS), tmp_path / "artifact", base_model="tiny")
     loaded = bitbrush.load(folder, runtime="reference")
     for name in ("text_encoder", "vae"):
@@ -126,5 +130,5 @@ def test_an_artifact_of_a_half_precision_checkpoint(tiny_pipe: StableDiffusionPi
     for kind, name in ((CLIPTextModel, "text_encoder"), (AutoencoderKL, "vae")):  # nor does anybody else notice
         assert {x.dtype for x in kind.from_pretrained(folder / name).parameters()} == {torch.float32}
     stored = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
-    told = estimate_job(job)[0].artifact_bytes
-    assert 0.9 * stored < told < 1.15 * stored
+    planned = estimate(state).artifact
+    assert 0.9 * stored < planned < 1.15 * stored

@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 import bitbrush
 from bitbrush import Quantization
 from bitbrush.artifact.card import quantize_command
-from bitbrush.artifact.schedulers import with_scheduler
 from bitbrush.artifact.store import WEIGHTS, artifact_digest
-from bitbrush.timeline.plan import Relaxation, SamplingPlan
+from bitbrush.calibration.relaxing import Relaxation
+from bitbrush.sources.schedulers import with_scheduler
+from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.schedule import ActivationSchedule
 from bitbrush.timeline.trajectory import planned_timesteps
-from tests.artifact.conftest import PROMPTS
-from tests.artifact.pipelines import CASES, pipeline, quantized
+from tests.artifact.pipelines import CASES, PROMPTS, pipeline, quantized
 
 OTHER_PLANS = [("dpmpp_2m", 20), ("ddim", 25), ("euler", 13), ("unipc", 10), ("heun", 6), ("lcm", 4), ("euler_a", 7)]
 

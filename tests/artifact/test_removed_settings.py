@@ -15,11 +15,12 @@ from safetensors.torch import load_file, save_file
 import bitbrush
 from bitbrush import METHODS, Quantization, Recipe
 from bitbrush.artifact.denoiser import CONFIG, WEIGHTS, load_denoiser
-from bitbrush.artifact.store import ArtifactError, require_free
+from bitbrush.artifact.manifest import ArtifactError
+from bitbrush.artifact.store import require_free
 from bitbrush.methods.removed import KEYS, VALUES
 from bitbrush.runtime.choose import RuntimeName, choose_runtime
-from tests.artifact.conftest import PROMPTS
 from tests.artifact.in_integers import latents
+from tests.artifact.pipelines import PROMPTS
 
 REMOVED = [("output_means", "correct"), ("group_size", 64)]
 REMOVED += [(key, value) for key, values in VALUES.items() for value in values]

@@ -19,15 +19,14 @@ import bitbrush
 from bitbrush import Quantization
 from bitbrush.artifact.store import WEIGHTS
 from bitbrush.artifact.tensors import layer_tensors
-from bitbrush.methods.stages import with_weights
 from bitbrush.numerics.weights import QuantizedWeight, WeightGrid
 from bitbrush.rounding import reconstruction
-from bitbrush.rounding.nearest import RoundedLayer
-from bitbrush.timeline.journal import Journal, work_folder
+from bitbrush.rounding.nearest import RoundedLayer, with_weights
+from bitbrush.session.journal import Journal, work_folder
+from bitbrush.session.ranks import RankError
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.ranks import RankError
 from bitbrush.timeline.trajectory import carried, pending, prompt_batches
-from tests.artifact.conftest import PROMPTS
+from tests.artifact.pipelines import PROMPTS
 
 WORLD = 2
 ITERATIONS = 15
@@ -196,7 +195,9 @@ def test_resumed_it_comes_to_the_same(shared: Path) -> None:
 
 
 def test_work_of_another_number_of_processes_is_left_alone(shared: Path) -> None:
-    with pytest.raises(ValueError, match="holds unfinished work for another number of processes; remove it"):
+    with pytest.raises(
+        ValueError, match="holds unfinished work for another number of processes; go on with the command that began it"
+    ):
         quantized(shared, JOBS["learned"], shared / "work")
 
 

@@ -10,16 +10,17 @@ from torch import Tensor, nn
 
 import bitbrush
 from bitbrush import Quantization
-from bitbrush.artifact.identity import model_digest
 from bitbrush.artifact.store import read_layers
 from bitbrush.network.skip_inputs import split_begins
 from bitbrush.network.unet import UNET
 from bitbrush.numerics.affine import AffineGrid
-from bitbrush.numerics.weights import WeightRange, weight_grid
+from bitbrush.numerics.limits import WeightRange
+from bitbrush.numerics.weights import weight_grid
 from bitbrush.runtime.fused_forward import FusedForward
 from bitbrush.runtime.lowered import lowered_of
-from tests.artifact.conftest import PROMPTS
+from bitbrush.sources.identity import model_digest
 from tests.artifact.in_integers import RUNTIMES, assert_recalibrates, computed_in_integers, latents, psnr
+from tests.artifact.pipelines import PROMPTS
 
 SMALL = {"rounding": "nearest", "steps": 2, "num_prompts": 2, "weights": 8, "step_sizes": "observed"}
 

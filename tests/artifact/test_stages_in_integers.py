@@ -15,7 +15,8 @@ import bitbrush
 from bitbrush.artifact.store import read_layers
 from bitbrush.runtime.interface import RuntimeUnavailable
 from bitbrush.runtime.lowered import lowered_of
-from tests.artifact.conftest import PROMPTS
+from bitbrush.timeline.tracker import TRACKER
+from tests.artifact.pipelines import PROMPTS
 
 SMALL = {"rounding": "nearest", "steps": 2, "num_prompts": 2, "weights": 4, "activations": 6}
 STAGES: dict[str, dict[str, Any]] = {
@@ -29,6 +30,8 @@ STAGES: dict[str, dict[str, Any]] = {
     "fine layers": {"fine": ["time_embedding.*", "*.time_emb_proj"]},
     "ranges at run time": {"method": "dynamic", "relax": "none", "activation_range": "min-max"},
 }
+
+TIMESTEP = 500.0
 
 
 @pytest.fixture(scope="module", params=STAGES)
@@ -54,7 +57,7 @@ def answer(unet: Any) -> Tensor:
     latents = torch.randn(2, 4, 8, 8, generator=generator)
     text = torch.randn(2, 5, unet.config.cross_attention_dim, generator=generator)
     with torch.no_grad():
-        y: Tensor = unet(latents, 500, text).sample
+        y: Tensor = unet(latents, TIMESTEP, text).sample
     return y
 
 
@@ -78,7 +81,7 @@ def test_every_layer_answers_as_the_reference_does(made: tuple[str, Path]) -> No
 
         reference.get_submodule(name).register_forward_hook(keep)
     expected, found = answer(reference), answer(ours)
-    with torch.no_grad():
+    with torch.no_grad(), TRACKER.at(TIMESTEP):
         for name in names:
             x, y = given[name]
             layer = ours.get_submodule(name)

@@ -19,8 +19,14 @@ from safetensors.torch import load_file
 import bitbrush
 from bitbrush import Quantization
 from bitbrush.artifact import store
-from bitbrush.artifact.identity import model_digest
-from bitbrush.artifact.store import ArtifactError, load, read_manifest, require_free, save, verify
+from bitbrush.artifact.manifest import ArtifactError, read_manifest
+from bitbrush.artifact.store import (
+    load,
+    require_free,
+    save,
+    verify,
+)
+from bitbrush.sources.identity import model_digest
 
 WEIGHTS = Path("unet") / store.WEIGHTS
 
@@ -105,7 +111,7 @@ def test_what_this_version_of_transformers_cannot_read_is_said(artifact: Path, m
         raise ImportError("T5Tokenizer requires the SentencePiece library")
 
     monkeypatch.setattr(store.DiffusionPipeline, "from_pretrained", unreadable)
-    with pytest.raises(store.ArtifactError, match=r"saved with transformers \d+.* install .*SentencePiece"):
+    with pytest.raises(ArtifactError, match=r"saved with transformers \d+.* install .*SentencePiece"):
         bitbrush.load(artifact, runtime="reference")
 
 
@@ -122,6 +128,7 @@ def test_manifest_says_what_was_done(quantization: Quantization, saved: Path) ->
         "scheduler": "DDIMScheduler",
         "timesteps": timesteps,
         "average_activation_bits": pytest.approx((8 + 10 + 10) / 3),
+        "start_token_ratio": quantization.outcome.start_token_ratio,
     }
     names = [name for name, m in quantization.source.unet.named_modules() if type(m).__name__ in {"Conv2d", "Linear"}]
     assert [layer["name"] for layer in manifest["layers"]] == names
@@ -158,7 +165,7 @@ def test_manifest_says_what_it_cost(quantization: Quantization, saved: Path) -> 
 
 def test_every_file_is_hashed(saved: Path) -> None:
     files = verify(saved)["files"]
-    assert set(files) == set(contents(saved)) - {"manifest.json"}
+    assert set(files) == set(contents(saved)) - {"manifest.json", "README.md"}
     assert files[WEIGHTS.as_posix()] == hashlib.sha256((saved / WEIGHTS).read_bytes()).hexdigest()
 
 
@@ -259,7 +266,7 @@ def test_where_nothing_stands_an_artifact_can(quantization: Quantization, tmp_pa
     assert list(target.parent.iterdir()) == [target]
 
 
-@pytest.mark.parametrize("step", ["save_file", "model_card", "_sha256"])
+@pytest.mark.parametrize("step", ["save_file", "model_card", "file_digests"])
 def test_a_save_that_fails_leaves_what_was(
     quantization: Quantization, artifact: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:

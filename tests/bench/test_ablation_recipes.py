@@ -2,10 +2,11 @@
 
 import pytest
 
-from bitbrush.bench.ablation import folder
 from bitbrush.bench.ablation.folder import weights_key
 from bitbrush.bench.ablation.recipes import Bits, NamedRecipe, given_keys, settings
 from bitbrush.methods import METHODS
+from bitbrush.methods.keys import Decides
+from bitbrush.methods.recipe import KEYS
 
 
 def at(text: str, bits: str = "W4A6"):
@@ -68,6 +69,7 @@ def test_keys_that_are_as_in_a_plain_recipe_decide_nothing() -> None:
         ("pcr", "best", False),
         ("best", "pcr weight_allocation=measured low_rank=16", True),
         ("best", "best low_rank=none", False),
+        ("best", "best first_token=known", False),  # which layers have no branches
         ("rtn", "rtn step_sizes=learned", True),
         ("best", "best activation_range=mse", False),  # the measurement quantizes activations
     ],
@@ -83,8 +85,9 @@ def test_weights_do_not_depend_on_activation_bits_unless_measured() -> None:
     assert weights_key(at("smoothquant")) is None  # has rescaled them
 
 
-def test_weights_are_shared_by_known_keys_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = tuple(key for key in folder.OF_WEIGHTS if key != "exclude")
-    monkeypatch.setattr(folder, "OF_WEIGHTS", known)  # as if a later version had added it
-    assert weights_key(at("pcr exclude=conv")) is None
-    assert weights_key(at("pcr")) is not None
+def test_weights_are_shared_where_no_key_changes_the_network() -> None:
+    assert all(isinstance(declared.decides, Decides) for declared in KEYS.values())
+    assert weights_key(at("pcr skip_inputs=split")) is None
+    assert weights_key(at("pcr smoothing=smoothquant")) is None
+    assert weights_key(at("pcr first_token=known")) == weights_key(at("pcr"))
+    assert weights_key(at("pcr low_rank=4 first_token=known")) != weights_key(at("pcr low_rank=4"))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from bitbrush.bench.chunks import CHUNK, compute_chunks, read_chunks
-from bitbrush.timeline.progress import silent
-from bitbrush.timeline.ranks import Ranks
+from bitbrush.session.progress import silent
+from bitbrush.session.ranks import Ranks
 
 COUNT = 2 * CHUNK + 5
 

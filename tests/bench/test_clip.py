@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from bitbrush.bench.metrics.clip_score import clip_score
 from bitbrush.bench.networks.clip import Clip, load_clip
@@ -84,3 +86,24 @@ def test_a_clip_without_its_text_tower_is_refused(tmp_path: Path) -> None:
     save_file(kept, tmp_path / "blind" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"lacks \d+ of its weights, e\.g\. text_model.*is a tower left out"):
         load_clip(tmp_path / "blind", CPU)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda tensor: tensor[:-1].clone(), r"text_projection\.weight has shape .*, expected is"),
+        (
+            lambda tensor: tensor * float("nan"),
+            r"holds NaN or infinity in 1 of its \d+ tensors .text_projection\.weight",
+        ),
+    ],
+)
+def test_a_damaged_tensor_is_named(tmp_path: Path, damage: Callable[[Tensor], Tensor], message: str) -> None:
+    own = model_path("emoji-clip")
+    assert own is not None
+    shutil.copytree(own, tmp_path / "damaged")
+    weights = load_file(own / "model.safetensors")
+    weights["text_projection.weight"] = damage(weights["text_projection.weight"])
+    save_file(weights, tmp_path / "damaged" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=message):
+        load_clip(tmp_path / "damaged", CPU)

@@ -12,8 +12,8 @@ from bitbrush.bench.chunks import CHUNK, compute_chunks
 from bitbrush.bench.collection import Collection, Pairs, Work
 from bitbrush.bench.image_set import ImageSet
 from bitbrush.bench.networks.clip import Clip, load_clip
-from bitbrush.timeline.progress import silent
-from bitbrush.timeline.ranks import Ranks
+from bitbrush.session.progress import silent
+from bitbrush.session.ranks import Ranks
 
 ALONE = Work(Ranks(), silent)
 SIZE = 64

@@ -1,12 +1,14 @@
 """The demo from end to end on the bundled pipeline, with few steps and pairs; its page and its figures."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import bitbrush
+from bitbrush.artifact.sizes import denoiser_sizes
 from bitbrush.bench.demo import MODEL, PAGE, RESULTS, run_demo
 from tests.recorded_progress import RecordedProgress
 
@@ -51,8 +53,22 @@ def test_page_says_what_the_results_say(demo: Path) -> None:
         np.mean([metrics[name][style]["PSNR (dB)"]["mean"] for style in ("coco", "sdp")]) for name in ("rtn", "pcr")
     )
     assert f"{pcr:.1f} dB against {rtn:.1f} dB PSNR over 4 held-out prompts" in page
+    assert "4 images are too few to tell PCR from round-to-nearest" in page
     assert page.count("<svg") == 2
     assert page.count('<article class="row"') == 4
+
+
+def test_sizes_are_those_of_the_artifacts(demo: Path) -> None:
+    told = json.loads((demo / RESULTS).read_text(encoding="utf-8"))["denoiser_bytes"]
+    page = (demo / PAGE).read_text(encoding="utf-8")
+    for name in ("rtn", "pcr"):
+        sizes = denoiser_sizes(bitbrush.read_manifest(demo / f"{MODEL}-{name}"))
+        assert told[name] == asdict(sizes)
+        assert f"{sizes.packed / 2**20:.3g}<small> MiB denoiser</small>" in page
+    assert sizes.checkpoint is not None
+    assert f"{sizes.checkpoint / 2**20:.3g}<small> MiB denoiser</small>" in page
+    assert f"{sizes.packed / sizes.checkpoint:.2g} of the checkpoint" in page
+    assert f"{sizes.float32 / 2**20:.1f} in float32" in page
 
 
 def test_nothing_of_someone_else_is_touched(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from diffusers import StableDiffusionPipeline
 
 from bitbrush.bench.generation import generate
 from bitbrush.bench.metrics.paired import LATENT_MSE, PSNR, latent_mse_by_step, paired_metrics
+from bitbrush.session.progress import Advance
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.progress import Advance
 from bitbrush.timeline.trajectory import prompt_batches
 
 PROMPTS = ("a red cat", "a dog", "a dog", "a tree / 100 %")

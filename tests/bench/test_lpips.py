@@ -1,5 +1,6 @@
 """LPIPS against the same network written with torch.nn, and what it says of files that hold something else."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -93,3 +94,17 @@ def test_files_that_hold_something_else_are_named(tmp_path: Path) -> None:
     save_file(weights, tmp_path / "cut.safetensors")
     with pytest.raises(ValueError, match=r"lack net\.slice4\.8\.bias for AlexNet"):
         load_lpips(tmp_path / "cut.safetensors")
+
+
+@pytest.mark.parametrize("name", ["net.slice2.3.weight", "net.slice4.8.bias", "lin2.model.1.weight"])
+def test_tensors_of_another_shape_or_without_numbers_are_named(tmp_path: Path, name: str) -> None:
+    """A smaller kernel would compute something all the same."""
+    weights = weights_of(ALEX, ALEX_SLICES)
+    shape = tuple(weights[name].shape)
+    for damaged, message in (
+        (weights[name][..., :-1].contiguous(), rf"lack {name} of shape {re.escape(str(shape))} for AlexNet"),
+        (torch.full(shape, torch.nan), rf"hold NaN or infinity in {name}"),
+    ):
+        save_file({**weights, name: damaged}, tmp_path / "l.safetensors")
+        with pytest.raises(ValueError, match=message):
+            load_lpips(tmp_path / "l.safetensors")

@@ -1,5 +1,7 @@
 """Numbers as people read them."""
 
+import math
+
 import pytest
 
 from bitbrush.bench.metrics.interval import Interval
@@ -36,6 +38,8 @@ def test_numbers(value: float, text: str) -> None:
         (Interval(100.0, 100.0, 100.0, 64), "100", "100 to 100"),
         (Interval(0.0, 0.0, 0.0, 64), "0.0", "0.0 to 0.0"),
         (Interval(2.5, 2.5, 2.5, 1), "2.50", ""),
+        (Interval(35.2146, -math.inf, math.inf, 5), "35.2", ""),
+        (Interval(3.14e-6, -math.inf, math.inf, 3), "3.14×10⁻⁶", ""),
     ],
 )
 def test_intervals(interval: Interval, mean: str, between: str) -> None:

@@ -12,9 +12,8 @@ import pytest
 from PIL import Image
 
 from bitbrush.bench.metrics.interval import Interval
-from bitbrush.bench.page import CandidateRow, DemoPage, GalleryRow, PagePlot, png_uri, render_page, write_page
-from bitbrush.bench.plot_scales import Axis
-from bitbrush.bench.plots import STEP_AXIS, Series, line_plot
+from bitbrush.bench.page import CandidateRow, DemoPage, GalleryRow, png_uri, render_page, write_page
+from bitbrush.bench.plots import STEP_AXIS, Axis, LinePlot, Series
 
 NASTY = """a "fox" </p><script>alert('x')</script> & 'owl'"""
 STYLES = ("coco", "sdp")
@@ -70,7 +69,7 @@ def page() -> DemoPage:
         CandidateRow("rtn", "rtn", 4, 8, 6.0, 40.0, {"coco": figures["coco"]}),
         CandidateRow("pcr", "pcr", 4, 8.4, 6.0, 40.0, figures | {"coco": {"SSIM": Interval(0.5, 0.5, 0.5, 1)}}),
     ]
-    svg = line_plot([Series("a & b", [0, 1], [1, 2])], title="Error", x_axis=STEP_AXIS, y_axis=Axis("MSE"))
+    series = [Series("a & b", [0, 1], [1, 2]), Series(NASTY, [0, 1], [2, 1])]
     return DemoPage(
         title="Demo of <b>",
         verdict="It kept 35 dB & more.",
@@ -78,7 +77,7 @@ def page() -> DemoPage:
         facts={"Plan": "PNDM, 50 steps", "Cost <i>": "ranges 3 s\nrounding 9 s"},
         gallery=gallery,
         candidates=candidates,
-        plots=[PagePlot("Error over the steps", svg, "It grows.")],
+        plots=[LinePlot("Error over the steps", series, STEP_AXIS, Axis("MSE"), "It grows.")],
     )
 
 
@@ -98,7 +97,14 @@ def test_every_row_picture_and_figure_is_there(page: DemoPage) -> None:
     assert len(document.all("button")) == 8
     for text in (page.title, page.verdict, page.command, "21.2 dB", "36.0 dB", "35.20", "34.80 to 35.60", "8.4-bit"):
         assert text in document.text
-    for text in ("64", "not measured", "ranges 3 s\nrounding 9 s", "Cost <i>", "It grows.", "0.30 of the checkpoint"):
+    for text in (
+        "64",
+        "not measured",
+        "ranges 3 s\nrounding 9 s",
+        "Cost <i>",
+        "It grows.",
+        "0.3 of the checkpoint's size",
+    ):
         assert text in document.text
     assert len(document.all("svg")) == 1
 
@@ -107,7 +113,7 @@ def test_prompts_are_escaped(page: DemoPage) -> None:
     html = render_page(page)
     document = Document(html)
     assert html.count("<script") == 1  # our own
-    assert document.text.count(NASTY) == 4
+    assert document.text.count(NASTY) == 4 + 3  # a series is named in the legend and at its two points
     assert "Demo of <b>" not in html
 
 

@@ -1,37 +1,62 @@
-"""Plots: well-formed SVG, points where they belong, ticks at nice numbers, and what is refused."""
+"""Plots: points where they belong, ticks at round numbers, colours of the page, files, and what is refused."""
 
+import io
 import math
+import re
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
+import matplotlib as mpl
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from bitbrush.bench.plot_scales import Axis, Scale, round_outward, ticks
-from bitbrush.bench.plots import STEP_AXIS, Series, line_plot
+import bitbrush
+from bitbrush.bench.plot_files import DARK, DARK_INK, DARK_PAPER, PAPER, page_svg, plot_file
+from bitbrush.bench.plots import COLOURS, INK, STEP_AXIS, Axis, LinePlot, Scale, Series
 
 SVG = "{http://www.w3.org/2000/svg}"
 STEPS = [0, 1, 2, 3, 4]
 ERROR = Axis("error")
+LOG_ERROR = Axis("error", Scale.LOG)
+NASTY = 'one"shot', "<b>&amp; $x_1$", "_hidden", "渐进"
+
+
+def plot_of(*series: Series, x_axis: Axis = STEP_AXIS, y_axis: Axis = ERROR) -> LinePlot:
+    return LinePlot("A < B & C", series, x_axis, y_axis)
 
 
 def draw(*series: Series, x_axis: Axis = STEP_AXIS, y_axis: Axis = ERROR) -> ET.Element:
-    return ET.fromstring(line_plot(series, title="A < B & C", x_axis=x_axis, y_axis=y_axis))
+    return ET.fromstring(page_svg(plot_of(*series, x_axis=x_axis, y_axis=y_axis)))
 
 
 def texts(svg: ET.Element, group: str) -> list[str]:
     return [element.text or "" for element in svg.iterfind(f"{SVG}g[@class='{group}']/{SVG}text")]
 
 
+def ticks(svg: ET.Element, axis: str) -> list[str]:
+    """Without the label of the x axis; that of the y axis stands above the lines."""
+    return [text for text in texts(svg, axis) if text != STEP_AXIS.label]
+
+
 def centres(svg: ET.Element) -> np.ndarray:
     return np.array([[float(circle.attrib["cx"]), float(circle.attrib["cy"])] for circle in svg.iter(f"{SVG}circle")])
 
 
+def vertices(path: ET.Element) -> np.ndarray:
+    return np.array(re.findall(r"[ML] (\S+) (\S+)", path.attrib["d"]), dtype=float)
+
+
 def tick_heights(svg: ET.Element) -> dict[str, float]:
-    """Tick label -> y of its grid line."""
-    labels = svg.iterfind(f"{SVG}g[@class='y-ticks']/{SVG}text")
-    return {label.text or "": float(label.attrib["y"]) - 4.5 for label in labels}
+    """Tick label -> y of its grid line, which is drawn before it."""
+    axis = svg.find(f"{SVG}g[@class='y-axis']")
+    assert axis is not None
+    return {text.text or "": vertices(line)[0, 1] for line, text in pairwise(axis) if text.tag == f"{SVG}text"}
 
 
 def test_points_lie_on_their_grid_lines() -> None:
@@ -44,7 +69,7 @@ def test_points_lie_on_their_grid_lines() -> None:
 
 
 def test_points_lie_on_their_grid_lines_in_powers_of_ten() -> None:
-    svg = draw(Series("a", STEPS, [1e-5, 1e-4, 1e-3, 1e-2, 1e-1]), y_axis=Axis("error", Scale.LOG))
+    svg = draw(Series("a", STEPS, [1e-5, 1e-4, 1e-3, 1e-2, 1e-1]), y_axis=LOG_ERROR)
     heights = tick_heights(svg)
     assert list(heights) == ["10⁻⁵", "10⁻⁴", "10⁻³", "10⁻²", "10⁻¹"]
     assert centres(svg)[:, 1] == pytest.approx(list(heights.values()))
@@ -52,35 +77,43 @@ def test_points_lie_on_their_grid_lines_in_powers_of_ten() -> None:
 
 def test_line_and_band_go_through_the_values() -> None:
     svg = draw(Series("a", STEPS, [1, 2, 3, 4, 5], low=[0] * 5, high=[6] * 5))
-    line, band = svg.find(f".//{SVG}polyline"), svg.find(f".//{SVG}polygon")
+    line, band = svg.find(f"{SVG}g[@class='series']/{SVG}path"), svg.find(f"{SVG}path[@fill='currentColor']")
     assert line is not None
     assert band is not None
-    assert [list(map(float, p.split(","))) for p in line.attrib["points"].split()] == centres(svg).tolist()
-    edge = [tuple(map(float, point.split(","))) for point in band.attrib["points"].split()]
-    heights = tick_heights(svg)
-    assert {y for _, y in edge[:5]} == {heights["6"]}
-    assert {y for _, y in edge[5:]} == {heights["0"]}
-    assert [x for x, _ in edge[5:]] == [x for x, _ in edge[:5]][::-1]
+    points = centres(svg)
+    assert vertices(line).tolist() == points.tolist()
+    edge, heights = vertices(band), tick_heights(svg)
+    assert edge[:5, 1] == pytest.approx([heights["6"]] * 5)
+    assert edge[5:10, 1] == pytest.approx([heights["0"]] * 5)
+    assert edge[:5, 0].tolist() == points[:, 0].tolist()
+    assert edge[5:10, 0].tolist() == points[::-1, 0].tolist()
 
 
 def test_says_what_it_shows() -> None:
-    svg = draw(Series('one"shot', STEPS, [1] * 5), Series("<b>", np.arange(5), np.ones(5)), y_axis=Axis("MSE (dB)"))
+    band = Series("pcr", STEPS, [2] * 5, [1] * 5, [3] * 5)
+    svg = draw(*(Series(name, np.arange(5), np.ones(5)) for name in NASTY), band, y_axis=Axis("MSE (dB)"))
     assert svg.attrib["role"] == "img"
-    assert "A < B & C" in svg.attrib["aria-label"]
-    assert texts(svg, "legend") == ['one"shot', "<b>"]
-    assert texts(svg, "x-ticks") == ["0", "1", "2", "3", "4"]
+    assert all(text in svg.attrib["aria-label"] for text in ("A < B & C", *NASTY, "MSE (dB)", STEP_AXIS.label))
+    assert sorted(texts(svg, "legend")) == sorted([*NASTY, "pcr"])
+    assert ticks(svg, "x-axis") == ["0", "1", "2", "3", "4"]
     labels = [element.text for element in svg.iter(f"{SVG}text")]
-    assert {"A < B & C", "MSE (dB)", "denoising step (0 = noisiest)"} <= set(labels)
+    assert [labels.count(text) for text in ("MSE (dB)", STEP_AXIS.label, "A < B & C")] == [1, 1, 0]
     tooltips = [title.text or "" for title in svg.iter(f"{SVG}title")]
-    assert len(tooltips) == 10
-    assert tooltips[6] == "<b>\ndenoising step (0 = noisiest): 1\nMSE (dB): 1"
+    assert len(tooltips) == 25
+    assert tooltips[6] == f"{NASTY[1]}\n1: 1"
+    assert tooltips[24] == "pcr\n4: 2 (1 to 3)"
+
+
+def test_a_line_that_is_called_as_its_axis_needs_no_legend() -> None:
+    assert texts(draw(Series("rtn", STEPS, STEPS)), "legend") == ["rtn"]
+    assert not texts(draw(Series(ERROR.label, STEPS, STEPS)), "legend")
 
 
 def test_series_differ_in_colour_and_dashes() -> None:
     svg = draw(*(Series(str(index), STEPS, [index] * 5) for index in range(6)))
-    lines = list(svg.iter(f"{SVG}polyline"))
-    assert len({line.attrib["stroke-dasharray"] for line in lines}) == 6
-    assert len({group.attrib["style"] for group in svg.iterfind(f"{SVG}g[@class='series']")}) == 6
+    groups = svg.findall(f"{SVG}g[@class='series']")
+    assert len({group[0].attrib.get("stroke-dasharray") for group in groups}) == 6
+    assert len({group.attrib["style"] for group in groups}) == 6
 
 
 def test_everything_stays_inside() -> None:
@@ -91,8 +124,20 @@ def test_everything_stays_inside() -> None:
     assert points.min() > 0
     assert points[:, 0].max() < width
     assert points[:, 1].max() < height
-    for text in svg.iterfind(f"{SVG}g[@class='legend']/{SVG}text"):
+    legend = svg.findall(f"{SVG}g[@class='legend']/{SVG}text")
+    assert len(legend) == 4
+    for text in legend:
         assert float(text.attrib["x"]) + 6.7 * len(text.text or "") < width
+        assert float(text.attrib["y"]) < points[:, 1].min()
+
+
+def test_long_names_are_written_smaller() -> None:
+    name = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0, and of which it tells"
+    plot = LinePlot(name, [Series(name, STEPS, STEPS), Series("b", STEPS, STEPS)], STEP_AXIS, ERROR)
+    svg = ET.fromstring(plot_file(plot, Path("plot.svg")))
+    long = [text for text in svg.iter(f"{SVG}text") if text.text == name]
+    assert len(long) == 2
+    assert all(4 < float(text.attrib["font-size"].removesuffix("px")) < 10 for text in long)
 
 
 @pytest.mark.parametrize("series", [Series("a", [3], [7]), Series("a", [0, 1], [0, 0])])
@@ -100,35 +145,104 @@ def test_a_flat_line_can_be_drawn(series: Series) -> None:
     assert np.isfinite(centres(draw(series))).all()
 
 
-@given(st.floats(-1e9, 1e9), st.floats(1e-6, 1e9), st.sampled_from([Scale.LINEAR, Scale.WHOLE]))
-def test_linear_limits_hold_the_values_and_few_ticks(low: float, width: float, scale: Scale) -> None:
-    bottom, top = round_outward(low, low + width, scale)
-    slack = 1e-6 * (abs(low) + width)
-    assert bottom - slack <= low
-    assert low + width <= top + slack
+def test_the_interval_of_a_single_point_is_drawn() -> None:
+    svg = draw(Series("a", [3], [7], [6], [9]))
+    bar = next(path for path in svg.iterfind(f"{SVG}path") if "color" in path.attrib)
+    heights = tick_heights(svg)
+    assert vertices(bar)[:, 1] == pytest.approx([heights["6"], heights["9"]])
+    assert centres(svg)[:, 1] == pytest.approx([heights["7"]])
+
+
+@settings(max_examples=5)
+@given(st.floats(-1e5, 1e5), st.floats(1e-3, 1e5), st.sampled_from([Scale.LINEAR, Scale.WHOLE]))
+def test_linear_axes_have_a_few_ticks(low: float, width: float, scale: Scale) -> None:
+    svg = draw(Series("a", [0, 1], [low, low + width]), y_axis=Axis("error", scale))
+    labels = ticks(svg, "y-axis")
     if scale is Scale.WHOLE:
-        assert all(value == round(value) for value in ticks(bottom, top, scale))
-    elif width > abs(low) * 1e-6:
-        assert 3 <= len(ticks(bottom, top, scale)) <= 9
+        assert all(re.fullmatch(r"−?\d+", label) for label in labels)
+        assert len(labels) <= 8
+    elif width > abs(low) * 1e-4:
+        assert 3 <= len(set(labels)) == len(labels) <= 9
 
 
+@settings(max_examples=5)
 @given(st.floats(-12, 12), st.floats(0, 20))
-def test_log_limits_hold_the_values_and_few_ticks(exponent: float, decades: float) -> None:
-    low, high = 10**exponent, 10 ** (exponent + decades)
-    bottom, top = round_outward(low, high, Scale.LOG)
-    assert bottom <= low * (1 + 1e-8)
-    assert high <= top * (1 + 1e-8)
-    values = ticks(bottom, top, Scale.LOG)
-    assert 2 <= len(values) <= 11
-    assert values == sorted(values)
+def test_logarithmic_axes_have_a_few_ticks(exponent: float, decades: float) -> None:
+    svg = draw(Series("a", [0, 1], [10**exponent, 10 ** (exponent + decades)]), y_axis=LOG_ERROR)
+    heights = list(tick_heights(svg).values())
+    assert 2 <= len(heights) <= 11
+    assert heights == sorted(heights, reverse=True)
 
 
 def test_ticks_are_round_numbers() -> None:
-    assert ticks(0, 1, Scale.LINEAR) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    assert ticks(0, 49, Scale.WHOLE) == [0, 10, 20, 30, 40]
-    assert ticks(0, 2, Scale.WHOLE) == [0, 1, 2]
-    assert ticks(1, 20, Scale.LOG) == [1, 2, 5, 10, 20]
-    assert ticks(1e-3, 10, Scale.LOG) == [1e-3, 1e-2, 0.1, 1, 10]
+    def shown(values: list[float], scale: Scale) -> list[str]:
+        return ticks(draw(Series("a", [0, 1], values), y_axis=Axis("error", scale)), "y-axis")
+
+    assert shown([0, 1], Scale.LINEAR) == ["0", "0.2", "0.4", "0.6", "0.8", "1"]
+    assert shown([0, 49], Scale.WHOLE) == ["0", "10", "20", "30", "40", "50"]
+    assert shown([0, 2], Scale.WHOLE) == ["0", "1", "2"]
+    assert shown([1, 20], Scale.LOG) == ["1", "2", "5", "10", "20"]
+    assert shown([2e-3, 10], Scale.LOG) == ["0.01", "0.1", "1", "10"]
+
+
+def test_a_page_is_asked_for_its_colours() -> None:
+    svg = page_svg(plot_of(*(Series(str(index), STEPS, [index] * 5) for index in range(6))))
+    for index, colour in enumerate(COLOURS, start=1):
+        assert f"color: var(--series-{index}, {colour})" in svg
+    assert INK not in svg  # text and axes are currentColor
+    assert not re.search(r"\bid=|<style|<defs|xlink|DejaVu|<image", svg)
+
+
+def test_the_dark_of_pages_and_files_is_one() -> None:
+    css = (Path(bitbrush.__file__).parent / "bench" / "templates" / "page.css").read_text(encoding="utf-8")
+    on_screen, _ = css.split("@media print")
+    light, dark = (re.findall(r"--(?:series-\d|ink|card): (#\w+)", part) for part in on_screen.split("@media")[:2])
+    assert light == [PAPER, INK, *COLOURS]
+    assert dark == [DARK_PAPER, DARK_INK, *DARK]
+
+
+def test_files_are_what_their_suffix_says_and_the_same_every_time() -> None:
+    plot = plot_of(*(Series(name, STEPS, STEPS) for name in NASTY[:3]))
+    files = {suffix: plot_file(plot, Path(f"plot{suffix}")) for suffix in (".svg", ".png", ".PDF")}
+    assert files == {suffix: plot_file(plot, Path(f"other{suffix}")) for suffix in files}
+    assert files[".PDF"].startswith(b"%PDF-")
+    with Image.open(io.BytesIO(files[".png"])) as image:
+        assert image.format == "PNG"
+        assert image.size[0] > 800
+    svg = ET.fromstring(files[".svg"])
+    assert svg.tag == f"{SVG}svg"
+    assert [element.text for element in svg.iter(f"{SVG}text")].count("A < B & C") == 1  # titled
+    assert "prefers-color-scheme:dark" in (svg[0].text or "")
+    assert not any(re.search(rb"20\d\d-\d\d|Matplotlib|CreationDate", content) for content in files.values())
+    for name in ("plot.jpg", "plot", "plot.svg.txt"):
+        with pytest.raises(ValueError, match=rf"plot {re.escape(name)} has no known format"):
+            plot_file(plot, Path(name))
+
+
+def test_a_file_is_small() -> None:
+    steps = list(range(51))
+    series = [Series(f"recipe {index}", steps, steps, steps, steps) for index in range(6)]
+    assert len(plot_file(plot_of(*series), Path("plot.svg"))) < 60_000
+
+
+def test_settings_of_the_host_do_not_matter_and_stay() -> None:
+    plot = plot_of(Series("a", STEPS, STEPS), Series("b", STEPS, STEPS))
+    expected = page_svg(plot)
+    with mpl.rc_context({"font.size": 30, "axes.prop_cycle": mpl.cycler(color=["red"])}):
+        before = dict(mpl.rcParams)
+        assert page_svg(plot) == expected
+        assert dict(mpl.rcParams) == before
+
+
+def test_drawing_leaves_pyplot_alone() -> None:
+    code = (
+        "import sys\n"
+        "from bitbrush.bench.plot_files import page_svg\n"
+        "from bitbrush.bench.plots import STEP_AXIS, Axis, LinePlot, Series\n"
+        "page_svg(LinePlot('title', [Series('a', [0, 1], [0, 1])], STEP_AXIS, Axis('error')))\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -151,5 +265,6 @@ def test_refusals() -> None:
         draw()
     with pytest.raises(ValueError, match="7 series"):
         draw(*[Series("a", STEPS, STEPS)] * 7)
-    with pytest.raises(ValueError, match="logarithmic axis cannot show 0"):
-        draw(Series("a", STEPS, STEPS), y_axis=Axis("error", Scale.LOG))
+    for axes in ({"y_axis": LOG_ERROR}, {"x_axis": LOG_ERROR}):
+        with pytest.raises(ValueError, match="logarithmic axis cannot show 0"):
+            draw(Series("a", STEPS, STEPS), **axes)

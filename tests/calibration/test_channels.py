@@ -9,10 +9,9 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from bitbrush.calibration.channels import observe_channels
-from bitbrush.timeline.cost import CallCounter
+from bitbrush.session.ranks import ALONE, Ranks
+from bitbrush.session.session import Session
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.progress import silent
-from bitbrush.timeline.ranks import ALONE, Ranks
 from bitbrush.timeline.trajectory import PromptBatch, carried, prompt_batches
 from tests.thread_ranks import in_threads
 
@@ -21,10 +20,10 @@ LAYER = "mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj"
 
 
 def observed(pipe: Any, batches: Sequence[PromptBatch], ranks: Ranks = ALONE) -> tuple[Tensor, int]:
-    calls = CallCounter()
+    session = Session(ranks=ranks)
     with carried(pipe, "unet", batches, SamplingPlan(steps=3)) as trajectories:
-        extremes = observe_channels(pipe.unet, [LAYER], trajectories, silent, calls, ranks=ranks)
-    return extremes[LAYER], calls.per_batch
+        extremes = observe_channels(pipe.unet, [LAYER], trajectories, session)
+    return extremes[LAYER], session.costs.calls
 
 
 def test_extremes_are_of_all_calls(tiny_pipe: StableDiffusionPipeline) -> None:

@@ -6,7 +6,7 @@ from torch import Generator
 from bitbrush.calibration.merging import merged_over_ranks
 from bitbrush.network.inputs import InputObserver
 from bitbrush.numerics.histogram import Histogram
-from bitbrush.timeline.ranks import Ranks
+from bitbrush.session.ranks import Ranks
 from tests.thread_ranks import in_threads
 
 NAMES = ("both", "first", "never", "second")

@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from bitbrush.calibration.probe import Candidates, guided, probe
 from bitbrush.numerics.affine import AffineGrid, fake_quantize
-from bitbrush.numerics.weights import WeightRange, round_to_nearest, weight_grid
+from bitbrush.numerics.limits import WeightRange
+from bitbrush.numerics.weights import round_to_nearest, weight_grid
 from bitbrush.timeline.trajectory import DenoiserCall
 
 PROMPTS, GUIDANCE, PROBES = 3, 4.0, 600

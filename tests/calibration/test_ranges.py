@@ -12,25 +12,23 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import nn
 
-from bitbrush.calibration.ranges import (
+from bitbrush.calibration.observe import (
     ActivationBits,
     Calibration,
     Observations,
-    calibrate_progressively,
     observe,
-    one_shot_schedules,
-    static_schedules,
 )
+from bitbrush.calibration.one_pass import one_shot_schedules, static_schedules
+from bitbrush.calibration.progressive import calibrate_progressively
+from bitbrush.calibration.relaxing import Relaxation
 from bitbrush.network.layers import EDGE_ACTIVATION_BITS, LayerSpec, layer_specs, set_weight
 from bitbrush.network.unet import UNET
 from bitbrush.numerics.affine import AffineGrid, fake_quantize
 from bitbrush.numerics.histogram import NonFiniteError
-from bitbrush.numerics.ranges import RangeEstimator
-from bitbrush.numerics.weights import WeightRange
+from bitbrush.numerics.limits import RangeEstimator, WeightRange
 from bitbrush.rounding.nearest import round_all_to_nearest
-from bitbrush.timeline.cost import CallCounter
-from bitbrush.timeline.plan import Relaxation, SamplingPlan
-from bitbrush.timeline.progress import silent
+from bitbrush.session.session import Session
+from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.schedule import ActivationSchedule
 from bitbrush.timeline.trajectory import DenoiserCall, carried, planned_timesteps, prompt_batches
 
@@ -58,17 +56,17 @@ def progressively(
     denoiser: nn.Module | None = None,
     plan: SamplingPlan = PLAN,
     batch_size: int = 2,
-    calls: CallCounter | None = None,
+    session: Session | None = None,
 ) -> Schedules:
     with carried(pipe, "unet", prompt_batches(PROMPTS, 0, batch_size), plan) as trajectories:
-        return calibrate_progressively(denoiser or pipe.unet, what, trajectories, silent, calls or CallCounter())
+        return calibrate_progressively(denoiser or pipe.unet, what, trajectories, session or Session())
 
 
 def observed(
     pipe: StableDiffusionPipeline, what: Calibration, *, plan: SamplingPlan = PLAN, batch_size: int = 2, **record: Any
 ) -> Observations:
     with carried(pipe, "unet", prompt_batches(PROMPTS, 0, batch_size), plan) as trajectories:
-        return observe(pipe.unet, what, trajectories, silent, CallCounter(), **record)
+        return observe(pipe.unet, what, trajectories, Session(), **record)
 
 
 def use_scheduler(pipe: StableDiffusionPipeline, name: str) -> None:
@@ -146,14 +144,14 @@ def test_two_calls_per_step_and_prompt_batch(tiny_pipe: StableDiffusionPipeline)
     for scheduler, expected in [("PNDMScheduler", PLAN.steps + 1), ("DDIMScheduler", PLAN.steps)]:
         use_scheduler(tiny_pipe, scheduler)
         visited: list[float] = []
-        calls = CallCounter()
+        session = Session()
         with tiny_pipe.unet.register_forward_pre_hook(lambda _, args, to=visited: to.append(float(args[1]))):
-            progressively(tiny_pipe, calibration(tiny_pipe), calls=calls)
+            progressively(tiny_pipe, calibration(tiny_pipe), session=session)
         planned = planned_timesteps(tiny_pipe, "unet", PLAN)
         assert len(planned) == expected
         # Both batches are watched, then both go on: 2 x 2 calls at every planned one, the last included.
         assert visited == [timestep for timestep in planned for _ in range(4)]
-        assert calls.per_batch == 2 * expected <= 2 * PLAN.steps + 2
+        assert session.costs.calls == 2 * expected <= 2 * PLAN.steps + 2
 
 
 @pytest.mark.parametrize(

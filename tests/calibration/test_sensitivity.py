@@ -25,12 +25,11 @@ from bitbrush.calibration.sensitivity import (
     sensitivity_calls,
     sensitivity_works,
 )
-from bitbrush.numerics.ranges import RangeEstimator
-from bitbrush.numerics.weights import WeightRange
-from bitbrush.timeline.cost import CallCounter
-from bitbrush.timeline.journal import Journal
+from bitbrush.numerics.limits import RangeEstimator, WeightRange
+from bitbrush.session.journal import Journal
+from bitbrush.session.progress import Advance
+from bitbrush.session.session import Session
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.progress import Advance, silent
 from bitbrush.timeline.trajectory import DenoiserCall, prompt_batches
 from tests.recorded_progress import RecordedProgress
 
@@ -54,10 +53,10 @@ def _measure_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_more_bits_err_less_and_every_call_is_counted(tiny_pipe: StableDiffusionPipeline) -> None:
     calls: list[None] = []
     tiny_pipe.unet.register_forward_hook(lambda *_: calls.append(None))
-    counter = CallCounter()
-    found = measure_sensitivities(measurement(tiny_pipe), BATCH, silent, counter)
+    session = Session()
+    found = measure_sensitivities(measurement(tiny_pipe), BATCH, session)
 
-    assert len(calls) == counter.per_batch == sensitivity_calls(6)  # PNDM calls once more than it has steps
+    assert len(calls) == session.costs.calls == sensitivity_calls(6)  # PNDM calls once more than it has steps
     assert found.inputs.shape == (6, len(LAYERS), len(ACTIVATION_CHOICES))
     assert found.weights.shape == (len(LAYERS), len(WEIGHT_CHOICES))
     assert len(found.timesteps) == 6
@@ -71,7 +70,7 @@ def test_errors_at_unmeasured_calls_lie_between(
     tiny_pipe: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sensitivity, "probed_calls", lambda calls: (0, calls - 1))
-    inputs = measure_sensitivities(measurement(tiny_pipe), BATCH, silent, CallCounter()).inputs
+    inputs = measure_sensitivities(measurement(tiny_pipe), BATCH, Session()).inputs
     logarithm = inputs.log()
     torch.testing.assert_close(logarithm.diff(dim=0), (logarithm[-1] - logarithm[0]).expand(5, -1, -1) / 5)
 
@@ -128,7 +127,7 @@ def assert_same(found: Sensitivities, whole: Sensitivities) -> None:
 def whole(_one_tiny_pipe: StableDiffusionPipeline) -> Sensitivities:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(sensitivity, "BOUNDS", (0.0, 0.5, 1.0))
-        return measure_sensitivities(measurement(_one_tiny_pipe), BATCH, silent, CallCounter())
+        return measure_sensitivities(measurement(_one_tiny_pipe), BATCH, Session())
 
 
 @pytest.mark.parametrize("written", [False, True])
@@ -153,14 +152,14 @@ def test_killed_at_any_piece_it_comes_to_the_same(
     with monkeypatch.context() as patched:
         patched.setattr(Journal, "write", write_or_die)
         with pytest.raises(Killed):
-            measure_sensitivities(measurement(tiny_pipe), BATCH, silent, CallCounter(), journal)
+            measure_sensitivities(measurement(tiny_pipe), BATCH, Session(journal=journal))
     assert len(journal.pieces()) == piece + written
-    counter = CallCounter()
-    assert_same(measure_sensitivities(measurement(tiny_pipe), BATCH, silent, counter, journal), whole)
+    session = Session(journal=journal)
+    assert_same(measure_sensitivities(measurement(tiny_pipe), BATCH, session), whole)
     assert len(journal.pieces()) == PIECES
     done = piece + written
     segment_calls, probes = (13, 5, 0)[min(done, 2)], 2 * min(4, PIECES - done)
-    assert counter.per_batch == 6 + segment_calls + probes  # the clean run is made again
+    assert session.costs.calls == 6 + segment_calls + probes  # the clean run is made again
 
 
 def test_killed_in_the_middle_of_pieces_it_comes_to_the_same(
@@ -183,7 +182,9 @@ def test_killed_in_the_middle_of_pieces_it_comes_to_the_same(
     while found is None:
         left = patience = patience + 2
         try:
-            found = measure_sensitivities(measurement(tiny_pipe), BATCH, progress, CallCounter(), Journal(tmp_path))
+            found = measure_sensitivities(
+                measurement(tiny_pipe), BATCH, Session(progress=progress, journal=Journal(tmp_path))
+            )
         except Killed:
             ends += 1
     assert ends > 4
@@ -192,5 +193,5 @@ def test_killed_in_the_middle_of_pieces_it_comes_to_the_same(
 
 def test_the_plan_is_what_is_reported(tiny_pipe: StableDiffusionPipeline) -> None:
     progress = RecordedProgress(list(sensitivity_works(6, len(BATCH.prompts), len(LAYERS))))
-    measure_sensitivities(measurement(tiny_pipe), BATCH, progress, CallCounter())
+    measure_sensitivities(measurement(tiny_pipe), BATCH, Session(progress=progress))
     progress.require_as_planned()

@@ -6,13 +6,12 @@ import math
 import torch
 from torch import Tensor, nn
 
+from bitbrush.calibration.observe import quantized_inputs
 from bitbrush.calibration.probe import guided
-from bitbrush.calibration.ranges import quantized_inputs
 from bitbrush.calibration.step_sizes import LARGEST, LEARNING_CALLS, StepSizeLearner, of_first_prompts, scaled
 from bitbrush.numerics.affine import AffineGrid, fake_quantize, quantize_straight_through
-from bitbrush.timeline.cost import CallCounter
-from bitbrush.timeline.progress import silent
-from bitbrush.timeline.ranks import Ranks
+from bitbrush.session.ranks import ALONE, Ranks
+from bitbrush.session.session import Session
 from bitbrush.timeline.trajectory import DenoiserCall
 from tests.thread_ranks import in_threads
 
@@ -68,14 +67,13 @@ def error(denoiser: nn.Module, grids: dict[str, AffineGrid]) -> float:
     return found
 
 
-def learner(denoiser: nn.Module, *layers: str, ranks: Ranks | None = None) -> StepSizeLearner:
-    more = {} if ranks is None else {"ranks": ranks}
-    return StepSizeLearner(denoiser, layers, GUIDANCE, 8, CallCounter(), **more)
+def learner(denoiser: nn.Module, *layers: str, ranks: Ranks = ALONE) -> StepSizeLearner:
+    return StepSizeLearner(denoiser, layers, GUIDANCE, 8, Session(ranks=ranks))
 
 
 def test_learned_grids_leave_less_error_on_other_calls() -> None:
     denoiser = Denoiser()
-    grids = learner(denoiser, "first", "second").learned(denoiser, CALLS, GRIDS, silent)
+    grids = learner(denoiser, "first", "second").learned(denoiser, CALLS, GRIDS)
     assert error(denoiser, grids) < 0.7 * error(denoiser, dict(GRIDS))
     assert all(grids[name].zero_point == GRIDS[name].zero_point for name in GRIDS)
     assert all(grids[name].bits == GRIDS[name].bits for name in GRIDS)
@@ -85,7 +83,7 @@ def test_learned_grids_leave_less_error_on_other_calls() -> None:
 
 def test_only_the_named_layers_learn_and_no_step_size_runs_away() -> None:
     denoiser = Denoiser()
-    grids = learner(denoiser, "second").learned(denoiser, 3 * CALLS, GRIDS, silent)
+    grids = learner(denoiser, "second").learned(denoiser, 3 * CALLS, GRIDS)
     assert grids["first"] == GRIDS["first"]
     assert grids["second"] != GRIDS["second"]
     assert abs(math.log(grids["second"].scale / GRIDS["second"].scale)) <= LARGEST + 1e-6
@@ -97,13 +95,13 @@ def test_a_network_without_errors_changes_nothing_much() -> None:
     silent_input = DenoiserCall((torch.zeros(16, 1, 4, 4), 7.0), {}, 7.0, (7.0,))
     with torch.no_grad():
         denoiser.first.bias.zero_()
-    assert learner(denoiser, "first", "second").learned(denoiser, [silent_input], GRIDS, silent) == GRIDS
+    assert learner(denoiser, "first", "second").learned(denoiser, [silent_input], GRIDS) == GRIDS
 
 
 def test_calls_are_those_that_are_told() -> None:
-    denoiser, counter = Denoiser(), CallCounter()
-    StepSizeLearner(denoiser, ["first"], GUIDANCE, 8, counter).learned(denoiser, CALLS, GRIDS, silent)
-    assert counter.per_batch == LEARNING_CALLS * len(CALLS)
+    denoiser, session = Denoiser(), Session()
+    StepSizeLearner(denoiser, ["first"], GUIDANCE, 8, session).learned(denoiser, CALLS, GRIDS)
+    assert session.costs.calls == LEARNING_CALLS * len(CALLS)
 
 
 def test_processes_agree_on_what_the_first_learned() -> None:
@@ -112,9 +110,9 @@ def test_processes_agree_on_what_the_first_learned() -> None:
     def work(ranks: Ranks) -> dict[str, AffineGrid]:
         denoiser = copy.deepcopy(fresh)
         own = [call(8, ranks.rank)]
-        return learner(denoiser, "first", "second", ranks=ranks).learned(denoiser, own, GRIDS, silent)
+        return learner(denoiser, "first", "second", ranks=ranks).learned(denoiser, own, GRIDS)
 
-    alone = learner(Denoiser(), "first", "second").learned(Denoiser(), [call(8, 0)], GRIDS, silent)
+    alone = learner(Denoiser(), "first", "second").learned(Denoiser(), [call(8, 0)], GRIDS)
     assert in_threads(2, work) == [alone, alone]
 
 

@@ -12,11 +12,13 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 import bitbrush
-from bitbrush.artifact.store import artifact_digest, read_manifest
+from bitbrush.artifact.manifest import read_manifest
+from bitbrush.artifact.store import artifact_digest
 from bitbrush.bench.ablation import measure
 from bitbrush.bench.ablation.cells import Cell, read_cell
 from bitbrush.bench.ablation.folder import Folder
 from bitbrush.bench.ablation.markdown import ablation_markdown
+from bitbrush.bench.ablation.standing import headline
 from bitbrush.cli import app
 from tests.artifact.pipelines import CASES, picture, pipeline
 
@@ -156,11 +158,8 @@ def test_one_page_with_every_recipes_picture_of_the_same_noise(whole: Path, resu
     page = (whole / "report.html").read_text(encoding="utf-8")
     recipes = len(results["recipes"])
     assert page.count("<img ") == 2 * 2 * 3 * (1 + recipes)  # bit settings, sets, prompts of each
-    first = max(
-        cells(results).items(),
-        key=lambda one: (one[0][0] == "W8A8", one[1]["figures"]["all prompt sets"]["psnr"]["mean"]),
-    )
-    assert f"Nearest to full precision: {first[0][1]} at W8A8" in page
+    assert f"<h1>{headline(results)}.</h1>" in page
+    assert "Unfinished" not in page
     assert page.count("<svg ") == 1 + 2
     assert len(list((whole / "plots").glob("*.svg"))) == 3
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "").replace("http-equiv", "")
@@ -213,6 +212,12 @@ def test_goes_on_where_it_was_ended(
     monkeypatch.setattr(measure, "quantize", ended)
     assert invoke(folder, *some).exit_code == 130
     assert len(json.loads((folder / "results.json").read_text(encoding="utf-8"))["cells"]) == 2
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    for text in (page, (folder / "ablation.md").read_text(encoding="utf-8")):
+        assert "Unfinished: 2 of 3 cells are there" in text
+        assert "Not there yet: rtn at W8A8." in text
+        assert "earest to full" not in text
+        assert "inf to" not in text
     again = measured(folder, *some)
     assert quantized == ["pcr W8A8", "ptq4dm W8A8", "rtn W8A8", "rtn W8A8"]
     for one, other in zip(results["cells"], again["cells"], strict=False):
@@ -307,6 +312,7 @@ def test_what_another_process_makes_is_left_to_it(
         result = invoke(folder, "--recipes", "rtn,one-shot", "--bits", "W8A8")
     assert result.exit_code == 0, result.output
     assert "W8A8 rtn: another process is at it" in result.stderr
+    assert "Unfinished: 1 of 2 cells are there. Not there yet: rtn at W8A8." in result.stdout
     assert [one["recipe"] for one in json.loads((folder / "results.json").read_text())["cells"]] == ["one-shot"]
     assert len(measured(folder, "--recipes", "rtn,one-shot", "--bits", "W8A8")["cells"]) == 2
 

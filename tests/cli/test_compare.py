@@ -8,7 +8,11 @@ import pytest
 from click.testing import Result
 from diffusers import StableDiffusionPipeline
 
-METRICS = {"PSNR (dB)", "SSIM", "image MSE", "latent MSE"}
+from bitbrush.artifact.manifest import read_manifest
+from bitbrush.artifact.sizes import denoiser_sizes
+
+MEDIAN = "latent MSE, median"
+METRICS = {"PSNR (dB)", "SSIM", "image MSE", "latent MSE, geometric mean", MEDIAN, "latent MSE"}
 
 
 def test_a_table_for_each_set(run: Callable[..., Result], model: Path, artifact: Path, prompts: Path) -> None:
@@ -16,6 +20,7 @@ def test_a_table_for_each_set(run: Callable[..., Result], model: Path, artifact:
     assert result.exit_code == 0
     assert "animals, 2 pairs" in result.stdout
     assert all(metric in result.stdout for metric in (*METRICS, "another seed", "pcr W4A8"))
+    assert denoiser_sizes(read_manifest(artifact)).text in result.stdout
     assert max(len(line.rstrip()) for line in result.stdout.splitlines()) <= 100
 
 
@@ -23,13 +28,18 @@ def test_json_holds_every_figure_and_nothing_else_is_printed(
     run: Callable[..., Result], model: Path, artifact: Path, prompts: Path
 ) -> None:
     result = run("compare", model, artifact, "--prompts", prompts, "--json")
-    document = json.loads(result.stdout)
+    document = json.loads(result.stdout, parse_constant=pytest.fail)
     assert document["schema_version"] == 1
     assert document["recipe"]["exclude"] == ["*attn2.to_k"]
     figures = document["sets"]["animals"]
     for candidate in ("candidate", "other_seed"):
         assert set(figures[candidate]) == METRICS
+        median = figures[candidate].pop(MEDIAN)
+        assert (median["low"], median["high"]) == (None, None)  # three values bound none
         assert all(one["low"] <= one["mean"] <= one["high"] and one["n"] == 3 for one in figures[candidate].values())
+    assert (
+        document["denoiser_bytes"]["packed"] == (artifact / "unet/diffusion_pytorch_model.safetensors").stat().st_size
+    )
     assert figures["candidate"]["latent MSE"]["mean"] == pytest.approx(figures["latent_mse_by_step"][-1])
     assert len(figures["latent_mse_by_step"]) == 3
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from click.testing import Result
 
-from bitbrush.artifact.store import read_manifest
+from bitbrush.artifact.manifest import read_manifest
 from tests.fake_card import fake_card
 
 FAST = ("--method", "pcr", "--rounding", "nearest", "--steps", "2", "--num-prompts", "2")
@@ -18,9 +18,9 @@ def test_quantizes_and_recalibrates_on_a_card(
     run: Callable[..., Result], model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, again = tmp_path / "made", tmp_path / "again"
-    monkeypatch.setattr("bitbrush.artifact.estimate.available_on_card", lambda _: 1 << 40)
+    monkeypatch.setattr("bitbrush.quantization.estimate.available_on_card", lambda _: 1 << 40)
     with fake_card(monkeypatch) as card:
-        monkeypatch.setattr("bitbrush.artifact.machine.find_device", lambda _: card)
+        monkeypatch.setattr("bitbrush.session.machine.find_device", lambda _: card)
         done = run("quantize", model, "-o", made, "--prompts", prompts, "--device", "cuda", *FAST)
         assert done.exit_code == 0, done.stderr
         done = run("recalibrate", made, "-o", again, "--prompts", prompts, "--device", "cuda", "--activations", "6")
@@ -35,7 +35,7 @@ def test_sensitivities_on_a_card_are_the_processors(
     options = ("sensitivity", model, *small, "--activations", 4, "-o")
     assert run(*options, tmp_path / "processor").exit_code == 0
     with fake_card(monkeypatch) as card:
-        monkeypatch.setattr("bitbrush.artifact.machine.find_device", lambda _: card)
+        monkeypatch.setattr("bitbrush.session.machine.find_device", lambda _: card)
         done = run(*options, tmp_path / "card", "--device", "cuda")
         assert done.exit_code == 0, done.stderr
     results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("processor", "card")]
@@ -48,14 +48,14 @@ def test_a_card_that_is_full_is_told_of_before_and_then(
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total of 8.00 GiB.")
 
-    monkeypatch.setattr("bitbrush.artifact.estimate.available_on_card", lambda _: 0)
-    monkeypatch.setattr("bitbrush.artifact.quantization.carry_out", full)
+    monkeypatch.setattr("bitbrush.quantization.estimate.available_on_card", lambda _: 0)
+    monkeypatch.setattr("bitbrush.quantization.quantize.run", full)
     with fake_card(monkeypatch) as card:
-        monkeypatch.setattr("bitbrush.artifact.machine.find_device", lambda _: card)
+        monkeypatch.setattr("bitbrush.session.machine.find_device", lambda _: card)
         done = run("quantize", model, "-o", tmp_path / "new", "--prompts", prompts, "--device", "cuda", *FAST)
     told = " ".join(done.stderr.split())
     assert done.exit_code == 2
-    assert "warning: progressive calibration takes about" in told
+    assert "warning: quantizing takes up to" in told
     assert "error: CUDA out of memory. Tried to allocate 2.00 GiB. Lower the batch size" in told
     assert "total of 8.00" not in told
 
@@ -82,7 +82,7 @@ def test_a_card_that_is_not_there_is_named(
 def test_a_dry_run_is_the_processors(
     run: Callable[..., Result], model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bitbrush.artifact.machine.find_device", torch.device)
+    monkeypatch.setattr("bitbrush.session.machine.find_device", torch.device)
     refused = run("quantize", model, "-o", tmp_path / "new", "--prompts", prompts, "--device", "cuda", "--dry-run")
     assert refused.exit_code == 2
     assert "leave --device out" in " ".join(refused.stderr.split())

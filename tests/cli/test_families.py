@@ -9,7 +9,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 
 from bitbrush import load_full_precision
-from bitbrush.artifact.identity import model_digest
+from bitbrush.sources.identity import model_digest
 from tests.artifact.original_layout import original_layout
 from tests.artifact.pipelines import CASES, UNKNOWN, Case, picture, pipeline
 from tests.cli.conftest import FAST, manifest_of

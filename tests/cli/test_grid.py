@@ -13,8 +13,9 @@ from click.testing import Result
 
 from bitbrush.bench import grid
 from bitbrush.bench.grid_cells import FailedCell, read_cell, write_cell
-from bitbrush.bench.grid_figures import cell_figures, headline
+from bitbrush.bench.grid_figures import CellFigures, Ratios, cell_figures, headline
 from bitbrush.bench.grid_plans import GridPlan
+from bitbrush.bench.metrics.interval import Interval
 from bitbrush.timeline.plan import SamplingPlan
 from tests.artifact.pipelines import CASES, pipeline
 from tests.cli.conftest import FAST
@@ -141,6 +142,33 @@ def test_a_plan_whose_latents_break_is_kept_as_such(tmp_path: Path) -> None:
     assert read_cell(planned, tmp_path / "cell", is_calibrated=False) == failed
     assert cell_figures(failed).problem == failed.problem
     assert headline([cell_figures(failed)]) == "No plan could be measured"
+
+
+def measured_cell(ratio: Interval) -> CellFigures:
+    planned = GridPlan(SamplingPlan(10, 7.5, "ddim"), "DDIMScheduler", 10)
+    return CellFigures(planned, is_calibrated=False, ratios=Ratios(ratio, ratio))
+
+
+KEPT, LOST, OPEN = Interval(1.1, 1.0, 1.25, 16), Interval(2.0, 1.5, 2.6, 16), Interval(1.2, 0.9, 1.6, 16)
+
+
+WITHIN = "other plans keep the latent error within 1.3 times that of recalibrating"
+FEW = Interval(9.0, 8.0, 9.5, 5)
+"""Of five images, whose median nothing bounds."""
+
+
+@pytest.mark.parametrize(
+    ("ratios", "said"),
+    [
+        ([KEPT, KEPT], f"2 of 2 {WITHIN}"),
+        ([KEPT, LOST], f"1 of 2 {WITHIN}; 1 do not (up to 2.00 times)"),
+        ([KEPT, OPEN], f"1 of 2 {WITHIN}; 16 images do not tell of 1"),
+        ([OPEN, OPEN], f"16 images do not tell which of 2 {WITHIN}"),
+        ([FEW], f"5 images do not tell which of 1 {WITHIN}"),
+    ],
+)
+def test_plans_are_kept_or_lost_where_the_interval_tells(ratios: list[Interval], said: str) -> None:
+    assert headline([measured_cell(ratio) for ratio in ratios]) == said
 
 
 def test_schedulers_that_do_not_fit(

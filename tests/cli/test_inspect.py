@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from click.testing import Result
 
 LAYER = "mid_block.resnets.0.conv1"
@@ -48,6 +49,24 @@ def test_bits_of_all_layers_are_plotted(run: Callable[..., Result], artifact: Pa
     plot = (tmp_path / "bits.svg").read_text(encoding="utf-8")
     assert plot.startswith("<svg")
     assert "mean of the layers" in plot
+
+
+@pytest.mark.parametrize(("name", "signature"), [("a.png", b"\x89PNG"), ("a.SVG", b"<svg"), ("a.pdf", b"%PDF")])
+@pytest.mark.parametrize("options", [(), ("--layer", LAYER)])
+def test_a_plots_suffix_says_its_format(
+    run: Callable[..., Result], artifact: Path, tmp_path: Path, options: tuple[str, ...], name: str, signature: bytes
+) -> None:
+    assert run("inspect", artifact, *options, "--plot", tmp_path / name).exit_code == 0
+    assert (tmp_path / name).read_bytes().startswith(signature)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a", "a.svgz"])
+def test_a_plot_of_another_format_is_refused(
+    refused: Callable[..., str], artifact: Path, tmp_path: Path, name: str
+) -> None:
+    said = refused("inspect", artifact, "--plot", tmp_path / name)
+    assert "has no known format; let its name end in .svg, .png, .pdf" in " ".join(said.split())
+    assert not (tmp_path / name).exists()
 
 
 def test_a_static_range_is_named_so(run: Callable[..., Result], model: Path, prompts: Path, tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from tests.artifact.test_lora import LAYER, written
 from tests.cli.conftest import FAST
+from tests.sources.test_lora import LAYER, written
 
 
 @pytest.fixture

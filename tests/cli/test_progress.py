@@ -8,7 +8,7 @@ from rich.console import Console
 
 from bitbrush.cli import progress
 from bitbrush.cli.progress import Shown, shown
-from bitbrush.timeline.progress import PlannedWork, planned, silent
+from bitbrush.session.progress import PlannedWork, planned, silent
 
 Pass = Callable[[float], None]
 

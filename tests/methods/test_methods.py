@@ -12,12 +12,12 @@ from diffusers import StableDiffusionPipeline
 
 import bitbrush
 from bitbrush.artifact.tensors import layer_tensors
+from bitbrush.calibration.relaxing import MeasuredRelaxation, Relaxation
 from bitbrush.methods import METHODS
 from bitbrush.methods.method import Outcome
 from bitbrush.methods.recipe import Recipe, Rounding
 from bitbrush.rounding import adaround, reconstruction
-from bitbrush.timeline.plan import MeasuredRelaxation, Relaxation
-from bitbrush.timeline.progress import Advance, silent
+from bitbrush.session.progress import Advance, silent
 from tests.recorded_progress import RecordedProgress
 
 PROMPTS = ("a red cat", "two blue dogs on the left", "a green tree", "a house")

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bitbrush.calibration.relaxing import Relaxation
 from bitbrush.methods.recipe import Recipe, Rounding, read_recipe
-from bitbrush.numerics.ranges import RangeEstimator
-from bitbrush.numerics.weights import WeightRange
-from bitbrush.timeline.plan import Relaxation, SamplingPlan
+from bitbrush.numerics.limits import RangeEstimator, WeightRange
+from bitbrush.timeline.plan import SamplingPlan
 
 RECIPES = st.builds(
     Recipe,
@@ -152,3 +152,43 @@ def test_pipeline_arguments_are_a_table_or_strings(given: object) -> None:
 def test_other_pipeline_arguments_are_refused(given: object, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         Recipe().updated({"pipeline_arguments": given})
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("sigmas=14,7,2", (14, 7, 2)),
+        ("sigmas=14.5, 7, 2e-1", (14.5, 7, 0.2)),
+        ("sigmas=[14, 7]", (14, 7)),
+        ("height=768", 768),
+        ("aesthetic=a,b", "a,b"),
+        ("size=1,b", "1,b"),
+        ("negative_prompt=blurry, grey", "blurry, grey"),
+        ("negative_prompt=1,2", "1,2"),
+        ("negative_prompt=2024", "2024"),
+        ("negative_prompt=null", "null"),
+        ("negative_prompt=a=b", "a=b"),
+        ("negative_prompt=", ""),
+        ('negative_prompt_2="blue"', "blue"),
+        ('prompt_3=["a", "b"]', ("a", "b")),
+        ("prompt_2=[a, b]", "[a, b]"),
+        ("prompt_2=[1, 2]", "[1, 2]"),
+    ],
+)
+def test_values_on_the_command_line(text: str, value: object) -> None:
+    recipe = Recipe().updated({"pipeline_arguments": [text]})
+    assert recipe.pipeline_arguments == ((text.partition("=")[0], value),)
+    assert Recipe().updated(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+@pytest.mark.parametrize("value", [3, [], ["a", 1], True])
+def test_prompts_are_texts(value: object) -> None:
+    with pytest.raises(ValueError, match=r"pipeline argument negative_prompt is .*; it must be a text, or a list of"):
+        Recipe().updated({"pipeline_arguments": {"negative_prompt": value}})
+
+
+def test_a_plan_with_some_of_its_keys_replaced() -> None:
+    recipe = Recipe(steps=7, pipeline_arguments=(("height", 768), ("strength", 0.5)))
+    plan = recipe.plan_with({"steps": None, "guidance_scale": 2, "pipeline_arguments": ["strength=0.25", "eta=1"]})
+    assert plan == SamplingPlan(7, 2.0, None, (("height", 768), ("strength", 0.25), ("eta", 1)))
+    assert recipe.plan_with({}) == recipe.plan

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from bitbrush.network.first_token import FirstToken, answer_first_token
+from bitbrush.network.first_token import FirstToken, answer_first_token, start_token_ratio
 from bitbrush.network.inputs import InputObserver, fake_quantize_input
 from bitbrush.numerics.affine import AffineGrid
 
@@ -80,3 +80,23 @@ def test_ranges_are_those_of_the_other_tokens() -> None:
         network["other"](x)
     assert observer.histogram("key").high == float(x[:, 1:].max())
     assert observer.histogram("other").high == 800.0
+
+
+def test_the_ratio_is_of_norms_and_of_texts_alone() -> None:
+    x = torch.ones(3, 5, 4)
+    x[:, 0] *= 7
+    x[0] = 0  # an empty prompt of SDXL
+    x[1, 1] *= 100  # one word far out
+    assert start_token_ratio(x) == pytest.approx(7)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.zeros(2, 5, 4),
+        torch.ones(2, 1, 4),
+        torch.stack([torch.ones(5, 4), torch.ones(5, 4) + torch.eye(5, 4)]),  # as of an encoder that is not causal
+    ],
+)
+def test_texts_without_a_common_start_token_have_no_ratio(x: torch.Tensor) -> None:
+    assert start_token_ratio(x) is None

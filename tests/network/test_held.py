@@ -23,9 +23,10 @@ from bitbrush.network.held import (
     weight_shape,
 )
 from bitbrush.network.layers import set_weight
-from bitbrush.numerics.weights import WeightRange, round_to_nearest, weight_grid
-from bitbrush.timeline import spool as spools
-from bitbrush.timeline.spool import Spool
+from bitbrush.numerics.limits import WeightRange
+from bitbrush.numerics.weights import round_to_nearest, weight_grid
+from bitbrush.session import offload as spools
+from bitbrush.session.offload import Spool
 
 
 def network() -> nn.Module:

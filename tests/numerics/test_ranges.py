@@ -10,7 +10,8 @@ from torch import Tensor
 
 from bitbrush.numerics.affine import AffineGrid, fake_quantize
 from bitbrush.numerics.histogram import BINS, Histogram
-from bitbrush.numerics.ranges import PERCENTILE, RangeEstimator
+from bitbrush.numerics.limits import RangeEstimator
+from bitbrush.numerics.ranges import PERCENTILE, find_qparams
 
 SEEDS = st.integers(0, 2**32)
 BITS = st.integers(3, 10)
@@ -24,7 +25,7 @@ def heavy_tailed(seed: int, *, size: int = 20_000, shift: float = 0.0) -> Tensor
 
 
 def grid_of(estimator: RangeEstimator, x: Tensor, bits: int) -> AffineGrid:
-    (grid,) = estimator.grids([Histogram.of(x)], [bits])
+    (grid,) = find_qparams(estimator, [Histogram.of(x)], [bits])
     return grid
 
 
@@ -116,9 +117,9 @@ def test_degenerate_histograms(estimator: RangeEstimator) -> None:
 def test_histograms_do_not_influence_each_other(estimator: RangeEstimator) -> None:
     histograms = [Histogram.of(heavy_tailed(seed, shift=seed) * 10.0**seed) for seed in range(-2, 3) if seed != -1]
     bits = [8, 4, 10, 6]
-    together = estimator.grids(histograms, bits)
+    together = find_qparams(estimator, histograms, bits)
     for histogram, b, grid in zip(histograms, bits, together, strict=True):
-        (alone,) = estimator.grids([histogram], [b])
+        (alone,) = find_qparams(estimator, [histogram], [b])
         assert alone.bits == grid.bits == b
         assert math.isclose(alone.scale, grid.scale, rel_tol=1e-6)
         assert alone.zero_point == grid.zero_point
@@ -126,4 +127,4 @@ def test_histograms_do_not_influence_each_other(estimator: RangeEstimator) -> No
 
 def test_as_many_bits_as_histograms() -> None:
     with pytest.raises(ValueError, match="zip"):
-        RangeEstimator.MIN_MAX.grids([Histogram.of(torch.ones(1))], [8, 8])
+        find_qparams(RangeEstimator.MIN_MAX, [Histogram.of(torch.ones(1))], [8, 8])

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bitbrush.numerics.weights import WeightGrid, WeightRange, round_to_nearest, weight_grid
+from bitbrush.numerics.limits import WeightRange
+from bitbrush.numerics.weights import WeightGrid, round_to_nearest, weight_grid
 
 SEEDS = st.integers(0, 2**32)
 BITS = st.integers(2, 8)

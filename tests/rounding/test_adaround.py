@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Generator, nn
 
-from bitbrush.numerics.weights import QuantizedWeight, WeightRange
+from bitbrush.numerics.limits import WeightRange
+from bitbrush.numerics.weights import QuantizedWeight
 from bitbrush.rounding import adaround as module
 from bitbrush.rounding.adaround import FIRST_BETA, LAST_BETA, _beta, adaround, round_alone
 from bitbrush.rounding.blocks import BlockCall, BlockInputs, Rows

@@ -22,8 +22,8 @@ from bitbrush.rounding.blocks import (
     reconstruction_blocks,
     walks,
 )
-from bitbrush.timeline import spool as spools
-from bitbrush.timeline.spool import Spool, is_away
+from bitbrush.session import offload as spools
+from bitbrush.session.offload import Spool, is_away
 from bitbrush.timeline.trajectory import DenoiserCall
 
 

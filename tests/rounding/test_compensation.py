@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor, nn
 
 from bitbrush.network.layers import set_weight
-from bitbrush.numerics.weights import WeightRange, round_to_nearest, weight_grid
+from bitbrush.numerics.limits import WeightRange
+from bitbrush.numerics.weights import round_to_nearest, weight_grid
 from bitbrush.rounding import compensation
 from bitbrush.rounding.compensation import Compensated, round_with_compensation
-from bitbrush.timeline import spool as spools
-from bitbrush.timeline.spool import Spool, is_away
+from bitbrush.session import offload as spools
+from bitbrush.session.offload import Spool, is_away
 
 Layer = nn.Conv2d | nn.Linear
 LAYERS = {

@@ -15,23 +15,23 @@ from torch import Tensor, nn
 from bitbrush.network.family import Family
 from bitbrush.network.layers import LayerSpec, layer_specs, set_weight
 from bitbrush.network.unet import UNET
-from bitbrush.numerics.weights import QuantizedWeight, WeightRange
+from bitbrush.numerics.limits import WeightRange
+from bitbrush.numerics.weights import QuantizedWeight
 from bitbrush.rounding import reconstruction
 from bitbrush.rounding.compensation import Compensated
 from bitbrush.rounding.learned import COMPENSATED, Procedure, learn_rounding
 from bitbrush.rounding.nearest import RoundedLayer, round_all_to_nearest
 from bitbrush.rounding.samples import record_samples
-from bitbrush.timeline import spool as spools
-from bitbrush.timeline.cost import CallCounter
+from bitbrush.session import offload as spools
+from bitbrush.session.offload import IN_MEMORY, Spool, is_away
+from bitbrush.session.session import Session
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.progress import silent
-from bitbrush.timeline.spool import IN_MEMORY, Spool, is_away
 from bitbrush.timeline.trajectory import DenoiserCall, prompt_batches
 
 
 def samples_of(pipe: StableDiffusionPipeline, seed: int, *, prompts: int) -> list[DenoiserCall]:
     batches = prompt_batches([f"cat {i} and dog" for i in range(prompts)], seed, prompts)
-    return record_samples(pipe, UNET, batches, SamplingPlan(steps=8), silent, CallCounter())
+    return record_samples(pipe, UNET, batches, SamplingPlan(steps=8), Session())
 
 
 def output_error(denoiser: nn.Module, rounded: Mapping[str, RoundedLayer], samples: Sequence[DenoiserCall]) -> float:
@@ -44,7 +44,7 @@ def output_error(denoiser: nn.Module, rounded: Mapping[str, RoundedLayer], sampl
 
 def learn(pipe: StableDiffusionPipeline, samples: Sequence[DenoiserCall]) -> dict[str, RoundedLayer]:
     specs = layer_specs(pipe.unet, UNET, weight_bits=4)
-    return learn_rounding(pipe.unet, UNET, specs, WeightRange.MSE, samples, silent)
+    return learn_rounding(pipe.unet, UNET, specs, WeightRange.MSE, samples, Session())
 
 
 def test_beats_nearest_on_the_denoisers_output(tiny_pipe: StableDiffusionPipeline) -> None:
@@ -116,7 +116,7 @@ def test_memory_does_not_grow_with_samples(
 
     def peak(samples: Sequence[DenoiserCall], spool: Spool) -> int:
         seen.clear()
-        learn_rounding(tiny_pipe.unet, UNET, specs, WeightRange.MSE, samples, silent, spool=spool, procedure=counted)
+        learn_rounding(tiny_pipe.unet, UNET, specs, WeightRange.MSE, samples, Session(offload=spool), procedure=counted)
         return max(seen)
 
     in_memory = [peak(all_samples[:count], IN_MEMORY) for count in (1, 4)]
@@ -129,7 +129,7 @@ def test_memory_does_not_grow_with_samples(
 def test_a_single_row_is_enough_to_run(tiny_pipe: StableDiffusionPipeline) -> None:
     batches = prompt_batches(["a cat"], 0, 1)
     plan = SamplingPlan(steps=2, guidance_scale=1.0)
-    samples = record_samples(tiny_pipe, UNET, batches, plan, silent, CallCounter())
+    samples = record_samples(tiny_pipe, UNET, batches, plan, Session())
     assert [len(sample.args[0]) for sample in samples] == [1]
     learned = learn(tiny_pipe, samples)
     assert all(layer.weight.dequantize().isfinite().all() for layer in learned.values())
@@ -168,7 +168,7 @@ class Network(nn.Module):
 def learn_network(network: Network, *, leave_out: str, procedure: Procedure = COMPENSATED) -> dict[str, RoundedLayer]:
     family = replace(UNET, denoiser_class=Network, edge_layers=lambda _: (), block_classes=(Block,))
     specs = specs_of(network, family, leave_out)
-    return learn_rounding(network, family, specs, WeightRange.MSE, [CALL], silent, procedure=procedure)
+    return learn_rounding(network, family, specs, WeightRange.MSE, [CALL], Session(), procedure=procedure)
 
 
 def specs_of(network: Network, family: Family, leave_out: str) -> list[LayerSpec]:

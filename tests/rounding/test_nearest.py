@@ -8,7 +8,7 @@ from diffusers import StableDiffusionPipeline
 
 from bitbrush.network.layers import layer_specs
 from bitbrush.network.unet import UNET
-from bitbrush.numerics.weights import WeightRange
+from bitbrush.numerics.limits import WeightRange
 from bitbrush.rounding.nearest import round_all_to_nearest
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
-from bitbrush.numerics.weights import QuantizedWeight, WeightRange, round_to_nearest, weight_grid
+from bitbrush.numerics.limits import WeightRange
+from bitbrush.numerics.weights import QuantizedWeight, round_to_nearest, weight_grid
 from bitbrush.rounding.blocks import BlockCall, BlockInputs, Rows
 from bitbrush.rounding.compensation import Compensated
 from bitbrush.rounding.reconstruction import HELD_OUT, reconstruct

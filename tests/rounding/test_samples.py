@@ -6,9 +6,8 @@ from diffusers import StableDiffusionPipeline
 
 from bitbrush.network.unet import UNET
 from bitbrush.rounding.samples import EVERY, MAX_PROMPTS, PROMPTS_PER_CALL, record_samples
-from bitbrush.timeline.cost import CallCounter
+from bitbrush.session.session import Session
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.progress import silent
 from bitbrush.timeline.trajectory import DenoiserCall, planned_timesteps, prompt_batches
 
 PLAN = SamplingPlan(steps=8, guidance_scale=1.0)
@@ -16,8 +15,8 @@ PLAN = SamplingPlan(steps=8, guidance_scale=1.0)
 
 def recorded(pipe: StableDiffusionPipeline, prompts: int, batch_size: int) -> tuple[list[DenoiserCall], int]:
     batches = prompt_batches([f"cat {i}" for i in range(prompts)], 0, batch_size)
-    calls = CallCounter()
-    return record_samples(pipe, UNET, batches, PLAN, silent, calls), calls.per_batch
+    session = Session()
+    return record_samples(pipe, UNET, batches, PLAN, session), session.costs.calls
 
 
 def test_the_batches_together_cover_every_second_call(tiny_pipe: StableDiffusionPipeline) -> None:
@@ -44,7 +43,7 @@ def test_some_prompts_suffice_however_they_are_batched(
 
 def test_samples_are_those_of_the_full_precision_model(tiny_pipe: StableDiffusionPipeline) -> None:
     (batch,) = prompt_batches(["a cat", "a dog"], 3, 2)
-    samples = record_samples(tiny_pipe, UNET, [batch], PLAN, silent, CallCounter())
+    samples = record_samples(tiny_pipe, UNET, [batch], PLAN, Session())
     given: list[torch.Tensor] = []
     tiny_pipe.unet.register_forward_pre_hook(lambda _, args: given.append(args[0].clone()))
     tiny_pipe(

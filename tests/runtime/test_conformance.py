@@ -13,7 +13,13 @@ import bitbrush
 from bitbrush.network.layers import LayerSpec, QuantizedLayer, layer_specs
 from bitbrush.network.unet import UNET
 from bitbrush.numerics.affine import AffineGrid, quantize
-from bitbrush.numerics.weights import QuantizedWeight, WeightGrid, WeightRange, round_to_nearest, weight_grid
+from bitbrush.numerics.limits import WeightRange
+from bitbrush.numerics.weights import (
+    QuantizedWeight,
+    WeightGrid,
+    round_to_nearest,
+    weight_grid,
+)
 from bitbrush.runtime.onednn.runtime import OneDnnRuntime
 from bitbrush.runtime.reference import ReferenceRuntime
 from bitbrush.runtime.tools import best_tools

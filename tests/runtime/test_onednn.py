@@ -10,9 +10,15 @@ from torch import Tensor, nn
 
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.numerics.affine import AffineGrid
-from bitbrush.numerics.weights import QuantizedWeight, WeightGrid, WeightRange, round_to_nearest, weight_grid
+from bitbrush.numerics.limits import WeightRange
+from bitbrush.numerics.weights import (
+    QuantizedWeight,
+    WeightGrid,
+    round_to_nearest,
+    weight_grid,
+)
+from bitbrush.runtime.forward import compute_in
 from bitbrush.runtime.nibbles import from_nibbles, to_nibbles
-from bitbrush.runtime.onednn.lowering import compute_in
 from bitbrush.runtime.onednn.runtime import OneDnnRuntime
 from bitbrush.runtime.onednn.weights import Memory
 from bitbrush.runtime.reference import ReferenceRuntime

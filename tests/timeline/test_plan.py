@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitbrush.timeline.plan import Relaxation, SamplingPlan, average_bits, bits_at
+from bitbrush.calibration.relaxing import Relaxation, average_bits, bits_at
+from bitbrush.timeline.plan import SamplingPlan
 
 STEPS = st.integers(1, 200)
 HUNDREDTHS = st.lists(st.integers(0, 100), min_size=2, max_size=2, unique=True).map(sorted)

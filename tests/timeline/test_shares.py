@@ -2,7 +2,7 @@
 
 import pytest
 
-from bitbrush.timeline.ranks import Ranks
+from bitbrush.session.ranks import Ranks
 from bitbrush.timeline.shares import own_pieces
 from bitbrush.timeline.trajectory import join, prompt_batches
 

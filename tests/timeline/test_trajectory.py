@@ -278,7 +278,50 @@ def test_a_pipeline_is_called_with_what_it_takes(tiny_pipe: StableDiffusionPipel
     assert "guidance_scale" not in call_arguments(Unguided(), PromptBatch(("a cat",), (0,)), PLAN)
 
 
-@pytest.mark.parametrize("name", ["strength", "generator", "num_inference_steps", "callback_on_step_end"])
+class Recorded:
+    """A pipeline's call with the annotations that diffusers' pipelines have."""
+
+    def __call__(
+        self,
+        prompt: str | list[str],
+        num_inference_steps: int,
+        generator: object,
+        prompt_2: str | list[str] | None = None,
+        negative_prompt: str = "",
+        negative_prompt_2: str | list[str] | None = None,
+        sigmas: list[float] | None = None,
+        original_size: tuple[int, int] | None = None,
+        editing_prompt: str | list[str] | None = None,
+    ) -> None: ...
+
+
+@pytest.mark.parametrize("name", ["prompt_2", "negative_prompt", "negative_prompt_2"])
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+@pytest.mark.parametrize("texts", ["blue", ("blue",), ("a", "b", "c")])
+def test_texts_that_accompany_prompts_are_dealt_to_them(
+    name: str, batch_size: int, texts: str | tuple[str, ...]
+) -> None:
+    """The same to the same prompts, however these are divided, joined, and shared by processes."""
+    plan = SamplingPlan(arguments=((name, texts),))
+    batches = prompt_batches(PROMPTS, 0, batch_size)
+    dealt = [text for batch in batches for text in call_arguments(Recorded(), batch, plan)[name]]
+    cycle = (texts,) if isinstance(texts, str) else texts
+    assert dealt == [cycle[i % len(cycle)] for i in range(len(PROMPTS))]
+    assert call_arguments(Recorded(), join(batches), plan)[name] == dealt
+    assert call_arguments(Recorded(), join(batches)[3:], plan)[name] == dealt[3:]
+
+
+def test_other_values_stay_one_for_all_prompts() -> None:
+    arguments = (("sigmas", (14.0, 7.0)), ("original_size", (64, 32)), ("editing_prompt", ("hat", "coat")))
+    (batch,) = prompt_batches(PROMPTS[:3], 0, 3)
+    given = call_arguments(Recorded(), batch, SamplingPlan(arguments=(*arguments, ("negative_prompt", None))))
+    assert given["sigmas"] == [14.0, 7.0]
+    assert given["original_size"] == (64, 32)
+    assert given["editing_prompt"] == ["hat", "coat"]
+    assert given["negative_prompt"] is None
+
+
+@pytest.mark.parametrize("name", ["prompt", "strength", "generator", "num_inference_steps", "callback_on_step_end"])
 def test_a_pipeline_is_not_called_with_anything_else(tiny_pipe: StableDiffusionPipeline, name: str) -> None:
     batch = PromptBatch(("a cat",), (0,))
     with pytest.raises(ValueError, match=f"StableDiffusionPipeline cannot be given '{name}'; it takes height, width"):

@@ -2,26 +2,27 @@
 
 import json
 import shlex
+from contextlib import suppress
 from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, not in __all__
 
 from bitbrush.artifact.sizes import denoiser_sizes
 from bitbrush.methods.removed import without_removed
 
-_CARD = """---
-base_model: {base_model}
-base_model_relation: quantized
-library_name: diffusers
-pipeline_tag: text-to-image
-tags: [bitbrush, quantized]
+_TEXT = """---
+{{ card_data }}
 ---
-# {base_model}, {method} W{weights}A{activations}
+# {{ base_model }}, {{ method }} W{{ weights }}A{{ activations }}
 
-The denoiser of `{base_model}` quantized by bitbrush: {quantized} of {layers} Conv2d and Linear layers,
-{average_bits:.2f} activation bits on average over the denoising steps. Its weights take {sizes}.
+The denoiser of `{{ base_model }}` quantized by bitbrush: {{ quantized }} of {{ layers }} Conv2d and Linear layers,
+{{ average_bits }} activation bits on average over the denoising steps. Its weights take {{ sizes }}.
 
 ```python
 import bitbrush
-pipe = bitbrush.load("THIS_DIRECTORY")
+pipe = bitbrush.load("THIS_DIRECTORY")  # or its hub id
 pipe("a large red apple on a blue background").images[0].save("apple.png")
 ```
 
@@ -30,14 +31,17 @@ After `bitbrush.register()`, diffusers' own `DiffusionPipeline.from_pretrained("
 Made by (`manifest.json` holds the whole recipe, the layers, the hashes and what each phase cost):
 
 ```
-{command}
+{{ command }}
 ```
 """
 
 
 def model_card(manifest: dict[str, Any]) -> str:
+    """Returns the card, whose metadata the hub reads."""
     recipe = manifest["recipe"]
-    return _CARD.format(
+    card = ModelCard.from_template(
+        _metadata(manifest["base_model"]),
+        template_str=_TEXT,
         base_model=manifest["base_model"],
         method=recipe["method"],
         weights=recipe["weights"],
@@ -45,8 +49,24 @@ def model_card(manifest: dict[str, Any]) -> str:
         layers=len(manifest["layers"]),
         quantized=sum(layer["excluded"] is None for layer in manifest["layers"]),
         sizes=denoiser_sizes(manifest).text,
-        average_bits=manifest["plan"]["average_activation_bits"],
+        average_bits=f"{manifest['plan']['average_activation_bits']:.2f}",
         command=quantize_command(manifest),
+    )
+    return f"{card}\n"
+
+
+def _metadata(base_model: str) -> ModelCardData:
+    """The hub refuses a base model that is no hub id, such as a folder of this machine: the text alone names it."""
+    hub_id = None
+    with suppress(HFValidationError):
+        validate_repo_id(base_model)
+        hub_id = base_model
+    return ModelCardData(
+        base_model=hub_id,
+        base_model_relation="quantized" if hub_id else None,
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=["bitbrush", "quantized"],
     )
 
 

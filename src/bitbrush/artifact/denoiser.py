@@ -3,11 +3,11 @@
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Never
+from typing import Any
 
 import diffusers
 from accelerate import init_empty_weights
-from torch import nn
+from torch import Tensor, nn
 
 from bitbrush.artifact.tensor_file import TensorFile
 from bitbrush.artifact.tensors import LAYER_KEYS, layer_from_tensors
@@ -17,8 +17,9 @@ from bitbrush.network.skip_inputs import split_
 from bitbrush.runtime.choose import Choice
 from bitbrush.runtime.interface import Execution
 from bitbrush.runtime.lowered import lower
-from bitbrush.timeline.allocator import return_freed_memory
-from bitbrush.timeline.progress import Progress, silent
+from bitbrush.session.allocator import return_freed_memory
+from bitbrush.session.progress import Progress, silent
+from bitbrush.sources.networks import KEYS_SHOWN, is_finite
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CONFIG = "config.json"
@@ -30,6 +31,27 @@ def load_denoiser(folder: Path, choice: Choice) -> nn.Module:
     Raises ValueError or KeyError if the folder's tensors are not those of its configuration.
     """
     return_freed_memory()  # before anything large is made: the heap would keep its size
+    denoiser, layers = _read_denoiser(folder)
+    lower(denoiser, choice, layers)
+    return denoiser.eval().requires_grad_(False)
+
+
+def check_denoiser(folder: Path) -> nn.Module:
+    """Reads all that :func:`load_denoiser` would, layer by layer, and keeps nothing: the denoiser has no values.
+
+    Raises as :func:`load_denoiser`.
+    """
+    denoiser, layers = _read_denoiser(folder)
+    for _ in layers:
+        pass
+    tensors = TensorFile(folder / WEIGHTS)
+    if bad := [name for name in tensors if not is_finite(tensors[name])]:
+        raise ValueError(f"the denoiser holds NaN or infinity in {', '.join(bad[:KEYS_SHOWN])}")
+    return denoiser.to("meta")
+
+
+def _read_denoiser(folder: Path) -> tuple[nn.Module, Iterator[QuantizedLayer]]:
+    """The denoiser with the values of what is not quantized, and its quantized layers, read as they are taken."""
     denoiser, quantization = _empty_denoiser(folder)
     bits: dict[str, int] = quantization["weight_bits"]
     tensors = TensorFile(folder / WEIGHTS)
@@ -39,9 +61,7 @@ def load_denoiser(folder: Path, choice: Choice) -> nn.Module:
     lacking = [name for name in missing if name.rpartition(".")[0] not in bits]
     if lacking or unexpected:
         raise ValueError(f"its tensors are not the configuration's: {', '.join((lacking or unexpected)[:3])}")
-    lower(denoiser, choice, _layers(denoiser, bits, tensors))
-    object.__setattr__(denoiser, "save_pretrained", _refuse_saving)
-    return denoiser.eval().requires_grad_(False)
+    return denoiser, quantized_layers(denoiser, bits, tensors)
 
 
 def denoiser_executions(folder: Path, choice: Choice, progress: Progress = silent) -> tuple[Execution, ...]:
@@ -50,14 +70,10 @@ def denoiser_executions(folder: Path, choice: Choice, progress: Progress = silen
     bits: dict[str, int] = quantization["weight_bits"]
     found = []
     with progress("inspecting", len(bits)) as advance:
-        for layer in _layers(denoiser, bits, TensorFile(folder / WEIGHTS)):
+        for layer in quantized_layers(denoiser, bits, TensorFile(folder / WEIGHTS)):
             found.append(choice.runtime.execution(denoiser.get_submodule(layer.name), layer))
             advance()
     return tuple(found)
-
-
-def _refuse_saving(*_: Any, **__: Any) -> Never:
-    raise ValueError("a quantized denoiser is not serializable from memory; copy the artifact's folder instead")
 
 
 def denoiser_of(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -83,10 +99,21 @@ def _empty_denoiser(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
         return denoiser_of(folder)
 
 
-def _layers(denoiser: nn.Module, bits: dict[str, int], tensors: TensorFile) -> Iterator[QuantizedLayer]:
-    shapes = {name: _shape(denoiser.get_submodule(name)) for name in bits}
+def quantized_layers(
+    denoiser: nn.Module, bits: Mapping[str, int], tensors: Mapping[str, Tensor]
+) -> Iterator[QuantizedLayer]:
+    """The layers of an artifact's denoiser, each read when it is taken.
+
+    Raises KeyError or ValueError for one whose tensors are missing or of other shapes.
+    """
+    originals = {name: denoiser.get_submodule(name) for name in bits}
+    shapes = {name: _shape(original) for name, original in originals.items()}
+    has_bias = {name: original.bias is not None for name, original in originals.items()}
     for name, shape in shapes.items():
-        yield layer_from_tensors(name, shape, bits[name], tensors)
+        layer = layer_from_tensors(name, shape, bits[name], tensors)
+        if has_bias[name] != (layer.bias is not None):
+            raise ValueError(f"layer {name} {'lacks its bias' if has_bias[name] else 'has a bias in the file alone'}")
+        yield layer
 
 
 def _shape(layer: nn.Module) -> tuple[int, ...]:

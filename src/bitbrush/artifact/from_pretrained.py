@@ -17,6 +17,7 @@ from bitbrush.network.low_rank import branch_
 from bitbrush.network.skip_inputs import split_
 from bitbrush.runtime.choose import RuntimeName, choose_runtime
 from bitbrush.runtime.lowered import lower
+from bitbrush.sources.networks import KEYS_SHOWN
 
 
 class QuantMethod(StrEnum):
@@ -72,7 +73,7 @@ class BitbrushConfig(QuantizationConfigMixin):
 
 
 class _Expected(nn.Module):
-    """Stands where a layer will be while diffusers matches the file's keys with the model's."""
+    """Stands where a layer will be while diffusers reads and places the tensors of the file as its parameters."""
 
     def __init__(self, original: nn.Conv2d | nn.Linear, absent: set[str]) -> None:
         super().__init__()
@@ -90,12 +91,20 @@ class BitbrushQuantizer(DiffusersQuantizer):
 
     quantization_config: BitbrushConfig
 
-    def __init__(self, quantization_config: BitbrushConfig, **kwargs: Any) -> None:
-        super().__init__(quantization_config, **kwargs)
-        self._tensors: dict[str, Tensor] = {}
+    def validate_environment(self, *_: Any, device_map: Any = None, **__: Any) -> None:
+        """Raises ValueError for a map that distributes the denoiser over devices."""
+        devices = {str(device) for device in device_map.values()} if isinstance(device_map, dict) else set()
+        if len(devices) > 1:
+            raise ValueError(
+                f"device_map distributes the denoiser over {', '.join(sorted(devices))}, but a quantized one computes "
+                "on one device: give device_map={'': DEVICE}"
+            )
 
     def update_torch_dtype(self, _: torch.dtype | None) -> torch.dtype:
-        """float32 whatever is asked for: scales of 1e-9 would be nothing in half precision."""
+        """float32 whatever is asked for: scales of 1e-9 would be nothing in half precision.
+
+        The denoiser takes and gives any type all the same, cast at each call.
+        """
         return torch.float32
 
     @property
@@ -110,7 +119,9 @@ class BitbrushQuantizer(DiffusersQuantizer):
     def create_quantized_param(
         self, model: nn.Module, param_value: Tensor, param_name: str, target_device: Any, *_: Any, **__: Any
     ) -> None:
-        self._tensors[param_name] = param_value.to(target_device)
+        name, _dot, key = param_name.rpartition(".")
+        parameter = nn.Parameter(param_value.to(target_device), requires_grad=False)
+        model.get_submodule(name).register_parameter(key, parameter)
 
     def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> None:
         split_(model, self.quantization_config.split_skips)
@@ -120,16 +131,28 @@ class BitbrushQuantizer(DiffusersQuantizer):
             _set_submodule(model, name, _Expected(model.get_submodule(name), absent))  # type: ignore[arg-type]
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
+        self._require_tensors(model)
         layers = [self._restore(model, name, bits) for name, bits in self.quantization_config.weight_bits.items()]
-        self._tensors.clear()
         lower(model, choose_runtime(RuntimeName.REFERENCE), layers)
         return model
+
+    def _require_tensors(self, model: nn.Module) -> None:
+        """diffusers itself only logs what is missing."""
+        state = model.state_dict()
+        missing = [key for key, tensor in state.items() if tensor.is_meta]
+        if missing:
+            raise ValueError(
+                f"the artifact's {type(model).__name__} lacks {len(missing)} of its {len(state)} tensors "
+                f"({', '.join(missing[:KEYS_SHOWN])}); quantize or copy it again"
+            )
 
     def _restore(self, model: nn.Module, name: str, bits: int) -> QuantizedLayer:
         expected = model.get_submodule(name)
         assert isinstance(expected, _Expected)
         original = expected.original
-        layer = layer_from_tensors(name, tuple(original.weight.shape), bits, self._tensors)
+        read = {key: parameter for key, parameter in expected.named_parameters() if not parameter.is_meta}
+        tensors = {f"{name}.{key}": parameter.detach().cpu() for key, parameter in read.items()}
+        layer = layer_from_tensors(name, tuple(original.weight.shape), bits, tensors)
         _set_submodule(model, name, original.to("meta"))  # its values are the layer's
         return layer
 

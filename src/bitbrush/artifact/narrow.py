@@ -1,41 +1,17 @@
 """Networks that are not quantized, stored as narrowly as loses nothing."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from bitbrush.network.held import HALF, held_weights, state_readers
+from bitbrush.network.narrow import lossless_type
 
 INDEX = "*.safetensors.index.json"
-
-
-def lossless_type(tensors: Iterable[Tensor]) -> torch.dtype:
-    """Half precision, or else bfloat16, if every float32 number among them is one of its own; float32 otherwise.
-
-    So it is with networks of a checkpoint in that type, whatever they were loaded in. Looks no further than needed.
-    """
-    left = list(HALF)
-    for tensor in tensors:
-        if tensor.dtype == torch.float32:
-            left = [dtype for dtype in left if torch.equal(tensor.to(dtype).float(), tensor)]
-        if not left:
-            break
-    return left[0] if left else torch.float32
-
-
-def narrow_bytes(network: nn.Module) -> int:
-    """What :func:`narrow_files` leaves of the network's tensors."""
-    dtype = lossless_type(read() for read in state_readers(network).values())
-    tensors = network.state_dict().values()
-    floats = sum(tensor.numel() for tensor in tensors if tensor.dtype == torch.float32)
-    others = sum(int(tensor.nbytes) for tensor in tensors if tensor.dtype != torch.float32)
-    size: int = dtype.itemsize * (held_weights(network) + floats) + others
-    return size
 
 
 def narrow_files(folder: Path) -> None:

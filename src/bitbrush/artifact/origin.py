@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from bitbrush.artifact.models import ModelOptions
+from bitbrush.sources.models import ModelOptions
 
 OLDER = "none: made by an older bitbrush"
 

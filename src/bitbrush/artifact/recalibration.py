@@ -14,33 +14,23 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
-from bitbrush.artifact.checkpoint_type import in_type
-from bitbrush.artifact.denoiser import WEIGHTS, denoiser_of
-from bitbrush.artifact.quantization import Quantization, quantization_job, run_method
+from bitbrush.artifact.denoiser import WEIGHTS, denoiser_of, quantized_layers
+from bitbrush.artifact.manifest import artifact_folder, reading_tensors
 from bitbrush.artifact.store import artifact_digest, verify
-from bitbrush.artifact.tensors import layer_from_tensors
-from bitbrush.artifact.work import require_same_job
-from bitbrush.methods.recipe import Recipe
+from bitbrush.methods import METHODS
+from bitbrush.methods.recipe import KEYS, Recipe
 from bitbrush.network import generic
 from bitbrush.network.layers import set_weight
+from bitbrush.quantization.quantize import Quantization, finish, prepare
+from bitbrush.quantization.work import require_same_work
 from bitbrush.rounding.nearest import RoundedLayer
-from bitbrush.timeline.progress import Progress, silent
-from bitbrush.timeline.ranks import ranks
-from bitbrush.timeline.spool import PROCESSOR
+from bitbrush.session.offload import PROCESSOR
+from bitbrush.session.progress import Progress, silent
+from bitbrush.session.ranks import ranks
+from bitbrush.sources.networks import load_pipeline
 
-KEYS = (
-    "activations",
-    "relax",
-    "activation_range",
-    "steps",
-    "guidance_scale",
-    "scheduler",
-    "pipeline_arguments",
-    "num_prompts",
-    "batch_size",
-    "seed",
-)
-"""Keys of a recipe that decide nothing about the weights."""
+RECALIBRATED = tuple(name for name, declared in KEYS.items() if declared.recalibrates)
+"""Recipe keys that an artifact's rounded weights leave free."""
 
 
 def recalibrate(
@@ -59,23 +49,29 @@ def recalibrate(
     processes share it as they share quantizing. Raises ArtifactError if the artifact is not intact, ValueError for a
     key that weights depend on.
     """
-    root = Path(directory)
+    root = artifact_folder(directory)
     manifest = verify(root)
-    fixed = [key for key in keys if key not in KEYS]
+    fixed = [key for key in keys if key not in RECALIBRATED]
     if fixed:
-        raise ValueError(f"{fixed[0]} is not to be changed without rounding anew; recalibrate takes {', '.join(KEYS)}")
+        raise ValueError(
+            f"{fixed[0]} is not to be changed without rounding anew; recalibrate takes {', '.join(RECALIBRATED)}"
+        )
     if keys.get("scheduler") == "own" != manifest["recipe"]["scheduler"]:
         raise ValueError(f"{root} holds {manifest['plan']['scheduler']}, not the base model's own; name a scheduler")
     recipe = Recipe().updated(manifest["recipe"]).updated(keys)
-    pipe, rounded = load_rounded(root, manifest)
+    with reading_tensors(root):
+        pipe, rounded = load_rounded(root, manifest)
     pipe.to(device)
     is_generic = manifest["denoiser"]["family"] == generic.NAME
     with ranks() as own, own.together():
-        job = quantization_job(
+        state = prepare(
             pipe, recipe, prompts, inputs=inputs, generic=is_generic, rounded=rounded, progress=progress, ranks=own
         )
-        require_same_job(job)
-        made = run_method(job)
+        # Other prompts decide nothing about the start token.
+        state = replace(state, start_token_ratio=manifest["plan"].get("start_token_ratio"))
+        require_same_work(state)
+        stages = METHODS[recipe.method].stages
+        made = finish(tuple(stage for stage in stages if not stage.changes_network), state)
     return replace(made, recalibrated={"manifest": manifest, "digest": artifact_digest(root)})
 
 
@@ -83,17 +79,14 @@ def load_rounded(root: Path, manifest: Mapping[str, Any]) -> tuple[DiffusionPipe
     """A float32 pipeline whose denoiser has the artifact's weights, inputs not quantized; and the integers."""
     component = manifest["denoiser"]["component"]
     tensors = load_file(root / component / WEIGHTS)
-    entries = [entry for entry in manifest["layers"] if entry["excluded"] is None]
-    layers = [
-        layer_from_tensors(entry["name"], tuple(entry["shape"]), entry["weight_bits"], tensors) for entry in entries
-    ]
+    denoiser, packed = denoiser_of(root / component)
+    layers = quantized_layers(denoiser, packed["weight_bits"], tensors)
     rounded = {layer.name: RoundedLayer(layer.weight, layer.bias, layer.first) for layer in layers}
-    denoiser, _ = denoiser_of(root / component)
     expected = denoiser.state_dict().keys()
     others = {key: tensors[key] for key in expected if key.rpartition(".")[0] not in rounded}
     denoiser.load_state_dict(others, strict=False)
     for name, layer in rounded.items():
         set_weight(denoiser.get_submodule(name), layer.weight.dequantize(), layer.bias)
-    pipe = DiffusionPipeline.from_pretrained(root, **in_type(torch.float32), **{component: denoiser.eval()})
+    pipe = load_pipeline(root, components={component: denoiser.eval()})
     pipe.set_progress_bar_config(disable=True)
     return pipe, rounded

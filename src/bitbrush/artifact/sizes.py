@@ -10,13 +10,14 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from torch import nn
 
-from bitbrush.artifact.checkpoint_type import variant_files
-from bitbrush.artifact.model_names import SINGLE_FILE
-from bitbrush.artifact.models import ModelOptions
-from bitbrush.artifact.narrow import narrow_bytes
-from bitbrush.artifact.single_file import DENOISER, MODEL_INDEX
 from bitbrush.artifact.tensor_file import TensorFile
 from bitbrush.network.held import held_weights
+from bitbrush.network.narrow import narrow_bytes
+from bitbrush.sources.checkpoint_type import variant_files
+from bitbrush.sources.model_names import SINGLE_FILE
+from bitbrush.sources.models import ModelOptions
+from bitbrush.sources.networks import MODEL_INDEX
+from bitbrush.sources.single_file import DENOISER
 from bitbrush.zoo import model_path
 
 MIB = 2**20

@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -17,13 +18,21 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bitbrush.artifact.card import model_card, quantize_command
-from bitbrush.artifact.checkpoint_type import component_types, in_type
-from bitbrush.artifact.denoiser import WEIGHTS, load_denoiser
+from bitbrush.artifact.denoiser import WEIGHTS, check_denoiser, load_denoiser
 from bitbrush.artifact.from_pretrained import BitbrushConfig
-from bitbrush.artifact.identity import model_digest
-from bitbrush.artifact.models import ModelOptions
+from bitbrush.artifact.manifest import (
+    CARD,
+    FORMAT,
+    MANIFEST,
+    SCHEMA_VERSION,
+    ArtifactError,
+    artifact_folder,
+    file_digests,
+    read_manifest,
+    reading_tensors,
+    require_intact,
+)
 from bitbrush.artifact.narrow import narrow_files
-from bitbrush.artifact.quantization import Quantization
 from bitbrush.artifact.replacing import complete_folder
 from bitbrush.artifact.sizes import checkpoint_bytes, float32_bytes
 from bitbrush.artifact.tensors import layer_from_tensors, layer_tensors, other_tensors
@@ -31,22 +40,21 @@ from bitbrush.artifact.vocabulary import save_vocabulary
 from bitbrush.methods.recipe import Recipe
 from bitbrush.methods.removed import removed_setting
 from bitbrush.network.families import FAMILY_NAMES
-from bitbrush.network.held import in_float32, in_memory
+from bitbrush.network.held import in_memory
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.network.low_rank import branch_ranks
+from bitbrush.network.narrow_weight import compute_in_float32
 from bitbrush.network.skip_inputs import split_begins
+from bitbrush.quantization.quantize import Quantization
 from bitbrush.runtime.choose import Choice, runtime_named
 from bitbrush.runtime.onednn.weights import Memory
-from bitbrush.timeline.disk import require_replaceable, writing
-
-MANIFEST = "manifest.json"
-FORMAT = "bitbrush-artifact"
-CARD = "README.md"
-SCHEMA_VERSION = 1
-
-
-class ArtifactError(ValueError):
-    """The directory is no intact artifact that this version reads."""
+from bitbrush.session.disk import require_replaceable, writing
+from bitbrush.sources.checkpoint_type import component_types
+from bitbrush.sources.identity import model_digest
+from bitbrush.sources.models import ModelOptions
+from bitbrush.sources.networks import MODEL_INDEX, load_networks, load_pipeline
+from bitbrush.sources.savable import refuse_saving, saved_class
+from bitbrush.timeline.defaults import plain_defaults
 
 
 def require_free(directory: Path, *, overwrite: bool = True) -> None:
@@ -85,6 +93,8 @@ def save(
 ) -> Path:
     """Writes the artifact beside its place and moves it there when it is complete; replaces one that stands there.
 
+    What was written is read again before it is moved.
+
     ``base_model`` and ``options``: what the full-precision pipeline was loaded by, for the manifest; a recalibrated
     artifact has them from the one it was made of. Raises ValueError where neither tells, DiskError where the disk is
     full or read-only; nothing half-written is left then.
@@ -97,19 +107,24 @@ def save(
         target.parent.mkdir(parents=True, exist_ok=True)
         with complete_folder(target) as fresh:
             _write(quantization, fresh, origin, sizes)
+            _require_loadable(fresh, quantization.family.component)
     return target
 
 
 def load(
-    directory: str | os.PathLike[str], *, runtime: str = "auto", dtype: str | None = None, memory: str = "expanded"
+    directory: str | os.PathLike[str],
+    *,
+    runtime: str = "auto",
+    dtype: str | torch.dtype | None = None,
+    memory: str = "expanded",
 ) -> DiffusionPipeline:
     """The quantized pipeline, as :func:`load_with` gives it, the executor by the names of ``bitbrush generate``.
 
     ``runtime``: onednn (8-bit kernels), cuda (the same on an NVIDIA card, where the pipeline then is),
     reference (exact integers, emulated in float32), or auto, the fastest that this machine runs exactly. ``dtype``: of
-    everything between the integer products, float32 or bfloat16; None: bfloat16 where it is fast. ``memory``: low
-    keeps weights of up to 4 bits packed. Raises ValueError for other names, and where this machine cannot run the
-    executor.
+    everything between the integer products, float32 or bfloat16, by its name or torch's own; None: bfloat16 where it
+    is fast. ``memory``: low keeps weights of up to 4 bits packed. Raises ValueError for other names, and where this
+    machine cannot run the executor.
     """
     return load_with(directory, runtime_named(runtime, dtype, memory))
 
@@ -123,17 +138,20 @@ def load_with(directory: str | os.PathLike[str], choice: Choice) -> DiffusionPip
     Raises ArtifactError if the directory is no artifact, of a newer schema, incomplete or altered, or if it holds what
     this version of transformers cannot read.
     """
-    root = Path(directory)
+    with plain_defaults():
+        return _load(artifact_folder(directory), choice)
+
+
+def _load(root: Path, choice: Choice) -> DiffusionPipeline:
     manifest = verify(root)
     component = manifest["denoiser"]["component"]
     _require_known_family(manifest["denoiser"]["family"])
     _require_agreement(root, manifest)
     try:
-        denoiser = load_denoiser(root / component, choice)
-        types = in_type(component_types(root) if choice.memory is Memory.LOW else torch.float32)
-        pipe = DiffusionPipeline.from_pretrained(root, **types, use_safetensors=True, **{component: denoiser})
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise ArtifactError(f"{root} does not hold what {MANIFEST} lists: {error}; quantize again") from error
+        with reading_tensors(root):
+            denoiser = load_denoiser(root / component, choice)
+            types = component_types(root) if choice.memory is Memory.LOW else torch.float32
+            pipe = load_pipeline(root, types, components={component: denoiser})
     except ImportError as error:  # of what a tokenizer is read by, where its class is another version's
         saved_with = manifest["versions"]["transformers"]
         raise ArtifactError(
@@ -144,27 +162,20 @@ def load_with(directory: str | os.PathLike[str], choice: Choice) -> DiffusionPip
     placed: DiffusionPipeline = choice.place(pipe)
     for name, part in placed.components.items():
         if name != component and isinstance(part, torch.nn.Module):
-            setattr(placed, name, in_float32(part))
+            compute_in_float32(part)
+    object.__setattr__(placed, "save_pretrained", refuse_saving)  # before anything is written
     return placed
 
 
-def is_artifact(directory: str | os.PathLike[str]) -> bool:
-    """Whether there is a manifest; what it says is checked when it is read."""
-    return (Path(directory) / MANIFEST).is_file()
-
-
-def artifact_digest(directory: str | os.PathLike[str]) -> str:
-    """SHA-256 over the hashes of all files that decide the artifact's pictures.
-
-    The model card is left out: it tells what quantizing cost, which differs from run to run.
-    """
-    files = {name: digest for name, digest in read_manifest(directory)["files"].items() if name != CARD}
+def artifact_digest(source: str | os.PathLike[str]) -> str:
+    """SHA-256 over the hashes of all files that decide the artifact's images; the model card does not."""
+    files = {name: digest for name, digest in read_manifest(source)["files"].items() if name != CARD}
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def read_layer(directory: str | os.PathLike[str], name: str) -> QuantizedLayer:
     """One quantized layer of an artifact. Raises KeyError if it has none of that name."""
-    root = Path(directory)
+    root = artifact_folder(directory)
     manifest = read_manifest(root)
     (entry,) = [layer for layer in manifest["layers"] if layer["name"] == name] or [None]
     if entry is None or entry["excluded"] is not None:
@@ -175,7 +186,7 @@ def read_layer(directory: str | os.PathLike[str], name: str) -> QuantizedLayer:
 
 def read_layers(directory: str | os.PathLike[str]) -> Iterator[QuantizedLayer]:
     """All quantized layers of an artifact, in order."""
-    root = Path(directory)
+    root = artifact_folder(directory)
     manifest = read_manifest(root)
     tensors = load_file(root / manifest["denoiser"]["component"] / WEIGHTS)
     for entry in manifest["layers"]:
@@ -183,39 +194,15 @@ def read_layers(directory: str | os.PathLike[str]) -> Iterator[QuantizedLayer]:
             yield layer_from_tensors(entry["name"], tuple(entry["shape"]), entry["weight_bits"], tensors)
 
 
-def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
-    """The manifest, its format and schema version checked."""
-    path = Path(directory) / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise ArtifactError(f"{directory} is no bitbrush artifact: it has no {MANIFEST}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path} is damaged: {error}; quantize again") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or "schema_version" not in manifest:
-        raise ArtifactError(f"{path} is not the manifest of a bitbrush artifact")
-    if manifest["schema_version"] > SCHEMA_VERSION:
-        raise ArtifactError(
-            f"{path} has schema version {manifest['schema_version']}; this bitbrush reads up to {SCHEMA_VERSION}: "
-            "upgrade bitbrush"
-        )
-    return dict(manifest)
-
-
-def verify(directory: str | os.PathLike[str]) -> dict[str, Any]:
-    """The manifest, after comparing every file's hash with it.
+def verify(source: str | os.PathLike[str]) -> dict[str, Any]:
+    """The manifest of an artifact's folder or hub id, after comparing every file's hash with it.
 
     Raises ArtifactError naming the first file that differs, or the setting that this version does not know any more.
     """
-    root = Path(directory)
+    root = artifact_folder(source)
     manifest = read_manifest(root)
     _require_known_settings(root, manifest)
-    for name, expected in manifest["files"].items():
-        path = root / name
-        if not path.is_file():
-            raise ArtifactError(f"{path} is missing; the artifact is incomplete: quantize or copy it again")
-        if _sha256(path) != expected:
-            raise ArtifactError(f"{path} was altered or truncated (SHA-256 differs): quantize or copy it again")
+    require_intact(root, manifest)
     return manifest
 
 
@@ -226,6 +213,19 @@ def _most_bytes(quantization: Quantization) -> int:
     rest = other_tensors(getattr(pipe, component), {layer.name: layer for layer in layers})
     integers = sum(layer.weight.w_q.numel() * layer.weight.grid.bits // 8 for layer in layers)
     return sum(map(float32_bytes, others)) + integers + sum(tensor.nbytes for tensor in rest.values())
+
+
+def _require_loadable(root: Path, component: str) -> None:
+    """Proves that the artifact loads, one network in memory at a time, without computing anything.
+
+    Raises ValueError if it does not.
+    """
+    try:
+        networks = load_networks(root, component_types(root), omit=(component,))
+        empty = {name: network.to("meta") for name, network in networks}
+        load_pipeline(root, components={**empty, component: check_denoiser(root / component)})
+    except (ImportError, KeyError, ValueError, RuntimeError, OSError, SafetensorError) as error:
+        raise ValueError(f"the artifact was not kept, as it does not load: {error}") from error
 
 
 def _require_known_settings(root: Path, manifest: dict[str, Any]) -> None:
@@ -276,7 +276,7 @@ def _origin(quantization: Quantization, base_model: str | None, options: ModelOp
 def _write(quantization: Quantization, root: Path, origin: dict[str, Any], sizes: dict[str, int]) -> None:
     pipe, component = quantization.source, quantization.family.component
     root.mkdir()
-    pipe.save_config(root)
+    _write_index(pipe, root)
     for name, part in pipe.components.items():
         if name != component and hasattr(part, "save_pretrained"):
             whole: Any = in_memory(part) if isinstance(part, torch.nn.Module) else part
@@ -296,13 +296,27 @@ def _write(quantization: Quantization, root: Path, origin: dict[str, Any], sizes
     save_file(tensors, root / component / WEIGHTS, metadata={"format": "pt"})
     manifest = _manifest(quantization, origin, sizes, root)
     (root / CARD).write_text(model_card(manifest), encoding="utf-8")
-    manifest["files"] = {
-        str(p.relative_to(root).as_posix()): _sha256(p) for p in sorted(root.rglob("*")) if p.is_file()
-    }
+    manifest["files"] = file_digests(root)
     (root / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     mode = (root / MANIFEST).stat().st_mode
     for name in manifest["files"]:
         (root / name).chmod(mode)  # safetensors makes files that none but their owner may read
+
+
+def _write_index(pipe: DiffusionPipeline, root: Path) -> None:
+    """The pipeline's ``model_index.json``, with a class that diffusers knows."""
+    pipe.save_config(root)
+    known = saved_class(pipe)
+    if known is not type(pipe):
+        index = json.loads((root / MODEL_INDEX).read_text(encoding="utf-8"))
+        index["_class_name"] = known.__name__
+        (root / MODEL_INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        own = type(pipe).__name__
+        warnings.warn(
+            f"{own} is no class of diffusers: the artifact loads as a {known.__name__}, whose components "
+            f"{own}(**bitbrush.load(DIR).components) takes over",
+            stacklevel=4,
+        )
 
 
 def _write_config(denoiser: Any, quantization: BitbrushConfig, directory: Path) -> None:
@@ -335,10 +349,12 @@ def _manifest(quantization: Quantization, origin: dict[str, Any], sizes: dict[st
         "schema_version": SCHEMA_VERSION,
         **origin,
         "recipe": recipe.to_dict(),
+        "pipeline_class": type(quantization.source).__name__,
         "plan": {
             "scheduler": type(quantization.source.scheduler).__name__,
             "timesteps": list(quantization.outcome.planned),
             "average_activation_bits": quantization.average_activation_bits,
+            "start_token_ratio": quantization.outcome.start_token_ratio,
         },
         "denoiser": {
             "component": component,
@@ -354,8 +370,3 @@ def _manifest(quantization: Quantization, origin: dict[str, Any], sizes: dict[st
             **{name: importlib.metadata.version(name) for name in ("bitbrush", "torch", "diffusers", "transformers")},
         },
     }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -81,6 +81,8 @@ def layer_from_tensors(name: str, shape: tuple[int, ...], bits: int, tensors: Ma
     if entry("weight_scale").dim() != 1:
         raise ValueError(f"layer {name} has scales for groups of its inputs (group_size); quantize again without them")
     grid = WeightGrid(entry("weight_scale"), entry("weight_zero_point"), bits)
+    if not len(grid.scale) == len(grid.zero_point) == shape[0]:
+        raise ValueError(f"layer {name} has {len(grid.scale)} weight scales for {shape[0]} output channels")
     weight = QuantizedWeight(unpack(entry("weight"), bits, shape), grid)
     known = f"{name}.first_input" in tensors
     first = FirstToken(entry("first_input"), entry("first_output")) if known else None

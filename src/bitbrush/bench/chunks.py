@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitbrush.bench.files import write_whole
-from bitbrush.timeline.progress import Progress
-from bitbrush.timeline.ranks import Ranks
+from bitbrush.session.progress import Progress
+from bitbrush.session.ranks import Ranks
 
 T = TypeVar("T")
 

@@ -19,8 +19,8 @@ from bitbrush.bench.metrics.ssim import ssim
 from bitbrush.bench.networks.clip import Clip
 from bitbrush.bench.networks.extractor import FeatureExtractor
 from bitbrush.bench.networks.lpips import Lpips
-from bitbrush.timeline.progress import Progress
-from bitbrush.timeline.ranks import Ranks
+from bitbrush.session.progress import Progress
+from bitbrush.session.ranks import Ranks
 
 PAIRED = {PSNR: psnr, SSIM: ssim, IMAGE_MSE: image_mse}
 _DEFECTS = ("", "black", "constant")

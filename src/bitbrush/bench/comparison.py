@@ -8,13 +8,13 @@ import numpy as np
 from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
 
-from bitbrush.artifact.quantization import require_inputs
 from bitbrush.bench.generation import Generated, generate, generating_work
-from bitbrush.bench.metrics.interval import Interval, bootstrap_mean
-from bitbrush.bench.metrics.paired import latent_mse_by_step, paired_metrics
+from bitbrush.bench.metrics.interval import Interval
+from bitbrush.bench.metrics.paired import latent_mse_by_step, paired_figures, paired_metrics
 from bitbrush.bench.subjects import require_alike
+from bitbrush.quantization.quantize import require_inputs
+from bitbrush.session.progress import Progress, planned, silent
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.progress import Progress, planned, silent
 from bitbrush.timeline.trajectory import prompt_batches
 
 
@@ -70,4 +70,4 @@ def compare(
 
 
 def _intervals(reference: Generated, other: Generated) -> dict[str, Interval]:
-    return {metric: bootstrap_mean(values) for metric, values in paired_metrics(reference, other).items()}
+    return paired_figures(paired_metrics(reference, other))

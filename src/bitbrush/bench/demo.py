@@ -8,18 +8,29 @@ from typing import Any
 import numpy as np
 from diffusers import DiffusionPipeline
 
-from bitbrush.artifact.models import load_full_precision
-from bitbrush.artifact.quantization import Quantization, quantization_job, quantization_works, quantize
+from bitbrush.artifact.manifest import read_manifest
 from bitbrush.artifact.sizes import denoiser_sizes
-from bitbrush.artifact.store import load, read_manifest, save
+from bitbrush.artifact.store import load, save
 from bitbrush.bench.demo_page import SHOWN, Contest, demo_page, demo_results
 from bitbrush.bench.files import require_own, write_whole
 from bitbrush.bench.generation import Generated, generate, generating_work
 from bitbrush.bench.page import write_page
 from bitbrush.methods import METHODS
 from bitbrush.methods.recipe import Recipe
+from bitbrush.quantization.quantize import (
+    Quantization,
+    planned_work,
+    prepare,
+    quantize,
+)
+from bitbrush.session.progress import (
+    PlannedWork,
+    Progress,
+    planned,
+    silent,
+)
+from bitbrush.sources.models import load_full_precision
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.progress import PlannedWork, Progress, planned, silent
 from bitbrush.timeline.trajectory import PromptBatch, prompt_batches
 from bitbrush.zoo import prompt_set
 
@@ -76,7 +87,7 @@ def _recipes(keys: Mapping[str, Any]) -> dict[str, Recipe]:
 def _works(pipe: DiffusionPipeline, recipes: Mapping[str, Recipe], pairs: int) -> list[PlannedWork]:
     """What the demo will report of: three quantizations, and pictures of them and two of full precision."""
     prompts = prompt_set(MODEL, "coco", "calibration")
-    rtn, pcr, one_shot = (quantization_works(quantization_job(pipe, one, prompts)) for one in recipes.values())
+    rtn, pcr, one_shot = (planned_work(prepare(pipe, one, prompts)) for one in recipes.values())
     batches = [batch for style in _batches(pairs, SEED).values() for batch in style]
     pictures = generating_work(pipe, batches, recipes["pcr"].plan)
     return [*rtn, *pcr, one_shot[-1], *[pictures] * (2 + len(recipes))]  # one-shot has pcr's weights

@@ -10,14 +10,14 @@ from importlib.metadata import version
 import numpy as np
 from numpy.typing import NDArray
 
-from bitbrush.artifact.quantization import Quantization
 from bitbrush.artifact.sizes import MIB, DenoiserSizes
 from bitbrush.bench.generation import Generated
+from bitbrush.bench.metrics.counts import FEWEST_DECIDING
 from bitbrush.bench.metrics.interval import Interval, bootstrap_difference, bootstrap_mean
 from bitbrush.bench.metrics.paired import LATENT_MSE, PSNR, latent_mse_by_step, paired_metrics
-from bitbrush.bench.page import CandidateRow, DemoPage, GalleryRow, PagePlot
-from bitbrush.bench.plot_scales import Axis, Scale
-from bitbrush.bench.plots import STEP_AXIS, Series, line_plot
+from bitbrush.bench.page import CandidateRow, DemoPage, GalleryRow
+from bitbrush.bench.plots import STEP_AXIS, Axis, LinePlot, Scale, Series
+from bitbrush.quantization.quantize import Quantization
 
 GALLERY_ROWS = 4
 COMMAND = "bitbrush demo"
@@ -106,7 +106,9 @@ def _verdict(contest: Contest) -> str:
     rtn, pcr = (contest.all_pairs(name, PSNR) for name in SHOWN)
     gain = bootstrap_difference(rtn, pcr)
     packed, checkpoint, float32 = _mib(contest.sizes["pcr"])
-    if gain.low > 0:
+    if gain.n < FEWEST_DECIDING:
+        found = f"{gain.n} images are too few to tell PCR from round-to-nearest"
+    elif gain.low > 0:
         found = f"PCR stays {gain.mean:.1f} dB nearer to full precision than round-to-nearest"
     else:
         found = f"PCR is not measurably nearer to full precision than round-to-nearest ({gain.mean:+.1f} dB)"
@@ -198,7 +200,7 @@ def _mib(sizes: DenoiserSizes) -> tuple[float, float, float]:
     return sizes.packed / MIB, sizes.checkpoint / MIB, sizes.float32 / MIB
 
 
-def _range_plot(contest: Contest) -> PagePlot:
+def _range_plot(contest: Contest) -> LinePlot:
     """The layer whose range changes most over the steps."""
     ranges = {
         layer.name: np.array([grid.range for grid in layer.schedule.grids])
@@ -214,15 +216,14 @@ def _range_plot(contest: Contest) -> PagePlot:
         Series("rtn, highest", steps, [high] * len(steps)),
         Series("rtn, lowest", steps, [low] * len(steps)),
     ]
-    svg = line_plot(series, title=name, x_axis=STEP_AXIS, y_axis=Axis("value of the layer's input"))
     caption = (
         f"The input of {name}, of all layers the one whose range changes most. One static range has to hold what any "
         "step produces; PCR has a range for each step."
     )
-    return PagePlot("A layer's range", svg, caption)
+    return LinePlot("A layer's range", series, STEP_AXIS, Axis("value of the layer's input"), caption)
 
 
-def _error_plot(contest: Contest) -> PagePlot:
+def _error_plot(contest: Contest) -> LinePlot:
     names = {"rtn": "rtn: static", "one-shot": "one-shot", "pcr": "progressive (pcr)"}
     series = []
     for name, label in names.items():
@@ -230,9 +231,9 @@ def _error_plot(contest: Contest) -> PagePlot:
         intervals = [bootstrap_mean(errors[:, step], resamples=2000) for step in range(errors.shape[1])]
         means, lows, highs = zip(*((i.mean, i.low, i.high) for i in intervals), strict=True)
         series.append(Series(label, list(range(len(means))), means, lows, highs))
-    svg = line_plot(series, title="Latent MSE to full precision", x_axis=STEP_AXIS, y_axis=Axis(LATENT_MSE, Scale.LOG))
+    error = Axis(f"{LATENT_MSE} to full precision", Scale.LOG)
     caption = (
         "Distance of the latents from those of full precision after each denoiser call, with 95 % intervals over "
         f"{len(contest.all_pairs('pcr', PSNR))} prompts. One-shot and progressive share their weights."
     )
-    return PagePlot("Error over the steps", svg, caption)
+    return LinePlot("Error over the steps", series, STEP_AXIS, error, caption)

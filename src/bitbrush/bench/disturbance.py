@@ -13,15 +13,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bitbrush.bench.generation import denoiser_calls
-from bitbrush.calibration.ranges import ActivationBits, Calibration
+from bitbrush.calibration.observe import ActivationBits, Calibration
 from bitbrush.network.families import denoiser_name, family_of
 from bitbrush.network.inputs import InputObserver, fake_quantize_input
 from bitbrush.network.layers import layer_specs
 from bitbrush.numerics.affine import AffineGrid
-from bitbrush.numerics.ranges import RangeEstimator
-from bitbrush.timeline.journal import Journal
+from bitbrush.numerics.limits import RangeEstimator
+from bitbrush.session.journal import Journal
+from bitbrush.session.progress import (
+    Advance,
+    PlannedWork,
+    Progress,
+    planned,
+)
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.progress import Advance, PlannedWork, Progress, planned
 from bitbrush.timeline.trajectory import DenoiserCall, PromptBatch, start
 
 UNDISTURBED, DISTURBING = "undisturbed", "disturbing"
@@ -61,7 +66,7 @@ class QuantizedActivations:
         names = [spec.name for spec in self._calibration.layers]
         with observer.watching(denoiser, names):
             call.run(denoiser)
-        grids = self._calibration.grids(observer, call.timestep, (call.timestep,))
+        grids = self._calibration.qparams(observer, call.timestep, (call.timestep,))
         with _quantized(denoiser, grids):
             return call.run(denoiser)
 

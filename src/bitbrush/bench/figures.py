@@ -12,26 +12,17 @@ from bitbrush.bench.metrics.clip_score import clip_score
 from bitbrush.bench.metrics.cmmd import cmmd
 from bitbrush.bench.metrics.counts import share_interval
 from bitbrush.bench.metrics.frechet import frechet_interval
-from bitbrush.bench.metrics.interval import (
-    Interval,
-    bootstrap_difference,
-    bootstrap_gap,
-    bootstrap_mean,
-    median_interval,
-)
+from bitbrush.bench.metrics.interval import Interval, bootstrap_difference, bootstrap_gap, bootstrap_mean
 from bitbrush.bench.metrics.kid import kid
-from bitbrush.bench.metrics.latent_mse import geometric_mean
-from bitbrush.bench.metrics.paired import LATENT_MSE, PSNR, SSIM
+from bitbrush.bench.metrics.paired import PSNR, SSIM, latent_mse_figures
 from bitbrush.bench.networks.chosen import Networks
-from bitbrush.bench.prompts import Domain, PromptSet
 from bitbrush.bench.qdiffbench import Entry, Pictures
 from bitbrush.bench.verdict import ALIKE_SSIM, Evidence, Verdict, verdict
-from bitbrush.timeline.progress import Progress
+from bitbrush.session.progress import Progress
+from bitbrush.sources.prompts import Domain, PromptSet
 
 WORST = 10
 ALIKE = f"pairs alike (SSIM ≥ {ALIKE_SSIM:g})"
-GEOMETRIC, MEDIAN = f"{LATENT_MSE}, geometric mean", f"{LATENT_MSE}, median"
-"""Of the usual image; the mean is that of the few images that turn into other ones."""
 NAN = "NaN latents"
 
 
@@ -195,7 +186,7 @@ def _figures(measured: _Measured, names: _Names) -> dict[str, Interval]:
     alike = measured.values[SSIM] >= ALIKE_SSIM
     figures[ALIKE] = share_interval(int(alike.sum()), alike.size)
     if measured.errors.size:
-        figures |= _latent_figures(measured.errors[:, -1])
+        figures |= latent_mse_figures(measured.errors[:, -1])
     figures[names.distance] = frechet_interval(*measured.features)
     figures[names.kid] = kid(*measured.features)
     figures[names.cmmd] = cmmd(*measured.clips)
@@ -204,16 +195,6 @@ def _figures(measured: _Measured, names: _Names) -> dict[str, Interval]:
     figures[names.match] = bootstrap_difference(reference, candidate)
     figures[names.change] = bootstrap_mean(np.abs(candidate - reference))
     return figures
-
-
-def _latent_figures(errors: NDArray[np.float64]) -> dict[str, Interval]:
-    """The usual image first; the geometric mean is left out where a pair is exactly alike."""
-    geometric = geometric_mean(errors)
-    return {
-        **({GEOMETRIC: geometric} if geometric else {}),
-        MEDIAN: Interval(*median_interval(errors), errors.size),
-        LATENT_MSE: bootstrap_mean(errors),
-    }
 
 
 def _of_set(measured: _Measured, pairs: Pairs, names: _Names) -> SetFigures:

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from pathlib import Path
 
-from bitbrush.timeline.disk import require_writable, write_whole
+from bitbrush.session.disk import require_writable, write_whole
 
 __all__ = ["require_own", "write_whole"]
 

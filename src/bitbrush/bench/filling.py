@@ -7,9 +7,9 @@ from diffusers import DiffusionPipeline
 
 from bitbrush.bench.generation import GENERATING, denoiser_calls, generate_batch
 from bitbrush.bench.image_set import ImageSet
+from bitbrush.session.progress import Progress
+from bitbrush.session.ranks import Ranks
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.progress import Progress
-from bitbrush.timeline.ranks import Ranks
 from bitbrush.timeline.trajectory import prompt_batches
 
 

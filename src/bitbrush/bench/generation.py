@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bitbrush.network.families import denoiser_name
+from bitbrush.session.progress import PlannedWork, Progress, silent
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.progress import PlannedWork, Progress, silent
 from bitbrush.timeline.trajectory import PromptBatch, call_arguments, planned_timesteps
 
 GENERATING = "generating"

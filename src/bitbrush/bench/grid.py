@@ -17,20 +17,21 @@ import numpy as np
 from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
 
+from bitbrush.artifact.manifest import read_manifest
 from bitbrush.artifact.recalibration import recalibrate
-from bitbrush.artifact.schedulers import with_scheduler
-from bitbrush.artifact.store import load_with, read_manifest, save
+from bitbrush.artifact.store import load_with, save
 from bitbrush.bench.generation import NonFiniteLatents, generate_each
 from bitbrush.bench.grid_cells import WORST, FailedCell, Fidelity, GridCell, read_cell, write_cell
 from bitbrush.bench.grid_plans import GridPlan
-from bitbrush.bench.input_images import inputs_digest
 from bitbrush.bench.metrics.latent_mse import latent_mse
 from bitbrush.bench.metrics.psnr import psnr
 from bitbrush.bench.qdiffbench import plan_facts
 from bitbrush.bench.subjects import Subject, require_alike, with_scheduler_of
 from bitbrush.methods.recipe import Recipe
 from bitbrush.runtime.choose import Choice
-from bitbrush.timeline.progress import Advance, Progress, part_of
+from bitbrush.session.progress import Advance, Progress, part_of
+from bitbrush.sources.input_images import inputs_digest
+from bitbrush.sources.schedulers import with_scheduler
 from bitbrush.timeline.trajectory import PromptBatch
 
 SCHEMA_VERSION = 1

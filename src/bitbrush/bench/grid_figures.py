@@ -90,14 +90,17 @@ def headline(figures: Sequence[CellFigures]) -> str:
 
 
 def _standings(ratios: Sequence[Interval]) -> str:
-    count = Counter(map(standing, ratios))
-    within = f"within {TOLERATED:g} times that of recalibrating"
-    parts = [f"{count[Standing.KEPT]} of {len(ratios)} other plans keep the latent error {within}"]
-    if count[Standing.LOST]:
+    count, images = Counter(map(standing, ratios)), ratios[0].n
+    kept, lost, undecided = (count[one] for one in (Standing.KEPT, Standing.LOST, Standing.OPEN))
+    within = f"the latent error within {TOLERATED:g} times that of recalibrating"
+    if undecided == len(ratios):
+        return f"{images} images do not tell which of {undecided} other plans keep {within}"
+    parts = [f"{kept} of {len(ratios)} other plans keep {within}"]
+    if lost:
         most = max(ratio.mean for ratio in ratios if standing(ratio) is Standing.LOST)
-        parts.append(f"{count[Standing.LOST]} do not (up to {most:.2f} times)")
-    if count[Standing.OPEN]:
-        parts.append(f"{ratios[0].n} images are too few to tell of {count[Standing.OPEN]}")
+        parts.append(f"{lost} do not (up to {most:.2f} times)")
+    if undecided:
+        parts.append(f"{images} images do not tell of {undecided}")
     return "; ".join(parts)
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 from diffusers import DiffusionPipeline
 
-from bitbrush.artifact.schedulers import STOCHASTIC, names_for, with_scheduler
 from bitbrush.network.families import denoiser_name
+from bitbrush.sources.schedulers import STOCHASTIC, names_for, with_scheduler
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.trajectory import PromptBatch, planned_timesteps
 

@@ -5,9 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bitbrush.artifact.models import ModelOptions
-from bitbrush.artifact.quantization import require_inputs
-from bitbrush.artifact.store import read_manifest
+from bitbrush.artifact.manifest import read_manifest
 from bitbrush.bench.files import require_own, write_whole
 from bitbrush.bench.grid import CELLS, GridJob, Recalibration, measure_grid
 from bitbrush.bench.grid_figures import CellFigures, cell_figures
@@ -15,8 +13,10 @@ from bitbrush.bench.grid_page import grid_page
 from bitbrush.bench.grid_plans import GridPlan
 from bitbrush.bench.grid_results import grid_results
 from bitbrush.bench.subjects import open_candidate, open_reference, plan_for
+from bitbrush.quantization.quantize import require_inputs
 from bitbrush.runtime.choose import Choice
-from bitbrush.timeline.progress import Progress, silent
+from bitbrush.session.progress import Progress, silent
+from bitbrush.sources.models import ModelOptions
 from bitbrush.timeline.trajectory import PromptBatch
 
 RESULTS, REPORT = "results.json", "report.html"

@@ -5,7 +5,6 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +12,7 @@ from PIL import Image
 
 from bitbrush.bench.files import write_whole
 from bitbrush.bench.metrics.interval import Interval
+from bitbrush.bench.plots import LinePlot
 from bitbrush.bench.templating import environment
 
 
@@ -49,20 +49,12 @@ class CandidateRow:
     figures: Mapping[str, Mapping[str, Interval]]
 
 
-class PagePlot(NamedTuple):
-    """An `<svg>` element, as `plots.line_plot` returns it, what it shows in a few words, and what to see in it."""
-
-    heading: str
-    svg: str
-    caption: str
-
-
 @dataclass(frozen=True, slots=True)
 class DemoPage:
     """Everything the page says. The first of `candidates` is full precision; the gallery's columns keep their order.
 
     `verdict` is one sentence, `command` makes the page again, `facts` tell how it was made (plan, prompts, versions,
-    cost of each phase). All text is escaped; the plots' SVG alone is taken as it is.
+    cost of each phase). All text is escaped.
 
     Raises ValueError where candidates are missing or called alike, or a gallery row does not have an image of each and
     a PSNR of all but the first.
@@ -74,7 +66,7 @@ class DemoPage:
     facts: Mapping[str, str]
     gallery: Sequence[GalleryRow]
     candidates: Sequence[CandidateRow]
-    plots: Sequence[PagePlot]
+    plots: Sequence[LinePlot]
 
     def __post_init__(self) -> None:
         names = [candidate.name for candidate in self.candidates]

@@ -16,10 +16,10 @@ from PIL import Image
 
 from bitbrush.bench.files import write_whole
 from bitbrush.bench.generation import generate_each
-from bitbrush.timeline.disk import require_writable
+from bitbrush.session.disk import require_writable
+from bitbrush.session.progress import Progress, silent
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.progress import Progress, silent
-from bitbrush.timeline.trajectory import PromptBatch
+from bitbrush.timeline.trajectory import PromptBatch, split
 
 TABLE = "images.json"
 SLUG_LENGTH = 48
@@ -62,16 +62,10 @@ def write_pictures(
     Pictures that are there already stay, and numbers go on after theirs; ``facts`` go into each entry of the table,
     which is up to date whenever a picture is handed out. Batch size and order decide nothing but speed.
     """
-    wanted = [(prompt, seed + j) for prompt in prompts for j in range(images_per_prompt)]
-    chunks = [wanted[i : i + batch_size] for i in range(0, len(wanted), batch_size)]
-    batches = [
-        PromptBatch(
-            prompts=tuple(prompt for prompt, _ in chunk),
-            seeds=tuple(own_seed for _, own_seed in chunk),
-            inputs={name: (value,) * len(chunk) for name, value in (inputs or {}).items()},
-        )
-        for chunk in chunks
-    ]
+    rows = [(place, prompt, seed + j) for place, prompt in enumerate(prompts) for j in range(images_per_prompt)]
+    places, texts, seeds = zip(*rows, strict=True)
+    same = {name: (value,) * len(rows) for name, value in (inputs or {}).items()}
+    batches = split(PromptBatch(texts, seeds, same, places), batch_size)
     table = folder / TABLE
     entries = json.loads(table.read_text(encoding="utf-8")) if table.exists() else []
     generated = generate_each(pipe, batches, plan, progress=progress)

@@ -12,21 +12,21 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from bitbrush.artifact.models import ModelOptions
-from bitbrush.artifact.quantization import require_inputs
-from bitbrush.artifact.schedulers import with_scheduler
 from bitbrush.bench.collection import Collection, Pairs, Work
 from bitbrush.bench.filling import fill
 from bitbrush.bench.generation import denoiser_calls, generating_work
 from bitbrush.bench.image_set import ImageSet
-from bitbrush.bench.input_images import inputs_digest
 from bitbrush.bench.networks.chosen import Networks
-from bitbrush.bench.prompts import PromptSet
 from bitbrush.bench.subjects import Subject, open_candidate, open_reference, require_alike, with_scheduler_of
+from bitbrush.quantization.quantize import require_inputs
 from bitbrush.runtime.choose import Choice, choose_runtime
+from bitbrush.session.progress import PlannedWork, planned
+from bitbrush.session.ranks import Ranks
+from bitbrush.sources.input_images import inputs_digest
+from bitbrush.sources.models import ModelOptions
+from bitbrush.sources.prompts import PromptSet
+from bitbrush.sources.schedulers import with_scheduler
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.progress import PlannedWork, planned
-from bitbrush.timeline.ranks import Ranks
 from bitbrush.timeline.trajectory import prompt_batches
 
 FLOOR = "another seed"

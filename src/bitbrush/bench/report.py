@@ -14,9 +14,8 @@ from bitbrush.bench.figures import BenchFigures, EntryFigures, higher_is_better
 from bitbrush.bench.metrics.interval import Interval
 from bitbrush.bench.metrics.paired import PSNR, SSIM
 from bitbrush.bench.number_format import format_interval, format_number
-from bitbrush.bench.page import PagePlot, png_uri
-from bitbrush.bench.plot_scales import Axis, Scale
-from bitbrush.bench.plots import STEP_AXIS, Series, line_plot
+from bitbrush.bench.page import png_uri
+from bitbrush.bench.plots import MOST_SERIES, STEP_AXIS, Axis, LinePlot, Scale, Series
 from bitbrush.bench.qdiffbench import Pictures
 from bitbrush.bench.templating import environment
 from bitbrush.bench.verdict import Level
@@ -230,7 +229,7 @@ def _gap(gap: Interval) -> str:
     return f"unseen minus calibration style {mean} ({between}{separated})"
 
 
-def _plots(document: Mapping[str, Any], figures: BenchFigures, measured: Sequence[EntryFigures]) -> Iterator[PagePlot]:
+def _plots(document: Mapping[str, Any], figures: BenchFigures, measured: Sequence[EntryFigures]) -> Iterator[LinePlot]:
     if measured:
         for name in figures.reference:
             yield _size_plot(name, document, measured)
@@ -247,30 +246,31 @@ def _plots(document: Mapping[str, Any], figures: BenchFigures, measured: Sequenc
             if (steps := one.sets[name].latent_mse) and all(step.mean > 0 for step in steps)
         ]
         if series:
-            axis = Axis("latent MSE", Scale.LOG)
-            svg = line_plot(series[:6], title=f"Latent MSE to full precision, {name}", x_axis=STEP_AXIS, y_axis=axis)
+            axis = Axis("latent MSE to full precision", Scale.LOG)
             pairs = next(iter(measured or [figures.floor])).sets[name].latent_mse[0].n
             caption = (
                 f"After each denoiser call, with 95 % intervals over the {pairs} pictures that kept their latents."
             )
-            yield PagePlot(f"Error over the steps, {name}", svg, caption)
+            title = f"Error over the steps, {name}"
+            yield LinePlot(title, series[:MOST_SERIES], STEP_AXIS, axis, caption + _left_out(len(series)))
 
 
-def _size_plot(name: str, document: Mapping[str, Any], measured: Sequence[EntryFigures]) -> PagePlot:
+def _size_plot(name: str, document: Mapping[str, Any], measured: Sequence[EntryFigures]) -> LinePlot:
     series = []
-    for one in measured[:6]:
+    for one in measured[:MOST_SERIES]:
         interval, subject = one.sets[name].figures[PSNR], one.entry.subject
         assert subject is not None
-        series.append(Series(one.entry.name, [subject.denoiser_mib] * 3, [interval.low, interval.mean, interval.high]))
-    svg = line_plot(
-        series,
-        title=f"PSNR to full precision, {name}",
-        x_axis=Axis("size of the denoiser's weights (MiB)", Scale.LOG),
-        y_axis=Axis(PSNR),
-    )
+        point = ([value] for value in (subject.denoiser_mib, interval.mean, interval.low, interval.high))
+        series.append(Series(one.entry.name, *point))
     checkpoint, float32 = (format_number(document["reference"][key], digits=3) for key in _SIZES)
     caption = f"Mean and 95 % interval. The checkpoint has {checkpoint} MiB, which are {float32} in float32."
-    return PagePlot(f"Quality against size, {name}", svg, caption)
+    size = Axis("size of the denoiser's weights (MiB)", Scale.LOG)
+    title, fidelity = f"Quality against size, {name}", Axis(f"{PSNR} to full precision")
+    return LinePlot(title, series, size, fidelity, caption + _left_out(len(measured)))
+
+
+def _left_out(count: int) -> str:
+    return f" The first {MOST_SERIES} of {count} are shown." if count > MOST_SERIES else ""
 
 
 def _pairs(measured: Sequence[EntryFigures], pictures: Pictures) -> Iterator[_Pair]:

@@ -5,19 +5,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bitbrush.artifact.models import ModelOptions
+import torch
+
 from bitbrush.bench.collection import Work
 from bitbrush.bench.figures import bench_figures
 from bitbrush.bench.files import require_own, write_whole
 from bitbrush.bench.networks.chosen import Networks, load_networks
-from bitbrush.bench.prompts import bench_sets
 from bitbrush.bench.qdiffbench import Protocol, compute_all, generate_all
 from bitbrush.bench.report import render_report
 from bitbrush.bench.results import results_document, results_text
 from bitbrush.bench.subjects import plan_for
 from bitbrush.runtime.choose import runtime_named
-from bitbrush.timeline.progress import Progress, silent
-from bitbrush.timeline.ranks import ranks
+from bitbrush.session.progress import Progress, silent
+from bitbrush.session.ranks import ranks
+from bitbrush.sources.models import ModelOptions
+from bitbrush.sources.prompts import bench_sets
 
 RESULTS, REPORT, PICTURES = "results.json", "report.html", "pictures"
 
@@ -68,7 +70,7 @@ def bench_protocol(
     pipeline_arguments: Sequence[str] | Mapping[str, Any] | None = None,
     inputs: Mapping[str, Sequence[Any]] | None = None,
     runtime: str = "auto",
-    dtype: str | None = None,
+    dtype: str | torch.dtype | None = None,
     memory: str = "expanded",
 ) -> Protocol:
     """From what a caller gives: without prompts the bundled sets, without a plan the first artifact's.

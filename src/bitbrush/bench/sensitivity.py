@@ -10,7 +10,6 @@ import numpy as np
 from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
 
-from bitbrush.artifact.quantization import require_inputs
 from bitbrush.bench.disturbance import Disturbance, disturbed_pictures
 from bitbrush.bench.metrics.clip_score import clip_score
 from bitbrush.bench.metrics.counts import FEWEST_DECIDING
@@ -18,9 +17,10 @@ from bitbrush.bench.metrics.image_mse import image_mse
 from bitbrush.bench.metrics.interval import Interval, bootstrap_difference, bootstrap_mean, median_interval
 from bitbrush.bench.metrics.psnr import psnr
 from bitbrush.bench.networks.clip import Clip
-from bitbrush.timeline.journal import NO_JOURNAL, Journal
+from bitbrush.quantization.quantize import require_inputs
+from bitbrush.session.journal import NO_JOURNAL, Journal
+from bitbrush.session.progress import Progress, silent
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.progress import Progress, silent
 from bitbrush.timeline.trajectory import PromptBatch
 
 ANOTHER_PICTURE = 30.0

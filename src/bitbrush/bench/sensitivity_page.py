@@ -8,9 +8,7 @@ from typing import Any
 from bitbrush.bench.metrics.interval import Interval
 from bitbrush.bench.metrics.paired import PSNR
 from bitbrush.bench.number_format import format_interval
-from bitbrush.bench.page import PagePlot
-from bitbrush.bench.plot_scales import Axis, Scale
-from bitbrush.bench.plots import STEP_AXIS, Series, line_plot
+from bitbrush.bench.plots import STEP_AXIS, Axis, LinePlot, Scale, Series
 from bitbrush.bench.sensitivity import Recommendation, StepSensitivity
 from bitbrush.bench.templating import environment
 
@@ -63,21 +61,31 @@ def sensitivity_page(
     return environment().get_template("sensitivity.html.j2").render(page=page)
 
 
-def _plots(sensitivities: Sequence[StepSensitivity], match: str) -> list[PagePlot]:
+def _plots(sensitivities: Sequence[StepSensitivity], match: str) -> list[LinePlot]:
     steps = [one.step for one in sensitivities]
 
-    def curve(name: str, intervals: Sequence[Interval], axis: Axis) -> str:
+    def curve(title: str, intervals: Sequence[Interval], axis: Axis, caption: str) -> LinePlot:
         floor = 1e-9 if axis.scale is Scale.LOG else float("-inf")
         columns = [[max(getattr(i, bound), floor) for i in intervals] for bound in ("mean", "low", "high")]
-        return line_plot([Series(name, steps, *columns)], title=name, x_axis=STEP_AXIS, y_axis=axis)
+        return LinePlot(title, [Series(axis.label, steps, *columns)], STEP_AXIS, axis, caption)
 
-    fidelity = curve(PSNR, [one.psnr for one in sensitivities], Axis(PSNR))
-    error = curve("image MSE", [one.image_mse for one in sensitivities], Axis("image MSE", Scale.LOG))
-    matching = curve(match, [one.match for one in sensitivities], Axis("CLIP score"))
     return [
-        PagePlot("Image fidelity", fidelity, "Of the final pictures when this step alone is disturbed."),
-        PagePlot(
-            "Image error", error, "The same in squared errors, whose mean the few pictures make that turn into another."
+        curve(
+            "Image fidelity",
+            [one.psnr for one in sensitivities],
+            Axis(PSNR),
+            "Of the final images when this step alone is disturbed.",
         ),
-        PagePlot("Text-image matching", matching, "Below 0, the pictures fit their prompts less well."),
+        curve(
+            "Image error",
+            [one.image_mse for one in sensitivities],
+            Axis("image MSE", Scale.LOG),
+            "The same in squared errors. Their mean is made by the few images that turn into another.",
+        ),
+        curve(
+            "Text-image matching",
+            [one.match for one in sensitivities],
+            Axis(match),
+            "Below 0, the images fit their prompts less well.",
+        ),
     ]

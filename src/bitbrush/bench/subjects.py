@@ -10,17 +10,18 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from bitbrush.artifact.identity import model_digest
-from bitbrush.artifact.models import ModelOptions, load_full_precision
+from bitbrush.artifact.manifest import is_artifact, read_manifest
 from bitbrush.artifact.origin import require_origin
 from bitbrush.artifact.sizes import MIB, checkpoint_bytes, denoiser_sizes, float32_bytes
-from bitbrush.artifact.store import artifact_digest, is_artifact, load_with, read_manifest
+from bitbrush.artifact.store import artifact_digest, load_with
 from bitbrush.methods.recipe import Recipe
 from bitbrush.network.families import denoiser_name
 from bitbrush.network.layers import EDGE_ACTIVATION_BITS
 from bitbrush.runtime.choose import Choice
 from bitbrush.runtime.interface import layers_by_fallback
 from bitbrush.runtime.lowered import lowered_of
+from bitbrush.sources.identity import model_digest
+from bitbrush.sources.models import ModelOptions, load_full_precision
 from bitbrush.timeline.plan import SamplingPlan
 
 FLOAT = "torch: float32"
@@ -110,10 +111,10 @@ def require_alike(full: DiffusionPipeline, candidate: DiffusionPipeline) -> None
 
 
 def plan_for(sources: Iterable[str], given: Mapping[str, Any]) -> SamplingPlan:
-    """What is ``given`` (steps, guidance_scale, scheduler), then what the first artifact is calibrated for."""
+    """What is ``given`` (steps, guidance_scale, scheduler, pipeline_arguments), then the first artifact's own plan."""
     artifact = next((source for source in sources if is_artifact(source)), None)
     recipe = Recipe().updated(read_manifest(artifact)["recipe"]) if artifact else Recipe()
-    return recipe.updated({key: value for key, value in given.items() if value is not None}).plan
+    return recipe.plan_with(given)
 
 
 def named_candidates(given: Sequence[str]) -> dict[str, str]:

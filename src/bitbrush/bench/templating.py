@@ -3,8 +3,11 @@
 from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from bitbrush.bench.number_format import format_interval, format_number
+from bitbrush.bench.plot_files import page_svg
+from bitbrush.bench.plots import LinePlot
 
 
 @cache
@@ -17,5 +20,9 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"number": format_number, "interval": format_interval}
+    made.filters |= {"number": format_number, "interval": format_interval, "svg": _svg}
     return made
+
+
+def _svg(plot: LinePlot) -> Markup:
+    return Markup(page_svg(plot))  # whose texts are escaped as it is made

@@ -24,13 +24,15 @@ MANY_IMAGES = 20_000
 RULE = (
     "Three grades; a candidate has those that the 95 % intervals leave open in its worst prompt set. "
     f"Pairs alike (SSIM of {ALIKE_SSIM} or more; exact interval of their share): indistinguishable from "
-    f"{ALIKE_SHARE:.0%} on, clearly worse below {MOST:.0%}, slightly worse between. CLIP score (interval of the paired "
-    f"difference): clearly worse beyond a loss of {MATCH_LOSS:.0%} of the reference's, slightly worse beyond "
-    f"{SLIGHT_MATCH_LOSS:.1%}. Distance between sets (Fréchet or FID): clearly worse where it is larger than the "
-    "floor's, which is full precision against itself from other seeds; fine where it is smaller; open where their "
-    "difference is within its interval. Black and constant images: clearly worse where more are the candidate's alone "
-    f"than the reference's alone by an exact test; open where {BROKEN_SHARE:.0%} more are not excluded. NaN latents: "
-    f"clearly worse. Fewer than {FEWEST_DECIDING} images of a set, or all three grades open: too few to tell."
+    f"{ALIKE_SHARE:.0%} on, clearly worse below {MOST:.0%}, slightly worse between. "
+    f"CLIP score (interval of the paired difference): clearly worse beyond a loss of {MATCH_LOSS:.0%} of the "
+    f"reference's, slightly worse beyond {SLIGHT_MATCH_LOSS:.1%}. "
+    "Distance between sets (Fréchet or FID): clearly worse where it is larger than the floor's, which is full "
+    "precision against itself from other seeds; fine where it is smaller; open where their difference is within its "
+    "interval. "
+    "Black and constant images: clearly worse where more are the candidate's alone than the reference's alone by an "
+    f"exact test; open where {BROKEN_SHARE:.0%} more are not excluded. NaN latents: clearly worse. "
+    f"Fewer than {FEWEST_DECIDING} images of a set, or all three grades open: too few to tell."
 )
 
 

@@ -7,10 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitbrush.timeline.cost import CallCounter
-from bitbrush.timeline.progress import Progress
-from bitbrush.timeline.ranks import ALONE, Ranks
-from bitbrush.timeline.trajectory import Trajectory, pending
+from bitbrush.session.session import Session
+from bitbrush.timeline.trajectory import Trajectory, lockstep, pending
 
 CHANNEL_CALLS = 1
 """Denoiser calls of :func:`observe_channels` for each that the pipeline makes."""
@@ -19,30 +17,25 @@ CHANNELS_TITLE = "observing channels"
 
 
 def observe_channels(
-    denoiser: nn.Module,
-    layers: Sequence[str],
-    trajectories: Sequence[Trajectory],
-    progress: Progress,
-    calls: CallCounter,
-    *,
-    ranks: Ranks = ALONE,
+    denoiser: nn.Module, layers: Sequence[str], trajectories: Sequence[Trajectory], session: Session
 ) -> dict[str, Tensor]:
-    """``max |x_j|`` of every channel j, (C,), by layer; channels are the input's last dimension.
+    """Returns ``max |x_j|`` of every channel j, (C,), by layer; channels are the input's last dimension.
 
-    Runs the trajectories to their end with ``denoiser`` as it is, one call per step and prompt batch; they may be the
-    share of one process of ``ranks``, each of which is given what all observed.
+    Runs the trajectories to their end with ``denoiser`` as it is, one call per step and prompt batch. They may be the
+    share of one process; each process receives what all of them observed.
     """
     extremes: dict[str, Tensor] = {}
-    with ExitStack() as stack, progress(CHANNELS_TITLE, len(pending(trajectories)[0].planned)) as advance:
+    steps = len(pending(trajectories)[0].planned)
+    with ExitStack() as stack, session.progress(CHANNELS_TITLE, steps) as advance:
         for name in layers:
             hook = denoiser.get_submodule(name).register_forward_pre_hook(_watch(name, extremes))
             stack.callback(hook.remove)
-        while waiting := pending(trajectories):
-            for trajectory, call in zip(trajectories, waiting, strict=True):
+        for calls in lockstep(trajectories):
+            for trajectory, call in zip(trajectories, calls, strict=True):
                 trajectory.answer(call.run(denoiser))
-            calls.add()
+            session.count_call()
             advance()
-    return {name: ranks.most(extremes[name]) for name in layers}
+    return {name: session.ranks.most(extremes[name]) for name in layers}
 
 
 def _watch(name: str, extremes: dict[str, Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], None]:

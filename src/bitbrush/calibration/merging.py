@@ -6,7 +6,7 @@ import torch
 
 from bitbrush.network.inputs import InputObserver
 from bitbrush.numerics.histogram import BINS, Histogram
-from bitbrush.timeline.ranks import Ranks
+from bitbrush.session.ranks import Ranks
 
 UNSEEN = -(1 << 30)
 """The exponent of a histogram that a process lacks: less than any that there is."""

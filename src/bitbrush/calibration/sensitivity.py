@@ -22,18 +22,19 @@ from typing import Any, TypeVar
 import torch
 from torch import Generator, Tensor, nn
 
+from bitbrush.calibration.observe import quantized_inputs, run_observed
 from bitbrush.calibration.probe import Candidates, guided, probe
 from bitbrush.calibration.propagation import CleanRun, Propagation
-from bitbrush.calibration.ranges import quantized_inputs, run_observed
 from bitbrush.network.held import device_of
 from bitbrush.network.inputs import InputObserver
 from bitbrush.numerics.affine import AffineGrid
-from bitbrush.numerics.ranges import RangeEstimator
-from bitbrush.numerics.weights import WeightGrid, WeightRange, weight_grid
-from bitbrush.timeline.cost import CallCounter
-from bitbrush.timeline.journal import NO_JOURNAL, Journal
+from bitbrush.numerics.limits import RangeEstimator, WeightRange
+from bitbrush.numerics.ranges import find_qparams
+from bitbrush.numerics.weights import WeightGrid, weight_grid
+from bitbrush.session.journal import Journal
+from bitbrush.session.progress import Advance, PlannedWork, Progress
+from bitbrush.session.session import Session
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.progress import Advance, PlannedWork, Progress
 from bitbrush.timeline.trajectory import DenoiserCall, PromptBatch, join, planned_timesteps
 
 Key = TypeVar("Key")
@@ -125,19 +126,14 @@ def sensitivity_works(calls: int, prompts: int, layers: int) -> tuple[PlannedWor
 
 
 @torch.no_grad()
-def measure_sensitivities(
-    measurement: Measurement,
-    batch: PromptBatch,
-    progress: Progress,
-    counter: CallCounter,
-    journal: Journal = NO_JOURNAL,
-) -> Sensitivities:
+def measure_sensitivities(measurement: Measurement, batch: PromptBatch, session: Session) -> Sensitivities:
     """Measures the denoiser as it is, on the trajectories of ``batch``.
 
-    Each segment and each probed call is a piece of ``journal``: those that it holds are taken from it, the others go
+    Each segment and each probed call is a piece of the journal: those that it holds are taken from it, the others go
     into it, and the result is the same. The clean run, which all of them start from, is made again.
     """
-    network = _Network(measurement, counter)
+    progress, journal = session.progress, session.journal
+    network = _Network(measurement, session)
     propagation = Propagation(measurement.pipe, measurement.component, measurement.plan)
     planned = planned_timesteps(measurement.pipe, measurement.component, measurement.plan, batch)
     with progress(CLEAN_RUN, len(planned)) as advance, network.reporting(advance):
@@ -160,8 +156,8 @@ class _Network:
     ``products`` of a call by layer, for all rows; ``grids`` by layer, of each observed call.
     """
 
-    def __init__(self, measurement: Measurement, counter: CallCounter) -> None:
-        self.measurement, self.denoiser, self._counter = measurement, measurement.denoiser, counter
+    def __init__(self, measurement: Measurement, session: Session) -> None:
+        self.measurement, self.denoiser, self._session = measurement, measurement.denoiser, session
         self._advance: Advance = lambda: None
         self.products: dict[str, int] = {}
         self.grids: list[dict[str, AffineGrid]] = []
@@ -175,7 +171,7 @@ class _Network:
         self._advance = lambda: None
 
     def count(self) -> None:
-        self._counter.add()
+        self._session.count_call()
         self._advance()
 
     def plain(self, _: int, call: DenoiserCall) -> Any:
@@ -204,7 +200,7 @@ class _Network:
     def _found(self, observer: InputObserver, bits: Sequence[int]) -> dict[str, list[AffineGrid]]:
         layers = self.measurement.layers
         histograms = [observer.histogram(name) for name in layers for _ in bits]
-        found = iter(self.measurement.activation_range.grids(histograms, list(bits) * len(layers)))
+        found = iter(find_qparams(self.measurement.activation_range, histograms, list(bits) * len(layers)))
         return {name: [next(found) for _ in bits] for name in layers}
 
 

@@ -19,9 +19,7 @@ from torch import Generator, Tensor, nn
 from bitbrush.calibration.probe import guided
 from bitbrush.network.held import device_of
 from bitbrush.numerics.affine import AffineGrid, quantize_straight_through
-from bitbrush.timeline.cost import CallCounter
-from bitbrush.timeline.progress import Progress
-from bitbrush.timeline.ranks import ALONE, Ranks
+from bitbrush.session.session import Session
 from bitbrush.timeline.trajectory import DenoiserCall
 
 Grids: TypeAlias = Mapping[str, AffineGrid]
@@ -60,17 +58,14 @@ class StepSizeLearner:
         layers: Sequence[str],
         guidance: float,
         prompts: int,
-        counter: CallCounter,
-        ranks: Ranks = ALONE,
+        session: Session,
     ) -> None:
-        self._full, self._layers, self._counter, self._ranks = full, tuple(layers), counter, ranks
+        self._full, self._layers, self._session = full, tuple(layers), session
         self._guidance, self._prompts = guidance, prompts
         self._u = torch.zeros(len(self._layers), device=device_of(full), requires_grad=True)
         self._adam = torch.optim.Adam([self._u], lr=RATE, betas=BETAS)
 
-    def learned(
-        self, denoiser: nn.Module, calls: Sequence[DenoiserCall], grids: Grids, progress: Progress
-    ) -> dict[str, AffineGrid]:
+    def learned(self, denoiser: nn.Module, calls: Sequence[DenoiserCall], grids: Grids) -> dict[str, AffineGrid]:
         """``grids`` with scales that serve all ``calls``, of different timesteps; of layers that do not learn as given.
 
         The calls are seen in random order, at a rate that falls to 0. ``denoiser`` computes with the rounded weights,
@@ -80,7 +75,7 @@ class StepSizeLearner:
         def iterate() -> dict[str, Tensor]:
             generator, total = Generator().manual_seed(0), EPOCHS * len(calls)
             steps = [self._step(call) for call in calls]
-            with progress(LEARNING_TITLE, total) as advance:
+            with self._session.progress(LEARNING_TITLE, total) as advance:
                 for done in range(total):
                     if done % len(calls) == 0:
                         order = torch.randperm(len(calls), generator=generator).tolist()
@@ -89,14 +84,14 @@ class StepSizeLearner:
                     advance()
             return {"u": self._u.detach()}
 
-        found = self._ranks.from_first(iterate)
+        found = self._session.ranks.from_first(iterate)
         assert found is not None
         factors = dict(zip(self._layers, found["u"].exp().tolist(), strict=True))
         return {name: scaled(grid, factors[name]) if name in factors else grid for name, grid in grids.items()}
 
     def _step(self, call: DenoiserCall) -> _Step:
         target = guided(call.run(self._full)[0], self._prompts, self._guidance)
-        self._counter.add()
+        self._session.count_call()
         return _Step(call, target)
 
     def _iterate(self, denoiser: nn.Module, step: _Step, grids: Grids) -> None:
@@ -109,7 +104,7 @@ class StepSizeLearner:
         self._adam.step()
         with torch.no_grad():
             self._u.clamp_(-LARGEST, LARGEST)
-        self._counter.add()
+        self._session.count_call()
 
     @contextmanager
     def _quantized(self, denoiser: nn.Module, grids: Grids) -> Iterator[None]:

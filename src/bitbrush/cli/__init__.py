@@ -16,6 +16,7 @@ from bitbrush.cli.inspect import inspect
 from bitbrush.cli.quantize import quantize
 from bitbrush.cli.recalibrate import recalibrate
 from bitbrush.cli.sensitivity import sensitivity
+from bitbrush.session.allocator import allow_tuning
 
 app = typer.Typer(
     name="bitbrush",
@@ -45,4 +46,6 @@ def options(
 
 
 def main() -> None:
+    """Runs the command line, in a process that is its own."""
+    allow_tuning()
     app()

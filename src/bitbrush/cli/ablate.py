@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bitbrush.artifact.model_names import require_known
 from bitbrush.bench.networks import BUNDLED_CLIP, USUAL_CLIP
 from bitbrush.cli.console import note, quiet_libraries, resumable, say, show, table, warn
 from bitbrush.cli.execution import MemoryOption, RuntimeOption, announce
@@ -24,6 +23,7 @@ from bitbrush.cli.options import (
     model_options,
 )
 from bitbrush.cli.progress import shown
+from bitbrush.sources.model_names import require_known
 
 if TYPE_CHECKING:
     from bitbrush.bench.ablation.recipes import Setting
@@ -92,8 +92,8 @@ def ablate(
         require_ablation_folder,
         run_ablation,
     )
-    from bitbrush.bench.input_images import read_inputs
-    from bitbrush.bench.prompts import too_long
+    from bitbrush.sources.input_images import read_inputs
+    from bitbrush.sources.prompts import too_long
 
     require_ablation_folder(output, markdown, model)
     shared: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale, "scheduler": scheduler}
@@ -165,6 +165,7 @@ def _announcement(model: str, compared: "Sequence[Setting]", pictures: int, sets
 
 
 def _print(document: dict[str, Any]) -> None:
+    from bitbrush.bench.ablation.standing import headline, missing_text
     from bitbrush.bench.ablation.tables import bits_tables
 
     columns = {0: "PSNR, dB", 1: "median", 2: "latent MSE", 4: f"less\n{document['against']}'s", 5: "times\nits MSE"}
@@ -174,3 +175,4 @@ def _print(document: dict[str, Any]) -> None:
             shown_figures.add_row(row.name, *("\n".join(row.cells[at] or "-") for at in columns))
         show(shown_figures)
         say("")
+    say(" ".join([f"{headline(document)}.", missing_text(document)]).rstrip())

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bitbrush.artifact.model_names import require_known
 from bitbrush.bench.networks import BUNDLED_CLIP, USUAL_CLIP
 from bitbrush.cli.console import note, quiet_libraries, resumable, say, show, table, warn
 from bitbrush.cli.execution import DtypeOption, MemoryOption, RuntimeOption, announce
@@ -23,12 +22,13 @@ from bitbrush.cli.options import (
     model_options,
 )
 from bitbrush.cli.progress import shown
-from bitbrush.timeline.progress import silent
+from bitbrush.session.progress import silent
+from bitbrush.sources.model_names import require_known
 
 if TYPE_CHECKING:
-    from bitbrush.artifact.models import ModelOptions
     from bitbrush.bench.networks.chosen import Networks
     from bitbrush.bench.qdiffbench import Protocol
+    from bitbrush.sources.models import ModelOptions
 
 
 def bench(
@@ -83,11 +83,11 @@ def bench(
         return
     require_known(reference, revision)
     quiet_libraries()
-    from bitbrush.artifact.models import find_model
-    from bitbrush.bench.input_images import read_inputs
     from bitbrush.bench.networks.chosen import load_networks
     from bitbrush.bench.run import bench_protocol, require_bench_folder
     from bitbrush.bench.subjects import named_candidates
+    from bitbrush.sources.input_images import read_inputs
+    from bitbrush.sources.models import find_model
 
     require_bench_folder(output)
     options = model_options(revision, variant, config, loras)
@@ -124,7 +124,7 @@ def _run(
 ) -> None:
     from bitbrush.bench.collection import Work
     from bitbrush.bench.run import REPORT, run_bench
-    from bitbrush.timeline.ranks import ranks
+    from bitbrush.session.ranks import ranks
 
     command = shlex.join(["bitbrush", *sys.argv[1:]])
     with ranks() as own:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bitbrush.artifact.model_names import require_known
 from bitbrush.cli.console import note, quiet_libraries, say, show, table, warn
 from bitbrush.cli.execution import DtypeOption, MemoryOption, RuntimeOption, chosen, tell_executions
-from bitbrush.cli.options import Config, Images, Loras, Masks, Revision, Variant, model_options
+from bitbrush.cli.options import Config, Images, Loras, Masks, PipelineArguments, Revision, Variant, model_options
 from bitbrush.cli.progress import shown
+from bitbrush.sources.model_names import require_known
 
 if TYPE_CHECKING:
     from bitbrush.bench.comparison import Comparison
@@ -32,6 +32,7 @@ def compare(
     runtime: RuntimeOption = "auto",
     dtype: DtypeOption = None,
     memory: MemoryOption = "expanded",
+    pipeline_arguments: PipelineArguments = None,
     images: Images = None,
     masks: Masks = None,
     revision: Revision = None,
@@ -43,20 +44,22 @@ def compare(
     """Compare an artifact with its full-precision model, pair by pair: PSNR, SSIM, image and latent MSE."""
     require_known(model, revision)
     quiet_libraries()
-    from bitbrush.artifact.identity import model_digest
-    from bitbrush.artifact.models import find_model, load_full_precision
+    from bitbrush.artifact.manifest import read_manifest
     from bitbrush.artifact.origin import require_origin
-    from bitbrush.artifact.schedulers import with_scheduler
     from bitbrush.artifact.sizes import denoiser_sizes
-    from bitbrush.artifact.store import load_with, read_manifest
+    from bitbrush.artifact.store import load_with
     from bitbrush.bench.comparison import compare as run
-    from bitbrush.bench.input_images import read_inputs
-    from bitbrush.bench.prompts import held_out_prompts, too_long
     from bitbrush.bench.subjects import require_alike
     from bitbrush.methods.recipe import Recipe
+    from bitbrush.sources.identity import model_digest
+    from bitbrush.sources.input_images import read_inputs
+    from bitbrush.sources.models import find_model, load_full_precision
+    from bitbrush.sources.prompts import held_out_prompts, too_long
+    from bitbrush.sources.schedulers import with_scheduler
 
     manifest = read_manifest(artifact)
     recipe = Recipe().updated(manifest["recipe"])
+    plan = recipe.plan_with({"pipeline_arguments": pipeline_arguments})
     options = model_options(revision, variant, config, loras)
     find_model(model, options)
     inputs = read_inputs(images, masks)
@@ -74,10 +77,10 @@ def compare(
     sizes = denoiser_sizes(manifest)
     note(f"{model} against {artifact} ({recipe.name}): {recipe.steps} steps, guidance {recipe.guidance_scale:g}")
     told: dict[str, Any] = {"inputs": inputs, "seed": seed, "batch_size": batch_size, "progress": shown}
-    compared = run(full, candidate, sets, recipe.plan, **told)
+    compared = run(full, candidate, sets, plan, **told)
     if as_json:
         facts = {"model": model, "artifact": str(artifact), "recipe": recipe.to_dict(), "seed": seed}
-        facts |= {"runtime": executor, "denoiser_bytes": asdict(sizes)}
+        facts |= {"runtime": executor, "pipeline_arguments": dict(plan.arguments), "denoiser_bytes": asdict(sizes)}
         print(json.dumps(_document(compared, facts), indent=1))
     else:
         _print(compared, recipe.name)
@@ -85,27 +88,27 @@ def compare(
 
 
 def _document(compared: "dict[str, Comparison]", facts: dict[str, Any]) -> dict[str, Any]:
+    from bitbrush.bench.results import finite
+
     sets = {
         name: {
-            "candidate": {metric: _as_dict(interval) for metric, interval in one.candidate.items()},
-            "other_seed": {metric: _as_dict(interval) for metric, interval in one.other_seed.items()},
+            "candidate": {metric: asdict(interval) for metric, interval in one.candidate.items()},
+            "other_seed": {metric: asdict(interval) for metric, interval in one.other_seed.items()},
             "latent_mse_by_step": one.latent_mse_by_step.tolist(),
         }
         for name, one in compared.items()
     }
-    return {"schema_version": SCHEMA_VERSION, **facts, "sets": sets}
-
-
-def _as_dict(interval: "Interval") -> dict[str, float]:
-    return {"mean": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n}
+    document: dict[str, Any] = finite({"schema_version": SCHEMA_VERSION, **facts, "sets": sets})
+    return document
 
 
 def _print(compared: "dict[str, Comparison]", name: str) -> None:
     for style, one in compared.items():
         pairs = next(iter(one.candidate.values())).n
         figures = table("mean (95 % interval)", name, "another seed", title=f"{style}, {pairs} pairs")
-        for metric, interval in one.candidate.items():
-            figures.add_row(metric, _text(interval), _text(one.other_seed[metric]))
+        for metric, other in one.other_seed.items():
+            own = one.candidate.get(metric)  # an error of 0 has no geometric mean
+            figures.add_row(metric, _text(own) if own else "-", _text(other))
         show(figures)
         say("")
     say("another seed: full precision against itself from other noise, as far apart as two right pictures are")

@@ -2,9 +2,12 @@
 
 import functools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import textwrap
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import ParamSpec
+from pathlib import Path
+from typing import Any, ParamSpec
 
 import typer
 from rich.cells import cell_len
@@ -16,6 +19,7 @@ from bitbrush.cli.encoding import spell_what_streams_lack, spelled
 
 P = ParamSpec("P")
 
+PACKAGE = Path(__file__).parents[1]
 USER_ERROR, INTERRUPTED = 2, 130
 WIDTH_IN_FILES = 180
 _GAP = 2
@@ -29,8 +33,8 @@ def out() -> Console:
 
 
 def say(text: str) -> None:
-    """Results in words: lines are broken between words alone."""
-    out().print(text, overflow="ignore", crop=False)
+    """Results in words, whose lines are broken between words alone."""
+    say_unbroken(_wrapped(text, out().width))
 
 
 def say_unbroken(text: str) -> None:
@@ -38,10 +42,23 @@ def say_unbroken(text: str) -> None:
     out().print(text, soft_wrap=True)
 
 
+def show_facts(facts: Mapping[str, str]) -> None:
+    """Prints names with their texts beside them."""
+    room = max(map(cell_len, facts)) + _GAP
+    for name, text in facts.items():
+        say_unbroken(_wrapped(f"{name:<{room}}{text}", out().width, indent=" " * room))
+
+
 def show(figures: Table) -> None:
-    """Prints the table; one that is too wide as several, each with the first column and as many others as fit."""
+    """Prints the table; one that is too wide as several, each with the first column and as many others as fit.
+
+    Where not even two columns fit side by side, each row is a list of its cells by their headings.
+    """
     console = out()
     first, *others = figures.columns
+    if _width(first) + _GAP + max(map(_width, others)) > console.width:
+        _show_rows(figures)
+        return
     groups: list[list[Column]] = [[]]
     for column in others:
         width = sum(_width(one) + _GAP for one in (first, *groups[-1], column)) - _GAP
@@ -52,6 +69,23 @@ def show(figures: Table) -> None:
         if number:
             console.print()
         console.print(_table_of([first, *group], figures.title if number == 0 else None, console.encoding))
+
+
+def _show_rows(figures: Table) -> None:
+    if figures.title:
+        say(str(figures.title))
+    headings = [" ".join(str(column.header).split()) for column in figures.columns]
+    for name, *cells in zip(*(column.cells for column in figures.columns), strict=True):
+        say(str(name))
+        for heading, cell in zip(headings[1:], cells, strict=True):
+            say(f"  {heading}: {' '.join(str(cell).split())}")
+
+
+def _wrapped(text: str, width: int, indent: str = "") -> str:
+    """The text in lines of that width, all but the first of each with the indent; longer words stay whole."""
+    unbroken: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
+    lines = text.split("\n")
+    return "\n".join(textwrap.fill(line, width, subsequent_indent=indent, **unbroken) for line in lines)
 
 
 def _width(column: Column) -> int:
@@ -73,16 +107,39 @@ def _table_of(columns: Sequence[Column], title: TextType | None, encoding: str) 
 
 def err() -> Console:
     """Everything else: standard error, so that ``--json`` has standard output to itself."""
-    return Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=not sys.stderr.isatty())
+    return Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def note(text: str) -> None:
     """A line that tells what goes on."""
-    err().print(text, markup=False)
+    _tell(text)
 
 
 def warn(text: str) -> None:
-    err().print(f"warning: {text}", markup=False, style="yellow")
+    _tell(f"warning: {text}", "yellow")
+
+
+def _tell(text: str, style: str | None = None) -> None:
+    console = err()
+    console.print(_wrapped(text, console.width) if console.is_terminal else text, style=style)
+
+
+@contextmanager
+def own_warnings_as_lines() -> Iterator[None]:
+    """Shows Python warnings that come from this package as :func:`warn` does, others as before."""
+    with warnings.catch_warnings():
+        show_others = warnings.showwarning
+
+        def show_warning(
+            message: Warning | str, category: type[Warning], filename: str, *rest: Any, **more: Any
+        ) -> None:
+            if Path(filename).is_relative_to(PACKAGE):
+                warn(str(message))
+            else:
+                show_others(message, category, filename, *rest, **more)
+
+        warnings.showwarning = show_warning
+        yield
 
 
 def reporting_errors(command: Callable[P, None]) -> Callable[P, None]:
@@ -92,21 +149,21 @@ def reporting_errors(command: Callable[P, None]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         spell_what_streams_lack()
         try:
-            command(*args, **kwargs)
+            with own_warnings_as_lines():
+                command(*args, **kwargs)
         except (ValueError, OSError) as error:
-            err().print(f"error: {error}", markup=False, style="red")
+            _tell(f"error: {error}", "red")
             raise typer.Exit(USER_ERROR) from error
         except KeyboardInterrupt as interrupt:
             notes = [f"; {text}" for text in getattr(interrupt, "__notes__", ())]
-            err().print(f"interrupted; nothing half-written is left behind{''.join(notes)}", markup=False)
+            _tell(f"interrupted; nothing half-written is left behind{''.join(notes)}")
             raise typer.Exit(INTERRUPTED) from None
         except _card_is_full() as error:
             told = ". ".join(str(error).split(". ")[:2])  # then come settings of torch's allocator
-            err().print(
+            _tell(
                 f"error: {told}. Lower the batch size, end what else is on the card, or let the processor compute it "
                 "(--device cpu, --runtime onednn)",
-                markup=False,
-                style="red",
+                "red",
             )
             raise typer.Exit(USER_ERROR) from error
 

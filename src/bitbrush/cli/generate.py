@@ -1,15 +1,16 @@
 """``bitbrush generate``."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bitbrush.artifact.model_names import require_known
 from bitbrush.cli.console import note, quiet_libraries, say_unbroken, warn
 from bitbrush.cli.execution import DtypeOption, MemoryOption, RuntimeOption, chosen, tell_executions
 from bitbrush.cli.options import ImageFile, MaskFile, PipelineArguments
 from bitbrush.cli.progress import shown
+from bitbrush.sources.model_names import require_known
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -40,11 +41,12 @@ def generate(
     """Generate images from a quantized (or a full-precision) pipeline."""
     require_known(model)
     quiet_libraries()
-    from bitbrush.artifact.schedulers import with_scheduler
-    from bitbrush.artifact.store import is_artifact, load_with
-    from bitbrush.bench.input_images import read_image
+    from bitbrush.artifact.manifest import is_artifact
+    from bitbrush.artifact.store import load_with
     from bitbrush.bench.pictures import require_pictures, write_pictures
-    from bitbrush.bench.prompts import too_long
+    from bitbrush.sources.input_images import read_image
+    from bitbrush.sources.prompts import too_long
+    from bitbrush.sources.schedulers import with_scheduler
 
     plan = _plan(model, steps, guidance_scale, scheduler, pipeline_arguments or [])
     require_pictures(output)
@@ -79,8 +81,8 @@ def generate(
 
 def _full_precision(model: str, runtime: str) -> "DiffusionPipeline":
     """On the card where its runtime is asked for by name."""
-    from bitbrush.artifact.models import load_full_precision
     from bitbrush.runtime.choose import RuntimeName, choose_runtime
+    from bitbrush.sources.models import load_full_precision
 
     pipe = load_full_precision(model)
     return choose_runtime(RuntimeName.CUDA).place(pipe) if runtime == RuntimeName.CUDA else pipe
@@ -90,11 +92,9 @@ def _plan(
     model: str, steps: int | None, guidance_scale: float | None, scheduler: str | None, arguments: list[str]
 ) -> "SamplingPlan":
     """What is given, then what the artifact was calibrated for; its scheduler is already the pipeline's own."""
-    from bitbrush.artifact.store import is_artifact, read_manifest
+    from bitbrush.artifact.manifest import is_artifact, read_manifest
     from bitbrush.methods.recipe import Recipe
 
     recipe = Recipe().updated(read_manifest(model)["recipe"]) if is_artifact(model) else Recipe()
-    given = {"steps": steps, "guidance_scale": guidance_scale}
-    further = dict(recipe.pipeline_arguments) | dict(Recipe().updated({"pipeline_arguments": arguments}).plan.arguments)
-    keys = {key: value for key, value in given.items() if value is not None}
-    return recipe.updated({**keys, "scheduler": scheduler, "pipeline_arguments": further}).plan
+    given = {"steps": steps, "guidance_scale": guidance_scale, "scheduler": scheduler, "pipeline_arguments": arguments}
+    return replace(recipe, scheduler=None).plan_with(given)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bitbrush.artifact.model_names import require_known
 from bitbrush.cli.console import note, quiet_libraries, resumable, say, show, table, warn
 from bitbrush.cli.execution import DtypeOption, MemoryOption, RuntimeOption, chosen, tell_executions
 from bitbrush.cli.options import Config, Images, Loras, Masks, Revision, Variant, model_options
 from bitbrush.cli.progress import shown
+from bitbrush.sources.model_names import require_known
 
 if TYPE_CHECKING:
     from bitbrush.bench.grid_figures import CellFigures
@@ -56,13 +56,13 @@ def grid(
     """Run an artifact by other schedulers and steps than it was calibrated for, against recalibrating for each."""
     require_known(model, revision)
     quiet_libraries()
-    from bitbrush.artifact.models import find_model
     from bitbrush.bench.grid import Recalibration
     from bitbrush.bench.grid_plans import grid_plans
     from bitbrush.bench.grid_run import REPORT, open_grid, require_grid_folder, run_grid
-    from bitbrush.bench.input_images import read_inputs
-    from bitbrush.bench.prompts import calibration_prompts, held_out_prompts, too_long
     from bitbrush.bench.subjects import plan_for
+    from bitbrush.sources.input_images import read_inputs
+    from bitbrush.sources.models import find_model
+    from bitbrush.sources.prompts import calibration_prompts, held_out_prompts, too_long
     from bitbrush.timeline.trajectory import prompt_batches
 
     require_grid_folder(output)
@@ -120,7 +120,7 @@ def grid_of_bench(axes: str, model: str, candidates: Sequence[str], output: Path
 
     ``given``: the options of ``bench`` that its user gave, by name. Raises ValueError for those that a grid has not.
     """
-    from bitbrush.artifact.store import read_manifest
+    from bitbrush.artifact.manifest import read_manifest
 
     named = [axis.strip() for axis in axes.split(",")]
     if unknown := [axis for axis in named if axis not in AXES]:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bitbrush.cli.console import out, quiet_libraries, say, say_unbroken, show, table
+from bitbrush.cli.console import quiet_libraries, say, say_unbroken, show, show_facts, table
 from bitbrush.cli.execution import chosen, fallback_lines, in_integers
 from bitbrush.cli.progress import shown
 
 if TYPE_CHECKING:
+    from bitbrush.bench.plots import LinePlot
     from bitbrush.runtime.interface import Execution
     from bitbrush.timeline.schedule import Activations, ActivationSchedule, DynamicRanges
 
@@ -26,13 +27,17 @@ def inspect(
     layer: Annotated[str | None, typer.Option(help="Show the activation range of this layer over the steps.")] = None,
     plot: Annotated[
         Path | None,
-        typer.Option(help="Write an SVG plot of activation bits over the steps; with --layer of its range."),
+        typer.Option(
+            help="Write a plot of activation bits over the steps, with --layer of its range, as .svg, .png or .pdf."
+        ),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the manifest, or the layer's ranges, as JSON.")
     ] = False,
 ) -> None:
     """Show what an artifact holds: recipe, bits, sizes, cost, layers, and activation ranges over the steps."""
+    if plot:
+        _require_format(plot)
     quiet_libraries()
     from bitbrush.artifact.store import verify
 
@@ -50,22 +55,28 @@ def inspect(
         _plot_bits(artifact, manifest, plot)
 
 
+def _require_format(plot: Path) -> None:
+    from bitbrush.bench.plot_files import require_format
+
+    require_format(plot)
+
+
 def _plot_bits(artifact: Path, manifest: dict[str, Any], plot: Path) -> None:
     from bitbrush.artifact.store import read_layers
-    from bitbrush.bench.files import write_whole
 
     inner = {entry["name"] for entry in manifest["layers"] if not entry["edge"]}
     schedules = [_scheduled(layer.activations) for layer in read_layers(artifact) if layer.name in inner]
-    write_whole(_bits_plot(schedules), plot)
+    _write_plot(_bits_plot(schedules), plot)
     say_unbroken(f"plot: {plot}")
 
 
 def _executions(artifact: Path, manifest: dict[str, Any]) -> "tuple[Execution, ...]":
     """How each quantized layer would be computed on this machine."""
     from bitbrush.artifact.denoiser import denoiser_executions
+    from bitbrush.artifact.manifest import artifact_folder
 
     choice = chosen("auto", None, "expanded")
-    return denoiser_executions(artifact / manifest["denoiser"]["component"], choice, shown)
+    return denoiser_executions(artifact_folder(artifact) / manifest["denoiser"]["component"], choice, shown)
 
 
 def _show_summary(artifact: Path, manifest: dict[str, Any]) -> None:
@@ -73,17 +84,15 @@ def _show_summary(artifact: Path, manifest: dict[str, Any]) -> None:
 
     recipe, plan = manifest["recipe"], manifest["plan"]
     measured = ", measured by layer" if recipe.get("weight_allocation") == "measured" else ""
-    console = out()
-    facts = table("artifact", str(artifact))
-    facts.columns[1].justify = "left"
-    rows = {
+    facts = {
+        "artifact": str(artifact),
         "made of": manifest["base_model"],
         "method": f"{recipe['method']}, W{recipe['weights']}A{recipe['activations']}, {recipe['rounding']} rounding",
         "weight bits": f"{recipe['weights']} on average{measured}",
         "relaxed steps": f"{recipe['relax']}, {plan['average_activation_bits']:.2f} activation bits on average",
         "ranges": f"weights {recipe['weight_range']}, activations {recipe['activation_range']}",
         "low rank": str(recipe.get("low_rank", "none")),
-        "first token": recipe.get("first_token", "quantized"),
+        "first token": _first_token(recipe, plan),
         "plan": f"{plan['scheduler']}, {recipe['steps']} steps, guidance {recipe['guidance_scale']:g}",
         "calibration": f"{recipe['num_prompts']} prompts, seed {recipe['seed']}",
         "denoiser": denoiser_sizes(manifest).text,
@@ -92,10 +101,14 @@ def _show_summary(artifact: Path, manifest: dict[str, Any]) -> None:
         ),
         "made with": ", ".join(f"{name} {number}" for name, number in manifest["versions"].items()),
     }
-    for name, text in rows.items():
-        facts.add_row(name, text)
-    console.print(facts)
-    console.print()
+    show_facts(facts)
+    say("")
+
+
+def _first_token(recipe: dict[str, Any], plan: dict[str, Any]) -> str:
+    ratio = plan.get("start_token_ratio")
+    told = "" if ratio is None else f", the start token's norm is {ratio:.3g} times the others'"
+    return f"{recipe.get('first_token', 'quantized')}{told}"
 
 
 def _show_kinds(manifest: dict[str, Any]) -> None:
@@ -152,9 +165,7 @@ def _show_layer(artifact: Path, manifest: dict[str, Any], name: str, plot: Path 
         return
     schedule = _scheduled(activations)
     if plot:
-        from bitbrush.bench.files import write_whole
-
-        write_whole(_plot(name, schedule), plot)
+        _write_plot(_range_plot(name, schedule), plot)
     if as_json:
         print(json.dumps(_document(name, schedule), indent=1))
     else:
@@ -212,10 +223,9 @@ def _bar(ends: tuple[float, float], low: float, high: float, width: int = 30) ->
     return " " * first + "━" * (last - first + 1)
 
 
-def _bits_plot(schedules: "Sequence[ActivationSchedule]") -> str:
+def _bits_plot(schedules: "Sequence[ActivationSchedule]") -> "LinePlot":
     """The most, the mean and the fewest activation bits of the layers at each step."""
-    from bitbrush.bench.plot_scales import Axis
-    from bitbrush.bench.plots import STEP_AXIS, Series, line_plot
+    from bitbrush.bench.plots import STEP_AXIS, Axis, LinePlot, Scale, Series
 
     by_step = list(zip(*((grid.bits for grid in one.grids) for one in schedules), strict=True))
     steps = list(range(len(by_step)))
@@ -224,14 +234,20 @@ def _bits_plot(schedules: "Sequence[ActivationSchedule]") -> str:
         Series("mean of the layers", steps, [sum(bits) / len(bits) for bits in by_step]),
         Series("fewest", steps, [min(bits) for bits in by_step]),
     ]
-    return line_plot(series, title="activation bits", x_axis=STEP_AXIS, y_axis=Axis("bits"))
+    return LinePlot("Activation bits over the steps", series, STEP_AXIS, Axis("bits", Scale.WHOLE))
 
 
-def _plot(name: str, schedule: "ActivationSchedule") -> str:
-    from bitbrush.bench.plot_scales import Axis
-    from bitbrush.bench.plots import STEP_AXIS, Series, line_plot
+def _range_plot(name: str, schedule: "ActivationSchedule") -> "LinePlot":
+    from bitbrush.bench.plots import STEP_AXIS, Axis, LinePlot, Series
 
     steps = list(range(len(schedule.grids)))
     lows, highs = zip(*(grid.range for grid in schedule.grids), strict=True)
     series = [Series("highest", steps, highs), Series("lowest", steps, lows)]
-    return line_plot(series, title=name, x_axis=STEP_AXIS, y_axis=Axis("range of the layer's input"))
+    return LinePlot(name, series, STEP_AXIS, Axis("range of the layer's input"))
+
+
+def _write_plot(plot: "LinePlot", path: Path) -> None:
+    from bitbrush.bench.files import write_whole
+    from bitbrush.bench.plot_files import plot_file
+
+    write_whole(plot_file(plot, path), path)

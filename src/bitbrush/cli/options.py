@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 import typer
 
 if TYPE_CHECKING:
-    from bitbrush.artifact.models import ModelOptions
+    from bitbrush.sources.models import ModelOptions
 
 PipelineArguments: TypeAlias = Annotated[
     list[str] | None,
@@ -41,7 +41,7 @@ def model_options(
     revision: str | None, variant: str | None, config: str | None, loras: Sequence[str] | None
 ) -> "ModelOptions":
     """What the four options of a model say, as one value."""
-    from bitbrush.artifact.lora import Lora
-    from bitbrush.artifact.models import ModelOptions
+    from bitbrush.sources.lora import Lora
+    from bitbrush.sources.models import ModelOptions
 
     return ModelOptions(revision, variant, config, tuple(Lora.parse(text) for text in loras or ()))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bitbrush.cli.console import duration, err, note
-from bitbrush.timeline.progress import Advance, PlannedWork
+from bitbrush.session.progress import Advance, PlannedWork
 
 SECONDS_BETWEEN_LINES = 10.0
 

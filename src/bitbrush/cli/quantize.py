@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bitbrush.artifact.model_names import require_known
 from bitbrush.cli.console import note, quiet_libraries, resumable, say, say_unbroken, show, table, warn
 from bitbrush.cli.dry_run import print_plan
 from bitbrush.cli.options import (
@@ -18,90 +17,38 @@ from bitbrush.cli.options import (
     Loras,
     Masks,
     Overwrite,
-    PipelineArguments,
     Revision,
     Variant,
     model_options,
 )
 from bitbrush.cli.progress import shown
+from bitbrush.cli.recipe_options import takes_recipe_keys
+from bitbrush.methods import DEFAULT_METHOD, METHODS
+from bitbrush.methods.recipe import read_recipe
+from bitbrush.sources.model_names import require_known
 
 if TYPE_CHECKING:
     import torch
 
-    from bitbrush.artifact.models import ModelOptions
-    from bitbrush.artifact.quantization import Quantization
-    from bitbrush.methods.method import Job
     from bitbrush.methods.recipe import Recipe
-
-OF_THE_MODEL = ("revision", "variant", "config", "loras")
-NO_KEYS = (
-    *("model", "output", "overwrite", "prompts", "recipe", "images", "masks", "generic", "device", "dry_run"),
-    *OF_THE_MODEL,
-)
-"""Parameters of the command that are no keys of a recipe; all others are, under their name."""
+    from bitbrush.methods.state import QuantizationState
+    from bitbrush.quantization.quantize import Quantization
+    from bitbrush.sources.models import ModelOptions
 
 
+@takes_recipe_keys()
 def quantize(
     model: Annotated[
         str, typer.Argument(help="Bundled name (emoji-sd), local pipeline directory, .safetensors, or hub id.")
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Directory for the artifact.")],
-    method: Annotated[
-        str | None,
-        typer.Option(help="best (default), pcr, paper, one-shot, ptq4dm, qdiffusion, smoothquant, dynamic or rtn."),
-    ] = None,
-    weights: Annotated[int | None, typer.Option(help="Weight bits, 2 to 8 [4].")] = None,
-    activations: Annotated[int | None, typer.Option(help="Activation bits, 4 to 16 [8].")] = None,
-    relax: Annotated[
-        str | None,
-        typer.Option(help="Steps with more activation bits, 0.8:1.0@10; auto:8.2: by measurement, that on average."),
-    ] = None,
-    weight_allocation: Annotated[
-        str | None, typer.Option(help="uniform, or measured: weight bits by layer, --weights on average.")
-    ] = None,
-    rounding: Annotated[
-        str | None, typer.Option(help="learned (default of best and pcr), adaround or nearest.")
-    ] = None,
-    smoothing: Annotated[
-        str | None, typer.Option(help="Scales moved from inputs into weights: none or smoothquant.")
-    ] = None,
-    weight_range: Annotated[str | None, typer.Option(help="mse or min-max.")] = None,
-    activation_range: Annotated[str | None, typer.Option(help="l4, mse, percentile or min-max.")] = None,
-    step_sizes: Annotated[
-        str | None,
-        typer.Option(help="observed, or learned by gradients: where one range serves all steps."),
-    ] = None,
-    skip_inputs: Annotated[
-        str | None, typer.Option(help="joint, or split: what reads a U-Net's skips as two layers.")
-    ] = None,
-    first_token: Annotated[
-        str | None,
-        typer.Option(help="quantized, or known: keys and values of a text's start token are full precision's."),
-    ] = None,
-    low_rank: Annotated[
-        str | None,
-        typer.Option(help="Rank of a branch beside every layer, in 16-bit activations, e.g. 16, or none."),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None, typer.Option(help="Pattern of layer names to leave in floating point; repeatable.")
-    ] = None,
-    fine: Annotated[
-        list[str] | None,
-        typer.Option(help="Pattern of layer names for 8-bit weights and 16-bit activations; repeatable."),
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps to calibrate for [50].")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="Guidance to calibrate for [7.5].")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="Scheduler to calibrate for [the model's own].")] = None,
+    keys: dict[str, Any],
     prompts: Annotated[
         str | None, typer.Option(help="Calibration prompts: a file, one a line, or a bundled set.")
     ] = None,
-    num_prompts: Annotated[int | None, typer.Option(help="How many of them to use [16].")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Prompts per denoiser call [16].")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the calibration's noise [0].")] = None,
     recipe: Annotated[
         Path | None, typer.Option(help="TOML or JSON file with these keys; options come before it.")
     ] = None,
-    pipeline_arguments: PipelineArguments = None,
     images: Images = None,
     masks: Masks = None,
     generic: Generic = False,
@@ -112,21 +59,20 @@ def quantize(
     device: Device = "cpu",
     overwrite: Overwrite = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan, its time, memory and disk, and end; writes nothing.")
+        bool, typer.Option("--dry-run", help="Print the plan, bounds on memory and disk, and end; writes nothing.")
     ] = False,
 ) -> None:
     """Quantize MODEL after training and save it as a pipeline folder of packed integers."""
-    given = {key: value for key, value in locals().items() if key not in NO_KEYS and value is not None}
     require_known(model, revision)
     quiet_libraries()
-    from bitbrush.artifact.machine import find_device
     from bitbrush.artifact.store import require_free
+    from bitbrush.session.machine import find_device
 
     require_free(output, overwrite=overwrite or dry_run)
-    chosen, options = _recipe(recipe, given), model_options(revision, variant, config, loras)
+    chosen, options = _recipe(recipe, keys), model_options(revision, variant, config, loras)
     place = find_device(device)
     if dry_run and place.type != "cpu":
-        raise ValueError(f"--dry-run reckons time and memory of the processor, not of {device}; leave --device out")
+        raise ValueError(f"--dry-run estimates memory of the CPU, not of {device}; leave --device out")
     _quantize(
         model, options, output, chosen, prompts, place, images=images, masks=masks, generic=generic, dry_run=dry_run
     )
@@ -145,17 +91,17 @@ def _quantize(
     generic: bool,
     dry_run: bool,
 ) -> None:
-    from bitbrush.artifact.models import find_model, load_source
-    from bitbrush.artifact.quantization import calibration_batches, carry_out, quantization_job
     from bitbrush.artifact.store import save
-    from bitbrush.artifact.work import early_facts
-    from bitbrush.bench.input_images import read_inputs
-    from bitbrush.bench.prompts import calibration_prompts
+    from bitbrush.quantization.quantize import calibration_batches, prepare, run
+    from bitbrush.quantization.work import early_facts
     from bitbrush.runtime.cuda.package import has_card
-    from bitbrush.timeline.disk import nearest_folder
-    from bitbrush.timeline.journal import require_same_work, work_folder
-    from bitbrush.timeline.ranks import ranks
-    from bitbrush.timeline.spool import Spool
+    from bitbrush.session.disk import nearest_folder
+    from bitbrush.session.journal import require_same_work, work_folder
+    from bitbrush.session.offload import Spool
+    from bitbrush.session.ranks import ranks
+    from bitbrush.sources.input_images import read_inputs
+    from bitbrush.sources.models import find_model, load_source
+    from bitbrush.sources.prompts import calibration_prompts
 
     find_model(model, options)
     if device.type == "cpu" and has_card():
@@ -167,15 +113,15 @@ def _quantize(
         require_same_work(work, early_facts(chosen, batches, device))
     pipe = load_source(model, options, spool=Spool(nearest_folder(output)), device=device)
     with ranks() as own, own.together():
-        job = quantization_job(pipe, chosen, calibration, inputs=inputs, generic=generic, progress=shown, ranks=own)
+        state = prepare(pipe, chosen, calibration, inputs=inputs, generic=generic, progress=shown, ranks=own)
         own.wait()  # until all are loaded, as what memory is left is looked at
         if own.leads:
             note(_announcement(model, chosen, own.world))
-            _look_ahead(job, calibration, output, dry_run=dry_run)
+            _look_ahead(state, calibration, output, dry_run=dry_run)
         if dry_run:
             return
         with resumable():
-            quantization = carry_out(job, work)
+            quantization = run(state, work)
             if own.leads:
                 save(quantization, output, base_model=model, options=options)
         if own.leads:
@@ -183,24 +129,24 @@ def _quantize(
             print_summary(quantization, output)
 
 
-def _look_ahead(job: "Job", calibration: Sequence[str], output: Path, *, dry_run: bool) -> None:
+def _look_ahead(state: "QuantizationState", calibration: Sequence[str], output: Path, *, dry_run: bool) -> None:
     """Tells or refuses what is known before anything long starts."""
-    from bitbrush.artifact.estimate import estimate_job, require_disk, require_room, short_on_card
-    from bitbrush.bench.prompts import too_long
-    from bitbrush.timeline.journal import Journal, work_folder
+    from bitbrush.quantization.estimate import estimate, require_disk, require_room, short_on_card
+    from bitbrush.session.journal import Journal, work_folder
+    from bitbrush.sources.prompts import too_long
 
-    for message in too_long(job.pipe, calibration[: job.recipe.num_prompts]):
+    for message in too_long(state.pipe, calibration[: state.recipe.num_prompts]):
         warn(message)
     kept = Journal(work_folder(output))
-    estimate, walk = estimate_job(job)
+    planned = estimate(state)
     if dry_run:
-        print_plan(job, estimate, walk, output)
+        print_plan(state, planned, output)
         return
-    if job.pipe.device.type == "cpu":
-        require_room(estimate, output, kept=kept.size, processes=job.ranks.here)
+    if state.pipe.device.type == "cpu":
+        require_room(planned, output, kept=kept.size, processes=state.session.ranks.here)
     else:
-        require_disk(estimate, output, kept=kept.size)
-        if short := short_on_card(estimate, job.pipe.device):
+        require_disk(planned, output, kept=kept.size)
+        if short := short_on_card(planned, state.pipe.device):
             warn(short)
     if done := kept.pieces():
         note(f"going on with the {len(done)} pieces of work that {kept.folder} holds")
@@ -208,14 +154,8 @@ def _look_ahead(job: "Job", calibration: Sequence[str], output: Path, *, dry_run
 
 def _recipe(file: Path | None, given: dict[str, Any]) -> "Recipe":
     """The method's defaults, then the recipe file, then the options."""
-    from bitbrush.methods import DEFAULT_METHOD, METHODS
-    from bitbrush.methods.recipe import read_recipe
-
     keys = {**(read_recipe(file) if file else {}), **given}
-    name = keys.get("method", DEFAULT_METHOD)
-    if name not in METHODS:
-        raise ValueError(f"method is {name!r}; known are {', '.join(METHODS)}")
-    return METHODS[name].recipe(keys)
+    return METHODS.named(keys.get("method", DEFAULT_METHOD)).recipe(keys)
 
 
 def _announcement(model: str, recipe: "Recipe", processes: int) -> str:
@@ -230,8 +170,8 @@ def _announcement(model: str, recipe: "Recipe", processes: int) -> str:
 
 def print_summary(quantization: "Quantization", output: Path) -> None:
     """What was made, what it cost, and what to do with it."""
+    from bitbrush.artifact.manifest import read_manifest
     from bitbrush.artifact.sizes import denoiser_sizes
-    from bitbrush.artifact.store import read_manifest
 
     manifest = read_manifest(output)
     costs = table("phase", "seconds", "denoiser calls per batch", "peak MiB")

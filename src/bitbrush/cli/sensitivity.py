@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bitbrush.artifact.model_names import require_known
 from bitbrush.bench.networks import BUNDLED_CLIP, USUAL_CLIP
 from bitbrush.cli.console import note, quiet_libraries, resumable, say, warn
 from bitbrush.cli.options import (
@@ -24,6 +23,7 @@ from bitbrush.cli.options import (
     model_options,
 )
 from bitbrush.cli.progress import shown
+from bitbrush.sources.model_names import require_known
 
 if TYPE_CHECKING:
     from bitbrush.bench.sensitivity import StepSensitivity
@@ -62,19 +62,19 @@ def sensitivity(
     """Disturb each denoising step alone and see what it does to the pictures: which end to relax, and why."""
     require_known(model, revision)
     quiet_libraries()
-    from bitbrush.artifact.identity import model_digest
-    from bitbrush.artifact.machine import find_device
-    from bitbrush.artifact.models import find_model, load_full_precision
-    from bitbrush.artifact.schedulers import with_scheduler
-    from bitbrush.artifact.work import machine_facts, prompts_digest
     from bitbrush.bench.disturbance import QuantizedActivations, RelativeNoise
     from bitbrush.bench.files import require_own
-    from bitbrush.bench.input_images import read_inputs
     from bitbrush.bench.networks.chosen import judge_of
-    from bitbrush.bench.prompts import calibration_prompts, too_long
     from bitbrush.bench.sensitivity import step_sensitivities
     from bitbrush.methods.recipe import Recipe, check_activation_bits
-    from bitbrush.timeline.journal import open_journal, require_same_work, work_folder
+    from bitbrush.quantization.work import machine_facts, prompts_digest
+    from bitbrush.session.journal import open_journal, require_same_work, work_folder
+    from bitbrush.session.machine import find_device
+    from bitbrush.sources.identity import model_digest
+    from bitbrush.sources.input_images import read_inputs
+    from bitbrush.sources.models import find_model, load_full_precision
+    from bitbrush.sources.prompts import calibration_prompts, too_long
+    from bitbrush.sources.schedulers import with_scheduler
     from bitbrush.timeline.trajectory import prompt_batches
 
     require_own(output, (RESULTS, REPORT), "sensitivity analysis")

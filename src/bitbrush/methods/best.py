@@ -5,11 +5,11 @@ all steps and layers. Where activations have fewer than 8 bits, layers have bran
 the average. docs/methods.md tells of the measurement, of the branches and what they are worth.
 """
 
+from bitbrush.calibration.relaxing import MeasuredRelaxation
 from bitbrush.methods import pcr
 from bitbrush.methods.method import Method
-from bitbrush.methods.recipe import DEFAULT_ACTIVATION_BITS, Recipe, Rounding, WeightAllocation
-from bitbrush.numerics.affine import MAX_BITS
-from bitbrush.timeline.plan import MeasuredRelaxation
+from bitbrush.methods.recipe import DEFAULT_ACTIVATION_BITS, FirstTokens, Recipe, Rounding, WeightAllocation
+from bitbrush.numerics.limits import MAX_BITS
 
 RELAXED = 0.4
 """Bits on average that pcr's relaxing adds: two in a fifth of the steps."""
@@ -25,7 +25,8 @@ def defaults(activations: int) -> Recipe:
         weight_allocation=WeightAllocation.MEASURED,
         low_rank=RANK if activations < DEFAULT_ACTIVATION_BITS else None,
         rounding=Rounding.LEARNED,
+        first_token=FirstTokens.AUTO,
     )
 
 
-BEST = Method("best", defaults, pcr.run, pcr.phases)
+BEST = Method("best", defaults, pcr.STAGES)

@@ -11,9 +11,8 @@ from dataclasses import replace
 
 from bitbrush.methods import pcr
 from bitbrush.methods.method import Method
-from bitbrush.methods.recipe import Recipe, Rounding
-from bitbrush.numerics.ranges import RangeEstimator
-from bitbrush.numerics.weights import WeightRange
+from bitbrush.methods.recipe import FirstTokens, Recipe, Rounding
+from bitbrush.numerics.limits import RangeEstimator, WeightRange
 
 PROMPTS = 10
 
@@ -25,8 +24,9 @@ def defaults(activations: int) -> Recipe:
         rounding=Rounding.ADAROUND,
         weight_range=WeightRange.MIN_MAX,
         activation_range=RangeEstimator.MIN_MAX,
+        first_token=FirstTokens.QUANTIZED,
         num_prompts=PROMPTS,
     )
 
 
-PAPER = Method("paper", defaults, pcr.run, pcr.phases)
+PAPER = Method("paper", defaults, pcr.STAGES)

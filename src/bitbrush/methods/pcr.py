@@ -1,54 +1,39 @@
 """PCR: Progressive Calibration and activation Relaxing, arXiv 2311.06322.
 
 Weights first, rounding learned on full-precision trajectories; then activation ranges step by step, each calibrated on
-what the already quantized steps produced; the steps of the relaxed interval get more bits. The deviations from the
-published procedure are listed where they are made: ``calibration/ranges.py`` and ``rounding/``.
+what the already quantized steps produced (``calibration/progressive.py``); the steps of the relaxed interval get more
+bits (``calibration/relaxing.py``). Deviations from the published procedure stand in the files that make them; ``paper``
+has its authors' choices.
 """
 
-from bitbrush.calibration.ranges import CALIBRATING, PROGRESSIVE_CALLS, calibrate_progressively
-from bitbrush.methods.allocation import with_measured_bits
-from bitbrush.methods.method import Job, Method, Outcome, PlannedPhase
-from bitbrush.methods.recipe import Recipe, Rounding
-from bitbrush.methods.stages import early_phases, outcome, rounded_weights, rounding_phases, with_weights
-from bitbrush.methods.step_sizes import require_observed_step_sizes
-from bitbrush.numerics.affine import MAX_BITS
-from bitbrush.timeline.plan import Relaxation
-from bitbrush.timeline.trajectory import carried
+from bitbrush.calibration.relaxing import Relaxation
+from bitbrush.methods.method import Method
+from bitbrush.methods.recipe import FirstTokens, Recipe, Rounding
+from bitbrush.methods.stages.allocate_bits import ALLOCATE_BITS
+from bitbrush.methods.stages.branches import ADD_BRANCHES
+from bitbrush.methods.stages.calibrate_progressively import CALIBRATE_PROGRESSIVELY
+from bitbrush.methods.stages.first_token import KNOW_FIRST_TOKEN, MEASURE_START_TOKEN
+from bitbrush.methods.stages.round_weights import RECORD_TRAJECTORIES, ROUND_WEIGHTS
+from bitbrush.methods.stages.smooth import SMOOTH
+from bitbrush.methods.stages.split_skips import SPLIT_SKIPS
+from bitbrush.numerics.limits import MAX_BITS
 
-PROGRESSIVE = "progressive_calibration"
-
-
-def run(job: Job) -> Outcome:
-    require_observed_step_sizes(job)
-    job = with_measured_bits(job)
-    rounded = rounded_weights(job)
-    denoiser = with_weights(job.denoiser, rounded)
-    with (
-        job.costs.phase(PROGRESSIVE) as calls,
-        carried(job.pipe, job.family.component, job.own, job.recipe.plan) as trajectories,
-    ):
-        schedules = calibrate_progressively(
-            denoiser,
-            job.calibration,
-            trajectories,
-            job.progress,
-            calls,
-            job.journal,
-            job.ranks,
-        )
-    return outcome(job, rounded, schedules)
-
-
-def phases(job: Job) -> tuple[PlannedPhase, ...]:
-    require_observed_step_sizes(job)
-    progressive = PlannedPhase(PROGRESSIVE, job.own, PROGRESSIVE_CALLS, on_rounded_weights=True, title=CALIBRATING)
-    return (*early_phases(job), *rounding_phases(job), progressive)
+PREPARATION = (MEASURE_START_TOKEN, SPLIT_SKIPS, ADD_BRANCHES, SMOOTH, ALLOCATE_BITS)
+"""What may be done to the network, and which bits it gets, before anything is quantized."""
+WEIGHTS = (RECORD_TRAJECTORIES, ROUND_WEIGHTS, KNOW_FIRST_TOKEN)
+STAGES = (*PREPARATION, *WEIGHTS, CALIBRATE_PROGRESSIVELY)
 
 
 def defaults(activations: int) -> Recipe:
     """The last fifth of the steps gets two bits more: at 8 bits what the paper gives Stable Diffusion."""
     relax = Relaxation(0.8, 1.0, activations + 2) if activations + 2 <= MAX_BITS else None
-    return Recipe(method="pcr", activations=activations, relax=relax, rounding=Rounding.LEARNED)
+    return Recipe(
+        method="pcr",
+        activations=activations,
+        relax=relax,
+        rounding=Rounding.LEARNED,
+        first_token=FirstTokens.AUTO,
+    )
 
 
-PCR = Method("pcr", defaults, run, phases)
+PCR = Method("pcr", defaults, STAGES)

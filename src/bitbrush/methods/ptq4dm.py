@@ -5,20 +5,25 @@ rounds to nearest; every calibration prompt is observed at each drawn step inste
 fourth-power error, ``mse`` being the paper's.
 """
 
-from functools import partial
+from collections import Counter
+from collections.abc import Sequence
 
 from bitbrush.calibration.timestep_sampling import skewed_normal_draws
-from bitbrush.methods.method import Job, Method, Outcome
+from bitbrush.methods.method import Method
+from bitbrush.methods.pcr import PREPARATION, WEIGHTS
 from bitbrush.methods.recipe import Recipe, Rounding
-from bitbrush.methods.stages import one_range_phases, with_one_range
+from bitbrush.methods.stages.learn_step_sizes import LEARN_STEP_SIZES
+from bitbrush.methods.stages.ranges import OBSERVE, static_ranges
+from bitbrush.methods.state import QuantizationState
 
 
-def run(job: Job) -> Outcome:
-    return with_one_range(job, partial(skewed_normal_draws, seed=job.recipe.seed))
+def draws(state: QuantizationState, timesteps: Sequence[float]) -> Counter[float]:
+    """How often each timestep is drawn."""
+    return skewed_normal_draws(timesteps, seed=state.recipe.seed)
 
 
 def defaults(activations: int) -> Recipe:
     return Recipe(method="ptq4dm", activations=activations, rounding=Rounding.LEARNED)
 
 
-PTQ4DM = Method("ptq4dm", defaults, run, one_range_phases)
+PTQ4DM = Method("ptq4dm", defaults, (*PREPARATION, *WEIGHTS, OBSERVE, static_ranges(draws), LEARN_STEP_SIZES))

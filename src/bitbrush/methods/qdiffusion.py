@@ -6,9 +6,9 @@ are rounded as ``pcr``'s are, its blocks reconstructed on evenly spaced steps as
 output of the whole denoiser, not block by block.
 """
 
+from bitbrush.methods import rtn
 from bitbrush.methods.method import Method
 from bitbrush.methods.recipe import Recipe, Rounding, SkipInputs, StepSizes
-from bitbrush.methods.stages import one_range_phases, with_one_range
 
 
 def defaults(activations: int) -> Recipe:
@@ -21,4 +21,4 @@ def defaults(activations: int) -> Recipe:
     )
 
 
-QDIFFUSION = Method("qdiffusion", defaults, with_one_range, one_range_phases)
+QDIFFUSION = Method("qdiffusion", defaults, rtn.STAGES, shares_weights=False)

@@ -1,10 +1,14 @@
 """Round-to-nearest: min-max weights, one static min-max activation range per layer for all steps. The floor."""
 
 from bitbrush.methods.method import Method
+from bitbrush.methods.pcr import PREPARATION, WEIGHTS
 from bitbrush.methods.recipe import Recipe
-from bitbrush.methods.stages import one_range_phases, with_one_range
-from bitbrush.numerics.ranges import RangeEstimator
-from bitbrush.numerics.weights import WeightRange
+from bitbrush.methods.stages.learn_step_sizes import LEARN_STEP_SIZES
+from bitbrush.methods.stages.ranges import OBSERVE, static_ranges
+from bitbrush.numerics.limits import RangeEstimator, WeightRange
+
+STAGES = (*PREPARATION, *WEIGHTS, OBSERVE, static_ranges(), LEARN_STEP_SIZES)
+"""Those of every method with one range for all steps."""
 
 
 def defaults(activations: int) -> Recipe:
@@ -16,4 +20,4 @@ def defaults(activations: int) -> Recipe:
     )
 
 
-RTN = Method("rtn", defaults, with_one_range, one_range_phases)
+RTN = Method("rtn", defaults, STAGES)

@@ -4,9 +4,9 @@ Deviations: rounding is learned as ``pcr``'s is and ranges are those of least er
 on the extremes; both to its advantage. The exponent is the paper's 0.5.
 """
 
+from bitbrush.methods import rtn
 from bitbrush.methods.method import Method
 from bitbrush.methods.recipe import Recipe, Rounding, Smoothing
-from bitbrush.methods.stages import one_range_phases, with_one_range
 
 
 def defaults(activations: int) -> Recipe:
@@ -15,4 +15,4 @@ def defaults(activations: int) -> Recipe:
     )
 
 
-SMOOTHQUANT = Method("smoothquant", defaults, with_one_range, one_range_phases)
+SMOOTHQUANT = Method("smoothquant", defaults, rtn.STAGES, shares_weights=False)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bitbrush.network.held import HeldWeight, held_layers
-from bitbrush.timeline.live_memory import LiveMemory, tensor_bytes, uncounted
+from bitbrush.session.live_memory import LiveMemory, tensor_bytes, uncounted
 from bitbrush.timeline.trajectory import DenoiserCall
 
 

@@ -9,14 +9,20 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from bitbrush.network.extension import Extension, extend_
 from bitbrush.numerics.weights import QuantizedWeight
-from bitbrush.timeline.spool import PROCESSOR, Spool, is_away, release
+from bitbrush.session.offload import (
+    PROCESSOR,
+    Spool,
+    is_away,
+    release,
+)
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -31,7 +37,7 @@ class HeldWeight:
         return self  # it never changes, so that copies of a network share it
 
 
-class Holding:
+class Holding(Extension):
     """What is added to a Conv2d or Linear; a parameter that is set all the same comes before what is held."""
 
     held: HeldWeight
@@ -43,17 +49,10 @@ class Holding:
         return self.held.read() if own is None else own
 
 
-@cache
-def _holding(kind: Any) -> Any:
-    return type(kind.__name__, (Holding, kind), {})
-
-
 def hold(layer: nn.Module, weight: HeldWeight) -> None:
     """From now on a Conv2d or Linear has ``weight``, and no parameter of that name."""
     assert isinstance(layer, nn.Conv2d | nn.Linear)
-    if not isinstance(layer, Holding):
-        kind: Any = type(layer)
-        object.__setattr__(layer, "__class__", _holding(kind))
+    extend_(layer, Holding)
     layer.register_parameter("weight", None)
     object.__setattr__(layer, "held", weight)
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from bitbrush.network.compiling import not_compiled
 from bitbrush.numerics.affine import AffineGrid, fake_quantize
-from bitbrush.numerics.dynamic import fake_quantize_rows
 from bitbrush.numerics.histogram import Histogram, NonFiniteError
 
 
@@ -69,22 +70,19 @@ class InputObserver:
 
 def fake_quantize_input(layer: nn.Module, grid: Callable[[], AffineGrid | None]) -> RemovableHandle:
     """From now on ``layer`` sees its input as the integers of ``grid()`` represent it; unchanged where that is None."""
+    return layer.register_forward_pre_hook(_FakeQuantize(grid))
 
-    def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        current = grid()
+
+@dataclass(frozen=True)
+class _FakeQuantize:
+    """A pre-hook. An object and no closure: copies of the layer get a copy of it."""
+
+    grid: Callable[[], AffineGrid | None]
+
+    @not_compiled
+    def __call__(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        current = self.grid()
         return None if current is None else (fake_quantize(args[0], current), *args[1:])
-
-    return layer.register_forward_pre_hook(hook)
-
-
-def fake_quantize_input_dynamically(layer: nn.Module, bits: int) -> RemovableHandle:
-    """From now on ``layer`` sees each token of its input, or each image, on a grid of that one's own extremes."""
-    within = row_dimensions(layer)
-
-    def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return fake_quantize_rows(args[0].float(), bits, within=within), *args[1:]
-
-    return layer.register_forward_pre_hook(hook)
 
 
 def row_dimensions(layer: nn.Module) -> int:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from bitbrush.network.held import HeldWeight, Holding, hold, hold_rounded, show_widths_, weight_shape
-from bitbrush.numerics.weights import QuantizedWeight, WeightRange, round_to_nearest, weight_grid
+from bitbrush.numerics.limits import WeightRange
+from bitbrush.numerics.weights import QuantizedWeight, round_to_nearest, weight_grid
 
 MIN_FACTOR_BITS = 4
 LARGEST_SHARE = 0.25

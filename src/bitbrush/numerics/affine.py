@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-MIN_BITS, MAX_BITS = 2, 16
+from bitbrush.numerics.limits import MAX_BITS, MIN_BITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class AffineGrid:
         _check_bits(bits)
         low, high = min(low, 0.0), max(high, 0.0)
         qmax = (1 << bits) - 1
-        scale = float(torch.tensor((high - low) / qmax, dtype=torch.float32))
+        scale = float(torch.tensor((high - low) / qmax, dtype=torch.float32, device="cpu"))
         if scale < torch.finfo(torch.float32).tiny:
             return cls(scale=1.0, zero_point=0, bits=bits)
         return cls(scale=scale, zero_point=min(qmax, max(0, round(-low / scale))), bits=bits)
@@ -95,4 +95,4 @@ def _check_bits(bits: int) -> None:
 @functools.lru_cache(maxsize=1 << 16)
 def reciprocal(grid: AffineGrid) -> float:
     """``1 / scale`` as float32 rounds it: what inputs are multiplied by."""
-    return float(torch.tensor(grid.scale, dtype=torch.float32).reciprocal())
+    return float(torch.tensor(grid.scale, dtype=torch.float32, device="cpu").reciprocal())

@@ -1,41 +1,29 @@
 """Range estimators: from histograms of activations to quantization grids."""
 
 from collections.abc import Sequence
-from enum import StrEnum
 
 import torch
 from torch import Tensor
 
 from bitbrush.numerics.affine import AffineGrid
 from bitbrush.numerics.histogram import Histogram
+from bitbrush.numerics.limits import RangeEstimator
 
 PERCENTILE = 0.9999
 
 
-class RangeEstimator(StrEnum):
-    """How the range of a grid follows from what was observed."""
-
-    MIN_MAX = "min-max"
-    """The exact extremes: nothing is clipped."""
-    PERCENTILE = "percentile"
-    """The central 99.99 % of the histogram, within the extremes."""
-    MSE = "mse"
-    """The range inside the extremes with the least expected squared error, bin by bin."""
-    L4 = "l4"
-    """Likewise with the fourth power of the error: clips less, sparing the rare large values that carry the picture."""
-
-    def grids(self, histograms: Sequence[Histogram], bits: Sequence[int]) -> list[AffineGrid]:
-        """One grid per histogram; computed for all at once."""
-        match self:
-            case RangeEstimator.MIN_MAX:
-                ranges = [(histogram.low, histogram.high) for histogram in histograms]
-            case RangeEstimator.PERCENTILE:
-                ranges = [_percentile(histogram) for histogram in histograms]
-            case RangeEstimator.MSE:
-                ranges = _Search(histograms, bits, power=2).ranges()
-            case RangeEstimator.L4:
-                ranges = _Search(histograms, bits, power=4).ranges()
-        return [AffineGrid.from_range(low, high, b) for (low, high), b in zip(ranges, bits, strict=True)]
+def find_qparams(estimator: RangeEstimator, histograms: Sequence[Histogram], bits: Sequence[int]) -> list[AffineGrid]:
+    """Returns the quantization parameters of each histogram, computed for all at once."""
+    match estimator:
+        case RangeEstimator.MIN_MAX:
+            ranges = [(histogram.low, histogram.high) for histogram in histograms]
+        case RangeEstimator.PERCENTILE:
+            ranges = [_percentile(histogram) for histogram in histograms]
+        case RangeEstimator.MSE:
+            ranges = _Search(histograms, bits, power=2).ranges()
+        case RangeEstimator.L4:
+            ranges = _Search(histograms, bits, power=4).ranges()
+    return [AffineGrid.from_range(low, high, b) for (low, high), b in zip(ranges, bits, strict=True)]
 
 
 def _percentile(histogram: Histogram) -> tuple[float, float]:

@@ -6,22 +6,15 @@ is least, and saves every kernel a pass over its output.
 """
 
 from dataclasses import dataclass, replace
-from enum import StrEnum
 
 import torch
 from torch import Tensor
 
-MIN_WEIGHT_BITS, MAX_WEIGHT_BITS = 2, 8
+from bitbrush.numerics.limits import MAX_WEIGHT_BITS, MIN_WEIGHT_BITS, WeightRange
+
 SIGNED_BYTE_ZERO = 128
 _SHRINK = 40
 _REFINEMENTS = 2
-
-
-class WeightRange(StrEnum):
-    """How the range of an output channel is found."""
-
-    MIN_MAX = "min-max"
-    MSE = "mse"
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ from collections.abc import Mapping
 import torch
 from torch import Generator, Tensor, nn
 
-from bitbrush.numerics.weights import QuantizedWeight, WeightRange, round_to_nearest, weight_grid
+from bitbrush.numerics.limits import WeightRange
+from bitbrush.numerics.weights import QuantizedWeight, round_to_nearest, weight_grid
 from bitbrush.rounding.blocks import BlockInputs, Rows
 from bitbrush.rounding.compensation import Compensated
 from bitbrush.rounding.reconstruction import Block
 from bitbrush.rounding.shards import Shard
-from bitbrush.timeline.spool import IN_MEMORY, Spool
+from bitbrush.session.offload import IN_MEMORY, Spool
 
 ITERATIONS = 2000
 BATCH_ROWS = 32

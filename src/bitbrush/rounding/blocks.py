@@ -18,8 +18,15 @@ from torch.utils._pytree import tree_iter, tree_map_only
 
 from bitbrush.network.family import Family
 from bitbrush.network.held import device_of
-from bitbrush.timeline.ranks import ALONE, Ranks
-from bitbrush.timeline.spool import IN_MEMORY, PROCESSOR, Following, Spool, Values, release
+from bitbrush.session.offload import (
+    IN_MEMORY,
+    PROCESSOR,
+    Following,
+    Spool,
+    Values,
+    release,
+)
+from bitbrush.session.ranks import ALONE, Ranks
 from bitbrush.timeline.suspension import Suspension
 from bitbrush.timeline.trajectory import DenoiserCall
 

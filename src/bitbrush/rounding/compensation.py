@@ -15,10 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from bitbrush.numerics.weights import QuantizedWeight, WeightGrid, WeightRange, weight_grid
+from bitbrush.numerics.limits import WeightRange
+from bitbrush.numerics.weights import QuantizedWeight, WeightGrid, weight_grid
 from bitbrush.rounding.blocks import Rows
 from bitbrush.rounding.shards import Shard
-from bitbrush.timeline.spool import IN_MEMORY, PROCESSOR, Spool, release
+from bitbrush.session.offload import (
+    IN_MEMORY,
+    PROCESSOR,
+    Spool,
+    release,
+)
 
 DAMPING = 0.01
 DRIFT_RIDGE = 0.05
@@ -129,7 +135,7 @@ def _seen(
     for gram in grams:
         _mirror_upper_(gram)
     return [
-        _Seen(*(ranks.sum(total.div_(sampling.count)) for total in (gram, pull.total(), means)))
+        _Seen(*(ranks.sum(total).div_(sampling.count) for total in (gram, pull.total(), means)))
         for gram, pull, means in zip(grams, pulls, sums, strict=True)
     ]
 

@@ -14,7 +14,8 @@ from torch import nn
 from bitbrush.network.family import Family
 from bitbrush.network.held import device_of, hold_rounded, twin
 from bitbrush.network.layers import LayerSpec
-from bitbrush.numerics.weights import QuantizedWeight, WeightRange
+from bitbrush.numerics.limits import WeightRange
+from bitbrush.numerics.weights import QuantizedWeight
 from bitbrush.rounding import adaround as published
 from bitbrush.rounding import reconstruction
 from bitbrush.rounding.adaround import adaround, round_alone
@@ -34,11 +35,10 @@ from bitbrush.rounding.kept_blocks import block_from_tensors, block_tensors
 from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.rounding.reconstruction import reconstruct
 from bitbrush.rounding.shards import WHOLE, Place, Shard, Shards
-from bitbrush.timeline.allocator import trim
-from bitbrush.timeline.journal import NO_JOURNAL, Journal
-from bitbrush.timeline.progress import PlannedWork, Progress
-from bitbrush.timeline.ranks import Ranks
-from bitbrush.timeline.spool import IN_MEMORY, PROCESSOR, Spool
+from bitbrush.session.allocator import trim
+from bitbrush.session.offload import PROCESSOR
+from bitbrush.session.progress import PlannedWork
+from bitbrush.session.session import Session
 from bitbrush.timeline.trajectory import DenoiserCall
 
 
@@ -89,7 +89,7 @@ def _waiting(walking: Sequence[Walk], indices: Sequence[int]) -> list[BlockCall]
 class _Learner:
     """``full`` keeps its weights; ``quantized`` shares them until it takes on the rounded ones, as integers.
 
-    Calls of a block come with their places among those of all ``ranks``; this process may have none.
+    Calls of a block come with their places among those of all processes; this one may have none.
     """
 
     def __init__(
@@ -97,19 +97,16 @@ class _Learner:
         full: nn.Module,
         specs: Sequence[LayerSpec],
         estimator: WeightRange,
-        *,
-        spool: Spool,
-        ranks: Ranks,
+        session: Session,
         procedure: Procedure,
     ) -> None:
         self.full = full
         self.quantized = twin(full)
         self._device = device_of(full)
-        self.spool = spool
+        self._session = session
         self.rounded: dict[str, RoundedLayer] = {}
         self._specs = {spec.name: spec for spec in specs}
         self._estimator = estimator
-        self._ranks = ranks
         self._procedure = procedure
         self.generator = torch.Generator().manual_seed(0)
 
@@ -121,10 +118,10 @@ class _Learner:
         if len(layers) >= self._procedure.least_layers:
             inner = {layer.removeprefix(name).removeprefix("."): compensated[layer] for layer in layers}
             block = self.quantized.get_submodule(name)
-            waiting = tuple(self.spool.put_away(as_rows(output)) for output in outputs)
+            waiting = tuple(self._session.offload.put_away(as_rows(output)) for output in outputs)
             targets = Rows(waiting, self._device) if outputs else None
             inputs = BlockInputs.of(calls.quantized, self._device) if calls.quantized else None
-            shard = Shard.of(calls.places, [call.rows for call in calls.quantized], self._ranks)
+            shard = Shard.of(calls.places, [call.rows for call in calls.quantized], self._session.ranks)
             learned = self._procedure.reconstruct(block, inner, inputs, targets, self.generator, shard)
             weights = {f"{name}.{layer}".removesuffix("."): weight for layer, weight in learned.items()}
         for layer, weight in weights.items():
@@ -134,10 +131,10 @@ class _Learner:
     def _compensate(self, layers: Sequence[str], calls: "_Calls") -> tuple[dict[str, Compensated], list[Any]]:
         compensated: dict[str, Compensated] = {}
         with (
-            walks(self.full, layers, calls.full, self.spool) as targets,
-            walks(self.quantized, layers, calls.quantized, self.spool) as inputs,
+            walks(self.full, layers, calls.full, self._session.offload) as targets,
+            walks(self.quantized, layers, calls.quantized, self._session.offload) as inputs,
         ):
-            while stop := next_stop(targets, layers, self._ranks):
+            while stop := next_stop(targets, layers, self._session.ranks):
                 name, waiting = stop
                 if name not in compensated:
                     own = _Calls(
@@ -162,7 +159,7 @@ class _Learner:
         if calls.full:
             target_x = Rows(tuple(call.args[0] for call in calls.full), self._device)
             x = Rows(tuple(call.args[0] for call in calls.quantized), self._device)
-        shard = Shard.of(calls.places, [len(call.args[0]) for call in calls.quantized], self._ranks)
+        shard = Shard.of(calls.places, [len(call.args[0]) for call in calls.quantized], self._session.ranks)
         spec = self._specs[name]
         start = self._procedure.start(
             layer,
@@ -172,7 +169,7 @@ class _Learner:
             x,
             self.generator,
             shard,
-            spool=self.spool,
+            spool=self._session.offload,
         )
         self._set(name, RoundedLayer(start.weight, start.bias))
         trim()
@@ -189,15 +186,15 @@ class _Learner:
         hold_rounded(self.quantized.get_submodule(name), here.weight, here.bias)
 
 
-def _learn_or_recall(learner: _Learner, name: str, layers: Sequence[str], calls: _Calls, journal: Journal) -> list[Any]:
-    """The full-precision outputs of the block ``name``; its layers are rounded, here or by earlier work."""
+def _learn_or_recall(learner: _Learner, name: str, layers: Sequence[str], calls: _Calls, session: Session) -> list[Any]:
+    """Rounds the layers of the block ``name``, or reads them from the journal; returns its full-precision outputs."""
     piece = _piece(name)
-    kept = journal.read(piece)
+    kept = session.journal.read(piece)
     if kept is not None:
         learner.recall(block_from_tensors(layers, kept, learner.generator))
-        return [learner.spool.put_away(call.run(learner.full)) for call in calls.full]
+        return [session.offload.put_away(call.run(learner.full)) for call in calls.full]
     outputs = learner.learn(name, layers, calls)
-    journal.write(piece, block_tensors({layer: learner.rounded[layer] for layer in layers}, learner.generator))
+    session.journal.write(piece, block_tensors({layer: learner.rounded[layer] for layer in layers}, learner.generator))
     return outputs
 
 
@@ -212,42 +209,48 @@ def learn_rounding(
     specs: Sequence[LayerSpec],
     estimator: WeightRange,
     samples: Sequence[DenoiserCall],
-    progress: Progress,
-    journal: Journal = NO_JOURNAL,
+    session: Session,
     *,
-    spool: Spool = IN_MEMORY,
     shards: Shards = WHOLE,
     procedure: Procedure = COMPENSATED,
 ) -> dict[str, RoundedLayer]:
-    """Integers and biases by layer name, on the processor; ``denoiser`` stays as it is.
+    """Returns integers and biases by layer name, on the CPU; ``denoiser`` stays as it is.
 
-    ``samples``: calls of the full-precision model. ``shards``: which of all processes' samples these are. All learn
-    together, and each has the same result: that of a single process, apart from the order in which sums over samples
-    are added up.
-    ``procedure``: what is done with each block.
+    All processes learn together, and each has the same result: that of a single process, apart from the order in which
+    sums over samples are added up. Every sample runs through either network once, for all blocks together. A layer that
+    a denoiser call uses several times is learned on its first use.
 
-    Every sample runs through either network once, for all blocks together. What a denoiser call uses several times is
-    learned on its first use. Blocks that ``journal`` holds are taken from it, the others go into it; the result is the
-    same. What the samples hold meanwhile is put away by ``spool``. Raises ValueError if a layer is never called.
+    Args:
+        denoiser: The full-precision denoiser.
+        family: Which blocks are reconstructed as a whole.
+        specs: The layers to round, and their bits.
+        estimator: How the range of a channel's weights is found.
+        samples: Denoiser calls of the full-precision model.
+        session: The journal holds finished blocks, which are not learned again; samples are offloaded meanwhile.
+        shards: Which of all processes' samples these are.
+        procedure: What is done with each block.
+
+    Raises:
+        ValueError: The denoiser never calls a layer.
     """
     blocks = reconstruction_blocks(denoiser, family, [spec.name for spec in specs])
-    learner = _Learner(denoiser, specs, estimator, spool=spool, ranks=shards.ranks, procedure=procedure)
-    names, kept = list(blocks), journal.pieces()
+    learner, offload = _Learner(denoiser, specs, estimator, session, procedure), session.offload
+    names, kept = list(blocks), session.journal.pieces()
     missing = {name for name in names if _piece(name) not in kept}
     with (
-        walks(denoiser, names, samples, spool) as full,
-        walks(learner.quantized, names, samples, spool) as quantized,
-        progress(ROUNDING_TITLE, len(missing)) as advance,
+        walks(denoiser, names, samples, offload) as full,
+        walks(learner.quantized, names, samples, offload) as quantized,
+        session.progress(ROUNDING_TITLE, len(missing)) as advance,
     ):
-        while stop := next_stop(full, names, shards.ranks):
+        while stop := next_stop(full, names, session.ranks):
             name, waiting = stop
             calls = _Calls(_waiting(full, waiting), _waiting(quantized, waiting), shards.of(waiting))
             if name in blocks:
-                outputs = _learn_or_recall(learner, name, blocks.pop(name), calls, journal)
+                outputs = _learn_or_recall(learner, name, blocks.pop(name), calls, session)
                 if name in missing:
                     advance()
             else:
-                outputs = [spool.put_away(call.run(denoiser)) for call in calls.full]
+                outputs = [offload.put_away(call.run(denoiser)) for call in calls.full]
             for index, output, call in zip(waiting, outputs, calls.quantized, strict=True):
                 full[index].answer(output)
                 quantized[index].answer(call.run(learner.quantized))

@@ -1,15 +1,17 @@
 """Every weight to the nearest point of its grid: no data is needed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from bitbrush.network.first_token import FirstToken
+from bitbrush.network.first_token import FirstToken, answer_first_token
+from bitbrush.network.held import device_of, hold_rounded, twin
 from bitbrush.network.layers import LayerSpec
-from bitbrush.numerics.weights import QuantizedWeight, WeightRange, round_to_nearest, weight_grid
-from bitbrush.timeline.spool import PROCESSOR
+from bitbrush.numerics.limits import WeightRange
+from bitbrush.numerics.weights import QuantizedWeight, round_to_nearest, weight_grid
+from bitbrush.session.offload import PROCESSOR
 
 
 @dataclass(frozen=True)
@@ -41,3 +43,13 @@ def round_all_to_nearest(
         grid = weight_grid(weight, spec.weight_bits, estimator)
         rounded[spec.name] = RoundedLayer(round_to_nearest(weight, grid), bias).to(PROCESSOR)
     return rounded
+
+
+def with_weights(denoiser: nn.Module, rounded: Mapping[str, RoundedLayer]) -> nn.Module:
+    """Returns a denoiser that computes with the rounded weights, held as integers; it shares all else."""
+    quantized, device = twin(denoiser), device_of(denoiser)
+    for name, layer in ((name, layer.to(device)) for name, layer in rounded.items()):
+        hold_rounded(quantized.get_submodule(name), layer.weight, layer.bias)
+        if layer.first is not None:
+            answer_first_token(quantized.get_submodule(name), layer.first)
+    return quantized

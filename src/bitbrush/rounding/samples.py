@@ -7,19 +7,17 @@ from typing import Any
 
 from bitbrush.network.family import Family
 from bitbrush.rounding.shards import Place, Shards
-from bitbrush.timeline.cost import CallCounter
+from bitbrush.session.ranks import Ranks
+from bitbrush.session.session import Session
 from bitbrush.timeline.module_changes import NO_CHANGES
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.progress import Progress
-from bitbrush.timeline.ranks import ALONE, Ranks
 from bitbrush.timeline.shares import Piece, own_pieces
-from bitbrush.timeline.spool import IN_MEMORY, Spool
 from bitbrush.timeline.trajectory import (
     DenoiserCall,
     PromptBatch,
     carried,
     join,
-    pending,
+    lockstep,
     planned_timesteps,
     split,
 )
@@ -55,38 +53,30 @@ def recorded_samples(pieces: Sequence[Piece], calls: int) -> int:
 
 
 def record_samples(
-    pipe: Any,
-    family: Family,
-    batches: Sequence[PromptBatch],
-    plan: SamplingPlan,
-    progress: Progress,
-    calls: CallCounter,
-    *,
-    spool: Spool = IN_MEMORY,
-    ranks: Ranks = ALONE,
+    pipe: Any, family: Family, batches: Sequence[PromptBatch], plan: SamplingPlan, session: Session
 ) -> list[DenoiserCall]:
-    """Every fourth denoiser call on the full-precision trajectories of the first 16 prompts, put away by ``spool``.
+    """Returns every fourth denoiser call on the full-precision trajectories of the first 16 prompts, offloaded.
 
     Its two batches are staggered, so that together they cover every second call. One denoiser call per step and batch.
-    Of several processes each records its own share of the prompts. What the pipeline changes about modules is not kept:
-    blocks learn on rows drawn one by one, and perturbed attention, for one, splits its batch into parts.
+    Of several processes each records its own share of the prompts. What the pipeline changes about modules is
+    not kept: blocks learn on rows drawn one by one, and perturbed attention, for one, splits its batch into parts.
     """
     denoiser = getattr(pipe, family.component)
     samples = []
-    own = sample_pieces(batches, ranks)
+    own = sample_pieces(batches, session.ranks)
     steps = len(planned_timesteps(pipe, family.component, plan, batches[0]))
     with (
         carried(pipe, family.component, [piece.batch for piece in own], plan) as trajectories,
-        progress(RECORDING_TITLE, steps) as advance,
+        session.progress(RECORDING_TITLE, steps) as advance,
     ):
-        while waiting := pending(trajectories):
-            for piece, trajectory, call in zip(own, trajectories, waiting, strict=True):
+        for number, calls in enumerate(lockstep(trajectories)):
+            for piece, trajectory, call in zip(own, trajectories, calls, strict=True):
                 output = call.run(denoiser)
-                if is_sample(calls.per_batch, piece.index, piece.batches):
-                    spool.put_away((call.args, call.kwargs))
+                if is_sample(number, piece.index, piece.batches):
+                    session.offload.put_away((call.args, call.kwargs))
                     samples.append(replace(call, changes=NO_CHANGES))
                 trajectory.answer(output)
-            calls.add()
+            session.count_call()
             advance()
     return samples
 

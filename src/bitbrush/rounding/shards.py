@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bitbrush.timeline.ranks import ALONE, Ranks
+from bitbrush.session.ranks import ALONE, Ranks
 
 ROWS_PER_CALL = 1 << 32
 """More than any call has: what keeps the numbers of different calls apart."""

@@ -29,7 +29,7 @@ def chunked_attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> 
     torch's fused operator for CPUs does. Scores are rounded to the inputs' dtype in between.
     """
     q, k, v = (_by_head(x, heads) for x in (query, key, value))
-    out = torch.empty(query.shape, dtype=query.dtype)
+    out = query.new_empty(query.shape)
     by_head = _by_head(out, heads)
     scale = q.shape[-1] ** -0.5
     for image in range(len(q)):

@@ -15,7 +15,7 @@ from bitbrush.runtime.onednn.runtime import OneDnnRuntime
 from bitbrush.runtime.onednn.weights import Memory
 from bitbrush.runtime.reference import ReferenceRuntime
 from bitbrush.runtime.tools import best_tools
-from bitbrush.timeline.spool import PROCESSOR
+from bitbrush.session.offload import PROCESSOR
 
 
 class RuntimeName(StrEnum):
@@ -72,16 +72,24 @@ def choose_runtime(
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def runtime_named(name: str = RuntimeName.AUTO, dtype: str | None = None, memory: str = Memory.EXPANDED) -> Choice:
+def runtime_named(
+    name: str = RuntimeName.AUTO, dtype: str | torch.dtype | None = None, memory: str = Memory.EXPANDED
+) -> Choice:
     """:func:`choose_runtime` by names as people write them. Raises ValueError for an unknown one."""
     for wish, given, known in (
         ("runtime", name, list(RuntimeName)),
-        ("dtype", dtype or "float32", list(DTYPES)),
+        ("dtype", dtype_name(dtype or torch.float32), list(DTYPES)),
         ("memory", memory, list(Memory)),
     ):
         if given not in known:
             raise ValueError(f"{wish} is {given!r}; choose from {', '.join(known)}")
-    return choose_runtime(RuntimeName(name), dtype=DTYPES[dtype] if dtype else None, memory=Memory(memory))
+    kind = None if dtype is None else DTYPES[dtype_name(dtype)]
+    return choose_runtime(RuntimeName(name), dtype=kind, memory=Memory(memory))
+
+
+def dtype_name(dtype: str | torch.dtype) -> str:
+    """The name of a type as people write it, without torch's prefix."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _on_processor(dtype: torch.dtype | None, memory: Memory) -> Choice:

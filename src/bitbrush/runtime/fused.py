@@ -66,7 +66,7 @@ class Between:
     ``glue``: with the methods of :class:`~bitbrush.runtime.glue.Glue`, for the runtime's own grids. ``together``: the
     products of what reads one input. ``of_text``: a layer of the text's embedding. ``of_time``: a projection of the
     time's, ``layer(silu(t))``, (N, C) float32. The last two are given the same tensor by all blocks, and often the same
-    values by many calls: runtimes may remember them or compute them at once.
+    values by many calls: runtimes may remember them or compute them at once. ``forward``: of blocks.
     """
 
     glue: Any
@@ -74,10 +74,12 @@ class Between:
     together: Callable[["Sequence[Reader]"], Products]
     of_text: Callable[[nn.Module], Reading]
     of_time: Callable[[nn.Module], Reading]
+    forward: type[FusedForward] = FusedForward
 
 
 def fuse(denoiser: nn.Module, described: Iterable[fusions.Fusion], kind: type[nn.Module], between: Between) -> None:
     """Computes in one go what the family describes and whose layers all are of the ``kind`` that is in integers."""
+    denoiser.eval()  # as blocks are computed from now on: train() is a change, eval() is none
     told = Told()
     for fusion in described:
         modules = [denoiser.get_submodule(name) for name in _layers(fusion)]
@@ -105,7 +107,7 @@ def _install(denoiser: nn.Module, fusion: fusions.Fusion, kind: type[nn.Module],
             leaves = [part(name) for name in fusion.blocks]
     module = part(fusion.name)
     snapshot = Snapshot(module, own=(kind, nn.GroupNorm, nn.LayerNorm), leaves=leaves)
-    module.forward = FusedForward(fusion.name, module, block, snapshot, told)
+    module.forward = between.forward(fusion.name, module, block, snapshot, told)
 
 
 def _layers(fusion: fusions.Fusion) -> tuple[str, ...]:
@@ -160,10 +162,13 @@ class _Branch(NamedTuple):
     up: IntegerModule
 
 
-def one_by_one(readers: Sequence[Reader]) -> Products:
-    """Products of one input, which is quantized once for all that have the same grid."""
+@dataclass(frozen=True)
+class OneByOne:
+    """Products of one input, which is quantized once for all ``readers`` that have the same grid."""
 
-    def products(quantize: Quantize, dtype: torch.dtype) -> list[Tensor]:
+    readers: "Sequence[Reader]"
+
+    def __call__(self, quantize: Quantize, dtype: torch.dtype) -> list[Tensor]:
         known: dict[Hashable, Any] = {}
 
         def once(layer: IntegerModule) -> Any:
@@ -172,9 +177,7 @@ def one_by_one(readers: Sequence[Reader]) -> Products:
                 known[grid] = quantize(layer)
             return known[grid]
 
-        return [one.product(once, dtype) for one in readers]
-
-    return products
+        return [one.product(once, dtype) for one in self.readers]
 
 
 def project_time(layer: nn.Module, embedded: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 
+from bitbrush.network.compiling import not_compiled
 from bitbrush.runtime.snapshot import Snapshot
 
 _LOG = logging.getLogger(__name__)
@@ -57,6 +58,14 @@ class FusedForward:
                 self._name,
             )
         return False
+
+
+class UntracedForward(FusedForward):
+    """The same where what computes in one go is nothing that torch.compile can trace."""
+
+    @not_compiled
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*args, **kwargs)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

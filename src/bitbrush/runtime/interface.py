@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import nn
 
 from bitbrush.network.layers import QuantizedLayer
@@ -28,13 +29,19 @@ def layers_by_fallback(executions: Iterable[Execution]) -> dict[str, list[str]]:
 
 
 class Runtime(Protocol):
-    """An executor. ``description``: the kernels and types it computes with, in a line."""
+    """An executor. ``description``: the kernels and types it computes with, in a line.
+
+    ``device``: where it computes, None: wherever the denoiser is.
+    """
 
     @property
     def name(self) -> str: ...
 
     @property
     def description(self) -> str: ...
+
+    @property
+    def device(self) -> torch.device | None: ...
 
     def execution(self, original: nn.Module, layer: QuantizedLayer) -> Execution:
         """What :meth:`lower` would make of a layer, ``original`` being the one that it stands for; changes nothing."""

@@ -1,19 +1,16 @@
 """The runtime of reference: fake quantization, the definition of correct for every other runtime."""
 
 from collections.abc import Iterable
-from functools import partial
 
 import torch
 from torch import nn
 
 from bitbrush.network.first_token import answer_first_token
 from bitbrush.network.held import device_of
-from bitbrush.network.inputs import fake_quantize_input, fake_quantize_input_dynamically
 from bitbrush.network.layers import QuantizedLayer, set_weight
-from bitbrush.numerics.affine import AffineGrid
+from bitbrush.runtime.emulation import emulate, fake_quantizer_of
+from bitbrush.runtime.forward import compute_in
 from bitbrush.runtime.interface import Execution
-from bitbrush.timeline.clock import Clock
-from bitbrush.timeline.schedule import ActivationSchedule, DynamicRanges
 
 EMULATED = "the reference runtime emulates integers"
 
@@ -26,28 +23,24 @@ class ReferenceRuntime:
 
     name = "reference"
     description = "fake quantization in float32"
+    device = None
 
     def execution(self, original: nn.Module, layer: QuantizedLayer) -> Execution:
         return Execution(layer.name, "fake-quantized float32", EMULATED)
 
     def lower(self, denoiser: nn.Module, layers: Iterable[QuantizedLayer]) -> tuple[Execution, ...]:
-        """Changes ``denoiser`` in place: weights as the integers represent them, inputs quantized as scheduled."""
-        clock = Clock()
-        clock.attach(denoiser)
-        device = device_of(denoiser)
-        return tuple(self._lower(denoiser.get_submodule(layer.name), layer, clock, device) for layer in layers)
+        """Changes ``denoiser`` in place: weights as the integers represent them, inputs quantized as scheduled.
 
-    def _lower(self, module: nn.Module, layer: QuantizedLayer, clock: Clock, device: torch.device) -> Execution:
+        It computes in float32 and answers in the type that it is called with.
+        """
+        device = device_of(denoiser)
+        executions = tuple(self._lower(denoiser.get_submodule(layer.name), layer, device) for layer in layers)
+        compute_in(denoiser, torch.float32)
+        return executions
+
+    def _lower(self, module: nn.Module, layer: QuantizedLayer, device: torch.device) -> Execution:
         set_weight(module, layer.weight.to(device).dequantize(), layer.bias)
-        match layer.activations:
-            case ActivationSchedule():
-                fake_quantize_input(module, partial(_grid_now, layer.activations, clock))
-            case DynamicRanges(bits):
-                fake_quantize_input_dynamically(module, bits)
+        emulate(module, fake_quantizer_of(module, layer.activations))
         if layer.first is not None:
             answer_first_token(module, layer.first.to(device))
         return self.execution(module, layer)
-
-
-def _grid_now(activations: ActivationSchedule, clock: Clock) -> AffineGrid:
-    return activations.at(clock.timestep)

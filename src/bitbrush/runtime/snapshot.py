@@ -23,8 +23,8 @@ class Snapshot:
     Args:
         root: The module whose ``forward`` was replaced. Its hooks, its ``forward`` and its new attributes are not
             compared: a call has passed the former before the runtime sees it, and frameworks add the latter.
-        own: Classes whose attributes are not compared, because the runtime reads them at each call.
-        leaves: Modules below ``root`` whose content is not compared.
+        own: Classes whose parameters and attributes are not compared, because the runtime reads them at each call.
+        leaves: Modules below ``root`` that are only compared by their identity, because they are called.
     """
 
     def __init__(
@@ -35,19 +35,23 @@ class Snapshot:
         modules = [root, *self._inner.values()]
         self._modules = modules
         self._hooks = [hooks for one in self._inner.values() for hooks in (one._forward_hooks, one._forward_pre_hooks)]
+        others = [module for module in modules if not isinstance(module, own)]
         self._members: list[dict[str, Any]] = [
-            held for one in modules for held in (one._modules, one._parameters) if held
+            held for one in others for held in (one._modules, one._parameters) if held
         ]
-        self._keys = [(index, key) for index, module in enumerate(modules) for key in self._attributes(module)]
-        processors = {type(vars(modules[index])[key]): "__call__" for index, key in self._keys if key == _PROCESSOR}
-        self._code = list(({type(module): "forward" for module in modules} | processors).items())
-        self._dicts: list[dict[str, Any]] = []
+        attributes = [(module, key) for module in modules for key in self._attributes(module)]
+        self._owners = [module for module, _ in attributes]
+        self._keys = [key for _, key in attributes]
+        processors = {type(vars(module)[key]): "__call__" for module, key in attributes if key == _PROCESSOR}
+        code = {type(module): "forward" for module in modules} | processors
+        self._classes, self._functions = list(code), list(code.values())
+        self._dicts: tuple[list[dict[str, Any]], list[dict[str, Any]]] | None = None
         self._then = {name: self._state(module) for name, module in self._named()}
         self._last = self._identities(), True
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out the modules' ``__dict__``: those of copied modules are others, and not there yet."""
-        return {**vars(self), "_dicts": []}
+        return {**vars(self), "_dicts": None}
 
     def holds(self) -> bool:
         """Whether everything is as it was; also after it was changed and changed back."""
@@ -69,22 +73,24 @@ class Snapshot:
 
     def _identities(self) -> list[Any]:
         """All that is compared. A new attribute of a module shows in their number."""
-        if not self._dicts:
-            self._dicts = list(map(vars, self._modules))
+        if self._dicts is None:
+            self._dicts = list(map(vars, self._inner.values())), list(map(vars, self._owners))
+        inner, owners = self._dicts
         return [
-            *map(len, self._dicts[1:]),
+            *map(len, inner),
             *map(type, self._modules),
-            *(getattr(kind, name) for kind, name in self._code),
+            *map(getattr, self._classes, self._functions),
             *chain.from_iterable(self._hooks),
             *chain.from_iterable(map(dict.values, self._members)),
-            *(self._dicts[index].get(key) for index, key in self._keys),
+            *map(dict.get, owners, self._keys),
         ]
 
     def _state(self, module: nn.Module) -> dict[str, Any]:
         """The same by name, for one module."""
         kind = type(module)
         state = {"class": kind, "forward of its class": kind.forward}
-        state |= {**module._modules, **module._parameters}
+        if not isinstance(module, self._own):
+            state |= {**module._modules, **module._parameters}
         state |= {key: vars(module)[key] for key in self._attributes(module)}
         if _PROCESSOR in vars(module):
             state["processor's class"] = type(vars(module)[_PROCESSOR]).__call__
@@ -94,10 +100,9 @@ class Snapshot:
         return state
 
     def _attributes(self, module: nn.Module) -> list[str]:
-        """Those that are compared. Of the runtime's own classes a ``forward`` that is set instead of the class's."""
-        if isinstance(module, self._own):
-            return ["forward"] if "forward" in vars(module) else []
-        return [key for key in vars(module) if key not in _INTERNAL and (key != "forward" or module is not self._root)]
+        """Those that are compared; of the runtime's own classes only a ``forward`` instead of the class's."""
+        keys = ["forward"] if isinstance(module, self._own) else [key for key in vars(module) if key not in _INTERNAL]
+        return [key for key in keys if key != "forward" or (module is not self._root and _overrides_forward(module))]
 
     def _named(self) -> Iterator[tuple[str, nn.Module]]:
         yield "", self._root
@@ -106,9 +111,15 @@ class Snapshot:
 
 def _below(root: nn.Module, leaves: Collection[nn.Module], prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
     for name, child in root.named_children():
-        yield f"{prefix}{name}", child
         if child not in leaves:
+            yield f"{prefix}{name}", child
             yield from _below(child, leaves, f"{prefix}{name}.")
+
+
+def _overrides_forward(module: nn.Module) -> bool:
+    """Whether the module has a ``forward`` besides its class's, which hooks leave behind when they are removed."""
+    forward = vars(module).get("forward")
+    return forward is not None and getattr(forward, "__func__", None) is not type(module).forward
 
 
 def _alike(key: str, now: Any, then: Any) -> bool:

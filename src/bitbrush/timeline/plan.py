@@ -1,18 +1,13 @@
-"""The sampling plan that a quantized denoiser is calibrated for, and the share of its steps that gets more bits."""
+"""The sampling plan that a quantized denoiser is calibrated for."""
 
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self, TypeAlias
-
-from bitbrush.numerics.affine import MAX_BITS, MIN_BITS
+from typing import TypeAlias
 
 PipelineArgument: TypeAlias = bool | int | float | str | tuple[bool | int | float | str, ...] | None
 """What an argument of a pipeline's call can be in a recipe."""
-
-LEAST_MEASURED_BITS = 4
-AUTO = "auto:"
+_PROMPT_TEXT = re.compile(r"(negative_)?prompt(_\d+)?")
 
 
 @dataclass(frozen=True)
@@ -34,87 +29,6 @@ class SamplingPlan:
             raise ValueError(f"guidance_scale is {self.guidance_scale}; it must be a finite number >= 0")
 
 
-@dataclass(frozen=True)
-class Relaxation:
-    """Steps of ``[start, end)``, as fractions of the denoising steps (0 = noisiest), run with ``bits`` activations.
-
-    Activation relaxing, PCR section 3.3. The paper's tau is ``end - start``. Exactly ``round(tau * T)`` of T distinct
-    timesteps are relaxed (the published code relaxes one more).
-    """
-
-    start: float
-    end: float
-    bits: int
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.start < self.end <= 1:
-            raise ValueError(
-                f"relaxed interval is {self.start:g}:{self.end:g}; fractions of the steps with "
-                "0 <= start < end <= 1 are needed, e.g. 0.8:1.0 for the last fifth"
-            )
-        if not MIN_BITS <= self.bits <= MAX_BITS:
-            raise ValueError(f"relaxed bits is {self.bits}; supported are {MIN_BITS} to {MAX_BITS}")
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """From ``start:end@bits``, e.g. ``0.8:1.0@10``."""
-        match = re.fullmatch(r"\s*([-+.\deE]+)\s*:\s*([-+.\deE]+)\s*@\s*(\d+)\s*", text)
-        try:
-            if match is None:
-                raise ValueError("no match")
-            start, end, bits = float(match[1]), float(match[2]), int(match[3])
-        except ValueError:
-            raise ValueError(f"relax is {text!r}; expected START:END@BITS, e.g. 0.8:1.0@10") from None
-        return cls(start, end, bits)
-
-    def __str__(self) -> str:
-        start, end = (repr(float(share)).removesuffix(".0") for share in (self.start, self.end))
-        return f"{start}:{end}@{self.bits}"
-
-    def timesteps(self, timesteps: Sequence[float]) -> frozenset[float]:
-        """The relaxed ones of the distinct ``timesteps`` of a plan, in any order."""
-        descending = sorted(set(timesteps), reverse=True)
-        count = _round_half_up((self.end - self.start) * len(descending))
-        first = min(_round_half_up(self.start * len(descending)), len(descending) - count)
-        return frozenset(descending[first : first + count])
-
-
-@dataclass(frozen=True)
-class MeasuredRelaxation:
-    """Bits for each layer at each step, chosen by measured sensitivity: ``average`` over all multiplications."""
-
-    average: float
-
-    def __post_init__(self) -> None:
-        if not LEAST_MEASURED_BITS <= self.average <= MAX_BITS:
-            raise ValueError(
-                f"relax is {self}; measured activation bits are {LEAST_MEASURED_BITS} to {MAX_BITS} on average"
-            )
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """From ``auto:BITS``, e.g. ``auto:8.2``."""
-        try:
-            return cls(float(text.removeprefix(AUTO)))
-        except ValueError as error:
-            raise ValueError(f"relax is {text!r}; expected auto:BITS, e.g. auto:8.2 ({error})") from None
-
-    def __str__(self) -> str:
-        return f"{AUTO}{self.average:g}"
-
-
-def _round_half_up(steps: float) -> int:
-    # 1 - 0.9 is less than 0.1: the same share at either end must be the same number of steps.
-    return math.floor(round(steps, 9) + 0.5)
-
-
-def bits_at(bits: int, relaxation: Relaxation | None, timesteps: Sequence[float]) -> dict[float, int]:
-    """Activation bits of every distinct timestep."""
-    relaxed = relaxation.timesteps(timesteps) if relaxation else frozenset()
-    return {t: relaxation.bits if relaxation and t in relaxed else bits for t in timesteps}
-
-
-def average_bits(bits: int, relaxation: Relaxation | None, calls: Sequence[float]) -> float:
-    """Mean activation bits over all denoiser calls of a plan, given the timestep of each."""
-    at = bits_at(bits, relaxation, calls)
-    return sum(at[timestep] for timestep in calls) / len(calls)
+def is_prompt_text(argument: str) -> bool:
+    """Whether an argument of a pipeline's call is a text that has one value per prompt."""
+    return _PROMPT_TEXT.fullmatch(argument) is not None

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Self, TypeAlias
 
 from bitbrush.numerics.affine import AffineGrid
+from bitbrush.timeline.tracker import TRACKER
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,10 @@ class ActivationSchedule:
     def at(self, timestep: float) -> AffineGrid:
         """The grid of the nearest calibrated timestep; of two equally near the noisier one."""
         return self.grids[nearest(self.timesteps, timestep)]
+
+    def now(self) -> AffineGrid:
+        """The grid of the running denoiser call. Raises RuntimeError outside of one."""
+        return self.at(TRACKER.timestep)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bitbrush.timeline.ranks import Ranks
+from bitbrush.session.ranks import Ranks
 from bitbrush.timeline.trajectory import PromptBatch
 
 

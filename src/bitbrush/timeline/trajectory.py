@@ -18,10 +18,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from bitbrush.timeline.clock import timestep_reader
 from bitbrush.timeline.module_changes import NO_CHANGES, ChangeTracker, ModuleChanges
-from bitbrush.timeline.plan import SamplingPlan
+from bitbrush.timeline.plan import PipelineArgument, SamplingPlan, is_prompt_text
 from bitbrush.timeline.suspension import Suspension
+from bitbrush.timeline.tracker import timestep_reader
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ HALF_PRECISION = 2.0**-8
 
 OWN_ARGUMENTS = frozenset(
     (
+        "prompt",
         "num_inference_steps",
         "guidance_scale",
         "generator",
@@ -81,15 +82,21 @@ class PromptBatch:
     """Prompts of one pipeline call, the seed of each one's initial noise, and what else each prompt comes with.
 
     ``inputs``: arguments of the pipeline's call that have one value per prompt, e.g. ``image`` and ``mask_image``.
+    ``places``: of the prompts in the list that was divided into batches; by them lists of negative prompts are dealt.
     """
 
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     inputs: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    places: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.places:
+            object.__setattr__(self, "places", tuple(range(len(self.prompts))))
 
     def __getitem__(self, rows: slice) -> "PromptBatch":
         inputs = {name: values[rows] for name, values in self.inputs.items()}
-        return PromptBatch(self.prompts[rows], self.seeds[rows], inputs)
+        return PromptBatch(self.prompts[rows], self.seeds[rows], inputs, self.places[rows])
 
 
 def prompt_batches(
@@ -116,7 +123,8 @@ def join(batches: Sequence[PromptBatch]) -> PromptBatch:
     """All prompts of the batches, in their order."""
     inputs = {name: tuple(value for one in batches for value in one.inputs[name]) for name in batches[0].inputs}
     prompts = tuple(prompt for one in batches for prompt in one.prompts)
-    return PromptBatch(prompts, tuple(seed for one in batches for seed in one.seeds), inputs)
+    places = tuple(place for one in batches for place in one.places)
+    return PromptBatch(prompts, tuple(seed for one in batches for seed in one.seeds), inputs, places)
 
 
 def noise_seeds(prompts: Sequence[str], seed: int) -> tuple[int, ...]:
@@ -228,11 +236,13 @@ def call_arguments(pipe: Any, batch: PromptBatch, plan: SamplingPlan) -> dict[st
     Raises ValueError, naming it, for an argument of the plan or an input of the batch that the pipeline does not take.
     """
     taken = inspect.signature(pipe.__call__).parameters
-    further = {**dict(plan.arguments), **{name: list(values) for name, values in batch.inputs.items()}}
-    for name in ("prompt", *further):
-        if name not in taken or name in OWN_ARGUMENTS:
-            free = [other for other in taken if other not in OWN_ARGUMENTS and other not in ("prompt", "kwargs")]
-            raise ValueError(f"{type(pipe).__name__} cannot be given {name!r}; it takes {', '.join(free)}")
+    given = [*dict(plan.arguments), *batch.inputs]
+    wrong = [name for name in given if name not in taken or name in OWN_ARGUMENTS]
+    if wrong or "prompt" not in taken:
+        free = [name for name in taken if name not in OWN_ARGUMENTS and name != "kwargs"]
+        raise ValueError(f"{type(pipe).__name__} cannot be given {[*wrong, 'prompt'][0]!r}; it takes {', '.join(free)}")
+    further = {name: _argument_value(name, value, taken[name].annotation, batch) for name, value in plan.arguments}
+    further |= {name: list(values) for name, values in batch.inputs.items()}
     arguments = {
         "prompt": list(batch.prompts),
         "num_inference_steps": plan.steps,
@@ -241,6 +251,19 @@ def call_arguments(pipe: Any, batch: PromptBatch, plan: SamplingPlan) -> dict[st
     if "guidance_scale" in taken:
         arguments["guidance_scale"] = plan.guidance_scale
     return {**arguments, **further}
+
+
+def _argument_value(name: str, value: PipelineArgument, annotation: Any, batch: PromptBatch) -> Any:
+    """A value of a recipe as the pipeline's call takes it.
+
+    Texts that accompany prompts (``negative_prompt``, ``prompt_2``) become a list with one per prompt: a single text
+    serves all, several are dealt out in order and start over. Other lists are lists, or tuples where the call's
+    signature says so, as for SDXL's ``original_size``.
+    """
+    if is_prompt_text(name) and value is not None:
+        texts = value if isinstance(value, tuple) else (value,)
+        return [texts[place % len(texts)] for place in batch.places]
+    return list(value) if isinstance(value, tuple) and "tuple" not in str(annotation).lower() else value
 
 
 @contextmanager
@@ -261,6 +284,12 @@ def planned_timesteps(
     """
     with start(pipe, component, batch[:1] if batch else PromptBatch(("",), (0,)), plan) as trajectory:
         return pending([trajectory])[0].planned
+
+
+def lockstep(trajectories: Sequence[Trajectory]) -> Iterator[list[DenoiserCall]]:
+    """Yields the calls that all trajectories wait with, step by step; each must be answered before the next step."""
+    while waiting := pending(trajectories):
+        yield waiting
 
 
 def pending(trajectories: Sequence[Trajectory]) -> list[DenoiserCall]:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.numerics.affine import AffineGrid, fake_quantize, quantize
-from bitbrush.numerics.weights import WeightRange, round_to_nearest, weight_grid
+from bitbrush.numerics.limits import WeightRange
+from bitbrush.numerics.weights import round_to_nearest, weight_grid
 from bitbrush.runtime.cuda.glue import CudaGlue, DeviceBytes
 from bitbrush.runtime.cuda.layers import IntegerLinear
 from bitbrush.runtime.cuda.steps import StepGrid, Steps
@@ -119,7 +120,7 @@ def test_a_gated_product_is_quantized_as_if_it_had_been_stored(
     weights = lay_out(
         own, (weight.w_q.int() - weight.grid.zero_point.view(-1, 1)).to(torch.int8), device, nibbles=nibbles
     )
-    made = IntegerLinear(37, weights, step, ops, CudaGlue(ops))
+    made = IntegerLinear(37, weights, step, CudaGlue(ops))
     x = torch.randn(rows, 37)
     for timestep in (PLAIN, RELAXED):
         steps.set(torch.tensor(timestep))

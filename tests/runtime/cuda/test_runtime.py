@@ -15,7 +15,8 @@ from bitbrush.network.layers import QuantizedLayer
 from bitbrush.network.skip_inputs import with_split_skips
 from bitbrush.network.unet import UNET
 from bitbrush.numerics.affine import AffineGrid
-from bitbrush.numerics.weights import WeightRange, round_to_nearest, weight_grid
+from bitbrush.numerics.limits import WeightRange
+from bitbrush.numerics.weights import round_to_nearest, weight_grid
 from bitbrush.runtime.cuda.engine import GraphWarning, Replay
 from bitbrush.runtime.cuda.joined import AtOnce
 from bitbrush.runtime.cuda.runtime import CudaRuntime

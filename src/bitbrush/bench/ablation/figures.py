@@ -16,7 +16,7 @@ from bitbrush.bench.metrics.interval import (
     median_interval,
 )
 from bitbrush.bench.metrics.latent_mse import geometric_mean
-from bitbrush.bench.prompts import Domain
+from bitbrush.sources.prompts import Domain
 
 TOGETHER = "all prompt sets"
 Paired = Mapping[str, NDArray[np.float64]]

@@ -1,6 +1,5 @@
 """The folder of an ablation: what is in it, whose it is, and how processes share the work in it."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -11,39 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitbrush.artifact.store import is_artifact, read_layers, read_manifest
+from filelock import FileLock, Timeout
+
+from bitbrush.artifact.manifest import is_artifact, read_manifest
+from bitbrush.artifact.store import read_layers
 from bitbrush.bench.ablation.recipes import Setting, given_keys
 from bitbrush.bench.files import require_own, write_whole
-from bitbrush.methods.recipe import Recipe, WeightAllocation
-from bitbrush.methods.removed import removed_setting
-from bitbrush.methods.stages import ROUNDING
+from bitbrush.methods import METHODS
+from bitbrush.methods.keys import Decides
+from bitbrush.methods.recipe import KEYS, Recipe, WeightAllocation
+from bitbrush.methods.stages.round_weights import ROUND_WEIGHTS
 from bitbrush.rounding.nearest import RoundedLayer
 
 FINGERPRINT, CELLS, ARTIFACTS, REFERENCE = "ablation.json", "cells", "artifacts", "full-precision"
 RESULTS, REPORT, MARKDOWN, PLOTS = "results.json", "report.html", "ablation.md", "plots"
 _CLAIMS, _WORK = "claims", "work"
 KNOWN = (FINGERPRINT, CELLS, ARTIFACTS, REFERENCE, RESULTS, REPORT, MARKDOWN, PLOTS, _CLAIMS, _WORK)
-
-ALIKE = ("rtn", "one-shot", "paper", "pcr", "best", "ptq4dm", "dynamic")
-"""Methods that round the same weights where their keys are the same; of any other they are its own."""
-OF_WEIGHTS = (
-    *(
-        "weights",
-        "weight_allocation",
-        "rounding",
-        "weight_range",
-        "exclude",
-        "fine",
-        "low_rank",
-        "num_prompts",
-        "batch_size",
-        "seed",
-    ),
-    *("steps", "guidance_scale", "scheduler", "pipeline_arguments"),
-)
-OF_ACTIVATIONS = ("activation_range", "activations")
-"""Keys that decide nothing about these methods' weights, unless bits are measured."""
-OF_NEITHER = ("method", "relax", "step_sizes", "first_token")
 
 
 @dataclass(frozen=True)
@@ -90,30 +72,27 @@ class Folder:
     @contextmanager
     def claimed(self, name: str) -> Iterator[bool]:
         """Whether this process alone now does what ``name`` stands for; False where another does."""
-        with self._lock_file(name) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
+        lock = self._lock(name)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
 
     @contextmanager
     def alone(self, name: str) -> Iterator[None]:
         """As :meth:`claimed`, once no other process does."""
-        with self._lock_file(name) as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with self._lock(name):
             yield
 
-    @contextmanager
-    def _lock_file(self, name: str) -> Iterator[int]:
+    def _lock(self, name: str) -> FileLock:
         path = self.root / _CLAIMS / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(path, os.O_RDWR | os.O_CREAT)
-        try:
-            yield file
-        finally:
-            os.close(file)
+        return FileLock(path)
 
     def rounding_of(self, setting: Setting) -> Path | None:
         """The artifact of another recipe, quantized here, whose weights are this one's too."""
@@ -121,8 +100,7 @@ class Folder:
         for path in sorted((self.root / ARTIFACTS).glob("*")) if key else ():
             if path != self.artifact(setting) and is_artifact(path):
                 manifest = read_manifest(path)
-                known = ROUNDING in manifest["cost"] and removed_setting(manifest["recipe"]) is None
-                if known and weights_key(Recipe().updated(manifest["recipe"])) == key:
+                if ROUND_WEIGHTS.name in manifest["cost"] and weights_key(Recipe().updated(manifest["recipe"])) == key:
                     return path
         return None
 
@@ -139,15 +117,15 @@ class Folder:
 
 
 def weights_key(recipe: Recipe) -> str | None:
-    """The same for recipes with the same integers as weights; None where they are the recipe's own."""
-    if recipe.method not in ALIKE:
-        return None
+    """Returns a digest that recipes with equal weight integers share; None where no other recipe has them."""
     given = given_keys(recipe)
-    if any(key not in (*OF_WEIGHTS, *OF_ACTIVATIONS, *OF_NEITHER) for key in given):
-        return None  # such as change the network, or round with regard to its inputs
+    shared = METHODS[recipe.method].shares_weights
+    if not shared or any(KEYS[name].decides is Decides.NETWORK for name in given):
+        return None
     measured = recipe.weight_allocation is WeightAllocation.MEASURED
-    deciding = (*OF_WEIGHTS, *OF_ACTIVATIONS) if measured else OF_WEIGHTS
-    keys = {name: value for name, value in given.items() if name in deciding}
+    deciding = {Decides.WEIGHTS, Decides.SENSITIVITIES} if measured else {Decides.WEIGHTS}
+    deciding |= {Decides.BRANCHES} if recipe.low_rank else set()
+    keys = {name: value for name, value in given.items() if KEYS[name].decides in deciding}
     return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()
 
 

@@ -8,14 +8,14 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from bitbrush.artifact.models import ModelOptions
 from bitbrush.bench.ablation.recipes import Setting, given_keys
-from bitbrush.bench.input_images import inputs_digest
 from bitbrush.bench.networks.clip import Clip
-from bitbrush.bench.prompts import PromptSet
 from bitbrush.bench.qdiffbench import FEWEST, plan_facts
 from bitbrush.bench.subjects import Subject
 from bitbrush.runtime.choose import Choice
+from bitbrush.sources.input_images import inputs_digest
+from bitbrush.sources.models import ModelOptions
+from bitbrush.sources.prompts import PromptSet
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.trajectory import PromptBatch, prompt_batches
 

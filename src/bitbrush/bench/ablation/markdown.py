@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bitbrush.bench.ablation.plots import quality_plots, step_plots, write_plots
+from bitbrush.bench.ablation.standing import headline, missing_text
 from bitbrush.bench.ablation.tables import Document, Table, bits_tables, fallback_lines, set_tables
 from bitbrush.bench.files import write_whole
 
@@ -62,12 +63,13 @@ def marks(model: str) -> tuple[str, str]:
 
 def _lines(document: Document) -> Iterator[str]:
     yield from ("```sh", document["command"], "```", "", protocol_text(document), "")
+    if missing := missing_text(document):
+        yield from (f"{headline(document)}. {missing}", "")
     if not document["cells"]:
-        yield "No cell is there yet."
         return
     for name, plot in quality_plots(document).items():
-        yield from (f"![{plot.heading}]({name})", "")
-    if steps := [f"[{plot.heading.rpartition(' ')[2]}]({name})" for name, plot in step_plots(document).items()]:
+        yield from (f"![{plot.title}]({name})", "")
+    if steps := [f"[{plot.title.rpartition(' ')[2]}]({name})" for name, plot in step_plots(document).items()]:
         yield from (f"Error over the steps: {', '.join(steps)}.", "")
     for table in bits_tables(document):
         yield from (f"**{table.name}**", "", *_table(table), "")

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from bitbrush.artifact.quantization import quantize
-from bitbrush.artifact.store import artifact_digest, is_artifact, read_manifest, save
+from bitbrush.artifact.manifest import is_artifact, read_manifest
+from bitbrush.artifact.store import artifact_digest, save
 from bitbrush.bench.ablation.cells import Cell, FailedCell, Made, read_cell, write_cell
 from bitbrush.bench.ablation.folder import CELLS, Folder, rounded_of, weights_key
 from bitbrush.bench.ablation.job import FLOOR, AblationJob
@@ -20,8 +20,9 @@ from bitbrush.bench.ablation.recipes import Setting
 from bitbrush.bench.pictures import slug
 from bitbrush.bench.results import versions
 from bitbrush.bench.subjects import open_candidate, with_scheduler_of
-from bitbrush.methods.stages import RECORDING, ROUNDING
-from bitbrush.timeline.progress import Progress
+from bitbrush.methods.stages.round_weights import RECORD_TRAJECTORIES, ROUND_WEIGHTS
+from bitbrush.quantization.quantize import quantize
+from bitbrush.session.progress import Progress
 
 Tell = Callable[[str], None]
 
@@ -183,10 +184,12 @@ class Ablation:
 
     def _costs(self, setting: Setting, manifest: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         own = dict(manifest["cost"])
-        source = None if ROUNDING in own else self.folder.rounding_of(setting)
+        source = None if ROUND_WEIGHTS.name in own else self.folder.rounding_of(setting)
         if source is not None:
             shared = read_manifest(source)["cost"]
-            own = {name: shared[name] for name in (RECORDING, ROUNDING) if name in shared} | own
+            own = {
+                name: shared[name] for name in (RECORD_TRAJECTORIES.name, ROUND_WEIGHTS.name) if name in shared
+            } | own
         kept = ("seconds", "denoiser_calls_per_batch")
         return {phase: {key: cost[key] for key in kept} for phase, cost in own.items()}
 

@@ -11,6 +11,7 @@ from bitbrush.bench.ablation.cells import Cell, FailedCell
 from bitbrush.bench.ablation.markdown import protocol_text
 from bitbrush.bench.ablation.plots import quality_plots, step_plots
 from bitbrush.bench.ablation.recipes import Setting
+from bitbrush.bench.ablation.standing import headline, missing_text
 from bitbrush.bench.ablation.tables import Document, bits_tables, fallback_lines, ranked, set_tables
 from bitbrush.bench.number_format import format_number
 from bitbrush.bench.report import SHOWN, WIDEST, picture_uri
@@ -42,6 +43,7 @@ def ablation_page(document: Document, cells: Mapping[Setting, Cell | FailedCell]
         "title": f"Ablation of {document['protocol']['model']}",
         "headline": headline(document),
         "about": _about(document),
+        "missing": missing_text(document),
         "plots": list(quality_plots(document).values()),
         "tables": list(bits_tables(document)),
         "set_tables": list(set_tables(document)),
@@ -54,19 +56,6 @@ def ablation_page(document: Document, cells: Mapping[Setting, Cell | FailedCell]
         "command": document["command"],
     }
     return environment().get_template("ablation.html.j2").render(page=page)
-
-
-def headline(document: Document) -> str:
-    """Which recipe has the highest mean PSNR where, in a sentence."""
-    first: dict[str, list[str]] = {}
-    for bits in document["bits"]:
-        measured = ranked([one for one in document["cells"] if one["bits"] == bits])
-        if measured:
-            first.setdefault(measured[0]["recipe"], []).append(bits)
-    if not first:
-        return "No recipe could be measured yet"
-    parts = [f"{name} at {_listed(bits)}" for name, bits in first.items()]
-    return f"Nearest to full precision: {'; '.join(parts)}"
 
 
 def _about(document: Document) -> str:

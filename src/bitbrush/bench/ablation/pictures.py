@@ -18,8 +18,8 @@ from bitbrush.bench.metrics.paired import latent_mse_by_step
 from bitbrush.bench.metrics.psnr import psnr
 from bitbrush.bench.networks.clip import Clip
 from bitbrush.bench.pictures import slug
-from bitbrush.bench.prompts import PromptSet
-from bitbrush.timeline.progress import Progress, part_of
+from bitbrush.session.progress import Progress, part_of
+from bitbrush.sources.prompts import PromptSet
 from bitbrush.timeline.trajectory import PromptBatch
 
 

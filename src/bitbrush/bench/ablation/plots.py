@@ -8,23 +8,23 @@ from bitbrush.bench.ablation.folder import PLOTS
 from bitbrush.bench.ablation.tables import Document, of_all, ranked
 from bitbrush.bench.files import write_whole
 from bitbrush.bench.metrics.paired import PSNR
-from bitbrush.bench.page import PagePlot
 from bitbrush.bench.pictures import slug
-from bitbrush.bench.plot_scales import Axis, Scale
-from bitbrush.bench.plots import STEP_AXIS, Series, line_plot
+from bitbrush.bench.plot_files import plot_file
+from bitbrush.bench.plots import STEP_AXIS, Axis, LinePlot, Scale, Series
 
 TOGETHER = 5
 """So many recipes share a plot, and the one that all are compared with is in each."""
 PRODUCT = Axis("weight bits × activation bits, averages")
-ERROR = Axis("latent MSE", Scale.LOG)
+FIDELITY = Axis(f"{PSNR} to full precision")
+ERROR = Axis("latent MSE to full precision", Scale.LOG)
 
 
-def quality_plots(document: Document) -> dict[str, PagePlot]:
+def quality_plots(document: Document) -> dict[str, LinePlot]:
     """By the path that a text beside the folder of plots names them by."""
     return {f"{_prefix(document)}-quality-{index}.svg": one for index, one in enumerate(_quality(document), start=1)}
 
 
-def step_plots(document: Document) -> dict[str, PagePlot]:
+def step_plots(document: Document) -> dict[str, LinePlot]:
     """As :func:`quality_plots`, for each bit setting the error over the steps."""
     return {f"{_prefix(document)}-steps-{bits}.svg": one for bits, one in _steps(document)}
 
@@ -32,25 +32,25 @@ def step_plots(document: Document) -> dict[str, PagePlot]:
 def write_plots(document: Document, beside: Path) -> None:
     """All of them, into the folder of plots where ``beside`` is, the text that shows them."""
     for name, plot in (quality_plots(document) | step_plots(document)).items():
-        write_whole(plot.svg, beside.parent / name)
+        path = beside.parent / name
+        write_whole(plot_file(plot, path), path)
 
 
 def _prefix(document: Document) -> str:
     return f"{PLOTS}/ablation-{slug(document['protocol']['model'])}"
 
 
-def _quality(document: Document) -> Iterator[PagePlot]:
+def _quality(document: Document) -> Iterator[LinePlot]:
     """PSNR over bits, a line for each recipe: those nearest to full precision first."""
     by_recipe: dict[str, list[Mapping[str, Any]]] = {}
     for cell in ranked(document["cells"]):
         by_recipe.setdefault(cell["recipe"], []).append(cell)
     groups = list(_groups(_ordered(by_recipe), document["against"]))
     for index, names in enumerate(groups):
-        title = f"{PSNR} over bits" + (f", {index + 1} of {len(groups)}" if len(groups) > 1 else "")
-        series = [one for name in names for one in _quality_line(name, by_recipe[name])]
-        svg = line_plot(series, title=f"{PSNR} to full precision", x_axis=PRODUCT, y_axis=Axis(PSNR))
+        title = "Quality over bits" + (f", {index + 1} of {len(groups)}" if len(groups) > 1 else "")
+        series = [_quality_line(name, by_recipe[name]) for name in names]
         caption = "Mean over the pictures of all prompt sets, with 95 % intervals. " + _places(document)
-        yield PagePlot(title, svg, caption)
+        yield LinePlot(title, series, PRODUCT, FIDELITY, caption)
 
 
 def _ordered(by_recipe: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
@@ -74,14 +74,11 @@ def _groups(names: Sequence[str], against: str) -> Iterator[list[str]]:
         yield [name for name in names if name in group]
 
 
-def _quality_line(name: str, cells: Sequence[Mapping[str, Any]]) -> Iterator[Series]:
+def _quality_line(name: str, cells: Sequence[Mapping[str, Any]]) -> Series:
     points = sorted(((_product(cell), of_all(cell)["psnr"]) for cell in cells), key=lambda point: point[0])
     x, levels = [at for at, _ in points], [level for _, level in points]
-    if len(points) == 1:  # a band needs two: its interval is drawn as a line
-        yield Series(name, x * 3, [levels[0][key] for key in ("low", "mean", "high")])
-        return
     low, mean, high = ([level[key] for level in levels] for key in ("low", "mean", "high"))
-    yield Series(name, x, mean, low, high)
+    return Series(name, x, mean, low, high)
 
 
 def _places(document: Document) -> str:
@@ -98,7 +95,7 @@ def _product(cell: Mapping[str, Any]) -> float:
     return float(cell["weight_bits"] * cell["activation_bits"])
 
 
-def _steps(document: Document) -> Iterator[tuple[str, PagePlot]]:
+def _steps(document: Document) -> Iterator[tuple[str, LinePlot]]:
     """The error over the denoiser calls, of each bit setting's first recipes and the one compared with."""
     against = document["against"]
     for bits in document["bits"]:
@@ -110,8 +107,5 @@ def _steps(document: Document) -> Iterator[tuple[str, PagePlot]]:
             if (one in shown or one["recipe"] == against) and min(errors) > 0:
                 series.append(Series(one["recipe"], list(range(len(errors))), errors))
         if series:
-            svg = line_plot(series, title=f"{bits}: latent MSE to full precision", x_axis=STEP_AXIS, y_axis=ERROR)
-            yield (
-                bits,
-                PagePlot(f"Error over the steps, {bits}", svg, "Mean over the pictures after each denoiser call."),
-            )
+            caption = "Mean over the images after each denoiser call."
+            yield bits, LinePlot(f"Error over the steps, {bits}", series, STEP_AXIS, ERROR, caption)

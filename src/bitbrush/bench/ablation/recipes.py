@@ -10,7 +10,8 @@ from typing import Any, Self
 
 from bitbrush.bench.pictures import slug
 from bitbrush.methods import METHODS
-from bitbrush.methods.recipe import Recipe, named_value
+from bitbrush.methods.keys import named_value
+from bitbrush.methods.recipe import Recipe
 
 USUAL_BITS = ("W8A8", "W4A8", "W4A6", "W4A4")
 USUAL_RECIPES = tuple(name for name in METHODS if name != "paper")

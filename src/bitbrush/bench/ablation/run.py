@@ -5,9 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bitbrush.artifact.models import ModelOptions, find_model
-from bitbrush.artifact.quantization import require_inputs
-from bitbrush.artifact.schedulers import with_scheduler
+import torch
+
 from bitbrush.bench.ablation.folder import KNOWN, MARKDOWN, REPORT, RESULTS, Folder
 from bitbrush.bench.ablation.job import AblationJob, Protocol
 from bitbrush.bench.ablation.markdown import ablation_markdown, section_of, write_markdown
@@ -18,12 +17,15 @@ from bitbrush.bench.ablation.recipes import USUAL_BITS, USUAL_RECIPES, Bits, Nam
 from bitbrush.bench.ablation.results import ablation_results
 from bitbrush.bench.files import require_own, write_whole
 from bitbrush.bench.networks.chosen import judge_of
-from bitbrush.bench.prompts import bench_sets
-from bitbrush.bench.prompts import calibration_prompts as read_calibration
 from bitbrush.bench.results import results_text
 from bitbrush.bench.subjects import open_reference
-from bitbrush.runtime.choose import runtime_named
-from bitbrush.timeline.progress import Progress, silent
+from bitbrush.quantization.quantize import require_inputs
+from bitbrush.runtime.choose import dtype_name, runtime_named
+from bitbrush.session.progress import Progress, silent
+from bitbrush.sources.models import ModelOptions, find_model
+from bitbrush.sources.prompts import bench_sets
+from bitbrush.sources.prompts import calibration_prompts as read_calibration
+from bitbrush.sources.schedulers import with_scheduler
 
 USUAL = "pcr"
 """The recipe that the others are compared with where none is named, as far as it is there."""
@@ -64,7 +66,7 @@ def ablation_job(
     batch_size: int = 16,
     inputs: Mapping[str, Sequence[Any]] | None = None,
     runtime: str = "auto",
-    dtype: str = "float32",
+    dtype: str | torch.dtype = "float32",
     memory: str = "expanded",
     generic: bool = False,
     options: ModelOptions | None = None,
@@ -90,7 +92,7 @@ def ablation_job(
         calibration=read_calibration(calibration_prompts, model, option="--calibration-prompts"),
         judge=judge_of(model, clip),
         choice=choice,
-        execution=f"{choice.runtime.name}, {dtype}",
+        execution=f"{choice.runtime.name}, {dtype_name(dtype)}",
         seed=seed,
         batch_size=batch_size,
         inputs=inputs or {},

@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, CLIPModel
 
+from bitbrush.sources.networks import require_match, require_whole
 from bitbrush.zoo import model_path
 
 
@@ -59,9 +60,12 @@ def load_clip(source: str | os.PathLike[str], device: torch.device) -> Clip:
     try:
         config = AutoConfig.from_pretrained(path)
         _require_both_towers(name, config)
-        model, told = CLIPModel.from_pretrained(path, use_safetensors=True, output_loading_info=True)
-        _require_all_weights(name, told["missing_keys"])
-        model.float()
+        model, report = CLIPModel.from_pretrained(
+            path, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+        _require_all_weights(name, report["missing_keys"])
+        require_match(model, name, report)
+        require_whole(model.float(), name)
         tokenizer = AutoTokenizer.from_pretrained(path)
         processor = processor_class.from_pretrained(path)
     except (OSError, ValueError, SafetensorError) as error:

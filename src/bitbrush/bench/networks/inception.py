@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bitbrush.sources.networks import require_whole
+
 STANDARD_WEIGHTS = "6726825d"
 """How the SHA-256 of FID's own weights begins (torch-fidelity has it in the file's name)."""
 
@@ -52,4 +54,5 @@ def load_inception(path: str | os.PathLike[str]) -> Inception:
         raise ValueError(
             f"feature extractor {str(file)!r} cannot be read: {error}; give torch-fidelity's weights"
         ) from error
+    require_whole(network, f"feature extractor {str(file)!r}")
     return Inception(f"inception {file.stem}", digest, network.eval())

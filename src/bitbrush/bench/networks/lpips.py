@@ -15,15 +15,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from bitbrush.bench.metrics.pairs import require_image_pairs
+from bitbrush.sources.networks import is_finite
 
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
 @dataclass(frozen=True)
 class _Convolution:
-    """Its place in torchvision's ``features``, and what its weights do not tell."""
+    """Its place in torchvision's ``features``, its output channels, and its geometry."""
 
     index: int
+    width: int
+    kernel: int = 3
     stride: int = 1
     padding: int = 1
 
@@ -38,15 +41,27 @@ class _Backbone:
     window: int
     smallest: int
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor of the network by its name."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        channels = 3
+        for level, convolutions in enumerate(self.slices):
+            for one in convolutions:
+                shapes[_key(level, one, "weight")] = (one.width, channels, one.kernel, one.kernel)
+                shapes[_key(level, one, "bias")] = (one.width,)
+                channels = one.width
+            shapes[f"lin{level}.model.1.weight"] = (1, channels, 1, 1)
+        return shapes
+
 
 ALEX = _Backbone(
     name="alex",
     slices=(
-        (_Convolution(0, 4, 2),),
-        (_Convolution(3, 1, 2),),
-        (_Convolution(6),),
-        (_Convolution(8),),
-        (_Convolution(10),),
+        (_Convolution(0, 64, 11, 4, 2),),
+        (_Convolution(3, 192, 5, 1, 2),),
+        (_Convolution(6, 384),),
+        (_Convolution(8, 256),),
+        (_Convolution(10, 256),),
     ),
     pooled=(False, True, True, False, False),
     window=3,
@@ -55,7 +70,14 @@ ALEX = _Backbone(
 VGG = _Backbone(
     name="vgg",
     slices=tuple(
-        tuple(map(_Convolution, indices)) for indices in ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
+        tuple(_Convolution(index, width) for index in indices)
+        for width, indices in (
+            (64, (0, 2)),
+            (128, (5, 7)),
+            (256, (10, 12, 14)),
+            (512, (17, 19, 21)),
+            (512, (24, 26, 28)),
+        )
     ),
     pooled=(False, True, True, True, True),
     window=2,
@@ -127,6 +149,8 @@ def load_lpips(path: str | os.PathLike[str]) -> Lpips:
     problems = {backbone.name: _missing(backbone, weights) for backbone in (ALEX, VGG)}
     for backbone in (ALEX, VGG):
         if problems[backbone.name] is None:
+            if bad := [name for name in backbone.shapes() if not is_finite(weights[name])]:
+                raise ValueError(f"LPIPS weights {str(file)!r} hold NaN or infinity in {bad[0]}; fetch them again")
             return Lpips(f"LPIPS ({backbone.name})", digest, backbone, weights)
     raise ValueError(
         f"LPIPS weights {str(file)!r} lack {problems['alex']} for AlexNet and {problems['vgg']} for VGG-16; save "
@@ -135,11 +159,13 @@ def load_lpips(path: str | os.PathLike[str]) -> Lpips:
 
 
 def _missing(backbone: _Backbone, weights: Mapping[str, Tensor]) -> str | None:
-    """The first tensor that is not there."""
-    wanted = [f"lin{level}.model.1.weight" for level in range(len(backbone.slices))]
-    for level, convolutions in enumerate(backbone.slices):
-        wanted += [_key(level, one, kind) for one in convolutions for kind in ("weight", "bias")]
-    return next((key for key in wanted if key not in weights), None)
+    """The first tensor that is not there, or not in its shape."""
+    for name, shape in backbone.shapes().items():
+        if name not in weights:
+            return name
+        if tuple(weights[name].shape) != shape:
+            return f"{name} of shape {shape}"
+    return None
 
 
 def _key(level: int, convolution: _Convolution, kind: str) -> str:

@@ -1,6 +1,7 @@
 """Answering a denoiser's calls on the device: moved, computed and given back without waiting, by recorded graphs."""
 
-import inspect
+import functools
+import logging
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,11 +9,18 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 from torch.utils import _pytree as pytree
 
-from bitbrush.runtime.arguments import EXACT_ARGUMENTS
+from bitbrush.runtime.arguments import answer_like, by_name, cast, floating_tensors, sample_of
 from bitbrush.runtime.cuda.joined import AtOnce
+from bitbrush.runtime.cuda.layers import IntegerLayer
 from bitbrush.runtime.cuda.steps import Steps
+from bitbrush.runtime.cuda.turns import Turns
+from bitbrush.runtime.snapshot import Snapshot
+from bitbrush.timeline.tracker import argument_names
+
+_LOG = logging.getLogger(__name__)
 
 Replay: TypeAlias = Callable[[], Any]
 Recorder: TypeAlias = Callable[[Callable[[], Any]], Replay]
@@ -67,7 +75,8 @@ class Engine:
 
     Arguments are cast to it, but for EXACT_ARGUMENTS; answers have the dtype and the device of the first argument.
     Integers know no NaN: where an argument is not finite, all of the answer is NaN, as in floating point. The first
-    call of a kind shows that it runs, the second is recorded, and all later ones are replays of that.
+    call of a kind shows that it runs, the second is recorded, and all later ones are replays of that. While any module
+    differs from what it was, by a hook for example, every call is launched kernel by kernel.
     """
 
     def __init__(
@@ -78,45 +87,74 @@ class Engine:
         record: Recorder | None,
         at_once: Sequence[AtOnce] = (),
     ) -> None:
-        self._forward: Callable[..., Any] = denoiser.forward
-        self._names = list(inspect.signature(denoiser.forward).parameters)
+        functools.update_wrapper(self, denoiser.forward, updated=())
+        self._denoiser = denoiser
+        self._names = argument_names(denoiser)
         self._steps, self._dtype, self._record, self._at_once = steps, dtype, record, at_once
+        self._turns = Turns(steps.device)
         self._seen: list[tuple[Any, ...]] = []
         self._graphs: list[_Recorded] = []  # the latest used last
+        self._snapshot = Snapshot(denoiser, own=(IntegerLayer,))
+        self._parameters = list(denoiser.parameters())
+        self._places = self._current_places()
+        self._told = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies, which record graphs of their own."""
+        return {**vars(self), "_seen": [], "_graphs": []}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As the denoiser's own forward."""
-        arguments = {**dict(zip(self._names, args, strict=False)), **kwargs}
-        sample = next(x for x in pytree.tree_leaves(arguments) if isinstance(x, Tensor) and x.is_floating_point())
+        """As the denoiser's own forward; threads take turns."""
+        arguments = by_name(self._names, args, kwargs)
+        sample = sample_of(self._names, arguments)
         timestep = arguments["timestep"]
         if not isinstance(timestep, Tensor):
-            arguments["timestep"] = torch.tensor(timestep, device=self._steps.device)
-        if self._record is None or torch.compiler.is_compiling():
-            call = _Call.of(arguments, self._steps.device)
-            return _as(sample, self._answer(call.arguments(call.tensors)))
-        return _as(sample, self._by_graph(_Call.of(arguments, self._steps.device)))
+            dtype = torch.float32 if isinstance(timestep, float) else torch.int64
+            arguments["timestep"] = torch.tensor(timestep, dtype=dtype, device=self._steps.device)
+        call = _Call.of(arguments, self._steps.device)
+        if torch.compiler.is_compiling():
+            return answer_like(sample, self._answer(call.arguments(call.tensors)))
+        with self._turns:
+            output = self._computed(call)
+        return answer_like(sample, output)
+
+    def _computed(self, call: _Call) -> Any:
+        if self._record is None or not self._may_replay():
+            return self._answer(call.arguments(call.tensors))
+        return self._by_graph(call)
 
     def forget(self) -> None:
         """Gives back the memory of all recorded graphs; the next call of a kind is launched kernel by kernel again."""
         self._seen, self._graphs = [], []
 
+    def _may_replay(self) -> bool:
+        """Whether a graph computes what a call would: it runs no Python, and reads parameters where they lay."""
+        if (places := self._current_places()) != self._places:
+            self._places = places
+            self.forget()
+        if _has_any_global_hook():
+            return False
+        unchanged = self._snapshot.holds()
+        if not unchanged and not self._told:
+            self._told = True
+            change = self._snapshot.change()
+            _LOG.warning("%s was changed: calls are launched kernel by kernel, which takes longer", change)
+        return unchanged
+
+    def _current_places(self) -> list[int]:
+        return [parameter.data_ptr() for parameter in self._parameters]
+
     def _answer(self, arguments: dict[str, Any]) -> Any:
         """On the device, never waiting for it."""
         self._steps.set(arguments["timestep"])
-        floating = [x for x in pytree.tree_leaves(arguments) if isinstance(x, Tensor) and x.is_floating_point()]
-        finite = torch.stack([x.isfinite().all() for x in floating]).all()
+        finite = torch.stack([x.isfinite().all() for x in floating_tensors(arguments)]).all()
         try:
-            output = self._forward(**pytree.tree_map_with_path(self._cast, arguments))
+            output = type(self._denoiser).forward(self._denoiser, **cast(arguments, self._dtype))
         finally:
+            self._steps.forget()
             for one in self._at_once:
                 one.forget()
         return pytree.tree_map_only(Tensor, lambda x: torch.where(finite, x, torch.nan), output)
-
-    def _cast(self, path: tuple[Any, ...], value: Any) -> Any:
-        exact = any(getattr(key, "key", None) in EXACT_ARGUMENTS for key in path)
-        return (
-            value if exact or not isinstance(value, Tensor) or not value.is_floating_point() else value.to(self._dtype)
-        )
 
     def _by_graph(self, call: _Call) -> Any:
         recorded = next((one for one in self._graphs if one.kind == call.kind), None)
@@ -146,10 +184,6 @@ class Engine:
             return None
 
 
-def _as(sample: Tensor, output: Any) -> Any:
-    return pytree.tree_map_only(Tensor, lambda x: x.to(sample.device, sample.dtype), output)
-
-
 def record_cuda_graph(run: Callable[[], Any]) -> Replay:
     """A :data:`Recorder`: what ``run`` launches, as one CUDA graph. Runs it once before, beside the current stream."""
     aside = torch.cuda.Stream()
@@ -158,7 +192,7 @@ def record_cuda_graph(run: Callable[[], Any]) -> Replay:
         run()
     torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads go on meanwhile
         output = run()
 
     def replay() -> Any:

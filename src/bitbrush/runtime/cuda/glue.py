@@ -5,7 +5,7 @@ Images come as (N, C, H, W) in channels-last memory (others are laid out so firs
 
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor, nn
 
@@ -34,7 +34,10 @@ class CudaGlue:
     name = "Triton kernels"
 
     def __init__(self, ops: ModuleType) -> None:
-        self._ops: Any = ops
+        self.ops: Any = ops
+
+    def __deepcopy__(self, _: dict[int, Any]) -> Self:
+        return self  # a module cannot be copied, and there is nothing else
 
     def quantize(self, x: Tensor, grid: StepGrid, *, padding: Border = NO_BORDER, upsample: int = 1) -> DeviceBytes:
         return self._image(x, grid, padding, upsample=upsample)
@@ -50,14 +53,14 @@ class CudaGlue:
         add: Tensor | None = None,
         channels: slice = ALL,
     ) -> DeviceBytes:
-        affine = self._ops.group_norm_affine(
+        affine = self.ops.group_norm_affine(
             _nhwc(x), norm.weight.float(), norm.bias.float(), add, norm.num_groups, norm.eps
         )
         return _of_channels(self._image(x, grid, padding, affine=affine, silu=silu), channels)
 
     def layer_norm(self, x: Tensor, norm: nn.LayerNorm, grid: StepGrid) -> DeviceBytes:
         return _bytes(
-            self._ops.layer_norm_bytes(
+            self.ops.layer_norm_bytes(
                 x.contiguous(),
                 norm.weight.float(),
                 norm.bias.float(),
@@ -70,7 +73,7 @@ class CudaGlue:
         )
 
     def geglu(self, x: Tensor, grid: StepGrid) -> DeviceBytes:
-        return _bytes(self._ops.geglu_bytes(x.contiguous(), grid.scales, grid.integers, grid.wide), grid)
+        return _bytes(self.ops.geglu_bytes(x.contiguous(), grid.scales, grid.integers, grid.wide), grid)
 
     def _image(
         self,
@@ -83,7 +86,7 @@ class CudaGlue:
         upsample: int = 1,
     ) -> DeviceBytes:
         factor, shift = affine or (None, None)
-        high, low = self._ops.quantize_image(
+        high, low = self.ops.quantize_image(
             _nhwc(x), factor, shift, grid.scales, grid.integers, border, upsample, silu, grid.wide
         )
         if x.dim() != 4:

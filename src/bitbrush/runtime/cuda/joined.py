@@ -1,7 +1,8 @@
 """Linear layers of one and the same input as one product: fewer and larger launches, on which a card idles less."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from bitbrush.network.first_token import answers_first_token
 from bitbrush.runtime.cuda.layers import IntegerLinear
 from bitbrush.runtime.cuda.weights import stack
-from bitbrush.runtime.fused import Products, Reader, one_by_one
+from bitbrush.runtime.fused import OneByOne, Products, Quantize, Reader
 
 
 def join(layers: Sequence[IntegerLinear]) -> IntegerLinear:
@@ -22,7 +23,7 @@ def join(layers: Sequence[IntegerLinear]) -> IntegerLinear:
     begin = 0
     for one in layers:
         end = begin + one.out_features
-        one.weights = replace(one.weights, data=whole.data[begin:end])
+        one.share(whole.data[begin:end])
         begin = end
     return layers[0].with_weights(whole)
 
@@ -31,9 +32,20 @@ def together(readers: Sequence[Reader]) -> Products:
     """Products of one input: one where all have one grid and nothing beside them, else one after the other."""
     layers: list[Any] = [one.layer for one in readers]
     if any(one.branch for one in readers) or len({_kind(one) for one in layers}) > 1:
-        return one_by_one(readers)
-    joined, sizes = join(layers), [one.out_features for one in layers]
-    return lambda quantize, dtype: joined.multiply(quantize(joined), dtype).split(sizes, -1)
+        return OneByOne(readers)
+    return _Joined(join(layers), [one.out_features for one in layers])
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """Products of layers by the layer that they were joined to."""
+
+    layer: IntegerLinear
+    sizes: list[int]
+
+    def __call__(self, quantize: Quantize, dtype: torch.dtype) -> Sequence[Tensor]:
+        parts: Sequence[Tensor] = self.layer.multiply(quantize(self.layer), dtype).split(self.sizes, -1)
+        return parts
 
 
 class AtOnce:
@@ -55,10 +67,10 @@ class AtOnce:
         What has a branch, or an answer of its own to the first token, is computed by itself.
         """
         if not isinstance(layer, IntegerLinear) or answers_first_token(layer):
-            return lambda x: self._typed(layer(self._before(x)))
+            return partial(self._alone, layer)
         index = len(self._layers)
         self._layers.append(layer)
-        return lambda x: self._all(x)[index]
+        return partial(self._one_of_all, index)
 
     def join(self) -> None:
         """Once all are added."""
@@ -70,6 +82,13 @@ class AtOnce:
     def forget(self) -> None:
         """At the end of a call: the next one may have the same tensor with other values, and another step."""
         self._input, self._outputs = None, []
+
+    def _alone(self, layer: nn.Module, x: Tensor) -> Tensor:
+        y: Tensor = layer(self._before(x))
+        return y if self._dtype is None else y.to(self._dtype)
+
+    def _one_of_all(self, index: int, x: Tensor) -> Tensor:
+        return self._all(x)[index]
 
     def _all(self, x: Tensor) -> list[Tensor]:
         if self._input is not x:
@@ -84,9 +103,6 @@ class AtOnce:
             for index, part in zip(members, parts, strict=True):
                 outputs[index] = part
         return outputs
-
-    def _typed(self, y: Tensor) -> Tensor:
-        return y if self._dtype is None else y.to(self._dtype)
 
 
 def _kind(layer: IntegerLinear) -> tuple[Any, ...]:

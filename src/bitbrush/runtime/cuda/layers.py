@@ -1,6 +1,6 @@
 """Conv2d and Linear in integers on the device."""
 
-from types import ModuleType
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from bitbrush.runtime.cuda.glue import NO_BORDER, Border, CudaGlue, DeviceBytes
 from bitbrush.runtime.cuda.steps import StepGrid
 from bitbrush.runtime.cuda.weights import Weights
+from bitbrush.runtime.integer_weight import IntegerParameters, IntegerWeight
 
 
-class IntegerLayer(nn.Module):
+class IntegerLayer(IntegerParameters):
     """``y = scale w_scale sum((x_q - zero_point) w) + bias``, summed exactly whatever the bits, rounded once.
 
     The grid is the step's, read by the kernels on the device. Results have the dtype of the layer's input.
@@ -20,12 +21,17 @@ class IntegerLayer(nn.Module):
     border: Border = NO_BORDER
     is_image = False
 
-    def __init__(self, weights: Weights, grid: StepGrid, ops: ModuleType, glue: CudaGlue) -> None:
+    def __init__(self, weights: Weights, grid: StepGrid, glue: CudaGlue) -> None:
         super().__init__()
-        self.grid = grid
-        self.weights, self._glue = weights, glue
-        self._ops: Any = ops
+        self.grid, self._glue = grid, glue
+        self.weights = weights
+        self.show(IntegerWeight(weights.data), weights.scale, weights.bias, count=weights.count)
         self._split = weights.overflows(grid.most_bits)
+
+    def share(self, data: Tensor) -> None:
+        """Replaces the integers by equal ones, a part of another layer's."""
+        self.weights = replace(self.weights, data=data)
+        self.integer_weight.data = data
 
     def forward(self, x: Tensor) -> Tensor:
         return self.multiply(self.quantize(x), x.dtype)
@@ -46,7 +52,7 @@ class IntegerLayer(nn.Module):
         self, high: Tensor, low: Tensor | None, geometry: tuple[int, ...], dtype: torch.dtype, residual: Tensor | None
     ) -> Tensor:
         own, grid = self.weights, self.grid
-        y: Tensor = self._ops.integer_product(
+        y: Tensor = self._glue.ops.integer_product(
             *(high, low, own.data, own.zero_points, own.sums, own.scale, own.bias, residual),
             *(grid.scales, grid.integers, geometry, self._split, dtype),
         )
@@ -80,13 +86,13 @@ class IntegerConv2d(IntegerLayer):
 class IntegerLinear(IntegerLayer):
     """A convolution of 1x1 over an image of one line."""
 
-    def __init__(self, in_features: int, weights: Weights, grid: StepGrid, ops: ModuleType, glue: CudaGlue) -> None:
-        super().__init__(weights, grid, ops, glue)
+    def __init__(self, in_features: int, weights: Weights, grid: StepGrid, glue: CudaGlue) -> None:
+        super().__init__(weights, grid, glue)
         self.in_features, self.out_features = in_features, len(weights.scale)
 
     def with_weights(self, weights: Weights) -> "IntegerLinear":
         """Another layer of the same input."""
-        return IntegerLinear(self.in_features, weights, self.grid, self._ops, self._glue)
+        return IntegerLinear(self.in_features, weights, self.grid, self._glue)
 
     def quantize(self, x: Tensor, *, upsample: int = 1) -> DeviceBytes:
         assert upsample == 1, "tokens are not magnified"
@@ -105,7 +111,7 @@ class IntegerLinear(IntegerLayer):
     def multiply_gated(self, x: DeviceBytes, grid: StepGrid, dtype: torch.dtype) -> DeviceBytes:
         """In one kernel: outputs are never rounded to ``dtype``, nor stored."""
         own = self.weights
-        high, low = self._ops.gated_product(
+        high, low = self._glue.ops.gated_product(
             *(x.high, x.low, own.data, own.zero_points, own.sums, own.scale, own.bias),
             *(self.grid.scales, self.grid.integers, grid.scales, grid.integers, self._split, grid.wide),
         )

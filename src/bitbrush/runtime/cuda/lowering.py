@@ -1,6 +1,8 @@
 """Putting integer layers and fused blocks into a denoiser, and the rest of it onto the device."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -8,16 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from bitbrush.network.first_token import answer_first_token
-from bitbrush.network.inputs import fake_quantize_input_dynamically
 from bitbrush.network.layers import QuantizedLayer, set_weight
 from bitbrush.runtime.cuda.glue import CudaGlue
 from bitbrush.runtime.cuda.layers import IntegerConv2d, IntegerLayer, IntegerLinear
 from bitbrush.runtime.cuda.steps import StepGrid, Steps
 from bitbrush.runtime.cuda.weights import lay_out
+from bitbrush.runtime.emulation import emulate, fake_quantizer_of
 from bitbrush.runtime.integers import needs_schedule, obstacle, signed_bytes
 from bitbrush.runtime.interface import Execution
 from bitbrush.runtime.norms import normalize_in_float32
-from bitbrush.timeline.schedule import ActivationSchedule, DynamicRanges
+from bitbrush.timeline.schedule import ActivationSchedule
 
 KERNEL = "s8 x s8, int32 sums (Triton)"
 EMULATION = "fake-quantized float32"
@@ -52,21 +54,18 @@ class Lowering:
             return executed
         grid = self.steps.grid(layer.schedule)
         weights = lay_out(layer, signed, self.steps.device, nibbles=self.nibbles)
-        made = _integer_layer(original, weights, grid, self.ops, CudaGlue(self.ops))
+        made = _integer_layer(original, weights, grid, CudaGlue(self.ops))
         parent, _, own = layer.name.rpartition(".")
         setattr(self.denoiser.get_submodule(parent), own, made)
         return executed
 
     def _emulate(self, layer: QuantizedLayer, original: nn.Module) -> None:
-        """In float32 whatever surrounds it: in bfloat16 the input's very integers would come out wrong."""
         set_weight(original, layer.weight.dequantize(), layer.bias)
-        match layer.activations:
-            case ActivationSchedule() as schedule:
-                grid = self.steps.grid(schedule)
-                original.register_forward_pre_hook(lambda _, args: (_fake_quantize(args[0].float(), grid), *args[1:]))
-            case DynamicRanges(bits):
-                fake_quantize_input_dynamically(original, bits)
-        original.register_forward_hook(lambda _, __, y: y.to(self.dtype))
+        if isinstance(layer.activations, ActivationSchedule):
+            quantizer: Callable[[Tensor], Tensor] = partial(_fake_quantize, self.steps.grid(layer.schedule))
+        else:
+            quantizer = fake_quantizer_of(original, layer.activations)
+        emulate(original, quantizer, self.dtype)
         self.emulated.append(original)
 
     def move_rest(self) -> None:
@@ -90,7 +89,7 @@ def _integer_layer(original: nn.Conv2d | nn.Linear, *args: Any) -> IntegerLayer:
     return IntegerConv2d(original, *args)
 
 
-def _fake_quantize(x: Tensor, grid: StepGrid) -> Tensor:
+def _fake_quantize(grid: StepGrid, x: Tensor) -> Tensor:
     """As :func:`bitbrush.numerics.affine.fake_quantize`, by the step's grid on the device."""
     scale, reciprocal = grid.scales[0], grid.scales[1]
     zero_point, qmax = grid.integers[0].float(), grid.integers[1].float()

@@ -1,6 +1,5 @@
 """The executor itself: what becomes of a denoiser on the card."""
 
-import functools
 import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -58,7 +57,6 @@ class CudaRuntime:
         fuse(denoiser, described, IntegerLayer, Between(CudaGlue(ops), attend, together, texts.add, times.add))
         for one in (texts, times):
             one.join()
-        engine = Engine(denoiser, steps, self.dtype, self.record, (texts, times))
         adapt_added_modules(denoiser, self.device, self.dtype)
-        denoiser.forward = functools.wraps(denoiser.forward)(engine)
+        denoiser.forward = Engine(denoiser, steps, self.dtype, self.record, (texts, times))
         return executions

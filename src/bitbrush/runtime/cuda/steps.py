@@ -13,6 +13,7 @@ from torch import Tensor
 from bitbrush.numerics.affine import AffineGrid, reciprocal
 from bitbrush.runtime.glue import BYTE
 from bitbrush.timeline.schedule import ActivationSchedule
+from bitbrush.timeline.tracker import NO_TIMESTEP
 
 _SHIFT_OF_ONE_BYTE = 128
 _SHIFT_OF_TWO = 128 * 257
@@ -23,13 +24,21 @@ _SHIFT_OF_TWO = 128 * 257
 class StepGrid:
     """The grid of a schedule, now; layers of equal schedules have one and the same.
 
-    ``scales`` (4,) float32: scale, reciprocal. ``integers`` (4,) int32: zero point, qmax, whether activations have two
-    bytes, and what is taken off sums for every unit of weight. ``wide``: some steps have two bytes.
+    ``integers`` (4,) int32: zero point, qmax, whether activations have two bytes, and what is taken off sums for every
+    unit of weight. ``wide``: some steps have two bytes.
     """
 
     schedule: ActivationSchedule
-    scales: Tensor
+    steps: "Steps"
+    row: Tensor
     integers: Tensor
+
+    @property
+    def scales(self) -> Tensor:
+        """(4,) float32: scale, reciprocal. Raises RuntimeError outside of a denoiser call, whose step it is."""
+        if not self.steps.known:
+            raise RuntimeError(NO_TIMESTEP)
+        return self.row
 
     @property
     def wide(self) -> bool:
@@ -41,11 +50,12 @@ class StepGrid:
 
 
 class Steps:
-    """``device``: of the buffers. At most ``schedules`` different schedules."""
+    """``device``: of the buffers. At most ``schedules`` different schedules. ``known``: whether a step is, now."""
 
     def __init__(self, device: torch.device, schedules: int) -> None:
         self.device = device
-        self._scales = torch.zeros(schedules, 4, device=device)
+        self.known = False
+        self._scales = torch.zeros(schedules, 4, dtype=torch.float32, device=device)
         self._integers = torch.zeros(schedules, 4, dtype=torch.int32, device=device)
         self._known: dict[ActivationSchedule, StepGrid] = {}
         self._tables: tuple[Tensor, Tensor, Tensor] | None = None
@@ -53,7 +63,7 @@ class Steps:
     def grid(self, schedule: ActivationSchedule) -> StepGrid:
         if schedule not in self._known:
             row = len(self._known)
-            self._known[schedule] = StepGrid(schedule, self._scales[row], self._integers[row])
+            self._known[schedule] = StepGrid(schedule, self, self._scales[row], self._integers[row])
             self._tables = None
         return self._known[schedule]
 
@@ -63,6 +73,7 @@ class Steps:
         Without waiting for the device. Where timesteps differ all scales are NaN, and with them all that is computed:
         a denoiser call is at one step.
         """
+        self.known = True
         if self._tables is None:
             self.tabulate()
         if self._tables is None:
@@ -76,6 +87,10 @@ class Steps:
         self._scales[: len(rows)] = scales[rows, index] * one
         self._integers[: len(rows)] = integers[rows, index]
 
+    def forget(self) -> None:
+        """At the end of a call: what runs until the next one has no step."""
+        self.known = False
+
     def tabulate(self) -> None:
         """Puts all grids known so far onto the device: before the first call, that none compiles or records this.
 
@@ -85,12 +100,13 @@ class Steps:
             return
         steps = max(len(schedule.timesteps) for schedule in self._known)
         times = torch.full((len(self._known), steps), torch.inf, dtype=torch.float64)
-        scales = torch.zeros(len(self._known), steps, 4)
+        scales = torch.zeros(len(self._known), steps, 4, dtype=torch.float32)
         integers = torch.zeros(len(self._known), steps, 4, dtype=torch.int32)
         for row, schedule in enumerate(self._known):
             count = len(schedule.timesteps)
             times[row, :count] = torch.tensor(schedule.timesteps, dtype=torch.float64)
-            scales[row, :count, :2] = torch.tensor([(grid.scale, reciprocal(grid)) for grid in schedule.grids])
+            values = [(grid.scale, reciprocal(grid)) for grid in schedule.grids]
+            scales[row, :count, :2] = torch.tensor(values, dtype=torch.float32)
             integers[row, :count] = torch.tensor([_integers(grid) for grid in schedule.grids], dtype=torch.int32)
         self._tables = times.to(self.device), scales.to(self.device), integers.to(self.device)
 

@@ -18,7 +18,7 @@ class Weights:
     """On the device: ``data`` (C_out, taps, C_in / groups) int8, or uint8 nibbles with ``zero_points`` (C_out,) int8.
 
     ``sums`` (C_out,) int32 of the signed weights; ``scale`` and ``bias`` (C_out,) float32. ``largest``: the greatest
-    sum of a filter's magnitudes.
+    sum of a filter's magnitudes. ``count``: how many weights there are.
     """
 
     data: Tensor
@@ -27,6 +27,7 @@ class Weights:
     scale: Tensor
     bias: Tensor | None
     largest: int
+    count: int
 
     def overflows(self, bits: int) -> bool:
         """Whether sums of activations of so many bits may not fit into 32 bits."""
@@ -45,6 +46,7 @@ def lay_out(layer: QuantizedLayer, signed: Tensor, device: torch.device, *, nibb
         scale=layer.weight.grid.scale.to(device, torch.float32),
         bias=None if layer.bias is None else layer.bias.to(device, torch.float32),
         largest=int(rows.abs().to(torch.uint8).sum(1, dtype=torch.int64).max()),
+        count=rows.numel(),
     )
 
 
@@ -59,6 +61,7 @@ def stack(parts: Sequence[Weights]) -> Weights:
         scale=torch.cat([one.scale for one in parts]),
         bias=None if all(one.bias is None for one in parts) else torch.cat(biases),
         largest=max(one.largest for one in parts),
+        count=sum(one.count for one in parts),
     )
 
 

@@ -3,13 +3,14 @@
 import ctypes
 from collections.abc import Callable
 from ctypes import POINTER, Structure, byref, c_float, c_int, c_int32, c_int64, c_void_p
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from bitbrush.numerics.affine import AffineGrid, reciprocal
 from bitbrush.runtime.glue import ALL, BYTE, Bytes
+from bitbrush.session.offload import PROCESSOR
 
 _SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
@@ -47,6 +48,9 @@ class NativeGlue:
                 function = library[f"bitbrush_{operation}_{suffix}"]
                 function.argtypes, function.restype = arguments, None
                 self._functions[operation, dtype] = function
+
+    def __deepcopy__(self, _: dict[int, Any]) -> Self:
+        return self  # functions of a library cannot be copied, and there is nothing else
 
     def quantize(self, x: Tensor, grid: AffineGrid, *, padding: int = 0, upsample: int = 1) -> Bytes:
         if x.dim() == 4:
@@ -121,10 +125,10 @@ class _Out:
 
 def _empty(shape: torch.Size | tuple[int, ...], padding: int) -> Tensor:
     if len(shape) != 4:
-        return torch.empty(shape, dtype=torch.uint8)
+        return torch.empty(shape, dtype=torch.uint8, device=PROCESSOR)
     n, c, h, w = shape
     padded = (n, c, h + 2 * padding, w + 2 * padding)
-    return torch.empty(padded, dtype=torch.uint8, memory_format=torch.channels_last)
+    return torch.empty(padded, dtype=torch.uint8, device=PROCESSOR, memory_format=torch.channels_last)
 
 
 def native_unpack(library: ctypes.CDLL) -> Callable[[Tensor, Tensor, int], Tensor]:
@@ -133,7 +137,7 @@ def native_unpack(library: ctypes.CDLL) -> Callable[[Tensor, Tensor, int], Tenso
     function.argtypes, function.restype = [c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int], None
 
     def unpack(nibbles: Tensor, zero_point: Tensor, columns: int) -> Tensor:
-        out = torch.empty(len(nibbles), columns, dtype=torch.int8)
+        out = nibbles.new_empty(len(nibbles), columns, dtype=torch.int8)
         pointers = zero_point.data_ptr(), out.data_ptr()
         function(nibbles.data_ptr(), len(nibbles), columns, *pointers, torch.get_num_threads())
         return out

@@ -6,22 +6,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bitbrush.network.compiling import not_compiled
 from bitbrush.network.held import show_widths_
 from bitbrush.network.inputs import row_dimensions
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.numerics.affine import AffineGrid
 from bitbrush.numerics.dynamic import RowGrids, quantize_rows
 from bitbrush.runtime.glue import Bytes, memory_format
+from bitbrush.runtime.integer_weight import WithoutFloatWeight
 from bitbrush.runtime.onednn.layers import IntegerLayer
 from bitbrush.timeline.schedule import ActivationSchedule
 
 
-class DynamicLayer(nn.Module):
+class DynamicLayer(WithoutFloatWeight):
     """``y = scale (w_scale sum(x_q w) - zero_point w_scale sum(w)) + bias``, scale and zero point those of each row.
 
     ``product``: yields ``w_scale sum(x_q w)`` of the integers. Quantizing is torch's operators and takes several passes
     over the input, and nothing is fused with it: it is slower than a schedule's.
     """
+
+    bias: Tensor | None
 
     def __init__(
         self, original: nn.Conv2d | nn.Linear, layer: QuantizedLayer, column_sums: Tensor, product: IntegerLayer
@@ -31,9 +35,10 @@ class DynamicLayer(nn.Module):
         self._within = row_dimensions(original)
         per_channel = (-1,) if isinstance(original, nn.Linear) else (-1, 1, 1)
         self._sums = (column_sums * layer.weight.grid.scale).view(per_channel)
-        self._bias = None if layer.bias is None else layer.bias.view(per_channel)
+        self.register_buffer("bias", None if layer.bias is None else layer.bias.view(per_channel))
         self.product = product
 
+    @not_compiled
     def forward(self, x: Tensor) -> Tensor:
         grid: AffineGrid = self.product.schedule.grids[0]
         border = self.product.border
@@ -43,7 +48,7 @@ class DynamicLayer(nn.Module):
         x_q = quantize_rows(wide, rows).to(torch.int32).contiguous(memory_format=memory_format(x))
         y = self.product.multiply(Bytes.of(x_q, grid), torch.float32)
         y = (y - rows.zero_point * self._sums).mul_(rows.scale)
-        return (y if self._bias is None else y.add_(self._bias)).to(x.dtype)
+        return (y if self.bias is None else y.add_(self.bias)).to(x.dtype)
 
 
 def as_product(layer: QuantizedLayer, bits: int) -> QuantizedLayer:

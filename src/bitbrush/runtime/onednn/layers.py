@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bitbrush.network.compiling import not_compiled
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.numerics.affine import AffineGrid
 from bitbrush.runtime.glue import BYTE, Bytes, Glue
+from bitbrush.runtime.integer_weight import IntegerParameters
 from bitbrush.runtime.onednn.weights import Weights
-from bitbrush.timeline.clock import Clock
 
 ONE_GO = 1 << 20
 """So many sums of a linear layer with activations of more than 8 bits are computed at a time: 4 MiB of float32."""
@@ -24,32 +25,32 @@ class Factors(NamedTuple):
     dtype: torch.dtype
 
 
-class IntegerLayer(nn.Module):
+class IntegerLayer(IntegerParameters):
     """``y = scale w_scale (sum(x_q w) - zero_point sum(w)) + bias`` with ``w = w_q - w_zero_point``.
 
     The first sum is oneDNN's, exact in int32. What the zero point adds is constant per channel and step, and is folded
     into the bias: with a zero point of its own, oneDNN lays out a convolution's weights anew in every call. Activations
     of more than 8 bits are two products, ``256 sum(high w) + sum(low w)``, added in float32.
 
-    The grid is the schedule's at the clock's timestep. Results have the dtype of the layer's input.
+    The grid is the schedule's at the timestep of the running call. Results have the dtype of the layer's input.
     """
 
     border: int
 
-    def __init__(self, layer: QuantizedLayer, column_sums: Tensor, weights: Weights, clock: Clock, glue: Glue) -> None:
+    def __init__(self, layer: QuantizedLayer, column_sums: Tensor, weights: Weights, glue: Glue) -> None:
         super().__init__()
         self.schedule = layer.schedule
-        self._weights, self._clock, self._glue = weights, clock, glue
+        self._weights, self._glue = weights, glue
         self._scale = layer.weight.grid.scale
-        self._zero_points = torch.zeros(len(self._scale), dtype=torch.int32)
+        self.show(weights.stored, self._scale, layer.bias, count=layer.weight.w_q.numel())
+        self._zero_points = torch.zeros_like(self._scale, dtype=torch.int32)
         self._sums = column_sums * self._scale
-        self._bias = torch.zeros_like(self._scale) if layer.bias is None else layer.bias
         self._folded: tuple[AffineGrid, Tensor] | None = None
 
     @property
     def grid(self) -> AffineGrid:
         """Of the input, now."""
-        return self.schedule.at(self._clock.timestep)
+        return self.schedule.now()
 
     def multiply(self, x: Bytes, dtype: torch.dtype, residual: Tensor | None = None) -> Tensor:
         """The layer's output for quantized input, ``residual`` of the output's shape added to it."""
@@ -68,9 +69,16 @@ class IntegerLayer(nn.Module):
         return (y if residual is None else y.add_(residual)).to(by.dtype)
 
     def _bias_at(self, grid: AffineGrid) -> Tensor:
-        if self._folded is None or self._folded[0] is not grid:
-            self._folded = grid, self._bias - grid.scale * grid.zero_point * self._sums
-        return self._folded[1]
+        folded = self._folded  # read once: another thread may run another step
+        if folded is None or folded[0] is not grid:
+            zeros = -grid.scale * grid.zero_point * self._sums
+            self._folded = folded = grid, zeros if self.bias is None else self.bias + zeros
+        return folded[1]
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, *args: Any) -> None:
+        """With the integers in a layout that can be saved."""
+        super()._save_to_state_dict(destination, prefix, *args)
+        destination[f"{prefix}integer_weight"] = self._weights.signed()
 
     def _product(self, x: Tensor, by: Factors, residual: Tensor | None) -> Tensor:
         raise NotImplementedError
@@ -99,6 +107,7 @@ class IntegerConv2d(IntegerLayer):
         self.border: int = conv.padding[0]
         self._geometry = _geometry(conv)
 
+    @not_compiled
     def forward(self, x: Tensor) -> Tensor:
         return self.multiply(self.quantize(x), x.dtype)
 
@@ -132,6 +141,7 @@ class IntegerLinear(IntegerLayer):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self._rows_at_once = max(ONE_GO // linear.out_features, 1)
 
+    @not_compiled
     def forward(self, x: Tensor) -> Tensor:
         return self.multiply(self.quantize(x), x.dtype)
 
@@ -146,7 +156,7 @@ class IntegerLinear(IntegerLayer):
 
     def _two_products(self, high: Tensor, low: Tensor, by: Factors, residual: Tensor | None) -> Tensor:
         """Some rows at a time: the float32 sums of all would take four times the memory of a plain step's result."""
-        out = torch.empty(*high.shape[:-1], self.out_features, dtype=by.dtype)
+        out = high.new_empty(*high.shape[:-1], self.out_features, dtype=by.dtype)
         rows = out.view(-1, self.out_features)
         parts = [x.view(len(rows), -1).split(self._rows_at_once) for x in (rows, high, low)]
         others = [None] * len(parts[0]) if residual is None else residual.reshape(rows.shape).split(self._rows_at_once)

@@ -1,20 +1,22 @@
 """Puts integer layers and fused blocks into a denoiser."""
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from bitbrush.network import fusions
 from bitbrush.network.first_token import answer_first_token
-from bitbrush.network.inputs import fake_quantize_input, fake_quantize_input_dynamically
 from bitbrush.network.layers import QuantizedLayer, set_weight
-from bitbrush.runtime.arguments import EXACT_ARGUMENTS
-from bitbrush.runtime.fused import Between, Reading, fuse, one_by_one, project_time, reader_of
+from bitbrush.runtime.arguments import floating_tensors
+from bitbrush.runtime.emulation import emulate, fake_quantizer_of
+from bitbrush.runtime.fused import Between, OneByOne, Reading, fuse, project_time, reader_of
+from bitbrush.runtime.fused_forward import UntracedForward
 from bitbrush.runtime.integers import obstacle, signed_bytes
 from bitbrush.runtime.interface import Execution
 from bitbrush.runtime.memo import Remembered
@@ -31,8 +33,8 @@ from bitbrush.runtime.onednn.layers import (
 )
 from bitbrush.runtime.onednn.weights import ExpandedWeights, Memory, NibbleWeights, Pack, Weights
 from bitbrush.runtime.tools import Tools
-from bitbrush.timeline.clock import Clock
 from bitbrush.timeline.schedule import ActivationSchedule, DynamicRanges
+from bitbrush.timeline.tracker import TRACKER
 
 KERNEL = "u8 x s8, int32 sums (oneDNN)"
 EMULATION = "fake-quantized float32"
@@ -43,7 +45,6 @@ class Lowering:
     """One denoiser being lowered. ``dtype``: of everything between the integer products."""
 
     denoiser: nn.Module
-    clock: Clock
     tools: Tools
     dtype: torch.dtype
     memory: Memory
@@ -65,7 +66,7 @@ class Lowering:
             self._place_reference(layer, original)
             return executed
         sums = signed.flatten(1).sum(1, dtype=torch.int64).double().float()
-        rest = layer, sums, self._weights(layer, original, signed), self.clock, self.tools.glue
+        rest = layer, sums, self._weights(layer, original, signed), self.tools.glue
         made: nn.Module
         match layer.activations:
             case ActivationSchedule():
@@ -86,37 +87,42 @@ class Lowering:
         return ExpandedWeights(signed, pack)
 
     def _place_reference(self, layer: QuantizedLayer, original: nn.Conv2d | nn.Linear) -> None:
-        """In float32 whatever surrounds it: in bfloat16 the input's very integers would come out wrong."""
         set_weight(original, layer.weight.dequantize(), layer.bias)
-        original.register_forward_pre_hook(lambda _, args: (args[0].float(), *args[1:]))
-        match layer.activations:
-            case ActivationSchedule() as schedule:
-                fake_quantize_input(original, lambda: schedule.at(self.clock.timestep))
-            case DynamicRanges(bits):
-                fake_quantize_input_dynamically(original, bits)
-        original.register_forward_hook(lambda _, __, y: y.to(self.dtype))
+        emulate(original, fake_quantizer_of(original, layer.activations), self.dtype)
         self.emulated.append(original)
 
     def convert_rest(self) -> None:
         """The rest to ``dtype``, save emulated layers, and norms, which take float32 parameters with any input."""
         for module in self.denoiser.modules():
-            if not isinstance(module, nn.GroupNorm | nn.LayerNorm | IntegerLayer) and module not in self.emulated:
+            if (
+                not isinstance(module, nn.GroupNorm | nn.LayerNorm | IntegerLayer | DynamicLayer)
+                and module not in self.emulated
+            ):
                 for name, parameter in module.named_parameters(recurse=False):
                     setattr(module, name, nn.Parameter(parameter.to(self.dtype), requires_grad=False))
 
     def fuse(self, described: Iterable[fusions.Fusion]) -> None:
         """Computes in one go what the family describes and whose layers all are in integers."""
-        between = Between(self.tools.glue, self.tools.attention, one_by_one, _of_text, self._of_time)
+        between = Between(self.tools.glue, self.tools.attention, OneByOne, _of_text, _of_time, UntracedForward)
         fuse(self.denoiser, described, IntegerLayer, between)
 
-    def _of_time(self, layer: nn.Module) -> Reading:
-        """The same for every generation's call of a timestep, unless the text takes part in it."""
-        return Remembered(partial(project_time, layer), lambda: self.clock.timestep, entries=128)
+
+def _of_time(layer: nn.Module) -> Reading:
+    """The same for every generation's call of a timestep, unless the text takes part in it."""
+    return Remembered(partial(project_time, layer), _timestep, entries=128)
+
+
+def _timestep() -> float:
+    return TRACKER.timestep
 
 
 def _of_text(layer: nn.Module) -> Reading:
     """Computed once for a text and a grid, not at every step."""
-    return Remembered(layer, lambda: reader_of(layer).grids, entries=4)
+    return Remembered(layer, partial(_grids_now, layer), entries=4)
+
+
+def _grids_now(layer: nn.Module) -> Hashable:
+    return reader_of(layer).grids
 
 
 def _integer_layer(original: nn.Conv2d | nn.Linear, *args: Any) -> IntegerLayer:
@@ -142,47 +148,17 @@ def _reason(original: nn.Module, layer: QuantizedLayer, signed: Tensor | None) -
     return obstacle(original, signed)
 
 
-def compute_in(denoiser: nn.Module, dtype: torch.dtype) -> None:
-    """From now on calls are computed in ``dtype``, but for EXACT_ARGUMENTS, and answered in the sample's own dtype.
+class NonFiniteForward:
+    """A denoiser's ``forward`` whose answer is NaN where an argument is not finite.
 
-    Integers know no NaN: where an argument is not finite, all of the answer is NaN, as in floating point.
+    Integers know no NaN; in floating point, one would spread over all of the answer.
     """
-    expected = signature(denoiser.forward)
-    dtypes: list[torch.dtype] = []
-    finite: list[bool] = []
 
-    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        bound = expected.bind(*args, **kwargs)
-        dtypes[:] = [next(iter(bound.arguments.values())).dtype]
-        finite[:] = [bool(x.isfinite().all()) for x in bound.arguments.values() if isinstance(x, Tensor)]
-        bound.arguments.update(_cast(dict(bound.arguments), dtype))
-        return bound.args, bound.kwargs
+    def __init__(self, denoiser: nn.Module) -> None:
+        functools.update_wrapper(self, denoiser.forward, updated=())
+        self._denoiser = denoiser
 
-    def leave(_: nn.Module, __: Any, output: Any) -> Any:
-        return _cast(output if all(finite) else _nowhere_a_number(output), dtypes[0])
-
-    denoiser.register_forward_pre_hook(enter, with_kwargs=True)
-    denoiser.register_forward_hook(leave)
-
-
-def _nowhere_a_number(output: Any) -> Any:
-    match output:
-        case Tensor():
-            return torch.full_like(output, torch.nan)
-        case tuple():
-            return tuple(map(_nowhere_a_number, output))
-        case _:
-            return type(output)(**{key: _nowhere_a_number(item) for key, item in output.items()})
-
-
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    match value:
-        case Tensor() if value.is_floating_point():
-            return value.to(dtype)
-        case tuple() | list():
-            return type(value)(_cast(item, dtype) for item in value)
-        case dict():  # diffusers' outputs are dictionaries, too
-            kept = {key: item if key in EXACT_ARGUMENTS else _cast(item, dtype) for key, item in value.items()}
-            return type(value)(**kept)
-        case _:
-            return value
+    def __call__(self, **arguments: Any) -> Any:
+        finite = all(bool(x.isfinite().all()) for x in floating_tensors(arguments))
+        output = type(self._denoiser).forward(self._denoiser, **arguments)
+        return output if finite else pytree.tree_map_only(Tensor, lambda y: torch.full_like(y, torch.nan), output)

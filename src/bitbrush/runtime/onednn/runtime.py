@@ -9,14 +9,14 @@ from torch import nn
 from bitbrush.network.families import known_fusions
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.runtime.added_modules import adapt_added_modules
+from bitbrush.runtime.forward import compute_in
 from bitbrush.runtime.integers import signed_bytes
 from bitbrush.runtime.interface import Execution
-from bitbrush.runtime.onednn.lowering import Lowering, compute_in, execution
+from bitbrush.runtime.onednn.lowering import Lowering, NonFiniteForward, execution
 from bitbrush.runtime.onednn.weights import Memory
 from bitbrush.runtime.tools import Tools
-from bitbrush.timeline.allocator import keep_freed_memory
-from bitbrush.timeline.clock import Clock
-from bitbrush.timeline.spool import PROCESSOR
+from bitbrush.session.allocator import keep_freed_memory
+from bitbrush.session.offload import PROCESSOR
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class OneDnnRuntime:
     memory: Memory = Memory.EXPANDED
 
     name = "onednn"
+    device = PROCESSOR
 
     @property
     def description(self) -> str:
@@ -38,15 +39,14 @@ class OneDnnRuntime:
         return execution(original, layer, signed_bytes(layer.weight))
 
     def lower(self, denoiser: nn.Module, layers: Iterable[QuantizedLayer]) -> tuple[Execution, ...]:
-        clock = Clock()
-        clock.attach(denoiser)
-        lowering = Lowering(denoiser, clock, self.tools, self.dtype, self.memory)
+        lowering = Lowering(denoiser, self.tools, self.dtype, self.memory)
         described = known_fusions(denoiser)
         executions = tuple(lowering.place(layer) for layer in layers)
         lowering.convert_rest()
         lowering.fuse(described)
         adapt_added_modules(denoiser, PROCESSOR, self.dtype)
-        compute_in(denoiser, self.dtype)
+        denoiser.forward = NonFiniteForward(denoiser)
+        compute_in(denoiser, self.dtype, self.device)
         if self.memory is Memory.EXPANDED:
             keep_freed_memory()
         return executions

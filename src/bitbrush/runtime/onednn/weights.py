@@ -7,6 +7,7 @@ from typing import Protocol, TypeAlias
 from torch import Tensor
 
 from bitbrush.numerics.weights import QuantizedWeight
+from bitbrush.runtime.integer_weight import IntegerWeight
 from bitbrush.runtime.nibbles import to_nibbles
 from bitbrush.runtime.tools import Unpack
 
@@ -27,26 +28,41 @@ class Memory(StrEnum):
 
 
 class Weights(Protocol):
-    """``packed()``: the weights as the kernels take them."""
+    """Weights of a layer.
+
+    ``stored``: as they are kept. ``packed()``: as the kernels take them. ``signed()``: (C_out, ...) int8, less their
+    zero points.
+    """
+
+    stored: IntegerWeight
 
     def packed(self) -> Tensor: ...
+
+    def signed(self) -> Tensor: ...
 
 
 class ExpandedWeights:
     def __init__(self, signed: Tensor, pack: Pack) -> None:
-        self._packed = pack(signed)
+        self.stored = IntegerWeight(pack(signed))
 
     def packed(self) -> Tensor:
-        return self._packed
+        return self.stored
+
+    def signed(self) -> Tensor:
+        dense = self.stored.to_dense()
+        return dense.t() if dense.dim() == 2 else dense  # linear layers' are kept as columns
 
 
 class NibbleWeights:
     def __init__(self, weight: QuantizedWeight, pack: Pack, unpack: Unpack) -> None:
         self._shape = weight.w_q.shape
-        self._nibbles = to_nibbles(weight.w_q.flatten(1))
+        self.stored = IntegerWeight(to_nibbles(weight.w_q.flatten(1)))
         self._zero_point = weight.grid.zero_point
         self._pack, self._unpack = pack, unpack
 
     def packed(self) -> Tensor:
+        return self._pack(self.signed())
+
+    def signed(self) -> Tensor:
         columns = self._shape[1:].numel()
-        return self._pack(self._unpack(self._nibbles, self._zero_point, columns).view(self._shape))
+        return self._unpack(self.stored, self._zero_point, columns).view(self._shape)

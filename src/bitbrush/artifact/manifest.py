@@ -1,0 +1,148 @@
+"""The manifest of an artifact: where it is found, what it says, and whether the files are still those it lists."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from safetensors import SafetensorError
+
+MANIFEST = "manifest.json"
+FORMAT = "bitbrush-artifact"
+CARD = "README.md"
+SCHEMA_VERSION = 1
+TEXT_SUFFIXES = (".json", ".txt", ".md", ".jinja")
+"""Files whose line ends git rewrites on checkout where ``core.autocrlf`` is set."""
+
+
+class ArtifactError(ValueError):
+    """The directory is no intact artifact that this version reads."""
+
+
+def is_artifact(source: str | os.PathLike[str]) -> bool:
+    """Tells whether a folder or hub id has an artifact's manifest; its content is checked when it is read."""
+    path = _manifest_path(source)
+    return path.is_file() and FORMAT in path.read_text(encoding="utf-8", errors="replace")
+
+
+def artifact_folder(source: str | os.PathLike[str]) -> Path:
+    """Finds the folder of an artifact: ``source`` itself, or the snapshot of a hub id, downloaded where needed.
+
+    Raises:
+        ArtifactError: The hub id has a manifest, but its files are neither in the hub's cache nor reachable.
+    """
+    path = _manifest_path(source)
+    if path.parent != Path(source):
+        _download(os.fspath(source), path)
+    return path.parent
+
+
+def read_manifest(source: str | os.PathLike[str]) -> dict[str, Any]:
+    """The manifest of a folder or hub id, its format and schema version checked."""
+    path = _manifest_path(source)
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        on_hub = ", nor has a hub id of that name in the cache or within reach" if _may_be_hub_id(source) else ""
+        raise ArtifactError(f"{source} is no bitbrush artifact: it has no {MANIFEST}{on_hub}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path} is damaged: {error}; quantize again") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or "schema_version" not in manifest:
+        raise ArtifactError(f"{path} is not the manifest of a bitbrush artifact")
+    if manifest["schema_version"] > SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{path} has schema version {manifest['schema_version']}; this bitbrush reads up to {SCHEMA_VERSION}: "
+            "upgrade bitbrush"
+        )
+    return dict(manifest)
+
+
+def require_intact(root: Path, manifest: Mapping[str, Any]) -> None:
+    """Raises ArtifactError naming the first file whose hash is not the manifest's.
+
+    The model card may be edited: artifacts of older versions list it among the hashed files.
+    """
+    for name, expected in manifest["files"].items():
+        path = root / name
+        if name == CARD:
+            continue
+        if not path.is_file():
+            raise ArtifactError(f"{path} is missing; the artifact is incomplete: quantize or copy it again")
+        if expected not in _accepted_digests(path):
+            raise ArtifactError(f"{path} was altered or truncated (SHA-256 differs): quantize or copy it again")
+
+
+@contextmanager
+def reading_tensors(root: Path) -> Iterator[None]:
+    """Raises ArtifactError for what goes wrong while an artifact's tensors are read."""
+    try:
+        yield
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise ArtifactError(f"{root} does not hold what {MANIFEST} lists: {error}; quantize again") from error
+
+
+def file_digests(root: Path) -> dict[str, str]:
+    """SHA-256 of every file of an artifact by its relative path, but for the manifest and the model card.
+
+    Text counts with ``\\n`` as line ends, so that a checkout with ``\\r\\n`` has the same hashes.
+    """
+    files = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
+    return {name: _digest(path) for name, path in files.items() if name not in (MANIFEST, CARD)}
+
+
+def _accepted_digests(path: Path) -> tuple[str, ...]:
+    """The digest that :func:`file_digests` records, and that of the bytes as they are, recorded by older versions."""
+    return (_digest(path), _digest_of_bytes(path)) if path.suffix in TEXT_SUFFIXES else (_digest(path),)
+
+
+def _digest(path: Path) -> str:
+    if path.suffix not in TEXT_SUFFIXES:
+        return _digest_of_bytes(path)
+    return hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()
+
+
+def _digest_of_bytes(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _manifest_path(source: str | os.PathLike[str]) -> Path:
+    """Finds the manifest in the folder, or in the hub's cache where ``source`` is a hub id with a manifest."""
+    if _may_be_hub_id(source):
+        try:
+            return _manifest_on_hub(os.fspath(source))
+        except (OSError, ValueError, HfHubHTTPError):
+            pass  # whoever needs an artifact reports that it is missing
+    return Path(source) / MANIFEST
+
+
+@cache  # one revision for all that a process reads
+def _manifest_on_hub(name: str) -> Path:
+    return Path(hf_hub_download(name, MANIFEST))
+
+
+def _may_be_hub_id(source: str | os.PathLike[str]) -> bool:
+    name = os.fspath(source)
+    if name.count("/") != 1 or Path(name).exists():
+        return False
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _download(name: str, manifest: Path) -> None:
+    """Completes the snapshot that holds ``manifest``."""
+    files = read_manifest(manifest.parent)["files"]
+    try:
+        snapshot_download(name, revision=manifest.parent.name, allow_patterns=[MANIFEST, *files])
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise ArtifactError(f"{name} is an artifact that cannot be downloaded: {error}") from error

@@ -1,0 +1,125 @@
+"""What a quantization carries from stage to stage."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+
+from bitbrush.calibration.observe import ActivationBits, Calibration, Observations
+from bitbrush.calibration.relaxing import Relaxation
+from bitbrush.methods.recipe import FirstTokens, Recipe
+from bitbrush.network.family import Family
+from bitbrush.network.first_token import OUTLYING_RATIO
+from bitbrush.network.layers import LayerSpec, layer_specs
+from bitbrush.numerics.weights import QuantizedWeight
+from bitbrush.rounding.nearest import RoundedLayer
+from bitbrush.session.session import Session
+from bitbrush.timeline.schedule import Activations
+from bitbrush.timeline.shares import own_pieces
+from bitbrush.timeline.trajectory import DenoiserCall, PromptBatch
+
+
+@dataclass(frozen=True)
+class AllocatedBits:
+    """Measured bits; what is not measured follows from the recipe's keys.
+
+    Args:
+        weights: Weight bits by layer name.
+        activations: Activation bits by layer name and timestep, or None.
+        average: Average activation bits over all multiplications of the plan, or None.
+    """
+
+    weights: Mapping[str, int] = field(default_factory=dict)
+    activations: Mapping[str, Mapping[float, int]] | None = None
+    average: float | None = None
+
+
+@dataclass(frozen=True)
+class QuantizationState:
+    """One quantization: what it is asked for, and what its stages have yielded so far. Stages replace, never mutate.
+
+    Args:
+        pipe: The full-precision pipeline with the recipe's scheduler. A stage may replace its denoiser by one that
+            computes the same: split, branched or smoothed.
+        family: Facts about the denoiser's architecture.
+        recipe: The keys that decide the result.
+        batches: All calibration prompts.
+        session: Processes, journal, offload, progress and costs.
+        given: The pipeline before any stage.
+        factors: Integers of low-rank branches by layer name, which no rounding changes.
+        allocated: Measured bits, once measured.
+        samples: Recorded denoiser calls for learned rounding, until the weights are rounded.
+        rounded: Rounded weights by layer name; given from an earlier quantization, or yielded by rounding.
+        observations: Observed layer inputs by timestep.
+        recorded: Full-precision denoiser calls that step sizes are learned on.
+        activations: Activation parameters by layer name.
+        start_token_ratio: Norm of the texts' start token over the others', once measured; None where they have none.
+    """
+
+    pipe: Any
+    family: Family
+    recipe: Recipe
+    batches: tuple[PromptBatch, ...]
+    session: Session
+    given: Any
+    factors: Mapping[str, QuantizedWeight] = field(default_factory=dict)
+    allocated: AllocatedBits | None = None
+    samples: Sequence[DenoiserCall] = ()
+    rounded: Mapping[str, RoundedLayer] | None = None
+    observations: Observations = field(default_factory=dict)
+    recorded: Sequence[DenoiserCall] = ()
+    activations: Mapping[str, Activations] = field(default_factory=dict)
+    start_token_ratio: float | None = None
+
+    @property
+    def own_batches(self) -> tuple[PromptBatch, ...]:
+        """The calibration batches, or parts of them, of this process."""
+        return tuple(piece.batch for piece in own_pieces(self.batches, self.session.ranks))
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The full-precision denoiser as the stages have left it."""
+        denoiser: nn.Module = getattr(self.pipe, self.family.component)
+        return denoiser
+
+    def with_denoiser(self, denoiser: nn.Module) -> "QuantizationState":
+        """Returns the state of a pipeline that has another denoiser; the pipeline itself is not changed."""
+        pipe = copy.copy(self.pipe)
+        setattr(pipe, self.family.component, denoiser)
+        return replace(self, pipe=pipe)
+
+    @cached_property  # every weight is looked at
+    def specs(self) -> tuple[LayerSpec, ...]:
+        """The treatment of every Conv2d and Linear of the denoiser."""
+        recipe = self.recipe
+        specs = layer_specs(
+            self.denoiser, self.family, weight_bits=recipe.weights, exclude=recipe.exclude, fine=recipe.fine
+        )
+        weights = self.allocated.weights if self.allocated else {}
+        return tuple(replace(spec, weight_bits=weights.get(spec.name, spec.weight_bits)) for spec in specs)
+
+    @property
+    def calibration(self) -> Calibration:
+        """The layers that get activation ranges, their bits, and the range estimator."""
+        relax, allocated = self.recipe.relax, self.allocated.activations if self.allocated else None
+        relaxation = relax if isinstance(relax, Relaxation) else None
+        bits = ActivationBits(self.recipe.activations, relaxation, allocated)
+        return Calibration(self.specs, bits, self.recipe.activation_range, self.first_token_layers)
+
+    @property
+    def _knows_first_token(self) -> bool:
+        if self.recipe.first_token is FirstTokens.AUTO:
+            return self.start_token_ratio is not None and self.start_token_ratio >= OUTLYING_RATIO
+        return self.recipe.first_token is FirstTokens.KNOWN
+
+    @property
+    def first_token_layers(self) -> frozenset[str]:
+        """Layers that do not quantize the first token of a text."""
+        if not self._knows_first_token:
+            return frozenset()
+        return frozenset(self.family.text_layers(self.denoiser)) & {
+            spec.name for spec in self.specs if spec.excluded is None
+        }

@@ -1,0 +1,33 @@
+"""Modules that get more methods and stay what they are, for ``isinstance`` and by the name of their class."""
+
+from functools import cache
+from typing import Any
+
+from torch import nn
+
+
+class Extension:
+    """Base of classes whose methods come before those of a module's own class; see :func:`extend_`."""
+
+    def __reduce_ex__(self, _: Any) -> tuple[Any, ...]:
+        """For copies and pickles: the joint class is made when it is needed, so none can be found by its name."""
+        extension, kind = type(self).__bases__
+        return _empty, (extension, kind), self.__dict__.copy()
+
+
+def extend_(module: nn.Module, extension: Any) -> None:
+    """Gives ``module`` the methods of ``extension``, in place; it has them already if it was extended before."""
+    if not isinstance(module, extension):
+        kind: Any = type(module)
+        object.__setattr__(module, "__class__", _joint(extension, kind))
+
+
+@cache
+def _joint(extension: Any, kind: Any) -> Any:
+    """One class for each pair, in the name of ``kind``."""
+    return type(kind.__name__, (extension, kind), {"__module__": kind.__module__, "__doc__": kind.__doc__})
+
+
+def _empty(extension: Any, kind: Any) -> Any:
+    joint = _joint(extension, kind)
+    return joint.__new__(joint)

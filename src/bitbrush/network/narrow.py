@@ -1,0 +1,32 @@
+"""The narrowest type that holds a network's numbers without loss."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from bitbrush.network.held import HALF, held_weights, state_readers
+
+
+def lossless_type(tensors: Iterable[Tensor]) -> torch.dtype:
+    """Returns float16, or else bfloat16, if it holds every float32 number exactly; float32 otherwise.
+
+    The numbers of a half-precision checkpoint stay such, in whatever type they were loaded.
+    """
+    left = list(HALF)
+    for tensor in tensors:
+        if tensor.dtype == torch.float32:
+            left = [dtype for dtype in left if torch.equal(tensor.to(dtype).float(), tensor)]
+        if not left:
+            break
+    return left[0] if left else torch.float32
+
+
+def narrow_bytes(network: nn.Module) -> int:
+    """Returns the bytes of the network's tensors in their lossless type."""
+    dtype = lossless_type(read() for read in state_readers(network).values())
+    tensors = network.state_dict().values()
+    floats = sum(tensor.numel() for tensor in tensors if tensor.dtype == torch.float32)
+    others = sum(int(tensor.nbytes) for tensor in tensors if tensor.dtype != torch.float32)
+    size: int = dtype.itemsize * (held_weights(network) + floats) + others
+    return size

@@ -1,0 +1,1 @@
+"""From a pipeline, prompts and a method to a quantized pipeline; resuming and dry runs."""

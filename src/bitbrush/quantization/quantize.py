@@ -1,0 +1,314 @@
+"""From a full-precision pipeline, prompts and a recipe to a quantized pipeline."""
+
+import copy
+import inspect
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.pipelines.auto_pipeline import (
+    AUTO_IMAGE2IMAGE_PIPELINES_MAPPING,
+    AUTO_INPAINT_PIPELINES_MAPPING,
+)
+from torch import nn
+
+from bitbrush.calibration.relaxing import Relaxation, average_bits
+from bitbrush.methods import METHODS
+from bitbrush.methods.method import Outcome, outcome, run_stages
+from bitbrush.methods.recipe import Recipe, WeightAllocation
+from bitbrush.methods.stage import Stage
+from bitbrush.methods.state import AllocatedBits, QuantizationState
+from bitbrush.network.families import family_of
+from bitbrush.network.family import Family
+from bitbrush.network.generic import generic_family
+from bitbrush.network.held import HALF, in_float32, twin, widen_
+from bitbrush.network.layers import LayerSpec
+from bitbrush.quantization.work import require_same_work, work_facts
+from bitbrush.rounding.nearest import RoundedLayer
+from bitbrush.runtime.choose import RuntimeName, choose_runtime
+from bitbrush.runtime.lowered import lower, lowered_of
+from bitbrush.session.allocator import share_heap
+from bitbrush.session.costs import PhaseCost
+from bitbrush.session.journal import Journal, open_journal
+from bitbrush.session.offload import PROCESSOR, ROOM, Room, Spool
+from bitbrush.session.progress import (
+    PlannedWork,
+    Progress,
+    planned,
+    silent,
+)
+from bitbrush.session.ranks import ALONE, Ranks, ranks
+from bitbrush.session.session import Session
+from bitbrush.sources.identity import model_digest
+from bitbrush.sources.savable import refuse_saving, require_savable
+from bitbrush.sources.schedulers import with_scheduler
+from bitbrush.timeline.defaults import plain_defaults
+from bitbrush.timeline.trajectory import PromptBatch, planned_timesteps, prompt_batches
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """A quantized pipeline in memory.
+
+    Args:
+        source: Full precision with the recipe's scheduler. A denoiser that was split, branched or smoothed is so here.
+        family: Facts about the denoiser's architecture.
+        recipe: The keys that decided the result.
+        outcome: The quantized layers, and the treatment of every layer.
+        costs: Time, memory and denoiser calls of each stage; those of this process.
+        recalibrated: ``manifest`` and ``digest`` of the artifact whose weights these are; ``source`` then has those
+            weights. None where the weights were rounded here.
+        processes: How many processes shared the work.
+        original: The pipeline before its denoiser was changed; None where ``source`` has the same denoiser.
+    """
+
+    source: DiffusionPipeline
+    family: Family
+    recipe: Recipe
+    outcome: Outcome
+    costs: dict[str, PhaseCost]
+    recalibrated: Mapping[str, Any] | None = None
+    processes: int = 1
+    original: DiffusionPipeline | None = None
+
+    @property
+    def average_activation_bits(self) -> float:
+        """Over all denoiser calls of the plan; the edge layers, which always have 16, not counted.
+
+        Where layers differ they count by their multiplications.
+        """
+        if self.outcome.average_activation_bits is not None:
+            return self.outcome.average_activation_bits
+        relax = self.recipe.relax if isinstance(self.recipe.relax, Relaxation) else None
+        return average_bits(self.recipe.activations, relax, self.outcome.planned)
+
+    @property
+    def rounded(self) -> dict[str, RoundedLayer]:
+        """The weights by layer name, for another quantization that differs in activations alone."""
+        return {layer.name: RoundedLayer(layer.weight, layer.bias, layer.first) for layer in self.outcome.layers}
+
+    def pipeline(self) -> DiffusionPipeline:
+        """A pipeline that shares everything with the source but has its denoiser quantized (reference runtime).
+
+        Its weights are in float32, as fast as they run and as large.
+        """
+        denoiser = twin(getattr(self.source, self.family.component))
+        lower(denoiser, choose_runtime(RuntimeName.REFERENCE), self.outcome.layers)
+        widen_(denoiser)  # what was excluded
+        pipe = copy.copy(self.source)
+        setattr(pipe, self.family.component, denoiser)
+        pipe.scheduler = copy.deepcopy(self.source.scheduler)
+        object.__setattr__(pipe, "save_pretrained", refuse_saving)
+        return pipe
+
+
+def quantize(
+    pipe: DiffusionPipeline,
+    recipe: Recipe,
+    prompts: Sequence[str],
+    *,
+    inputs: Mapping[str, Sequence[Any]] | None = None,
+    generic: bool = False,
+    rounded: Mapping[str, RoundedLayer] | None = None,
+    work: Path | None = None,
+    progress: Progress = silent,
+) -> Quantization:
+    """Quantizes the denoiser of ``pipe``, which itself stays as it is, by the recipe's method.
+
+    All is computed where the denoiser is: on a GPU after ``pipe.to("cuda")``. The result's integers are on the CPU.
+    Noise is drawn there, too: a GPU's result differs by the order of its sums alone. Networks in float16 or bfloat16
+    stay so and are widened layer by layer for each call: the result equals that of the same weights in float32, bit
+    for bit.
+
+    Where torchrun started several processes, or torch.distributed has been initialized (with gloo), each calls this
+    with the same arguments and shares the work by the prompts; each is given the same result, to be saved by one.
+    If one fails, the others raise RankError.
+
+    Args:
+        pipe: A full-precision diffusers pipeline.
+        recipe: The keys that decide the result.
+        prompts: Calibration prompts, of which the first ``recipe.num_prompts`` are used.
+        inputs: What else the pipeline is given, a value per prompt under the pipeline's name for it, e.g.
+            ``{"image": [...], "mask_image": [...]}``.
+        generic: Whether to quantize the layers of any denoiser without regard to its architecture.
+        rounded: Weights of an earlier quantization of the same pipeline with the same weight keys; they are not rounded
+            again.
+        work: A folder for finished pieces of the work, from which the same call resumes to the same result bit for
+            bit. Remove it when the result is saved. Samples of learned rounding are offloaded there; without it, to
+            the system's folder for temporary files.
+        progress: Receives reports of progress.
+
+    Raises:
+        ValueError: An unknown method, denoiser or scheduler; a denoiser in another type, or quantized already; too few
+            prompts, or fewer than processes; ``rounded`` weights of other layers or bits; ``work`` of another
+            quantization; inputs that the pipeline misses or does not take; several processes on a GPU; NaN in
+            checkpoint or activations.
+    """
+    with ranks() as own, own.together(), plain_defaults():
+        state = prepare(
+            pipe, recipe, prompts, inputs=inputs, generic=generic, rounded=rounded, progress=progress, ranks=own
+        )
+        return run(state, work)
+
+
+def run(state: QuantizationState, work: Path | None = None) -> Quantization:
+    """Runs the stages that the state's recipe wants; ``work`` as for :func:`quantize`."""
+    require_same_work(state)
+    session = state.session
+    if work is not None:
+        session = replace(session, journal=_opened(work, state))
+    session = replace(session, offload=Spool(work or Path(tempfile.gettempdir()), Room(ROOM)))
+    session = replace(session, progress=planned(session.progress, lambda: planned_work(state)))
+    return finish(METHODS[state.recipe.method].stages, replace(state, session=session))
+
+
+def planned_work(state: QuantizationState) -> list[PlannedWork]:
+    """Returns what the stages that the recipe wants will report of."""
+    calls = len(planned_timesteps(state.pipe, state.family.component, state.recipe.plan, state.batches[0]))
+    stages = METHODS[state.recipe.method].planned(state)
+    return [work for stage in stages for work in stage.planned_work(state, calls)]
+
+
+def _opened(work: Path, state: QuantizationState) -> Journal:
+    """Opens the journal; of several processes the first alone has its folder."""
+    ranks = state.session.ranks
+    if not ranks.leads:
+        return Journal(None, ranks)
+    return open_journal(work, {"model": model_digest(state.given), **work_facts(state)}, ranks)
+
+
+def finish(stages: tuple[Stage, ...], state: QuantizationState) -> Quantization:
+    """Runs the stages and returns what they have yielded."""
+    begin = max((place for place, stage in enumerate(stages, 1) if stage.changes_network), default=0)
+    state = run_stages(stages[:begin], state)
+    if state.rounded is not None:
+        _require_same_layers(state.rounded, state.calibration.layers)
+    state = run_stages(stages[begin:], state)
+    costs, world = state.session.costs.phases, state.session.ranks.world
+    original = None if state.pipe is state.given else state.given
+    return Quantization(
+        state.pipe, state.family, state.recipe, outcome(state), costs, processes=world, original=original
+    )
+
+
+def prepare(
+    pipe: DiffusionPipeline,
+    recipe: Recipe,
+    prompts: Sequence[str],
+    *,
+    inputs: Mapping[str, Sequence[Any]] | None = None,
+    generic: bool = False,
+    rounded: Mapping[str, RoundedLayer] | None = None,
+    progress: Progress = silent,
+    ranks: Ranks = ALONE,
+) -> QuantizationState:
+    """Checks what :func:`quantize` is given and returns the state before the first stage; computes nothing.
+
+    Args:
+        ranks: The processes that share the work, of which the first alone reports progress.
+        **others: As for :func:`quantize`.
+    """
+    share_heap()  # before the first call is suspended in a thread of its own
+    METHODS.named(recipe.method)
+    batches = calibration_batches(recipe, prompts, inputs)
+    if recipe.num_prompts < ranks.world:
+        raise ValueError(
+            f"num_prompts is {recipe.num_prompts} for {ranks.world} processes, of which each needs one; start fewer "
+            "(torchrun --nproc-per-node), or use more prompts"
+        )
+    _require_full_precision(pipe)
+    require_inputs(pipe, inputs or {})
+    _require_one_card(pipe, ranks)
+    family = generic_family(pipe) if generic else family_of(pipe)
+    _require_float(getattr(pipe, family.component), family.component)
+    require_savable(pipe)
+    source = _in_float32(with_scheduler(pipe, recipe.scheduler))
+    session = Session(ranks=ranks, progress=progress if ranks.leads else silent)
+    allocated = None
+    if rounded is not None and recipe.weight_allocation is WeightAllocation.MEASURED:
+        allocated = AllocatedBits({name: layer.weight.grid.bits for name, layer in rounded.items()})
+    state = QuantizationState(
+        source, family, recipe, batches, session, given=source, rounded=rounded, allocated=allocated
+    )
+    METHODS[recipe.method].planned(state)  # refuses keys that its stages do not take
+    _ = state.specs  # refuses patterns that match no layer
+    return state
+
+
+def calibration_batches(
+    recipe: Recipe, prompts: Sequence[str], inputs: Mapping[str, Sequence[Any]] | None = None
+) -> tuple[PromptBatch, ...]:
+    """The prompts that a recipe calibrates with, of those that are given. Raises ValueError if these are too few."""
+    if len(prompts) < recipe.num_prompts:
+        raise ValueError(
+            f"num_prompts is {recipe.num_prompts}, but only {len(prompts)} calibration prompts are given; "
+            "lower it or give more"
+        )
+    return tuple(prompt_batches(prompts[: recipe.num_prompts], recipe.seed, recipe.batch_size, inputs=inputs))
+
+
+def require_inputs(pipe: DiffusionPipeline, inputs: Mapping[str, Any]) -> None:
+    """Raises ValueError, naming what is missing, where a pipeline that makes pictures from pictures is given none."""
+    from_pictures = (*AUTO_IMAGE2IMAGE_PIPELINES_MAPPING.values(), *AUTO_INPAINT_PIPELINES_MAPPING.values())
+    taken = inspect.signature(pipe.__call__).parameters
+    missing = [name for name in ("image", "mask_image") if name in taken and name not in inputs]
+    if missing and type(pipe) in from_pictures:
+        raise ValueError(
+            f"{type(pipe).__name__} makes pictures from pictures; give {' and '.join(missing)}: "
+            'inputs={"image": [...]}, or the folders --images (and --masks) on the command line'
+        )
+
+
+def _require_one_card(pipe: DiffusionPipeline, ranks: Ranks) -> None:
+    if ranks.world > 1 and pipe.device != PROCESSOR:
+        raise ValueError(
+            f"the pipeline is on {pipe.device}, and {ranks.world} processes share the work: they exchange tensors of "
+            "the processor only; start one process, or leave the pipeline on the processor"
+        )
+
+
+def _require_full_precision(pipe: DiffusionPipeline) -> None:
+    for name, part in pipe.components.items():
+        lowered = lowered_of(part) if isinstance(part, nn.Module) else None
+        if lowered is not None:
+            raise ValueError(
+                f"the pipeline's {name} is quantized already (it runs on {lowered.name}); quantize the full-precision "
+                "pipeline: bitbrush.load_full_precision(MODEL). bitbrush.recalibrate(DIRECTORY, ...) finds other "
+                "activation ranges for an artifact's weights"
+            )
+
+
+def _require_float(denoiser: nn.Module, component: str) -> None:
+    others = {parameter.dtype for parameter in denoiser.parameters()} - {torch.float32, *HALF}
+    if others:
+        raise ValueError(
+            f"the pipeline's {component} holds {', '.join(sorted(map(str, others)))}; ranges and rounding are found in "
+            "float32, to which only half precision is widened: load it with bitbrush.load_full_precision"
+        )
+
+
+def _in_float32(pipe: DiffusionPipeline) -> DiffusionPipeline:
+    """The pipeline, or one like it whose networks compute in float32; the one given stays as it is."""
+    networks = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+    wide = {name: in_float32(part) for name, part in networks.items()}
+    if all(wide[name] is part for name, part in networks.items()):
+        return pipe
+    own = copy.copy(pipe)
+    for name, part in wide.items():
+        setattr(own, name, part)
+    return own
+
+
+def _require_same_layers(rounded: Mapping[str, RoundedLayer], layers: Sequence[LayerSpec]) -> None:
+    given = {name: f"{layer.weight.grid.bits} bits" for name, layer in rounded.items()}
+    wanted = {spec.name: f"{spec.weight_bits} bits" for spec in layers}
+    for name in (*wanted, *given):
+        if given.get(name) != wanted.get(name):
+            raise ValueError(
+                f"rounded weights have {given.get(name, 'no bits')} for layer {name}, the recipe has "
+                f"{wanted.get(name, 'none')}; they serve recipes of the same keys for weights and layers only"
+            )

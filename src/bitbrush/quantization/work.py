@@ -1,0 +1,89 @@
+"""Facts that decide what a quantization comes to: unfinished work of others cannot be taken up."""
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitbrush.methods.recipe import Recipe
+from bitbrush.methods.state import QuantizationState
+from bitbrush.network.held import device_of
+from bitbrush.timeline.trajectory import PromptBatch
+
+VERSIONS = ("bitbrush", "torch", "diffusers", "transformers")
+
+
+def work_facts(state: QuantizationState) -> dict[str, Any]:
+    """All of them but the networks' weights, as JSON values by what they are of."""
+    return {
+        **early_facts(state.recipe, state.batches, device_of(state.denoiser)),
+        "family": state.family.name,
+        "weights": _weights_digest(state),
+        "number of processes": state.session.ranks.world,
+    }
+
+
+def early_facts(recipe: Recipe, batches: Sequence[PromptBatch], device: torch.device) -> dict[str, Any]:
+    """Those that are known before the model is loaded."""
+    return {
+        "recipe": recipe.to_dict(),
+        "prompts": prompts_digest(batches),
+        "device": device.type,
+        **machine_facts(),
+    }
+
+
+def machine_facts() -> dict[str, Any]:
+    """What decides the last bits of any result."""
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
+        "number of threads": torch.get_num_threads(),  # sums are added up in another order
+    }
+
+
+def require_same_work(state: QuantizationState) -> None:
+    """Raises ValueError in every process, naming what differs, if those that share the job were given different ones.
+
+    The networks' weights are not compared.
+    """
+    parts = work_facts(state)
+    digests = [hashlib.sha256(json.dumps(part, sort_keys=True).encode()).digest()[:7] for part in parts.values()]
+    own = torch.tensor([int.from_bytes(digest) for digest in digests])
+    differ = state.session.ranks.least(own.clone()) != state.session.ranks.most(own.clone())
+    unlike = [name for name, other in zip(parts, differ.tolist(), strict=True) if other]
+    if unlike:
+        raise ValueError(
+            f"the {state.session.ranks.world} processes were given different {' and '.join(unlike)}; "
+            "give all of them the same: they share one quantization"
+        )
+
+
+def prompts_digest(batches: Sequence[PromptBatch]) -> str:
+    """SHA-256 over prompts, seeds and inputs of all batches."""
+    digest = hashlib.sha256()
+    for batch in batches:
+        digest.update(repr((batch.prompts, batch.seeds, sorted(batch.inputs))).encode())
+        for name in sorted(batch.inputs):
+            for value in batch.inputs[name]:
+                digest.update(value.tobytes() if hasattr(value, "tobytes") else repr(value).encode())
+    return digest.hexdigest()
+
+
+def _weights_digest(state: QuantizationState) -> str | None:
+    """Of weights that were rounded before, None where they are rounded here."""
+    if state.rounded is None:
+        return None
+    digest = hashlib.sha256()
+    for name, layer in sorted(state.rounded.items()):
+        digest.update(name.encode())
+        for tensor in (layer.weight.w_q, layer.weight.grid.scale, layer.weight.grid.zero_point, layer.bias):
+            digest.update(_bytes(tensor) if tensor is not None else b"none")
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()

@@ -1,0 +1,1 @@
+"""What a long run holds on to: processes, finished pieces, offloaded tensors, progress and costs."""

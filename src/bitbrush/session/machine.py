@@ -1,0 +1,68 @@
+"""What this machine has for a job: memory and disk that are left, and cards."""
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import torch
+
+CGROUP, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+
+
+def available_memory() -> int:
+    """Returns the bytes that can still be taken, free swap space included.
+
+    In a container that may take less than the machine has, the limits of its control groups count, too. psutil
+    overlooks those.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of other figures, which some sandboxes hide
+        left = psutil.virtual_memory().available + psutil.swap_memory().free
+    return min((int(left), *_left_by_groups()))
+
+
+def _left_by_groups() -> Iterator[int]:
+    """Of every control group of this process that has a limit, of either version; file pages can be taken back."""
+    lines = CGROUP.read_text(encoding="utf-8").splitlines() if CGROUP.exists() else []
+    for _, controllers, group in (line.split(":", 2) for line in lines):
+        if not controllers:
+            root, limit, usage, files = CGROUPS, "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            root, limit, usage = CGROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            files = "total_inactive_file"
+        else:
+            continue
+        own = root / group.lstrip("/")
+        for folder in (own, *own.parents):
+            if folder.is_relative_to(root) and (folder / limit).is_file():
+                most = (folder / limit).read_text(encoding="ascii").strip()
+                if most != "max":
+                    stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                    yield max(0, int(most) - int((folder / usage).read_text()) + int(stat.get(files, 0)))
+
+
+def available_on_card(device: torch.device) -> int:
+    """Bytes of the card's memory that no program has, and those that torch holds and does not use."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def find_device(name: str) -> torch.device:
+    """``cpu``, ``cuda`` or one card of several, ``cuda:1``. Raises ValueError, saying what is missing, for others."""
+    kind, _, index = name.partition(":")
+    if name == "cpu":
+        return torch.device(name)
+    if kind != "cuda" or not (index.isdecimal() or name == "cuda"):
+        raise ValueError(f"device is {name!r}; choose cpu, cuda, or one card of several: cuda:1")
+    if torch.version.cuda is None:
+        raise ValueError(
+            f"device is {name}, but torch {torch.__version__} is not built for CUDA; install the build for your driver "
+            "from PyTorch's own index, or leave --device at cpu"
+        )
+    cards = torch.cuda.device_count()
+    if int(index or 0) >= cards:
+        raise ValueError(
+            f"device is {name}, but torch sees {cards} cards; look at `nvidia-smi` and CUDA_VISIBLE_DEVICES"
+        )
+    return torch.device("cuda", int(index or 0))

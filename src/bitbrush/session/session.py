@@ -1,0 +1,40 @@
+"""One value for what a long run holds on to, so that algorithms take it instead of five parameters."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from bitbrush.session.costs import CostLedger
+from bitbrush.session.journal import NO_JOURNAL, Journal
+from bitbrush.session.offload import IN_MEMORY, Spool
+from bitbrush.session.progress import Progress, silent
+from bitbrush.session.ranks import ALONE, Ranks
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a long run holds on to.
+
+    Args:
+        ranks: The processes that share the work.
+        journal: Finished pieces of work, from which an interrupted run resumes.
+        offload: Where tensors are parked while nothing reads them.
+        progress: Receives reports of progress.
+        costs: Time, memory and denoiser calls of each phase.
+    """
+
+    ranks: Ranks = ALONE
+    journal: Journal = NO_JOURNAL
+    offload: Spool = IN_MEMORY
+    progress: Progress = silent
+    costs: CostLedger = field(default_factory=CostLedger)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Records what the code inside costs under ``name``."""
+        with self.costs.phase(name):
+            yield
+
+    def count_call(self) -> None:
+        """Counts one denoiser call of every prompt batch of this process in the current phase."""
+        self.costs.count_call()

@@ -1,0 +1,1 @@
+"""Full-precision pipelines and their inputs: models, LoRA, schedulers, prompts and images."""

@@ -1,0 +1,102 @@
+"""The type in which a checkpoint stores its networks, and the variants of their weight files."""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from packaging.version import Version
+from safetensors import SafetensorError, safe_open
+
+_HALF = {"F16": torch.float16, "BF16": torch.bfloat16}
+_FLOATS = {*_HALF, "F32", "F64"}
+
+_WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_model|pytorch_model|model)(?:-\d+-of-\d+)?"
+    r"(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)"
+)
+"""Names of weight files: the variant before the number of a shard, or after it as older diffusers wrote it."""
+
+_ARGUMENT = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
+
+
+def in_type(dtype: torch.dtype | Mapping[str, torch.dtype]) -> dict[str, Any]:
+    """The argument of a pipeline's ``from_pretrained``; by its other name diffusers ignores it, or warns.
+
+    ``dtype``: of all components, or by their names, "default" for the others.
+    """
+    return {_ARGUMENT: dtype}
+
+
+def variants(component: Path) -> set[str | None]:
+    """The variants of a component's weight files; None stands for files of no variant."""
+    found = (_WEIGHTS.fullmatch(path.name) for path in component.glob("*"))
+    return {match["variant"] for match in found if match}
+
+
+def weights_variant(component: Path, wanted: str | None) -> str | None:
+    """The variant of a component's weight files to load: the wanted one, files of no variant, or the only one there is.
+
+    Raises ValueError where it is unclear which one.
+    """
+    found = variants(component)
+    if wanted in found:
+        return wanted
+    if None in found or not found:
+        return None
+    if wanted is None and len(found) == 1:
+        return found.pop()
+    held = " and ".join(sorted(str(name) for name in found))
+    asked = f"none of variant {wanted!r}" if wanted else "none without a variant"
+    raise ValueError(f"{component} holds weights of variant {held}, but {asked}; choose one with --variant")
+
+
+def component_types(pipeline: Path, variant: str | None = None) -> dict[str, torch.dtype]:
+    """Of every component of a pipeline's folder its :func:`folder_type`, for :func:`in_type`."""
+    types = {path.name: folder_type(path, variant) for path in pipeline.iterdir() if path.is_dir()}
+    return {**types, "default": torch.float32}
+
+
+def folder_type(component: Path, variant: str | None) -> torch.dtype:
+    """Of a component's folder: half precision if all of its files are, float32 otherwise.
+
+    Files of another kind count as float32, which any type can be loaded as. Raises ValueError for one cut short.
+    """
+    return _common(kind for path in variant_files(component, variant) for kind in _whole_types(path))
+
+
+def variant_files(component: Path, variant: str | None) -> list[Path]:
+    """The safetensors files of a component's folder that are loaded where ``variant`` is asked for."""
+    own = weights_variant(component, variant)
+    found = ((path, _WEIGHTS.fullmatch(path.name)) for path in sorted(component.glob("*.safetensors")))
+    return [path for path, match in found if match and match["variant"] == own]
+
+
+def file_type(path: Path) -> torch.dtype:
+    """Of a single file: half precision if all of it is, so that nothing is lost by loading it so; else float32.
+
+    What is no safetensors file counts as float32; whoever loads it names the problem.
+    """
+    try:
+        return _common(_types(path))
+    except SafetensorError:
+        return torch.float32
+
+
+def _whole_types(path: Path) -> Iterable[str]:
+    try:
+        yield from _types(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no whole safetensors file ({error})") from error
+
+
+def _types(path: Path) -> Iterable[str]:
+    with safe_open(path, framework="pt") as file:
+        yield from {file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118 - no dictionary
+
+
+def _common(types: Iterable[str]) -> torch.dtype:
+    found = {kind for kind in types if kind in _FLOATS}
+    return _HALF.get(found.pop(), torch.float32) if len(found) == 1 else torch.float32

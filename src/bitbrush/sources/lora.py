@@ -1,0 +1,195 @@
+"""LoRA files fused into the full-precision weights before anything is quantized."""
+
+import hashlib
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from diffusers import DiffusionPipeline
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bitbrush.sources.networks import is_finite
+
+FACTORS = {
+    "lora_A.weight": "lora_B.weight",
+    "lora_down.weight": "lora_up.weight",
+    "lora.down.weight": "lora.up.weight",
+    "lora_linear_layer.down.weight": "lora_linear_layer.up.weight",
+}
+"""How a layer's two factors are called, by the programs that write LoRAs."""
+
+PAIRS = FACTORS | {up: down for down, up in FACTORS.items()}
+PEFT_METADATA = "lora_adapter_metadata"
+"""Under which a file of diffusers' own holds ranks and alphas."""
+
+TEXT_ENCODERS = {
+    "lora_te_": "text_encoder",
+    "lora_te1_": "text_encoder",
+    "lora_te2_": "text_encoder_2",
+    "lora_te3_": "text_encoder_3",
+}
+"""How kohya's programs begin the names of a text encoder's layers, and what pipelines call it."""
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A safetensors file of low-rank updates, added ``scale`` times."""
+
+    path: Path
+    scale: float = 1.0
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From ``FILE`` or ``FILE@SCALE``."""
+        file, at, scale = text.rpartition("@")
+        if not at:
+            return cls(Path(text))
+        try:
+            return cls(Path(file), float(scale))
+        except ValueError:
+            if Path(text).exists():
+                return cls(Path(text))
+            raise ValueError(f"LoRA is {text!r}; expected FILE or FILE@SCALE, e.g. style.safetensors@0.8") from None
+
+    def require(self) -> None:
+        """Raises ValueError if there is no such file, it is no whole LoRA, or there is nothing to load it with."""
+        if not self.path.is_file():
+            raise ValueError(f"LoRA {self.path} is no file")
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                keys = set(file.keys())
+        except SafetensorError as error:
+            raise ValueError(f"LoRA {self.path} is no intact safetensors file: {error}") from error
+        if single := sorted(key for key in keys if _ending(key) and _other_factor(key) not in keys):
+            raise ValueError(f"LoRA {self.path} has {single[0]} without its other factor; download it again")
+        if magnitudes := sorted(key for key in keys if key.endswith("dora_scale")):  # left out by diffusers
+            raise ValueError(f"LoRA {self.path} is a DoRA ({magnitudes[0]}), which cannot be fused; give a plain LoRA")
+        if importlib.util.find_spec("peft") is None:
+            raise ValueError(f"LoRA {self.path} needs the package peft: pip install 'bitbrush[lora]'")
+
+    def facts(self) -> dict[str, Any]:
+        with self.path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"file": self.path.name, "sha256": digest, "scale": self.scale}
+
+
+def fuse_lora(pipe: DiffusionPipeline, lora: Lora) -> int:
+    """Adds the updates to the weights of ``pipe``, and returns of how many layers. No adapter stays behind.
+
+    Raises ValueError if a layer's shape is another, if a value is NaN or infinite, if the file holds layers that the
+    pipeline has not, or if there is no such file or no package to load it with.
+    """
+    lora.require()
+    if not hasattr(pipe, "load_lora_weights"):
+        raise ValueError(f"{type(pipe).__name__} takes no LoRA, so {lora.path} cannot be fused")
+    tensors = load_file(lora.path)
+    if bad := [key for key, tensor in tensors.items() if not is_finite(tensor)]:
+        raise ValueError(f"LoRA {lora.path} holds NaN or infinity in {bad[0]}")
+    text = {key: tensor for key, tensor in tensors.items() if key.startswith(tuple(TEXT_ENCODERS))}
+    rest = {key: tensor for key, tensor in tensors.items() if key not in text}
+    updates = _text_updates(pipe, _unit_scaled(text), lora)
+    if rest:
+        _attach(pipe, lora, rest)
+    layers, held = len(updates) + _adapted_layers(pipe), sum(key.endswith(tuple(FACTORS)) for key in tensors)
+    if layers < max(held, 1):
+        pipe.unload_lora_weights()
+        raise ValueError(
+            f"LoRA {lora.path} holds updates of {held} layers, of which {layers or 'none'} are in "
+            f"{type(pipe).__name__}; it was made for another model"
+        )
+    if rest:
+        pipe.fuse_lora(lora_scale=lora.scale, adapter_names=["fused"])
+        pipe.unload_lora_weights()
+    for layer, update in updates:
+        layer.weight.data = (layer.weight.data + update.to(layer.weight.device)).to(layer.weight.dtype)
+    return layers
+
+
+def _attach(pipe: Any, lora: Lora, tensors: dict[str, Tensor]) -> None:
+    """Attaches the tensors as the adapter "fused", or the file itself where that holds their ranks and alphas."""
+    with safe_open(lora.path, framework="pt") as file:
+        has_configuration = PEFT_METADATA in (file.metadata() or {})
+    try:
+        if has_configuration:
+            pipe.load_lora_weights(str(lora.path.parent), weight_name=lora.path.name, adapter_name="fused")
+        else:  # diffusers' conversion for transformers applies the alphas itself
+            pipe.load_lora_weights(_unit_scaled(tensors) if hasattr(pipe, "unet") else tensors, adapter_name="fused")
+    except (RuntimeError, ValueError, KeyError, AttributeError) as error:
+        raise _misfit(pipe, lora, _first_lines(error)) from error
+
+
+def _unit_scaled(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Factors of one rank whose product is the update, instead of ranks and alphas of each layer's own.
+
+    diffusers 0.42 scales layers wrongly where a file's alphas differ, as those of convolutions and linear layers often
+    do.
+    """
+    ranks = {key: len(tensor) for key, tensor in tensors.items() if key.endswith(tuple(FACTORS))}
+    alphas = {key: key.removesuffix(_ending(key)) + "alpha" for key in ranks}
+    scaled = {key: tensor for key, tensor in tensors.items() if key not in alphas.values()}
+    for down, rank in ranks.items():
+        up, zeros = _other_factor(down), max(ranks.values()) - rank
+        scale = float(tensors[alphas[down]]) / rank if alphas[down] in tensors else 1.0
+        scaled[down] = functional.pad(scaled[down], [0, 0] * (scaled[down].dim() - 1) + [0, zeros])
+        scaled[up] = functional.pad(scaled[up] * scale, [0, 0] * (scaled[up].dim() - 2) + [0, zeros])
+    return scaled
+
+
+def _text_updates(pipe: Any, tensors: Mapping[str, Tensor], lora: Lora) -> list[tuple[nn.Linear, Tensor]]:
+    """Layers of text encoders and what to add to their weights, for files of kohya's programs.
+
+    Such a file names a layer by its path with underscores for dots. diffusers guesses the dots, and needs the output
+    projection among the layers to do so.
+    """
+    updates = []
+    for down in (key for key in tensors if key.endswith(tuple(FACTORS))):
+        prefix = next(prefix for prefix in TEXT_ENCODERS if down.startswith(prefix))
+        name = down.removesuffix(_ending(down)).removeprefix(prefix).removesuffix(".")
+        layer = _text_layer(getattr(pipe, TEXT_ENCODERS[prefix], None), name)
+        if layer is not None:
+            factors = tensors[_other_factor(down)].float(), tensors[down].float()
+            shape = (factors[0].shape[0], *factors[1].shape[1:])
+            if shape != layer.weight.shape:
+                raise _misfit(pipe, lora, f"{prefix}{name} is {shape}, and here {tuple(layer.weight.shape)}")
+            updates.append((layer, lora.scale * factors[0] @ factors[1]))
+    return updates
+
+
+def _text_layer(encoder: nn.Module | None, path: str) -> nn.Linear | None:
+    """Finds the layer of a path with underscores.
+
+    CLIP's layers are below ``text_model`` in kohya's files, and in most versions of transformers.
+    """
+    modules = encoder.named_modules() if encoder is not None else ()
+    linear = {name.replace(".", "_"): module for name, module in modules if isinstance(module, nn.Linear)}
+    return linear.get(path) or linear.get(path.removeprefix("text_model_"))
+
+
+def _adapted_layers(pipe: DiffusionPipeline) -> int:
+    networks = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    return sum("fused" in getattr(module, "lora_A", {}) for network in networks for module in network.modules())
+
+
+def _other_factor(key: str) -> str:
+    """The name of the factor that belongs to the one called ``key``."""
+    return key.removesuffix(_ending(key)) + PAIRS[_ending(key)]
+
+
+def _ending(key: str) -> str:
+    """The end of a factor's name that tells which it is; empty for another tensor."""
+    return next((ending for ending in PAIRS if key.endswith(ending)), "")
+
+
+def _misfit(pipe: DiffusionPipeline, lora: Lora, reason: str) -> ValueError:
+    return ValueError(
+        f"LoRA {lora.path} does not fit {type(pipe).__name__}; it was made for another architecture: {reason}"
+    )
+
+
+def _first_lines(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

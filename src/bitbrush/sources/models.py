@@ -1,0 +1,233 @@
+"""Full-precision pipelines by bundled name, local directory, hub id, or single file."""
+
+import gc
+import json
+import math
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError
+from torch import nn
+
+from bitbrush.network.families import DENOISERS
+from bitbrush.network.held import put_weights_away
+from bitbrush.session.allocator import return_freed_memory
+from bitbrush.session.disk import require_space
+from bitbrush.session.offload import PROCESSOR, Spool
+from bitbrush.sources.checkpoint_type import component_types, file_type, variant_files
+from bitbrush.sources.lora import Lora, fuse_lora
+from bitbrush.sources.model_names import SINGLE_FILE, UnknownModelError, did_you_mean, require_known, unknown_text
+from bitbrush.sources.networks import MODEL_INDEX, lacks_weights, load_pipeline
+from bitbrush.sources.single_file import load_single_file
+from bitbrush.zoo import model_path
+
+HALF_VARIANT = "fp16"
+ARTIFACT_MANIFEST, ARTIFACT_FORMAT = "manifest.json", "bitbrush-artifact"
+"""File and format name that mark an artifact (``artifact/manifest.py``)."""
+LARGE = 256 << 20
+"""Bytes of a checkpoint from which on freed memory goes back to the system at once: what is given back must be paged in
+again. On emoji-sd it took a third of the time and saved 380 MiB."""
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What of a model is meant, and what is done to it first.
+
+    ``revision`` (branch, tag or commit) and ``variant`` (``fp16``: of the weight files): as on the hub. ``config``:
+    the pipeline folder that tells a single file's architecture, or its hub id. ``loras`` are fused in this order.
+    """
+
+    revision: str | None = None
+    variant: str | None = None
+    config: str | None = None
+    loras: tuple[Lora, ...] = ()
+
+    def facts(self) -> dict[str, Any]:
+        """What is given, for the manifest; files by their hashes."""
+        given = {"revision": self.revision, "variant": self.variant, "config": self.config}
+        facts: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        return facts | ({"loras": [lora.facts() for lora in self.loras]} if self.loras else {})
+
+
+def load_full_precision(model: str | os.PathLike[str], options: ModelOptions | None = None) -> DiffusionPipeline:
+    """The pipeline in float32, its progress bar off. Raises UnknownModelError if there is none.
+
+    Hub ids are looked up in the cache that HF_HOME names, or downloaded; with HF_HUB_OFFLINE=1 never downloaded.
+    Raises ValueError for an option that does not apply, or a LoRA that does not fit.
+    """
+    options = options or ModelOptions()
+    source = find_model(model, options)
+    if source.endswith(SINGLE_FILE):
+        pipe = load_single_file(Path(source), options.config)
+    else:
+        pipe = _load_folder(model, source, options)
+    return _finished(pipe, options)
+
+
+def load_source(
+    model: str | os.PathLike[str],
+    options: ModelOptions | None = None,
+    *,
+    spool: Spool,
+    device: torch.device = PROCESSOR,
+) -> DiffusionPipeline:
+    """The same pipeline for a quantization, with its networks' weights on the disk, in the checkpoint's own type.
+
+    On a card they are in its memory instead, in that type. Computed in float32 it is that of
+    :func:`load_full_precision`, bit for bit. Networks are in memory once while they are loaded; in float32 if there are
+    LoRAs to be fused. Raises as :func:`load_full_precision`, and DiskError where the disk is full or read-only.
+    """
+    options = options or ModelOptions()
+    source = find_model(model, options)
+    size = _bytes_on_disk(source, options.variant)
+    if device == PROCESSOR and spool.folder is not None and size < math.inf:
+        require_space(spool.folder, int(size), "that the model's weights take while it is quantized")
+    if size >= LARGE:
+        return_freed_memory()  # before anything large is made: the heap would keep its size
+    if options.loras:
+        pipe = load_full_precision(model, options)
+    elif source.endswith(SINGLE_FILE):
+        pipe = load_single_file(Path(source), options.config, file_type(Path(source)))
+    else:
+        pipe = _load_folder(model, source, options, own_type=True)
+    if device == PROCESSOR:
+        for part in pipe.components.values():
+            if isinstance(part, nn.Module):
+                put_weights_away(part, spool)
+    gc.collect()  # what loads a checkpoint leaves cycles behind, and its files mapped through them
+    return _finished(pipe, replace(options, loras=())).to(device)
+
+
+def _bytes_on_disk(source: str, variant: str | None) -> float:
+    """Of a local model's denoiser; of one that is not here yet nothing is known, and the most assumed."""
+    path = Path(source)
+    if path.is_file():
+        return path.stat().st_size
+    files = [file for name in DENOISERS if (path / name).is_dir() for file in variant_files(path / name, variant)]
+    return sum(file.stat().st_size for file in files) if path.is_dir() else math.inf
+
+
+def _finished(pipe: DiffusionPipeline, options: ModelOptions) -> DiffusionPipeline:
+    for lora in options.loras:
+        fuse_lora(pipe, lora)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def find_model(model: str | os.PathLike[str], options: ModelOptions | None = None) -> str:
+    """Where the model is found: a directory, a single file, or the name itself as a hub id.
+
+    Costs no loading of weights; of a hub id the file that names its parts is fetched. Raises UnknownModelError where
+    nothing can be, ValueError for an option that does not apply.
+    """
+    options = options or ModelOptions()
+    _require_full_precision(model)
+    require_known(model, options.revision)
+    source = _find(os.fspath(model))
+    single, local = source.endswith(SINGLE_FILE), Path(source).exists()
+    if options.config is not None and not single:
+        raise ValueError(
+            f"config is {options.config!r}, but {str(model)!r} is no {SINGLE_FILE} file: it brings its own"
+        )
+    if options.variant is not None and single:
+        raise ValueError(f"variant is {options.variant!r}, but a single file such as {source} has no variants")
+    if options.revision is not None and local:
+        raise ValueError(f"revision is {options.revision!r}, but {source} is local; revisions are of hub ids")
+    for lora in options.loras:
+        lora.require()
+    if not single and not local:
+        _require_on_hub(source, options)
+    return source
+
+
+def _require_full_precision(model: str | os.PathLike[str]) -> None:
+    manifest = _artifact_manifest(model)
+    if manifest is not None:
+        raise UnknownModelError(
+            f"{str(model)!r} is a quantized artifact, and a full-precision model is needed: give the one that it was "
+            f"made of ({manifest.get('base_model')}); bitbrush recalibrate finds ranges for another plan on the "
+            "artifact's own integers"
+        )
+
+
+def _artifact_manifest(model: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Returns the manifest of an artifact's folder or cached hub id; None for other models and damaged manifests."""
+    path: Any = Path(model) / ARTIFACT_MANIFEST
+    if not path.is_file():
+        try:
+            path = try_to_load_from_cache(os.fspath(model), ARTIFACT_MANIFEST)
+        except HFValidationError:
+            return None
+    try:
+        manifest = json.loads(Path(path).read_text(encoding="utf-8")) if isinstance(path, str | Path) else None
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) and manifest.get("format") == ARTIFACT_FORMAT else None
+
+
+def _find(model: str) -> str:
+    bundled = model_path(model)
+    if bundled is not None:
+        if not (bundled / MODEL_INDEX).exists():
+            raise UnknownModelError(f"bundled model {model!r} is no pipeline; emoji-sd and emoji-sdxl are")
+        return str(bundled)
+    path = Path(model)
+    if path.suffix == SINGLE_FILE and not path.is_file():
+        raise UnknownModelError(f"{path} is no file, as a checkpoint that ends in {SINGLE_FILE} is")
+    if path.suffix != SINGLE_FILE and path.exists() and not (path / MODEL_INDEX).is_file():
+        raise UnknownModelError(
+            f"{path} is no diffusers pipeline: it has no {MODEL_INDEX}; a checkpoint in one file ends in {SINGLE_FILE}"
+            f"{did_you_mean(model)}"
+        )
+    return model
+
+
+def _load_folder(
+    model: str | os.PathLike[str], source: str, options: ModelOptions, *, own_type: bool = False
+) -> DiffusionPipeline:
+    try:
+        folder = Path(source) if Path(source).is_dir() else _download(source, options)
+        types = component_types(folder, options.variant) if own_type else torch.float32
+        return load_pipeline(folder, types, variant=options.variant)
+    except (OSError, ValueError, SafetensorError, HfHubHTTPError) as error:
+        told = _unreadable(source, options, error) if Path(source).is_dir() else _unknown(model, options, error)
+        raise UnknownModelError(told) from error
+
+
+def _download(model: str, options: ModelOptions) -> Path:
+    """The snapshot of a hub id in the cache, with half-precision files where it has no others."""
+    folder = Path(DiffusionPipeline.download(model, revision=options.revision, variant=options.variant))
+    if options.variant is None and lacks_weights(folder):
+        folder = Path(DiffusionPipeline.download(model, revision=options.revision, variant=HALF_VARIANT))
+    return folder
+
+
+def _require_on_hub(model: str, options: ModelOptions) -> None:
+    """So that a mistyped name is told before anything that follows from it, such as missing prompts."""
+    try:
+        hf_hub_download(model, MODEL_INDEX, revision=options.revision)
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise UnknownModelError(_unknown(model, options, error)) from error
+
+
+def _unreadable(folder: str, options: ModelOptions, error: Exception) -> str:
+    return (
+        f"the pipeline in {folder}{_asked(options)} cannot be loaded: {error}; a file may be missing, damaged or cut "
+        "short: fetch it again"
+    )
+
+
+def _asked(options: ModelOptions) -> str:
+    given = {"revision": options.revision, "variant": options.variant}
+    asked = ", ".join(f"{name} {value!r}" for name, value in given.items() if value is not None)
+    return f" with {asked}" if asked else ""
+
+
+def _unknown(model: str | os.PathLike[str], options: ModelOptions, error: Exception) -> str:
+    return unknown_text(os.fspath(model), _asked(options), str(error))

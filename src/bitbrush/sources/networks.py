@@ -1,0 +1,211 @@
+"""Pipelines from their folders: every network with all of its tensors, or refused by name."""
+
+import json
+import warnings
+from collections.abc import Collection, Iterator, Mapping
+from importlib import import_module
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+import transformers
+from diffusers import DiffusionPipeline, ModelMixin, pipelines
+from packaging.version import Version
+from torch import nn
+from transformers import PreTrainedModel
+
+from bitbrush.sources.checkpoint_type import in_type, variants, weights_variant
+
+MODEL_INDEX = "model_index.json"
+SAFETY_CHECK = ("safety_checker", "feature_extractor")
+KEYS_SHOWN = 3
+_REPORTING = ("diffusers.models.modeling_utils", "transformers.modeling_utils")
+"""Modules whose ``from_pretrained`` reports which tensors it found. Containers of several networks have their own."""
+_TRANSFORMERS_ARGUMENT = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
+
+
+def load_pipeline(
+    folder: Path,
+    dtype: torch.dtype | Mapping[str, torch.dtype] = torch.float32,
+    *,
+    variant: str | None = None,
+    components: Mapping[str, Any] = MappingProxyType({}),
+) -> DiffusionPipeline:
+    """Loads a pipeline from its folder.
+
+    Args:
+        folder: Holds ``model_index.json`` and a folder for each component.
+        dtype: Of all networks, or by component name with "default" for the others.
+        variant: Of the weight files, for networks that have it; see :func:`weights_variant`.
+        components: Those that are loaded already, by name.
+
+    Raises:
+        ValueError: The index lists a component without a folder, or a network's files do not hold its tensors: one is
+            missing, of another shape, NaN or infinite, or belongs to no part of the network.
+        OSError: A file is missing or cannot be read.
+    """
+    entries = {name: entry for name, entry in _components(folder) if name not in components}
+    _require_variant(folder, entries, variant)
+    parts: dict[str, Any] = {name: None for name, (library, _) in entries.items() if library is None}
+    parts |= {**_absent_safety_check(folder, entries), **components}
+    for name, (_, kind) in entries.items():
+        if name not in parts:
+            _require_folder(folder, name, kind)
+    parts |= load_networks(folder, dtype, variant=variant, omit=parts)
+    pipe = DiffusionPipeline.from_pretrained(folder, **in_type(dtype), **parts)
+    for name, part in pipe.components.items():
+        if isinstance(part, nn.Module) and name not in parts:
+            require_whole(part, name)
+    return pipe
+
+
+def load_networks(
+    folder: Path,
+    dtype: torch.dtype | Mapping[str, torch.dtype] = torch.float32,
+    *,
+    variant: str | None = None,
+    omit: Collection[str] = (),
+) -> Iterator[tuple[str, nn.Module]]:
+    """Name and network of each component whose class reports what it found, but for those to omit.
+
+    Arguments and errors as of :func:`load_pipeline`.
+    """
+    for name, (library, kind) in _components(folder):
+        network_class = component_class(library, kind) if library and name not in omit else None
+        if network_class is not None and reports_tensors(network_class):
+            network_dtype = dtype if isinstance(dtype, torch.dtype) else dtype.get(name, dtype["default"])
+            network = _load_network(folder, name, network_class, network_dtype, variant)
+            require_whole(network, name)
+            yield name, network
+
+
+def component_class(library: str, name: str) -> type | None:
+    """The class of a component that ``model_index.json`` lists; None for one of another library."""
+    if library not in ("diffusers", "transformers") and not hasattr(pipelines, library):
+        return None
+    kind = getattr(getattr(pipelines, library, None) or import_module(library), name, None)
+    return kind if isinstance(kind, type) else None
+
+
+def reports_tensors(kind: type) -> bool:
+    """Tells whether it is a network's class whose ``from_pretrained`` tells which tensors are missing or too many."""
+    loader: Any = getattr(kind, "from_pretrained", None)
+    return issubclass(kind, ModelMixin | PreTrainedModel) and loader.__func__.__module__ in _REPORTING
+
+
+def lacks_weights(folder: Path) -> bool:
+    """Tells whether a network that the index lists has a folder without any file of weights."""
+    classes = {name: component_class(library, kind) for name, (library, kind) in _components(folder) if library}
+    networks = [name for name, kind in classes.items() if kind is not None and reports_tensors(kind)]
+    return any(not variants(folder / name) for name in networks if (folder / name).is_dir())
+
+
+def require_whole(network: nn.Module, name: str) -> None:
+    """Raises ValueError, naming it, where a tensor of the network has no values, or some that are not finite."""
+    if missing := missing_tensors(network):
+        raise ValueError(f"{_named(name, network)} {missing}")
+    state = network.state_dict()
+    if bad := [key for key, tensor in state.items() if not is_finite(tensor)]:
+        raise ValueError(f"{_named(name, network)} holds NaN or infinity in {_of(len(state), bad)}")
+
+
+def missing_tensors(network: nn.Module) -> str | None:
+    """Tells which tensors have no values: they are on the device meta, where loading starts; None if all have."""
+    state = network.state_dict()
+    missing = [key for key, tensor in state.items() if tensor.is_meta]
+    return f"lacks {_of(len(state), missing)}" if missing else None
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Tells whether no value is NaN or infinite; ``aminmax`` hands NaN on, and takes no memory."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    wide = tensor.float() if tensor.itemsize == 1 else tensor  # float8 has no such operator
+    return all(bool(end.isfinite()) for end in wide.aminmax())
+
+
+def _components(folder: Path) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """Name, library and class of what ``model_index.json`` lists; library and class None for what is left out."""
+    index = json.loads((folder / MODEL_INDEX).read_text(encoding="utf-8"))
+    for name, entry in index.items():
+        if isinstance(entry, list) and len(entry) == 2 and not name.startswith("_"):
+            yield name, (entry[0], entry[1])
+
+
+def _absent_safety_check(folder: Path, entries: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
+    """Arguments of a pipeline whose folder lists a safety checker and has none, as trimmed downloads do; else none."""
+    absent = [
+        name for name in SAFETY_CHECK if entries.get(name, (None,))[0] is not None and not (folder / name).is_dir()
+    ]
+    if "safety_checker" not in absent:
+        return {}
+    warnings.warn(f"{folder} lists a safety checker but does not hold it: images are not checked", stacklevel=2)
+    return {**dict.fromkeys(absent), "requires_safety_checker": False}
+
+
+def _require_variant(folder: Path, names: Collection[str], variant: str | None) -> None:
+    places = [folder / name for name in names if (folder / name).is_dir()]
+    if variant is not None and not any(variant in variants(place) for place in places):
+        raise ValueError(f"none of its components has weights of variant {variant!r}")
+
+
+def _require_folder(folder: Path, name: str, kind: str) -> None:
+    """Raises ValueError for a component without a folder.
+
+    Those of a flat repository lie beside the index, where their configuration tells of them.
+    """
+    if not (folder / name).is_dir() and not (folder / "config.json").is_file():
+        raise ValueError(f"{folder / MODEL_INDEX} lists {name} ({kind}), but there is no folder {folder / name}")
+
+
+def _load_network(folder: Path, name: str, kind: Any, dtype: torch.dtype, variant: str | None) -> nn.Module:
+    place = folder / name if (folder / name).is_dir() else folder
+    is_diffusers = issubclass(kind, ModelMixin)
+    options: dict[str, Any] = {"torch_dtype" if is_diffusers else _TRANSFORMERS_ARGUMENT: dtype}
+    if not is_diffusers:
+        options["ignore_mismatched_sizes"] = True  # then they are reported by name, and refused here
+    try:
+        network: nn.Module
+        network, report = kind.from_pretrained(
+            place,
+            variant=weights_variant(place, variant),
+            low_cpu_mem_usage=True,
+            output_loading_info=True,
+            **options,
+        )
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split()).split(". ")[0]
+        raise ValueError(f"{name} ({kind.__name__}): {reason}") from error
+    require_match(network, name, report)
+    return network
+
+
+def require_match(network: nn.Module, name: str, report: Mapping[str, Collection[Any]]) -> None:
+    """Refuses what a library only logs.
+
+    Tensors that belong nowhere are refused in diffusers' networks, whose configuration then is another's. Text encoders
+    are often cut out of larger models, or cut short by their configuration, and get a warning.
+    """
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"{_named(name, network)} lacks {_of(len(network.state_dict()), missing)}")
+    for key, shape, expected in report["mismatched_keys"]:
+        raise ValueError(f"{_named(name, network)}: {key} has shape {tuple(shape)}, expected is {tuple(expected)}")
+    unexpected = sorted(key for key in report["unexpected_keys"] if not key.endswith("position_ids"))
+    if unexpected:
+        text = f"{_named(name, network)} has no place for tensors in its files ({_first(unexpected)})"
+        if isinstance(network, ModelMixin):
+            raise ValueError(text)
+        warnings.warn(f"{text}: they are left out", stacklevel=2)
+
+
+def _named(name: str, network: nn.Module) -> str:
+    return f"{name} ({type(network).__name__})"
+
+
+def _of(count: int, keys: Collection[str]) -> str:
+    return f"{len(keys)} of its {count} tensors ({_first(keys)})"
+
+
+def _first(keys: Collection[str]) -> str:
+    return ", ".join(list(keys)[:KEYS_SHOWN]) + (", ..." if len(keys) > KEYS_SHOWN else "")

@@ -1,0 +1,108 @@
+"""Whether a pipeline can be loaded again from what an artifact keeps: class names, configurations and tensors."""
+
+from typing import Any, Never
+
+import diffusers
+from accelerate import init_empty_weights
+from diffusers import DiffusionPipeline, ModelMixin
+from torch import nn
+
+from bitbrush.network.held import held_layers, weight_shape
+from bitbrush.network.low_rank import branch_, branch_ranks
+from bitbrush.network.skip_inputs import split_, split_begins
+from bitbrush.sources.networks import KEYS_SHOWN, component_class, reports_tensors
+
+UNDO = {
+    "lora": "fuse the adapter first: pipe.fuse_lora(), then pipe.unload_lora_weights()",
+    "base_layer": "fuse the adapter first: pipe.fuse_lora(), then pipe.unload_lora_weights()",
+    "_ip.": "an IP-Adapter cannot be kept: pipe.unload_ip_adapter()",
+    "image_projection_layers": "an IP-Adapter cannot be kept: pipe.unload_ip_adapter()",
+    "kv.": "load the pipeline again, without pipe.fuse_qkv_projections(): undoing that leaves its layers behind",
+}
+"""Remedies by what the names of additional tensors hold."""
+
+
+def require_savable(pipe: DiffusionPipeline) -> None:
+    """Raises ValueError, naming the component and the remedy, if an artifact of the pipeline could not be loaded."""
+    saved_class(pipe)
+    for name, part in pipe.components.items():
+        if part is not None:
+            _require_known_class(pipe, name)
+        if isinstance(part, nn.Module):
+            _require_own_tensors(name, getattr(part, "_orig_mod", part))
+
+
+def saved_class(pipe: DiffusionPipeline) -> type[DiffusionPipeline]:
+    """Finds the class by which the pipeline is loaded: its own, or the nearest base class that diffusers has.
+
+    Raises ValueError if there is none, or if it does not take all of the components.
+    """
+    bases = type(pipe).__mro__[: type(pipe).__mro__.index(DiffusionPipeline)]
+    base: Any = next((kind for kind in bases if getattr(diffusers, kind.__name__, None) is kind), None)
+    problem = f"{type(pipe).__name__} is no class of diffusers"
+    if base is None:
+        raise ValueError(f"{problem}, nor derived from one, so that its artifact could not be loaded")
+    arguments, _ = base._get_signature_keys(base)
+    others = [name for name, part in pipe.components.items() if part is not None and name not in arguments]
+    if others:
+        raise ValueError(
+            f"{problem}, and {base.__name__}, as which its artifact is loaded, takes no {others[0]}; quantize "
+            f"a {base.__name__} of its other components"
+        )
+    known: type[DiffusionPipeline] = base
+    return known
+
+
+def _require_known_class(pipe: DiffusionPipeline, name: str) -> None:
+    library, kind = pipe.config[name]
+    if component_class(library, kind) is None:
+        raise ValueError(
+            f"{name} is a {kind} of {library}, and loading an artifact takes classes of diffusers and transformers: "
+            "quantize the pipeline with an object of those, and replace it after loading"
+        )
+
+
+def _require_own_tensors(name: str, network: Any) -> None:
+    """Refuses a network with other tensors than its configuration makes."""
+    if not reports_tensors(type(network)) or getattr(network.config, "quantization_config", None) is not None:
+        return  # a container of networks, or one that another library quantized
+    shapes, plain_shapes = _shapes(network), _shapes(_from_configuration(network))
+    changes = [key for key in {**shapes, **plain_shapes} if shapes.get(key) != plain_shapes.get(key)]
+    if changes:
+        remedy = next((text for part, text in UNDO.items() if any(part in key for key in changes)), None)
+        raise ValueError(
+            f"{name} ({type(network).__name__}) has other tensors than its configuration makes "
+            f"({', '.join(changes[:KEYS_SHOWN])}), so that its artifact could not be loaded; "
+            f"{remedy or 'undo what was done to its layers'}"
+        )
+    if empty := [key for key, tensor in network.state_dict().items() if tensor.is_meta]:
+        raise ValueError(
+            f"{name} ({type(network).__name__}) has no values in memory for {', '.join(empty[:KEYS_SHOWN])}; load the "
+            "pipeline whole, without offloading"
+        )
+
+
+def _from_configuration(network: Any) -> nn.Module:
+    """The network that loading starts from: its class with its configuration, without values."""
+    with init_empty_weights(include_buffers=False):
+        fresh: nn.Module = (
+            type(network).from_config(network.config)
+            if isinstance(network, ModelMixin)
+            else type(network)(network.config)
+        )
+        split_(fresh, split_begins(network))
+        branch_(fresh, branch_ranks(network))
+    return fresh
+
+
+def _shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    shapes = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+    held = {f"{name}.weight": weight_shape(network.get_submodule(name)) for name in held_layers(network)}
+    return shapes | held
+
+
+def refuse_saving(*_: Any, **__: Any) -> Never:
+    """Stands in for ``save_pretrained`` of what is quantized. Raises ValueError."""
+    raise ValueError(
+        "what is quantized is not serializable from memory: copy the artifact's folder, or write one with bitbrush.save"
+    )

@@ -1,0 +1,32 @@
+"""torch's defaults for new tensors, which belong to the program that calls us."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+
+from bitbrush.session.offload import PROCESSOR
+
+
+@contextmanager
+def plain_defaults() -> Iterator[None]:
+    """Makes new tensors float32 on the processor while entered, whatever the caller's defaults are.
+
+    The default type is the process's: other threads see the change, where there is one.
+    """
+    device = torch.get_default_device()
+    with _float32(), nullcontext() if device == PROCESSOR else PROCESSOR:
+        yield
+
+
+@contextmanager
+def _float32() -> Iterator[None]:
+    dtype = torch.get_default_dtype()
+    if dtype == torch.float32:
+        yield
+        return
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)

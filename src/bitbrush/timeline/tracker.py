@@ -1,0 +1,78 @@
+"""Tells the quantized layers which timestep their denoiser is running."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from torch import Tensor, nn
+
+NO_TIMESTEP = (
+    "a quantized layer ran outside of its denoiser's call: no timestep is known; a forward that is set in place of the "
+    "denoiser's must call the one that it replaces"
+)
+
+
+class TimestepTracker:
+    """Knows the timestep of the denoiser call that the current thread, or asyncio task, is in.
+
+    The timestep is state of the call, not of the denoiser: threads that share a denoiser run different timesteps, and
+    so do copies of one. A call within a call hides the timestep of the outer one until it returns.
+    """
+
+    def __init__(self) -> None:
+        self._timestep: ContextVar[float] = ContextVar("timestep")
+
+    @property
+    def timestep(self) -> float:
+        """Timestep of the running call. Raises RuntimeError outside of a denoiser call."""
+        try:
+            return self._timestep.get()
+        except LookupError:
+            raise RuntimeError(NO_TIMESTEP) from None
+
+    @contextmanager
+    def at(self, timestep: float) -> Iterator[None]:
+        """Makes ``timestep`` the current one while entered."""
+        token = self._timestep.set(timestep)
+        try:
+            yield
+        finally:
+            self._timestep.reset(token)
+
+
+TRACKER = TimestepTracker()
+"""The process's one. It holds nothing of a denoiser, so copies of a denoiser may share it."""
+
+
+def argument_names(denoiser: nn.Module) -> tuple[str, ...]:
+    """Names of the denoiser's arguments, in order. Raises TypeError if none is ``timestep``."""
+    names = tuple(inspect.signature(denoiser.forward).parameters)
+    if "timestep" not in names:
+        raise TypeError(f"{type(denoiser).__name__}.forward takes {list(names)}, no 'timestep'; it is not a denoiser")
+    return names
+
+
+def timestep_reader(denoiser: nn.Module) -> Callable[[tuple[Any, ...], dict[str, Any]], float]:
+    """A function from the denoiser's call arguments to its timestep, as :func:`as_timestep` reads it.
+
+    Raises TypeError if the denoiser takes no argument of that name.
+    """
+    position = argument_names(denoiser).index("timestep")
+    return lambda args, kwargs: as_timestep(kwargs["timestep"] if "timestep" in kwargs else args[position])
+
+
+def as_timestep(value: Any) -> float:
+    """Timestep of a denoiser call, from its argument: a number, or a tensor of one timestep per sample.
+
+    Raises ValueError where samples differ, as a batch is at one step, and where the argument is None.
+    """
+    if value is None:
+        raise ValueError("timestep is None; a quantized denoiser has scales for each timestep: give it one")
+    if isinstance(value, Tensor) and value.numel() > 1:
+        low, high = float(value.min()), float(value.max())
+        if low != high:
+            raise ValueError(f"one denoiser call holds timesteps from {low} to {high}; one call is one step")
+        return low
+    return float(value)

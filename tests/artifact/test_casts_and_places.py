@@ -1,0 +1,210 @@
+"""Half precision, other defaults and device maps: a denoiser's numbers stay float32 and answers are of any type."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+
+import bitbrush
+from bitbrush import Quantization
+from bitbrush.runtime.interface import RuntimeUnavailable
+from bitbrush.runtime.onednn import probe
+from bitbrush.sources.checkpoint_type import in_type
+
+TYPES = (torch.float16, torch.bfloat16, torch.float64)
+
+
+def calls(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "sample": torch.randn(2, 4, 8, 8, generator=generator, dtype=torch.float32).to(dtype),
+        "timestep": torch.tensor(500),
+        "encoder_hidden_states": torch.randn(2, 7, 16, generator=generator, dtype=torch.float32).to(dtype),
+    }
+
+
+@torch.no_grad()
+def answer(denoiser: nn.Module, dtype: torch.dtype = torch.float32) -> Tensor:
+    result: Tensor = denoiser(**calls(dtype)).sample
+    return result
+
+
+def picture(pipe: StableDiffusionPipeline, **call: Any) -> Tensor:
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    options = {"num_inference_steps": 2, "generator": generator, "output_type": "pt", **call}
+    result: Tensor = pipe("a red cat", **options).images
+    return result
+
+
+@pytest.fixture(params=["reference", "onednn", "onednn low"])
+def load(request: pytest.FixtureRequest, saved: Path) -> Callable[[], StableDiffusionPipeline]:
+    """Loads one and the same artifact by one of the runtimes."""
+    runtime, *low = request.param.split()
+    if runtime == "onednn":
+        try:
+            probe.require_exact_products()
+        except RuntimeUnavailable as error:
+            pytest.skip(str(error))
+    return lambda: bitbrush.load(saved, runtime=runtime, memory="low" if low else "expanded")
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_a_denoiser_answers_in_its_callers_type(
+    load: Callable[[], StableDiffusionPipeline], dtype: torch.dtype
+) -> None:
+    denoiser = load().unet
+    rounded = {name: x.to(dtype).float() if x.is_floating_point() else x for name, x in calls().items()}
+    expected: Tensor = denoiser(**rounded).sample
+    given = answer(denoiser, dtype)
+    assert given.dtype == dtype
+    assert torch.equal(given, expected.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_a_cast_pipeline_runs_and_its_denoiser_computes_as_before(
+    load: Callable[[], StableDiffusionPipeline], dtype: torch.dtype
+) -> None:
+    pipe = load()
+    before = answer(pipe.unet)
+    assert pipe.to(dtype) is pipe
+    assert pipe.vae.dtype == pipe.text_encoder.dtype == dtype
+    assert torch.equal(answer(pipe.unet), before)
+    image = picture(pipe)
+    assert image.isfinite().all()
+    assert image.dtype == dtype
+    pipe.to(torch.float32)
+    assert torch.equal(answer(pipe.unet), before)
+    assert picture(pipe).dtype == torch.float32
+
+
+@pytest.mark.parametrize("cast", ["half", "bfloat16", "double", "float"])
+def test_no_cast_changes_a_denoiser(load: Callable[[], StableDiffusionPipeline], cast: str) -> None:
+    denoiser = load().unet
+    before, types = answer(denoiser), [parameter.dtype for parameter in denoiser.parameters()]
+    assert getattr(denoiser, cast)() is denoiser
+    getattr(nn.ModuleList([denoiser]), cast)()  # as a part of another module, too
+    assert [parameter.dtype for parameter in denoiser.parameters()] == types
+    assert torch.equal(answer(denoiser), before)
+
+
+def test_channels_last_is_taken(load: Callable[[], StableDiffusionPipeline]) -> None:
+    denoiser = load().unet
+    before = answer(denoiser)
+    assert torch.allclose(answer(denoiser.to(memory_format=torch.channels_last)), before, atol=1e-1)
+
+
+def test_autocast_does_not_reach_the_integers(load: Callable[[], StableDiffusionPipeline]) -> None:
+    denoiser = load().unet
+    before = answer(denoiser)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(answer(denoiser), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_of_a_pipeline_by_diffusers(saved: Path, dtype: torch.dtype) -> None:
+    bitbrush.register()
+    pipe = StableDiffusionPipeline.from_pretrained(saved, **in_type(dtype))
+    assert {parameter.dtype for parameter in pipe.unet.parameters()} == {torch.float32}
+    assert pipe.vae.dtype == dtype
+    own = bitbrush.load(saved, runtime="reference").to(dtype)
+    assert torch.equal(picture(pipe), picture(own))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_of_a_denoiser_alone_by_diffusers(
+    saved: Path, tiny_pipe: StableDiffusionPipeline, dtype: torch.dtype
+) -> None:
+    bitbrush.register()
+    denoiser = UNet2DConditionModel.from_pretrained(saved, subfolder="unet", torch_dtype=dtype)
+    assert torch.equal(answer(denoiser), answer(bitbrush.load(saved, runtime="reference").unet))
+    half = tiny_pipe.to(dtype)
+    half.unet = denoiser
+    assert picture(half).dtype == dtype
+
+
+def test_a_pipeline_by_diffusers_can_be_cast(saved: Path) -> None:
+    bitbrush.register()
+    pipe = StableDiffusionPipeline.from_pretrained(saved)
+    before = answer(pipe.unet)
+    pipe.to(torch.bfloat16)
+    assert torch.equal(answer(pipe.unet), before)
+    assert picture(pipe).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("place", ["cpu", {"": "cpu"}, "auto", {"": torch.device("cpu")}])
+def test_a_denoiser_is_placed_by_a_map(saved: Path, place: Any) -> None:
+    bitbrush.register()
+    denoiser = UNet2DConditionModel.from_pretrained(saved, subfolder="unet", device_map=place)
+    assert torch.equal(answer(denoiser), answer(bitbrush.load(saved, runtime="reference").unet))
+
+
+@pytest.mark.parametrize("place", ["cpu", "balanced"])
+def test_a_pipeline_is_placed_by_a_map(saved: Path, place: str) -> None:
+    bitbrush.register()
+    pipe = StableDiffusionPipeline.from_pretrained(saved, device_map=place)
+    assert torch.equal(picture(pipe), picture(bitbrush.load(saved, runtime="reference")))
+
+
+def test_a_map_that_distributes_a_denoiser_is_refused(saved: Path) -> None:
+    bitbrush.register()
+    places = {"conv_in": "cpu", "": "disk"}
+    with pytest.raises(ValueError, match="distributes the denoiser over cpu, disk"):
+        UNet2DConditionModel.from_pretrained(saved, subfolder="unet", device_map=places)
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_another_default_type_changes_nothing(load: Callable[[], StableDiffusionPipeline], dtype: torch.dtype) -> None:
+    expected = answer(load().unet)
+    with default_dtype(dtype):
+        denoiser = load().unet
+        assert torch.get_default_dtype() == dtype
+        assert torch.equal(answer(denoiser), expected)
+    assert torch.equal(answer(denoiser), expected)
+
+
+def test_another_default_device_changes_nothing(load: Callable[[], StableDiffusionPipeline]) -> None:
+    """The device meta, on which nothing is computed: whoever sets another one puts the pipeline there by itself."""
+    expected, given = answer(load().unet), calls()
+    with torch.device("meta"):
+        denoiser = load().unet
+        with torch.no_grad():
+            assert torch.equal(denoiser(**given).sample, expected)
+        assert torch.empty(0).is_meta
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_another_default_type_quantizes_alike(
+    tiny_pipe: StableDiffusionPipeline, quantization: Quantization, dtype: torch.dtype
+) -> None:
+    with default_dtype(dtype):
+        found = bitbrush.quantize(tiny_pipe, quantization.recipe, ["a red cat", "two blue dogs on the left"])
+    for own, expected in zip(found.outcome.layers, quantization.outcome.layers, strict=True):
+        assert own.activations == expected.activations
+        assert torch.equal(own.weight.w_q, expected.weight.w_q)
+
+
+def test_torchs_own_types_are_taken_as_dtype(saved: Path) -> None:
+    try:
+        probe.require_exact_products()
+    except RuntimeUnavailable as error:
+        pytest.skip(str(error))
+    own, named = (bitbrush.load(saved, runtime="onednn", dtype=dtype).unet for dtype in (torch.bfloat16, "bfloat16"))
+    assert torch.equal(answer(own), answer(named))
+    with pytest.raises(ValueError, match="dtype is 'float16'; choose from float32, bfloat16"):
+        bitbrush.load(saved, dtype=torch.float16)

@@ -1,0 +1,115 @@
+"""Disks that are full or read-only: named with the need and the remedy, and nothing half-written."""
+
+import errno
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from bitbrush.session import disk
+from bitbrush.session.disk import (
+    DiskError,
+    require_replaceable,
+    require_writable,
+    size_text,
+    write_whole,
+    writing,
+)
+from bitbrush.session.journal import Journal
+from bitbrush.session.offload import Spool
+
+
+@pytest.fixture
+def _small_files() -> Iterator[None]:
+    """The system refuses files of more than 64 KiB, as it does where the disk is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+LARGE = {"a": torch.zeros(1 << 16)}
+
+
+@pytest.mark.usefixtures("_small_files")
+def test_a_piece_of_work_that_does_not_fit_is_none(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    with pytest.raises(DiskError, match=r"block\.safetensors cannot be written: the disk has .* left of the 257 KiB"):
+        journal.write("block", LARGE)
+    assert journal.pieces() == ()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("_small_files")
+def test_tensors_that_cannot_be_put_away_stay_as_they_are(tmp_path: Path) -> None:
+    tensor = torch.arange(1 << 16)
+    with pytest.raises(DiskError, match="512 KiB that it takes; make room there and run the same command again"):
+        Spool(tmp_path).put_away(tensor)
+    assert torch.equal(tensor, torch.arange(1 << 16))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("_small_files")
+def test_safetensors_own_errors_are_told_alike(tmp_path: Path) -> None:
+    with pytest.raises(DiskError, match="cannot be written: the disk has"), writing(tmp_path / "weights"):
+        save_file(LARGE, tmp_path / "weights")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    write_whole("old", tmp_path / "file")
+
+    def fail(self: Path, target: Path) -> None:
+        raise OSError(number, "full")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    monkeypatch.setattr(disk, "available_disk", lambda _: 3 << 20)
+    with pytest.raises(DiskError, match=r"file cannot be written: the disk has 3 MiB left of the 1 KiB that it takes"):
+        write_whole("new", tmp_path / "file")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "old"
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EPERM])
+def test_a_read_only_disk_is_told_of(tmp_path: Path, number: int) -> None:
+    with pytest.raises(DiskError, match="is read-only, or not yours to write to; choose another"), writing(tmp_path):
+        raise OSError(number, "no")
+
+
+def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), writing(tmp_path):
+        (tmp_path / "none").read_bytes()
+
+
+def test_what_cannot_be_made_is_known_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    require_writable(tmp_path / "a" / "b")
+    (tmp_path / "file").touch()
+    for place in ("file", "file/b"):
+        with pytest.raises(ValueError, match=r"cannot be made: .*file is a file; choose another output"):
+            require_writable(tmp_path / place)
+    asked: list[Path] = []
+    monkeypatch.setattr("os.access", lambda path, _: asked.append(path))  # root may write anywhere
+    with pytest.raises(DiskError, match=r"a/b cannot be written: .* is read-only"):
+        require_writable(tmp_path / "a" / "b")
+    assert asked == [tmp_path]
+
+
+def test_what_replaces_a_folder_is_written_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "artifact").mkdir()
+    monkeypatch.setattr("os.access", lambda path, _: path != tmp_path)
+    require_writable(tmp_path / "artifact")
+    with pytest.raises(DiskError, match=rf"artifact cannot be written: {tmp_path} is read-only"):
+        require_replaceable(tmp_path / "artifact")
+
+
+def test_sizes_as_people_read_them() -> None:
+    assert [size_text(size) for size in (0, 1, 3 << 20, 9 << 30, 21 << 30)] == [
+        "0 MiB",
+        "1 KiB",
+        "3 MiB",
+        "9216 MiB",
+        "21.0 GiB",
+    ]
