@@ -231,9 +231,9 @@ def test_killed_ten_times_the_bundled_model_comes_to_the_same(tmp_path: Path) ->
     command = [sys.executable, "-m", "bitbrush", "quantize", "emoji-sd", *options, "-o"]
     subprocess.run([*command, "whole"], cwd=tmp_path, capture_output=True, check=True)
     chance, work = random.Random(0), work_folder(tmp_path / "killed")
-    stops = [2, 6]  # of four segments and four probed calls
+    stops = [2, 6]  # of four segments and four probed calls; then come 40 blocks and 5 steps
     for _ in range(8):
-        stops.append(stops[-1] + chance.randrange(4, 12))
+        stops.append(stops[-1] + chance.randrange(3, 8))
     seen = []
     for stop in stops:
         process = subprocess.Popen(
@@ -241,7 +241,7 @@ def test_killed_ten_times_the_bundled_model_comes_to_the_same(tmp_path: Path) ->
         )
         while process.poll() is None and len(pieces_of(work)) < stop:
             time.sleep(0.01)
-        time.sleep(chance.random())
+        time.sleep(chance.random() / 2)
         process.kill()
         assert process.wait() == -signal.SIGKILL
         seen.append(pieces_of(work))

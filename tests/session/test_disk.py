@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from bitbrush.session import disk
 from bitbrush.session.disk import (
     DiskError,
+    require_replaceable,
     require_writable,
     size_text,
     write_whole,
@@ -121,13 +122,22 @@ def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
 def test_what_cannot_be_made_is_known_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     require_writable(tmp_path / "a" / "b")
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"b cannot be made: .*file is a file; choose another output"):
-        require_writable(tmp_path / "file" / "b")
+    for place in ("file", "file/b"):
+        with pytest.raises(ValueError, match=r"cannot be made: .*file is a file; choose another output"):
+            require_writable(tmp_path / place)
     asked: list[Path] = []
     monkeypatch.setattr("os.access", lambda path, _: asked.append(path))  # root may write anywhere
     with pytest.raises(DiskError, match=r"a/b cannot be written: .* is read-only"):
         require_writable(tmp_path / "a" / "b")
     assert asked == [tmp_path]
+
+
+def test_what_replaces_a_folder_is_written_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "artifact").mkdir()
+    monkeypatch.setattr("os.access", lambda path, _: path != tmp_path)
+    require_writable(tmp_path / "artifact")
+    with pytest.raises(DiskError, match=rf"artifact cannot be written: {tmp_path} is read-only"):
+        require_replaceable(tmp_path / "artifact")
 
 
 def test_sizes_as_people_read_them() -> None:

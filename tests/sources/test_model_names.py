@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bitbrush.artifact.manifest import ArtifactError, is_artifact, read_manifest
 from bitbrush.sources import model_names
 from bitbrush.sources.model_names import (
     MODEL_INDEX,
@@ -119,3 +120,21 @@ def test_commands_know_it_before_they_import_diffusers(command: str, tmp_path: P
         [sys.executable, "-c", code, command, "emoji-ds", *rest, *output], capture_output=True, text=True, check=False
     )
     assert done.stdout == "set()\n", done.stderr
+
+
+def test_a_hub_out_of_reach_is_not_asked_for_artifacts(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitbrush.artifact.manifest.hf_hub_download", None)
+    monkeypatch.chdir(models)
+    assert not is_artifact("someone/nothing")
+    with pytest.raises(ArtifactError, match=r"nor has a hub id of that name in the cache or within reach$"):
+        read_manifest("someone/nothing")
+
+
+@pytest.mark.parametrize(("name", "meant"), [("realistic-visio", "Realistic-Vision"), ("emoji-ds", None)])
+def test_artifacts_that_are_meant_are_no_bundled_models(
+    models: Path, monkeypatch: pytest.MonkeyPatch, name: str, meant: str | None
+) -> None:
+    monkeypatch.chdir(models)
+    with pytest.raises(ArtifactError, match="is no bitbrush artifact: it has no manifest") as raised:
+        read_manifest(name)
+    assert str(raised.value).endswith(f"; did you mean {meant!r}?" if meant else "manifest.json")

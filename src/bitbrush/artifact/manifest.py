@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 
 from bitbrush.session.digests import file_digest
+from bitbrush.sources.model_names import did_you_mean, is_within_reach, may_be_hub_id
 
 MANIFEST = "manifest.json"
 FORMAT = "bitbrush-artifact"
@@ -53,7 +53,8 @@ def read_manifest(source: str | os.PathLike[str]) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         on_hub = ", nor has a hub id of that name in the cache or within reach" if _may_be_hub_id(source) else ""
-        raise ArtifactError(f"{source} is no bitbrush artifact: it has no {MANIFEST}{on_hub}") from None
+        meant = "" if Path(source).exists() else did_you_mean(os.fspath(source), bundled=())
+        raise ArtifactError(f"{source} is no bitbrush artifact: it has no {MANIFEST}{on_hub}{meant}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path} is damaged: {error}; quantize again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or "schema_version" not in manifest:
@@ -112,7 +113,7 @@ def _digest(path: Path) -> str:
 
 def _manifest_path(source: str | os.PathLike[str]) -> Path:
     """Finds the manifest in the folder, or in the hub's cache where ``source`` is a hub id with a manifest."""
-    if _may_be_hub_id(source):
+    if _may_be_hub_id(source) and is_within_reach(os.fspath(source), MANIFEST):
         try:
             return _manifest_on_hub(os.fspath(source))
         except (OSError, ValueError, HfHubHTTPError):
@@ -126,14 +127,7 @@ def _manifest_on_hub(name: str) -> Path:
 
 
 def _may_be_hub_id(source: str | os.PathLike[str]) -> bool:
-    name = os.fspath(source)
-    if name.count("/") != 1 or Path(name).exists():
-        return False
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
+    return may_be_hub_id(os.fspath(source)) and not Path(source).exists()
 
 
 def _download(name: str, manifest: Path) -> None:

@@ -48,7 +48,7 @@ from bitbrush.quantization.quantize import Quantization
 from bitbrush.runtime.choose import Choice, runtime_named
 from bitbrush.runtime.onednn.weights import Memory
 from bitbrush.session.digests import json_digest
-from bitbrush.session.disk import require_writable, writing
+from bitbrush.session.disk import require_replaceable, writing
 from bitbrush.sources.checkpoint_type import component_types
 from bitbrush.sources.identity import model_digest
 from bitbrush.sources.models import ModelOptions
@@ -68,7 +68,7 @@ def require_free(directory: Path, *, overwrite: bool = True) -> None:
         ValueError: Something else stands there, or an artifact that is not to be replaced.
         DiskError: The place is read-only.
     """
-    require_writable(directory)
+    require_replaceable(directory)
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return
     try:

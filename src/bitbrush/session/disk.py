@@ -41,7 +41,7 @@ def writing(path: Path, size: int | None = None) -> Iterator[None]:
         if number in FULL:
             raise DiskError(full_text(path, size)) from error
         if number in READ_ONLY:
-            raise DiskError(read_only_text(path)) from error
+            raise DiskError(read_only_text(path, nearest_folder(path.parent))) from error
         raise
 
 
@@ -78,13 +78,21 @@ def write_whole(content: str | bytes, path: Path) -> None:
 
 
 def require_writable(path: Path) -> None:
-    """Raises DiskError where ``path`` can neither be made nor changed, ValueError where a file is in its way."""
-    nearest = next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())
-    if not nearest.is_dir() and nearest != path.absolute():
+    """Raises DiskError where nothing can be written into the folder ``path``, ValueError where a file is in its way."""
+    _require_access(path, path.absolute())
+
+
+def require_replaceable(path: Path) -> None:
+    """Raises as :func:`require_writable` where nothing can be put in the place of ``path``."""
+    _require_access(path, path.absolute().parent)
+
+
+def _require_access(path: Path, place: Path) -> None:
+    nearest = next(one for one in (place, *place.parents) if one.exists())
+    if not nearest.is_dir():
         raise ValueError(f"{path} cannot be made: {nearest} is a file; choose another output")
-    folder = nearest if nearest.is_dir() else nearest.parent
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise DiskError(read_only_text(path))
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise DiskError(read_only_text(path, nearest))
 
 
 def require_space(path: Path, size: int, need: str = "that it takes") -> None:
@@ -111,10 +119,10 @@ def full_text(path: Path, size: int | None, need: str = "that it takes") -> str:
     )
 
 
-def read_only_text(path: Path) -> str:
+def read_only_text(path: Path, folder: Path) -> str:
     return (
-        f"{path} cannot be written: {nearest_folder(path)} is read-only, or not yours to write to; choose another "
-        "output, or change its permissions"
+        f"{path} cannot be written: {folder} is read-only, or not yours to write to; choose another output, or change "
+        "its permissions"
     )
 
 

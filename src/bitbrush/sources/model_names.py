@@ -3,7 +3,7 @@
 import difflib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -38,9 +38,9 @@ def require_known(model: str | os.PathLike[str], revision: str | None = None) ->
     if Path(name).suffix == SINGLE_FILE:
         raise UnknownModelError(f"there is no file {name}{did_you_mean(name)}")
     asked = "" if revision is None else f" with revision {revision!r}"
-    if not _may_be_hub_id(name):
+    if not may_be_hub_id(name):
         raise UnknownModelError(unknown_text(name, asked))
-    if not _is_cached(name, revision) and (reason := _out_of_reach()):
+    if not _is_cached(name, MODEL_INDEX, revision) and (reason := _out_of_reach()):
         raise UnknownModelError(unknown_text(name, asked, reason))
 
 
@@ -58,11 +58,16 @@ def unknown_text(model: str, asked: str = "", reason: str = "") -> str:
     )
 
 
-def did_you_mean(model: str) -> str:
+def is_within_reach(name: str, file: str) -> bool:
+    """Tells, in about a second, whether a file of a hub id is in the cache or the hub can be asked for it."""
+    return _is_cached(name, file, None) or not _out_of_reach()
+
+
+def did_you_mean(model: str, bundled: Sequence[str] = tuple(MODELS)) -> str:
     """``; did you mean 'emoji-sd'?``, or nothing: names like it, bundled, in the same folder, or cached."""
     path = Path(model)
     near = {str(path.with_name(name)): name for name in _models_in(path.parent)}
-    known = {**{name: name for name in (*filter(_is_pipeline, MODELS), *_cached_ids())}, **near}
+    known = {**{name: name for name in (*filter(_is_pipeline, bundled), *_cached_ids())}, **near}
     by_name: dict[str, str] = {}
     for given, name in known.items():
         by_name.setdefault(name.lower(), given)
@@ -72,8 +77,8 @@ def did_you_mean(model: str) -> str:
     return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
 
 
-def _is_pipeline(bundled: str) -> bool:
-    path = model_path(bundled)
+def _is_pipeline(name: str) -> bool:
+    path = model_path(name)
     return path is not None and (path / MODEL_INDEX).exists()
 
 
@@ -92,7 +97,8 @@ def _cached_ids() -> Iterator[str]:
         yield path.name.removeprefix("models--").replace("--", "/", 1)
 
 
-def _may_be_hub_id(name: str) -> bool:
+def may_be_hub_id(name: str) -> bool:
+    """Tells whether the hub can have a pipeline of that name."""
     if name.count("/") != 1:
         return False  # the hub has others, none of them a pipeline
     from huggingface_hub.errors import HFValidationError
@@ -105,10 +111,10 @@ def _may_be_hub_id(name: str) -> bool:
     return True
 
 
-def _is_cached(name: str, revision: str | None) -> bool:
+def _is_cached(name: str, file: str, revision: str | None) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
-    return isinstance(try_to_load_from_cache(name, MODEL_INDEX, revision=revision), str)
+    return isinstance(try_to_load_from_cache(name, file, revision=revision), str)
 
 
 def _out_of_reach() -> str:
