@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from gpu.counts import Launch, count_half, count_ours
 from gpu.denoisers import SHAPES, Case
-from gpu.table import grid
+from gpu.table import qparams
 
 CASES = {"sdxl": Case(2, 128), "sd15": Case(8, 64)}
 KINDS = {
@@ -36,7 +36,7 @@ def main() -> None:
     for model, case in CASES.items():
         for title, count in (("float16 as it is", count_half), ("bitbrush W8A8", count_ours)):
             print(f"\n{model}, {case.name}, {title}:\n")
-            print("\n".join(grid(HEAD, _rows(count(SHAPES[model], case), options))), flush=True)
+            print("\n".join(qparams(HEAD, _rows(count(SHAPES[model], case), options))), flush=True)
 
 
 def _rows(launches: list[Launch], options: argparse.Namespace) -> Iterable[tuple[str, ...]]:

@@ -41,9 +41,9 @@ def differences(first: Path, other: Path) -> str:
     unlike, weights, activations = [], [], []
     for ours, theirs in zip(layers_of(first), layers_of(other), strict=True):
         unlike.append((ours.weight.w_q != theirs.weight.w_q).flatten())
-        weights.append(ours.weight.grid.scale / theirs.weight.grid.scale - 1)
-        grids = zip(ours.activations.grids, theirs.activations.grids, strict=True)
-        activations.append(torch.tensor([a.scale / b.scale - 1 for a, b in grids]))
+        weights.append(ours.weight.qparams.scale / theirs.weight.qparams.scale - 1)
+        all_qparams = zip(ours.activations.qparams, theirs.activations.qparams, strict=True)
+        activations.append(torch.tensor([a.scale / b.scale - 1 for a, b in all_qparams]))
     text = f"{float(torch.cat(unlike).float().mean()):.4f} of the integers differ"
     for name, off in (("weight", torch.cat(weights).abs()), ("activation", torch.cat(activations).abs())):
         text += f"; {name} scales by {float(off.median()):.5f} (median), {float(off.max()):.3f} (most)"

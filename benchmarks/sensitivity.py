@@ -33,7 +33,7 @@ from bitbrush.calibration.progressive import calibrate_progressively
 from bitbrush.network.inputs import fake_quantize_input
 from bitbrush.network.layers import layer_specs
 from bitbrush.network.unet import UNET
-from bitbrush.numerics.affine import AffineGrid
+from bitbrush.numerics.affine import QParams
 from bitbrush.numerics.limits import RangeEstimator
 from bitbrush.runtime.forward import compute_in
 from bitbrush.session.session import Session
@@ -75,16 +75,18 @@ class Bench:
         with carried(self.pipe, UNET.component, self.seen, PLAN) as trajectories:
             return observe(self.pipe.unet, calibration, trajectories, Session())
 
-    def schedules(self, bits: int, *, edges: int | None = None) -> Mapping[str, ActivationSchedule]:
-        """Every layer with the same bits, edge layers with ``edges`` of their own if that is given."""
+    def schedules(self, bits: int, *, high_precision_names: int | None = None) -> Mapping[str, ActivationSchedule]:
+        """Every layer with the same bits, edge layers with ``high_precision_names`` of their own if that is given."""
         schedules = one_shot_schedules(self._calibration(bits), self.observations)
-        if edges is not None:
-            names = UNET.edge_layers(self.pipe.unet)
-            schedules |= {n: one_shot_schedules(self._calibration(edges), self.observations)[n] for n in names}
+        if high_precision_names is not None:
+            names = UNET.high_precision_layers(self.pipe.unet)
+            schedules |= {
+                n: one_shot_schedules(self._calibration(high_precision_names), self.observations)[n] for n in names
+            }
         return schedules
 
     def _calibration(self, bits: int) -> Calibration:
-        plain = tuple(replace(spec, edge=False) for spec in self.specs)
+        plain = tuple(replace(spec, high_precision=False) for spec in self.specs)
         return Calibration(plain, ActivationBits(bits), RangeEstimator.L4)
 
     def calls(self) -> dict[int, list[DenoiserCall]]:
@@ -102,10 +104,10 @@ class Bench:
 
 
 @contextmanager
-def quantized(denoiser: nn.Module, names: Sequence[str], grid: Callable[[str], AffineGrid | None]) -> Iterator[None]:
+def quantized(denoiser: nn.Module, names: Sequence[str], qparams: Callable[[str], QParams | None]) -> Iterator[None]:
     with ExitStack() as stack:
         for name in names:
-            stack.callback(fake_quantize_input(denoiser.get_submodule(name), partial(grid, name)).remove)
+            stack.callback(fake_quantize_input(denoiser.get_submodule(name), partial(qparams, name)).remove)
         yield
 
 
@@ -115,13 +117,13 @@ def layers() -> None:
     calls = bench.calls()
     wanted = {step: [call.run(denoiser)[0] for call in waiting] for step, waiting in calls.items()}
     names = [spec.name for spec in bench.specs]
-    eight, ten, edged = bench.schedules(8), bench.schedules(10), bench.schedules(8, edges=16)
+    eight, ten, edged = bench.schedules(8), bench.schedules(10), bench.schedules(8, high_precision_names=16)
 
     def row(label: str, chosen: Sequence[str], schedules: Mapping[str, ActivationSchedule]) -> None:
         cells = []
         for step, waiting in calls.items():
-            grids = {name: schedules[name].at(waiting[0].timestep) for name in chosen}
-            with quantized(denoiser, chosen, grids.get):
+            all_qparams = {name: schedules[name].at(waiting[0].timestep) for name in chosen}
+            with quantized(denoiser, chosen, all_qparams.get):
                 pairs = [(call.run(denoiser)[0], y) for call, y in zip(waiting, wanted[step], strict=True)]
             error = sum(float((x - y).square().mean()) for x, y in pairs)
             cells.append(f"{1e3 * error / sum(float(y.square().mean()) for _, y in pairs):.4f}")
@@ -149,7 +151,7 @@ def steps() -> None:
     print("| bits | " + " | ".join(f"{k / FIFTHS:g} to {(k + 1) / FIFTHS:g}" for k in range(FIFTHS)) + " | all |")
     print("|---|" + "---|" * (FIFTHS + 1))
     for bits in (8, 6):
-        schedules = bench.schedules(bits, edges=16)
+        schedules = bench.schedules(bits, high_precision_names=16)
         cells = []
         for part in [*fifths, set(planned)]:
             with quantized(pipe.unet, names, partial(_grid_within, part, schedules)):
@@ -184,7 +186,7 @@ def drift() -> None:
         print(f"| A{bits} | " + " | ".join(cells) + " |", flush=True)
 
 
-def _grid_within(part: set[float], schedules: Mapping[str, ActivationSchedule], name: str) -> AffineGrid | None:
+def _grid_within(part: set[float], schedules: Mapping[str, ActivationSchedule], name: str) -> QParams | None:
     return schedules[name].now() if TRACKER.timestep in part else None
 
 

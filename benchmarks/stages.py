@@ -4,8 +4,8 @@
 
 Six steps of the full-precision trajectories of held-out prompts (coco test prompts 400 to 415), ranges observed on
 those of 8 calibration prompts: squared error of the denoiser's output in parts of its own mean square, geometric mean
-over the steps. Weights are rounded as by ``pcr``, or to nearest; of the layers that are ``fine`` the 8-bit weights are
-rounded to nearest.
+over the steps. Weights are rounded as by ``pcr``, or to nearest; of the layers that are ``high_precision`` the 8-bit
+weights are rounded to nearest.
 """
 
 import math
@@ -32,7 +32,9 @@ STEPS = (0, 10, 25, 40, 47, 50)
 BITS = (16, 8, 4)
 STAGES: dict[str, dict[str, Any]] = {
     "pcr": {},
-    'fine = ["time_embedding.*", "*.time_emb_proj"]': {"fine": ["time_embedding.*", "*.time_emb_proj"]},
+    'high_precision = ["time_embedding.*", "*.time_emb_proj"]': {
+        "high_precision": ["time_embedding.*", "*.time_emb_proj"]
+    },
     'first_token = "known"': {"first_token": "known"},
     "nearest": {"rounding": "nearest"},
 }
@@ -67,7 +69,7 @@ class Bench:
             return dict(rounded_weights(job))
         self.learned = self.learned or dict(rounded_weights(self.job({}, BITS[0])))
         layers = job.calibration.layers
-        others = [spec for spec in layers if spec.weight_bits != self.learned[spec.name].weight.grid.bits]
+        others = [spec for spec in layers if spec.weight_bits != self.learned[spec.name].weight.qparams.bits]
         return self.learned | round_all_to_nearest(job.denoiser, others, job.recipe.weight_range)
 
 
@@ -84,8 +86,8 @@ def errors(bench: Bench, keys: Mapping[str, Any], seen: Mapping[int, Any], held:
         with observer.watching(denoiser, names, known.calibration.but_first):
             seen[step][0].run(denoiser)
         for bits, job in zip(BITS, jobs, strict=True):
-            grids = job.calibration.grids(observer, call.timestep, call.planned)
-            with quantized_inputs(denoiser, names, grids.get):
+            all_qparams = job.calibration.qparams(observer, call.timestep, call.planned)
+            with quantized_inputs(denoiser, names, all_qparams.get):
                 error = call.run(denoiser)[0] - exact
             logs[bits] += math.log(float(error.square().mean() / exact.square().mean())) / len(STEPS)
     return [math.exp(log) for log in logs.values()]

@@ -62,8 +62,8 @@ def error(pipe: Any, first_token: str, bits: int, seen: list[Any], held_out: lis
         observer, names = InputObserver(), [spec.name for spec in calibration.layers]
         with observer.watching(denoiser, names, calibration.but_first):
             observed.run(denoiser)
-        grids = calibration.grids(observer, call.timestep, call.planned)
-        with quantized_inputs(denoiser, text_layers, grids.get):
+        all_qparams = calibration.qparams(observer, call.timestep, call.planned)
+        with quantized_inputs(denoiser, text_layers, all_qparams.get):
             wrong = call.run(denoiser)[0] - exact
         log += math.log(float(wrong.square().mean() / exact.square().mean())) / len(STEPS)
     return math.exp(log)

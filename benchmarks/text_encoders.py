@@ -17,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from bitbrush.session.allocator import allow_tuning
 from bitbrush.session.memory import peak_resident_mib, resident_memory
-from bitbrush.session.offload import Spool
+from bitbrush.session.offload import Offload
 from bitbrush.sources.models import load_full_precision, load_source
 from bitbrush.zoo import model_path
 
@@ -48,7 +48,9 @@ def write_model(folder: Path) -> None:
 def measure(way: str, folder: str) -> None:
     allow_tuning()  # as the command line does
     model, before = Path(folder) / "model", resident_memory()
-    pipe = load_source(model, spool=Spool(Path(folder))) if way == "as a quantization" else load_full_precision(model)
+    pipe = (
+        load_source(model, offload=Offload(Path(folder))) if way == "as a quantization" else load_full_precision(model)
+    )
     loaded = peak_resident_mib()
     embeddings = pipe.encode_prompt(PROMPTS, device="cpu")
     sums = [round(float(one.double().sum()), 6) for one in embeddings]

@@ -75,7 +75,7 @@ def test_a_method_of_ones_own_is_one_file(
     monkeypatch.setattr("bitbrush.quantization.quantize.METHODS", methods)
     methods.register(Method("coarse", defaults, (*WEIGHTS, OBSERVE, RANGES_BY_STEP)))
     made = bitbrush.quantize(tiny_pipe, PROMPTS, method="coarse")
-    assert {layer.weight.grid.bits for layer in made.outcome.layers} == {3, 8}  # 8: next to the latents
+    assert {layer.weight.qparams.bits for layer in made.outcome.layers} == {3, 8}  # 8: next to the latents
     assert list(made.costs) == ["rounding", "observation"]
     with pytest.raises(ValueError, match="method 'pcr' exists already"):
         methods.register(Method("pcr", defaults, ()))

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from bitbrush.artifact.from_pretrained import BitbrushConfig
 from bitbrush.artifact.store import WEIGHTS
 from bitbrush.artifact.tensors import layer_tensors
-from bitbrush.network.layers import EDGE_ACTIVATION_BITS, LayerSpec, QuantizedLayer, layer_specs
+from bitbrush.network.layers import HIGH_PRECISION_ACTIVATION_BITS, LayerSpec, QuantizedLayer, layer_specs
 from bitbrush.network.low_rank import branch_, branch_ranks, rank_of
 from bitbrush.network.unet import UNET
-from bitbrush.numerics.affine import AffineGrid
+from bitbrush.numerics.affine import QParams
 from bitbrush.numerics.limits import WeightRange
-from bitbrush.numerics.weights import round_to_nearest, weight_grid
+from bitbrush.numerics.weights import round_to_nearest, weight_qparams
 from bitbrush.timeline.schedule import ActivationSchedule
 from cpu.models import TIMESTEPS, source
 from cpu.subjects import Task, bound
@@ -74,7 +74,9 @@ def artifact(task: Task, form: Form) -> Path:
 
 def _branch_(denoiser: nn.Module, form: Form) -> None:
     """Small random factors beside every layer, whose own weight the residual keeps."""
-    layers = [spec.name for spec in layer_specs(denoiser, UNET, weight_bits=form.weight_bits) if not spec.edge]
+    layers = [
+        spec.name for spec in layer_specs(denoiser, UNET, weight_bits=form.weight_bits) if not spec.high_precision
+    ]
     whole = {name: denoiser.get_submodule(name) for name in layers}
     ranks = {name: rank_of(layer, form.rank) for name, layer in whole.items()}
     branch_(denoiser, ranks if form.rank else {})
@@ -110,16 +112,16 @@ def _quantized(layer: nn.Module, spec: LayerSpec, low: float, high: float) -> Qu
     weight = layer.weight.detach().float()
     bias = None if layer.bias is None else layer.bias.detach().float()
     layer.weight = layer.bias = None  # type: ignore[assignment]
-    grids = {float(t): _grid(step, spec, low, high) for step, t in enumerate(TIMESTEPS)}
-    rounded = round_to_nearest(weight, weight_grid(weight, spec.weight_bits, WeightRange.MIN_MAX))
-    return QuantizedLayer(spec.name, rounded, bias, ActivationSchedule.of(grids))
+    all_qparams = {float(t): _grid(step, spec, low, high) for step, t in enumerate(TIMESTEPS)}
+    rounded = round_to_nearest(weight, weight_qparams(weight, spec.weight_bits, WeightRange.MIN_MAX))
+    return QuantizedLayer(spec.name, rounded, bias, ActivationSchedule.of(all_qparams))
 
 
-def _grid(step: int, spec: LayerSpec, low: float, high: float) -> AffineGrid:
+def _grid(step: int, spec: LayerSpec, low: float, high: float) -> QParams:
     relaxed = TIMESTEPS[step] in RELAXED
-    bits = EDGE_ACTIVATION_BITS if spec.edge else RELAXED_BITS if relaxed else 8
+    bits = HIGH_PRECISION_ACTIVATION_BITS if spec.high_precision else RELAXED_BITS if relaxed else 8
     wider = 1 + _WIDENING * step / len(TIMESTEPS)
-    return AffineGrid.from_range(low * wider, high * wider**2, bits)
+    return QParams.from_range(low * wider, high * wider**2, bits)
 
 
 def _write_config(denoiser: Any, packed: BitbrushConfig, folder: Path) -> None:

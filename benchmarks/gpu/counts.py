@@ -13,10 +13,10 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bitbrush.network.layers import QuantizedLayer
-from bitbrush.numerics.weights import QuantizedWeight, WeightGrid
+from bitbrush.numerics.weights import QuantizedWeight, WeightQParams
 from bitbrush.runtime.cuda.runtime import CudaRuntime
 from bitbrush.timeline.schedule import ActivationSchedule
-from gpu.denoisers import PLAIN, Case, Shape, activation_grids, make_denoiser
+from gpu.denoisers import PLAIN, Case, Shape, activation_qparams, make_denoiser
 
 META = torch.device("meta")
 _EDGES = "conv_in", "conv_out"
@@ -122,10 +122,10 @@ def _layers(denoiser: nn.Module) -> Iterator[QuantizedLayer]:
         if not isinstance(layer, nn.Conv2d | nn.Linear):
             continue
         filters = len(layer.weight)
-        grid = WeightGrid(torch.ones(filters), torch.full((filters,), 128, dtype=torch.uint8), 8)
-        weight = QuantizedWeight(torch.full(layer.weight.shape, 128, dtype=torch.uint8), grid)
+        qparams = WeightQParams(torch.ones(filters), torch.full((filters,), 128, dtype=torch.uint8), 8)
+        weight = QuantizedWeight(torch.full(layer.weight.shape, 128, dtype=torch.uint8), qparams)
         high = 1.0 + known.setdefault(_input(name), len(known))
-        schedule = ActivationSchedule.of(dict(activation_grids(-1.0, high, edge=name in _EDGES)))
+        schedule = ActivationSchedule.of(dict(activation_qparams(-1.0, high, high_precision=name in _EDGES)))
         yield QuantizedLayer(name, weight, None if layer.bias is None else torch.zeros(filters), schedule)
 
 

@@ -9,11 +9,11 @@ from cpu.models import SD15, SDXL, SEED, TEXT_TOKENS, TIMESTEPS
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from bitbrush.network.layers import EDGE_ACTIVATION_BITS, LayerSpec, QuantizedLayer, layer_specs
+from bitbrush.network.layers import HIGH_PRECISION_ACTIVATION_BITS, LayerSpec, QuantizedLayer, layer_specs
 from bitbrush.network.unet import UNET
-from bitbrush.numerics.affine import AffineGrid
+from bitbrush.numerics.affine import QParams
 from bitbrush.numerics.limits import WeightRange
-from bitbrush.numerics.weights import round_to_nearest, weight_grid
+from bitbrush.numerics.weights import round_to_nearest, weight_qparams
 from bitbrush.timeline.schedule import ActivationSchedule
 
 PLAIN, RELAXED = float(TIMESTEPS[0]), float(TIMESTEPS[-1])
@@ -117,19 +117,19 @@ def _ranges(
 
 def _quantized(layer: nn.Module, spec: LayerSpec, low: float, high: float) -> QuantizedLayer:
     weight: Any = layer.weight
-    rounded = round_to_nearest(weight, weight_grid(weight, spec.weight_bits, WeightRange.MIN_MAX))
+    rounded = round_to_nearest(weight, weight_qparams(weight, spec.weight_bits, WeightRange.MIN_MAX))
     bias: Any = layer.bias
     return QuantizedLayer(
         spec.name,
         rounded,
         None if bias is None else bias.clone(),
-        ActivationSchedule.of(dict(activation_grids(low, high, edge=spec.edge))),
+        ActivationSchedule.of(dict(activation_qparams(low, high, high_precision=spec.high_precision))),
     )
 
 
-def activation_grids(low: float, high: float, *, edge: bool) -> Iterator[tuple[float, AffineGrid]]:
-    """By timestep; ``edge``: of a layer next to the latents."""
+def activation_qparams(low: float, high: float, *, high_precision: bool) -> Iterator[tuple[float, QParams]]:
+    """By timestep; ``high_precision``: of a layer next to the latents."""
     for step, timestep in enumerate(TIMESTEPS):
-        bits = EDGE_ACTIVATION_BITS if edge else RELAXED_BITS if step >= _RELAXED_FROM else 8
+        bits = HIGH_PRECISION_ACTIVATION_BITS if high_precision else RELAXED_BITS if step >= _RELAXED_FROM else 8
         wider = 1 + _WIDENING * step / len(TIMESTEPS)
-        yield float(timestep), AffineGrid.from_range(low * wider, high * wider**2, bits)
+        yield float(timestep), QParams.from_range(low * wider, high * wider**2, bits)

@@ -35,7 +35,9 @@ def _apart(one: Quantization, other: Quantization) -> dict[str, float]:
     pairs = list(zip(one.outcome.layers, other.outcome.layers, strict=True))
     equal = torch.cat([(a.weight.w_q == b.weight.w_q).flatten() for a, b in pairs])
     scales = [
-        abs(x.scale / y.scale - 1) for a, b in pairs for x, y in zip(a.schedule.grids, b.schedule.grids, strict=True)
+        abs(x.scale / y.scale - 1)
+        for a, b in pairs
+        for x, y in zip(a.schedule.qparams, b.schedule.qparams, strict=True)
     ]
     return {
         "equal_integers": round(float(equal.float().mean()), 4),

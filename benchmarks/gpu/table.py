@@ -21,7 +21,7 @@ def table(document: dict[str, Any]) -> str:
     lines += _quantizing(document["quantizing"])
     for model, cases in document["runs"].items():
         for case, rows in cases.items():
-            lines += ["", f"{model}, {case}:", "", *grid(_HEAD, _rows(rows))]
+            lines += ["", f"{model}, {case}:", "", *qparams(_HEAD, _rows(rows))]
         if model in document["errors"]:
             lines += ["", f"Relative error of {OURS} to the reference runtime: {document['errors'][model]:.2g}"]
         if document["rates"].get(model):
@@ -64,7 +64,7 @@ def _rates(rates: list[dict[str, Any]], limits: dict[str, float]) -> list[str]:
         )
         for row in rates[:12]
     )
-    return list(grid(head, rows))
+    return list(qparams(head, rows))
 
 
 def _tiles(products: list[dict[str, Any]]) -> Iterator[str]:
@@ -77,10 +77,10 @@ def _tiles(products: list[dict[str, Any]]) -> Iterator[str]:
         sizes = (str(product[key]) for key in ("kernel", "pixels", "filters", "products"))
         return *sizes, own, str(milliseconds[own]), fastest, str(milliseconds[fastest])
 
-    return grid(head, map(row, products))
+    return qparams(head, map(row, products))
 
 
-def grid(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
+def qparams(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
     """Lines of a table in Markdown."""
     yield f"| {' | '.join(head)} |"
     yield "|" + "---|" * len(head)

@@ -16,7 +16,7 @@ def test_the_command_holds_every_key_of_the_recipe(saved: Path) -> None:
     assert command.startswith("bitbrush quantize someone/tiny -o DIR --method pcr --weights 4 --activations 8 ")
     words = command.split()
     assert manifest["recipe"].pop("pipeline_arguments") == {}
-    assert manifest["recipe"].pop("fine") == []
+    assert manifest["recipe"].pop("high_precision") == []
     for key, value in manifest["recipe"].items():
         given = words[words.index(f"--{key.replace('_', '-')}") + 1]
         assert given == ("'*.attn2.to_k'" if key == "exclude" else str(value))
@@ -24,10 +24,10 @@ def test_the_command_holds_every_key_of_the_recipe(saved: Path) -> None:
 
 def test_the_command_leaves_out_what_is_the_pipelines_own(saved: Path) -> None:
     manifest = read_manifest(saved)
-    manifest["recipe"] |= {"scheduler": "own", "exclude": ["a*", "b"], "fine": ["c"]}
+    manifest["recipe"] |= {"scheduler": "own", "exclude": ["a*", "b"], "high_precision": ["c"]}
     command = quantize_command(manifest)
     assert "--scheduler" not in command
-    assert command.endswith("--exclude 'a*' --exclude 'b' --fine 'c'")
+    assert command.endswith("--exclude 'a*' --exclude 'b' --high-precision 'c'")
 
 
 def test_the_command_holds_what_the_pipeline_was_given(saved: Path) -> None:

@@ -202,9 +202,9 @@ def test_the_state_is_the_artifacts_integers(load: Load, saved: Path) -> None:
         if f"{name}.weight" in state:  # the reference's
             assert torch.equal(state[f"{name}.weight"], weight.dequantize())
             continue
-        signed = weight.w_q.flatten(1).int() - weight.grid.zero_point[:, None].int()
+        signed = weight.w_q.flatten(1).int() - weight.qparams.zero_point[:, None].int()
         assert torch.equal(state[f"{name}.integer_weight"].flatten(1).int(), signed)
-        assert torch.equal(state[f"{name}.weight_scale"], weight.grid.scale)
+        assert torch.equal(state[f"{name}.weight_scale"], weight.qparams.scale)
 
 
 def test_other_values_are_refused_by_kernels(saved: Path) -> None:

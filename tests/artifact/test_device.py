@@ -10,7 +10,7 @@ from diffusers import StableDiffusionPipeline
 import bitbrush
 from bitbrush.quantization.quantize import prepare
 from bitbrush.session.machine import find_device
-from bitbrush.session.offload import IN_MEMORY, Spool, bring_to
+from bitbrush.session.offload import IN_MEMORY, Offload, bring_to
 from bitbrush.session.ranks import Ranks
 from bitbrush.sources.models import load_source
 from tests.artifact.pipelines import PROMPTS
@@ -91,9 +91,9 @@ def test_a_model_is_loaded_onto_the_card(
 ) -> None:
     recipe = bitbrush.METHODS["pcr"].recipe(SMALL)
     tiny_pipe.to(torch.float16).save_pretrained(tmp_path / "model")
-    expected = bitbrush.quantize(load_source(tmp_path / "model", spool=Spool(tmp_path)), recipe, PROMPTS)
+    expected = bitbrush.quantize(load_source(tmp_path / "model", offload=Offload(tmp_path)), recipe, PROMPTS)
     with fake_card(monkeypatch) as card:
-        pipe = load_source(tmp_path / "model", spool=Spool(tmp_path), device=card)
+        pipe = load_source(tmp_path / "model", offload=Offload(tmp_path), device=card)
         parameters = [*pipe.unet.parameters(), *pipe.text_encoder.parameters(), *pipe.vae.parameters()]
         assert {one.device for one in parameters} == {card}
         assert {one.dtype for one in parameters} == {torch.float16}
@@ -136,7 +136,7 @@ def test_views_stay_views_when_they_are_away(monkeypatch: pytest.MonkeyPatch) ->
     with fake_card(monkeypatch) as card:
         x = torch.arange(12.0, device=card).view(3, 4)
         row, expected = x[1], [4.0, 5.0, 6.0, 7.0]
-        IN_MEMORY.put_away([x, row])
+        IN_MEMORY.put([x, row])
         assert {x.device.type, row.device.type} == {"cpu"}
         assert row.tolist() == expected
         bring_to(card, [x, row])

@@ -57,7 +57,9 @@ def test_quantize_save_load_generate(name: str, rounding: str, tmp_path: Path) -
     matrices = [name for name, part in denoiser.named_modules() if isinstance(part, nn.Conv2d | nn.Linear)]
     # Everything is quantized: nothing is left out where the recipe excludes nothing.
     assert {layer.name for layer in quantization.outcome.layers} == set(matrices)
-    assert {spec.name for spec in quantization.outcome.specs if spec.edge} == set(family.edge_layers(denoiser))
+    assert {spec.name for spec in quantization.outcome.specs if spec.high_precision} == set(
+        family.high_precision_layers(denoiser)
+    )
     for layer in quantization.outcome.layers:
         assert len(layer.activations.timesteps) == len(set(quantization.outcome.planned))
 
@@ -77,13 +79,13 @@ def test_blocks_and_edges_are_those_of_the_architecture(name: str) -> None:
     family = family_of(pipe)
     denoiser = getattr(pipe, family.component)
     layers = [name for name, part in denoiser.named_modules() if isinstance(part, nn.Conv2d | nn.Linear)]
-    edges = family.edge_layers(denoiser)
-    assert set(edges) <= set(layers)
+    high_precision_names = family.high_precision_layers(denoiser)
+    assert set(high_precision_names) <= set(layers)
     blocks = reconstruction_blocks(denoiser, family, layers)
     within = [layer for block, held in blocks.items() if held != (block,) for layer in held]
     # Outside the blocks are the edges, embeddings and what lies between stages, in every family the smaller part.
     assert len(within) > 0.6 * len(layers)
-    assert not set(edges[::2]) & set(within)
+    assert not set(high_precision_names[::2]) & set(within)
 
 
 @pytest.mark.parametrize("name", CASES)

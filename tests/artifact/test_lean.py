@@ -13,10 +13,10 @@ import bitbrush
 from bitbrush import Lora
 from bitbrush.artifact.store import WEIGHTS
 from bitbrush.network.families import family_of
-from bitbrush.network.held import held_layers, held_weights
+from bitbrush.network.lazy_weights import count_lazy_weights, lazy_layers
 from bitbrush.quantization import quantize as quantization
-from bitbrush.session import offload as spools
-from bitbrush.session.offload import Spool
+from bitbrush.session import offload as offloading
+from bitbrush.session.offload import Offload
 from bitbrush.sources.checkpoint_type import file_type, folder_type, in_type
 from bitbrush.sources.identity import model_digest
 from bitbrush.sources.models import ModelOptions, load_full_precision, load_source
@@ -28,7 +28,7 @@ PROMPTS = ("a red cat", "two blue dogs on the left")
 
 @pytest.fixture(autouse=True)
 def _brief(brief_rounding: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spools, "SMALLEST", 1)
+    monkeypatch.setattr(offloading, "SMALLEST", 1)
 
 
 def weights(made: bitbrush.Quantization, folder: Path) -> bytes:
@@ -47,10 +47,10 @@ def test_half_precision_gives_what_the_same_weights_give_in_float32(
     case = CASES[name]
     pipeline(case).to(dtype).save_pretrained(tmp_path / "model")
     own = DiffusionPipeline.from_pretrained(tmp_path / "model", **in_type(dtype))
-    lean, wide = load_source(tmp_path / "model", spool=Spool(tmp_path)), load_full_precision(tmp_path / "model")
+    lean, wide = load_source(tmp_path / "model", offload=Offload(tmp_path)), load_full_precision(tmp_path / "model")
     component = family_of(wide).component
     assert {part.dtype for part in getattr(own, component).parameters()} == {dtype}
-    assert held_weights(getattr(lean, component)) > 0
+    assert count_lazy_weights(getattr(lean, component)) > 0
     assert model_digest(own) == model_digest(lean) == model_digest(wide)
     made = [quantized(case, pipe, rounding="nearest") for pipe in (own, lean, wide)]
     first, second, third = (weights(one, tmp_path / str(index)) for index, one in enumerate(made))
@@ -66,17 +66,17 @@ def test_learned_rounding_does_not_notice_either(
     """Of the weights' type, nor of whether samples wait on the disk or in memory."""
     tiny_pipe.to(torch.float16).save_pretrained(tmp_path / "model")
     recipe = bitbrush.METHODS["pcr"].recipe({"steps": 3, "num_prompts": 2, **keys})
-    source = load_source(tmp_path / "model", spool=Spool(tmp_path))
+    source = load_source(tmp_path / "model", offload=Offload(tmp_path))
     with monkeypatch.context() as changed:
-        changed.setattr(quantization, "ROOM", 0)
+        changed.setattr(quantization, "BUDGET_BYTES", 0)
         lean = bitbrush.quantize(source, recipe, PROMPTS, work=tmp_path / "work")
     wide = bitbrush.quantize(load_full_precision(tmp_path / "model"), recipe, PROMPTS)
     assert weights(lean, tmp_path / "a") == weights(wide, tmp_path / "b")
     manifests = [bitbrush.read_manifest(tmp_path / name) for name in "ab"]
     assert manifests[0]["denoiser"] == manifests[1]["denoiser"]
     images = [bitbrush.load(tmp_path / name, runtime="reference") for name in "ab"]
-    assert not held_layers(images[0].unet)
-    assert not held_layers(lean.pipeline().unet)
+    assert not lazy_layers(images[0].unet)
+    assert not lazy_layers(lean.pipeline().unet)
 
 
 def test_a_single_file_is_loaded_in_its_own_type(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_single_file_is_loaded_in_its_own_type(tiny_pipe: StableDiffusionPipel
     save_file(original_layout(tiny_pipe.to(torch.float16)), checkpoint)
     assert file_type(checkpoint) == torch.float16
     options = ModelOptions(config=str(tmp_path / "tiny"))
-    lean, wide = load_source(checkpoint, options, spool=Spool(tmp_path)), load_full_precision(checkpoint, options)
+    lean, wide = load_source(checkpoint, options, offload=Offload(tmp_path)), load_full_precision(checkpoint, options)
     assert model_digest(lean) == model_digest(wide)
     networks = [part for part in lean.components.values() if isinstance(part, nn.Module)]
     assert {one.dtype for part in networks for one in part.parameters()} == {torch.float32}
@@ -107,6 +107,6 @@ def test_a_lora_is_fused_before_the_weights_are_put_away(tiny_pipe: StableDiffus
     factors = {f"{layer}.lora_A.weight": torch.ones(2, 16), f"{layer}.lora_B.weight": torch.full((16, 2), 0.1)}
     save_file(factors, tmp_path / "lora.safetensors")
     options = ModelOptions(loras=(Lora(tmp_path / "lora.safetensors"),))
-    lean = load_source(tmp_path / "model", options, spool=Spool(tmp_path))
+    lean = load_source(tmp_path / "model", options, offload=Offload(tmp_path))
     assert model_digest(lean) == model_digest(load_full_precision(tmp_path / "model", options))
     assert model_digest(lean) != model_digest(load_full_precision(tmp_path / "model"))

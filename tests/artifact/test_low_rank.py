@@ -9,7 +9,7 @@ from diffusers import StableDiffusionPipeline
 
 import bitbrush
 from bitbrush import Quantization
-from bitbrush.network.layers import EDGE_ACTIVATION_BITS
+from bitbrush.network.layers import HIGH_PRECISION_ACTIVATION_BITS
 from bitbrush.network.low_rank import branch_layers, branch_ranks
 from bitbrush.runtime.fused_forward import FusedForward
 from bitbrush.runtime.interface import RuntimeUnavailable
@@ -52,8 +52,8 @@ def test_factors_have_16_bit_inputs_and_the_weights_bits(tiny_pipe: StableDiffus
     layers = {layer.name: layer for layer in made.outcome.layers}
     assert factors <= set(layers)
     for name in factors:
-        assert layers[name].weight.grid.bits == 4
-        assert {grid.bits for grid in layers[name].schedule.grids} == {EDGE_ACTIVATION_BITS}
+        assert layers[name].weight.qparams.bits == 4
+        assert {qparams.bits for qparams in layers[name].schedule.qparams} == {HIGH_PRECISION_ACTIVATION_BITS}
     assert {spec.name for spec in made.outcome.specs if spec.factor} == factors
     assert made.average_activation_bits == 8  # theirs are not counted
 
@@ -111,7 +111,7 @@ def test_ranges_are_found_anew_on_its_own_integers(folder: Path, tmp_path: Path)
 def test_measured_weight_bits_pay_for_the_branches(tiny_pipe: StableDiffusionPipeline) -> None:
     """With the factors, on average as many bits for each weight of the layers as without."""
     made = made_by(tiny_pipe, weight_allocation="measured")
-    counted = [spec for spec in made.outcome.specs if spec.factor or not spec.edge]
+    counted = [spec for spec in made.outcome.specs if spec.factor or not spec.high_precision]
     bits = sum(torch.Size(spec.shape).numel() * spec.weight_bits for spec in counted)
     weights = sum(torch.Size(spec.shape).numel() for spec in counted if not spec.factor)
     assert 3.9 < bits / weights <= 4
@@ -126,7 +126,7 @@ def test_split_skips_are_branched_as_well(tiny_pipe: StableDiffusionPipeline, tm
 
 def test_layers_that_are_treated_apart_have_no_branch(tiny_pipe: StableDiffusionPipeline) -> None:
     plain = branch_ranks(made_by(tiny_pipe).source.unet)
-    apart = made_by(tiny_pipe, exclude=["mid_block.resnets.*"], fine=["*.attn1.to_q"], first_token="known")
+    apart = made_by(tiny_pipe, exclude=["mid_block.resnets.*"], high_precision=["*.attn1.to_q"], first_token="known")
     ranks = branch_ranks(apart.source.unet)
     left_out = set(plain) - set(ranks)
     apart_by = {"mid_block.resnets": 0, "attn1.to_q": 0, "attn2.to_k": 0, "attn2.to_v": 0}
@@ -142,7 +142,7 @@ def test_layers_that_are_treated_apart_have_no_branch(tiny_pipe: StableDiffusion
         ({"low_rank": 0}, "low_rank is 0; it must be a whole number from 1 to 256"),
         ({"smoothing": "smoothquant"}, "low_rank is 4 and smoothing smoothquant"),
         ({"weight_allocation": "measured", "weights": 2}, "branches of rank 4 leave"),
-        ({"fine": ["*"]}, "no layer that is quantized is large enough for a branch"),
+        ({"high_precision": ["*"]}, "no layer that is quantized is large enough for a branch"),
     ],
 )
 def test_what_does_not_fit_is_refused(tiny_pipe: StableDiffusionPipeline, keys: dict[str, object], words: str) -> None:

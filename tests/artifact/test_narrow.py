@@ -12,13 +12,13 @@ from transformers import CLIPTextModel
 
 import bitbrush
 from bitbrush.artifact.narrow import narrow_files
-from bitbrush.network.held import state_readers
+from bitbrush.network.lazy_weights import state_readers
 from bitbrush.network.narrow import lossless_type, narrow_bytes
 from bitbrush.network.narrow_weight import NarrowWeight
 from bitbrush.quantization.estimate import estimate
 from bitbrush.quantization.quantize import prepare
 from bitbrush.runtime.interface import RuntimeUnavailable
-from bitbrush.session.offload import Spool
+from bitbrush.session.offload import Offload
 from bitbrush.sources.models import load_source
 from tests.artifact.pipelines import PROMPTS
 
@@ -115,7 +115,7 @@ def test_with_little_memory_other_networks_stay_narrow(tiny_pipe: StableDiffusio
 def test_an_artifact_of_a_half_precision_checkpoint(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
     """Its text encoder and VAE are as large as there, and load as the same float32 networks."""
     tiny_pipe.to(torch.float16).save_pretrained(tmp_path / "model")
-    source = load_source(tmp_path / "model", spool=Spool(tmp_path))
+    source = load_source(tmp_path / "model", offload=Offload(tmp_path))
     recipe = bitbrush.METHODS["pcr"].recipe(RECIPE)
     state = prepare(source, recipe, PROMPTS)
     folder = bitbrush.save(bitbrush.quantize(source, recipe, PROMPTS), tmp_path / "artifact", base_model="tiny")

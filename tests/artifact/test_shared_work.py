@@ -19,7 +19,7 @@ import bitbrush
 from bitbrush import Quantization
 from bitbrush.artifact.store import WEIGHTS
 from bitbrush.artifact.tensors import layer_tensors
-from bitbrush.numerics.weights import QuantizedWeight, WeightGrid
+from bitbrush.numerics.weights import QuantizedWeight, WeightQParams
 from bitbrush.rounding import reconstruction
 from bitbrush.rounding.nearest import RoundedLayer, with_weights
 from bitbrush.session.journal import Journal, work_folder
@@ -195,8 +195,8 @@ def test_learned_rounding_is_as_good_as_a_single_processs(shared: Path, single: 
 def rounded_layers(tensors: Mapping[str, Tensor]) -> dict[str, RoundedLayer]:
     layers = {}
     for name in (key.removesuffix(".weight") for key in tensors if key.endswith(".weight")):
-        grid = WeightGrid(tensors[f"{name}.weight_scale"], tensors[f"{name}.weight_zero_point"], bits=8)
-        weight = QuantizedWeight(tensors[f"{name}.weight"], grid)
+        qparams = WeightQParams(tensors[f"{name}.weight_scale"], tensors[f"{name}.weight_zero_point"], bits=8)
+        weight = QuantizedWeight(tensors[f"{name}.weight"], qparams)
         layers[name] = RoundedLayer(weight, tensors.get(f"{name}.bias"))
     return layers
 

@@ -17,7 +17,7 @@ from bitbrush.artifact.manifest import read_manifest
 from bitbrush.artifact.sizes import DenoiserSizes, checkpoint_bytes, denoiser_sizes, float32_bytes
 from bitbrush.artifact.store import save
 from bitbrush.bench.subjects import open_reference
-from bitbrush.session.offload import Spool
+from bitbrush.session.offload import Offload
 from bitbrush.sources import models
 from tests.artifact.original_layout import original_layout
 
@@ -45,9 +45,9 @@ def test_a_folders_are_its_files_whatever_they_are_loaded_as(
     loaded = bitbrush.load_full_precision(tmp_path / "model")
     assert loaded.unet.dtype == torch.float32
     assert of(tmp_path / "model", loaded) == (tmp_path / "model" / WEIGHTS).stat().st_size
-    spooled = models.load_source(tmp_path / "model", spool=Spool(tmp_path))
+    offloaded = models.load_source(tmp_path / "model", offload=Offload(tmp_path))
     assert (
-        float32_bytes(spooled.unet)
+        float32_bytes(offloaded.unet)
         == float32_bytes(loaded.unet)
         == 4 * sum(p.numel() for p in loaded.unet.parameters())
     )

@@ -13,9 +13,9 @@ from bitbrush import Quantization
 from bitbrush.artifact.store import read_layers
 from bitbrush.network.skip_inputs import split_begins
 from bitbrush.network.unet import UNET
-from bitbrush.numerics.affine import AffineGrid
+from bitbrush.numerics.affine import QParams
 from bitbrush.numerics.limits import WeightRange
-from bitbrush.numerics.weights import weight_grid
+from bitbrush.numerics.weights import weight_qparams
 from bitbrush.runtime.fused_forward import FusedForward
 from bitbrush.runtime.lowered import lowered_of
 from bitbrush.sources.identity import model_digest
@@ -59,13 +59,13 @@ def test_each_half_has_a_grid_of_its_own(tiny_pipe: StableDiffusionPipeline, met
     weight = tiny_pipe.unet.get_submodule(name).weight.detach()
     for half, own in {"hidden": weight[:, :begin], "skip": weight[:, begin:]}.items():
         layer = layers[f"{name}.{half}"]
-        expected = weight_grid(own, layer.weight.grid.bits, WeightRange.MIN_MAX)
-        assert torch.equal(layer.weight.grid.scale, expected.scale)
+        expected = weight_qparams(own, layer.weight.qparams.bits, WeightRange.MIN_MAX)
+        assert torch.equal(layer.weight.qparams.scale, expected.scale)
         low, high = min(float(x.min()) for x in seen[half]), max(float(x.max()) for x in seen[half])
-        widest = max(grid.scale for grid in layer.activations.grids)
-        assert widest == pytest.approx(AffineGrid.from_range(low, high, 8).scale, rel=0.02)
+        widest = max(qparams.scale for qparams in layer.activations.qparams)
+        assert widest == pytest.approx(QParams.from_range(low, high, 8).scale, rel=0.02)
     hidden, skip = layers[f"{name}.hidden"], layers[f"{name}.skip"]
-    assert not torch.equal(hidden.weight.grid.scale, skip.weight.grid.scale)
+    assert not torch.equal(hidden.weight.qparams.scale, skip.weight.qparams.scale)
     assert hidden.activations != skip.activations
 
 
@@ -76,7 +76,7 @@ def test_every_reader_of_a_skip_is_split(split: Quantization, tiny_pipe: StableD
     for reader in readers:
         assert reader not in names
         assert {f"{reader}.hidden", f"{reader}.skip"} <= set(names)
-    assert {len(layer.activations.grids) for layer in split.outcome.layers} == {1}
+    assert {len(layer.activations.qparams) for layer in split.outcome.layers} == {1}
     assert split.original is not None
     assert model_digest(split.original) == model_digest(tiny_pipe) != model_digest(split.source)
 
@@ -90,7 +90,7 @@ def test_learned_rounding_and_its_reuse(tiny_pipe: StableDiffusionPipeline) -> N
     again = bitbrush.quantize(tiny_pipe, recipe, PROMPTS, rounded=learned.rounded)
     for ours, theirs in zip(again.outcome.layers, learned.outcome.layers, strict=True):
         assert torch.equal(ours.weight.w_q, theirs.weight.w_q)
-        assert len(ours.activations.grids) > len(theirs.activations.grids)
+        assert len(ours.activations.qparams) > len(theirs.activations.qparams)
 
 
 def test_what_is_saved_is_loaded(split: Quantization, folder: Path) -> None:

@@ -27,7 +27,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "split skips": {"skip_inputs": "split"},
     "equivalent scaling": {"smoothing": "smoothquant"},
     "start token": {"first_token": "known"},
-    "fine layers": {"fine": ["time_embedding.*", "*.time_emb_proj"]},
+    "fine layers": {"high_precision": ["time_embedding.*", "*.time_emb_proj"]},
     "ranges at run time": {"method": "dynamic", "relax": "none", "activation_range": "min-max"},
 }
 

@@ -9,11 +9,11 @@ from torch import nn
 from bitbrush import Quantization
 from bitbrush.artifact.tensors import layer_from_tensors, layer_tensors, other_tensors
 from bitbrush.network.layers import QuantizedLayer
-from bitbrush.numerics.affine import AffineGrid
-from bitbrush.numerics.weights import QuantizedWeight, WeightGrid
+from bitbrush.numerics.affine import QParams
+from bitbrush.numerics.weights import QuantizedWeight, WeightQParams
 from bitbrush.timeline.schedule import ActivationSchedule
 
-GRIDS = st.builds(AffineGrid, st.floats(2.0**-60, 2.0**60, width=32), st.integers(0, 2**8 - 1), st.integers(8, 16))
+GRIDS = st.builds(QParams, st.floats(2.0**-60, 2.0**60, width=32), st.integers(0, 2**8 - 1), st.integers(8, 16))
 
 
 @given(
@@ -24,11 +24,11 @@ GRIDS = st.builds(AffineGrid, st.floats(2.0**-60, 2.0**60, width=32), st.integer
     seed=st.integers(0, 99),
 )
 def test_there_and_back(
-    bits: int, shape: tuple[int, ...], schedule: dict[float, AffineGrid], has_bias: bool, seed: int
+    bits: int, shape: tuple[int, ...], schedule: dict[float, QParams], has_bias: bool, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     w_q, zero_point = (torch.randint(0, 1 << bits, s, generator=generator).byte() for s in (shape, shape[:1]))
-    weight = QuantizedWeight(w_q, WeightGrid(torch.rand(shape[0], generator=generator), zero_point, bits))
+    weight = QuantizedWeight(w_q, WeightQParams(torch.rand(shape[0], generator=generator), zero_point, bits))
     bias = torch.randn(shape[0], generator=generator) if has_bias else None
     layer = QuantizedLayer("a.b", weight, bias, ActivationSchedule.of(schedule))
     tensors = layer_tensors(layer)
@@ -44,7 +44,7 @@ def test_there_and_back(
 def test_a_tensor_that_is_missing_is_named(quantization: Quantization) -> None:
     layer = quantization.outcome.layers[0]
     tensors = layer_tensors(layer)
-    shape, bits = tuple(layer.weight.w_q.shape), layer.weight.grid.bits
+    shape, bits = tuple(layer.weight.w_q.shape), layer.weight.qparams.bits
     for key in tensors.keys() - {f"{layer.name}.bias"}:
         rest = {other: tensor for other, tensor in tensors.items() if other != key}
         with pytest.raises(KeyError, match=key):

@@ -26,7 +26,7 @@ def _brief(brief_rounding: None) -> None:
 def relaxed(quantization: Quantization) -> set[float]:
     (layer,) = (layer for layer in quantization.outcome.layers if layer.name == "transformer_blocks.0.attn.to_q")
     schedule = layer.activations
-    return {t for t, grid in zip(schedule.timesteps, schedule.grids, strict=True) if grid.bits == 10}
+    return {t for t, qparams in zip(schedule.timesteps, schedule.qparams, strict=True) if qparams.bits == 10}
 
 
 @pytest.mark.parametrize(("name", "first"), [("sd3", 1000.0), ("flux-dev", 1.0)])
@@ -126,7 +126,7 @@ def test_generic_quantizes_what_is_unknown(rounding: str, tmp_path: Path) -> Non
         quantized(UNKNOWN, pipe)
     quantization = quantized(UNKNOWN, pipe, generic=True, rounding=rounding, relax="0:0.5@10")
     assert quantization.outcome.planned[0] == 1.0
-    assert not any(spec.edge or spec.excluded for spec in quantization.outcome.specs)
+    assert not any(spec.high_precision or spec.excluded for spec in quantization.outcome.specs)
     bitbrush.save(quantization, tmp_path / "artifact", base_model="aura")
     assert bitbrush.read_manifest(tmp_path / "artifact")["denoiser"]["family"] == "generic"
     assert "--generic" in (tmp_path / "artifact" / "README.md").read_text(encoding="utf-8")

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from bitbrush.calibration.probe import Candidates, guided, probe
-from bitbrush.numerics.affine import AffineGrid, fake_quantize
+from bitbrush.numerics.affine import QParams, fake_quantize
 from bitbrush.numerics.limits import WeightRange
-from bitbrush.numerics.weights import round_to_nearest, weight_grid
+from bitbrush.numerics.weights import round_to_nearest, weight_qparams
 from bitbrush.timeline.trajectory import DenoiserCall
 
 PROMPTS, GUIDANCE, PROBES = 3, 4.0, 600
@@ -17,10 +17,10 @@ class Network(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.twin, self.last = nn.Linear(6, 8), nn.Linear(6, 8, bias=False), nn.Linear(8, 4)
+        self.first, self.shallow_copy, self.last = nn.Linear(6, 8), nn.Linear(6, 8, bias=False), nn.Linear(8, 4)
 
     def forward(self, x: Tensor, timestep: Tensor) -> tuple[Tensor]:
-        return (self.last(self.first(x) + 2 * self.twin(x)),)
+        return (self.last(self.first(x) + 2 * self.shallow_copy(x)),)
 
 
 def network_and_input() -> tuple[Network, Tensor]:
@@ -46,29 +46,34 @@ def squared(difference: Tensor, importance: Tensor) -> Tensor:
 @torch.no_grad()
 def test_estimates_are_the_error_of_each_layer_and_candidate() -> None:
     network, x = network_and_input()
-    grids = [AffineGrid.from_range(-2.0, 2.0, bits) for bits in (3, 5)]
-    weight_grids = [weight_grid(network.twin.weight, bits, WeightRange.MIN_MAX) for bits in (3, 5)]
+    all_qparams = [QParams.from_range(-2.0, 2.0, bits) for bits in (3, 5)]
+    weight_grids = [weight_qparams(network.shallow_copy.weight, bits, WeightRange.MIN_MAX) for bits in (3, 5)]
     importance = torch.tensor([1.0, 10.0, 0.0])
-    found = estimated(network, x, Candidates({"first": grids, "last": grids}, {"twin": weight_grids}), importance)
+    found = estimated(
+        network, x, Candidates({"first": all_qparams, "last": all_qparams}, {"twin": weight_grids}), importance
+    )
 
-    inner = network.first(x) + 2 * network.twin(x)
-    for index, grid in enumerate(grids):
-        first = network.last(network.first(fake_quantize(x, grid)) - network.first(x)) - network.last.bias
-        last = network.last(fake_quantize(inner, grid)) - network.last(inner)
-        error = round_to_nearest(network.twin.weight, weight_grids[index]).dequantize() - network.twin.weight
-        twin = (2 * x @ error.T) @ network.last.weight.T
-        for name, difference in (("input first", first), ("input last", last), ("weight twin", twin)):
+    inner = network.first(x) + 2 * network.shallow_copy(x)
+    for index, qparams in enumerate(all_qparams):
+        first = network.last(network.first(fake_quantize(x, qparams)) - network.first(x)) - network.last.bias
+        last = network.last(fake_quantize(inner, qparams)) - network.last(inner)
+        error = (
+            round_to_nearest(network.shallow_copy.weight, weight_grids[index]).dequantize()
+            - network.shallow_copy.weight
+        )
+        shallow_copy = (2 * x @ error.T) @ network.last.weight.T
+        for name, difference in (("input first", first), ("input last", last), ("weight twin", shallow_copy)):
             torch.testing.assert_close(found[name][index], squared(difference, importance), rtol=0.25, atol=0.0)
 
 
 def test_the_network_is_left_as_it_was() -> None:
     network, x = network_and_input()
     network.last.weight.requires_grad_(False)
-    grids = Candidates({"first": [AffineGrid.from_range(-1, 1, 4)]}, {})
+    all_qparams = Candidates({"first": [QParams.from_range(-1, 1, 4)]}, {})
     probe(
         network,
         DenoiserCall((x, torch.tensor(1.0)), {}, 1.0, (1.0,)),
-        grids,
+        all_qparams,
         torch.ones(PROMPTS),
         GUIDANCE,
         torch.Generator().manual_seed(0),

@@ -21,9 +21,9 @@ from bitbrush.calibration.observe import (
 from bitbrush.calibration.one_pass import one_shot_schedules, static_schedules
 from bitbrush.calibration.progressive import calibrate_progressively
 from bitbrush.calibration.relaxing import Relaxation
-from bitbrush.network.layers import EDGE_ACTIVATION_BITS, LayerSpec, layer_specs, set_weight
+from bitbrush.network.layers import HIGH_PRECISION_ACTIVATION_BITS, LayerSpec, layer_specs, set_weight
 from bitbrush.network.unet import UNET
-from bitbrush.numerics.affine import AffineGrid, fake_quantize
+from bitbrush.numerics.affine import QParams, fake_quantize
 from bitbrush.numerics.histogram import NonFiniteError
 from bitbrush.numerics.limits import RangeEstimator, WeightRange
 from bitbrush.rounding.nearest import round_all_to_nearest
@@ -82,7 +82,7 @@ class Restarted:
     def __init__(self, pipe: StableDiffusionPipeline, denoiser: nn.Module, names: Sequence[str]) -> None:
         self.pipe = copy.copy(pipe)
         self.pipe.unet = copy.deepcopy(denoiser)
-        self.grids: list[dict[str, AffineGrid]] = []
+        self.qparams: list[dict[str, QParams]] = []
         self.seen: dict[float, dict[str, tuple[float, float]]] = defaultdict(dict)
         self.index, self.until, self.timestep = -1, 0, 0.0
         self.pipe.unet.register_forward_pre_hook(self._begin)
@@ -94,14 +94,14 @@ class Restarted:
 
     def _watch(self, name: str, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if self.index < self.until:
-            return (fake_quantize(args[0], self.grids[self.index][name]), *args[1:])
+            return (fake_quantize(args[0], self.qparams[self.index][name]), *args[1:])
         if self.index == self.until:
             low, high = self.seen[self.timestep].get(name, (0.0, 0.0))
             x = args[0]
             self.seen[self.timestep][name] = (min(low, float(x.min())), max(high, float(x.max())))
         return None
 
-    def run(self, planned: Sequence[float], bits: Callable[[str, int], int]) -> list[dict[str, AffineGrid]]:
+    def run(self, planned: Sequence[float], bits: Callable[[str, int], int]) -> list[dict[str, QParams]]:
         for self.until, timestep in enumerate(planned):
             for batch in prompt_batches(PROMPTS, 0, 2):
                 self.index = -1
@@ -112,10 +112,10 @@ class Restarted:
                     output_type="latent",
                 )
             place = sorted(set(planned), reverse=True).index(timestep)
-            self.grids.append(
-                {n: AffineGrid.from_range(*seen, bits(n, place)) for n, seen in self.seen[timestep].items()}
+            self.qparams.append(
+                {n: QParams.from_range(*seen, bits(n, place)) for n, seen in self.seen[timestep].items()}
             )
-        return self.grids
+        return self.qparams
 
 
 @pytest.mark.parametrize("scheduler", ["DDIMScheduler", "PNDMScheduler"])
@@ -129,14 +129,16 @@ def test_each_step_is_calibrated_on_what_the_quantized_steps_produced(
     schedules = progressively(tiny_pipe, what, denoiser=denoiser)
 
     plainly = Restarted(tiny_pipe, denoiser, list(schedules))
-    edges = UNET.edge_layers(tiny_pipe.unet)
-    grids = plainly.run(planned, lambda name, place: EDGE_ACTIVATION_BITS if name in edges else 7 if place >= 2 else 5)
+    edges = UNET.high_precision_layers(tiny_pipe.unet)
+    all_qparams = plainly.run(
+        planned, lambda name, place: HIGH_PRECISION_ACTIVATION_BITS if name in edges else 7 if place >= 2 else 5
+    )
     # Of a timestep that is visited twice the last grid counts, which has seen both visits.
-    expected = dict(zip(planned, grids, strict=True))
+    expected = dict(zip(planned, all_qparams, strict=True))
     assert schedules == {n: ActivationSchedule.of({t: g[n] for t, g in expected.items()}) for n in schedules}
 
     one_shot = one_shot_schedules(what, observed(tiny_pipe, what))
-    later = [n for n in schedules if schedules[n].grids[1:] != one_shot[n].grids[1:]]
+    later = [n for n in schedules if schedules[n].qparams[1:] != one_shot[n].qparams[1:]]
     assert len(later) > 0.8 * len(schedules)  # all but text and time; else the comparison would have shown nothing
 
 
@@ -174,7 +176,7 @@ def test_every_timestep_of_the_plan_has_a_grid(tiny_pipe: StableDiffusionPipelin
         assert set(schedules) == {spec.name for spec in what.specs if not spec.name.endswith("conv_shortcut")}
         for schedule in schedules.values():
             assert schedule.timesteps == tuple(sorted(set(planned), reverse=True))
-        assert len(set(progressive["conv_out"].grids)) == len(set(planned))
+        assert len(set(progressive["conv_out"].qparams)) == len(set(planned))
 
 
 def test_pndm_repeated_timestep_shares_a_grid_that_covers_both_visits(tiny_pipe: StableDiffusionPipeline) -> None:
@@ -190,7 +192,7 @@ def test_pndm_repeated_timestep_shares_a_grid_that_covers_both_visits(tiny_pipe:
     assert twice == [schedule.timesteps[1]]
     lows, highs = ([visit[i] for visit in watched if visit[0] == twice[0]] for i in (1, 2))
     assert len(set(lows)) == len(lows) == 4
-    assert schedule.at(twice[0]) == AffineGrid.from_range(min(lows), max(highs), 16)
+    assert schedule.at(twice[0]) == QParams.from_range(min(lows), max(highs), 16)
 
 
 def test_with_very_many_bits_progressive_is_one_shot(tiny_pipe: StableDiffusionPipeline) -> None:
@@ -198,11 +200,11 @@ def test_with_very_many_bits_progressive_is_one_shot(tiny_pipe: StableDiffusionP
         what = calibration(tiny_pipe, bits)
         progressive = progressively(tiny_pipe, what)
         one_shot = one_shot_schedules(what, observed(tiny_pipe, what))
-        assert all(progressive[name].grids[0] == one_shot[name].grids[0] for name in one_shot)
+        assert all(progressive[name].qparams[0] == one_shot[name].qparams[0] for name in one_shot)
         return max(
             abs(a.scale / b.scale - 1)
             for name, schedule in one_shot.items()
-            for a, b in zip(progressive[name].grids, schedule.grids, strict=True)
+            for a, b in zip(progressive[name].qparams, schedule.qparams, strict=True)
         )
 
     assert furthest(16) < 0.002
@@ -214,10 +216,10 @@ def test_relaxed_steps_have_exactly_the_relaxed_bits(tiny_pipe: StableDiffusionP
     for normal, relaxed in [(8, 9), (10, 12)]:
         what = calibration(tiny_pipe, normal, Relaxation(0.6, 1.0, relaxed))
         for name, schedule in progressively(tiny_pipe, what, plan=plan, batch_size=4).items():
-            bits = [grid.bits for grid in schedule.grids]
+            bits = [qparams.bits for qparams in schedule.qparams]
             expected = [normal] * 3 + [relaxed] * 2
-            if name in UNET.edge_layers(tiny_pipe.unet):
-                expected = [EDGE_ACTIVATION_BITS for _ in expected]
+            if name in UNET.high_precision_layers(tiny_pipe.unet):
+                expected = [HIGH_PRECISION_ACTIVATION_BITS for _ in expected]
                 assert min(bits) >= 10
             assert bits == expected
 
@@ -227,8 +229,8 @@ def test_a_static_schedule_covers_all_that_was_seen(tiny_pipe: StableDiffusionPi
     observations = observed(tiny_pipe, what)
     for name, schedule in static_schedules(what, observations).items():
         seen = [observer.histograms[name] for observer in observations.values()]
-        bits = EDGE_ACTIVATION_BITS if name in UNET.edge_layers(tiny_pipe.unet) else 6
-        whole = AffineGrid.from_range(min(h.low for h in seen), max(h.high for h in seen), bits)
+        bits = HIGH_PRECISION_ACTIVATION_BITS if name in UNET.high_precision_layers(tiny_pipe.unet) else 6
+        whole = QParams.from_range(min(h.low for h in seen), max(h.high for h in seen), bits)
         assert schedule == ActivationSchedule.static(whole)
 
 
@@ -242,7 +244,7 @@ def test_ranges_do_not_depend_on_how_prompts_are_batched(tiny_pipe: StableDiffus
     # Progressively, float noise moves values over rounding boundaries: by a 16-bit step, not more.
     for singly, together, tolerance in zip(both(1), both(4), (1e-4, 2e-3), strict=True):
         for name, schedule in together.items():
-            for a, b in zip(singly[name].grids, schedule.grids, strict=True):
+            for a, b in zip(singly[name].qparams, schedule.qparams, strict=True):
                 assert a.scale == pytest.approx(b.scale, rel=tolerance)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bitbrush.calibration.observe import quantized_inputs
 from bitbrush.calibration.probe import guided
 from bitbrush.calibration.step_sizes import LARGEST, LEARNING_CALLS, StepSizeLearner, of_first_prompts, scaled
-from bitbrush.numerics.affine import AffineGrid, fake_quantize, quantize_straight_through
+from bitbrush.numerics.affine import QParams, fake_quantize, quantize_straight_through
 from bitbrush.session.ranks import ALONE, Ranks
 from bitbrush.session.session import Session
 from bitbrush.timeline.trajectory import DenoiserCall
@@ -19,15 +19,17 @@ GUIDANCE = 7.5
 
 
 def test_straight_through_is_what_is_computed_later() -> None:
-    x, grid = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)), AffineGrid.from_range(-1.5, 2.0, 4)
-    torch.testing.assert_close(quantize_straight_through(x, torch.tensor(grid.scale), grid), fake_quantize(x, grid))
+    x, qparams = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)), QParams.from_range(-1.5, 2.0, 4)
+    torch.testing.assert_close(
+        quantize_straight_through(x, torch.tensor(qparams.scale), qparams), fake_quantize(x, qparams)
+    )
 
 
 def test_gradients_are_those_of_lsq() -> None:
-    grid = AffineGrid(0.5, 4, 4)  # from -2 to 5.5
+    qparams = QParams(0.5, 4, 4)  # from -2 to 5.5
     x = torch.tensor([-9.0, -1.1, 0.3, 2.74, 8.0], requires_grad=True)
-    scale = torch.tensor(grid.scale, requires_grad=True)
-    rows = [torch.autograd.grad(y, [x, scale], retain_graph=True) for y in quantize_straight_through(x, scale, grid)]
+    scale = torch.tensor(qparams.scale, requires_grad=True)
+    rows = [torch.autograd.grad(y, [x, scale], retain_graph=True) for y in quantize_straight_through(x, scale, qparams)]
     assert [float(of_x[i]) for i, (of_x, _) in enumerate(rows)] == [0, 1, 1, 1, 0]
     expected = [-4.0, -2 + 2.2, 1 - 0.6, 5 - 5.48, 11.0]
     torch.testing.assert_close(torch.stack([of_scale for _, of_scale in rows]), torch.tensor(expected))
@@ -53,16 +55,16 @@ def call(prompts: int, seed: int) -> DenoiserCall:
 
 
 CALLS = [call(8, seed) for seed in range(20)]
-GRIDS = {"first": AffineGrid.from_range(-4.0, 4.0, 3), "second": AffineGrid.from_range(-1.0, 8.0, 3)}
+GRIDS = {"first": QParams.from_range(-4.0, 4.0, 3), "second": QParams.from_range(-1.0, 8.0, 3)}
 
 
-def error(denoiser: nn.Module, grids: dict[str, AffineGrid]) -> float:
+def error(denoiser: nn.Module, all_qparams: dict[str, QParams]) -> float:
     """Of guided outputs, on calls that nothing was learned on."""
     found = 0.0
     for seed in range(100, 110):
         one = call(8, seed)
         exact = one.run(denoiser)[0]
-        with quantized_inputs(denoiser, tuple(grids), grids.get):
+        with quantized_inputs(denoiser, tuple(all_qparams), all_qparams.get):
             found += float((guided(one.run(denoiser)[0] - exact, 8, GUIDANCE)).square().sum())
     return found
 
@@ -73,20 +75,20 @@ def learner(denoiser: nn.Module, *layers: str, ranks: Ranks = ALONE) -> StepSize
 
 def test_learned_grids_leave_less_error_on_other_calls() -> None:
     denoiser = Denoiser()
-    grids = learner(denoiser, "first", "second").learned(denoiser, CALLS, GRIDS)
-    assert error(denoiser, grids) < 0.7 * error(denoiser, dict(GRIDS))
-    assert all(grids[name].zero_point == GRIDS[name].zero_point for name in GRIDS)
-    assert all(grids[name].bits == GRIDS[name].bits for name in GRIDS)
+    all_qparams = learner(denoiser, "first", "second").learned(denoiser, CALLS, GRIDS)
+    assert error(denoiser, all_qparams) < 0.7 * error(denoiser, dict(GRIDS))
+    assert all(all_qparams[name].zero_point == GRIDS[name].zero_point for name in GRIDS)
+    assert all(all_qparams[name].bits == GRIDS[name].bits for name in GRIDS)
     assert all(not parameter.grad for parameter in denoiser.parameters())
     assert not denoiser.first._forward_pre_hooks
 
 
 def test_only_the_named_layers_learn_and_no_step_size_runs_away() -> None:
     denoiser = Denoiser()
-    grids = learner(denoiser, "second").learned(denoiser, 3 * CALLS, GRIDS)
-    assert grids["first"] == GRIDS["first"]
-    assert grids["second"] != GRIDS["second"]
-    assert abs(math.log(grids["second"].scale / GRIDS["second"].scale)) <= LARGEST + 1e-6
+    all_qparams = learner(denoiser, "second").learned(denoiser, 3 * CALLS, GRIDS)
+    assert all_qparams["first"] == GRIDS["first"]
+    assert all_qparams["second"] != GRIDS["second"]
+    assert abs(math.log(all_qparams["second"].scale / GRIDS["second"].scale)) <= LARGEST + 1e-6
 
 
 def test_a_network_without_errors_changes_nothing_much() -> None:
@@ -107,7 +109,7 @@ def test_calls_are_those_that_are_told() -> None:
 def test_processes_agree_on_what_the_first_learned() -> None:
     fresh = Denoiser()
 
-    def work(ranks: Ranks) -> dict[str, AffineGrid]:
+    def work(ranks: Ranks) -> dict[str, QParams]:
         denoiser = copy.deepcopy(fresh)
         own = [call(8, ranks.rank)]
         return learner(denoiser, "first", "second", ranks=ranks).learned(denoiser, own, GRIDS)
@@ -131,4 +133,4 @@ def test_rows_of_the_first_prompts_are_taken_of_both_halves() -> None:
 
 
 def test_a_scaled_grid_has_the_same_integers() -> None:
-    assert scaled(AffineGrid(0.5, 3, 4), 1.25) == AffineGrid(0.625, 3, 4)
+    assert scaled(QParams(0.5, 3, 4), 1.25) == QParams(0.625, 3, 4)

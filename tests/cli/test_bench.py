@@ -19,7 +19,7 @@ import bitbrush
 from bitbrush.bench.generation import generate_batch
 from bitbrush.bench.subjects import named_candidates
 from bitbrush.network.layers import QuantizedLayer
-from bitbrush.numerics.affine import AffineGrid
+from bitbrush.numerics.affine import QParams
 from tests.recorded_progress import RecordedProgress
 
 SMALL = ("--clip", "emoji-clip", "--num-images", 3, "--batch-size", 2, "--latents", 2)
@@ -217,9 +217,9 @@ def test_a_candidate_with_one_broken_step_is_clearly_worse(
     bench: Callable[..., dict[str, Any]], damaged: Callable[[Damage], tuple[Path, Path]], many: Path
 ) -> None:
     def third_step(layer: QuantizedLayer) -> QuantizedLayer:
-        grids = list(layer.activations.grids)
-        grids[2] = AffineGrid(grids[2].scale * 3e4, 0, grids[2].bits)
-        return replace(layer, activations=replace(layer.activations, grids=tuple(grids)))
+        all_qparams = list(layer.activations.qparams)
+        all_qparams[2] = QParams(all_qparams[2].scale * 3e4, 0, all_qparams[2].bits)
+        return replace(layer, activations=replace(layer.activations, qparams=tuple(all_qparams)))
 
     whole, broken = bench(*damaged(third_step), *MANY, texts=many)["candidates"]
     assert not any("alike" in reason for reason in whole["verdict"]["reasons"])

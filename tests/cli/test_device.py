@@ -18,7 +18,7 @@ def test_quantizes_and_recalibrates_on_a_card(
     run: Callable[..., Result], model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, again = tmp_path / "made", tmp_path / "again"
-    monkeypatch.setattr("bitbrush.quantization.estimate.available_on_card", lambda _: 1 << 40)
+    monkeypatch.setattr("bitbrush.quantization.estimate.available_on_gpu", lambda _: 1 << 40)
     with fake_card(monkeypatch) as card:
         monkeypatch.setattr("bitbrush.session.machine.find_device", lambda _: card)
         done = run("quantize", model, "-o", made, "--prompts", prompts, "--device", "cuda", *FAST)
@@ -48,7 +48,7 @@ def test_a_card_that_is_full_is_told_of_before_and_then(
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total of 8.00 GiB.")
 
-    monkeypatch.setattr("bitbrush.quantization.estimate.available_on_card", lambda _: 0)
+    monkeypatch.setattr("bitbrush.quantization.estimate.available_on_gpu", lambda _: 0)
     monkeypatch.setattr("bitbrush.quantization.quantize.run", full)
     with fake_card(monkeypatch) as card:
         monkeypatch.setattr("bitbrush.session.machine.find_device", lambda _: card)
@@ -63,7 +63,7 @@ def test_a_card_that_is_full_is_told_of_before_and_then(
 def test_a_card_that_is_not_used_is_pointed_out(
     run: Callable[..., Result], model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bitbrush.runtime.cuda.package.has_card", lambda: True)
+    monkeypatch.setattr("bitbrush.runtime.cuda.package.has_gpu", lambda: True)
     done = run("quantize", model, "-o", tmp_path / "new", "--prompts", prompts, "--dry-run", *FAST)
     assert done.exit_code == 0
     assert "--device cuda computes on it" in done.stderr

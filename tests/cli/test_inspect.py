@@ -38,9 +38,9 @@ def test_a_layers_range(run: Callable[..., Result], artifact: Path, tmp_path: Pa
     assert LAYER in result.stdout
     assert "━" in result.stdout
     assert plot.read_text(encoding="utf-8").startswith("<svg")
-    grids = json.loads(run("inspect", artifact, "--layer", LAYER, "--json").stdout)["grids"]
-    assert [grid["timestep"] for grid in grids] == [501.0, 1.0]
-    assert all(grid["low"] <= 0 <= grid["high"] and grid["bits"] == 8 for grid in grids)
+    all_qparams = json.loads(run("inspect", artifact, "--layer", LAYER, "--json").stdout)["grids"]
+    assert [qparams["timestep"] for qparams in all_qparams] == [501.0, 1.0]
+    assert all(qparams["low"] <= 0 <= qparams["high"] and qparams["bits"] == 8 for qparams in all_qparams)
 
 
 def test_bits_of_all_layers_are_plotted(run: Callable[..., Result], artifact: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bitbrush.cli.qparams import _print as print_cells
 from rich.cells import cell_len
 from typer.testing import CliRunner
 
@@ -25,7 +26,6 @@ from bitbrush.cli.bench import _print as print_benchmark
 from bitbrush.cli.compare import _print as print_comparison
 from bitbrush.cli.console import note, reporting_errors, say, say_unbroken, show, table, warn
 from bitbrush.cli.encoding import spelled
-from bitbrush.cli.grid import _print as print_cells
 from bitbrush.cli.inspect import inspect
 from bitbrush.cli.quantize import print_summary
 from bitbrush.cli.sensitivity import _write as write_sensitivity

@@ -13,7 +13,7 @@ from bitbrush.calibration import sensitivity
 from bitbrush.calibration.relaxing import MeasuredRelaxation
 from bitbrush.methods import METHODS
 from bitbrush.methods.recipe import Recipe
-from bitbrush.network.layers import EDGE_ACTIVATION_BITS, EDGE_WEIGHT_BITS
+from bitbrush.network.layers import HIGH_PRECISION_ACTIVATION_BITS, HIGH_PRECISION_WEIGHT_BITS
 
 PROMPTS = ("a red cat", "two blue dogs on the left")
 KEYS = {"steps": 3, "num_prompts": 2, "rounding": "nearest", "relax": "auto:6.5", "weight_allocation": "measured"}
@@ -30,31 +30,33 @@ def recipe(method: str = "pcr", **keys: Any) -> Recipe:
 
 
 def weight_bits(made: Quantization) -> dict[str, int]:
-    return {layer.name: layer.weight.grid.bits for layer in made.outcome.layers}
+    return {layer.name: layer.weight.qparams.bits for layer in made.outcome.layers}
 
 
-def edges(made: Quantization) -> set[str]:
-    return {spec.name for spec in made.outcome.specs if spec.edge}
+def high_precision_names(made: Quantization) -> set[str]:
+    return {spec.name for spec in made.outcome.specs if spec.high_precision}
 
 
 def test_averages_are_kept_and_layers_differ(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
     made = bitbrush.quantize(tiny_pipe, recipe(), PROMPTS)
-    edge, layers = edges(made), {layer.name: layer for layer in made.outcome.layers}
-    inner = [layer for name, layer in layers.items() if name not in edge]
+    high_precision, layers = high_precision_names(made), {layer.name: layer for layer in made.outcome.layers}
+    inner = [layer for name, layer in layers.items() if name not in high_precision]
     sizes = torch.tensor([float(layer.weight.w_q.numel()) for layer in inner])
-    bits = torch.tensor([float(layer.weight.grid.bits) for layer in inner])
+    bits = torch.tensor([float(layer.weight.qparams.bits) for layer in inner])
     assert 3.8 < float((bits * sizes).sum() / sizes.sum()) <= 4
     assert len(set(bits.tolist())) > 2
     assert 6.4 < made.average_activation_bits <= 6.5
-    chosen = {grid.bits for layer in inner for grid in layer.activations.grids}
+    chosen = {qparams.bits for layer in inner for qparams in layer.activations.qparams}
     assert chosen <= {4, 6, 8, 10, 16}
     assert len(chosen) > 2
     timesteps = made.outcome.planned
     assert timesteps[1] == timesteps[2]  # PNDM's first; its calls lie in both halves, its bits are those of the first
     assert all(layer.activations.at(timesteps[1]).bits == layer.activations.at(timesteps[0]).bits for layer in inner)
     assert any(layer.activations.at(timesteps[3]).bits != layer.activations.at(timesteps[0]).bits for layer in inner)
-    assert {layers[name].weight.grid.bits for name in edge} == {EDGE_WEIGHT_BITS}
-    assert {grid.bits for name in edge for grid in layers[name].activations.grids} == {EDGE_ACTIVATION_BITS}
+    assert {layers[name].weight.qparams.bits for name in high_precision} == {HIGH_PRECISION_WEIGHT_BITS}
+    assert {qparams.bits for name in high_precision for qparams in layers[name].activations.qparams} == {
+        HIGH_PRECISION_ACTIVATION_BITS
+    }
 
     saved = bitbrush.save(made, tmp_path / "a", base_model="someone/tiny")
     manifest = bitbrush.read_manifest(saved)

@@ -32,9 +32,9 @@ def folder(made: Quantization, tmp_path_factory: pytest.TempPathFactory) -> Path
 def test_nothing_is_calibrated(made: Quantization) -> None:
     assert list(made.costs) == ["rounding"]
     bits = {layer.name: layer.activations for layer in made.outcome.layers}
-    edges = {spec.name for spec in made.outcome.specs if spec.edge}
-    assert edges
-    assert all(bits[name] == DynamicRanges(16 if name in edges else 8) for name in bits)
+    high_precision_names = {spec.name for spec in made.outcome.specs if spec.high_precision}
+    assert high_precision_names
+    assert all(bits[name] == DynamicRanges(16 if name in high_precision_names else 8) for name in bits)
     assert made.average_activation_bits == 8
 
 

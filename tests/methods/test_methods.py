@@ -87,7 +87,11 @@ def test_schedules_are_those_of_the_method(tiny_pipe: StableDiffusionPipeline) -
     timesteps = {name: {layer.activations.timesteps for layer in o.layers} for name, o in outcomes.items()}
     assert timesteps == {"pcr": {distinct}, "one-shot": {distinct}, "rtn": {(0.0,)}}
     bits = {
-        name: {tuple(grid.bits for grid in layer.activations.grids) for layer in o.layers if "conv_" not in layer.name}
+        name: {
+            tuple(qparams.bits for qparams in layer.activations.qparams)
+            for layer in o.layers
+            if "conv_" not in layer.name
+        }
         for name, o in outcomes.items()
     }
     assert bits == {"pcr": {(8, 8, 10)}, "one-shot": {(9, 8, 8)}, "rtn": {(8,)}}
@@ -152,9 +156,9 @@ def test_ptq4dm_ranges_are_those_of_its_draws(tiny_pipe: StableDiffusionPipeline
     static, stepwise = ({layer.name: layer.activations for layer in made[name].layers} for name in made)
     assert {len(schedule.timesteps) for schedule in static.values()} == {1}
     spans = [
-        (static[name].grids[0].scale, [grid.scale for grid in stepwise[name].grids])
+        (static[name].qparams[0].scale, [qparams.scale for qparams in stepwise[name].qparams])
         for name in static
-        if len({grid.scale for grid in stepwise[name].grids}) > 1
+        if len({qparams.scale for qparams in stepwise[name].qparams}) > 1
     ]
     assert spans
     within = [min(steps) * 0.9 <= scale <= max(steps) * 1.1 for scale, steps in spans]

@@ -6,7 +6,7 @@ from torch import nn
 
 from bitbrush.network.first_token import FirstToken, answer_first_token, start_token_ratio
 from bitbrush.network.inputs import InputObserver, fake_quantize_input
-from bitbrush.numerics.affine import AffineGrid
+from bitbrush.numerics.affine import QParams
 
 START = torch.tensor([800.0, -3.0, 2.0])
 
@@ -39,7 +39,7 @@ def test_known_rows_are_full_precisions_and_the_others_the_layers_own() -> None:
 def test_inputs_are_looked_at_before_they_are_quantized() -> None:
     full, poor = layers()
     x = texts()
-    fake_quantize_input(poor, lambda: AffineGrid.from_range(-3, 3, 8))  # the start token is clipped
+    fake_quantize_input(poor, lambda: QParams.from_range(-3, 3, 8))  # the start token is clipped
     answer_first_token(poor, FirstToken.of(full, x))
     assert torch.allclose(poor(x)[:, 0], full(x)[:, 0])
 

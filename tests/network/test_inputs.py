@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from bitbrush.network import inputs
 from bitbrush.network.inputs import InputObserver, fake_quantize_input
-from bitbrush.numerics.affine import AffineGrid, fake_quantize
+from bitbrush.numerics.affine import QParams, fake_quantize
 from bitbrush.numerics.histogram import Histogram, NonFiniteError
 
-GRID = AffineGrid(0.1, 3, 4)
+GRID = QParams(0.1, 3, 4)
 
 
 class Attention(nn.Module):
@@ -116,9 +116,9 @@ def test_with_a_grid_the_layer_sees_integers(seed: int) -> None:
 
 
 def test_the_grid_is_asked_for_at_every_call() -> None:
-    grids = iter([GRID, None, AffineGrid(0.5, 0, 2)])
+    all_qparams = iter([GRID, None, QParams(0.5, 0, 2)])
     layer = nn.Identity()
-    fake_quantize_input(layer, lambda: next(grids))
+    fake_quantize_input(layer, lambda: next(all_qparams))
     x = torch.tensor([0.72, -0.31, 9.0])
     assert [layer(x).tolist() for _ in range(3)] == [
         fake_quantize(x, GRID).tolist(),

@@ -29,11 +29,11 @@ def test_every_conv_and_linear_exactly_once(tiny_pipe: StableDiffusionPipeline) 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_edges_have_8_bit_weights(tiny_pipe: StableDiffusionPipeline, bits: int) -> None:
     specs = layer_specs(tiny_pipe.unet, UNET, weight_bits=bits)
-    assert [spec.name for spec in specs if spec.edge] == sorted(
-        UNET.edge_layers(tiny_pipe.unet), key=[spec.name for spec in specs].index
+    assert [spec.name for spec in specs if spec.high_precision] == sorted(
+        UNET.high_precision_layers(tiny_pipe.unet), key=[spec.name for spec in specs].index
     )
-    assert {spec.weight_bits for spec in specs if spec.edge} == {8}
-    assert {spec.weight_bits for spec in specs if not spec.edge} == {bits}
+    assert {spec.weight_bits for spec in specs if spec.high_precision} == {8}
+    assert {spec.weight_bits for spec in specs if not spec.high_precision} == {bits}
 
 
 def test_excluded_layers_stay_listed_with_the_reason(tiny_pipe: StableDiffusionPipeline) -> None:
@@ -48,15 +48,17 @@ def test_excluded_layers_stay_listed_with_the_reason(tiny_pipe: StableDiffusionP
 @pytest.mark.parametrize("bits", [2, 4])
 def test_fine_layers_are_treated_as_edges(tiny_pipe: StableDiffusionPipeline, bits: int) -> None:
     plain = layer_specs(tiny_pipe.unet, UNET, weight_bits=bits)
-    specs = layer_specs(tiny_pipe.unet, UNET, weight_bits=bits, fine=("*.time_emb_proj", "conv_in"))
+    specs = layer_specs(tiny_pipe.unet, UNET, weight_bits=bits, high_precision=("*.time_emb_proj", "conv_in"))
     changed = [b.name for a, b in zip(plain, specs, strict=True) if a != b]
     assert changed == [spec.name for spec in specs if spec.name.endswith(".time_emb_proj")]
     assert len(changed) > 2
-    assert all(spec.edge and spec.weight_bits == 8 for spec in specs if spec.name in changed)
+    assert all(spec.high_precision and spec.weight_bits == 8 for spec in specs if spec.name in changed)
 
 
 def test_a_layer_that_is_excluded_and_fine_is_excluded(tiny_pipe: StableDiffusionPipeline) -> None:
-    specs = layer_specs(tiny_pipe.unet, UNET, weight_bits=4, exclude=("*.time_emb_proj",), fine=("*.time_emb_proj",))
+    specs = layer_specs(
+        tiny_pipe.unet, UNET, weight_bits=4, exclude=("*.time_emb_proj",), high_precision=("*.time_emb_proj",)
+    )
     assert all(spec.excluded for spec in specs if spec.name.endswith(".time_emb_proj"))
 
 
@@ -64,7 +66,7 @@ def test_a_pattern_that_matches_nothing_is_refused(tiny_pipe: StableDiffusionPip
     with pytest.raises(ValueError, match=r"exclude pattern '\*\.attn3\.\*' matches none of the \d+ layers"):
         layer_specs(tiny_pipe.unet, UNET, weight_bits=4, exclude=("conv_in", "*.attn3.*"))
     with pytest.raises(ValueError, match=r"fine pattern 'conv' matches none"):
-        layer_specs(tiny_pipe.unet, UNET, weight_bits=4, fine=("conv",))
+        layer_specs(tiny_pipe.unet, UNET, weight_bits=4, high_precision=("conv",))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -7,20 +7,20 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import nn
 
-from bitbrush.network.held import HeldWeight, hold
+from bitbrush.network.lazy_weights import LazyWeight, set_lazy_weight
 from bitbrush.network.low_rank import (
     LARGEST_SHARE,
     BranchedLayer,
     branch_,
     branch_layers,
     branch_ranks,
+    consumer_of,
     factor_bits,
     factors,
     rank_of,
-    reader_of,
     set_factors,
 )
-from bitbrush.numerics.affine import AffineGrid, fake_quantize
+from bitbrush.numerics.affine import QParams, fake_quantize
 
 
 def layers() -> list[nn.Conv2d | nn.Linear]:
@@ -35,7 +35,7 @@ def layers() -> list[nn.Conv2d | nn.Linear]:
 
 def branched(layer: nn.Conv2d | nn.Linear, rank: int, bits: int = 4) -> BranchedLayer:
     parent = nn.Sequential(copy.deepcopy(layer))
-    read = reader_of(layer)
+    read = consumer_of(layer)
     branch_(parent, {"0": rank})
     made = parent[0]
     set_factors(made, read, factors(layer.weight, rank, bits))
@@ -57,7 +57,7 @@ def test_factors_are_integers_near_the_best_approximation() -> None:
     best = float((0.7 ** (2 * torch.arange(rank, 48.0))).sum())
     for bits, most in ((8, 1.02), (4, 2.0)):
         found = factors(weight, rank, bits)
-        assert found.up.grid.bits == found.down.grid.bits == bits
+        assert found.up.qparams.bits == found.down.qparams.bits == bits
         assert int(found.up.w_q.max()) < 1 << bits
         left_over = (weight - found.up.dequantize() @ found.down.dequantize()).square().sum()
         assert best <= float(left_over) < most * best
@@ -75,7 +75,7 @@ def test_factors_do_not_hang_on_where_the_weight_lies() -> None:
             for part in ("up", "down"):
                 own, wanted = getattr(factors(elsewhere, 4, 4), part), getattr(expected, part)
                 assert torch.equal(own.w_q, wanted.w_q)
-                assert torch.equal(own.grid.scale, wanted.grid.scale)
+                assert torch.equal(own.qparams.scale, wanted.qparams.scale)
 
 
 def test_the_random_numbers_of_others_stay() -> None:
@@ -93,11 +93,11 @@ def test_errors_of_the_input_reach_the_output_through_what_is_left_over() -> Non
     u, v = (torch.linalg.qr(torch.randn(64, 64, generator=generator))[0] for _ in range(2))
     layer.weight.data = u @ torch.diag(torch.cat([torch.full((8,), 3**0.5 * 7**0.5), torch.ones(56)])) @ v
     made = branched(layer, 8)
-    x, grid = torch.randn(4096, 64, generator=generator), AffineGrid.from_range(-4.0, 4.0, 4)
+    x, qparams = torch.randn(4096, 64, generator=generator), QParams.from_range(-4.0, 4.0, 4)
     with torch.no_grad():
         exact = layer(x)
-        plain = (layer(fake_quantize(x, grid)) - exact).square().mean()
-        beside = (made.residual(fake_quantize(x, grid)) + made.up(made.down(x)) - exact).square().mean()
+        plain = (layer(fake_quantize(x, qparams)) - exact).square().mean()
+        beside = (made.residual(fake_quantize(x, qparams)) + made.up(made.down(x)) - exact).square().mean()
     assert float(beside / plain) == pytest.approx(0.25, rel=0.15)
 
 
@@ -120,7 +120,7 @@ def test_names_and_ranks_rebuild_it(tiny_pipe: StableDiffusionPipeline) -> None:
 def test_weights_that_are_held_elsewhere_stay_there() -> None:
     layer = nn.Linear(32, 32)
     weight, reads = layer.weight.detach(), []
-    hold(layer, HeldWeight(lambda: reads.append(1) or weight.clone()))  # type: ignore[func-returns-value]
+    set_lazy_weight(layer, LazyWeight(lambda: reads.append(1) or weight.clone()))  # type: ignore[func-returns-value]
     made = branched(layer, 2)
     before = len(reads)
     assert made.residual._parameters["weight"] is None

@@ -8,8 +8,8 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
 from bitbrush.network.families import family_of
-from bitbrush.network.held import HeldWeight, hold, twin
 from bitbrush.network.layers import layer_specs
+from bitbrush.network.lazy_weights import LazyWeight, set_lazy_weight, shallow_copy
 from bitbrush.network.skip_inputs import SplitConv2d, split_, split_begins, with_split_skips
 from bitbrush.network.unet import UNET
 from tests.artifact.pipelines import CASES, REFINER, SD1, SDXL, pipeline
@@ -88,12 +88,12 @@ def test_halves_are_the_weight_cut_in_two(tiny_pipe: StableDiffusionPipeline) ->
 
 
 def test_weights_that_are_held_elsewhere_stay_there(tiny_pipe: StableDiffusionPipeline) -> None:
-    whole = twin(tiny_pipe.unet)
+    whole = shallow_copy(tiny_pipe.unet)
     expected, reads = with_split_skips(whole, UNET), []
     for name in UNET.skip_readers(whole):
         conv = whole.get_submodule(name)
         weight = conv.weight.detach()
-        hold(conv, HeldWeight(lambda weight=weight: reads.append(1) or weight.clone()))  # type: ignore[func-returns-value]
+        set_lazy_weight(conv, LazyWeight(lambda weight=weight: reads.append(1) or weight.clone()))  # type: ignore[func-returns-value]
     split = with_split_skips(whole, UNET)
     assert not reads
     assert torch.equal(answer(split), answer(expected))
@@ -102,19 +102,23 @@ def test_weights_that_are_held_elsewhere_stay_there(tiny_pipe: StableDiffusionPi
 
 def test_both_halves_of_an_edge_layer_are_edges(tiny_pipe: StableDiffusionPipeline) -> None:
     denoiser = with_split_skips(tiny_pipe.unet, UNET)
-    edges = {spec.name for spec in layer_specs(denoiser, UNET, weight_bits=4) if spec.edge}
+    high_precision_names = {spec.name for spec in layer_specs(denoiser, UNET, weight_bits=4) if spec.high_precision}
     shortcut = "up_blocks.1.resnets.1.conv_shortcut"
-    assert edges == {"conv_in", "conv_out", f"{shortcut}.hidden", f"{shortcut}.skip"}
+    assert high_precision_names == {"conv_in", "conv_out", f"{shortcut}.hidden", f"{shortcut}.skip"}
 
 
 @pytest.mark.parametrize("pattern", ["*resnets.0.conv_shortcut", "*resnets.0.conv_shortcut.*"])
 def test_halves_are_fine_by_the_name_of_the_whole(tiny_pipe: StableDiffusionPipeline, pattern: str) -> None:
     denoiser = with_split_skips(tiny_pipe.unet, UNET)
-    plain, fine = (
-        {spec.name for spec in layer_specs(denoiser, UNET, weight_bits=4, fine=patterns) if spec.edge}
+    plain, high_precision = (
+        {
+            spec.name
+            for spec in layer_specs(denoiser, UNET, weight_bits=4, high_precision=patterns)
+            if spec.high_precision
+        }
         for patterns in ((), (pattern,))
     )
-    added = {name for name in fine - plain if name.startswith("up_blocks")}
+    added = {name for name in high_precision - plain if name.startswith("up_blocks")}
     assert added == {f"up_blocks.{n}.resnets.0.conv_shortcut.{half}" for n in (0, 1) for half in ("hidden", "skip")}
 
 

@@ -18,7 +18,7 @@ def order_of_calls(unet: UNet2DConditionModel) -> list[str]:
 
 def test_edge_layers_lie_next_to_the_latents(tiny_pipe: StableDiffusionPipeline) -> None:
     assert isinstance(tiny_pipe.unet, UNET.denoiser_class)
-    first, shortcut, last = UNET.edge_layers(tiny_pipe.unet)
+    first, shortcut, last = UNET.high_precision_layers(tiny_pipe.unet)
     order = order_of_calls(getattr(tiny_pipe, UNET.component))
     # The shortcut is added to what the last block's convolutions give, and conv_out follows.
     assert (order[0], order[-2], order[-1]) == (first, shortcut, last)

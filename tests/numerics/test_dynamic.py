@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bitbrush.numerics.affine import AffineGrid, fake_quantize, quantize
-from bitbrush.numerics.dynamic import RowGrids, fake_quantize_rows, quantize_rows
+from bitbrush.numerics.affine import QParams, fake_quantize, quantize
+from bitbrush.numerics.dynamic import TokenQParams, fake_quantize_rows, quantize_rows
 
 
 def some(seed: int, *shape: int) -> Tensor:
@@ -23,20 +23,20 @@ def some(seed: int, *shape: int) -> Tensor:
 @given(st.integers(0, 2**20), st.sampled_from([4, 8, 10, 16]), st.sampled_from([(5, 7), (4, 3, 2, 6)]))
 def test_every_row_is_on_the_grid_of_its_own_extremes(seed: int, bits: int, shape: tuple[int, ...]) -> None:
     x, within = some(seed, *shape), len(shape) - 1
-    grids = RowGrids.of(x, bits, within=within)
-    assert grids.scale.shape == (shape[0], *(1,) * within)
-    x_q, x_hat = quantize_rows(x, grids), fake_quantize_rows(x, bits, within=within)
+    all_qparams = TokenQParams.of(x, bits, within=within)
+    assert all_qparams.scale.shape == (shape[0], *(1,) * within)
+    x_q, x_hat = quantize_rows(x, all_qparams), fake_quantize_rows(x, bits, within=within)
     for row, own in enumerate(x):
-        grid = AffineGrid.from_range(float(own.min()), float(own.max()), bits)
-        assert (float(grids.scale[row]), int(grids.zero_point[row])) == (grid.scale, grid.zero_point)
-        assert torch.equal(x_q[row].to(torch.int32), quantize(own, grid))
-        assert torch.equal(x_hat[row], fake_quantize(own, grid))
+        qparams = QParams.from_range(float(own.min()), float(own.max()), bits)
+        assert (float(all_qparams.scale[row]), int(all_qparams.zero_point[row])) == (qparams.scale, qparams.zero_point)
+        assert torch.equal(x_q[row].to(torch.int32), quantize(own, qparams))
+        assert torch.equal(x_hat[row], fake_quantize(own, qparams))
 
 
 def test_tokens_and_images_are_rows() -> None:
     x = some(0, 3, 4, 5, 6)
-    assert RowGrids.of(x, 8, within=1).scale.shape == (3, 4, 5, 1)
-    assert RowGrids.of(x, 8, within=3).scale.shape == (3, 1, 1, 1)
+    assert TokenQParams.of(x, 8, within=1).scale.shape == (3, 4, 5, 1)
+    assert TokenQParams.of(x, 8, within=3).scale.shape == (3, 1, 1, 1)
 
 
 def test_one_outlier_costs_its_own_row_alone() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bitbrush.numerics.affine import AffineGrid, fake_quantize
+from bitbrush.numerics.affine import QParams, fake_quantize
 from bitbrush.numerics.histogram import BINS, Histogram
 from bitbrush.numerics.limits import RangeEstimator
 from bitbrush.numerics.ranges import PERCENTILE, find_qparams
@@ -24,21 +24,21 @@ def heavy_tailed(seed: int, *, size: int = 20_000, shift: float = 0.0) -> Tensor
     return normal[0] / (normal[1:].square().mean(0)).sqrt() + shift
 
 
-def grid_of(estimator: RangeEstimator, x: Tensor, bits: int) -> AffineGrid:
-    (grid,) = find_qparams(estimator, [Histogram.of(x)], [bits])
-    return grid
+def grid_of(estimator: RangeEstimator, x: Tensor, bits: int) -> QParams:
+    (qparams,) = find_qparams(estimator, [Histogram.of(x)], [bits])
+    return qparams
 
 
-def error(x: Tensor, grid: AffineGrid, *, power: int = 2) -> float:
-    return float((x - fake_quantize(x, grid)).double().abs().pow(power).mean())
+def error(x: Tensor, qparams: QParams, *, power: int = 2) -> float:
+    return float((x - fake_quantize(x, qparams)).double().abs().pow(power).mean())
 
 
 @given(SEEDS, BITS)
 def test_min_max_clips_nothing(seed: int, bits: int) -> None:
     x = heavy_tailed(seed)
-    grid = grid_of(RangeEstimator.MIN_MAX, x, bits)
-    assert grid == AffineGrid.from_range(float(x.min()), float(x.max()), bits)
-    assert (x - fake_quantize(x, grid)).abs().max() <= grid.scale * 0.5001
+    qparams = grid_of(RangeEstimator.MIN_MAX, x, bits)
+    assert qparams == QParams.from_range(float(x.min()), float(x.max()), bits)
+    assert (x - fake_quantize(x, qparams)).abs().max() <= qparams.scale * 0.5001
 
 
 @pytest.mark.parametrize(("estimator", "power"), [(RangeEstimator.MSE, 2), (RangeEstimator.L4, 4)])
@@ -78,14 +78,14 @@ def test_percentile_is_better_in_the_bulk(seed: int, bits: int) -> None:
 @given(SEEDS)
 def test_percentile_is_that_of_the_values(seed: int) -> None:
     x = heavy_tailed(seed, size=50_000)
-    grid = grid_of(RangeEstimator.PERCENTILE, x, 16)
+    qparams = grid_of(RangeEstimator.PERCENTILE, x, 16)
     tail = (1 - PERCENTILE) / 2
     width = (Histogram.of(x).centers[1] - Histogram.of(x).centers[0]).item()
     ordered = x.sort().values
     rank = int(tail * len(x))
     # The bin of the wanted order statistic, give or take its neighbours in the sorted sample.
-    assert ordered[max(rank - 1, 0)] - width <= grid.range[0] <= ordered[rank + 1] + width
-    assert ordered[-rank - 2] - width <= grid.range[1] <= ordered[-max(rank, 1)] + width
+    assert ordered[max(rank - 1, 0)] - width <= qparams.range[0] <= ordered[rank + 1] + width
+    assert ordered[-rank - 2] - width <= qparams.range[1] <= ordered[-max(rank, 1)] + width
 
 
 @pytest.mark.parametrize("estimator", list(RangeEstimator))
@@ -94,22 +94,22 @@ def test_grids_stay_within_what_was_observed(
     estimator: RangeEstimator, seed: int, bits: int, low: int, width: float
 ) -> None:
     x = low + width * torch.rand(500, generator=torch.Generator().manual_seed(seed))
-    grid = grid_of(estimator, x, bits)
+    qparams = grid_of(estimator, x, bits)
     observed_low, observed_high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
     if observed_low == observed_high:
-        assert grid == AffineGrid(1.0, 0, bits)
+        assert qparams == QParams(1.0, 0, bits)
     else:
         # Rounding the zero point moves the range by half a step at most.
-        assert grid.range[0] >= observed_low - 0.501 * grid.scale
-        assert grid.range[1] <= observed_high + 0.501 * grid.scale
+        assert qparams.range[0] >= observed_low - 0.501 * qparams.scale
+        assert qparams.range[1] <= observed_high + 0.501 * qparams.scale
 
 
 @pytest.mark.parametrize("estimator", list(RangeEstimator))
 def test_degenerate_histograms(estimator: RangeEstimator) -> None:
-    assert grid_of(estimator, torch.zeros(9), 8) == AffineGrid(1.0, 0, 8)
+    assert grid_of(estimator, torch.zeros(9), 8) == QParams(1.0, 0, 8)
     for value in (3.0, -3.0, 1e-3, 1e6):
-        grid = grid_of(estimator, torch.full((9,), value), 8)
-        x_hat = float(fake_quantize(torch.tensor(value), grid))
+        qparams = grid_of(estimator, torch.full((9,), value), 8)
+        x_hat = float(fake_quantize(torch.tensor(value), qparams))
         assert x_hat == pytest.approx(value, rel=2 / BINS)
 
 
@@ -118,11 +118,11 @@ def test_histograms_do_not_influence_each_other(estimator: RangeEstimator) -> No
     histograms = [Histogram.of(heavy_tailed(seed, shift=seed) * 10.0**seed) for seed in range(-2, 3) if seed != -1]
     bits = [8, 4, 10, 6]
     together = find_qparams(estimator, histograms, bits)
-    for histogram, b, grid in zip(histograms, bits, together, strict=True):
+    for histogram, b, qparams in zip(histograms, bits, together, strict=True):
         (alone,) = find_qparams(estimator, [histogram], [b])
-        assert alone.bits == grid.bits == b
-        assert math.isclose(alone.scale, grid.scale, rel_tol=1e-6)
-        assert alone.zero_point == grid.zero_point
+        assert alone.bits == qparams.bits == b
+        assert math.isclose(alone.scale, qparams.scale, rel_tol=1e-6)
+        assert alone.zero_point == qparams.zero_point
 
 
 def test_as_many_bits_as_histograms() -> None:

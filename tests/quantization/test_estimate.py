@@ -12,11 +12,11 @@ import bitbrush
 from bitbrush.quantization import estimate as estimates
 from bitbrush.quantization.estimate import (
     estimate,
-    require_room,
-    short_on_card,
+    require_memory,
+    short_on_gpu,
 )
 from bitbrush.quantization.quantize import prepare
-from bitbrush.quantization.walk import sample_bytes, walk_pipeline
+from bitbrush.quantization.trace import sample_bytes, trace_pipeline
 from bitbrush.rounding.samples import record_samples
 from bitbrush.session.live_memory import LiveMemory, tensor_bytes
 from bitbrush.session.session import Session
@@ -85,7 +85,7 @@ def test_calls_of_pipelines_with_ways_of_their_own(name: str, keys: dict[str, An
 
 def test_samples_are_those_recorded(tiny_pipe: StableDiffusionPipeline) -> None:
     state = state_of(tiny_pipe, MANY, steps=9)
-    sizes = sample_bytes(state, walk_pipeline(state))
+    sizes = sample_bytes(state, trace_pipeline(state))
     recorded = record_samples(tiny_pipe, state.family, state.batches, state.recipe.plan, Session())
     assert len(sizes) * 2 == sum(call.args[0].shape[0] for call in recorded)  # two rows a prompt: guidance
     assert sum(sizes) == pytest.approx(sum(tensor_bytes((call.args, call.kwargs)) for call in recorded), rel=0.01)
@@ -137,12 +137,12 @@ def test_too_little_memory_is_refused(
     tiny_pipe: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planned = estimate(state_of(tiny_pipe, steps=3))
-    require_room(planned, tmp_path / "new")
+    require_memory(planned, tmp_path / "new")
     monkeypatch.setattr(estimates, "available_memory", lambda: planned.memory - 1)
     with pytest.raises(ValueError, match=r"takes up to \d+ MiB of memory beside what is loaded, \d+ MiB are available"):
-        require_room(planned, tmp_path / "new")
+        require_memory(planned, tmp_path / "new")
     monkeypatch.setattr(estimates, "available_memory", lambda: planned.memory)
-    require_room(planned, tmp_path / "new")
+    require_memory(planned, tmp_path / "new")
 
 
 def test_samples_take_disk_when_memory_has_no_room_for_them(
@@ -150,9 +150,9 @@ def test_samples_take_disk_when_memory_has_no_room_for_them(
 ) -> None:
     whole = state_of(tiny_pipe, steps=3)
     assert estimate(whole).offloaded == 0
-    monkeypatch.setattr(estimates, "ROOM", 0)
+    monkeypatch.setattr(estimates, "BUDGET_BYTES", 0)
     every = estimate(whole).offloaded
-    monkeypatch.setattr(estimates, "ROOM", 1000)
+    monkeypatch.setattr(estimates, "BUDGET_BYTES", 1000)
     assert estimate(whole).offloaded == every - 1000 > 0
 
 
@@ -161,10 +161,10 @@ def test_a_card_with_little_memory_left_is_told_of(
 ) -> None:
     planned = estimate(state_of(tiny_pipe, steps=3))
     card = torch.device("cuda", 1)
-    monkeypatch.setattr(estimates, "available_on_card", lambda _: planned.memory)
-    assert short_on_card(planned, card) is None
-    monkeypatch.setattr(estimates, "available_on_card", lambda _: planned.memory - 1)
-    words = short_on_card(planned, card)
+    monkeypatch.setattr(estimates, "available_on_gpu", lambda _: planned.memory)
+    assert short_on_gpu(planned, card) is None
+    monkeypatch.setattr(estimates, "available_on_gpu", lambda _: planned.memory - 1)
+    words = short_on_gpu(planned, card)
     assert words is not None
     assert re.search(r"takes up to \d+ MiB beside what is loaded, and \d+ MiB are left on cuda:1.*--device cpu", words)
 
@@ -175,5 +175,5 @@ def test_too_little_disk_is_refused(
     planned = estimate(state_of(tiny_pipe, steps=3))
     monkeypatch.setattr(estimates, "available_disk", lambda _: max(planned.artifact, planned.offloaded))
     with pytest.raises(ValueError, match=r"of disk.* for unfinished work beside it, \d+ [KMG]iB are free; make room"):
-        require_room(planned, tmp_path / "new")
-    require_room(planned, tmp_path / "new", kept=planned.work)
+        require_memory(planned, tmp_path / "new")
+    require_memory(planned, tmp_path / "new", kept=planned.work)

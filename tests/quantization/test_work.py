@@ -41,8 +41,8 @@ def assert_same(a: Quantization, b: Quantization) -> None:
     for ours, theirs in zip(a.outcome.layers, b.outcome.layers, strict=True):
         assert ours.activations == theirs.activations, ours.name
         assert torch.equal(ours.weight.w_q, theirs.weight.w_q), ours.name
-        assert torch.equal(ours.weight.grid.scale, theirs.weight.grid.scale), ours.name
-        assert torch.equal(ours.weight.grid.zero_point, theirs.weight.grid.zero_point), ours.name
+        assert torch.equal(ours.weight.qparams.scale, theirs.weight.qparams.scale), ours.name
+        assert torch.equal(ours.weight.qparams.zero_point, theirs.weight.qparams.zero_point), ours.name
         assert (ours.bias is None) == (theirs.bias is None)
         assert ours.bias is None or torch.equal(ours.bias, theirs.bias), ours.name
 

@@ -42,13 +42,13 @@ def test_every_weight_goes_to_a_neighbour_on_its_grid(bits: int) -> None:
     block, inputs = block_and_inputs(0, rows=64)
     start = nearest(block, bits)
     for name, weight in learn(block, start, inputs).items():
-        wanted, grid = start[name].wanted, start[name].weight.grid
-        assert weight.grid is grid
-        assert int(weight.w_q.max()) <= grid.qmax
-        scale, zero_point = grid.per_channel(wanted)
-        low, high = -zero_point * scale, (grid.qmax - zero_point) * scale
-        inside = (wanted > low) & (wanted < high)
-        assert bool(((weight.dequantize() - wanted).abs() <= 1.001 * scale)[inside].all())
+        w_fp, qparams = start[name].w_fp, start[name].weight.qparams
+        assert weight.qparams is qparams
+        assert int(weight.w_q.max()) <= qparams.qmax
+        scale, zero_point = qparams.per_channel(w_fp)
+        low, high = -zero_point * scale, (qparams.qmax - zero_point) * scale
+        inside = (w_fp > low) & (w_fp < high)
+        assert bool(((weight.dequantize() - w_fp).abs() <= 1.001 * scale)[inside].all())
         assert not torch.equal(weight.w_q, start[name].weight.w_q) or bits == 8
 
 

@@ -14,16 +14,16 @@ from bitbrush.network.unet import UNET
 from bitbrush.rounding.blocks import (
     BlockCall,
     BlockInputs,
+    BlockRunner,
     Rows,
-    Walk,
     as_rows,
+    block_runners,
     called,
-    next_stop,
+    next_block,
     reconstruction_blocks,
-    walks,
 )
-from bitbrush.session import offload as spools
-from bitbrush.session.offload import Spool, is_away
+from bitbrush.session import offload as offloading
+from bitbrush.session.offload import Offload, is_offloaded
 from bitbrush.timeline.trajectory import DenoiserCall
 
 
@@ -44,12 +44,12 @@ def layer_names(pipe: StableDiffusionPipeline) -> list[str]:
     return [spec.name for spec in layer_specs(pipe.unet, UNET, weight_bits=4)]
 
 
-def finish(network: nn.Module, walking: Iterable[Walk]) -> None:
+def finish(network: nn.Module, runners: Iterable[BlockRunner]) -> None:
     """Answers every walk with what its blocks compute."""
-    for walk in walking:
-        while walk.request:
+    for runner in runners:
+        while runner.request:
             with torch.no_grad():
-                walk.answer(walk.request.run(network))
+                runner.answer(runner.request.run(network))
 
 
 def forwards(network: nn.Module) -> dict[str, object]:
@@ -84,27 +84,27 @@ def test_a_walk_stops_at_every_block_and_ends_with_the_output(tiny_pipe: StableD
     passes: list[Tensor] = []
     unet.register_forward_pre_hook(lambda _, args: passes.append(args[0]))
     stops: list[list[str]] = []
-    with walks(unet, blocks, calls) as walking:
-        while waiting := [walk.request for walk in walking if walk.request]:
+    with block_runners(unet, blocks, calls) as runners:
+        while waiting := [runner.request for runner in runners if runner.request]:
             stops.append([call.name for call in waiting])
-            for walk, call in zip(walking, waiting, strict=True):
+            for runner, call in zip(runners, waiting, strict=True):
                 with torch.no_grad():
-                    walk.answer(call.run(unet))
+                    runner.answer(call.run(unet))
     assert [len(set(names)) for names in stops] == [1] * len(blocks)
     assert sorted(names[0] for names in stops) == sorted(blocks)
     assert [len(x) for x in passes] == [2, 1, 3]
-    assert all(torch.equal(walk.result[0], y) for walk, y in zip(walking, expected, strict=True))
+    assert all(torch.equal(runner.result[0], y) for runner, y in zip(runners, expected, strict=True))
 
 
 def test_what_is_answered_is_what_goes_on(tiny_pipe: StableDiffusionPipeline) -> None:
     calls = denoiser_calls(2)
-    with walks(tiny_pipe.unet, ["conv_out"], calls) as (walk,):
-        assert walk.request is not None
-        assert walk.request.args[0].shape == (2, 8, 8, 8)
-        assert not walk.request.args[0].requires_grad
+    with block_runners(tiny_pipe.unet, ["conv_out"], calls) as (runner,):
+        assert runner.request is not None
+        assert runner.request.args[0].shape == (2, 8, 8, 8)
+        assert not runner.request.args[0].requires_grad
         answer = torch.full((2, 4, 8, 8), 7.0)
-        walk.answer(answer)
-        assert walk.result[0] is answer
+        runner.answer(answer)
+        assert runner.result[0] is answer
 
 
 def test_walks_nest(tiny_pipe: StableDiffusionPipeline) -> None:
@@ -112,14 +112,14 @@ def test_walks_nest(tiny_pipe: StableDiffusionPipeline) -> None:
     expected = [call.run(unet)[0] for call in calls]
     block = "down_blocks.0.resnets.0"
     layers = [f"{block}.conv1", f"{block}.conv2"]
-    with walks(unet, [block], calls) as outer:
-        waiting = [walk.request for walk in outer if walk.request]
-        with walks(unet, layers, waiting) as inner:
-            assert [walk.request.name for walk in inner if walk.request] == [layers[0]] * 2
+    with block_runners(unet, [block], calls) as outer:
+        waiting = [runner.request for runner in outer if runner.request]
+        with block_runners(unet, layers, waiting) as inner:
+            assert [runner.request.name for runner in inner if runner.request] == [layers[0]] * 2
             finish(unet, inner)
-        for walk, done in zip(outer, inner, strict=True):
-            walk.answer(done.result)
-    assert all(torch.equal(walk.result[0], y) for walk, y in zip(outer, expected, strict=True))
+        for runner, done in zip(outer, inner, strict=True):
+            runner.answer(done.result)
+    assert all(torch.equal(runner.result[0], y) for runner, y in zip(outer, expected, strict=True))
     assert not any(forwards(unet).values())
 
 
@@ -129,11 +129,11 @@ def test_forwards_are_restored_whatever_happens(tiny_pipe: StableDiffusionPipeli
         pass
 
     def interrupt() -> None:
-        with walks(unet, ["conv_in", "mid_block.resnets.0"], denoiser_calls(1, 1)) as walking:
+        with block_runners(unet, ["conv_in", "mid_block.resnets.0"], denoiser_calls(1, 1)) as runners:
             assert sum(forward is not None for forward in forwards(unet).values()) == 2
-            for walk in walking[:stop_after]:
-                assert walk.request is not None
-                walk.answer(walk.request.run(unet))
+            for runner in runners[:stop_after]:
+                assert runner.request is not None
+                runner.answer(runner.request.run(unet))
             raise Interrupted
 
     unet = tiny_pipe.unet
@@ -148,10 +148,10 @@ def test_what_fails_inside_is_raised_here_and_restored(tiny_pipe: StableDiffusio
     unet = tiny_pipe.unet
     threads = threading.active_count()
     with (
-        walks(unet, ["conv_in"], denoiser_calls(1, 1)) as walking,
+        block_runners(unet, ["conv_in"], denoiser_calls(1, 1)) as runners,
         pytest.raises(RuntimeError, match="number of channels"),
     ):
-        walking[0].answer(torch.zeros(1, 3, 8, 8))
+        runners[0].answer(torch.zeros(1, 3, 8, 8))
     assert not any(forwards(unet).values())
     assert threading.active_count() == threads
 
@@ -160,9 +160,9 @@ def test_a_forward_set_on_the_module_is_put_back() -> None:
     network = nn.Sequential(nn.Linear(2, 2))
     own = network[0].forward
     network[0].forward = own
-    with walks(network, ["0"], [BlockCall("", (torch.ones(1, 2),), {})]) as walking:
+    with block_runners(network, ["0"], [BlockCall("", (torch.ones(1, 2),), {})]) as runners:
         assert network[0].forward is not own
-        finish(network, walking)
+        finish(network, runners)
     assert network[0].forward is own
 
 
@@ -179,34 +179,34 @@ def test_inputs_of_many_calls_are_joined_by_row() -> None:
 
 @pytest.mark.parametrize("away", [False, True])
 def test_rows_are_those_of_one_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, away: bool) -> None:
-    monkeypatch.setattr(spools, "SMALLEST", 1)
+    monkeypatch.setattr(offloading, "SMALLEST", 1)
     parts = tuple(torch.randn(n, 3, 2) for n in (2, 1, 4))
     joined, rows = torch.cat(parts), Rows(parts)
     if away:
-        Spool(tmp_path).put_away(parts)
+        Offload(tmp_path).put(parts)
     assert len(rows) == 7
     picked = torch.tensor([6, 0, 2, 2])
     assert torch.equal(rows[picked], joined[picked])
     assert torch.equal(rows[1:5], joined[1:5])
-    assert is_away(parts[0]) == away
+    assert is_offloaded(parts[0]) == away
 
 
 def test_what_waits_is_on_the_disk_and_comes_to_the_same(
     tiny_pipe: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spools, "SMALLEST", 1)
+    monkeypatch.setattr(offloading, "SMALLEST", 1)
     unet, calls = tiny_pipe.unet, denoiser_calls(2, 1)
     expected = [call.run(unet)[0] for call in calls]
     blocks = list(reconstruction_blocks(unet, UNET, layer_names(tiny_pipe)))
-    with walks(unet, blocks, calls, Spool(tmp_path)) as walking:
-        while stop := next_stop(walking, blocks):
+    with block_runners(unet, blocks, calls, Offload(tmp_path)) as runners:
+        while stop := next_block(runners, blocks):
             for index in stop[1]:
-                call = called(walking[index])
-                assert all(is_away(one) for one in call.args if isinstance(one, Tensor))
+                call = called(runners[index])
+                assert all(is_offloaded(one) for one in call.args if isinstance(one, Tensor))
                 with torch.no_grad():
-                    walking[index].answer(call.run(unet))
-    assert all(torch.equal(walk.result[0], y) for walk, y in zip(walking, expected, strict=True))
-    assert all(is_away(walk.result[0]) for walk in walking)
+                    runners[index].answer(call.run(unet))
+    assert all(torch.equal(runner.result[0], y) for runner, y in zip(runners, expected, strict=True))
+    assert all(is_offloaded(runner.result[0]) for runner in runners)
 
 
 def test_what_has_no_row_per_sample_is_the_same_for_all() -> None:
@@ -249,9 +249,9 @@ def test_walks_that_skip_a_block_wait_for_the_others() -> None:
 
     network, stops = Skipping(), []
     calls = [DenoiserCall((torch.ones(1), skipped), {}, 0.0, ()) for skipped in ("b", "", "a")]
-    with walks(network, ["a", "b", "c"], calls) as walking:
-        while stop := next_stop(walking, ["a", "b", "c"]):
+    with block_runners(network, ["a", "b", "c"], calls) as runners:
+        while stop := next_block(runners, ["a", "b", "c"]):
             stops.append(stop)
             for index in stop[1]:
-                walking[index].answer(called(walking[index]).run(network))
+                runners[index].answer(called(runners[index]).run(network))
     assert stops == [("a", [0, 1]), ("b", [1, 2]), ("c", [0, 1, 2])]

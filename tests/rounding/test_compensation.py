@@ -12,11 +12,11 @@ from torch import Generator, Tensor, nn
 
 from bitbrush.network.layers import set_weight
 from bitbrush.numerics.limits import WeightRange
-from bitbrush.numerics.weights import round_to_nearest, weight_grid
+from bitbrush.numerics.weights import round_to_nearest, weight_qparams
 from bitbrush.rounding import compensation
 from bitbrush.rounding.compensation import Compensated, round_with_compensation
-from bitbrush.session import offload as spools
-from bitbrush.session.offload import Spool, is_away
+from bitbrush.session import offload as offloading
+from bitbrush.session.offload import Offload, is_offloaded
 
 Layer = nn.Conv2d | nn.Linear
 LAYERS = {
@@ -62,7 +62,7 @@ def test_beats_nearest_on_the_output(kind: str, bits: int, drift: float) -> None
     errors = []
     for seed in range(4):
         layer, target_x, x = layer_and_inputs(kind, seed, drift=drift)
-        nearest = round_to_nearest(layer.weight.detach(), weight_grid(layer.weight, bits, WeightRange.MSE))
+        nearest = round_to_nearest(layer.weight.detach(), weight_qparams(layer.weight, bits, WeightRange.MSE))
         ours = compensated(layer, bits, target_x, x)
         rounded = [(ours.weight.dequantize(), ours.bias), (nearest.dequantize(), layer.bias)]
         errors.append([output_error(layer, weight, bias, target_x, x) for weight, bias in rounded])
@@ -105,13 +105,13 @@ def test_without_drift_8_bits_shift_no_bias(kind: str) -> None:
 def test_integers_are_those_of_the_wanted_values_and_in_range(seed: int, bits: int, kind: str) -> None:
     layer, target_x, x = layer_and_inputs(kind, seed, drift=0.3)
     ours = compensated(layer, bits, target_x, x)
-    grid = ours.weight.grid
+    qparams = ours.weight.qparams
     assert ours.weight.w_q.dtype == torch.uint8
-    assert ours.weight.w_q.shape == ours.wanted.shape == layer.weight.shape
-    assert grid.scale.shape == grid.zero_point.shape == (layer.weight.shape[0],)
-    assert grid.bits == bits
+    assert ours.weight.w_q.shape == ours.w_fp.shape == layer.weight.shape
+    assert qparams.scale.shape == qparams.zero_point.shape == (layer.weight.shape[0],)
+    assert qparams.bits == bits
     assert int(ours.weight.w_q.max()) <= 2**bits - 1
-    assert torch.equal(ours.weight.w_q, round_to_nearest(ours.wanted, grid).w_q)
+    assert torch.equal(ours.weight.w_q, round_to_nearest(ours.w_fp, qparams).w_q)
 
 
 @pytest.mark.parametrize("kind", LAYERS)
@@ -120,7 +120,7 @@ def test_repeats_bit_for_bit_and_leaves_the_layer(kind: str) -> None:
     before, inputs = copy.deepcopy(layer.state_dict()), (target_x.clone(), x.clone())
     first, second = (compensated(layer, 4, target_x, x) for _ in range(2))
     assert torch.equal(first.weight.w_q, second.weight.w_q)
-    assert torch.equal(first.wanted, second.wanted)
+    assert torch.equal(first.w_fp, second.w_fp)
     assert torch.equal(first.bias, second.bias)
     assert all(torch.equal(tensor, before[name]) for name, tensor in layer.state_dict().items())
     assert all(map(torch.equal, (target_x, x), inputs))
@@ -155,35 +155,35 @@ def test_errors_are_spread_as_optimal_brain_quantization_does(monkeypatch: pytes
     monkeypatch.setattr(compensation, "ROWS_AT_ONCE", 5)
     generator = Generator().manual_seed(0)
     inputs = torch.randn(300, 24, generator=generator) @ torch.randn(24, 24, generator=generator)
-    gram = (inputs.T @ inputs / 300).double()
+    hessian = (inputs.T @ inputs / 300).double()
     weight = torch.randn(6, 24, generator=generator).double()
-    grid = weight_grid(weight.float(), 4, WeightRange.MSE)
-    scale, zero_point = grid.scale.double(), grid.zero_point.double()
-    order = torch.argsort(gram.diagonal(), descending=True)
-    damped = gram[order][:, order] + compensation.DAMPING * gram.diagonal().mean() * torch.eye(24)
+    qparams = weight_qparams(weight.float(), 4, WeightRange.MSE)
+    scale, zero_point = qparams.scale.double(), qparams.zero_point.double()
+    order = torch.argsort(hessian.diagonal(), descending=True)
+    damped = hessian[order][:, order] + compensation.DAMPING * hessian.diagonal().mean() * torch.eye(24)
     rest, expected = weight[:, order].clone(), torch.empty(6, 24)
     for i in range(24):
         expected[:, order[i]] = rest[:, i].float()
-        x_q = ((rest[:, i] / scale).round() + zero_point).clamp(0, grid.qmax)
+        x_q = ((rest[:, i] / scale).round() + zero_point).clamp(0, qparams.qmax)
         inverse = torch.linalg.inv(damped[i:, i:])
         rest[:, i:] -= torch.outer(rest[:, i] - (x_q - zero_point) * scale, inverse[0] / inverse[0, 0])
-    _, wanted = compensation._round_columns(weight.float(), grid, gram.float())
-    torch.testing.assert_close(wanted, expected, rtol=0, atol=1e-4)
+    _, w_fp = compensation._round_columns(weight.float(), qparams, hessian.float())
+    torch.testing.assert_close(w_fp, expected, rtol=0, atol=1e-4)
 
 
 def test_a_large_gram_matrix_waits_on_the_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     layer, target_x, x = layer_and_inputs("grouped", 0, drift=0.2)
-    in_memory = compensated(layer, 4, target_x, x)
+    materialized = compensated(layer, 4, target_x, x)
     monkeypatch.setattr(compensation, "WAITING_BYTES", 1)
-    monkeypatch.setattr(spools, "SMALLEST", 1)
-    put_away = []
-    monkeypatch.setattr(Spool, "put_away", lambda self, gram: put_away.append(gram) or self._put_away([gram]))
+    monkeypatch.setattr(offloading, "SMALLEST", 1)
+    put = []
+    monkeypatch.setattr(Offload, "put", lambda self, hessian: put.append(hessian) or self._put([hessian]))
     generator = Generator().manual_seed(0)
-    waiting = round_with_compensation(layer, 4, WeightRange.MSE, target_x, x, generator, spool=Spool(tmp_path))
-    assert len(put_away) == 4
-    assert all(is_away(gram) for gram in put_away)
-    assert torch.equal(waiting.weight.w_q, in_memory.weight.w_q)
-    assert torch.equal(waiting.wanted, in_memory.wanted)
+    waiting = round_with_compensation(layer, 4, WeightRange.MSE, target_x, x, generator, offload=Offload(tmp_path))
+    assert len(put) == 4
+    assert all(is_offloaded(hessian) for hessian in put)
+    assert torch.equal(waiting.weight.w_q, materialized.weight.w_q)
+    assert torch.equal(waiting.w_fp, materialized.w_fp)
 
 
 def test_no_bias_stays_none() -> None:
@@ -196,7 +196,7 @@ def test_inputs_that_never_vary_are_no_obstacle(value: float) -> None:
     layer = nn.Conv2d(3, 4, 3)
     x = torch.full((2, 3, 5, 5), value)
     ours = compensated(layer, 4, x, x)
-    assert ours.wanted.isfinite().all()
+    assert ours.w_fp.isfinite().all()
     assert output_error(layer, ours.weight.dequantize(), ours.bias, x, x) < 1e-9
 
 

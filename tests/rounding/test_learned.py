@@ -22,8 +22,8 @@ from bitbrush.rounding.compensation import Compensated
 from bitbrush.rounding.learned import COMPENSATED, Procedure, learn_rounding
 from bitbrush.rounding.nearest import RoundedLayer, round_all_to_nearest
 from bitbrush.rounding.samples import record_samples
-from bitbrush.session import offload as spools
-from bitbrush.session.offload import IN_MEMORY, Spool, is_away
+from bitbrush.session import offload as offloading
+from bitbrush.session.offload import IN_MEMORY, Offload, is_offloaded
 from bitbrush.session.session import Session
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.trajectory import DenoiserCall, prompt_batches
@@ -57,9 +57,9 @@ def test_beats_nearest_on_the_denoisers_output(tiny_pipe: StableDiffusionPipelin
         assert errors[0] < share * errors[1]
     for spec in specs:
         weight = learned[spec.name].weight
-        assert weight.grid.bits == spec.weight_bits
+        assert weight.qparams.bits == spec.weight_bits
         assert weight.w_q.shape == spec.shape
-        assert int(weight.w_q.max()) <= weight.grid.qmax
+        assert int(weight.w_q.max()) <= weight.qparams.qmax
 
 
 def test_once_through_either_network_the_same_each_time_and_no_trace(
@@ -86,7 +86,7 @@ def test_once_through_either_network_the_same_each_time_and_no_trace(
     assert first.keys() == second.keys() == {spec.name for spec in layer_specs(unet, UNET, weight_bits=4)}
     for name, layer in first.items():
         assert torch.equal(layer.weight.w_q, second[name].weight.w_q)
-        assert torch.equal(layer.weight.grid.scale, second[name].weight.grid.scale)
+        assert torch.equal(layer.weight.qparams.scale, second[name].weight.qparams.scale)
         assert layer.bias is second[name].bias or torch.equal(layer.bias, second[name].bias)
 
 
@@ -97,7 +97,7 @@ def test_memory_does_not_grow_with_samples(
     gc.collect()
     gc.freeze()  # what is there before is not looked through each time
     request.addfinalizer(gc.unfreeze)
-    monkeypatch.setattr(spools, "SMALLEST", 1)
+    monkeypatch.setattr(offloading, "SMALLEST", 1)
     monkeypatch.setattr(reconstruction, "ITERATIONS", 0)
     usual, seen = reconstruction.reconstruct, list[int]()
 
@@ -105,7 +105,8 @@ def test_memory_does_not_grow_with_samples(
         storages = {
             one.untyped_storage().data_ptr(): one.untyped_storage().nbytes()
             for one in gc.get_objects()
-            if type(one) in (Tensor, nn.Parameter) and not is_away(one)  # not those of compilers, which are nowhere
+            if type(one) in (Tensor, nn.Parameter)
+            and not is_offloaded(one)  # not those of compilers, which are nowhere
         }
         seen.append(sum(storages.values()))
         return usual(*given, **keys)
@@ -114,15 +115,17 @@ def test_memory_does_not_grow_with_samples(
     all_samples = samples_of(tiny_pipe, 0, prompts=16)
     specs = layer_specs(tiny_pipe.unet, UNET, weight_bits=4)
 
-    def peak(samples: Sequence[DenoiserCall], spool: Spool) -> int:
+    def peak(samples: Sequence[DenoiserCall], offload: Offload) -> int:
         seen.clear()
-        learn_rounding(tiny_pipe.unet, UNET, specs, WeightRange.MSE, samples, Session(offload=spool), procedure=counted)
+        learn_rounding(
+            tiny_pipe.unet, UNET, specs, WeightRange.MSE, samples, Session(offload=offload), procedure=counted
+        )
         return max(seen)
 
-    in_memory = [peak(all_samples[:count], IN_MEMORY) for count in (1, 4)]
-    on_disk = [peak(all_samples[:count], Spool(tmp_path)) for count in (1, 4)]
+    materialized = [peak(all_samples[:count], IN_MEMORY) for count in (1, 4)]
+    on_disk = [peak(all_samples[:count], Offload(tmp_path)) for count in (1, 4)]
     sample = all_samples[0].args[0].nbytes
-    assert in_memory[1] > in_memory[0] + 10 * sample  # what is measured is there
+    assert materialized[1] > materialized[0] + 10 * sample  # what is measured is there
     assert on_disk[1] <= on_disk[0] + sample
 
 
@@ -166,7 +169,7 @@ class Network(nn.Module):
 
 
 def learn_network(network: Network, *, leave_out: str, procedure: Procedure = COMPENSATED) -> dict[str, RoundedLayer]:
-    family = replace(UNET, denoiser_class=Network, edge_layers=lambda _: (), block_classes=(Block,))
+    family = replace(UNET, denoiser_class=Network, high_precision_layers=lambda _: (), block_classes=(Block,))
     specs = specs_of(network, family, leave_out)
     return learn_rounding(network, family, specs, WeightRange.MSE, [CALL], Session(), procedure=procedure)
 
@@ -185,7 +188,9 @@ def test_what_follows_sees_the_weights_that_were_learned() -> None:
         _: nn.Module, layers: Mapping[str, Compensated], *__: object, **___: object
     ) -> dict[str, QuantizedWeight]:
         weights = {name: layer.weight for name, layer in layers.items()}
-        return {name: QuantizedWeight(weight.grid.qmax - weight.w_q, weight.grid) for name, weight in weights.items()}
+        return {
+            name: QuantizedWeight(weight.qparams.qmax - weight.w_q, weight.qparams) for name, weight in weights.items()
+        }
 
     network = Network()
     outputs: list[tuple[int, Tensor]] = []

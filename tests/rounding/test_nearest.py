@@ -20,13 +20,13 @@ def test_every_weight_goes_to_a_neighbour(tiny_pipe: StableDiffusionPipeline, bi
     rounded = round_all_to_nearest(unet, specs, WeightRange.MIN_MAX)
     assert list(rounded) == [spec.name for spec in specs]
     for spec in specs:
-        weight, grid = rounded[spec.name].weight, rounded[spec.name].weight.grid
-        assert grid.bits == spec.weight_bits
+        weight, qparams = rounded[spec.name].weight, rounded[spec.name].weight.qparams
+        assert qparams.bits == spec.weight_bits
         assert weight.w_q.shape == spec.shape
-        assert int(weight.w_q.max()) <= grid.qmax
+        assert int(weight.w_q.max()) <= qparams.qmax
         error = (weight.dequantize() - before[f"{spec.name}.weight"]).abs().flatten(1).amax(1)
         # Half a step, and another half where the rounded zero point moved the range.
-        assert (error <= 1.001 * grid.scale).all()
+        assert (error <= 1.001 * qparams.scale).all()
         bias = before.get(f"{spec.name}.bias")
         assert torch.equal(rounded[spec.name].bias, bias) if bias is not None else rounded[spec.name].bias is None
     assert all(torch.equal(tensor, before[name]) for name, tensor in unet.state_dict().items())

@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
 from bitbrush.numerics.limits import WeightRange
-from bitbrush.numerics.weights import QuantizedWeight, round_to_nearest, weight_grid
+from bitbrush.numerics.weights import QuantizedWeight, round_to_nearest, weight_qparams
 from bitbrush.rounding.blocks import BlockCall, BlockInputs, Rows
 from bitbrush.rounding.compensation import Compensated
 from bitbrush.rounding.reconstruction import HELD_OUT, reconstruct
@@ -28,7 +28,7 @@ def nearest(block: nn.Module, bits: int) -> dict[str, Compensated]:
     for name, layer in block.named_modules():
         if isinstance(layer, nn.Linear):
             weight = layer.weight.detach()
-            rounded = round_to_nearest(weight, weight_grid(weight, bits, WeightRange.MSE))
+            rounded = round_to_nearest(weight, weight_qparams(weight, bits, WeightRange.MSE))
             start[name] = Compensated(rounded, weight.clone(), layer.bias.detach())
     return start
 
@@ -72,7 +72,7 @@ def test_integers_stay_on_their_grid(bits: int) -> None:
     block, inputs = block_and_inputs(0, rows=40)
     start = nearest(block, bits)
     for name, weight in learn(block, start, inputs).items():
-        assert weight.grid is start[name].weight.grid
+        assert weight.qparams is start[name].weight.qparams
         assert weight.w_q.dtype == torch.uint8
         assert weight.w_q.shape == start[name].weight.w_q.shape
         assert int(weight.w_q.max()) <= 2**bits - 1
@@ -81,13 +81,13 @@ def test_integers_stay_on_their_grid(bits: int) -> None:
 def test_repeats_bit_for_bit_and_changes_nothing_given() -> None:
     block, inputs = block_and_inputs(1, rows=60)
     start = nearest(block, 3)
-    wanted = {name: layer.wanted.clone() for name, layer in start.items()}
+    w_fp = {name: layer.w_fp.clone() for name, layer in start.items()}
     integers = {name: layer.weight.w_q.clone() for name, layer in start.items()}
     first, second = (learn(block, start, inputs) for _ in range(2))
     assert any(not torch.equal(first[name].w_q, integers[name]) for name in first)
     for name, layer in start.items():
         assert torch.equal(first[name].w_q, second[name].w_q)
-        assert torch.equal(layer.wanted, wanted[name])
+        assert torch.equal(layer.w_fp, w_fp[name])
         assert torch.equal(layer.weight.w_q, integers[name])
 
 

@@ -16,7 +16,7 @@ from bitbrush.rounding.compensation import Compensated, round_with_compensation
 from bitbrush.rounding.learned import learn_rounding
 from bitbrush.rounding.reconstruction import reconstruct
 from bitbrush.rounding.samples import sample_shards
-from bitbrush.rounding.shards import Place, Shard, Shards
+from bitbrush.rounding.shards import SampleShard, Shard, Shards
 from bitbrush.session.ranks import Ranks
 from bitbrush.session.session import Session
 from bitbrush.timeline.trajectory import DenoiserCall, prompt_batches
@@ -44,7 +44,7 @@ def rows_of(own: range, rows: int) -> Tensor:
 
 
 def shard_of(own: range, rows: int, ranks: Ranks) -> Shard:
-    return Shard.of([Place(i) for i in own], [rows // 16] * len(own), ranks)
+    return Shard.of([SampleShard(i) for i in own], [rows // 16] * len(own), ranks)
 
 
 def small_integers(x: Tensor) -> Tensor:
@@ -70,11 +70,11 @@ def test_compensation_of_shared_rows(kind: str, parts: list[range]) -> None:
         return round_with_compensation(layer, 4, WeightRange.MSE, *given, Generator().manual_seed(0), shard)
 
     whole = round_with_compensation(layer, 4, WeightRange.MSE, target_x, x, Generator().manual_seed(0))
-    assert not torch.equal(whole.weight.w_q, round_to_nearest(layer.weight.detach(), whole.weight.grid).w_q)
+    assert not torch.equal(whole.weight.w_q, round_to_nearest(layer.weight.detach(), whole.weight.qparams).w_q)
     for shared in in_threads(len(parts), rounded):
         assert torch.equal(shared.weight.w_q, whole.weight.w_q)
-        assert torch.equal(shared.weight.grid.scale, whole.weight.grid.scale)
-        assert torch.equal(shared.wanted, whole.wanted)
+        assert torch.equal(shared.weight.qparams.scale, whole.weight.qparams.scale)
+        assert torch.equal(shared.w_fp, whole.w_fp)
         assert torch.equal(shared.bias, whole.bias)
 
 
@@ -132,12 +132,12 @@ def test_a_block_that_no_call_of_a_process_comes_to() -> None:
     """As where guidance skips layers in some calls: the others learn it, and tell."""
     x = torch.randn(160, 3, generator=Generator().manual_seed(0))
     calls = [DenoiserCall((x[:80],), {}, 0.0, ()), DenoiserCall((x[80:],), {"skip": True}, 0.0, ())]
-    family = replace(UNET, denoiser_class=Skipping, edge_layers=lambda _: (), block_classes=(Block,))
+    family = replace(UNET, denoiser_class=Skipping, high_precision_layers=lambda _: (), block_classes=(Block,))
     fresh = Skipping()
 
     def learned(ranks: Ranks) -> dict[str, Tensor]:
         network, own = copy.deepcopy(fresh), list(ranks.cut(len(calls)))
-        shards = Shards(ranks, [Place(index) for index in own])
+        shards = Shards(ranks, [SampleShard(index) for index in own])
         given = (
             specs_of(network, family, "*.spare"),
             WeightRange.MSE,

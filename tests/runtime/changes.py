@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from bitbrush.network.layers import QuantizedLayer
-from bitbrush.numerics.affine import AffineGrid
+from bitbrush.numerics.affine import QParams
 from bitbrush.numerics.limits import WeightRange
-from bitbrush.numerics.weights import round_to_nearest, weight_grid
+from bitbrush.numerics.weights import round_to_nearest, weight_qparams
 from bitbrush.runtime.fused_forward import FusedForward
 from bitbrush.runtime.onednn.runtime import OneDnnRuntime
 from bitbrush.runtime.reference import ReferenceRuntime
@@ -39,9 +39,9 @@ def quantized_layers(unet: nn.Module) -> list[QuantizedLayer]:
     for name, module in unet.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             weight = module.weight.data
-            rounded = round_to_nearest(weight, weight_grid(weight, 8, WeightRange.MIN_MAX))
+            rounded = round_to_nearest(weight, weight_qparams(weight, 8, WeightRange.MIN_MAX))
             bias = None if module.bias is None else module.bias.data.clone()
-            schedule = ActivationSchedule.static(AffineGrid.from_range(-8, 8, 16))
+            schedule = ActivationSchedule.static(QParams.from_range(-8, 8, 16))
             layers.append(QuantizedLayer(name, rounded, bias, schedule))
     return layers
 

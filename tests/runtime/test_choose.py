@@ -64,7 +64,7 @@ def test_without_a_compiler_torch_does_it_and_says_so(monkeypatch: pytest.Monkey
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     tools = best_tools()
-    assert tools.glue.name == "torch operators"
+    assert tools.fused_ops.name == "torch operators"
     assert tools.shortfall is not None
     assert "no C++ compiler found" in tools.shortfall
 

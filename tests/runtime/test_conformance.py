@@ -12,13 +12,13 @@ from torch import Tensor, nn
 import bitbrush
 from bitbrush.network.layers import LayerSpec, QuantizedLayer, layer_specs
 from bitbrush.network.unet import UNET
-from bitbrush.numerics.affine import AffineGrid, quantize
+from bitbrush.numerics.affine import QParams, quantize
 from bitbrush.numerics.limits import WeightRange
 from bitbrush.numerics.weights import (
     QuantizedWeight,
-    WeightGrid,
+    WeightQParams,
     round_to_nearest,
-    weight_grid,
+    weight_qparams,
 )
 from bitbrush.runtime.onednn.runtime import OneDnnRuntime
 from bitbrush.runtime.reference import ReferenceRuntime
@@ -81,12 +81,12 @@ def inputs(request: pytest.FixtureRequest) -> dict[str, tuple[LayerSpec, nn.Modu
 
 def layers(inputs: dict[str, Any], bits: int) -> Iterator[tuple[nn.Module, Tensor, QuantizedLayer]]:
     for spec, module, x in inputs.values():
-        grid = AffineGrid.from_range(float(x.min()), float(x.max()), bits)
+        qparams = QParams.from_range(float(x.min()), float(x.max()), bits)
         weight = round_to_nearest(
-            module.weight.data, weight_grid(module.weight.data, spec.weight_bits, WeightRange.MIN_MAX)
+            module.weight.data, weight_qparams(module.weight.data, spec.weight_bits, WeightRange.MIN_MAX)
         )
         bias = None if module.bias is None else module.bias.data
-        yield module, x, QuantizedLayer("layer", weight, bias, ActivationSchedule.static(grid))
+        yield module, x, QuantizedLayer("layer", weight, bias, ActivationSchedule.static(qparams))
 
 
 @pytest.mark.parametrize("bits", [8, 10])
@@ -104,22 +104,22 @@ def test_every_layer_equals_the_reference(inputs: dict[str, Any], bits: int) -> 
 def test_every_sum_equals_that_of_whole_numbers(inputs: dict[str, Any]) -> None:
     """With scales of 1 the output is the sum itself, which float32 holds exactly up to 2^24."""
     for module, x, layer in layers(inputs, 8):
-        grid, count = layer.activations.grids[0], len(layer.weight.w_q)
-        whole = WeightGrid(torch.ones(count), layer.weight.grid.zero_point, layer.weight.grid.bits)
-        unscaled = AffineGrid(1.0, grid.zero_point, 8)
+        qparams, count = layer.activations.qparams[0], len(layer.weight.w_q)
+        whole = WeightQParams(torch.ones(count), layer.weight.qparams.zero_point, layer.weight.qparams.bits)
+        unscaled = QParams(1.0, qparams.zero_point, 8)
         own = QuantizedLayer(
             "layer", QuantizedWeight(layer.weight.w_q, whole), None, ActivationSchedule.static(unscaled)
         )
         ours = Alone(module)
         OneDnnRuntime(best_tools(), torch.float32).lower(ours, [own])
-        integers = quantize(x, grid) - grid.zero_point
+        integers = quantize(x, qparams) - qparams.zero_point
         sums = _sums(module, integers.double(), layer.weight)
         assert sums.abs().max() < EXACT_IN_FLOAT
         assert torch.equal(ours(integers.float(), 1.0).double(), sums)
 
 
 def _sums(module: nn.Module, x: Tensor, weight: QuantizedWeight) -> Tensor:
-    zero_point = weight.grid.zero_point.view(-1, *(1,) * (weight.w_q.dim() - 1))
+    zero_point = weight.qparams.zero_point.view(-1, *(1,) * (weight.w_q.dim() - 1))
     w = weight.w_q.double() - zero_point.double()  # float64 holds these sums exactly, and has fast convolutions
     if isinstance(module, nn.Conv2d):
         return F.conv2d(x, w, None, module.stride, module.padding, module.dilation, module.groups)

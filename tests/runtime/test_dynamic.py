@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.numerics.limits import WeightRange
-from bitbrush.numerics.weights import round_to_nearest, weight_grid
+from bitbrush.numerics.weights import round_to_nearest, weight_qparams
 from bitbrush.runtime.onednn.runtime import OneDnnRuntime
 from bitbrush.runtime.onednn.weights import Memory
 from bitbrush.runtime.reference import ReferenceRuntime
@@ -30,7 +30,7 @@ def layer(name: str, bits: int, weight_bits: int = 8) -> tuple[nn.Module, Quanti
     shape = (3, 5, 24) if isinstance(module, nn.Linear) else (3, 24, 6, 6)
     sizes = torch.tensor(SIZES).view(-1, *(1,) * (len(shape) - 1))
     weight = module.weight.detach()
-    rounded = round_to_nearest(weight, weight_grid(weight, weight_bits, WeightRange.MIN_MAX))
+    rounded = round_to_nearest(weight, weight_qparams(weight, weight_bits, WeightRange.MIN_MAX))
     bias = None if module.bias is None else module.bias.detach()
     x = torch.randn(shape, generator=generator) * sizes
     return module, QuantizedLayer("layer", rounded, bias, DynamicRanges(bits)), x

@@ -9,13 +9,13 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
 from bitbrush.network.layers import QuantizedLayer
-from bitbrush.numerics.affine import AffineGrid
+from bitbrush.numerics.affine import QParams
 from bitbrush.numerics.limits import WeightRange
 from bitbrush.numerics.weights import (
     QuantizedWeight,
-    WeightGrid,
+    WeightQParams,
     round_to_nearest,
-    weight_grid,
+    weight_qparams,
 )
 from bitbrush.runtime.forward import compute_in
 from bitbrush.runtime.nibbles import from_nibbles, to_nibbles
@@ -38,10 +38,10 @@ LAYERS = {
 pytestmark = pytest.mark.usefixtures("exact_products")
 
 
-def quantized(name: str, layer: nn.Conv2d | nn.Linear, weight_bits: int, grid: AffineGrid) -> QuantizedLayer:
-    weight = round_to_nearest(layer.weight.data, weight_grid(layer.weight.data, weight_bits, WeightRange.MIN_MAX))
+def quantized(name: str, layer: nn.Conv2d | nn.Linear, weight_bits: int, qparams: QParams) -> QuantizedLayer:
+    weight = round_to_nearest(layer.weight.data, weight_qparams(layer.weight.data, weight_bits, WeightRange.MIN_MAX))
     bias = None if layer.bias is None else layer.bias.data.clone()
-    return QuantizedLayer(name, weight, bias, ActivationSchedule.static(grid))
+    return QuantizedLayer(name, weight, bias, ActivationSchedule.static(qparams))
 
 
 @pytest.fixture(scope="module", params=["native", "torch"])
@@ -62,7 +62,7 @@ def test_layers_equal_the_reference(
 ) -> None:
     layer, shape = LAYERS[kind]
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    own = quantized("layer", layer, weight_bits, AffineGrid.from_range(-1.5, 2.5, activation_bits))
+    own = quantized("layer", layer, weight_bits, QParams.from_range(-1.5, 2.5, activation_bits))
     exact, ours = Alone(layer), Alone(layer)
     ReferenceRuntime().lower(exact, [own])
     (execution,) = OneDnnRuntime(tools, torch.float32, memory).lower(ours, [own])
@@ -79,8 +79,8 @@ def test_sums_of_extreme_integers_are_exact(kind: str, tools: Tools) -> None:
     generator = torch.Generator().manual_seed(1)
     x = torch.randint(0, 2, shape, generator=generator) * 255.0
     w_q = (torch.randint(0, 2, layer.weight.shape, generator=generator) * 255).byte()
-    grid = WeightGrid(torch.ones(len(w_q)), torch.full((len(w_q),), 128, dtype=torch.uint8), 8)
-    own = QuantizedLayer("layer", QuantizedWeight(w_q, grid), None, ActivationSchedule.static(AffineGrid(1.0, 0, 8)))
+    qparams = WeightQParams(torch.ones(len(w_q)), torch.full((len(w_q),), 128, dtype=torch.uint8), 8)
+    own = QuantizedLayer("layer", QuantizedWeight(w_q, qparams), None, ActivationSchedule.static(QParams(1.0, 0, 8)))
     denoiser = Alone(layer)
     OneDnnRuntime(tools, torch.float32).lower(denoiser, [own])
     w = (w_q.long() - 128).double()
@@ -96,7 +96,7 @@ def test_sums_of_extreme_integers_are_exact(kind: str, tools: Tools) -> None:
 @torch.no_grad()
 def test_a_layer_that_does_not_fit_is_named_and_still_right(dtype: torch.dtype, tools: Tools) -> None:
     layer, shape = nn.Conv2d(4, 6, 3, padding=(1, 2)), (1, 4, 5, 5)
-    own = quantized("layer", layer, 4, AffineGrid.from_range(-2, 2, 10))
+    own = quantized("layer", layer, 4, QParams.from_range(-2, 2, 10))
     exact, ours = Alone(layer), Alone(layer)
     ReferenceRuntime().lower(exact, [own])
     (execution,) = OneDnnRuntime(tools, dtype).lower(ours, [own])
@@ -131,7 +131,7 @@ def test_a_whole_denoiser_is_close(
 ) -> None:
     unet = tiny_pipe.unet
     layers = [
-        quantized(name, module, 8, AffineGrid.from_range(-8, 8, 10))
+        quantized(name, module, 8, QParams.from_range(-8, 8, 10))
         for name, module in unet.named_modules()
         if isinstance(module, nn.Conv2d | nn.Linear)
     ]
@@ -153,7 +153,7 @@ def test_what_is_not_a_number_is_not_made_one(
     tiny_pipe: StableDiffusionPipeline, tools: Tools, return_dict: bool
 ) -> None:
     unet = tiny_pipe.unet
-    own = quantized("conv_in", unet.conv_in, 8, AffineGrid.from_range(-8, 8, 8))
+    own = quantized("conv_in", unet.conv_in, 8, QParams.from_range(-8, 8, 8))
     OneDnnRuntime(tools, torch.float32).lower(unet, [own])
     x, text = torch.zeros(1, 4, 8, 8), torch.zeros(1, 7, 16)
     assert unet(x, 500, text, return_dict=return_dict)[0].isfinite().all()

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from bitbrush.network.layers import QuantizedLayer, layer_specs
 from bitbrush.network.unet import UNET
-from bitbrush.numerics.affine import AffineGrid
-from bitbrush.numerics.weights import QuantizedWeight, WeightGrid
+from bitbrush.numerics.affine import QParams
+from bitbrush.numerics.weights import QuantizedWeight, WeightQParams
 from bitbrush.runtime.reference import ReferenceRuntime
 from bitbrush.timeline.schedule import ActivationSchedule
 
@@ -39,25 +39,25 @@ def integers(name: str, module: nn.Module, seed: int, *, weight_bits: int, activ
         return torch.randint(0, limit, shape, generator=generator)
 
     shape = module.weight.shape
-    grid = WeightGrid(
+    qparams = WeightQParams(
         0.01 + torch.rand(shape[0], generator=generator), whole(1 << weight_bits, shape[0]).byte(), weight_bits
     )
-    weight = QuantizedWeight(whole(1 << weight_bits, *shape).byte(), grid)
-    grids = [
-        AffineGrid(scale, int(whole(1 << activation_bits, 1)), activation_bits)
+    weight = QuantizedWeight(whole(1 << weight_bits, *shape).byte(), qparams)
+    all_qparams = [
+        QParams(scale, int(whole(1 << activation_bits, 1)), activation_bits)
         for scale in (0.05 + torch.rand(len(TIMESTEPS), generator=generator)).tolist()
     ]
     bias = None if module.bias is None else torch.randn(shape[0], generator=generator)
-    return QuantizedLayer(name, weight, bias, ActivationSchedule(TIMESTEPS, tuple(grids)))
+    return QuantizedLayer(name, weight, bias, ActivationSchedule(TIMESTEPS, tuple(all_qparams)))
 
 
 def by_hand(layer: QuantizedLayer, x: Tensor, timestep: float) -> tuple[Tensor, Tensor]:
     """Weight and input as their integers represent them, float64, from the equations alone."""
-    grid = layer.activations.grids[TIMESTEPS.index(timestep)]
-    x_q = (torch.round(x * (1 / torch.tensor(grid.scale))) + grid.zero_point).clamp(0, 2**grid.bits - 1)
-    x_hat = (x_q.double() - grid.zero_point) * grid.scale
+    qparams = layer.activations.qparams[TIMESTEPS.index(timestep)]
+    x_q = (torch.round(x * (1 / torch.tensor(qparams.scale))) + qparams.zero_point).clamp(0, 2**qparams.bits - 1)
+    x_hat = (x_q.double() - qparams.zero_point) * qparams.scale
     per_channel = (-1,) + (1,) * (layer.weight.w_q.dim() - 1)
-    w_q, w_grid = layer.weight.w_q.double(), layer.weight.grid
+    w_q, w_grid = layer.weight.w_q.double(), layer.weight.qparams
     w_hat = (w_q - w_grid.zero_point.double().view(per_channel)) * w_grid.scale.double().view(per_channel)
     return w_hat, x_hat
 

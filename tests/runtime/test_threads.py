@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from bitbrush.network.first_token import FirstToken
 from bitbrush.network.layers import QuantizedLayer
-from bitbrush.numerics.affine import AffineGrid
+from bitbrush.numerics.affine import QParams
 from bitbrush.numerics.limits import WeightRange
-from bitbrush.numerics.weights import round_to_nearest, weight_grid
+from bitbrush.numerics.weights import round_to_nearest, weight_qparams
 from bitbrush.runtime.interface import Runtime
 from bitbrush.runtime.onednn.runtime import OneDnnRuntime
 from bitbrush.runtime.onednn.weights import Memory
@@ -45,9 +45,9 @@ def runtime(request: pytest.FixtureRequest) -> Runtime:
 
 def quantized(name: str, layer: nn.Conv2d | nn.Linear) -> QuantizedLayer:
     """Ranges that differ much from step to step; some layers find theirs, some know a first token."""
-    weight = round_to_nearest(layer.weight.data, weight_grid(layer.weight.data, 4, WeightRange.MIN_MAX))
-    grids = (AffineGrid.from_range(-1 - i / 2, 2 + i, 8 + i % 2) for i in range(len(TIMESTEPS)))
-    activations: Activations = ActivationSchedule(TIMESTEPS, tuple(grids))
+    weight = round_to_nearest(layer.weight.data, weight_qparams(layer.weight.data, 4, WeightRange.MIN_MAX))
+    all_qparams = (QParams.from_range(-1 - i / 2, 2 + i, 8 + i % 2) for i in range(len(TIMESTEPS)))
+    activations: Activations = ActivationSchedule(TIMESTEPS, tuple(all_qparams))
     if name.endswith("to_out.0"):
         activations = DynamicRanges(8)
     first = FirstToken(START, torch.ones(len(layer.weight))) if name.endswith("attn2.to_v") else None

@@ -21,7 +21,7 @@ from bitbrush.session.disk import (
     writing_whole,
 )
 from bitbrush.session.journal import Journal
-from bitbrush.session.offload import Spool
+from bitbrush.session.offload import Offload
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_a_piece_of_work_that_does_not_fit_is_none(tmp_path: Path) -> None:
 def test_tensors_that_cannot_be_put_away_stay_as_they_are(tmp_path: Path) -> None:
     tensor = torch.arange(1 << 16)
     with pytest.raises(DiskError, match="512 KiB that it takes; make room there and run the same command again"):
-        Spool(tmp_path).put_away(tensor)
+        Offload(tmp_path).put(tensor)
     assert torch.equal(tensor, torch.arange(1 << 16))
     assert list(tmp_path.iterdir()) == []
 

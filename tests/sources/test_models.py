@@ -12,7 +12,7 @@ from diffusers import StableDiffusionPipeline
 from bitbrush import ModelOptions, load_full_precision
 from bitbrush.session import disk
 from bitbrush.session.disk import DiskError
-from bitbrush.session.offload import Spool
+from bitbrush.session.offload import Offload
 from bitbrush.sources.model_names import UnknownModelError
 from bitbrush.sources.models import find_model, load_source
 
@@ -97,7 +97,7 @@ def test_a_file_that_is_cut_short_is_told_of(
     with pytest.raises(UnknownModelError, match=r"cannot be loaded: .*cut short: fetch it again"):
         load_full_precision(tmp_path / "tiny")
     with pytest.raises(UnknownModelError, match=rf"{component}/.*safetensors is no whole safetensors file"):
-        load_source(tmp_path / "tiny", spool=Spool(tmp_path))
+        load_source(tmp_path / "tiny", offload=Offload(tmp_path))
 
 
 def test_a_variant_of_a_local_folder(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
@@ -115,10 +115,10 @@ def test_a_disk_without_room_for_the_weights_is_known_before_they_are_loaded(
     (file,) = (tmp_path / "tiny" / "unet").glob("diffusion_pytorch_model.safetensors")
     size = file.stat().st_size
     monkeypatch.setattr(disk, "available_disk", lambda _: size)
-    assert load_source(tmp_path / "tiny", spool=Spool(tmp_path)).unet is not None
+    assert load_source(tmp_path / "tiny", offload=Offload(tmp_path)).unet is not None
     monkeypatch.setattr(disk, "available_disk", lambda _: size - 1)
     monkeypatch.setattr("bitbrush.sources.models._load_folder", None)
     with pytest.raises(
         DiskError, match=r"left of the .* that the model's weights take while it is quantized; make room"
     ):
-        load_source(tmp_path / "tiny", spool=Spool(tmp_path))
+        load_source(tmp_path / "tiny", offload=Offload(tmp_path))

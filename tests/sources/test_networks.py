@@ -13,7 +13,7 @@ from torch import Tensor
 
 import bitbrush
 from bitbrush import ModelOptions, load_full_precision
-from bitbrush.session.offload import Spool
+from bitbrush.session.offload import Offload
 from bitbrush.sources import models
 from bitbrush.sources.model_names import UnknownModelError
 from bitbrush.sources.models import load_source
@@ -80,7 +80,7 @@ def model(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> Path:
 
 def load_lean(model: Path) -> DiffusionPipeline:
     """As quantize does."""
-    return load_source(model, spool=Spool(model))
+    return load_source(model, offload=Offload(model))
 
 
 @pytest.mark.parametrize("component", TENSORS)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitbrush.numerics.affine import AffineGrid
+from bitbrush.numerics.affine import QParams
 from bitbrush.timeline.schedule import ActivationSchedule, nearest
 
 TIMESTEPS = st.lists(st.integers(0, 1000), min_size=1, max_size=60, unique=True).map(
@@ -12,8 +12,8 @@ TIMESTEPS = st.lists(st.integers(0, 1000), min_size=1, max_size=60, unique=True)
 )
 
 
-def grid(scale: float) -> AffineGrid:
-    return AffineGrid(scale, 0, 8)
+def qparams(scale: float) -> QParams:
+    return QParams(scale, 0, 8)
 
 
 @given(TIMESTEPS, st.one_of(st.integers(-100, 1100).map(float), st.floats(-100, 1100)))
@@ -24,8 +24,8 @@ def test_nearest_is_the_first_of_the_nearest(timesteps: tuple[float, ...], times
 
 @given(TIMESTEPS)
 def test_calibrated_timesteps_are_exact(timesteps: tuple[float, ...]) -> None:
-    schedule = ActivationSchedule.of({t: grid(t + 1) for t in timesteps})
-    assert all(schedule.at(t) == grid(t + 1) for t in timesteps)
+    schedule = ActivationSchedule.of({t: qparams(t + 1) for t in timesteps})
+    assert all(schedule.at(t) == qparams(t + 1) for t in timesteps)
 
 
 @pytest.mark.parametrize(
@@ -45,14 +45,14 @@ def test_calibrated_timesteps_are_exact(timesteps: tuple[float, ...]) -> None:
     ],
 )
 def test_between_and_outside_and_ties_go_to_the_noisier(timestep: float, scale: float) -> None:
-    schedule = ActivationSchedule.of({500.0: grid(500.0), 100.0: grid(100.0), 900.0: grid(900.0)})
+    schedule = ActivationSchedule.of({500.0: qparams(500.0), 100.0: qparams(100.0), 900.0: qparams(900.0)})
     assert schedule.timesteps == (900.0, 500.0, 100.0)
-    assert schedule.at(timestep) == grid(scale)
+    assert schedule.at(timestep) == qparams(scale)
 
 
 def test_static_is_the_same_at_every_step() -> None:
-    schedule = ActivationSchedule.static(grid(2.0))
-    assert {schedule.at(t) for t in (-1.0, 0.0, 0.5, 999.0)} == {grid(2.0)}
+    schedule = ActivationSchedule.static(qparams(2.0))
+    assert {schedule.at(t) for t in (-1.0, 0.0, 0.5, 999.0)} == {qparams(2.0)}
 
 
 @pytest.mark.parametrize(
@@ -66,4 +66,4 @@ def test_static_is_the_same_at_every_step() -> None:
 )
 def test_what_is_no_schedule_is_refused(timesteps: tuple[float, ...], count: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ActivationSchedule(timesteps, (grid(1.0),) * count)
+        ActivationSchedule(timesteps, (qparams(1.0),) * count)

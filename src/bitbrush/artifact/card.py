@@ -91,10 +91,10 @@ def _command(manifest: dict[str, Any]) -> str:
 
 
 def _flags(recipe: dict[str, Any]) -> list[str]:
-    special = ("exclude", "fine", "scheduler", "pipeline_arguments")
+    special = ("exclude", "high_precision", "scheduler", "pipeline_arguments")
     flags = [f"--{key.replace('_', '-')} {value}" for key, value in recipe.items() if key not in special]
-    flags += [f"--{key} '{pattern}'" for key in ("exclude", "fine") for pattern in recipe.get(key, ())]
-    flags += [
+    flags += [f"--{key.replace('_', '-')} '{pattern}'" for key in ("exclude", "high_precision") for pattern in
+    recipe.get(key, ())] flags += [
         f"--pipeline-argument {shlex.quote(f'{name}={json.dumps(value)}')}"
         for name, value in recipe.get("pipeline_arguments", {}).items()
     ]

@@ -64,7 +64,14 @@ def read_manifest(source: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path} has schema version {manifest['schema_version']}; this bitbrush reads up to {SCHEMA_VERSION}: "
             "upgrade bitbrush"
         )
-    return dict(manifest)
+    return _with_current_names(manifest)
+
+
+def _with_current_names(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest with the layer entries' ``edge`` of earlier versions under its name of today."""
+    names = {"edge": "high_precision"}
+    layers = [{names.get(key, key): value for key, value in layer.items()} for layer in manifest.get("layers", ())]
+    return {**manifest, "layers": layers}
 
 
 def require_intact(root: Path, manifest: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ from bitbrush.network.layers import set_weight
 from bitbrush.quantization.quantize import Quantization, finish, prepare
 from bitbrush.quantization.work import require_same_work
 from bitbrush.rounding.nearest import RoundedLayer
-from bitbrush.session.offload import PROCESSOR
+from bitbrush.session.offload import CPU
 from bitbrush.session.progress import Progress, silent
 from bitbrush.session.ranks import ranks
 from bitbrush.sources.networks import load_pipeline
@@ -39,7 +39,7 @@ def recalibrate(
     prompts: Sequence[str],
     *,
     inputs: Mapping[str, Sequence[Any]] | None = None,
-    device: torch.device = PROCESSOR,
+    device: torch.device = CPU,
     progress: Progress = silent,
 ) -> Quantization:
     """The artifact's weights with activation ranges for its recipe updated by ``keys``.

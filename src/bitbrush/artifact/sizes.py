@@ -11,7 +11,7 @@ from huggingface_hub.errors import HFValidationError
 from torch import nn
 
 from bitbrush.artifact.tensor_file import TensorFile
-from bitbrush.network.held import held_weights
+from bitbrush.network.lazy_weights import count_lazy_weights
 from bitbrush.network.narrow import narrow_bytes
 from bitbrush.sources.checkpoint_type import variant_files
 from bitbrush.sources.model_names import SINGLE_FILE
@@ -55,7 +55,7 @@ def denoiser_sizes(manifest: Mapping[str, Any]) -> DenoiserSizes:
 
 def float32_bytes(denoiser: nn.Module) -> int:
     """The size of all parameters in float32, whatever type they are in or held as."""
-    return 4 * (sum(parameter.numel() for parameter in denoiser.parameters()) + held_weights(denoiser))
+    return 4 * (sum(parameter.numel() for parameter in denoiser.parameters()) + count_lazy_weights(denoiser))
 
 
 def checkpoint_bytes(model: str | os.PathLike[str], options: ModelOptions, component: str, denoiser: nn.Module) -> int:

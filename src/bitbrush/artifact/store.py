@@ -39,8 +39,8 @@ from bitbrush.artifact.vocabulary import save_vocabulary
 from bitbrush.methods.recipe import Recipe
 from bitbrush.methods.removed import removed_setting
 from bitbrush.network.families import FAMILY_NAMES
-from bitbrush.network.held import in_memory
 from bitbrush.network.layers import QuantizedLayer
+from bitbrush.network.lazy_weights import materialized
 from bitbrush.network.low_rank import branch_ranks
 from bitbrush.network.narrow_weight import compute_in_float32
 from bitbrush.network.skip_inputs import split_begins
@@ -211,7 +211,7 @@ def _most_bytes(quantization: Quantization) -> int:
     component, pipe, layers = quantization.family.component, quantization.source, quantization.outcome.layers
     others = [part for name, part in pipe.components.items() if name != component and isinstance(part, nn.Module)]
     rest = other_tensors(getattr(pipe, component), {layer.name: layer for layer in layers})
-    integers = sum(layer.weight.w_q.numel() * layer.weight.grid.bits // 8 for layer in layers)
+    integers = sum(layer.weight.w_q.numel() * layer.weight.qparams.bits // 8 for layer in layers)
     return sum(map(float32_bytes, others)) + integers + sum(tensor.nbytes for tensor in rest.values())
 
 
@@ -279,13 +279,13 @@ def _write(quantization: Quantization, root: Path, origin: dict[str, Any], sizes
     _write_index(pipe, root)
     for name, part in pipe.components.items():
         if name != component and hasattr(part, "save_pretrained"):
-            whole: Any = in_memory(part) if isinstance(part, torch.nn.Module) else part
+            whole: Any = materialized(part) if isinstance(part, torch.nn.Module) else part
             whole.save_pretrained(root / name)
             save_vocabulary(part, root / name)
             narrow_files(root / name)
     denoiser = getattr(pipe, component)
     layers = {layer.name: layer for layer in quantization.outcome.layers}
-    bits = {name: one.weight.grid.bits for name, one in layers.items()}
+    bits = {name: one.weight.qparams.bits for name, one in layers.items()}
     known = [name for name, one in layers.items() if one.first is not None]
     surgery = split_begins(denoiser), branch_ranks(denoiser)
     config = BitbrushConfig(bits, *surgery, known)

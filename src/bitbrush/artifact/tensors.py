@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from bitbrush.network.first_token import FirstToken
-from bitbrush.network.held import state_readers
 from bitbrush.network.layers import QuantizedLayer
-from bitbrush.numerics.affine import AffineGrid
+from bitbrush.network.lazy_weights import state_readers
+from bitbrush.numerics.affine import QParams
 from bitbrush.numerics.packing import pack, unpack
-from bitbrush.numerics.weights import QuantizedWeight, WeightGrid
+from bitbrush.numerics.weights import QuantizedWeight, WeightQParams
 from bitbrush.timeline.schedule import Activations, ActivationSchedule, DynamicRanges
 
 LAYER_KEYS = frozenset(
@@ -36,21 +36,21 @@ def layer_tensors(layer: QuantizedLayer) -> dict[str, Tensor]:
 
     Of ranges that are found at run time there are the bits, and no timesteps.
     """
-    grids: tuple[AffineGrid, ...] = ()
+    all_qparams: tuple[QParams, ...] = ()
     timesteps: tuple[float, ...] = ()
     match layer.activations:
         case ActivationSchedule():
-            grids, timesteps = layer.activations.grids, layer.activations.timesteps
-            bits = [grid.bits for grid in grids]
+            all_qparams, timesteps = layer.activations.qparams, layer.activations.timesteps
+            bits = [qparams.bits for qparams in all_qparams]
         case DynamicRanges(same):
             bits = [same]
     tensors = {
-        "weight": pack(layer.weight.w_q, layer.weight.grid.bits),
-        "weight_scale": layer.weight.grid.scale,
-        "weight_zero_point": layer.weight.grid.zero_point,
+        "weight": pack(layer.weight.w_q, layer.weight.qparams.bits),
+        "weight_scale": layer.weight.qparams.scale,
+        "weight_zero_point": layer.weight.qparams.zero_point,
         "activation_timesteps": torch.tensor(timesteps, dtype=torch.float32),
-        "activation_scale": torch.tensor([grid.scale for grid in grids], dtype=torch.float32),
-        "activation_zero_point": torch.tensor([grid.zero_point for grid in grids], dtype=torch.int32),
+        "activation_scale": torch.tensor([qparams.scale for qparams in all_qparams], dtype=torch.float32),
+        "activation_zero_point": torch.tensor([qparams.zero_point for qparams in all_qparams], dtype=torch.int32),
         "activation_bits": torch.tensor(bits, dtype=torch.uint8),
     }
     if layer.bias is not None:
@@ -74,16 +74,16 @@ def layer_from_tensors(name: str, shape: tuple[int, ...], bits: int, tensors: Ma
     activations: Activations
     if timesteps:
         scales, zero_points = entry("activation_scale").tolist(), entry("activation_zero_point").tolist()
-        grids = (AffineGrid(*values) for values in zip(scales, zero_points, activation_bits, strict=True))
-        activations = ActivationSchedule(tuple(timesteps), tuple(grids))
+        all_qparams = (QParams(*values) for values in zip(scales, zero_points, activation_bits, strict=True))
+        activations = ActivationSchedule(tuple(timesteps), tuple(all_qparams))
     else:
         activations = DynamicRanges(*activation_bits)
     if entry("weight_scale").dim() != 1:
         raise ValueError(f"layer {name} has scales for groups of its inputs (group_size); quantize again without them")
-    grid = WeightGrid(entry("weight_scale"), entry("weight_zero_point"), bits)
-    if not len(grid.scale) == len(grid.zero_point) == shape[0]:
-        raise ValueError(f"layer {name} has {len(grid.scale)} weight scales for {shape[0]} output channels")
-    weight = QuantizedWeight(unpack(entry("weight"), bits, shape), grid)
+    qparams = WeightQParams(entry("weight_scale"), entry("weight_zero_point"), bits)
+    if not len(qparams.scale) == len(qparams.zero_point) == shape[0]:
+        raise ValueError(f"layer {name} has {len(qparams.scale)} weight scales for {shape[0]} output channels")
+    weight = QuantizedWeight(unpack(entry("weight"), bits, shape), qparams)
     known = f"{name}.first_input" in tensors
     first = FirstToken(entry("first_input"), entry("first_output")) if known else None
     return QuantizedLayer(name, weight, tensors.get(f"{name}.bias"), activations, first)

@@ -203,12 +203,12 @@ def _mib(sizes: DenoiserSizes) -> tuple[float, float, float]:
 def _range_plot(contest: Contest) -> LinePlot:
     """The layer whose range changes most over the steps."""
     ranges = {
-        layer.name: np.array([grid.range for grid in layer.schedule.grids])
+        layer.name: np.array([qparams.range for qparams in layer.schedule.qparams])
         for layer in contest.quantized["pcr"].outcome.layers
     }
     name = max(ranges, key=lambda layer: np.ptp(ranges[layer], axis=1).max() / np.ptp(ranges[layer], axis=1).min())
     static = next(layer for layer in contest.quantized["rtn"].outcome.layers if layer.name == name)
-    low, high = static.schedule.grids[0].range
+    low, high = static.schedule.qparams[0].range
     steps = list(range(len(ranges[name])))
     series = [
         Series("pcr, highest", steps, ranges[name][:, 1].tolist()),

@@ -17,7 +17,7 @@ from bitbrush.calibration.observe import ActivationBits, Calibration
 from bitbrush.network.families import denoiser_name, family_of
 from bitbrush.network.inputs import InputObserver, fake_quantize_input
 from bitbrush.network.layers import layer_specs
-from bitbrush.numerics.affine import AffineGrid
+from bitbrush.numerics.affine import QParams
 from bitbrush.numerics.limits import RangeEstimator
 from bitbrush.session.journal import Journal
 from bitbrush.session.progress import (
@@ -66,8 +66,8 @@ class QuantizedActivations:
         names = [spec.name for spec in self._calibration.layers]
         with observer.watching(denoiser, names):
             call.run(denoiser)
-        grids = self._calibration.qparams(observer, call.timestep, (call.timestep,))
-        with _quantized(denoiser, grids):
+        all_qparams = self._calibration.qparams(observer, call.timestep, (call.timestep,))
+        with _quantized(denoiser, all_qparams):
             return call.run(denoiser)
 
 
@@ -259,12 +259,12 @@ def _pixels(images: Any) -> NDArray[np.uint8]:
 
 
 @contextmanager
-def _quantized(denoiser: nn.Module, grids: dict[str, AffineGrid]) -> Iterator[None]:
+def _quantized(denoiser: nn.Module, all_qparams: dict[str, QParams]) -> Iterator[None]:
     with ExitStack() as stack:
-        for name, grid in grids.items():
-            stack.callback(fake_quantize_input(denoiser.get_submodule(name), partial(_constant, grid)).remove)
+        for name, qparams in all_qparams.items():
+            stack.callback(fake_quantize_input(denoiser.get_submodule(name), partial(_constant, qparams)).remove)
         yield
 
 
-def _constant(grid: AffineGrid) -> AffineGrid:
-    return grid
+def _constant(qparams: QParams) -> QParams:
+    return qparams

@@ -16,7 +16,7 @@ from bitbrush.artifact.sizes import MIB, checkpoint_bytes, denoiser_sizes, float
 from bitbrush.artifact.store import artifact_digest, load_with
 from bitbrush.methods.recipe import Recipe
 from bitbrush.network.families import denoiser_name
-from bitbrush.network.layers import EDGE_ACTIVATION_BITS
+from bitbrush.network.layers import HIGH_PRECISION_ACTIVATION_BITS
 from bitbrush.runtime.choose import Choice
 from bitbrush.runtime.interface import layers_by_fallback
 from bitbrush.runtime.lowered import lowered_of
@@ -163,8 +163,9 @@ def _quantized_operators(manifest: dict[str, Any], recipe: Recipe) -> dict[str, 
     kinds = {"conv": "Conv2d", "linear": "Linear"}
     counts: Counter[str] = Counter()
     for layer in manifest["layers"]:
-        bits = f"W{layer['weight_bits']}A{EDGE_ACTIVATION_BITS if layer['edge'] else recipe.activations}"
-        counts[f"{kinds[layer['kind']]}, {bits if layer['excluded'] is None else 'float32'}"] += 1
+        a_bits = HIGH_PRECISION_ACTIVATION_BITS if layer["high_precision"] else recipe.activations
+        bits = f"W{layer['weight_bits']}A{a_bits}" if layer["excluded"] is None else "float32"
+        counts[f"{kinds[layer['kind']]}, {bits}"] += 1
     return dict(sorted(counts.items()))
 
 

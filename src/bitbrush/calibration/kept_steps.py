@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from bitbrush.network.inputs import InputObserver
-from bitbrush.numerics.affine import AffineGrid
+from bitbrush.numerics.affine import QParams
 from bitbrush.numerics.histogram import Histogram
 
 
-def step_tensors(names: Sequence[str], observer: InputObserver, grids: Mapping[str, AffineGrid]) -> dict[str, Tensor]:
+def step_tensors(
+    names: Sequence[str], observer: InputObserver, all_qparams: Mapping[str, QParams]
+) -> dict[str, Tensor]:
     """Grids and histograms of all layers, in the order of ``names``; a later visit of the timestep adds to these."""
     histograms = [observer.histogram(name) for name in names]
     return {
@@ -18,15 +20,13 @@ def step_tensors(names: Sequence[str], observer: InputObserver, grids: Mapping[s
         "high": torch.tensor([one.high for one in histograms], dtype=torch.float64),
         "exponent": torch.tensor([one.exponent for one in histograms]),
         "counts": torch.stack([one.counts for one in histograms]),
-        "scale": torch.tensor([grids[name].scale for name in names], dtype=torch.float64),
-        "zero_point": torch.tensor([grids[name].zero_point for name in names]),
-        "bits": torch.tensor([grids[name].bits for name in names]),
+        "scale": torch.tensor([all_qparams[name].scale for name in names], dtype=torch.float64),
+        "zero_point": torch.tensor([all_qparams[name].zero_point for name in names]),
+        "bits": torch.tensor([all_qparams[name].bits for name in names]),
     }
 
 
-def step_from_tensors(
-    names: Sequence[str], tensors: Mapping[str, Tensor]
-) -> tuple[InputObserver, dict[str, AffineGrid]]:
+def step_from_tensors(names: Sequence[str], tensors: Mapping[str, Tensor]) -> tuple[InputObserver, dict[str, QParams]]:
     """The inverse of :func:`step_tensors`."""
 
     def columns(*keys: str) -> Iterator[tuple[float, ...]]:
@@ -38,5 +38,5 @@ def step_from_tensors(
         name: Histogram(low, high, int(exponent), counts)
         for name, ((low, high, exponent), counts) in zip(names, seen, strict=True)
     }
-    grids = zip(names, columns("scale", "zero_point", "bits"), strict=True)
-    return observer, {name: AffineGrid(scale, int(zero), int(bits)) for name, (scale, zero, bits) in grids}
+    all_qparams = zip(names, columns("scale", "zero_point", "bits"), strict=True)
+    return observer, {name: QParams(scale, int(zero), int(bits)) for name, (scale, zero, bits) in all_qparams}

@@ -11,8 +11,8 @@ from torch import nn
 from bitbrush.calibration.merging import merged_over_ranks
 from bitbrush.calibration.relaxing import Relaxation, bits_at
 from bitbrush.network.inputs import InputObserver, fake_quantize_input
-from bitbrush.network.layers import EDGE_ACTIVATION_BITS, LayerSpec
-from bitbrush.numerics.affine import AffineGrid
+from bitbrush.network.layers import HIGH_PRECISION_ACTIVATION_BITS, LayerSpec
+from bitbrush.numerics.affine import QParams
 from bitbrush.numerics.histogram import NonFiniteError
 from bitbrush.numerics.limits import RangeEstimator
 from bitbrush.numerics.ranges import find_qparams
@@ -52,8 +52,8 @@ class ActivationBits:
 
     def of(self, spec: LayerSpec, timesteps: Sequence[float]) -> dict[float, int]:
         """Returns the bits of a layer's input at every distinct timestep; high-precision layers always have 16."""
-        if spec.edge:
-            return dict.fromkeys(timesteps, EDGE_ACTIVATION_BITS)
+        if spec.high_precision:
+            return dict.fromkeys(timesteps, HIGH_PRECISION_ACTIVATION_BITS)
         if self.allocated is not None:
             return dict(self.allocated[spec.name])
         return bits_at(self.normal, self.relaxation, timesteps)
@@ -85,7 +85,7 @@ class Calibration:
         """The names of the layers that are quantized."""
         return [spec.name for spec in self.layers]
 
-    def qparams(self, observer: InputObserver, timestep: float, planned: Sequence[float]) -> dict[str, AffineGrid]:
+    def qparams(self, observer: InputObserver, timestep: float, planned: Sequence[float]) -> dict[str, QParams]:
         """Returns every layer's quantization parameters for one timestep."""
         # A pipeline in half precision calls with timesteps that are the planned ones rounded.
         step = min(planned, key=lambda known: abs(known - timestep))
@@ -151,7 +151,7 @@ def run_observed(call: DenoiserCall, denoiser: nn.Module) -> Any:
 
 @contextmanager
 def quantized_inputs(
-    denoiser: nn.Module, names: Sequence[str], qparams: Callable[[str], AffineGrid | None]
+    denoiser: nn.Module, names: Sequence[str], qparams: Callable[[str], QParams | None]
 ) -> Iterator[None]:
     """Makes the layers see their inputs quantized by ``qparams(name)``; unchanged where that is None."""
     handles = [fake_quantize_input(denoiser.get_submodule(name), partial(qparams, name)) for name in names]

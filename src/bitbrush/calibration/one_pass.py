@@ -5,7 +5,7 @@ from functools import reduce
 
 from bitbrush.calibration.observe import Calibration, Observations
 from bitbrush.network.inputs import InputObserver
-from bitbrush.numerics.affine import AffineGrid
+from bitbrush.numerics.affine import QParams
 from bitbrush.numerics.histogram import Histogram
 from bitbrush.timeline.schedule import ActivationSchedule
 
@@ -36,7 +36,7 @@ def one_shot_schedules(calibration: Calibration, observations: Observations) -> 
     return by_layer({t: calibration.qparams(observer, t, planned) for t, observer in observations.items()})
 
 
-def by_layer(by_step: Mapping[float, Mapping[str, AffineGrid]]) -> dict[str, ActivationSchedule]:
+def by_layer(by_step: Mapping[float, Mapping[str, QParams]]) -> dict[str, ActivationSchedule]:
     """Turns quantization parameters by timestep and layer into a schedule for each layer."""
     names = next(iter(by_step.values()))
     return {name: ActivationSchedule.of({t: qparams[name] for t, qparams in by_step.items()}) for name in names}

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from bitbrush.numerics.affine import AffineGrid, fake_quantize
-from bitbrush.numerics.weights import WeightGrid, round_to_nearest
+from bitbrush.numerics.affine import QParams, fake_quantize
+from bitbrush.numerics.weights import WeightQParams, round_to_nearest
 from bitbrush.timeline.trajectory import DenoiserCall
 
 
@@ -24,8 +24,8 @@ from bitbrush.timeline.trajectory import DenoiserCall
 class Candidates:
     """The grids whose errors are measured, by layer; the k-th of every layer belong together."""
 
-    inputs: Mapping[str, Sequence[AffineGrid]]
-    weights: Mapping[str, Sequence[WeightGrid]]
+    inputs: Mapping[str, Sequence[QParams]]
+    weights: Mapping[str, Sequence[WeightQParams]]
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ def _listening(denoiser: nn.Module, candidates: Candidates, prompts: int, probed
         for parameter, usual in learned.items():
             stack.callback(parameter.requires_grad_, usual)
             parameter.requires_grad_(False)
-        for name, grids in candidates.inputs.items():
-            hook = partial(_watch_input, partial(_add_inputs, probed, name, grids, prompts))
+        for name, all_qparams in candidates.inputs.items():
+            hook = partial(_watch_input, partial(_add_inputs, probed, name, all_qparams, prompts))
             stack.callback(denoiser.get_submodule(name).register_forward_pre_hook(hook).remove)
         for name, rounded_on in candidates.weights.items():
             weight = denoiser.get_submodule(name).get_parameter("weight").requires_grad_(True)
@@ -99,19 +99,19 @@ def _watch_input(add: Callable[[Tensor, Tensor], None], _: nn.Module, args: tupl
 
 @torch.no_grad()
 def _add_inputs(
-    probed: Probed, name: str, grids: Sequence[AffineGrid], prompts: int, x: Tensor, gradient: Tensor
+    probed: Probed, name: str, all_qparams: Sequence[QParams], prompts: int, x: Tensor, gradient: Tensor
 ) -> None:
-    errors = torch.stack([(fake_quantize(x, grid).sub_(x) * gradient).flatten(1).sum(1) for grid in grids])
+    errors = torch.stack([(fake_quantize(x, qparams).sub_(x) * gradient).flatten(1).sum(1) for qparams in all_qparams])
     if errors.shape[1] % prompts:
         errors = errors.sum(1, keepdim=True)
     else:  # rows of one prompt err together, prompts apart
-        errors = errors.view(len(grids), -1, prompts).sum(1)
+        errors = errors.view(len(all_qparams), -1, prompts).sum(1)
     probed.add(probed.inputs, name, errors.square().sum(1))
 
 
 @torch.no_grad()
-def _add_weights(probed: Probed, name: str, grids: Sequence[WeightGrid], weight: Tensor) -> None:
+def _add_weights(probed: Probed, name: str, all_qparams: Sequence[WeightQParams], weight: Tensor) -> None:
     gradient, weight.grad = weight.grad, None
     assert gradient is not None
-    inner = [((round_to_nearest(weight, grid).dequantize() - weight) * gradient).sum() for grid in grids]
+    inner = [((round_to_nearest(weight, qparams).dequantize() - weight) * gradient).sum() for qparams in all_qparams]
     probed.add(probed.weights, name, torch.stack(inner).square())

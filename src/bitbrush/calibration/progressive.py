@@ -13,7 +13,7 @@ from bitbrush.calibration.kept_steps import step_from_tensors, step_tensors
 from bitbrush.calibration.observe import Calibration, Observations, observe_step, quantized_inputs
 from bitbrush.calibration.one_pass import by_layer
 from bitbrush.network.inputs import InputObserver
-from bitbrush.numerics.affine import AffineGrid
+from bitbrush.numerics.affine import QParams
 from bitbrush.session.allocator import trim
 from bitbrush.session.session import Session
 from bitbrush.timeline.schedule import ActivationSchedule
@@ -41,8 +41,8 @@ def calibrate_progressively(
         session: Processes (their histograms are merged at every step), journal, progress and costs.
     """
     observed: Observations = {}
-    qparams: dict[float, dict[str, AffineGrid]] = {}
-    active: dict[str, AffineGrid] = {}
+    qparams: dict[float, dict[str, QParams]] = {}
+    active: dict[str, QParams] = {}
     planned = pending(trajectories)[0].planned
     with (
         quantized_inputs(denoiser, calibration.names, active.get),

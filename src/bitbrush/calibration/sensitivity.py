@@ -25,12 +25,12 @@ from torch import Generator, Tensor, nn
 from bitbrush.calibration.observe import quantized_inputs, run_observed
 from bitbrush.calibration.probe import Candidates, guided, probe
 from bitbrush.calibration.propagation import CleanRun, Propagation
-from bitbrush.network.held import device_of
 from bitbrush.network.inputs import InputObserver
-from bitbrush.numerics.affine import AffineGrid
+from bitbrush.network.lazy_weights import device_of
+from bitbrush.numerics.affine import QParams
 from bitbrush.numerics.limits import RangeEstimator, WeightRange
 from bitbrush.numerics.ranges import find_qparams
-from bitbrush.numerics.weights import WeightGrid, weight_grid
+from bitbrush.numerics.weights import WeightQParams, weight_qparams
 from bitbrush.session.journal import Journal
 from bitbrush.session.progress import Advance, PlannedWork, Progress
 from bitbrush.session.session import Session
@@ -153,14 +153,14 @@ def measure_sensitivities(measurement: Measurement, batch: PromptBatch, session:
 class _Network:
     """The denoiser, run as it is, observed, or with quantized inputs; every call is counted and reported.
 
-    ``products`` of a call by layer, for all rows; ``grids`` by layer, of each observed call.
+    ``products`` of a call by layer, for all rows; ``all_qparams`` by layer, of each observed call.
     """
 
     def __init__(self, measurement: Measurement, session: Session) -> None:
         self.measurement, self.denoiser, self._session = measurement, measurement.denoiser, session
         self._advance: Advance = lambda: None
         self.products: dict[str, int] = {}
-        self.grids: list[dict[str, AffineGrid]] = []
+        self.qparams: list[dict[str, QParams]] = []
         self._observers: list[InputObserver] = []
 
     @contextmanager
@@ -186,18 +186,18 @@ class _Network:
             output = self.plain(index, call)
         self._observers.append(observer)
         own = self._found(observer, (self.measurement.bits,))
-        self.grids.append({name: grid for name, (grid,) in own.items()})
+        self.qparams.append({name: qparams for name, (qparams,) in own.items()})
         return output
 
     def quantized(self, index: int, call: DenoiserCall) -> Any:
-        with quantized_inputs(self.denoiser, self.measurement.layers, self.grids[index].get):
+        with quantized_inputs(self.denoiser, self.measurement.layers, self.qparams[index].get):
             return self.plain(index, call)
 
-    def choices(self, index: int) -> dict[str, list[AffineGrid]]:
+    def choices(self, index: int) -> dict[str, list[QParams]]:
         """Of every layer, the grids of ACTIVATION_CHOICES at an observed call."""
         return self._found(self._observers[index], ACTIVATION_CHOICES)
 
-    def _found(self, observer: InputObserver, bits: Sequence[int]) -> dict[str, list[AffineGrid]]:
+    def _found(self, observer: InputObserver, bits: Sequence[int]) -> dict[str, list[QParams]]:
         layers = self.measurement.layers
         histograms = [observer.histogram(name) for name in layers for _ in bits]
         found = iter(find_qparams(self.measurement.activation_range, histograms, list(bits) * len(layers)))
@@ -272,12 +272,12 @@ def _probe_all(
     probed = probed_calls(len(run.calls))
     found = _kept({index: _probe_piece(index) for index in probed}, journal)
     missing = len(probed) - len(found)
-    grids = _weight_grids(network.measurement, progress) if missing else {}
+    all_qparams = _weight_qparams(network.measurement, progress) if missing else {}
     generator = Generator().manual_seed(0)
     with progress(PROBING, PROBES * missing) as advance, network.reporting(advance):
         for index in probed:
             if index not in found:
-                candidates = Candidates(network.choices(index), grids)
+                candidates = Candidates(network.choices(index), all_qparams)
                 found[index] = _probed(network, run.calls[index], candidates, importance[index], generator)
                 journal.write(_probe_piece(index), found[index])
             generator.set_state(found[index][GENERATOR])
@@ -305,15 +305,15 @@ def _probed(
     }
 
 
-def _weight_grids(measurement: Measurement, progress: Progress) -> dict[str, list[WeightGrid]]:
+def _weight_qparams(measurement: Measurement, progress: Progress) -> dict[str, list[WeightQParams]]:
     """Of every layer, the grids of WEIGHT_CHOICES."""
-    grids = {}
+    all_qparams = {}
     with progress(WEIGHT_RANGES, len(measurement.layers)) as advance:
         for name in measurement.layers:
             weight = measurement.denoiser.get_submodule(name).get_parameter("weight").detach()
-            grids[name] = [weight_grid(weight, bits, measurement.weight_range) for bits in WEIGHT_CHOICES]
+            all_qparams[name] = [weight_qparams(weight, bits, measurement.weight_range) for bits in WEIGHT_CHOICES]
             advance()
-    return grids
+    return all_qparams
 
 
 def _mean(found: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> Tensor:

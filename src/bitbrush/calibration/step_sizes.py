@@ -17,12 +17,12 @@ import torch
 from torch import Generator, Tensor, nn
 
 from bitbrush.calibration.probe import guided
-from bitbrush.network.held import device_of
-from bitbrush.numerics.affine import AffineGrid, quantize_straight_through
+from bitbrush.network.lazy_weights import device_of
+from bitbrush.numerics.affine import QParams, quantize_straight_through
 from bitbrush.session.session import Session
 from bitbrush.timeline.trajectory import DenoiserCall
 
-Grids: TypeAlias = Mapping[str, AffineGrid]
+QParamsByLayer: TypeAlias = Mapping[str, QParams]
 
 EPOCHS = 3
 LEARNING_CALLS = 1 + EPOCHS
@@ -65,8 +65,11 @@ class StepSizeLearner:
         self._u = torch.zeros(len(self._layers), device=device_of(full), requires_grad=True)
         self._adam = torch.optim.Adam([self._u], lr=RATE, betas=BETAS)
 
-    def learned(self, denoiser: nn.Module, calls: Sequence[DenoiserCall], grids: Grids) -> dict[str, AffineGrid]:
-        """``grids`` with scales that serve all ``calls``, of different timesteps; of layers that do not learn as given.
+    def learned(
+        self, denoiser: nn.Module, calls: Sequence[DenoiserCall], all_qparams: QParamsByLayer
+    ) -> dict[str, QParams]:
+        """``all_qparams`` with scales that serve all ``calls``, of different timesteps; of layers that do not learn as
+        given.
 
         The calls are seen in random order, at a rate that falls to 0. ``denoiser`` computes with the rounded weights,
         and is left as it was.
@@ -80,23 +83,26 @@ class StepSizeLearner:
                     if done % len(calls) == 0:
                         order = torch.randperm(len(calls), generator=generator).tolist()
                     self._adam.param_groups[0]["lr"] = RATE * (1 - done / total)
-                    self._iterate(denoiser, steps[order[done % len(calls)]], grids)
+                    self._iterate(denoiser, steps[order[done % len(calls)]], all_qparams)
                     advance()
             return {"u": self._u.detach()}
 
         found = self._session.ranks.from_first(iterate)
         assert found is not None
         factors = dict(zip(self._layers, found["u"].exp().tolist(), strict=True))
-        return {name: scaled(grid, factors[name]) if name in factors else grid for name, grid in grids.items()}
+        return {
+            name: scaled(qparams, factors[name]) if name in factors else qparams
+            for name, qparams in all_qparams.items()
+        }
 
     def _step(self, call: DenoiserCall) -> _Step:
         target = guided(call.run(self._full)[0], self._prompts, self._guidance)
         self._session.count_call()
         return _Step(call, target)
 
-    def _iterate(self, denoiser: nn.Module, step: _Step, grids: Grids) -> None:
+    def _iterate(self, denoiser: nn.Module, step: _Step, all_qparams: QParamsByLayer) -> None:
         """Moves ``u`` once."""
-        with self._quantized(denoiser, grids), torch.enable_grad():
+        with self._quantized(denoiser, all_qparams), torch.enable_grad():
             output = step.call.forward(denoiser)[0]
             error = guided(output, self._prompts, self._guidance) - step.target
             size = error.detach().square().mean().clamp_min(LEAST)  # so that no step counts more than another
@@ -107,26 +113,26 @@ class StepSizeLearner:
         self._session.count_call()
 
     @contextmanager
-    def _quantized(self, denoiser: nn.Module, grids: Grids) -> Iterator[None]:
+    def _quantized(self, denoiser: nn.Module, all_qparams: QParamsByLayer) -> Iterator[None]:
         """While entered, the layers see their inputs on the grids, whose scales have gradients."""
         index = {name: i for i, name in enumerate(self._layers)}
         factors = self._u.exp()
         with ExitStack() as stack:
-            for name, grid in grids.items():
+            for name, qparams in all_qparams.items():
                 factor = factors[index[name]] if name in index else None
-                hook = partial(_see_quantized, grid, factor)
+                hook = partial(_see_quantized, qparams, factor)
                 stack.callback(denoiser.get_submodule(name).register_forward_pre_hook(hook).remove)
             yield
 
 
-def _see_quantized(grid: AffineGrid, factor: Tensor | None, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    scale = torch.tensor(grid.scale) if factor is None else grid.scale * factor
-    return quantize_straight_through(args[0], scale, grid), *args[1:]
+def _see_quantized(qparams: QParams, factor: Tensor | None, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    scale = torch.tensor(qparams.scale) if factor is None else qparams.scale * factor
+    return quantize_straight_through(args[0], scale, qparams), *args[1:]
 
 
-def scaled(grid: AffineGrid, factor: float) -> AffineGrid:
+def scaled(qparams: QParams, factor: float) -> QParams:
     """The same integers, each ``factor`` times as much."""
-    return replace(grid, scale=float(torch.tensor(grid.scale * factor, dtype=torch.float32)))
+    return replace(qparams, scale=float(torch.tensor(qparams.scale * factor, dtype=torch.float32)))
 
 
 def of_first_prompts(call: DenoiserCall, prompts: int, kept: int) -> DenoiserCall:

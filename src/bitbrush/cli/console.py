@@ -158,7 +158,7 @@ def reporting_errors(command: Callable[P, None]) -> Callable[P, None]:
             notes = [f"; {text}" for text in getattr(interrupt, "__notes__", ())]
             _tell(f"interrupted; nothing half-written is left behind{''.join(notes)}")
             raise typer.Exit(INTERRUPTED) from None
-        except _card_is_full() as error:
+        except _gpu_is_full() as error:
             told = ". ".join(str(error).split(". ")[:2])  # then come settings of torch's allocator
             _tell(
                 f"error: {told}. Lower the batch size, end what else is on the card, or let the processor compute it "
@@ -180,7 +180,7 @@ def resumable() -> Iterator[None]:
         raise
 
 
-def _card_is_full() -> type[Exception]:
+def _gpu_is_full() -> type[Exception]:
     """Asked for when something was raised: torch is not imported for it."""
     import torch
 

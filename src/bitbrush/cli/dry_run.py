@@ -16,7 +16,7 @@ KINDS = {"conv": "Conv2d", "linear": "Linear"}
 
 def print_plan(state: "QuantizationState", estimate: "Estimate", output: Path) -> None:
     """Prints layers, stages, memory and disk, and whether the machine would refuse."""
-    from bitbrush.quantization.estimate import require_room
+    from bitbrush.quantization.estimate import require_memory
 
     _print_layers(state, estimate)
     if state.session.ranks.world > 1:
@@ -24,7 +24,7 @@ def print_plan(state: "QuantizationState", estimate: "Estimate", output: Path) -
     _print_stages(estimate)
     _print_sizes(estimate)
     try:
-        require_room(estimate, output, processes=state.session.ranks.here)
+        require_memory(estimate, output, processes=state.session.ranks.here)
     except ValueError as problem:
         warn(f"it would be refused: {problem}")
 
@@ -51,10 +51,10 @@ def _print_layers(state: "QuantizationState", estimate: "Estimate") -> None:
 
 def _activation_bits(state: "QuantizationState", spec: "LayerSpec") -> str:
     from bitbrush.calibration.relaxing import MeasuredRelaxation
-    from bitbrush.network.layers import EDGE_ACTIVATION_BITS
+    from bitbrush.network.layers import HIGH_PRECISION_ACTIVATION_BITS
 
-    if spec.edge:
-        return f"{EDGE_ACTIVATION_BITS} at every step"
+    if spec.high_precision:
+        return f"{HIGH_PRECISION_ACTIVATION_BITS} at every step"
     relax = state.recipe.relax
     if isinstance(relax, MeasuredRelaxation):
         return f"measured, {relax.average:g} on average"

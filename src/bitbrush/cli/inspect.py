@@ -64,7 +64,7 @@ def _require_format(plot: Path) -> None:
 def _plot_bits(artifact: Path, manifest: dict[str, Any], plot: Path) -> None:
     from bitbrush.artifact.store import read_layers
 
-    inner = {entry["name"] for entry in manifest["layers"] if not entry["edge"]}
+    inner = {entry["name"] for entry in manifest["layers"] if not entry["high_precision"]}
     schedules = [_scheduled(layer.activations) for layer in read_layers(artifact) if layer.name in inner]
     _write_plot(_bits_plot(schedules), plot)
     say_unbroken(f"plot: {plot}")
@@ -145,7 +145,7 @@ def _treatment(entry: dict[str, Any]) -> str:
         return f"floating point ({entry['excluded']})"
     if entry.get("factor"):
         return f"branch, {entry['weight_bits']}-bit weights, 16-bit inputs"
-    return f"{entry['weight_bits']}-bit weights{', relaxed at every step' if entry['edge'] else ''}"
+    return f"{entry['weight_bits']}-bit weights{', relaxed at every step' if entry['high_precision'] else ''}"
 
 
 def _show_layer(artifact: Path, manifest: dict[str, Any], name: str, plot: Path | None, *, as_json: bool) -> None:
@@ -191,27 +191,33 @@ def _scheduled(activations: "Activations") -> "ActivationSchedule":
 
 
 def _document(name: str, schedule: "ActivationSchedule") -> dict[str, Any]:
-    grids = [
-        {"timestep": timestep, "low": grid.range[0], "high": grid.range[1], "bits": grid.bits, "scale": grid.scale}
-        for timestep, grid in zip(schedule.timesteps, schedule.grids, strict=True)
+    all_qparams = [
+        {
+            "timestep": timestep,
+            "low": qparams.range[0],
+            "high": qparams.range[1],
+            "bits": qparams.bits,
+            "scale": qparams.scale,
+        }
+        for timestep, qparams in zip(schedule.timesteps, schedule.qparams, strict=True)
     ]
-    return {"layer": name, "grids": grids}
+    return {"layer": name, "grids": all_qparams}
 
 
 def _print_ranges(name: str, schedule: "ActivationSchedule") -> None:
     """At most a dozen steps, evenly spread, the first and the last among them; each range drawn to one scale."""
-    count = len(schedule.grids)
+    count = len(schedule.qparams)
     chosen = sorted(
         {round(i * (count - 1) / max(1, min(count, ROWS_SHOWN) - 1)) for i in range(min(count, ROWS_SHOWN))}
     )
-    low, high = (f(g.range[side] for g in schedule.grids) for side, f in ((0, min), (1, max)))
+    low, high = (f(g.range[side] for g in schedule.qparams) for side, f in ((0, min), (1, max)))
     ranges = table("step", "timestep", "bits", "low", "high", "range", title=name)
     ranges.columns[-1].justify = "left"
     for step in chosen:
-        grid = schedule.grids[step]
-        bar = _bar(grid.range, low, high)
+        qparams = schedule.qparams[step]
+        bar = _bar(qparams.range, low, high)
         ranges.add_row(
-            str(step), f"{schedule.timesteps[step]:g}", str(grid.bits), *(f"{end:.3f}" for end in grid.range), bar
+            str(step), f"{schedule.timesteps[step]:g}", str(qparams.bits), *(f"{end:.3f}" for end in qparams.range), bar
         )
     show(ranges)
     if count == 1:
@@ -227,7 +233,7 @@ def _bits_plot(schedules: "Sequence[ActivationSchedule]") -> "LinePlot":
     """The most, the mean and the fewest activation bits of the layers at each step."""
     from bitbrush.bench.plots import STEP_AXIS, Axis, LinePlot, Scale, Series
 
-    by_step = list(zip(*((grid.bits for grid in one.grids) for one in schedules), strict=True))
+    by_step = list(zip(*((qparams.bits for qparams in one.qparams) for one in schedules), strict=True))
     steps = list(range(len(by_step)))
     series = [
         Series("most", steps, [max(bits) for bits in by_step]),
@@ -240,8 +246,8 @@ def _bits_plot(schedules: "Sequence[ActivationSchedule]") -> "LinePlot":
 def _range_plot(name: str, schedule: "ActivationSchedule") -> "LinePlot":
     from bitbrush.bench.plots import STEP_AXIS, Axis, LinePlot, Series
 
-    steps = list(range(len(schedule.grids)))
-    lows, highs = zip(*(grid.range for grid in schedule.grids), strict=True)
+    steps = list(range(len(schedule.qparams)))
+    lows, highs = zip(*(qparams.range for qparams in schedule.qparams), strict=True)
     series = [Series("highest", steps, highs), Series("lowest", steps, lows)]
     return LinePlot(name, series, STEP_AXIS, Axis("range of the layer's input"))
 

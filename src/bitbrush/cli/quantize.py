@@ -94,24 +94,24 @@ def _quantize(
     from bitbrush.artifact.store import save
     from bitbrush.quantization.quantize import calibration_batches, prepare, run
     from bitbrush.quantization.work import early_facts
-    from bitbrush.runtime.cuda.package import has_card
+    from bitbrush.runtime.cuda.package import has_gpu
     from bitbrush.session.disk import nearest_folder
     from bitbrush.session.journal import require_same_work, work_folder
-    from bitbrush.session.offload import Spool
+    from bitbrush.session.offload import Offload
     from bitbrush.session.ranks import ranks
     from bitbrush.sources.input_images import read_inputs
     from bitbrush.sources.models import find_model, load_source
     from bitbrush.sources.prompts import calibration_prompts
 
     find_model(model, options)
-    if device.type == "cpu" and has_card():
+    if device.type == "cpu" and has_gpu():
         note("there is a card here: --device cuda computes on it")
     calibration = calibration_prompts(prompts, model)
     inputs, work = read_inputs(images, masks), work_folder(output)
     batches = calibration_batches(chosen, calibration, inputs)
     if not dry_run:
         require_same_work(work, early_facts(chosen, batches, device))
-    pipe = load_source(model, options, spool=Spool(nearest_folder(output)), device=device)
+    pipe = load_source(model, options, offload=Offload(nearest_folder(output)), device=device)
     with ranks() as own, own.together():
         state = prepare(pipe, chosen, calibration, inputs=inputs, generic=generic, progress=shown, ranks=own)
         own.wait()  # until all are loaded, as what memory is left is looked at
@@ -131,7 +131,7 @@ def _quantize(
 
 def _look_ahead(state: "QuantizationState", calibration: Sequence[str], output: Path, *, dry_run: bool) -> None:
     """Tells or refuses what is known before anything long starts."""
-    from bitbrush.quantization.estimate import estimate, require_disk, require_room, short_on_card
+    from bitbrush.quantization.estimate import estimate, require_disk, require_memory, short_on_gpu
     from bitbrush.session.journal import Journal, work_folder
     from bitbrush.sources.prompts import too_long
 
@@ -143,10 +143,10 @@ def _look_ahead(state: "QuantizationState", calibration: Sequence[str], output: 
         print_plan(state, planned, output)
         return
     if state.pipe.device.type == "cpu":
-        require_room(planned, output, kept=kept.size, processes=state.session.ranks.here)
+        require_memory(planned, output, kept=kept.size, processes=state.session.ranks.here)
     else:
         require_disk(planned, output, kept=kept.size)
-        if short := short_on_card(planned, state.pipe.device):
+        if short := short_on_gpu(planned, state.pipe.device):
             warn(short)
     if done := kept.pieces():
         note(f"going on with the {len(done)} pieces of work that {kept.folder} holds")

@@ -200,7 +200,7 @@ class Recipe:
     exclude: tuple[str, ...] = key(
         (), patterns, "Pattern of layer names to leave in floating point; repeatable.", option=list[str]
     )
-    fine: tuple[str, ...] = key(
+    high_precision: tuple[str, ...] = key(
         (), patterns, "Pattern of layer names for 8-bit weights and 16-bit activations; repeatable.", option=list[str]
     )
     steps: int = key(50, whole(1), "Denoising steps to calibrate for.", option=int, recalibrates=True)

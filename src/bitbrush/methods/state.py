@@ -18,7 +18,7 @@ from bitbrush.numerics.weights import QuantizedWeight
 from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.session.session import Session
 from bitbrush.timeline.schedule import Activations
-from bitbrush.timeline.shares import own_pieces
+from bitbrush.timeline.shards import own_shards
 from bitbrush.timeline.trajectory import DenoiserCall, PromptBatch
 
 
@@ -77,7 +77,7 @@ class QuantizationState:
     @property
     def own_batches(self) -> tuple[PromptBatch, ...]:
         """The calibration batches, or parts of them, of this process."""
-        return tuple(piece.batch for piece in own_pieces(self.batches, self.session.ranks))
+        return tuple(piece.batch for piece in own_shards(self.batches, self.session.ranks))
 
     @property
     def denoiser(self) -> nn.Module:
@@ -96,7 +96,11 @@ class QuantizationState:
         """The treatment of every Conv2d and Linear of the denoiser."""
         recipe = self.recipe
         specs = layer_specs(
-            self.denoiser, self.family, weight_bits=recipe.weights, exclude=recipe.exclude, fine=recipe.fine
+            self.denoiser,
+            self.family,
+            weight_bits=recipe.weights,
+            exclude=recipe.exclude,
+            high_precision=recipe.high_precision,
         )
         weights = self.allocated.weights if self.allocated else {}
         return tuple(replace(spec, weight_bits=weights.get(spec.name, spec.weight_bits)) for spec in specs)

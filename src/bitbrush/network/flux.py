@@ -12,7 +12,7 @@ from diffusers.models.transformers.transformer_flux import FluxSingleTransformer
 from bitbrush.network.family import Family
 
 
-def _edge_layers(_: Any) -> tuple[str, ...]:
+def _high_precision_layers(_: Any) -> tuple[str, ...]:
     """The layer that reads the latents' tokens, and the one that makes the output of them."""
     return "x_embedder", "proj_out"
 
@@ -21,6 +21,6 @@ FLUX = Family(
     name="flux",
     component="transformer",
     denoiser_class=FluxTransformer2DModel,
-    edge_layers=_edge_layers,
+    high_precision_layers=_high_precision_layers,
     block_classes=(FluxTransformerBlock, FluxSingleTransformerBlock),
 )

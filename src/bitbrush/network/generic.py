@@ -28,7 +28,7 @@ def generic_family(pipe: DiffusionPipeline) -> Family:
             "quantization needs exactly one"
         )
     ((component, denoiser),) = found.items()
-    return Family(NAME, component, type(denoiser), edge_layers=_none, block_classes=())
+    return Family(NAME, component, type(denoiser), high_precision_layers=_none, block_classes=())
 
 
 def _none(_: nn.Module) -> tuple[str, ...]:

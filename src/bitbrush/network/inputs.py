@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from bitbrush.network.compiling import not_compiled
-from bitbrush.numerics.affine import AffineGrid, fake_quantize
+from bitbrush.numerics.affine import QParams, fake_quantize
 from bitbrush.numerics.histogram import Histogram, NonFiniteError
 
 
@@ -68,20 +68,20 @@ class InputObserver:
         return histogram
 
 
-def fake_quantize_input(layer: nn.Module, grid: Callable[[], AffineGrid | None]) -> RemovableHandle:
-    """From now on ``layer`` sees its input as the integers of ``grid()`` represent it; unchanged where that is None."""
-    return layer.register_forward_pre_hook(_FakeQuantize(grid))
+def fake_quantize_input(layer: nn.Module, qparams: Callable[[], QParams | None]) -> RemovableHandle:
+    """Makes ``layer`` see its input as the integers of ``qparams()`` represent it; unchanged where that is None."""
+    return layer.register_forward_pre_hook(_FakeQuantize(qparams))
 
 
 @dataclass(frozen=True)
 class _FakeQuantize:
     """A pre-hook. An object and no closure: copies of the layer get a copy of it."""
 
-    grid: Callable[[], AffineGrid | None]
+    qparams: Callable[[], QParams | None]
 
     @not_compiled
     def __call__(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        current = self.grid()
+        current = self.qparams()
         return None if current is None else (fake_quantize(args[0], current), *args[1:])
 
 

@@ -14,8 +14,8 @@ from bitbrush.network.skip_inputs import split_begins
 from bitbrush.numerics.weights import QuantizedWeight
 from bitbrush.timeline.schedule import Activations, ActivationSchedule
 
-EDGE_WEIGHT_BITS = 8
-EDGE_ACTIVATION_BITS = 16
+HIGH_PRECISION_WEIGHT_BITS = 8
+HIGH_PRECISION_ACTIVATION_BITS = 16
 """Of the layers next to the latents, at every step.
 
 Near x0 the noise to be predicted is ``(x - x0) / sigma`` with a small sigma, which magnifies what quantization adds to
@@ -28,16 +28,16 @@ of a step, and 8-bit inputs of the last shortcut 30 to 50 % of what was left.
 class LayerSpec:
     """A Conv2d or Linear of the denoiser and what is to be done with it.
 
-    ``excluded`` says why the layer stays in floating point; None for a quantized layer. ``edge``: with 8-bit weights
-    and 16-bit activations at every step, being next to the latents, or one that is to be ``fine``. ``factor``:
-    of a low-rank branch; ``edge``, too, but for its weight bits.
+    ``excluded`` says why the layer stays in floating point; None for a quantized layer. ``high_precision``: with 8-bit
+    weights and 16-bit activations at every step, being next to the latents, or one that is to be ``high_precision``.
+    ``factor``: of a low-rank branch; ``high_precision``, too, but for its weight bits.
     """
 
     name: str
     kind: str
     shape: tuple[int, ...]
     weight_bits: int
-    edge: bool = False
+    high_precision: bool = False
     excluded: str | None = None
     factor: bool = False
 
@@ -69,29 +69,36 @@ def layer_specs(
     *,
     weight_bits: int,
     exclude: Sequence[str] = (),
-    fine: Sequence[str] = (),
+    high_precision: Sequence[str] = (),
 ) -> tuple[LayerSpec, ...]:
     """Every Conv2d and Linear of ``denoiser``, in module order.
 
-    ``exclude`` and ``fine`` hold patterns of layer names (``*`` matches anything): of those that stay in floating
-    point, and of those that are treated as the edge layers are. Raises ValueError if one matches no layer, or if a
-    weight holds NaN or infinity. What a layer became, the halves of a split convolution or the parts of a branched
-    layer, is what it was, and is treated as ``fine`` by its name, too.
+    ``exclude`` and ``high_precision`` hold patterns of layer names (``*`` matches anything): of those that stay in
+    floating point, and of those that are treated as the edge layers are. Raises ValueError if one matches no layer, or
+    if a weight holds NaN or infinity. What a layer became, the halves of a split convolution or the parts of a branched
+    layer, is what it was, and is treated as ``high_precision`` by its name, too.
     """
     layers = {name: m for name, m in denoiser.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     named = (*layers, *split_begins(denoiser), *branch_ranks(denoiser))
     factors = branch_layers(denoiser)
-    for key, patterns in {"exclude": exclude, "fine": fine}.items():
+    for key, patterns in {"exclude": exclude, "high_precision": high_precision}.items():
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in named):
                 raise ValueError(f"{key} pattern {pattern!r} matches none of the {len(layers)} layers")
-    edges = {*family.edge_layers(denoiser), *(n for n in named if any(fnmatchcase(n, pattern) for pattern in fine))}
-    specs = (_spec(name, layer, edges, weight_bits, exclude) for name, layer in layers.items())
+    high_precision_names = {
+        *family.high_precision_layers(denoiser),
+        *(n for n in named if any(fnmatchcase(n, pattern) for pattern in high_precision)),
+    }
+    specs = (_spec(name, layer, high_precision_names, weight_bits, exclude) for name, layer in layers.items())
     return tuple(_as_factor(spec, weight_bits) if spec.name in factors else spec for spec in specs)
 
 
 def _spec(
-    name: str, layer: nn.Conv2d | nn.Linear, edges: Collection[str], weight_bits: int, exclude: Sequence[str]
+    name: str,
+    layer: nn.Conv2d | nn.Linear,
+    high_precision_names: Collection[str],
+    weight_bits: int,
+    exclude: Sequence[str],
 ) -> LayerSpec:
     weight = layer.weight
     bad = int((~torch.isfinite(weight)).sum())
@@ -100,20 +107,20 @@ def _spec(
             f"{bad} of {weight.numel()} weights of layer {name} are NaN or infinite; "
             "the checkpoint is damaged, or was cast to a type too narrow for it"
         )
-    edge = any(f"{name}.".startswith(f"{one}.") for one in edges)  # or a half of one
+    high_precision = any(f"{name}.".startswith(f"{one}.") for one in high_precision_names)  # or a half of one
     reason = next((f"recipe: exclude {p}" for p in exclude if fnmatchcase(name, p)), None)
     return LayerSpec(
         name=name,
         kind="conv" if isinstance(layer, nn.Conv2d) else "linear",
         shape=tuple(weight.shape),
-        weight_bits=EDGE_WEIGHT_BITS if edge else weight_bits,
-        edge=edge,
+        weight_bits=HIGH_PRECISION_WEIGHT_BITS if high_precision else weight_bits,
+        high_precision=high_precision,
         excluded=reason,
     )
 
 
 def _as_factor(spec: LayerSpec, weight_bits: int) -> LayerSpec:
-    return replace(spec, edge=True, factor=True, weight_bits=factor_bits(weight_bits))
+    return replace(spec, high_precision=True, factor=True, weight_bits=factor_bits(weight_bits))
 
 
 def set_weight(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> None:

@@ -15,9 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitbrush.network.held import HeldWeight, Holding, hold, hold_rounded, show_widths_, weight_shape
+from bitbrush.network.lazy_weights import (
+    LazyLayer,
+    LazyWeight,
+    set_lazy_weight,
+    set_quantized_weight,
+    show_widths_,
+    weight_shape,
+)
 from bitbrush.numerics.limits import WeightRange
-from bitbrush.numerics.weights import QuantizedWeight, round_to_nearest, weight_grid
+from bitbrush.numerics.weights import QuantizedWeight, round_to_nearest, weight_qparams
 
 MIN_FACTOR_BITS = 4
 LARGEST_SHARE = 0.25
@@ -114,31 +121,31 @@ def factors(weight: Tensor, rank: int, bits: int) -> Factors:
     up = _rounded(left[:, :rank].float(), bits)
     down = _rounded(torch.linalg.lstsq(up.dequantize().double(), columns).solution.float(), bits)
     if weight.dim() > 2:
-        up = QuantizedWeight(up.w_q[:, :, None, None], up.grid)
-        down = QuantizedWeight(down.w_q.view(rank, *weight.shape[1:]), down.grid)
+        up = QuantizedWeight(up.w_q[:, :, None, None], up.qparams)
+        down = QuantizedWeight(down.w_q.view(rank, *weight.shape[1:]), down.qparams)
     return Factors(up, down)
 
 
 def _rounded(weight: Tensor, bits: int) -> QuantizedWeight:
     contiguous = weight.contiguous()  # as what is read from an artifact: the order of sums is then the same
-    return round_to_nearest(contiguous, weight_grid(contiguous, bits, WeightRange.MSE))
+    return round_to_nearest(contiguous, weight_qparams(contiguous, bits, WeightRange.MSE))
 
 
-def reader_of(layer: nn.Module) -> Callable[[], Tensor]:
+def consumer_of(layer: nn.Module) -> Callable[[], Tensor]:
     """Of its weight, in float32 and memory that nobody else has."""
     assert isinstance(layer, nn.Conv2d | nn.Linear)
     if layer._parameters["weight"] is None:
-        assert isinstance(layer, Holding)
-        return layer.held.read
+        assert isinstance(layer, LazyLayer)
+        return layer.lazy_weight.read
     return partial(torch.clone, layer.weight.detach().float())
 
 
 def set_factors(branched: nn.Module, read: Callable[[], Tensor], found: Factors) -> None:
     """Gives the parts their values: ``read`` yields the whole layer's weight, of which the residual is found anew."""
     assert isinstance(branched, BranchedLayer)
-    hold_rounded(branched.down, found.down, None)
-    hold_rounded(branched.up, found.up, None)
-    hold(branched.residual, HeldWeight(partial(_residual, read, found)))
+    set_quantized_weight(branched.down, found.down, None)
+    set_quantized_weight(branched.up, found.up, None)
+    set_lazy_weight(branched.residual, LazyWeight(partial(_residual, read, found)))
 
 
 def _residual(read: Callable[[], Tensor], found: Factors) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from bitbrush.network.held import HALF, held_weights, state_readers
+from bitbrush.network.lazy_weights import HALF, count_lazy_weights, state_readers
 
 
 def lossless_type(tensors: Iterable[Tensor]) -> torch.dtype:
@@ -28,5 +28,5 @@ def narrow_bytes(network: nn.Module) -> int:
     tensors = network.state_dict().values()
     floats = sum(tensor.numel() for tensor in tensors if tensor.dtype == torch.float32)
     others = sum(int(tensor.nbytes) for tensor in tensors if tensor.dtype != torch.float32)
-    size: int = dtype.itemsize * (held_weights(network) + floats) + others
+    size: int = dtype.itemsize * (count_lazy_weights(network) + floats) + others
     return size

@@ -1,7 +1,7 @@
 """Weights that stay in half precision in memory and are widened for each call of their layer.
 
-:mod:`bitbrush.network.held` does so for weights that are no parameters; here they are, as in the networks of a pipeline
-that its user casts, moves and copies.
+:mod:`bitbrush.network.lazy_weights` does so for weights that are no parameters; here they are, as in the networks of a
+pipeline that its user casts, moves and copies.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bitbrush.network.extension import Extension, extend_
-from bitbrush.network.held import HALF
+from bitbrush.network.lazy_weights import HALF
 
 
 class NarrowWeight(Extension, nn.Module):

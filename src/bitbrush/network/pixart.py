@@ -8,7 +8,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from bitbrush.network.family import Family
 
 
-def _edge_layers(_: Any) -> tuple[str, ...]:
+def _high_precision_layers(_: Any) -> tuple[str, ...]:
     """The convolution that makes tokens of the latents, and the layer that makes the output of them."""
     return "pos_embed.proj", "proj_out"
 
@@ -17,6 +17,6 @@ PIXART = Family(
     name="pixart",
     component="transformer",
     denoiser_class=PixArtTransformer2DModel,
-    edge_layers=_edge_layers,
+    high_precision_layers=_high_precision_layers,
     block_classes=(BasicTransformerBlock,),
 )

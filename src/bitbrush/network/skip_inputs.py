@@ -14,7 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from bitbrush.network.family import Family
-from bitbrush.network.held import HeldWeight, Holding, hold, show_widths_, twin
+from bitbrush.network.lazy_weights import (
+    LazyLayer,
+    LazyWeight,
+    set_lazy_weight,
+    shallow_copy,
+    show_widths_,
+)
 
 
 class SplitConv2d(nn.Module):
@@ -46,8 +52,8 @@ def _part(conv: nn.Conv2d, begin: int, end: int) -> nn.Conv2d:
     geometry: dict[str, Any] = {key: getattr(conv, key) for key in own}
     part = nn.Conv2d(end - begin, conv.out_channels, bias=False, device="meta", **geometry)
     if conv._parameters["weight"] is None:
-        assert isinstance(conv, Holding)
-        hold(part, HeldWeight(partial(_read, conv.held, begin, end)))
+        assert isinstance(conv, LazyLayer)
+        set_lazy_weight(part, LazyWeight(partial(_read, conv.lazy_weight, begin, end)))
     else:
         part.weight = nn.Parameter(conv.weight.detach()[:, begin:end].contiguous(), requires_grad=False)
     if conv.bias is not None:
@@ -55,7 +61,7 @@ def _part(conv: nn.Conv2d, begin: int, end: int) -> nn.Conv2d:
     return part
 
 
-def _read(held: HeldWeight, begin: int, end: int) -> Tensor:
+def _read(held: LazyWeight, begin: int, end: int) -> Tensor:
     return held.read()[:, begin:end].contiguous()
 
 
@@ -97,6 +103,6 @@ def with_split_skips(denoiser: nn.Module, family: Family, exclude: Sequence[str]
     }
     if not whole:
         return denoiser
-    made = twin(denoiser)
+    made = shallow_copy(denoiser)
     split_(made, whole)
     return made

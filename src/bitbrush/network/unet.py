@@ -11,7 +11,7 @@ from bitbrush.network.family import Family
 from bitbrush.network.unet_fusions import unet_fusions
 
 
-def _edge_layers(denoiser: Any) -> tuple[str, ...]:
+def _high_precision_layers(denoiser: Any) -> tuple[str, ...]:
     """The first and the last convolution, and the shortcut of the last block.
 
     That shortcut reads the features of ``conv_in`` itself and hands them on to the output past all but the last norm.
@@ -56,7 +56,7 @@ UNET = Family(
     name="unet",
     component="unet",
     denoiser_class=UNet2DConditionModel,
-    edge_layers=_edge_layers,
+    high_precision_layers=_high_precision_layers,
     block_classes=(ResnetBlock2D, BasicTransformerBlock),
     fusions=unet_fusions,
     skip_readers=_skip_readers,

@@ -12,7 +12,7 @@ from bitbrush.numerics.limits import MAX_BITS, MIN_BITS
 
 
 @dataclass(frozen=True, slots=True)
-class AffineGrid:
+class QParams:
     """The 2^bits values ``(x_q - zero_point) * scale`` with ``x_q`` in ``[0, 2^bits - 1]``.
 
     ``scale`` is a positive float32 value and ``zero_point`` lies in ``[0, 2^bits - 1]``, so that zero, and with it the
@@ -54,36 +54,36 @@ class AffineGrid:
         return cls(scale=scale, zero_point=min(qmax, max(0, round(-low / scale))), bits=bits)
 
 
-def quantize(x: Tensor, grid: AffineGrid) -> Tensor:
+def quantize(x: Tensor, qparams: QParams) -> Tensor:
     """``clamp(round(x / scale) + zero_point, 0, 2^bits - 1)`` as int32, rounding half to even.
 
     The division is a multiplication by the float32 reciprocal, as integer runtimes do it.
     """
-    return (x * reciprocal(grid)).round_().add_(grid.zero_point).clamp_(0, grid.qmax).to(torch.int32)
+    return (x * reciprocal(qparams)).round_().add_(qparams.zero_point).clamp_(0, qparams.qmax).to(torch.int32)
 
 
-def dequantize(x_q: Tensor, grid: AffineGrid) -> Tensor:
+def dequantize(x_q: Tensor, qparams: QParams) -> Tensor:
     """``(x_q - zero_point) * scale`` as float32."""
-    return (x_q - grid.zero_point).to(torch.float32) * grid.scale
+    return (x_q - qparams.zero_point).to(torch.float32) * qparams.scale
 
 
-def fake_quantize(x: Tensor, grid: AffineGrid) -> Tensor:
+def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
     """``dequantize(quantize(x))`` in one go, equal to it bit for bit; NaN stays NaN.
 
     The clamp is shifted by the zero point, which saves two passes over memory. (torch's own fused operator has no
     vectorized CPU kernel: ten times slower, and it maps NaN to a number.)
     """
-    zero_point = grid.zero_point
-    return (x * reciprocal(grid)).round_().clamp_(-zero_point, grid.qmax - zero_point).mul_(grid.scale)
+    zero_point = qparams.zero_point
+    return (x * reciprocal(qparams)).round_().clamp_(-zero_point, qparams.qmax - zero_point).mul_(qparams.scale)
 
 
-def quantize_straight_through(x: Tensor, scale: Tensor, grid: AffineGrid) -> Tensor:
+def quantize_straight_through(x: Tensor, scale: Tensor, qparams: QParams) -> Tensor:
     """:func:`fake_quantize` with another, learnable scale ``()``: gradients take the round for the identity.
 
     That of ``x`` is 1 within the grid's range and 0 outside, that of the scale LSQ's (arXiv 1902.08153, equation 3):
     ``round(x / s) - x / s`` within, and the nearer end of the range outside.
     """
-    u = (x / scale).clamp(-grid.zero_point, grid.qmax - grid.zero_point)
+    u = (x / scale).clamp(-qparams.zero_point, qparams.qmax - qparams.zero_point)
     return (u + (u.round() - u).detach()) * scale
 
 
@@ -93,6 +93,6 @@ def _check_bits(bits: int) -> None:
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def reciprocal(grid: AffineGrid) -> float:
+def reciprocal(qparams: QParams) -> float:
     """``1 / scale`` as float32 rounds it: what inputs are multiplied by."""
-    return float(torch.tensor(grid.scale, dtype=torch.float32, device="cpu").reciprocal())
+    return float(torch.tensor(qparams.scale, dtype=torch.float32, device="cpu").reciprocal())

@@ -7,8 +7,8 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class RowGrids:
-    """As :class:`~bitbrush.numerics.affine.AffineGrid`, one for each row.
+class TokenQParams:
+    """As :class:`~bitbrush.numerics.affine.QParams`, one for each row.
 
     ``scale`` and ``zero_point``, whole: float32 of the quantized tensor's shape, but 1 in all dimensions within a row.
     """
@@ -22,8 +22,8 @@ class RowGrids:
         return (1 << self.bits) - 1
 
     @classmethod
-    def of(cls, x: Tensor, bits: int, *, within: int) -> "RowGrids":
-        """Of float32 rows of the last ``within`` dimensions: each grid is ``AffineGrid.from_range(min, max, bits)``."""
+    def of(cls, x: Tensor, bits: int, *, within: int) -> "TokenQParams":
+        """Of float32 rows of the last ``within`` dimensions: each grid is ``QParams.from_range(min, max, bits)``."""
         rows = x.flatten(-within)
         low, high = (end.double() for end in torch.aminmax(rows, dim=-1))
         low, high = low.clamp(max=0), high.clamp(min=0)
@@ -35,12 +35,12 @@ class RowGrids:
         return cls(scale.view(shape), zero_point.view(shape), bits)
 
 
-def quantize_rows(x: Tensor, grids: RowGrids) -> Tensor:
+def quantize_rows(x: Tensor, all_qparams: TokenQParams) -> Tensor:
     """``clamp(round(x / scale) + zero_point, 0, 2^bits - 1)``, whole numbers in float32."""
-    return (x * grids.scale.reciprocal()).round_().add_(grids.zero_point).clamp_(0, grids.qmax)
+    return (x * all_qparams.scale.reciprocal()).round_().add_(all_qparams.zero_point).clamp_(0, all_qparams.qmax)
 
 
 def fake_quantize_rows(x: Tensor, bits: int, *, within: int) -> Tensor:
     """Float32 rows of the last ``within`` dimensions as the integers of their own grids represent them; NaN stays."""
-    grids = RowGrids.of(x, bits, within=within)
-    return quantize_rows(x, grids).sub_(grids.zero_point).mul_(grids.scale)
+    all_qparams = TokenQParams.of(x, bits, within=within)
+    return quantize_rows(x, all_qparams).sub_(all_qparams.zero_point).mul_(all_qparams.scale)

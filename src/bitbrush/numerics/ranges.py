@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bitbrush.numerics.affine import AffineGrid
+from bitbrush.numerics.affine import QParams
 from bitbrush.numerics.histogram import Histogram
 from bitbrush.numerics.limits import RangeEstimator
 
 PERCENTILE = 0.9999
 
 
-def find_qparams(estimator: RangeEstimator, histograms: Sequence[Histogram], bits: Sequence[int]) -> list[AffineGrid]:
+def find_qparams(estimator: RangeEstimator, histograms: Sequence[Histogram], bits: Sequence[int]) -> list[QParams]:
     """Returns the quantization parameters of each histogram, computed for all at once."""
     match estimator:
         case RangeEstimator.MIN_MAX:
@@ -23,7 +23,7 @@ def find_qparams(estimator: RangeEstimator, histograms: Sequence[Histogram], bit
             ranges = _Search(histograms, bits, power=2).ranges()
         case RangeEstimator.L4:
             ranges = _Search(histograms, bits, power=4).ranges()
-    return [AffineGrid.from_range(low, high, b) for (low, high), b in zip(ranges, bits, strict=True)]
+    return [QParams.from_range(low, high, b) for (low, high), b in zip(ranges, bits, strict=True)]
 
 
 def _percentile(histogram: Histogram) -> tuple[float, float]:

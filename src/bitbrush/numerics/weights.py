@@ -18,7 +18,7 @@ _REFINEMENTS = 2
 
 
 @dataclass(frozen=True)
-class WeightGrid:
+class WeightQParams:
     """Per output channel: ``w_hat = (w_q - zero_point) * scale`` with ``w_q`` in ``[0, 2^bits - 1]``.
 
     ``scale`` (C_out,) float32, ``zero_point`` (C_out,) uint8.
@@ -43,25 +43,25 @@ class QuantizedWeight:
     """Integers ``w_q`` (C_out, C_in, ...) uint8 on a grid per output channel."""
 
     w_q: Tensor
-    grid: WeightGrid
+    qparams: WeightQParams
 
     def dequantize(self) -> Tensor:
         """``(w_q - zero_point) * scale``, float32."""
-        scale, zero_point = self.grid.per_channel(self.w_q)
+        scale, zero_point = self.qparams.per_channel(self.w_q)
         return self.w_q.float().sub_(zero_point).mul_(scale)
 
     def to(self, device: torch.device) -> "QuantizedWeight":
-        own = replace(self.grid, scale=self.grid.scale.to(device), zero_point=self.grid.zero_point.to(device))
+        own = replace(self.qparams, scale=self.qparams.scale.to(device), zero_point=self.qparams.zero_point.to(device))
         return QuantizedWeight(self.w_q.to(device), own)
 
 
-def round_to_nearest(weight: Tensor, grid: WeightGrid) -> QuantizedWeight:
+def round_to_nearest(weight: Tensor, qparams: WeightQParams) -> QuantizedWeight:
     """``clamp(round(w / scale) + zero_point, 0, 2^bits - 1)``."""
-    scale, zero_point = grid.per_channel(weight)
-    return QuantizedWeight((weight / scale).round_().add_(zero_point).clamp_(0, grid.qmax).to(torch.uint8), grid)
+    scale, zero_point = qparams.per_channel(weight)
+    return QuantizedWeight((weight / scale).round_().add_(zero_point).clamp_(0, qparams.qmax).to(torch.uint8), qparams)
 
 
-def weight_grid(weight: Tensor, bits: int, estimator: WeightRange) -> WeightGrid:
+def weight_qparams(weight: Tensor, bits: int, estimator: WeightRange) -> WeightQParams:
     """The grid of every output channel of ``weight`` (C_out, ...), float32.
 
     MSE: the range with the least ``sum((w - w_hat)^2)`` per channel, by coordinate search: both ends shrunk together,
@@ -74,7 +74,7 @@ def weight_grid(weight: Tensor, bits: int, estimator: WeightRange) -> WeightGrid
     if estimator is WeightRange.MSE:
         low, high = _least_squared_error(rows, low, high, bits)
     scale, zero_point = _affine(low, high, bits)
-    return WeightGrid(scale, zero_point.to(torch.uint8), bits)
+    return WeightQParams(scale, zero_point.to(torch.uint8), bits)
 
 
 def _affine(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:

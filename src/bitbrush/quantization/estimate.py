@@ -17,17 +17,17 @@ from bitbrush.methods.stages.calibrate_progressively import CALIBRATE_PROGRESSIV
 from bitbrush.methods.stages.learn_step_sizes import LEARN_STEP_SIZES
 from bitbrush.methods.stages.round_weights import RECORD_TRAJECTORIES
 from bitbrush.methods.state import QuantizationState
-from bitbrush.network.held import held_weights, weight_shape
 from bitbrush.network.layers import LayerSpec
+from bitbrush.network.lazy_weights import count_lazy_weights, weight_shape
 from bitbrush.network.narrow import narrow_bytes
 from bitbrush.numerics.histogram import BINS
-from bitbrush.quantization.walk import PipelineWalk, sample_bytes, walk_pipeline
+from bitbrush.quantization.trace import PipelineTrace, sample_bytes, trace_pipeline
 from bitbrush.rounding.blocks import reconstruction_blocks
 from bitbrush.rounding.compensation import WAITING_BYTES, WHOLE_BYTES
 from bitbrush.session.disk import available_disk, size_text
-from bitbrush.session.machine import available_memory, available_on_card
+from bitbrush.session.machine import available_memory, available_on_gpu
 from bitbrush.session.memory import resident_memory
-from bitbrush.session.offload import ROOM
+from bitbrush.session.offload import BUDGET_BYTES
 
 FLOAT = 4
 HISTOGRAM_BYTES = 8 * BINS
@@ -82,41 +82,45 @@ def estimate(state: QuantizationState) -> Estimate:
         ValueError: The recipe asks for what a stage cannot do.
     """
     stages = METHODS[state.recipe.method].planned(state)
-    walk = walk_pipeline(state)
-    calls = {stage.name: stage.calls(state, len(walk.timesteps)) for stage in stages}
-    learned = sum(sample_bytes(state, walk)) if RECORD_TRAJECTORIES in stages else 0
-    waiting = _offloaded_bytes(state, walk) if learned else 0
+    trace = trace_pipeline(state)
+    calls = {stage.name: stage.calls(state, len(trace.timesteps)) for stage in stages}
+    learned = sum(sample_bytes(state, trace)) if RECORD_TRAJECTORIES in stages else 0
+    waiting = _offloaded_bytes(state, trace) if learned else 0
     progressive = CALIBRATE_PROGRESSIVELY in stages
     layers = state.calibration.layers
-    histograms, searched = (count * len(layers) * HISTOGRAM_BYTES for count in (walk.distinct_timesteps, SEARCH_COPIES))
+    histograms, searched = (
+        count * len(layers) * HISTOGRAM_BYTES for count in (trace.distinct_timesteps, SEARCH_COPIES)
+    )
     integers = sum(math.prod(spec.shape) for spec in layers)
-    rounding = min(learned + waiting, ROOM) + _rounding_bytes(state) if learned else 0
+    rounding = min(learned + waiting, BUDGET_BYTES) + _rounding_bytes(state) if learned else 0
     has_gradients = ALLOCATE_BITS in stages or LEARN_STEP_SIZES in stages
-    backward = _graph_bytes(state, walk) + FLOAT * max(integers, held_weights(state.denoiser)) if has_gradients else 0
-    working = _call_bytes(state, walk) + max(rounding, backward)
+    backward = (
+        _graph_bytes(state, trace) + FLOAT * max(integers, count_lazy_weights(state.denoiser)) if has_gradients else 0
+    )
+    working = _call_bytes(state, trace) + max(rounding, backward)
     return Estimate(
         specs=state.specs,
         stages=tuple(StageEstimate(name, len(one.batches), one.per_batch) for name, one in calls.items()),
         resident=resident_memory(),
         memory=integers + histograms + searched + working + min(working, FRAGMENTATION),
-        offloaded=max(0, learned + waiting - ROOM),
-        artifact=_artifact_bytes(state, walk),
+        offloaded=max(0, learned + waiting - BUDGET_BYTES),
+        artifact=_artifact_bytes(state, trace),
         work=(integers if learned else 0) + (histograms if progressive else 0),
     )
 
 
-def _call_bytes(state: QuantizationState, walk: PipelineWalk) -> int:
+def _call_bytes(state: QuantizationState, trace: PipelineTrace) -> int:
     """Bounds a denoiser call of the largest batch, and what the suspended pipeline calls of all prompts hold."""
     prompts = [len(batch.prompts) for batch in state.own_batches] or [0]
-    inputs = max((use.inputs for use in walk.footprint.modules.values()), default=0)
+    inputs = max((use.inputs for use in trace.memory.modules.values()), default=0)
     widest = max((math.prod(spec.shape) for spec in state.calibration.layers), default=0)
-    suspended = 2 * max(walk.argument_bytes) * sum(prompts)
-    return (walk.footprint.most + 4 * inputs) * max(prompts) + suspended + WEIGHT_COPIES * FLOAT * widest
+    suspended = 2 * max(trace.argument_bytes) * sum(prompts)
+    return (trace.memory.most + 4 * inputs) * max(prompts) + suspended + WEIGHT_COPIES * FLOAT * widest
 
 
-def _graph_bytes(state: QuantizationState, walk: PipelineWalk) -> int:
+def _graph_bytes(state: QuantizationState, trace: PipelineTrace) -> int:
     """Bounds what a denoiser call of the first batch keeps for its backward pass."""
-    kept = sum(use.inputs + use.outputs for use in walk.footprint.modules.values())
+    kept = sum(use.inputs + use.outputs for use in trace.memory.modules.values())
     return 2 * kept * len(state.batches[0].prompts)
 
 
@@ -127,32 +131,32 @@ def _rounding_bytes(state: QuantizationState) -> int:
     return matrix + min(matrix, WAITING_BYTES) + WHOLE_BYTES
 
 
-def _offloaded_bytes(state: QuantizationState, walk: PipelineWalk) -> int:
+def _offloaded_bytes(state: QuantizationState, trace: PipelineTrace) -> int:
     """Bounds what all samples' calls, suspended at a block in both networks, hold; and a Gram matrix that waits."""
-    called = walk.footprint.modules
+    called = trace.memory.modules
     names = [spec.name for spec in state.calibration.layers if spec.name in called]
     blocks = [called[name] for name in reconstruction_blocks(state.denoiser, state.family, names)]
     held = max((2 * use.live + use.inputs + 2 * use.outputs for use in blocks), default=0)
     matrix = FLOAT * max(math.prod(weight_shape(state.denoiser.get_submodule(name))[1:]) for name in names) ** 2
-    return len(sample_bytes(state, walk)) * held + (matrix if matrix >= WAITING_BYTES else 0)
+    return len(sample_bytes(state, trace)) * held + (matrix if matrix >= WAITING_BYTES else 0)
 
 
-def _artifact_bytes(state: QuantizationState, walk: PipelineWalk) -> int:
+def _artifact_bytes(state: QuantizationState, trace: PipelineTrace) -> int:
     """Sizes packed integers, scales and activation parameters; all other tensors as they are stored."""
     others = [part for name, part in state.pipe.components.items() if name != state.family.component]
     size = _state_bytes(state.denoiser) + sum(narrow_bytes(part) for part in others if isinstance(part, nn.Module))
     for spec in state.calibration.layers:
         weights = math.prod(spec.shape)
         size += -(-weights * spec.weight_bits // 8) - FLOAT * weights
-        size += (FLOAT + 1) * spec.shape[0] + PARAMETER_BYTES * walk.distinct_timesteps + 10 * ENTRY_BYTES
+        size += (FLOAT + 1) * spec.shape[0] + PARAMETER_BYTES * trace.distinct_timesteps + 10 * ENTRY_BYTES
     return size
 
 
 def _state_bytes(network: nn.Module) -> int:
-    return sum(int(tensor.nbytes) for tensor in network.state_dict().values()) + FLOAT * held_weights(network)
+    return sum(int(tensor.nbytes) for tensor in network.state_dict().values()) + FLOAT * count_lazy_weights(network)
 
 
-def require_room(estimate: Estimate, output: Path, *, kept: int = 0, processes: int = 1) -> None:
+def require_memory(estimate: Estimate, output: Path, *, kept: int = 0, processes: int = 1) -> None:
     """Raises ValueError if the machine cannot hold the quantization.
 
     Args:
@@ -173,7 +177,7 @@ def require_room(estimate: Estimate, output: Path, *, kept: int = 0, processes: 
 
 
 def require_disk(estimate: Estimate, output: Path, *, kept: int = 0, processes: int = 1) -> None:
-    """Raises ValueError if the disk cannot; arguments as for :func:`require_room`."""
+    """Raises ValueError if the disk cannot; arguments as for :func:`require_memory`."""
     work, disk = max(0, estimate.work - kept), available_disk(output)
     most = max(estimate.artifact, processes * estimate.offloaded)  # samples are gone before the artifact is written
     if most + work > disk:
@@ -184,12 +188,12 @@ def require_disk(estimate: Estimate, output: Path, *, kept: int = 0, processes: 
         )
 
 
-def short_on_card(estimate: Estimate, card: torch.device) -> str | None:
+def short_on_gpu(estimate: Estimate, gpu: torch.device) -> str | None:
     """Returns a warning if the GPU may have too little memory left; None if it has enough."""
-    left = available_on_card(card)
+    left = available_on_gpu(gpu)
     if estimate.memory <= left:
         return None
     return (
         f"quantizing takes up to {size_text(estimate.memory)} beside what is loaded, and {size_text(left)} are left on "
-        f"{card}: if that is too little, lower batch_size or num_prompts, or compute on the CPU (--device cpu)"
+        f"{gpu}: if that is too little, lower batch_size or num_prompts, or compute on the CPU (--device cpu)"
     )

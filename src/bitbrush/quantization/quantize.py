@@ -25,8 +25,13 @@ from bitbrush.methods.state import AllocatedBits, QuantizationState
 from bitbrush.network.families import family_of
 from bitbrush.network.family import Family
 from bitbrush.network.generic import generic_family
-from bitbrush.network.held import HALF, in_float32, twin, widen_
 from bitbrush.network.layers import LayerSpec
+from bitbrush.network.lazy_weights import (
+    HALF,
+    in_float32,
+    materialize_,
+    shallow_copy,
+)
 from bitbrush.quantization.work import require_same_work, work_facts
 from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.runtime.choose import RuntimeName, choose_runtime
@@ -34,7 +39,7 @@ from bitbrush.runtime.lowered import lower, lowered_of
 from bitbrush.session.allocator import share_heap
 from bitbrush.session.costs import PhaseCost
 from bitbrush.session.journal import Journal, open_journal
-from bitbrush.session.offload import PROCESSOR, ROOM, Room, Spool
+from bitbrush.session.offload import BUDGET_BYTES, CPU, Offload, OffloadBudget
 from bitbrush.session.progress import (
     PlannedWork,
     Progress,
@@ -96,9 +101,9 @@ class Quantization:
 
         Its weights are in float32, as fast as they run and as large.
         """
-        denoiser = twin(getattr(self.source, self.family.component))
+        denoiser = shallow_copy(getattr(self.source, self.family.component))
         lower(denoiser, choose_runtime(RuntimeName.REFERENCE), self.outcome.layers)
-        widen_(denoiser)  # what was excluded
+        materialize_(denoiser)  # what was excluded
         pipe = copy.copy(self.source)
         setattr(pipe, self.family.component, denoiser)
         pipe.scheduler = copy.deepcopy(self.source.scheduler)
@@ -161,7 +166,7 @@ def run(state: QuantizationState, work: Path | None = None) -> Quantization:
     session = state.session
     if work is not None:
         session = replace(session, journal=_opened(work, state))
-    session = replace(session, offload=Spool(work or Path(tempfile.gettempdir()), Room(ROOM)))
+    session = replace(session, offload=Offload(work or Path(tempfile.gettempdir()), OffloadBudget(BUDGET_BYTES)))
     session = replace(session, progress=planned(session.progress, lambda: planned_work(state)))
     return finish(METHODS[state.recipe.method].stages, replace(state, session=session))
 
@@ -222,7 +227,7 @@ def prepare(
         )
     _require_full_precision(pipe)
     require_inputs(pipe, inputs or {})
-    _require_one_card(pipe, ranks)
+    _require_one_gpu(pipe, ranks)
     family = generic_family(pipe) if generic else family_of(pipe)
     _require_float(getattr(pipe, family.component), family.component)
     require_savable(pipe)
@@ -230,7 +235,7 @@ def prepare(
     session = Session(ranks=ranks, progress=progress if ranks.leads else silent)
     allocated = None
     if rounded is not None and recipe.weight_allocation is WeightAllocation.MEASURED:
-        allocated = AllocatedBits({name: layer.weight.grid.bits for name, layer in rounded.items()})
+        allocated = AllocatedBits({name: layer.weight.qparams.bits for name, layer in rounded.items()})
     state = QuantizationState(
         source, family, recipe, batches, session, given=source, rounded=rounded, allocated=allocated
     )
@@ -263,8 +268,8 @@ def require_inputs(pipe: DiffusionPipeline, inputs: Mapping[str, Any]) -> None:
         )
 
 
-def _require_one_card(pipe: DiffusionPipeline, ranks: Ranks) -> None:
-    if ranks.world > 1 and pipe.device != PROCESSOR:
+def _require_one_gpu(pipe: DiffusionPipeline, ranks: Ranks) -> None:
+    if ranks.world > 1 and pipe.device != CPU:
         raise ValueError(
             f"the pipeline is on {pipe.device}, and {ranks.world} processes share the work: they exchange tensors of "
             "the processor only; start one process, or leave the pipeline on the processor"
@@ -304,7 +309,7 @@ def _in_float32(pipe: DiffusionPipeline) -> DiffusionPipeline:
 
 
 def _require_same_layers(rounded: Mapping[str, RoundedLayer], layers: Sequence[LayerSpec]) -> None:
-    given = {name: f"{layer.weight.grid.bits} bits" for name, layer in rounded.items()}
+    given = {name: f"{layer.weight.qparams.bits} bits" for name, layer in rounded.items()}
     wanted = {spec.name: f"{spec.weight_bits} bits" for spec in layers}
     for name in (*wanted, *given):
         if given.get(name) != wanted.get(name):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bitbrush.methods.recipe import Recipe
 from bitbrush.methods.state import QuantizationState
-from bitbrush.network.held import device_of
+from bitbrush.network.lazy_weights import device_of
 from bitbrush.session.digests import json_digest
 from bitbrush.timeline.trajectory import PromptBatch
 
@@ -79,7 +79,7 @@ def _weights_digest(state: QuantizationState) -> str | None:
     digest = hashlib.sha256()
     for name, layer in sorted(state.rounded.items()):
         digest.update(name.encode())
-        for tensor in (layer.weight.w_q, layer.weight.grid.scale, layer.weight.grid.zero_point, layer.bias):
+        for tensor in (layer.weight.w_q, layer.weight.qparams.scale, layer.weight.qparams.zero_point, layer.bias):
             digest.update(_bytes(tensor) if tensor is not None else b"none")
     return digest.hexdigest()
 

@@ -12,12 +12,12 @@ import torch
 from torch import Generator, Tensor, nn
 
 from bitbrush.numerics.limits import WeightRange
-from bitbrush.numerics.weights import QuantizedWeight, round_to_nearest, weight_grid
+from bitbrush.numerics.weights import QuantizedWeight, round_to_nearest, weight_qparams
 from bitbrush.rounding.blocks import BlockInputs, Rows
 from bitbrush.rounding.compensation import Compensated
 from bitbrush.rounding.reconstruction import Block
 from bitbrush.rounding.shards import Shard
-from bitbrush.session.offload import IN_MEMORY, Spool
+from bitbrush.session.offload import IN_MEMORY, Offload
 
 ITERATIONS = 2000
 BATCH_ROWS = 32
@@ -39,12 +39,12 @@ def round_alone(
     generator: Generator,
     shard: Shard | None = None,
     *,
-    spool: Spool = IN_MEMORY,
+    offload: Offload = IN_MEMORY,
 ) -> Compensated:
     """The start of :func:`adaround`: nearest integers and the layer's own bias, whatever its inputs are."""
     weight = layer.weight.detach().float()
     bias = None if layer.bias is None else layer.bias.detach().float().clone()
-    return Compensated(round_to_nearest(weight, weight_grid(weight, bits, estimator)), weight, bias)
+    return Compensated(round_to_nearest(weight, weight_qparams(weight, bits, estimator)), weight, bias)
 
 
 def adaround(
@@ -98,19 +98,19 @@ def _h(alpha: Tensor) -> Tensor:
 
 def _start(layer: Compensated) -> Tensor:
     """With ``h`` what the floor cuts off."""
-    scale, _ = layer.weight.grid.per_channel(layer.wanted)
-    rest = layer.wanted / scale - (layer.wanted / scale).floor()
+    scale, _ = layer.weight.qparams.per_channel(layer.w_fp)
+    rest = layer.w_fp / scale - (layer.w_fp / scale).floor()
     return torch.logit((rest - LOW) / (HIGH - LOW))
 
 
 def _soft(layer: Compensated, alpha: Tensor) -> Tensor:
-    grid = layer.weight.grid
-    scale, zero_point = grid.per_channel(layer.wanted)
-    return scale * (((layer.wanted / scale).floor() + _h(alpha) + zero_point).clamp(0, grid.qmax) - zero_point)
+    qparams = layer.weight.qparams
+    scale, zero_point = qparams.per_channel(layer.w_fp)
+    return scale * (((layer.w_fp / scale).floor() + _h(alpha) + zero_point).clamp(0, qparams.qmax) - zero_point)
 
 
 def _integers(layer: Compensated, alpha: Tensor) -> QuantizedWeight:
-    grid = layer.weight.grid
-    scale, zero_point = grid.per_channel(layer.wanted)
-    up = (layer.wanted / scale).floor() + (alpha >= 0)
-    return QuantizedWeight((up + zero_point).clamp(0, grid.qmax).byte(), grid)
+    qparams = layer.weight.qparams
+    scale, zero_point = qparams.per_channel(layer.w_fp)
+    up = (layer.w_fp / scale).floor() + (alpha >= 0)
+    return QuantizedWeight((up + zero_point).clamp(0, qparams.qmax).byte(), qparams)

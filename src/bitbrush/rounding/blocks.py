@@ -2,8 +2,8 @@
 
 Reconstructing a block needs its input in the quantized network so far and its output in the full-precision one, for
 every calibration sample. Here each recorded denoiser call is suspended at each block, so both networks see every
-sample exactly once for all blocks together, nothing but the live activations is kept (on disk, where there is a spool),
-and no forward pass of any architecture is copied.
+sample exactly once for all blocks together, nothing but the live activations is kept (on disk, where there is an
+offload folder), and no forward pass of any architecture is copied.
 """
 
 import threading
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_iter, tree_map_only
 
 from bitbrush.network.family import Family
-from bitbrush.network.held import device_of
+from bitbrush.network.lazy_weights import device_of
 from bitbrush.session.offload import (
+    CPU,
     IN_MEMORY,
-    PROCESSOR,
-    Following,
-    Spool,
+    Offload,
+    TensorTracker,
     Values,
     release,
 )
@@ -57,7 +57,7 @@ def on(device: torch.device, values: Values) -> Values:
     return moved
 
 
-Walk: TypeAlias = Suspension[BlockCall, Any, Any]
+BlockRunner: TypeAlias = Suspension[BlockCall, Any, Any]
 """A denoiser or block call; its result is the call's output."""
 
 
@@ -72,23 +72,25 @@ def reconstruction_blocks(denoiser: nn.Module, family: Family, layers: Sequence[
     return held
 
 
-def next_stop(walking: Sequence[Walk], order: Sequence[str], ranks: Ranks = ALONE) -> tuple[str, list[int]] | None:
+def next_block(
+    runners: Sequence[BlockRunner], order: Sequence[str], ranks: Ranks = ALONE
+) -> tuple[str, list[int]] | None:
     """The first in ``order`` of the blocks that walks wait at, and which of them do; None when all have ended.
 
     Walks take different ways where a call skips blocks, as guidance by skipped layers does. The walks of all processes
     count: it may be that none of this one's waits there.
     """
-    stops = {index: order.index(walk.request.name) for index, walk in enumerate(walking) if walk.request}
+    stops = {index: order.index(runner.request.name) for index, runner in enumerate(runners) if runner.request}
     first = int(ranks.least(torch.tensor(min(stops.values(), default=len(order)))))
     if first == len(order):
         return None
     return order[first], [index for index, stop in stops.items() if stop == first]
 
 
-def called(walk: Walk) -> BlockCall:
+def called(runner: BlockRunner) -> BlockCall:
     """The block call a walk waits with."""
-    assert walk.request is not None
-    return walk.request
+    assert runner.request is not None
+    return runner.request
 
 
 def as_rows(output: Any) -> Tensor:
@@ -99,32 +101,32 @@ def as_rows(output: Any) -> Tensor:
 
 
 @contextmanager
-def walks(
+def block_runners(
     network: nn.Module,
     blocks: Sequence[str],
     calls: Sequence[DenoiserCall] | Sequence[BlockCall],
-    spool: Spool = IN_MEMORY,
-) -> Iterator[list[Walk]]:
+    offload: Offload = IN_MEMORY,
+) -> Iterator[list[BlockRunner]]:
     """Each call of ``network`` up to its first block; answer with the block's output to go on to the next.
 
     Walks nest: a block call can in turn be walked through layer by layer. What a call holds while it waits, and its
-    result, are put away by ``spool``.
+    result, are put away by ``offload``.
     """
-    doors = threading.local()
+    handlers = threading.local()
     originals = {name: network.get_submodule(name).forward for name in blocks}
     with ExitStack() as stack:
         for name, original in originals.items():
             module = network.get_submodule(name)
             stack.callback(_restore, module, module.__dict__.get("forward"))
-            module.forward = _handing_out(name, original, doors)
-        yield [stack.enter_context(_walk(network, call, doors, spool)) for call in calls]
+            module.forward = _handing_out(name, original, handlers)
+        yield [stack.enter_context(_block_runner(network, call, handlers, offload)) for call in calls]
 
 
-def _handing_out(name: str, original: Callable[..., Any], doors: threading.local) -> Callable[..., Any]:
+def _handing_out(name: str, original: Callable[..., Any], handlers: threading.local) -> Callable[..., Any]:
     def forward(*args: Any, **kwargs: Any) -> Any:
-        door = getattr(doors, "hand_out", None)
+        handler = getattr(handlers, "hand_out", None)
         # Only suspended threads hand out; whoever answers runs the block itself.
-        return original(*args, **kwargs) if door is None else door(BlockCall(name, args, kwargs))
+        return original(*args, **kwargs) if handler is None else handler(BlockCall(name, args, kwargs))
 
     return forward
 
@@ -137,23 +139,25 @@ def _restore(module: nn.Module, forward: Callable[..., Any] | None) -> None:
         module.forward = forward
 
 
-def _walk(network: nn.Module, call: DenoiserCall | BlockCall, doors: threading.local, spool: Spool) -> Walk:
+def _block_runner(
+    network: nn.Module, call: DenoiserCall | BlockCall, handlers: threading.local, offload: Offload
+) -> BlockRunner:
     def function(hand_out: Callable[[BlockCall], Any]) -> Any:
-        held = Following(spool, device_of(network))
+        held = TensorTracker(offload, device_of(network))
 
         def wait_with(block: BlockCall) -> Any:
-            held.put_away()
+            held.put()
             output = hand_out(block)
             held.follow(output)
             held.bring_back(output)
             return output
 
-        doors.hand_out = wait_with
+        handlers.hand_out = wait_with
         with torch.no_grad(), held:  # gradients are recorded per thread, and this is a new one
             held.follow((call.args, call.kwargs))
             held.bring_back((call.args, call.kwargs))
             result = call.run(network)
-        held.put_away()
+        held.put()
         return result
 
     return Suspension(function)
@@ -167,7 +171,7 @@ class Rows:
     """
 
     parts: tuple[Tensor, ...]
-    device: torch.device = PROCESSOR
+    device: torch.device = CPU
 
     def __len__(self) -> int:
         return sum(len(part) for part in self.parts)
@@ -199,7 +203,7 @@ class BlockInputs:
     rows: int
 
     @classmethod
-    def of(cls, calls: Sequence[BlockCall], device: torch.device = PROCESSOR) -> "BlockInputs":
+    def of(cls, calls: Sequence[BlockCall], device: torch.device = CPU) -> "BlockInputs":
         """``device``: where the block computes."""
         rows = [call.rows for call in calls]
 

@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from bitbrush.numerics.limits import WeightRange
-from bitbrush.numerics.weights import QuantizedWeight, WeightGrid, weight_grid
+from bitbrush.numerics.weights import QuantizedWeight, WeightQParams, weight_qparams
 from bitbrush.rounding.blocks import Rows
 from bitbrush.rounding.shards import Shard
 from bitbrush.session.offload import (
+    CPU,
     IN_MEMORY,
-    PROCESSOR,
-    Spool,
+    Offload,
     release,
 )
 
@@ -37,15 +37,15 @@ WHOLE_BYTES = 512 << 20
 PART_BYTES = 64 << 20
 WAITING_BYTES = 256 << 20
 """Gram matrices of so many bytes wait on the disk, but a card's, so that only what is made of them is in memory."""
-SOLUTION = ("w_q", "wanted", "scale", "zero_point", "shift")
+SOLUTION = ("w_q", "w_fp", "scale", "zero_point", "shift")
 
 
 @dataclass(frozen=True)
 class Compensated:
-    """``weight``: the integers; ``wanted``: the continuous value each weight had when it was rounded; ``bias``."""
+    """``weight``: the integers; ``w_fp``: the continuous value each weight had when it was rounded; ``bias``."""
 
     weight: QuantizedWeight
-    wanted: Tensor
+    w_fp: Tensor
     bias: Tensor | None
 
 
@@ -58,51 +58,51 @@ def round_with_compensation(
     generator: Generator,
     shard: Shard | None = None,
     *,
-    spool: Spool = IN_MEMORY,
+    offload: Offload = IN_MEMORY,
 ) -> Compensated:
     """Integers and bias with which the layer, given ``x``, comes close to its output given ``target_x``.
 
     ``target_x``, ``x``: the same samples' inputs in the full-precision and in the quantized network, (N, C, H, W) or
     (N, ..., C). ``layer`` holds full-precision weights and stays as it is. Where the
     samples are spread over processes, ``shard`` says how, and the inputs are this one's, None if it has none: their
-    moments are added up, the first process solves, and all are given its solution. Large matrices wait in ``spool``.
+    moments are added up, the first process solves, and all are given its solution. Large matrices wait in ``offload``.
     """
     weight = layer.weight.detach().float().flatten(1)
     shard = shard or Shard.whole(0 if x is None else len(x))
     parts = []
     found = _seen(layer, weight, target_x, x, shard, generator)
-    for w, seen in zip(weight.chunk(_groups(layer)), (one.waiting_in(spool) for one in found), strict=True):
+    for w, seen in zip(weight.chunk(_groups(layer)), (one.waiting_in(offload) for one in found), strict=True):
         # Which machine solves decides the last bits: the first does it for all.
         solved = shard.ranks.from_first(partial(seen.solve, w, bits, estimator))
         assert solved is not None
         parts.append({key: value.to(weight.device) for key, value in solved.items()})
-    w_q, wanted, scale, zero_point, shift = (torch.cat([part[key] for part in parts]) for key in SOLUTION)
-    shape, grid = layer.weight.shape, WeightGrid(scale, zero_point, bits)
+    w_q, w_fp, scale, zero_point, shift = (torch.cat([part[key] for part in parts]) for key in SOLUTION)
+    shape, qparams = layer.weight.shape, WeightQParams(scale, zero_point, bits)
     bias = None if layer.bias is None else layer.bias.detach().float() + shift
-    return Compensated(QuantizedWeight(w_q.view(shape), grid), wanted.view(shape), bias)
+    return Compensated(QuantizedWeight(w_q.view(shape), qparams), w_fp.view(shape), bias)
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """Of a group of a layer's inputs: ``gram`` E[x x^T], ``pull`` W E[(target_x - x) x^T], ``means`` of both."""
+    """Of a group of a layer's inputs: ``hessian`` E[x x^T], ``residual`` W E[(target_x - x) x^T], ``means`` of both."""
 
-    gram: Tensor
-    pull: Tensor
+    hessian: Tensor
+    residual: Tensor
     means: Tensor
 
-    def waiting_in(self, spool: Spool) -> "_Seen":
-        if self.gram.nbytes >= WAITING_BYTES and self.gram.device == PROCESSOR:
-            spool.put_away(self.gram)
+    def waiting_in(self, offload: Offload) -> "_Seen":
+        if self.hessian.nbytes >= WAITING_BYTES and self.hessian.device == CPU:
+            offload.put(self.hessian)
         return self
 
     def solve(self, weight: Tensor, bits: int, estimator: WeightRange) -> dict[str, Tensor]:
         """The entries of SOLUTION."""
-        fitted = _fit_drift(weight, self.pull, self.gram)
-        grid = weight_grid(fitted, bits, estimator)
-        w_q, wanted = _round_columns(fitted, grid, self.gram)
+        fitted = _fit_drift(weight, self.residual, self.hessian)
+        qparams = weight_qparams(fitted, bits, estimator)
+        w_q, w_fp = _round_columns(fitted, qparams, self.hessian)
         target_mean, mean = self.means
-        shift = weight @ target_mean - QuantizedWeight(w_q, grid).dequantize() @ mean
-        return dict(zip(SOLUTION, (w_q, wanted, grid.scale, grid.zero_point, shift), strict=True))
+        shift = weight @ target_mean - QuantizedWeight(w_q, qparams).dequantize() @ mean
+        return dict(zip(SOLUTION, (w_q, w_fp, qparams.scale, qparams.zero_point, shift), strict=True))
 
 
 def _groups(layer: nn.Conv2d | nn.Linear) -> int:
@@ -122,25 +122,25 @@ def _seen(
     per_row = torch.tensor(0 if x is None else len(_columns(layer, x[:1], None)))
     sampling = _Sampling.draw(layer, int(ranks.most(per_row)), shard, generator)
     sums = [weight.new_zeros(2, size) for _ in range(groups)]
-    grams = [weight.new_zeros(size, size) for _ in range(groups)]
-    pulls = [_Pull(own_weight) for own_weight in weight.chunk(groups)]
+    hessians = [weight.new_zeros(size, size) for _ in range(groups)]
+    residuals = [_ResidualSum(own_weight) for own_weight in weight.chunk(groups)]
     if x is not None and target_x is not None:
         for part, here in _parts(layer, x, sampling.rows, sampling.positions):
             target_columns = _columns(layer, target_x[part], here).chunk(groups, 1)
             columns = _columns(layer, x[part], here).chunk(groups, 1)
             for group, (a, b) in enumerate(zip(target_columns, columns, strict=True)):
                 sums[group] += torch.stack([a.sum(0), b.sum(0)])
-                _add_upper_gram_(grams[group], b)
-                pulls[group].add_drift_(a, b)
-    for gram in grams:
-        _mirror_upper_(gram)
+                _add_upper_hessian_(hessians[group], b)
+                residuals[group].add_drift_(a, b)
+    for hessian in hessians:
+        _mirror_upper_(hessian)
     return [
-        _Seen(*(ranks.sum(total).div_(sampling.count) for total in (gram, pull.total(), means)))
-        for gram, pull, means in zip(grams, pulls, sums, strict=True)
+        _Seen(*(ranks.sum(total).div_(sampling.count) for total in (hessian, residual.total(), means)))
+        for hessian, residual, means in zip(hessians, residuals, sums, strict=True)
     ]
 
 
-class _Pull:
+class _ResidualSum:
     """``W sum (target_x - x) x^T``: summed up as such where W has few rows, and else multiplied by W at the end."""
 
     def __init__(self, weight: Tensor) -> None:
@@ -157,17 +157,17 @@ class _Pull:
         return self._sum if self._narrow else self._weight @ self._sum
 
 
-def _add_upper_gram_(gram: Tensor, columns: Tensor) -> None:
-    """``gram + columns^T columns``, blocks on and above the diagonal: half the work."""
-    for begin in range(0, len(gram), ROWS_AT_ONCE):
+def _add_upper_hessian_(hessian: Tensor, columns: Tensor) -> None:
+    """``hessian + columns^T columns``, blocks on and above the diagonal: half the work."""
+    for begin in range(0, len(hessian), ROWS_AT_ONCE):
         part = slice(begin, begin + ROWS_AT_ONCE)
-        gram[part, begin:].addmm_(columns[:, part].T, columns[:, begin:])
+        hessian[part, begin:].addmm_(columns[:, part].T, columns[:, begin:])
 
 
-def _mirror_upper_(gram: Tensor) -> None:
-    for begin in range(0, len(gram), ROWS_AT_ONCE):
+def _mirror_upper_(hessian: Tensor) -> None:
+    for begin in range(0, len(hessian), ROWS_AT_ONCE):
         end = begin + ROWS_AT_ONCE
-        gram[end:, begin:end] = gram[begin:end, end:].T
+        hessian[end:, begin:end] = hessian[begin:end, end:].T
 
 
 def _parts(
@@ -198,17 +198,17 @@ class _Sampling:
     @classmethod
     def draw(cls, layer: nn.Conv2d | nn.Linear, per_row: int, shard: Shard, generator: Generator) -> "_Sampling":
         """As many as suffice for the Gram matrix, the same in all processes; all where there are few."""
-        wanted = max(MIN_POSITIONS, POSITIONS_PER_COLUMN * layer.weight[0].numel())
-        rows = torch.randperm(shard.rows, generator=generator)[: -(-2 * wanted // per_row)]
+        w_fp = max(MIN_POSITIONS, POSITIONS_PER_COLUMN * layer.weight[0].numel())
+        rows = torch.randperm(shard.rows, generator=generator)[: -(-2 * w_fp // per_row)]
         available = len(rows) * per_row
         own = shard.own(rows)
-        if available <= wanted:
+        if available <= w_fp:
             return cls(own, None, available)
-        positions = torch.randperm(available, generator=generator)[:wanted]
+        positions = torch.randperm(available, generator=generator)[:w_fp]
         here = shard.local[rows] >= 0
         row = positions // per_row
         own_row = here.cumsum(0)[row] - 1
-        return cls(own, (own_row * per_row + positions % per_row)[here[row]], wanted)
+        return cls(own, (own_row * per_row + positions % per_row)[here[row]], w_fp)
 
 
 def _columns(layer: nn.Conv2d | nn.Linear, x: Tensor, positions: Tensor | None) -> Tensor:
@@ -240,10 +240,10 @@ def _windows(layer: nn.Conv2d, x: Tensor) -> Tensor:
     return windows[..., :: layer.dilation[0], :: layer.dilation[1]].permute(0, 2, 3, 1, 4, 5)
 
 
-def _fit_drift(weight: Tensor, pull: Tensor, gram: Tensor) -> Tensor:
+def _fit_drift(weight: Tensor, residual: Tensor, hessian: Tensor) -> Tensor:
     """``W + W D (G + r I)^-1``, D = E[(target_x - x) x^T]: the ridge fit of ``W target_x`` by a function of ``x``."""
-    factor = _cholesky_(_damp_(_by_columns(gram), DRIFT_RIDGE))
-    return weight + torch.cholesky_solve(pull.T, factor).T
+    factor = _cholesky_(_damp_(_by_columns(hessian), DRIFT_RIDGE))
+    return weight + torch.cholesky_solve(residual.T, factor).T
 
 
 def _by_columns(matrix: Tensor, order: Tensor | None = None) -> Tensor:
@@ -283,29 +283,29 @@ def _inverse_of_lower_(factor: Tensor) -> Tensor:
     return factor
 
 
-def _round_columns(weight: Tensor, grid: WeightGrid, gram: Tensor) -> tuple[Tensor, Tensor]:
+def _round_columns(weight: Tensor, qparams: WeightQParams, hessian: Tensor) -> tuple[Tensor, Tensor]:
     """Integers, uint8, and the compensated values they were rounded from; both (C_out, K).
 
     Columns go by descending input power, the order that leaves the least error to the last ones. Errors are spread by
     the upper Cholesky factor U of the inverse Gram matrix, ``G^-1 = U^T U``. Of the Gram matrix with its columns in the
     opposite order, ``L L^T``, the inverse factor ``L^-1`` is U turned by half a turn: a third of the work of inverting.
     """
-    order = torch.argsort(gram.diagonal(), descending=True, stable=True)
+    order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
     w = weight[:, order].clone()
-    turned = _inverse_of_lower_(_cholesky_(_damp_(_by_columns(gram, order.flip(0)), DAMPING)))
-    w_q, wanted = torch.empty_like(w), torch.empty_like(w)
+    turned = _inverse_of_lower_(_cholesky_(_damp_(_by_columns(hessian, order.flip(0)), DAMPING)))
+    w_q, w_fp = torch.empty_like(w), torch.empty_like(w)
     width = w.shape[1]
-    scale, zero_point = grid.scale, grid.zero_point.float()
+    scale, zero_point = qparams.scale, qparams.zero_point.float()
     for begin in range(0, width, COLUMNS_PER_BLOCK):
         end = min(begin + COLUMNS_PER_BLOCK, width)
         factor = turned[width - end : width - begin, : width - begin].flip(0, 1)
         rest = w[:, begin:end].T.contiguous()
         errors = torch.empty_like(rest)
         for i in range(end - begin):
-            x_q = (rest[i] / scale).round_().add_(zero_point).clamp_(0, grid.qmax)
-            w_q[:, begin + i], wanted[:, begin + i] = x_q, rest[i]
+            x_q = (rest[i] / scale).round_().add_(zero_point).clamp_(0, qparams.qmax)
+            w_q[:, begin + i], w_fp[:, begin + i] = x_q, rest[i]
             errors[i] = (rest[i] - (x_q - zero_point) * scale) / factor[i, i]
             rest[i + 1 :].addr_(factor[i, i + 1 : end - begin], errors[i], alpha=-1)
         w[:, end:] -= errors.T @ factor[:, end - begin :]
     back = torch.argsort(order)
-    return w_q[:, back].to(torch.uint8), wanted[:, back]
+    return w_q[:, back].to(torch.uint8), w_fp[:, back]

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Generator, Tensor
 
-from bitbrush.numerics.weights import QuantizedWeight, WeightGrid
+from bitbrush.numerics.weights import QuantizedWeight, WeightQParams
 from bitbrush.rounding.nearest import RoundedLayer
 
 GENERATOR = "generator"
@@ -15,12 +15,12 @@ def block_tensors(layers: Mapping[str, RoundedLayer], generator: Generator) -> d
     """The layers' integers and biases, and the state in which the block left the generator of samples."""
     tensors = {GENERATOR: generator.get_state()}
     for name, layer in layers.items():
-        grid = layer.weight.grid
+        qparams = layer.weight.qparams
         tensors |= {
             f"{name}.w_q": layer.weight.w_q,
-            f"{name}.scale": grid.scale,
-            f"{name}.zero_point": grid.zero_point,
-            f"{name}.bits": torch.tensor(grid.bits),
+            f"{name}.scale": qparams.scale,
+            f"{name}.zero_point": qparams.zero_point,
+            f"{name}.bits": torch.tensor(qparams.bits),
         }
         if layer.bias is not None:
             tensors[f"{name}.bias"] = layer.bias
@@ -36,5 +36,5 @@ def block_from_tensors(
 
 
 def _layer(name: str, tensors: Mapping[str, Tensor]) -> RoundedLayer:
-    grid = WeightGrid(tensors[f"{name}.scale"], tensors[f"{name}.zero_point"], int(tensors[f"{name}.bits"]))
-    return RoundedLayer(QuantizedWeight(tensors[f"{name}.w_q"], grid), tensors.get(f"{name}.bias"))
+    qparams = WeightQParams(tensors[f"{name}.scale"], tensors[f"{name}.zero_point"], int(tensors[f"{name}.bits"]))
+    return RoundedLayer(QuantizedWeight(tensors[f"{name}.w_q"], qparams), tensors.get(f"{name}.bias"))

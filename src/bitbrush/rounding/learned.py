@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from bitbrush.network.family import Family
-from bitbrush.network.held import device_of, hold_rounded, twin
 from bitbrush.network.layers import LayerSpec
+from bitbrush.network.lazy_weights import device_of, set_quantized_weight, shallow_copy
 from bitbrush.numerics.limits import WeightRange
 from bitbrush.numerics.weights import QuantizedWeight
 from bitbrush.rounding import adaround as published
@@ -22,21 +22,21 @@ from bitbrush.rounding.adaround import adaround, round_alone
 from bitbrush.rounding.blocks import (
     BlockCall,
     BlockInputs,
+    BlockRunner,
     Rows,
-    Walk,
     as_rows,
+    block_runners,
     called,
-    next_stop,
+    next_block,
     reconstruction_blocks,
-    walks,
 )
 from bitbrush.rounding.compensation import Compensated, round_with_compensation
 from bitbrush.rounding.kept_blocks import block_from_tensors, block_tensors
 from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.rounding.reconstruction import reconstruct
-from bitbrush.rounding.shards import WHOLE, Place, Shard, Shards
+from bitbrush.rounding.shards import WHOLE, SampleShard, Shard, Shards
 from bitbrush.session.allocator import trim
-from bitbrush.session.offload import PROCESSOR
+from bitbrush.session.offload import CPU
 from bitbrush.session.progress import PlannedWork
 from bitbrush.session.session import Session
 from bitbrush.timeline.trajectory import DenoiserCall
@@ -79,11 +79,11 @@ class _Calls:
 
     full: Sequence[BlockCall]
     quantized: Sequence[BlockCall]
-    places: Sequence[Place]
+    places: Sequence[SampleShard]
 
 
-def _waiting(walking: Sequence[Walk], indices: Sequence[int]) -> list[BlockCall]:
-    return [called(walking[index]) for index in indices]
+def _waiting(runners: Sequence[BlockRunner], indices: Sequence[int]) -> list[BlockCall]:
+    return [called(runners[index]) for index in indices]
 
 
 class _Learner:
@@ -101,7 +101,7 @@ class _Learner:
         procedure: Procedure,
     ) -> None:
         self.full = full
-        self.quantized = twin(full)
+        self.quantized = shallow_copy(full)
         self._device = device_of(full)
         self._session = session
         self.rounded: dict[str, RoundedLayer] = {}
@@ -118,7 +118,7 @@ class _Learner:
         if len(layers) >= self._procedure.least_layers:
             inner = {layer.removeprefix(name).removeprefix("."): compensated[layer] for layer in layers}
             block = self.quantized.get_submodule(name)
-            waiting = tuple(self._session.offload.put_away(as_rows(output)) for output in outputs)
+            waiting = tuple(self._session.offload.put(as_rows(output)) for output in outputs)
             targets = Rows(waiting, self._device) if outputs else None
             inputs = BlockInputs.of(calls.quantized, self._device) if calls.quantized else None
             shard = Shard.of(calls.places, [call.rows for call in calls.quantized], self._session.ranks)
@@ -131,10 +131,10 @@ class _Learner:
     def _compensate(self, layers: Sequence[str], calls: "_Calls") -> tuple[dict[str, Compensated], list[Any]]:
         compensated: dict[str, Compensated] = {}
         with (
-            walks(self.full, layers, calls.full, self._session.offload) as targets,
-            walks(self.quantized, layers, calls.quantized, self._session.offload) as inputs,
+            block_runners(self.full, layers, calls.full, self._session.offload) as targets,
+            block_runners(self.quantized, layers, calls.quantized, self._session.offload) as inputs,
         ):
-            while stop := next_stop(targets, layers, self._session.ranks):
+            while stop := next_block(targets, layers, self._session.ranks):
                 name, waiting = stop
                 if name not in compensated:
                     own = _Calls(
@@ -149,7 +149,7 @@ class _Learner:
                     inputs[index].answer(called(inputs[index]).run(self.quantized))
             if missing := [layer for layer in layers if layer not in compensated]:
                 raise ValueError(f"layer {missing[0]} is never called by the denoiser; exclude it by pattern")
-            return compensated, [walk.result for walk in targets]
+            return compensated, [runner.result for runner in targets]
 
     def _compensate_one(self, name: str, calls: "_Calls") -> Compensated:
         """By the inputs of its first call; a layer called again in the same denoiser call goes on with what it got."""
@@ -169,7 +169,7 @@ class _Learner:
             x,
             self.generator,
             shard,
-            spool=self._session.offload,
+            offload=self._session.offload,
         )
         self._set(name, RoundedLayer(start.weight, start.bias))
         trim()
@@ -181,9 +181,9 @@ class _Learner:
             self._set(name, layer)
 
     def _set(self, name: str, rounded: RoundedLayer) -> None:
-        self.rounded[name] = rounded.to(PROCESSOR)
+        self.rounded[name] = rounded.to(CPU)
         here = rounded.to(self._device)
-        hold_rounded(self.quantized.get_submodule(name), here.weight, here.bias)
+        set_quantized_weight(self.quantized.get_submodule(name), here.weight, here.bias)
 
 
 def _learn_or_recall(learner: _Learner, name: str, layers: Sequence[str], calls: _Calls, session: Session) -> list[Any]:
@@ -192,7 +192,7 @@ def _learn_or_recall(learner: _Learner, name: str, layers: Sequence[str], calls:
     kept = session.journal.read(piece)
     if kept is not None:
         learner.recall(block_from_tensors(layers, kept, learner.generator))
-        return [session.offload.put_away(call.run(learner.full)) for call in calls.full]
+        return [session.offload.put(call.run(learner.full)) for call in calls.full]
     outputs = learner.learn(name, layers, calls)
     session.journal.write(piece, block_tensors({layer: learner.rounded[layer] for layer in layers}, learner.generator))
     return outputs
@@ -238,11 +238,11 @@ def learn_rounding(
     names, kept = list(blocks), session.journal.pieces()
     missing = {name for name in names if _piece(name) not in kept}
     with (
-        walks(denoiser, names, samples, offload) as full,
-        walks(learner.quantized, names, samples, offload) as quantized,
+        block_runners(denoiser, names, samples, offload) as full,
+        block_runners(learner.quantized, names, samples, offload) as quantized,
         session.progress(ROUNDING_TITLE, len(missing)) as advance,
     ):
-        while stop := next_stop(full, names, session.ranks):
+        while stop := next_block(full, names, session.ranks):
             name, waiting = stop
             calls = _Calls(_waiting(full, waiting), _waiting(quantized, waiting), shards.of(waiting))
             if name in blocks:
@@ -250,7 +250,7 @@ def learn_rounding(
                 if name in missing:
                     advance()
             else:
-                outputs = [offload.put_away(call.run(denoiser)) for call in calls.full]
+                outputs = [offload.put(call.run(denoiser)) for call in calls.full]
             for index, output, call in zip(waiting, outputs, calls.quantized, strict=True):
                 full[index].answer(output)
                 quantized[index].answer(call.run(learner.quantized))

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from bitbrush.network.first_token import FirstToken, answer_first_token
-from bitbrush.network.held import device_of, hold_rounded, twin
 from bitbrush.network.layers import LayerSpec
+from bitbrush.network.lazy_weights import device_of, set_quantized_weight, shallow_copy
 from bitbrush.numerics.limits import WeightRange
-from bitbrush.numerics.weights import QuantizedWeight, round_to_nearest, weight_grid
-from bitbrush.session.offload import PROCESSOR
+from bitbrush.numerics.weights import QuantizedWeight, round_to_nearest, weight_qparams
+from bitbrush.session.offload import CPU
 
 
 @dataclass(frozen=True)
@@ -40,16 +40,16 @@ def round_all_to_nearest(
         assert isinstance(layer, nn.Conv2d | nn.Linear)
         weight = layer.weight.detach().float()
         bias = None if layer.bias is None else layer.bias.detach().float().clone()
-        grid = weight_grid(weight, spec.weight_bits, estimator)
-        rounded[spec.name] = RoundedLayer(round_to_nearest(weight, grid), bias).to(PROCESSOR)
+        qparams = weight_qparams(weight, spec.weight_bits, estimator)
+        rounded[spec.name] = RoundedLayer(round_to_nearest(weight, qparams), bias).to(CPU)
     return rounded
 
 
 def with_weights(denoiser: nn.Module, rounded: Mapping[str, RoundedLayer]) -> nn.Module:
     """Returns a denoiser that computes with the rounded weights, held as integers; it shares all else."""
-    quantized, device = twin(denoiser), device_of(denoiser)
+    quantized, device = shallow_copy(denoiser), device_of(denoiser)
     for name, layer in ((name, layer.to(device)) for name, layer in rounded.items()):
-        hold_rounded(quantized.get_submodule(name), layer.weight, layer.bias)
+        set_quantized_weight(quantized.get_submodule(name), layer.weight, layer.bias)
         if layer.first is not None:
             answer_first_token(quantized.get_submodule(name), layer.first)
     return quantized

@@ -85,7 +85,7 @@ def reconstruct(
     order = torch.randperm(block.shard.rows, generator=generator)
     held_out = order[: min(HELD_OUT, block.shard.rows // 4)]
     training = order[len(held_out) :]
-    offsets = {name: torch.zeros_like(layer.wanted).requires_grad_() for name, layer in layers.items()}
+    offsets = {name: torch.zeros_like(layer.w_fp).requires_grad_() for name, layer in layers.items()}
     best = {name: layer.weight for name, layer in layers.items()}
     if not len(held_out):
         return best
@@ -116,18 +116,18 @@ def _descend(block: Block, offsets: Mapping[str, Tensor], rows: Tensor, step: fl
 
 
 def _straight_through(layer: Compensated, offset: Tensor) -> Tensor:
-    """``scale * (clamp(round(wanted / scale + offset) + zero_point, 0, qmax) - zero_point)``, round' = 1."""
-    grid = layer.weight.grid
-    scale, zero_point = grid.per_channel(layer.wanted)
-    moved = layer.wanted / scale + offset
+    """``scale * (clamp(round(w_fp / scale + offset) + zero_point, 0, qmax) - zero_point)``, round' = 1."""
+    qparams = layer.weight.qparams
+    scale, zero_point = qparams.per_channel(layer.w_fp)
+    moved = layer.w_fp / scale + offset
     rounded = moved + (moved.round() - moved).detach()
-    return scale * ((rounded + zero_point).clamp(0, grid.qmax) - zero_point)
+    return scale * ((rounded + zero_point).clamp(0, qparams.qmax) - zero_point)
 
 
 def _integers(layer: Compensated, offset: Tensor) -> QuantizedWeight:
-    grid = layer.weight.grid
-    scale, zero_point = grid.per_channel(layer.wanted)
-    return QuantizedWeight(((layer.wanted / scale + offset).round() + zero_point).clamp(0, grid.qmax).byte(), grid)
+    qparams = layer.weight.qparams
+    scale, zero_point = qparams.per_channel(layer.w_fp)
+    return QuantizedWeight(((layer.w_fp / scale + offset).round() + zero_point).clamp(0, qparams.qmax).byte(), qparams)
 
 
 @torch.no_grad()

@@ -6,12 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 from bitbrush.network.family import Family
-from bitbrush.rounding.shards import Place, Shards
+from bitbrush.rounding.shards import SampleShard, Shards
 from bitbrush.session.ranks import Ranks
 from bitbrush.session.session import Session
 from bitbrush.timeline.module_changes import NO_CHANGES
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.shares import Piece, own_pieces
+from bitbrush.timeline.shards import BatchShard, own_shards
 from bitbrush.timeline.trajectory import (
     DenoiserCall,
     PromptBatch,
@@ -36,9 +36,9 @@ def sample_batches(batches: Sequence[PromptBatch]) -> list[PromptBatch]:
     return split(join(batches)[:MAX_PROMPTS], PROMPTS_PER_CALL)
 
 
-def sample_pieces(batches: Sequence[PromptBatch], ranks: Ranks) -> tuple[Piece, ...]:
+def sample_pieces(batches: Sequence[PromptBatch], ranks: Ranks) -> tuple[BatchShard, ...]:
     """This process's share of :func:`sample_batches`."""
-    return own_pieces(sample_batches(batches), ranks)
+    return own_shards(sample_batches(batches), ranks)
 
 
 def is_sample(call: int, batch: int, of: int) -> bool:
@@ -46,7 +46,7 @@ def is_sample(call: int, batch: int, of: int) -> bool:
     return (call + batch * EVERY // of) % EVERY == 0
 
 
-def recorded_samples(pieces: Sequence[Piece], calls: int) -> int:
+def recorded_samples(pieces: Sequence[BatchShard], calls: int) -> int:
     """How many denoiser calls of a prompt are kept of the pieces, where the pipeline makes so many calls."""
     kept = (piece for call in range(calls) for piece in pieces if is_sample(call, piece.index, piece.batches))
     return sum(len(piece.batch.prompts) for piece in kept)
@@ -73,7 +73,7 @@ def record_samples(
             for piece, trajectory, call in zip(own, trajectories, calls, strict=True):
                 output = call.run(denoiser)
                 if is_sample(number, piece.index, piece.batches):
-                    session.offload.put_away((call.args, call.kwargs))
+                    session.offload.put((call.args, call.kwargs))
                     samples.append(replace(call, changes=NO_CHANGES))
                 trajectory.answer(output)
             session.count_call()
@@ -86,9 +86,9 @@ def sample_shards(batches: Sequence[PromptBatch], samples: int, ranks: Ranks) ->
     return Shards(ranks, tuple(itertools.islice(_places(sample_pieces(batches, ranks)), samples)))
 
 
-def _places(pieces: Sequence[Piece]) -> Iterator[Place]:
+def _places(pieces: Sequence[BatchShard]) -> Iterator[SampleShard]:
     """Of all samples of the pieces, in the order in which they are recorded, without end."""
     for call in itertools.count() if pieces else ():
         for piece in pieces:
             if is_sample(call, piece.index, piece.batches):
-                yield Place(call * piece.batches + piece.index, piece.begin, len(piece.batch.prompts), piece.of)
+                yield SampleShard(call * piece.batches + piece.index, piece.begin, len(piece.batch.prompts), piece.of)

@@ -16,7 +16,7 @@ ROWS_PER_CALL = 1 << 32
 
 
 @dataclass(frozen=True)
-class Place:
+class SampleShard:
     """Where a sample stands among those of all processes.
 
     It is of the ``order``-th call, and has ``count`` of its batch's ``of`` prompts, from ``begin`` on. ``order`` does
@@ -45,9 +45,9 @@ class Shard:
     ranks: Ranks = ALONE
 
     @classmethod
-    def of(cls, places: Sequence[Place], rows: Sequence[int], ranks: Ranks) -> "Shard":
+    def of(cls, places: Sequence[SampleShard], rows: Sequence[int], ranks: Ranks) -> "Shard":
         """From the places of this process's calls, and how many rows each has; a process may have none."""
-        keys, own = ranks.join(torch.cat([torch.zeros(0, dtype=torch.long), *map(Place.keys, places, rows)]))
+        keys, own = ranks.join(torch.cat([torch.zeros(0, dtype=torch.long), *map(SampleShard.keys, places, rows)]))
         local = keys.argsort() - own.start
         return cls(local.where((local >= 0) & (local < len(own)), -1), ranks)
 
@@ -72,11 +72,11 @@ class Shards:
     """Which of all samples this process has: a place for each, in their order; None where all are here."""
 
     ranks: Ranks = ALONE
-    places: Sequence[Place] | None = None
+    places: Sequence[SampleShard] | None = None
 
-    def of(self, calls: Sequence[int]) -> list[Place]:
+    def of(self, calls: Sequence[int]) -> list[SampleShard]:
         """The places of the samples with these indices."""
-        return [Place(call) for call in calls] if self.places is None else [self.places[call] for call in calls]
+        return [SampleShard(call) for call in calls] if self.places is None else [self.places[call] for call in calls]
 
 
 WHOLE = Shards()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from bitbrush.runtime.cuda.engine import record_cuda_graph
-from bitbrush.runtime.cuda.package import has_card, require_card
+from bitbrush.runtime.cuda.package import has_gpu, require_gpu
 from bitbrush.runtime.cuda.runtime import CudaRuntime
 from bitbrush.runtime.interface import Runtime, RuntimeUnavailable
 from bitbrush.runtime.onednn.probe import require_exact_products
@@ -15,7 +15,7 @@ from bitbrush.runtime.onednn.runtime import OneDnnRuntime
 from bitbrush.runtime.onednn.weights import Memory
 from bitbrush.runtime.reference import ReferenceRuntime
 from bitbrush.runtime.tools import best_tools
-from bitbrush.session.offload import PROCESSOR
+from bitbrush.session.offload import CPU
 
 
 class RuntimeName(StrEnum):
@@ -35,12 +35,12 @@ class Choice:
     runtime: Runtime
     reason: str
     shortfall: str | None = None
-    device: torch.device = PROCESSOR
+    device: torch.device = CPU
     memory: Memory = Memory.EXPANDED
 
     def place(self, pipe: Any) -> Any:
         """The pipeline, its parts moved to the device."""
-        return pipe if self.device == PROCESSOR else pipe.to(self.device)
+        return pipe if self.device == CPU else pipe.to(self.device)
 
 
 def choose_runtime(
@@ -59,7 +59,7 @@ def choose_runtime(
         case RuntimeName.CUDA:
             return _cuda(dtype, memory, "asked for")
         case RuntimeName.AUTO:
-            if not has_card():
+            if not has_gpu():
                 return _on_processor(dtype, memory)
             try:
                 return _cuda(dtype, memory, "8-bit products on the card")
@@ -100,7 +100,7 @@ def _on_processor(dtype: torch.dtype | None, memory: Memory) -> Choice:
 
 
 def _cuda(dtype: torch.dtype | None, memory: Memory, reason: str) -> Choice:
-    require_card()
+    require_gpu()
     device = torch.device("cuda", torch.cuda.current_device())
     runtime = CudaRuntime(device, dtype or torch.bfloat16, nibbles=memory is Memory.LOW, record=record_cuda_graph)
     return Choice(runtime, reason, device=device, memory=memory)

@@ -1,4 +1,4 @@
-"""Blocks computed in one go: quantized activations go straight from one layer's glue into the next one's product.
+"""Blocks computed in one go: quantized activations go straight from one layer's epilogue into the next one's product.
 
 Each stands behind the ``forward`` of one of the denoiser's modules. The module's own is called instead where a user
 changed a module of the block, and for calls with arguments that a description does not tell of.
@@ -17,20 +17,21 @@ from bitbrush.network import fusions
 from bitbrush.network.low_rank import BranchedLayer
 from bitbrush.network.skip_inputs import SplitConv2d
 from bitbrush.runtime.attention import AttentionKernel
-from bitbrush.runtime.fused_forward import FusedForward, Told
-from bitbrush.runtime.glue import ALL
+from bitbrush.runtime.fused_forward import ChangeLog, FusedForward
+from bitbrush.runtime.fused_ops import ALL
 from bitbrush.runtime.norms import normalize_in_float32
 from bitbrush.runtime.snapshot import Snapshot
 
-Part: TypeAlias = Callable[[str], Any]
+ModuleLookup: TypeAlias = Callable[[str], Any]
 """The denoiser's module of a name, as it is after its layers were replaced."""
 
 
 class IntegerModule(Protocol):
     """What a runtime puts where a quantized layer stood.
 
-    ``grid``: of its input, now; equal ones share a quantized input. ``border``: the pixels around it that it wants;
-    ``is_image``: takes (N, C, H, W), not tokens. What quantized input is, only the runtime's own glue and layers know.
+    ``qparams``: of its input, now; equal ones share a quantized input. ``border``: the pixels around it that it wants;
+    ``is_image``: takes (N, C, H, W), not tokens. What quantized input is, only the runtime's own fused ops and layers
+    know.
     """
 
     is_image: bool
@@ -39,7 +40,7 @@ class IntegerModule(Protocol):
     def border(self) -> Any: ...
 
     @property
-    def grid(self) -> Hashable: ...
+    def qparams(self) -> Hashable: ...
 
     def __call__(self, x: Tensor) -> Tensor: ...
 
@@ -47,8 +48,8 @@ class IntegerModule(Protocol):
 
     def multiply(self, x: Any, dtype: torch.dtype, residual: Tensor | None = None) -> Tensor: ...
 
-    def multiply_gated(self, x: Any, grid: Any, dtype: torch.dtype) -> Any:
-        """``value * gelu(gate)`` quantized on another layer's ``grid``, of the halves of :meth:`multiply`."""
+    def multiply_gated(self, x: Any, qparams: Any, dtype: torch.dtype) -> Any:
+        """``value * gelu(gate)`` quantized on another layer's ``qparams``, of the halves of :meth:`multiply`."""
         ...
 
 
@@ -60,36 +61,40 @@ Reading: TypeAlias = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Between:
+class FusionBackend:
     """What blocks compute with between their products, by means of the runtime.
 
-    ``glue``: with the methods of :class:`~bitbrush.runtime.glue.Glue`, for the runtime's own grids. ``together``: the
-    products of what reads one input. ``of_text``: a layer of the text's embedding. ``of_time``: a projection of the
-    time's, ``layer(silu(t))``, (N, C) float32. The last two are given the same tensor by all blocks, and often the same
-    values by many calls: runtimes may remember them or compute them at once. ``forward``: of blocks.
+    ``fused_ops``: with the methods of :class:`~bitbrush.runtime.fused_ops.FusedOps`, for the runtime's own grids.
+    ``together``: the products of what reads one input. ``of_text``: a layer of the text's embedding. ``of_time``: a
+    projection of the time's, ``layer(silu(t))``, (N, C) float32. The last two are given the same tensor by all blocks,
+    and often the same values by many calls: runtimes may remember them or compute them at once. ``forward``: of blocks.
     """
 
-    glue: Any
+    fused_ops: Any
     attention: AttentionKernel
-    together: Callable[["Sequence[Reader]"], Products]
+    together: Callable[["Sequence[Consumer]"], Products]
     of_text: Callable[[nn.Module], Reading]
     of_time: Callable[[nn.Module], Reading]
     forward: type[FusedForward] = FusedForward
 
 
-def fuse(denoiser: nn.Module, described: Iterable[fusions.Fusion], kind: type[nn.Module], between: Between) -> None:
+def fuse(
+    denoiser: nn.Module, described: Iterable[fusions.Fusion], kind: type[nn.Module], between: FusionBackend
+) -> None:
     """Computes in one go what the family describes and whose layers all are of the ``kind`` that is in integers."""
     denoiser.eval()  # as blocks are computed from now on: train() is a change, eval() is none
-    told = Told()
+    changes = ChangeLog()
     for fusion in described:
         modules = [denoiser.get_submodule(name) for name in _layers(fusion)]
-        parts = (part for module in modules for reader in _readers(module) for part in reader.parts)
+        parts = (part for module in modules for consumer in _consumers(module) for part in consumer.parts)
         if all(isinstance(part, kind) for part in parts):
-            _install(denoiser, fusion, kind, between, told)
+            _install(denoiser, fusion, kind, between, changes)
 
 
-def _install(denoiser: nn.Module, fusion: fusions.Fusion, kind: type[nn.Module], between: Between, told: Told) -> None:
-    part: Part = denoiser.get_submodule
+def _install(
+    denoiser: nn.Module, fusion: fusions.Fusion, kind: type[nn.Module], between: FusionBackend, changes: ChangeLog
+) -> None:
+    part: ModuleLookup = denoiser.get_submodule
     block: Callable[..., Any]
     leaves: list[nn.Module] = []
     match fusion:
@@ -107,7 +112,7 @@ def _install(denoiser: nn.Module, fusion: fusions.Fusion, kind: type[nn.Module],
             leaves = [part(name) for name in fusion.blocks]
     module = part(fusion.name)
     snapshot = Snapshot(module, own=(kind, nn.GroupNorm, nn.LayerNorm), leaves=leaves)
-    module.forward = between.forward(fusion.name, module, block, snapshot, told)
+    module.forward = between.forward(fusion.name, module, block, snapshot, changes)
 
 
 def _layers(fusion: fusions.Fusion) -> tuple[str, ...]:
@@ -129,7 +134,7 @@ def _layers(fusion: fusions.Fusion) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Reader:
+class Consumer:
     """What reads some channels of an input: a layer by itself, or with a branch beside it."""
 
     layer: IntegerModule
@@ -141,9 +146,9 @@ class Reader:
         return (self.layer,) if self.branch is None else (self.layer, self.branch.down, self.branch.up)
 
     @property
-    def grids(self) -> Hashable:
+    def qparams(self) -> Hashable:
         """Of all parts, now."""
-        return tuple(part.grid for part in self.parts)
+        return tuple(part.qparams for part in self.parts)
 
     def product(self, quantize: Quantize, dtype: torch.dtype, residual: Tensor | None = None) -> Tensor:
         """The output, ``residual`` added; ``quantize(part)``: the input on the grid of a part that reads it."""
@@ -164,20 +169,20 @@ class _Branch(NamedTuple):
 
 @dataclass(frozen=True)
 class OneByOne:
-    """Products of one input, which is quantized once for all ``readers`` that have the same grid."""
+    """Products of one input, which is quantized once for all ``consumers`` that have the same grid."""
 
-    readers: "Sequence[Reader]"
+    consumers: "Sequence[Consumer]"
 
     def __call__(self, quantize: Quantize, dtype: torch.dtype) -> list[Tensor]:
         known: dict[Hashable, Any] = {}
 
         def once(layer: IntegerModule) -> Any:
-            grid = layer.grid
-            if grid not in known:
-                known[grid] = quantize(layer)
-            return known[grid]
+            qparams = layer.qparams
+            if qparams not in known:
+                known[qparams] = quantize(layer)
+            return known[qparams]
 
-        return [one.product(once, dtype) for one in self.readers]
+        return [one.product(once, dtype) for one in self.consumers]
 
 
 def project_time(layer: nn.Module, embedded: Tensor) -> Tensor:
@@ -186,29 +191,29 @@ def project_time(layer: nn.Module, embedded: Tensor) -> Tensor:
     return y
 
 
-def _readers(module: Any) -> tuple[Reader, ...]:
+def _consumers(module: Any) -> tuple[Consumer, ...]:
     """What stands for a layer of the denoiser: itself, or the halves of a convolution that reads a skip."""
     if isinstance(module, SplitConv2d):
         halves = {module.hidden: slice(0, module.begin), module.skip: slice(module.begin, None)}
-        return tuple(replace(reader_of(half), channels=channels) for half, channels in halves.items())
-    return (reader_of(module),)
+        return tuple(replace(consumer_of(half), channels=channels) for half, channels in halves.items())
+    return (consumer_of(module),)
 
 
-def reader_of(module: Any) -> Reader:
+def consumer_of(module: Any) -> Consumer:
     """What reads the input of a layer, as the runtime has put it in place."""
     if isinstance(module, BranchedLayer):
         down: Any = module.down
         up: Any = module.up
         residual: Any = module.residual
-        return Reader(residual, ALL, _Branch(down, up))
-    return Reader(module, ALL)
+        return Consumer(residual, ALL, _Branch(down, up))
+    return Consumer(module, ALL)
 
 
 class UpsampledConv:
     """Each pixel is quantized once and written four times."""
 
-    def __init__(self, described: fusions.UpsampledConv, part: Part) -> None:
-        self._conv = reader_of(part(described.conv))
+    def __init__(self, described: fusions.UpsampledConv, part: ModuleLookup) -> None:
+        self._conv = consumer_of(part(described.conv))
 
     def __call__(self, hidden_states: Tensor, output_size: Any = None, *args: Any, **kwargs: Any) -> Any:
         x = hidden_states
@@ -221,11 +226,11 @@ class UpsampledConv:
 class ImageTransformer:
     """Pixels become tokens and pixels again without being moved: both lie in channels-last memory."""
 
-    def __init__(self, described: fusions.ImageTransformer, part: Part, between: Between) -> None:
+    def __init__(self, described: fusions.ImageTransformer, part: ModuleLookup, between: FusionBackend) -> None:
         self._norm: nn.GroupNorm = part(described.norm)
-        self._proj_in, self._proj_out = reader_of(part(described.proj_in)), reader_of(part(described.proj_out))
+        self._proj_in, self._proj_out = consumer_of(part(described.proj_in)), consumer_of(part(described.proj_out))
         self._blocks = [part(name) for name in described.blocks]
-        self._glue = between.glue
+        self._fused_ops = between.fused_ops
 
     def __call__(
         self,
@@ -245,7 +250,7 @@ class ImageTransformer:
         x = hidden_states.contiguous(memory_format=torch.channels_last)
         image = self._proj_in.layer.is_image
         read = x if image else tokens(x)
-        h = self._proj_in.product(lambda layer: self._glue.group_norm(read, self._norm, layer.grid), x.dtype)
+        h = self._proj_in.product(lambda layer: self._fused_ops.group_norm(read, self._norm, layer.qparams), x.dtype)
         h = tokens(h) if image else h
         for block in self._blocks:
             h = block(
@@ -274,15 +279,15 @@ def pixels(x: Tensor, like: Tensor) -> Tensor:
 
 
 class ResidualBlock:
-    def __init__(self, described: fusions.ResidualBlock, part: Part, between: Between) -> None:
+    def __init__(self, described: fusions.ResidualBlock, part: ModuleLookup, between: FusionBackend) -> None:
         self._norm1: nn.GroupNorm = part(described.norm1)
-        self._readers = _readers(part(described.conv1))
+        self._consumers = _consumers(part(described.conv1))
         self._norm2: nn.GroupNorm = part(described.norm2)
-        self._conv2 = reader_of(part(described.conv2))
+        self._conv2 = consumer_of(part(described.conv2))
         projection = described.time_projection
         self._time = between.of_time(part(projection)) if projection else None
         self._shortcut: nn.Module | None = part(described.shortcut) if described.shortcut else None
-        self._glue = between.glue
+        self._fused_ops = between.fused_ops
 
     def __call__(self, input_tensor: Tensor, temb: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         if args or kwargs:
@@ -292,33 +297,35 @@ class ResidualBlock:
         time = self._time(temb) if self._time is not None and temb is not None else None
 
         def quantize(conv: IntegerModule) -> Any:
-            return self._glue.group_norm(h, self._norm2, conv.grid, padding=conv.border, silu=True, add=time)
+            return self._fused_ops.group_norm(h, self._norm2, conv.qparams, padding=conv.border, silu=True, add=time)
 
         return self._conv2.product(quantize, x.dtype, residual=x if self._shortcut is None else self._shortcut(x))
 
     def _first(self, x: Tensor) -> Tensor:
         """``conv1(silu(norm1(x)))``."""
         h: Any = None
-        for reader in self._readers:
-            quantize = partial(self._normed, x, reader.channels)
-            h = reader.product(quantize, x.dtype, residual=h)
+        for consumer in self._consumers:
+            quantize = partial(self._normed, x, consumer.channels)
+            h = consumer.product(quantize, x.dtype, residual=h)
         result: Tensor = h
         return result
 
     def _normed(self, x: Tensor, channels: slice, conv: IntegerModule) -> Any:
-        return self._glue.group_norm(x, self._norm1, conv.grid, padding=conv.border, silu=True, channels=channels)
+        return self._fused_ops.group_norm(
+            x, self._norm1, conv.qparams, padding=conv.border, silu=True, channels=channels
+        )
 
 
 class TransformerBlock:
-    def __init__(self, described: fusions.TransformerBlock, part: Part, between: Between) -> None:
-        self._glue = between.glue
+    def __init__(self, described: fusions.TransformerBlock, part: ModuleLookup, between: FusionBackend) -> None:
+        self._fused_ops = between.fused_ops
         self._norm1: nn.LayerNorm = part(described.norm1)
         self._self = SelfAttention(described.self_attention, part, between)
         self._norm2: nn.LayerNorm | None = part(described.norm2) if described.norm2 else None
         crossed = described.cross_attention
         self._cross = CrossAttention(crossed, part, between) if crossed else None
         self._norm3: nn.LayerNorm = part(described.norm3)
-        self._expand, self._shrink = reader_of(part(described.expand)), reader_of(part(described.shrink))
+        self._expand, self._shrink = consumer_of(part(described.expand)), consumer_of(part(described.shrink))
 
     def __call__(
         self,
@@ -348,20 +355,20 @@ class TransformerBlock:
         """``x + shrink(value gelu(gate))``."""
 
         def normed(layer: IntegerModule) -> Any:
-            return self._glue.layer_norm(x, self._norm3, layer.grid)
+            return self._fused_ops.layer_norm(x, self._norm3, layer.qparams)
 
         expand, shrink = self._expand, self._shrink
         if expand.branch is None and shrink.branch is None:
-            gated = expand.layer.multiply_gated(normed(expand.layer), shrink.layer.grid, x.dtype)
+            gated = expand.layer.multiply_gated(normed(expand.layer), shrink.layer.qparams, x.dtype)
             return shrink.layer.multiply(gated, x.dtype, residual=x)
         inner = expand.product(normed, x.dtype)
-        return shrink.product(lambda layer: self._glue.geglu(inner, layer.grid), x.dtype, residual=x)
+        return shrink.product(lambda layer: self._fused_ops.geglu(inner, layer.qparams), x.dtype, residual=x)
 
 
 class _Attention:
-    def __init__(self, described: fusions.Attention, part: Part, between: Between) -> None:
-        self._output = reader_of(part(described.output))
-        self._heads, self._glue, self._attention = described.heads, between.glue, between.attention
+    def __init__(self, described: fusions.Attention, part: ModuleLookup, between: FusionBackend) -> None:
+        self._output = consumer_of(part(described.output))
+        self._heads, self._fused_ops, self._attention = described.heads, between.fused_ops, between.attention
 
     def _attend(self, x: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         attended = self._attention(query, key, value, self._heads)
@@ -371,23 +378,25 @@ class _Attention:
 class SelfAttention(_Attention):
     """``x + attention(norm(x))``."""
 
-    def __init__(self, described: fusions.Attention, part: Part, between: Between) -> None:
+    def __init__(self, described: fusions.Attention, part: ModuleLookup, between: FusionBackend) -> None:
         super().__init__(described, part, between)
-        readers = [reader_of(part(name)) for name in (described.query, described.key, described.value)]
-        self._products = between.together(readers)
+        consumers = [consumer_of(part(name)) for name in (described.query, described.key, described.value)]
+        self._products = between.together(consumers)
 
     def __call__(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
-        return self._attend(x, *self._products(lambda layer: self._glue.layer_norm(x, norm, layer.grid), x.dtype))
+        return self._attend(
+            x, *self._products(lambda layer: self._fused_ops.layer_norm(x, norm, layer.qparams), x.dtype)
+        )
 
 
 class CrossAttention(_Attention):
     """``x + attention(norm(x), text)``."""
 
-    def __init__(self, described: fusions.Attention, part: Part, between: Between) -> None:
+    def __init__(self, described: fusions.Attention, part: ModuleLookup, between: FusionBackend) -> None:
         super().__init__(described, part, between)
-        self._query = reader_of(part(described.query))
+        self._query = consumer_of(part(described.query))
         self._key, self._value = between.of_text(part(described.key)), between.of_text(part(described.value))
 
     def __call__(self, x: Tensor, norm: nn.LayerNorm, text: Tensor) -> Tensor:
-        query = self._query.product(lambda layer: self._glue.layer_norm(x, norm, layer.grid), x.dtype)
+        query = self._query.product(lambda layer: self._fused_ops.layer_norm(x, norm, layer.qparams), x.dtype)
         return self._attend(x, query, self._key(text), self._value(text))

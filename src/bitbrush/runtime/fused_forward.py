@@ -15,7 +15,7 @@ from bitbrush.runtime.snapshot import Snapshot
 _LOG = logging.getLogger(__name__)
 
 
-class Told:
+class ChangeLog:
     """Whether the log says already that a block of a denoiser was changed."""
 
     already = False
@@ -32,10 +32,12 @@ class FusedForward:
         told: Shared by all blocks of a denoiser: a change is logged once.
     """
 
-    def __init__(self, name: str, module: nn.Module, block: Callable[..., Any], snapshot: Snapshot, told: Told) -> None:
+    def __init__(
+        self, name: str, module: nn.Module, block: Callable[..., Any], snapshot: Snapshot, changes: ChangeLog
+    ) -> None:
         functools.update_wrapper(self, module.forward)
         self._name, self._module, self._block = name, module, block
-        self._snapshot, self._told = snapshot, told
+        self._snapshot, self._told = snapshot, changes
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if _may_fuse(self):

@@ -13,7 +13,7 @@ MOST_PRODUCTS = (2**31 - 1) // (255 * 128)
 
 def signed_bytes(weight: QuantizedWeight) -> Tensor | None:
     """``w_q - zero_point`` as int8, (C_out, C_in, ...); None where that is no signed byte."""
-    zero_point = weight.grid.zero_point.view(-1, *(1,) * (weight.w_q.dim() - 1))
+    zero_point = weight.qparams.zero_point.view(-1, *(1,) * (weight.w_q.dim() - 1))
     signed = weight.w_q.to(torch.int16) - zero_point
     if int(signed.min()) < -128 or int(signed.max()) > 127:
         return None

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from bitbrush.network.first_token import answer_first_token
-from bitbrush.network.held import device_of
 from bitbrush.network.layers import QuantizedLayer, set_weight
+from bitbrush.network.lazy_weights import device_of
 from bitbrush.runtime.emulation import emulate, fake_quantizer_of
 from bitbrush.runtime.forward import compute_in
 from bitbrush.runtime.interface import Execution

@@ -7,10 +7,10 @@ from typing import TypeAlias
 from torch import Tensor
 
 from bitbrush.runtime.attention import AttentionKernel, torch_attention
-from bitbrush.runtime.glue import Glue, TorchGlue
+from bitbrush.runtime.fused_ops import FusedOps, TorchFusedOps
 from bitbrush.runtime.native.attention import native_attention
 from bitbrush.runtime.native.build import NativeUnavailable, native_library
-from bitbrush.runtime.native.glue import NativeGlue, native_unpack
+from bitbrush.runtime.native.fused_ops import NativeFusedOps, native_unpack
 from bitbrush.runtime.nibbles import from_nibbles
 
 Unpack: TypeAlias = Callable[[Tensor, Tensor, int], Tensor]
@@ -21,7 +21,7 @@ Unpack: TypeAlias = Callable[[Tensor, Tensor, int], Tensor]
 class Tools:
     """``shortfall``: why not the native kernels, None where they are."""
 
-    glue: Glue
+    fused_ops: FusedOps
     attention: AttentionKernel
     unpack: Unpack
     shortfall: str | None = None
@@ -30,11 +30,11 @@ class Tools:
 def native_tools() -> Tools:
     """Raises NativeUnavailable where they cannot be compiled."""
     library = native_library()
-    return Tools(NativeGlue(library), native_attention(library), native_unpack(library))
+    return Tools(NativeFusedOps(library), native_attention(library), native_unpack(library))
 
 
 def torch_tools(shortfall: str) -> Tools:
-    return Tools(TorchGlue(), torch_attention, from_nibbles, shortfall)
+    return Tools(TorchFusedOps(), torch_attention, from_nibbles, shortfall)
 
 
 def best_tools() -> Tools:

@@ -42,7 +42,7 @@ def _left_by_groups() -> Iterator[int]:
                     yield max(0, int(most) - int((folder / usage).read_text()) + int(stat.get(files, 0)))
 
 
-def available_on_card(device: torch.device) -> int:
+def available_on_gpu(device: torch.device) -> int:
     """Bytes of the card's memory that no program has, and those that torch holds and does not use."""
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

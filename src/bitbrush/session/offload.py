@@ -26,17 +26,17 @@ from torch.utils._pytree import tree_iter
 
 from bitbrush.session.disk import writing
 
-PROCESSOR = torch.device("cpu")
+CPU = torch.device("cpu")
 SMALLEST = 1 << 16
 """Bytes from which on a tensor is worth a file."""
-ROOM = 512 << 20
+BUDGET_BYTES = 512 << 20
 """Bytes that may wait in memory all the same."""
-_SUFFIX = ".spool"
+_SUFFIX = ".offload"
 
 Values = TypeVar("Values")
 
 
-class Room:
+class OffloadBudget:
     """Memory for tensors of ``size`` bytes, each of which has its place until it is gone."""
 
     def __init__(self, size: int) -> None:
@@ -57,35 +57,35 @@ class Room:
         self._left += size
 
 
-NO_ROOM = Room(0)
+NO_BUDGET = OffloadBudget(0)
 
 
 @dataclass(frozen=True)
-class Spool:
+class Offload:
     """Files in ``folder`` without a name, which end with the process whatever ends it; without a folder, memory.
 
-    What ``room`` holds stays in memory.
+    What ``budget`` holds stays in memory.
     """
 
     folder: Path | None = None
-    room: Room = NO_ROOM
+    budget: OffloadBudget = NO_BUDGET
 
-    def put_away(self, values: Values) -> Values:
+    def put(self, values: Values) -> Values:
         """The same tensors, in any nesting, with their elements on the disk; views of one another stay so.
 
         Without a folder those of a card are in the processor's memory then. Raises DiskError where the disk is full.
         """
         for views in _by_storage(values):
-            if views[0].device != PROCESSOR:
-                _move(views, PROCESSOR)
-            self._put_away(views)
+            if views[0].device != CPU:
+                _move(views, CPU)
+            self._put(views)
         return values
 
-    def _put_away(self, views: list[Tensor]) -> None:
+    def _put(self, views: list[Tensor]) -> None:
         storage = views[0].untyped_storage()
-        if is_away(views[0]):
+        if is_offloaded(views[0]):
             release(views[0])
-        elif self.folder is not None and storage.nbytes() >= SMALLEST and not self.room.holds(storage):
+        elif self.folder is not None and storage.nbytes() >= SMALLEST and not self.budget.holds(storage):
             mapped = self._mapped(torch.empty(0, dtype=torch.uint8).set_(storage))
             for view in views:
                 place = (view.storage_offset(), view.size(), view.stride())
@@ -104,7 +104,7 @@ class Spool:
             Path(name).unlink()
 
 
-IN_MEMORY = Spool()
+IN_MEMORY = Offload()
 
 
 def bring_to(device: torch.device, values: Values) -> Values:
@@ -134,15 +134,15 @@ def _move(views: list[Tensor], device: torch.device) -> None:
         view.data = torch.empty(0, dtype=view.dtype, device=device).set_(storage, *place)
 
 
-class Following(TorchDispatchMode):
+class TensorTracker(TorchDispatchMode):
     """While entered, follows the tensors that are made, so that all still there can be put away, and brought back.
 
     ``device``: where they are computed with.
     """
 
-    def __init__(self, spool: Spool, device: torch.device) -> None:
+    def __init__(self, offload: Offload, device: torch.device) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._spool, self._device = spool, device
+        self._offload, self._device = offload, device
         self._moved: list[weakref.ref[Tensor]] = []
         self._known: list[weakref.ref[Tensor]] = []
 
@@ -150,14 +150,14 @@ class Following(TorchDispatchMode):
         """Tensors that were made elsewhere, too."""
         self._known += [weakref.ref(value) for value in tree_iter(values) if isinstance(value, Tensor)]
 
-    def put_away(self) -> None:
+    def put(self) -> None:
         there = {id(value): value for known in self._known if (value := known()) is not None}
         self._moved = [weakref.ref(value) for value in there.values() if value.device == self._device]
-        self._spool.put_away(list(there.values()))
+        self._offload.put(list(there.values()))
         self._known = [weakref.ref(value) for value in there.values()]
 
     def bring_back(self, values: Any) -> None:
-        """What :meth:`put_away` took from the device, and ``values`` that were made elsewhere."""
+        """What :meth:`put` took from the device, and ``values`` that were made elsewhere."""
         bring_to(self._device, [*(value for moved in self._moved if (value := moved()) is not None), values])
 
     def __torch_dispatch__(
@@ -172,14 +172,14 @@ class Following(TorchDispatchMode):
         return output
 
 
-def is_away(tensor: Tensor) -> bool:
-    """Whether its elements are in a file of a spool."""
+def is_offloaded(tensor: Tensor) -> bool:
+    """Whether its elements are in a file that was offloaded."""
     return (tensor.untyped_storage().filename or "").endswith(_SUFFIX)
 
 
 def release(tensor: Tensor) -> None:
-    """Frees the memory that a tensor's elements take; those of a spool are read from the disk again when needed."""
-    if not is_away(tensor) or sys.platform != "linux":
+    """Frees the memory of a tensor's elements; an offloaded tensor is read from the disk again when needed."""
+    if not is_offloaded(tensor) or sys.platform != "linux":
         return
     storage = tensor.untyped_storage()
     _libc().madvise(ctypes.c_void_p(storage.data_ptr()), ctypes.c_size_t(storage.nbytes()), mmap.MADV_DONTNEED)

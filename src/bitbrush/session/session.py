@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from bitbrush.session.costs import CostLedger
 from bitbrush.session.journal import NO_JOURNAL, Journal
-from bitbrush.session.offload import IN_MEMORY, Spool
+from bitbrush.session.offload import IN_MEMORY, Offload
 from bitbrush.session.progress import Progress, silent
 from bitbrush.session.ranks import ALONE, Ranks
 
@@ -25,7 +25,7 @@ class Session:
 
     ranks: Ranks = ALONE
     journal: Journal = NO_JOURNAL
-    offload: Spool = IN_MEMORY
+    offload: Offload = IN_MEMORY
     progress: Progress = silent
     costs: CostLedger = field(default_factory=CostLedger)
 

@@ -6,7 +6,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from bitbrush.network.held import state_readers
+from bitbrush.network.lazy_weights import state_readers
 
 
 def model_digest(pipe: DiffusionPipeline) -> str:

@@ -16,10 +16,10 @@ from safetensors import SafetensorError
 from torch import nn
 
 from bitbrush.network.families import DENOISERS
-from bitbrush.network.held import put_weights_away
+from bitbrush.network.lazy_weights import offload_weights
 from bitbrush.session.allocator import return_freed_memory
 from bitbrush.session.disk import require_space
-from bitbrush.session.offload import PROCESSOR, Spool
+from bitbrush.session.offload import CPU, Offload
 from bitbrush.sources.checkpoint_type import component_types, file_type, variant_files
 from bitbrush.sources.lora import Lora, fuse_lora
 from bitbrush.sources.model_names import SINGLE_FILE, UnknownModelError, did_you_mean, require_known, unknown_text
@@ -74,8 +74,8 @@ def load_source(
     model: str | os.PathLike[str],
     options: ModelOptions | None = None,
     *,
-    spool: Spool,
-    device: torch.device = PROCESSOR,
+    offload: Offload,
+    device: torch.device = CPU,
 ) -> DiffusionPipeline:
     """The same pipeline for a quantization, with its networks' weights on the disk, in the checkpoint's own type.
 
@@ -86,8 +86,8 @@ def load_source(
     options = options or ModelOptions()
     source = find_model(model, options)
     size = _bytes_on_disk(source, options.variant)
-    if device == PROCESSOR and spool.folder is not None and size < math.inf:
-        require_space(spool.folder, int(size), "that the model's weights take while it is quantized")
+    if device == CPU and offload.folder is not None and size < math.inf:
+        require_space(offload.folder, int(size), "that the model's weights take while it is quantized")
     if size >= LARGE:
         return_freed_memory()  # before anything large is made: the heap would keep its size
     if options.loras:
@@ -96,10 +96,10 @@ def load_source(
         pipe = load_single_file(Path(source), options.config, file_type(Path(source)))
     else:
         pipe = _load_folder(model, source, options, own_type=True)
-    if device == PROCESSOR:
+    if device == CPU:
         for part in pipe.components.values():
             if isinstance(part, nn.Module):
-                put_weights_away(part, spool)
+                offload_weights(part, offload)
     gc.collect()  # what loads a checkpoint leaves cycles behind, and its files mapped through them
     return _finished(pipe, replace(options, loras=())).to(device)
 

@@ -7,7 +7,7 @@ from accelerate import init_empty_weights
 from diffusers import DiffusionPipeline, ModelMixin
 from torch import nn
 
-from bitbrush.network.held import held_layers, weight_shape
+from bitbrush.network.lazy_weights import lazy_layers, weight_shape
 from bitbrush.network.low_rank import branch_, branch_ranks
 from bitbrush.network.skip_inputs import split_, split_begins
 from bitbrush.sources.networks import KEYS_SHOWN, component_class, reports_tensors
@@ -97,7 +97,7 @@ def _from_configuration(network: Any) -> nn.Module:
 
 def _shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
     shapes = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
-    held = {f"{name}.weight": weight_shape(network.get_submodule(name)) for name in held_layers(network)}
+    held = {f"{name}.weight": weight_shape(network.get_submodule(name)) for name in lazy_layers(network)}
     return shapes | held
 
 

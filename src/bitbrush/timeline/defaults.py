@@ -5,7 +5,7 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 
-from bitbrush.session.offload import PROCESSOR
+from bitbrush.session.offload import CPU
 
 
 @contextmanager
@@ -15,7 +15,7 @@ def plain_defaults() -> Iterator[None]:
     The default type is the process's: other threads see the change, where there is one.
     """
     device = torch.get_default_device()
-    with _float32(), nullcontext() if device == PROCESSOR else PROCESSOR:
+    with _float32(), nullcontext() if device == CPU else CPU:
         yield
 
 

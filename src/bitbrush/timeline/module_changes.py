@@ -18,7 +18,7 @@ ABSENT = object()
 """The value of an attribute that does not exist."""
 
 
-class Place(NamedTuple):
+class SampleShard(NamedTuple):
     """Where a value is held: an attribute of a module, or the entry ``key`` of a dictionary that is one."""
 
     module: str
@@ -30,7 +30,7 @@ class Place(NamedTuple):
 class ModuleChanges:
     """Values that differ from those before, by place; a module comes before its children."""
 
-    values: Mapping[Place, Any] = field(default_factory=dict)
+    values: Mapping[SampleShard, Any] = field(default_factory=dict)
 
     @contextmanager
     def made_to(self, network: nn.Module) -> Iterator[None]:
@@ -83,15 +83,15 @@ def _attributes_of(module: nn.Module) -> _Attributes:
     return _Attributes(module, values, entries)
 
 
-def _changed(before: Mapping[str, _Attributes]) -> Iterator[tuple[Place, tuple[Any, Any]]]:
+def _changed(before: Mapping[str, _Attributes]) -> Iterator[tuple[SampleShard, tuple[Any, Any]]]:
     """Places with their earlier and present values."""
     for name, (module, values, entries) in before.items():
         for attribute, change in _unlike(values, vars(module)):
-            yield Place(name, attribute), change
+            yield SampleShard(name, attribute), change
         for attribute, earlier in entries.items():
             if vars(module).get(attribute) is values[attribute]:
                 for key, change in _unlike(earlier, values[attribute]):
-                    yield Place(name, attribute, key), change
+                    yield SampleShard(name, attribute, key), change
 
 
 def _unlike(old: Mapping[Any, Any], new: Mapping[Any, Any]) -> Iterator[tuple[Any, tuple[Any, Any]]]:
@@ -103,9 +103,9 @@ def _unlike(old: Mapping[Any, Any], new: Mapping[Any, Any]) -> Iterator[tuple[An
             yield key, change
 
 
-def _exchange(network: nn.Module, values: Mapping[Place, Any]) -> dict[Place, Any]:
+def _exchange(network: nn.Module, values: Mapping[SampleShard, Any]) -> dict[SampleShard, Any]:
     """Sets the values and returns those that were there; ABSENT removes."""
-    earlier: dict[Place, Any] = {}
+    earlier: dict[SampleShard, Any] = {}
     for place, value in values.items():
         holder = vars(network.get_submodule(place.module))
         key = place.attribute

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self, TypeAlias
 
-from bitbrush.numerics.affine import AffineGrid
+from bitbrush.numerics.affine import QParams
 from bitbrush.timeline.tracker import TRACKER
 
 
@@ -17,28 +17,28 @@ class ActivationSchedule:
     """
 
     timesteps: tuple[float, ...]
-    grids: tuple[AffineGrid, ...]
+    qparams: tuple[QParams, ...]
 
     def __post_init__(self) -> None:
-        if len(self.timesteps) != len(self.grids) or not self.grids:
-            raise ValueError(f"{len(self.timesteps)} timesteps for {len(self.grids)} grids; one each, at least one")
+        if len(self.timesteps) != len(self.qparams) or not self.qparams:
+            raise ValueError(f"{len(self.timesteps)} timesteps for {len(self.qparams)} grids; one each, at least one")
         if any(a <= b for a, b in zip(self.timesteps, self.timesteps[1:], strict=False)):
             raise ValueError(f"timesteps are {self.timesteps}; they must strictly descend")
 
     @classmethod
-    def static(cls, grid: AffineGrid) -> Self:
-        return cls((0.0,), (grid,))
+    def static(cls, qparams: QParams) -> Self:
+        return cls((0.0,), (qparams,))
 
     @classmethod
-    def of(cls, grids: Mapping[float, AffineGrid]) -> Self:
-        timesteps = tuple(sorted(grids, reverse=True))
-        return cls(timesteps, tuple(grids[timestep] for timestep in timesteps))
+    def of(cls, all_qparams: Mapping[float, QParams]) -> Self:
+        timesteps = tuple(sorted(all_qparams, reverse=True))
+        return cls(timesteps, tuple(all_qparams[timestep] for timestep in timesteps))
 
-    def at(self, timestep: float) -> AffineGrid:
+    def at(self, timestep: float) -> QParams:
         """The grid of the nearest calibrated timestep; of two equally near the noisier one."""
-        return self.grids[nearest(self.timesteps, timestep)]
+        return self.qparams[nearest(self.timesteps, timestep)]
 
-    def now(self) -> AffineGrid:
+    def now(self) -> QParams:
         """The grid of the running denoiser call. Raises RuntimeError outside of one."""
         return self.at(TRACKER.timestep)
 

@@ -18,9 +18,9 @@ from triton.runtime.jit import JITFunction
 
 from bitbrush.runtime.cuda import ops, product_ops
 from bitbrush.runtime.cuda.ops import Geometry
-from bitbrush.runtime.cuda.tiles import Card
+from bitbrush.runtime.cuda.tiles import Gpu
 
-CARDS = {80: Card(108, 166_912, 2048), 90: Card(132, 232_448, 4096)}
+CARDS = {80: Gpu(108, 166_912, 2048), 90: Gpu(132, 232_448, 4096)}
 
 SHAPES = (2, 64, 640, 640, 3), (2, 128, 640, 320, 3), (1, 45, 1280, 1280, 1)
 """Images, their height and width, channels, filters, taps in each direction."""
@@ -55,8 +55,8 @@ def main() -> None:
     driver.set_active(Driver(capability))
     launch = JITFunction.run
 
-    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
-        made = launch(self, *args, grid=grid, warmup=True, **kwargs)
+    def compile_only(self: Any, *args: Any, qparams: Any, warmup: bool, **kwargs: Any) -> Any:
+        made = launch(self, *args, qparams=qparams, warmup=True, **kwargs)
         ptx = made.asm["ptx"]
         units = [name for name in ("wgmma", "mma.sync") if name in ptx]
         singly = len(re.findall(r"ld\.global\S*\.b8", ptx))
@@ -65,7 +65,7 @@ def main() -> None:
         return made
 
     JITFunction.run = compile_only
-    product_ops.card_of = lambda _: CARDS[capability]
+    product_ops.gpu_of = lambda _: CARDS[capability]
     scales, integers = torch.ones(4), torch.zeros(4, dtype=torch.int32)
     ones = torch.ones(10240)
     sums = torch.zeros(10240, dtype=torch.int32)

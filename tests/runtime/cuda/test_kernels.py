@@ -9,17 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitbrush.network.layers import QuantizedLayer
-from bitbrush.numerics.affine import AffineGrid, fake_quantize, quantize
+from bitbrush.numerics.affine import QParams, fake_quantize, quantize
 from bitbrush.numerics.limits import WeightRange
-from bitbrush.numerics.weights import round_to_nearest, weight_grid
-from bitbrush.runtime.cuda.glue import CudaGlue, DeviceBytes
+from bitbrush.numerics.weights import round_to_nearest, weight_qparams
+from bitbrush.runtime.cuda.fused_ops import CudaFusedOps, DeviceBytes
 from bitbrush.runtime.cuda.layers import IntegerLinear
-from bitbrush.runtime.cuda.steps import StepGrid, Steps
+from bitbrush.runtime.cuda.steps import StepQParams, Steps
 from bitbrush.runtime.cuda.weights import lay_out
 from bitbrush.timeline.schedule import ActivationSchedule
 
 PLAIN, RELAXED = 900.0, 100.0
-GRIDS = {PLAIN: AffineGrid(0.03, 77, 8), RELAXED: AffineGrid(0.01, 301, 10)}
+GRIDS = {PLAIN: QParams(0.03, 77, 8), RELAXED: QParams(0.01, 301, 10)}
 
 
 class Shape(NamedTuple):
@@ -52,11 +52,11 @@ def integers(shape: tuple[int, ...], low: int, high: int, seed: int) -> Tensor:
     return torch.randint(low, high, shape, generator=torch.Generator().manual_seed(seed))
 
 
-def at(grids: dict[float, AffineGrid], timestep: float, device: torch.device) -> StepGrid:
+def at(all_qparams: dict[float, QParams], timestep: float, device: torch.device) -> StepQParams:
     steps = Steps(device, 1)
-    grid = steps.grid(ActivationSchedule.of(grids))
+    qparams = steps.qparams(ActivationSchedule.of(all_qparams))
     steps.set(torch.tensor(timestep))
-    return grid
+    return qparams
 
 
 def whole(x: DeviceBytes, timestep: float) -> Tensor:
@@ -82,13 +82,13 @@ def test_sums_equal_those_of_whole_numbers(
 ) -> None:
     """The kernel's own sum is compared, scales being 1, as float32 rounds it once."""
     own = SHAPES[kind]
-    grid = AffineGrid(1.0, (1 << activation_bits) // 3, activation_bits)
-    x_q = integers((own.images, own.channels, own.height, own.width), 0, grid.qmax + 1, 0)
+    qparams = QParams(1.0, (1 << activation_bits) // 3, activation_bits)
+    x_q = integers((own.images, own.channels, own.height, own.width), 0, qparams.qmax + 1, 0)
     w = integers((own.filters, own.channels // own.groups, own.kernel, own.kernel), -128, 128, 1)
-    x_q.view(-1)[:3], w.view(-1)[:3] = grid.qmax, -128  # the largest products among them
-    sums = F.conv2d((x_q - grid.zero_point).double(), w.double(), None, own.stride, 0, own.dilation, own.groups)
+    x_q.view(-1)[:3], w.view(-1)[:3] = qparams.qmax, -128  # the largest products among them
+    sums = F.conv2d((x_q - qparams.zero_point).double(), w.double(), None, own.stride, 0, own.dilation, own.groups)
     high, low = (None if one is None else one.to(device) for one in as_bytes(x_q, activation_bits))
-    step = at({1.0: grid}, 1.0, device)
+    step = at({1.0: qparams}, 1.0, device)
     geometry = (*sums.shape[2:], own.kernel, own.kernel, own.stride, own.stride, own.dilation, own.dilation, own.groups)
     weight = w.flatten(2).transpose(1, 2).contiguous().to(device, torch.int8)
     column_sums = w.flatten(1).sum(1).to(device, torch.int32)
@@ -112,21 +112,21 @@ def test_a_gated_product_is_quantized_as_if_it_had_been_stored(
     """To one integer, for its value is rounded to float32 in another order. Odd channels; values beside their gates."""
     torch.manual_seed(0)
     layer = nn.Linear(37, 2 * half)
-    grid = AffineGrid.from_range(-2.0, 3.0, bits)
-    weight = round_to_nearest(layer.weight.data, weight_grid(layer.weight.data, 4, WeightRange.MIN_MAX))
-    own = QuantizedLayer("layer", weight, layer.bias.data, ActivationSchedule.static(grid))
+    qparams = QParams.from_range(-2.0, 3.0, bits)
+    weight = round_to_nearest(layer.weight.data, weight_qparams(layer.weight.data, 4, WeightRange.MIN_MAX))
+    own = QuantizedLayer("layer", weight, layer.bias.data, ActivationSchedule.static(qparams))
     steps = Steps(device, 2)
-    step, after = steps.grid(own.schedule), steps.grid(ActivationSchedule.of(GRIDS))
+    step, after = steps.qparams(own.schedule), steps.qparams(ActivationSchedule.of(GRIDS))
     weights = lay_out(
-        own, (weight.w_q.int() - weight.grid.zero_point.view(-1, 1)).to(torch.int8), device, nibbles=nibbles
+        own, (weight.w_q.int() - weight.qparams.zero_point.view(-1, 1)).to(torch.int8), device, nibbles=nibbles
     )
-    made = IntegerLinear(37, weights, step, CudaGlue(ops))
+    made = IntegerLinear(37, weights, step, CudaFusedOps(ops))
     x = torch.randn(rows, 37)
     for timestep in (PLAIN, RELAXED):
         steps.set(torch.tensor(timestep))
         gated = made.multiply_gated(made.quantize(x.to(device)), after, torch.float32)
         value, gate = F.linear(
-            fake_quantize(x, grid).double(), weight.dequantize().double(), layer.bias.double()
+            fake_quantize(x, qparams).double(), weight.dequantize().double(), layer.bias.double()
         ).chunk(2, -1)
         expected = quantize((value * F.gelu(gate)).float(), GRIDS[timestep])
         apart = (whole(gated, timestep) - expected).abs()
@@ -141,19 +141,19 @@ def test_images_are_quantized_with_their_border(
     upsample: int, timestep: float, ops: ModuleType, device: torch.device
 ) -> None:
     x = torch.randn(2, 70, 5, 3, generator=torch.Generator().manual_seed(0))
-    quantized = CudaGlue(ops).quantize(x.to(device), at(GRIDS, timestep, device), padding=(1, 2), upsample=upsample)
-    grid = GRIDS[timestep]
-    expected = quantize(F.interpolate(x, scale_factor=float(upsample), mode="nearest"), grid)
-    padded = F.pad(expected, (2, 2, 1, 1), value=grid.zero_point)
+    quantized = CudaFusedOps(ops).quantize(x.to(device), at(GRIDS, timestep, device), padding=(1, 2), upsample=upsample)
+    qparams = GRIDS[timestep]
+    expected = quantize(F.interpolate(x, scale_factor=float(upsample), mode="nearest"), qparams)
+    padded = F.pad(expected, (2, 2, 1, 1), value=qparams.zero_point)
     assert torch.equal(whole(quantized, timestep), padded.permute(0, 2, 3, 1).long())
     assert expected.unique().numel() > 100  # else nothing was looked at
 
 
 def test_halves_are_rounded_to_even(ops: ModuleType, device: torch.device) -> None:
-    grid = AffineGrid(1.0, 128, 8)
+    qparams = QParams(1.0, 128, 8)
     x = torch.arange(-300.0, 300.0).view(1, -1, 1) * 0.5
-    quantized = CudaGlue(ops).quantize(x.to(device), at({PLAIN: grid}, PLAIN, device))
-    assert torch.equal(whole(quantized, PLAIN), quantize(x, grid).long())
+    quantized = CudaFusedOps(ops).quantize(x.to(device), at({PLAIN: qparams}, PLAIN, device))
+    assert torch.equal(whole(quantized, PLAIN), quantize(x, qparams).long())
 
 
 @pytest.mark.parametrize("timestep", [PLAIN, RELAXED])
@@ -174,12 +174,12 @@ def test_norms_are_those_of_torch(timestep: float, ops: ModuleType, device: torc
         "layer": layer(tokens),
         "geglu": value * F.gelu(gate),
     }
-    glue, step = CudaGlue(ops), at(GRIDS, timestep, device)
+    fused_ops, step = CudaFusedOps(ops), at(GRIDS, timestep, device)
     norm, layer = norm.to(device), layer.to(device)
     made = {
-        "group": glue.group_norm(x.to(device), norm, step, silu=True, add=added.to(device)),
-        "layer": glue.layer_norm(tokens.to(device), layer, step),
-        "geglu": glue.geglu(gated.to(device), step),
+        "group": fused_ops.group_norm(x.to(device), norm, step, silu=True, add=added.to(device)),
+        "layer": fused_ops.layer_norm(tokens.to(device), layer, step),
+        "geglu": fused_ops.geglu(gated.to(device), step),
     }
     for name, y in expected.items():
         apart = (whole(made[name], timestep) - quantize(y, GRIDS[timestep])).abs()
@@ -189,9 +189,9 @@ def test_norms_are_those_of_torch(timestep: float, ops: ModuleType, device: torc
 
 def test_each_step_has_its_own_grid_without_asking_the_device(device: torch.device) -> None:
     steps = Steps(device, 3)
-    changing = steps.grid(ActivationSchedule.of(GRIDS))
-    static = steps.grid(ActivationSchedule.static(AffineGrid(0.5, 3, 4)))
-    assert steps.grid(ActivationSchedule.of(GRIDS)) is changing  # equal ones share what is quantized with them
+    changing = steps.qparams(ActivationSchedule.of(GRIDS))
+    static = steps.qparams(ActivationSchedule.static(QParams(0.5, 3, 4)))
+    assert steps.qparams(ActivationSchedule.of(GRIDS)) is changing  # equal ones share what is quantized with them
     for timestep in (1000, 500.1, 500, 499.9, 0):  # 500 lies between the two: the noisier
         steps.set(torch.tensor(timestep))
         nearest = changing.schedule.at(timestep)

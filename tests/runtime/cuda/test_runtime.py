@@ -14,9 +14,9 @@ from bitbrush.network.first_token import FirstToken
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.network.skip_inputs import with_split_skips
 from bitbrush.network.unet import UNET
-from bitbrush.numerics.affine import AffineGrid
+from bitbrush.numerics.affine import QParams
 from bitbrush.numerics.limits import WeightRange
-from bitbrush.numerics.weights import round_to_nearest, weight_grid
+from bitbrush.numerics.weights import round_to_nearest, weight_qparams
 from bitbrush.runtime.cuda.engine import GraphWarning, Replay
 from bitbrush.runtime.cuda.joined import AtOnce
 from bitbrush.runtime.cuda.runtime import CudaRuntime
@@ -38,9 +38,9 @@ LAYERS = {
 
 def quantized(name: str, layer: nn.Module, weight_bits: int, bits: tuple[int, ...]) -> QuantizedLayer:
     """A grid a step, each of its own scale, zero point and bits."""
-    weight = round_to_nearest(layer.weight.data, weight_grid(layer.weight.data, weight_bits, WeightRange.MIN_MAX))
-    grids = tuple(AffineGrid.from_range(-2.0 - step, 3.0 + step**2, b) for step, b in enumerate(bits))
-    schedule = ActivationSchedule(TIMESTEPS[: len(bits)], grids)
+    weight = round_to_nearest(layer.weight.data, weight_qparams(layer.weight.data, weight_bits, WeightRange.MIN_MAX))
+    all_qparams = tuple(QParams.from_range(-2.0 - step, 3.0 + step**2, b) for step, b in enumerate(bits))
+    schedule = ActivationSchedule(TIMESTEPS[: len(bits)], all_qparams)
     return QuantizedLayer(name, weight, None if layer.bias is None else layer.bias.data.clone(), schedule)
 
 
@@ -144,11 +144,13 @@ class Reading(nn.Module):
 
 
 def read_at_once(
-    denoiser: Reading, grids: list[tuple[int, ...]], device: torch.device, first: FirstToken | None
+    denoiser: Reading, all_qparams: list[tuple[int, ...]], device: torch.device, first: FirstToken | None
 ) -> AtOnce:
     """Lowers the layers, each of its own activation bits, and puts them together."""
-    names = [f"layers.{i}" for i in range(len(grids))]
-    layers = [quantized(name, denoiser.get_submodule(name), 8, bits) for name, bits in zip(names, grids, strict=True)]
+    names = [f"layers.{i}" for i in range(len(all_qparams))]
+    layers = [
+        quantized(name, denoiser.get_submodule(name), 8, bits) for name, bits in zip(names, all_qparams, strict=True)
+    ]
     layers[-1] = replace(layers[-1], first=first)
     CudaRuntime(device, torch.float32).lower(denoiser, layers)
     group = AtOnce(lambda x: x)
@@ -160,13 +162,13 @@ def read_at_once(
 @torch.no_grad()
 def test_layers_of_one_input_are_computed_at_once_and_equal(device: torch.device) -> None:
     """Two share a grid and become one product, whose weights are theirs; the third has its own first token."""
-    grids: list[tuple[int, ...]] = [(8, 10), (8, 10), (8, 10)]
+    all_qparams: list[tuple[int, ...]] = [(8, 10), (8, 10), (8, 10)]
     x = given(2, 4, 12)
     alone, ours = Reading(), Reading()
     first = FirstToken(x[0, 0], torch.arange(3.0))
-    read_at_once(alone, grids, device, first)
+    read_at_once(alone, all_qparams, device, first)
     del alone.readings
-    group = read_at_once(ours, grids, device, first)
+    group = read_at_once(ours, all_qparams, device, first)
     ((joined, members),) = group._groups
     assert members == [0, 1]
     assert joined.weights.data.data_ptr() == ours.layers[0].weights.data.data_ptr()  # nothing is held twice
@@ -182,10 +184,10 @@ def test_layers_of_one_input_are_computed_at_once_and_equal(device: torch.device
 @torch.no_grad()
 def test_layers_of_other_grids_are_products_of_their_own(device: torch.device) -> None:
     alone, ours = Reading(), Reading()
-    grids: list[tuple[int, ...]] = [(8,), (6,), (8,)]
-    read_at_once(alone, grids, device, None)
+    all_qparams: list[tuple[int, ...]] = [(8,), (6,), (8,)]
+    read_at_once(alone, all_qparams, device, None)
     del alone.readings
-    group = read_at_once(ours, grids, device, None)
+    group = read_at_once(ours, all_qparams, device, None)
     assert [members for _, members in group._groups] == [[0, 2], [1]]
     for one, expected in zip(ours(given(2, 12), 900.0), alone(given(2, 12), 900.0), strict=True):
         assert torch.equal(one, expected)

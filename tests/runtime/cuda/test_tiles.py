@@ -2,9 +2,9 @@
 
 import pytest
 
-from bitbrush.runtime.cuda.tiles import Card, Need, Product, candidates, choose_tile, clocks
+from bitbrush.runtime.cuda.tiles import Gpu, Need, Product, candidates, choose_tile, clocks
 
-AMPERE, HOPPER = Card(108, 166_912, 2048), Card(132, 232_448, 4096)
+AMPERE, HOPPER = Gpu(108, 166_912, 2048), Gpu(132, 232_448, 4096)
 PRODUCTS = (
     Product(1, 1, 1),
     Product(2, 1280, 1280),
@@ -17,14 +17,14 @@ PRODUCTS = (
 
 @pytest.mark.parametrize("card", [AMPERE, HOPPER])
 @pytest.mark.parametrize("need", list(Need))
-def test_every_tile_fits_and_the_chosen_takes_the_fewest_clocks(card: Card, need: Need) -> None:
+def test_every_tile_fits_and_the_chosen_takes_the_fewest_clocks(gpu: Gpu, need: Need) -> None:
     for product in PRODUCTS:
-        tiles = list(candidates(product, card, need))
+        tiles = list(candidates(product, gpu, need))
         assert tiles
         for tile in tiles:
-            assert tile.stages * (tile.m * product.weights + tile.n) * tile.k <= card.shared_bytes
-        chosen = choose_tile(product, card, need)
-        assert clocks(product, chosen, card) == min(clocks(product, tile, card) for tile in tiles)
+            assert tile.stages * (tile.m * product.weights + tile.n) * tile.k <= gpu.shared_bytes
+        chosen = choose_tile(product, gpu, need)
+        assert clocks(product, chosen, gpu) == min(clocks(product, tile, gpu) for tile in tiles)
 
 
 def test_large_products_have_large_tiles_and_small_ones_small() -> None:

@@ -213,7 +213,7 @@ def _average_weight_bits(manifest: Mapping[str, Any]) -> float:
     weights, bits = 0, 0
     for layer in manifest["layers"]:
         size, branch = torch.Size(layer["shape"]).numel(), layer.get("factor", False)
-        if layer["excluded"] is None and (branch or not layer["edge"]):
+        if layer["excluded"] is None and (branch or not layer["high_precision"]):
             weights += 0 if branch else size
             bits += size * layer["weight_bits"]
     return bits / weights if weights else float("nan")

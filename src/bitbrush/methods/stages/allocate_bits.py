@@ -29,7 +29,7 @@ from bitbrush.methods.recipe import WeightAllocation
 from bitbrush.methods.stage import Stage, StageCalls
 from bitbrush.methods.stages.branches import branch_weight_bits
 from bitbrush.methods.state import AllocatedBits, QuantizationState
-from bitbrush.network.held import in_memory, weight_shape
+from bitbrush.network.lazy_weights import materialized, weight_shape
 from bitbrush.numerics.allocation import allocate
 from bitbrush.session.journal import Journal
 from bitbrush.session.progress import PlannedWork
@@ -79,12 +79,12 @@ def _sensitivities(state: QuantizationState) -> Sensitivities:
 
 
 def _counted_layers(state: QuantizationState) -> tuple[str, ...]:
-    return tuple(spec.name for spec in state.calibration.layers if not spec.edge)
+    return tuple(spec.name for spec in state.calibration.layers if not spec.high_precision)
 
 
 def _measured(state: QuantizationState) -> dict[str, Tensor]:
     pipe, recipe = copy.copy(state.pipe), state.recipe
-    setattr(pipe, state.family.component, in_memory(state.denoiser))  # gradients are of parameters
+    setattr(pipe, state.family.component, materialized(state.denoiser))  # gradients are of parameters
     measurement = Measurement(
         pipe=pipe,
         component=state.family.component,

@@ -9,17 +9,17 @@ from torch import Tensor
 from bitbrush.methods.recipe import Smoothing
 from bitbrush.methods.stage import Stage
 from bitbrush.methods.state import QuantizationState
-from bitbrush.network.held import device_of, twin
+from bitbrush.network.lazy_weights import device_of, shallow_copy
 from bitbrush.network.low_rank import (
     Factors,
     branch_,
+    consumer_of,
     factor_bits,
     factors,
     rank_of,
-    reader_of,
     set_factors,
 )
-from bitbrush.numerics.weights import QuantizedWeight, WeightGrid
+from bitbrush.numerics.weights import QuantizedWeight, WeightQParams
 
 PARTS = ("up", "down")
 
@@ -38,8 +38,8 @@ def add_branches(state: QuantizationState) -> QuantizationState:
             f"low_rank is {state.recipe.low_rank}, but no layer that is quantized is large enough for a branch; leave "
             "it at none"
         )
-    denoiser = twin(state.denoiser)
-    whole = {name: reader_of(denoiser.get_submodule(name)) for name in ranks}
+    denoiser = shallow_copy(state.denoiser)
+    whole = {name: consumer_of(denoiser.get_submodule(name)) for name in ranks}
     branch_(denoiser, ranks)
     found = _factors(state, whole, ranks)
     device = device_of(state.denoiser)
@@ -52,7 +52,7 @@ def add_branches(state: QuantizationState) -> QuantizationState:
 def _ranks(state: QuantizationState) -> dict[str, int]:
     rank, kept = state.recipe.low_rank, state.first_token_layers
     assert rank is not None
-    free = (spec.name for spec in state.calibration.layers if not spec.edge and spec.name not in kept)
+    free = (spec.name for spec in state.calibration.layers if not spec.high_precision and spec.name not in kept)
     found = {name: rank_of(state.denoiser.get_submodule(name), rank) for name in free}
     return {name: own for name, own in found.items() if own}
 
@@ -78,17 +78,21 @@ def _factors(
 
 
 def _tensors(name: str, weight: QuantizedWeight) -> dict[str, Tensor]:
-    return {f"{name}.w_q": weight.w_q, f"{name}.scale": weight.grid.scale, f"{name}.zero_point": weight.grid.zero_point}
+    return {
+        f"{name}.w_q": weight.w_q,
+        f"{name}.scale": weight.qparams.scale,
+        f"{name}.zero_point": weight.qparams.zero_point,
+    }
 
 
 def _weight(name: str, tensors: Mapping[str, Tensor], bits: int) -> QuantizedWeight:
-    grid = WeightGrid(tensors[f"{name}.scale"], tensors[f"{name}.zero_point"], bits)
-    return QuantizedWeight(tensors[f"{name}.w_q"], grid)
+    qparams = WeightQParams(tensors[f"{name}.scale"], tensors[f"{name}.zero_point"], bits)
+    return QuantizedWeight(tensors[f"{name}.w_q"], qparams)
 
 
 def branch_weight_bits(state: QuantizationState) -> int:
     """Returns the bits that the weights of all factors take."""
-    return sum(math.prod(weight.w_q.shape) * weight.grid.bits for weight in state.factors.values())
+    return sum(math.prod(weight.w_q.shape) * weight.qparams.bits for weight in state.factors.values())
 
 
 def _check(state: QuantizationState) -> None:

@@ -15,12 +15,12 @@ from bitbrush.timeline.schedule import ActivationSchedule
 def learn_step_sizes(state: QuantizationState) -> QuantizationState:
     """Goes on from the observed ranges by gradients of the quantized denoiser's error, high-precision layers aside."""
     assert state.rounded is not None
-    layers = [spec.name for spec in state.calibration.layers if not spec.edge]
+    layers = [spec.name for spec in state.calibration.layers if not spec.high_precision]
     learner = StepSizeLearner(
         state.denoiser, layers, state.recipe.guidance_scale, learning_prompts(state), state.session
     )
     observed = {
-        name: schedule.grids[0]
+        name: schedule.qparams[0]
         for name, schedule in state.activations.items()
         if isinstance(schedule, ActivationSchedule)
     }

@@ -10,7 +10,7 @@ from bitbrush.calibration.step_sizes import LEARNED_PROMPTS, of_first_prompts
 from bitbrush.methods.recipe import StepSizes
 from bitbrush.methods.stage import Stage, StageCalls
 from bitbrush.methods.state import QuantizationState
-from bitbrush.network.layers import EDGE_ACTIVATION_BITS
+from bitbrush.network.layers import HIGH_PRECISION_ACTIVATION_BITS
 from bitbrush.numerics.limits import RangeEstimator
 from bitbrush.timeline.schedule import DynamicRanges
 from bitbrush.timeline.trajectory import DenoiserCall, carried
@@ -67,7 +67,8 @@ def static_ranges(counts: Counts = lambda _, __: None) -> Stage:
 def find_dynamic_ranges(state: QuantizationState) -> QuantizationState:
     """Leaves ranges to be found at run time; only the bits are settled."""
     bits = {
-        spec.name: EDGE_ACTIVATION_BITS if spec.edge else state.recipe.activations for spec in state.calibration.layers
+        spec.name: HIGH_PRECISION_ACTIVATION_BITS if spec.high_precision else state.recipe.activations
+        for spec in state.calibration.layers
     }
     return replace(state, activations={name: DynamicRanges(own) for name, own in bits.items()})
 

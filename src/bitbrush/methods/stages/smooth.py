@@ -8,7 +8,7 @@ from bitbrush.calibration.channels import CHANNEL_CALLS, CHANNELS_TITLE, observe
 from bitbrush.methods.recipe import Smoothing
 from bitbrush.methods.stage import Stage, StageCalls
 from bitbrush.methods.state import QuantizationState
-from bitbrush.network.held import twin
+from bitbrush.network.lazy_weights import shallow_copy
 from bitbrush.network.smoothing import channel_scale, reader_weight, smooth_, smoothable_inputs
 from bitbrush.timeline.trajectory import carried
 
@@ -32,7 +32,7 @@ def smooth(state: QuantizationState) -> QuantizationState:
     with carried(state.pipe, state.family.component, state.own_batches, state.recipe.plan) as trajectories:
         extremes = observe_channels(state.denoiser, names, trajectories, state.session)
     weights = {one.readers[0]: reader_weight(state.denoiser, one) for one in inputs}
-    denoiser = twin(state.denoiser)
+    denoiser = shallow_copy(state.denoiser)
     smooth_(denoiser, inputs, {name: channel_scale(weights[name], extremes[name], ALPHA) for name in names})
     return state.with_denoiser(denoiser)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bitbrush.network.first_token import answers_first_token
 from bitbrush.runtime.cuda.layers import IntegerLinear
 from bitbrush.runtime.cuda.weights import stack
-from bitbrush.runtime.fused import OneByOne, Products, Quantize, Reader
+from bitbrush.runtime.fused import Consumer, OneByOne, Products, Quantize
 
 
 def join(layers: Sequence[IntegerLinear]) -> IntegerLinear:
@@ -28,11 +28,11 @@ def join(layers: Sequence[IntegerLinear]) -> IntegerLinear:
     return layers[0].with_weights(whole)
 
 
-def together(readers: Sequence[Reader]) -> Products:
+def together(consumers: Sequence[Consumer]) -> Products:
     """Products of one input: one where all have one grid and nothing beside them, else one after the other."""
-    layers: list[Any] = [one.layer for one in readers]
-    if any(one.branch for one in readers) or len({_kind(one) for one in layers}) > 1:
-        return OneByOne(readers)
+    layers: list[Any] = [one.layer for one in consumers]
+    if any(one.branch for one in consumers) or len({_kind(one) for one in layers}) > 1:
+        return OneByOne(consumers)
     return _Joined(join(layers), [one.out_features for one in layers])
 
 
@@ -107,4 +107,4 @@ class AtOnce:
 
 def _kind(layer: IntegerLinear) -> tuple[Any, ...]:
     """Layers of one kind can be joined."""
-    return layer.grid, layer.in_features, layer.weights.zero_points is None
+    return layer.qparams, layer.in_features, layer.weights.zero_points is None

@@ -6,8 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitbrush.runtime.cuda.glue import NO_BORDER, Border, CudaGlue, DeviceBytes
-from bitbrush.runtime.cuda.steps import StepGrid
+from bitbrush.runtime.cuda.fused_ops import (
+    NO_BORDER,
+    Border,
+    CudaFusedOps,
+    DeviceBytes,
+)
+from bitbrush.runtime.cuda.steps import StepQParams
 from bitbrush.runtime.cuda.weights import Weights
 from bitbrush.runtime.integer_weight import IntegerParameters, IntegerWeight
 
@@ -21,12 +26,12 @@ class IntegerLayer(IntegerParameters):
     border: Border = NO_BORDER
     is_image = False
 
-    def __init__(self, weights: Weights, grid: StepGrid, glue: CudaGlue) -> None:
+    def __init__(self, weights: Weights, qparams: StepQParams, fused_ops: CudaFusedOps) -> None:
         super().__init__()
-        self.grid, self._glue = grid, glue
+        self.qparams, self._fused_ops = qparams, fused_ops
         self.weights = weights
         self.show(IntegerWeight(weights.data), weights.scale, weights.bias, count=weights.count)
-        self._split = weights.overflows(grid.most_bits)
+        self._split = weights.overflows(qparams.most_bits)
 
     def share(self, data: Tensor) -> None:
         """Replaces the integers by equal ones, a part of another layer's."""
@@ -38,29 +43,30 @@ class IntegerLayer(IntegerParameters):
 
     def quantize(self, x: Tensor, *, upsample: int = 1) -> DeviceBytes:
         """The input as :meth:`multiply` takes it, with its border."""
-        return self._glue.quantize(x, self.grid, padding=self.border, upsample=upsample)
+        return self._fused_ops.quantize(x, self.qparams, padding=self.border, upsample=upsample)
 
     def multiply(self, x: DeviceBytes, dtype: torch.dtype, residual: Tensor | None = None) -> Tensor:
         """The layer's output for quantized input, ``residual`` of the output's shape added to it."""
         raise NotImplementedError
 
-    def multiply_gated(self, x: DeviceBytes, grid: StepGrid, dtype: torch.dtype) -> DeviceBytes:
-        """``value * gelu(gate)`` quantized on another layer's ``grid``, of the halves of :meth:`multiply`."""
-        return self._glue.geglu(self.multiply(x, dtype), grid)
+    def multiply_gated(self, x: DeviceBytes, qparams: StepQParams, dtype: torch.dtype) -> DeviceBytes:
+        """``value * gelu(gate)`` quantized on another layer's ``qparams``, of the halves of :meth:`multiply`."""
+        return self._fused_ops.geglu(self.multiply(x, dtype), qparams)
 
     def _product(
         self, high: Tensor, low: Tensor | None, geometry: tuple[int, ...], dtype: torch.dtype, residual: Tensor | None
     ) -> Tensor:
-        own, grid = self.weights, self.grid
-        y: Tensor = self._glue.ops.integer_product(
+        own, qparams = self.weights, self.qparams
+        y: Tensor = self._fused_ops.ops.integer_product(
             *(high, low, own.data, own.zero_points, own.sums, own.scale, own.bias, residual),
-            *(grid.scales, grid.integers, geometry, self._split, dtype),
+            *(qparams.scales, qparams.integers, geometry, self._split, dtype),
         )
         return y
 
 
 class IntegerConv2d(IntegerLayer):
-    """Zero padding becomes a border of zero points around the quantized input, which the glue adds as it quantizes."""
+    """Zero padding becomes a border of zero points around the quantized input, which the fused ops adds as it
+    quantizes."""
 
     is_image = True
 
@@ -86,19 +92,19 @@ class IntegerConv2d(IntegerLayer):
 class IntegerLinear(IntegerLayer):
     """A convolution of 1x1 over an image of one line."""
 
-    def __init__(self, in_features: int, weights: Weights, grid: StepGrid, glue: CudaGlue) -> None:
-        super().__init__(weights, grid, glue)
+    def __init__(self, in_features: int, weights: Weights, qparams: StepQParams, fused_ops: CudaFusedOps) -> None:
+        super().__init__(weights, qparams, fused_ops)
         self.in_features, self.out_features = in_features, len(weights.scale)
 
     def with_weights(self, weights: Weights) -> "IntegerLinear":
         """Another layer of the same input."""
-        return IntegerLinear(self.in_features, weights, self.grid, self._glue)
+        return IntegerLinear(self.in_features, weights, self.qparams, self._fused_ops)
 
     def quantize(self, x: Tensor, *, upsample: int = 1) -> DeviceBytes:
         assert upsample == 1, "tokens are not magnified"
-        rows = self._glue.quantize(x.reshape(1, -1, self.in_features), self.grid)
+        rows = self._fused_ops.quantize(x.reshape(1, -1, self.in_features), self.qparams)
         low = None if rows.low is None else rows.low.view(x.shape)
-        return DeviceBytes(rows.high.view(x.shape), low, rows.grid)
+        return DeviceBytes(rows.high.view(x.shape), low, rows.qparams)
 
     def multiply(self, x: DeviceBytes, dtype: torch.dtype, residual: Tensor | None = None) -> Tensor:
         high = x.high.view(1, 1, -1, self.in_features)
@@ -108,11 +114,11 @@ class IntegerLinear(IntegerLayer):
         y = self._product(high, low, (1, rows, 1, 1, 1, 1, 1, 1, 1), dtype, other)
         return y.view(*x.high.shape[:-1], self.out_features)
 
-    def multiply_gated(self, x: DeviceBytes, grid: StepGrid, dtype: torch.dtype) -> DeviceBytes:
+    def multiply_gated(self, x: DeviceBytes, qparams: StepQParams, dtype: torch.dtype) -> DeviceBytes:
         """In one kernel: outputs are never rounded to ``dtype``, nor stored."""
         own = self.weights
-        high, low = self._glue.ops.gated_product(
+        high, low = self._fused_ops.ops.gated_product(
             *(x.high, x.low, own.data, own.zero_points, own.sums, own.scale, own.bias),
-            *(self.grid.scales, self.grid.integers, grid.scales, grid.integers, self._split, grid.wide),
+            *(self.qparams.scales, self.qparams.integers, qparams.scales, qparams.integers, self._split, qparams.wide),
         )
-        return DeviceBytes(high, low if grid.wide else None, grid)
+        return DeviceBytes(high, low if qparams.wide else None, qparams)

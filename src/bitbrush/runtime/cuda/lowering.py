@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from bitbrush.network.first_token import answer_first_token
 from bitbrush.network.layers import QuantizedLayer, set_weight
-from bitbrush.runtime.cuda.glue import CudaGlue
+from bitbrush.runtime.cuda.fused_ops import CudaFusedOps
 from bitbrush.runtime.cuda.layers import IntegerConv2d, IntegerLayer, IntegerLinear
-from bitbrush.runtime.cuda.steps import StepGrid, Steps
+from bitbrush.runtime.cuda.steps import StepQParams, Steps
 from bitbrush.runtime.cuda.weights import lay_out
 from bitbrush.runtime.emulation import emulate, fake_quantizer_of
 from bitbrush.runtime.integers import needs_schedule, obstacle, signed_bytes
@@ -52,9 +52,9 @@ class Lowering:
         if executed.fallback is not None or signed is None:
             self._emulate(layer, original)
             return executed
-        grid = self.steps.grid(layer.schedule)
+        qparams = self.steps.qparams(layer.schedule)
         weights = lay_out(layer, signed, self.steps.device, nibbles=self.nibbles)
-        made = _integer_layer(original, weights, grid, CudaGlue(self.ops))
+        made = _integer_layer(original, weights, qparams, CudaFusedOps(self.ops))
         parent, _, own = layer.name.rpartition(".")
         setattr(self.denoiser.get_submodule(parent), own, made)
         return executed
@@ -62,7 +62,7 @@ class Lowering:
     def _emulate(self, layer: QuantizedLayer, original: nn.Module) -> None:
         set_weight(original, layer.weight.dequantize(), layer.bias)
         if isinstance(layer.activations, ActivationSchedule):
-            quantizer: Callable[[Tensor], Tensor] = partial(_fake_quantize, self.steps.grid(layer.schedule))
+            quantizer: Callable[[Tensor], Tensor] = partial(_fake_quantize, self.steps.qparams(layer.schedule))
         else:
             quantizer = fake_quantizer_of(original, layer.activations)
         emulate(original, quantizer, self.dtype)
@@ -89,10 +89,10 @@ def _integer_layer(original: nn.Conv2d | nn.Linear, *args: Any) -> IntegerLayer:
     return IntegerConv2d(original, *args)
 
 
-def _fake_quantize(grid: StepGrid, x: Tensor) -> Tensor:
+def _fake_quantize(qparams: StepQParams, x: Tensor) -> Tensor:
     """As :func:`bitbrush.numerics.affine.fake_quantize`, by the step's grid on the device."""
-    scale, reciprocal = grid.scales[0], grid.scales[1]
-    zero_point, qmax = grid.integers[0].float(), grid.integers[1].float()
+    scale, reciprocal = qparams.scales[0], qparams.scales[1]
+    zero_point, qmax = qparams.integers[0].float(), qparams.integers[1].float()
     return (x * reciprocal).round().clamp(-zero_point, qmax - zero_point) * scale
 
 

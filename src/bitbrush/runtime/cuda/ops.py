@@ -1,6 +1,11 @@
 """All kernels as torch operators: the one module that a runtime loads when it is used, and the only way to Triton."""
 
-from bitbrush.runtime.cuda.glue_ops import geglu_bytes, group_norm_affine, layer_norm_bytes, quantize_image
+from bitbrush.runtime.cuda.fused_launches import (
+    geglu_bytes,
+    group_norm_affine,
+    layer_norm_bytes,
+    quantize_image,
+)
 from bitbrush.runtime.cuda.product_ops import Geometry, gated_product, integer_product
 
 __all__ = [

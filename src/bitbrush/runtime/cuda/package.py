@@ -18,18 +18,18 @@ OLDEST_TRITON = Version("3.6")
 _INSTALL = "pip install 'bitbrush[cuda]'"
 
 
-def has_card() -> bool:
+def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def require_card() -> None:
+def require_gpu() -> None:
     """Raises RuntimeUnavailable, naming what is missing and how it is had, unless the kernels run on this machine."""
     if torch.version.cuda is None:
         raise RuntimeUnavailable(
             f"the cuda runtime needs torch built for CUDA, and torch {torch.__version__} is not: install the build for "
             f"your driver from PyTorch's own index, and the kernels' compiler by {_INSTALL}"
         )
-    if not has_card():
+    if not has_gpu():
         raise RuntimeUnavailable(
             f"the cuda runtime needs an NVIDIA card, and torch {torch.__version__} (CUDA {torch.version.cuda}) sees "
             "none; look at `nvidia-smi`, CUDA_VISIBLE_DEVICES and the driver"

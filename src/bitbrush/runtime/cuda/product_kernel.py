@@ -6,7 +6,7 @@ Imports Triton: only what runs on a card (or in Triton's interpreter) may import
 import triton
 import triton.language as tl
 
-from bitbrush.runtime.cuda.glue_kernels import gelu, store_bytes
+from bitbrush.runtime.cuda.fused_kernels import gelu, store_bytes
 
 NARROW = tl.constexpr(128)
 """Pixels and filters that are stored at once."""

@@ -1,4 +1,4 @@
-"""The products as torch operators; see :mod:`bitbrush.runtime.cuda.glue_ops`.
+"""The products as torch operators; see :mod:`bitbrush.runtime.cuda.fused_launches`.
 
 Imports Triton: only what runs on a card (or in Triton's interpreter) may import this. Images are (N, H, W, C).
 """
@@ -12,12 +12,12 @@ import torch
 import triton
 from torch import Tensor
 
-from bitbrush.runtime.cuda.glue_ops import empty_bytes
+from bitbrush.runtime.cuda.fused_launches import empty_bytes
 from bitbrush.runtime.cuda.product_kernel import gated_product_kernel, product_kernel
-from bitbrush.runtime.cuda.tiles import Card, Need, Product, Tile, choose_tile
+from bitbrush.runtime.cuda.tiles import Gpu, Need, Product, Tile, choose_tile
 
 _PANEL = 8
-_EMULATED = Card(processors=1, shared_bytes=1 << 16, products=1024)
+_EMULATED = Gpu(processors=1, shared_bytes=1 << 16, products=1024)
 """Of Triton's interpreter, which runs on the processor."""
 
 _PRODUCTS = {(8, 0): 2048, (9, 0): 4096, (10, 0): 4096}
@@ -173,7 +173,7 @@ def _tile(high: Tensor, w_zero: Tensor | None, product: Product, otherwise: Need
     if w_zero is not None:
         product = replace(product, weights=2)
     need = Need.TWO_SUMS if split else Need.UNPACKING if w_zero is not None else otherwise
-    return choose_tile(product, card_of(high.device), need)
+    return choose_tile(product, gpu_of(high.device), need)
 
 
 def _constants(
@@ -197,9 +197,9 @@ def _constants(
 
 
 @lru_cache
-def card_of(device: torch.device) -> Card:
+def gpu_of(device: torch.device) -> Gpu:
     if device.type != "cuda":
         return _EMULATED
     found: Any = torch.cuda.get_device_properties(device)
     products = _PRODUCTS.get((found.major, found.minor), _PRODUCTS_OF_OTHERS)
-    return Card(found.multi_processor_count, found.shared_memory_per_block_optin, products)
+    return Gpu(found.multi_processor_count, found.shared_memory_per_block_optin, products)

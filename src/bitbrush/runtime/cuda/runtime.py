@@ -12,12 +12,12 @@ from bitbrush.network.families import known_fusions
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.runtime.added_modules import adapt_added_modules
 from bitbrush.runtime.cuda.engine import Engine, Recorder
-from bitbrush.runtime.cuda.glue import CudaGlue, attend
+from bitbrush.runtime.cuda.fused_ops import CudaFusedOps, attend
 from bitbrush.runtime.cuda.joined import AtOnce, together
 from bitbrush.runtime.cuda.layers import IntegerLayer
 from bitbrush.runtime.cuda.lowering import Lowering, execution
 from bitbrush.runtime.cuda.steps import Steps
-from bitbrush.runtime.fused import Between, fuse
+from bitbrush.runtime.fused import FusionBackend, fuse
 from bitbrush.runtime.integers import signed_bytes
 from bitbrush.runtime.interface import Execution
 
@@ -54,7 +54,9 @@ class CudaRuntime:
         steps.tabulate()
         lowering.move_rest()
         texts, times = AtOnce(lambda text: text), AtOnce(F.silu, torch.float32)
-        fuse(denoiser, described, IntegerLayer, Between(CudaGlue(ops), attend, together, texts.add, times.add))
+        fuse(
+            denoiser, described, IntegerLayer, FusionBackend(CudaFusedOps(ops), attend, together, texts.add, times.add)
+        )
         for one in (texts, times):
             one.join()
         adapt_added_modules(denoiser, self.device, self.dtype)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bitbrush.numerics.affine import AffineGrid, reciprocal
-from bitbrush.runtime.glue import BYTE
+from bitbrush.numerics.affine import QParams, reciprocal
+from bitbrush.runtime.fused_ops import BYTE
 from bitbrush.timeline.schedule import ActivationSchedule
 from bitbrush.timeline.tracker import NO_TIMESTEP
 
@@ -21,7 +21,7 @@ _SHIFT_OF_TWO = 128 * 257
 
 
 @dataclass(frozen=True, eq=False)
-class StepGrid:
+class StepQParams:
     """The grid of a schedule, now; layers of equal schedules have one and the same.
 
     ``integers`` (4,) int32: zero point, qmax, whether activations have two bytes, and what is taken off sums for every
@@ -46,7 +46,7 @@ class StepGrid:
 
     @property
     def most_bits(self) -> int:
-        return max(grid.bits for grid in self.schedule.grids)
+        return max(qparams.bits for qparams in self.schedule.qparams)
 
 
 class Steps:
@@ -57,13 +57,13 @@ class Steps:
         self.known = False
         self._scales = torch.zeros(schedules, 4, dtype=torch.float32, device=device)
         self._integers = torch.zeros(schedules, 4, dtype=torch.int32, device=device)
-        self._known: dict[ActivationSchedule, StepGrid] = {}
+        self._known: dict[ActivationSchedule, StepQParams] = {}
         self._tables: tuple[Tensor, Tensor, Tensor] | None = None
 
-    def grid(self, schedule: ActivationSchedule) -> StepGrid:
+    def qparams(self, schedule: ActivationSchedule) -> StepQParams:
         if schedule not in self._known:
             row = len(self._known)
-            self._known[schedule] = StepGrid(schedule, self, self._scales[row], self._integers[row])
+            self._known[schedule] = StepQParams(schedule, self, self._scales[row], self._integers[row])
             self._tables = None
         return self._known[schedule]
 
@@ -105,13 +105,15 @@ class Steps:
         for row, schedule in enumerate(self._known):
             count = len(schedule.timesteps)
             times[row, :count] = torch.tensor(schedule.timesteps, dtype=torch.float64)
-            values = [(grid.scale, reciprocal(grid)) for grid in schedule.grids]
+            values = [(qparams.scale, reciprocal(qparams)) for qparams in schedule.qparams]
             scales[row, :count, :2] = torch.tensor(values, dtype=torch.float32)
-            integers[row, :count] = torch.tensor([_integers(grid) for grid in schedule.grids], dtype=torch.int32)
+            integers[row, :count] = torch.tensor(
+                [_integers(qparams) for qparams in schedule.qparams], dtype=torch.int32
+            )
         self._tables = times.to(self.device), scales.to(self.device), integers.to(self.device)
 
 
-def _integers(grid: AffineGrid) -> tuple[int, int, int, int]:
-    two = grid.bits > BYTE
+def _integers(qparams: QParams) -> tuple[int, int, int, int]:
+    two = qparams.bits > BYTE
     shift = _SHIFT_OF_TWO if two else _SHIFT_OF_ONE_BYTE
-    return grid.zero_point, grid.qmax, int(two), grid.zero_point - shift
+    return qparams.zero_point, qparams.qmax, int(two), qparams.zero_point - shift

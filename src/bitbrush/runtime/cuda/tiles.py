@@ -18,7 +18,7 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Card:
+class Gpu:
     """Multiprocessors; of one, bytes of shared memory and how many pairs of bytes it multiplies in a clock."""
 
     processors: int
@@ -72,7 +72,7 @@ _FEWEST_STAGES = 2
 
 
 @dataclass(frozen=True)
-class _Room:
+class _Tiles:
     """Shapes whose programs don't run out of registers, the most columns at a time, the most loads under way.
 
     Read from what compiles for compute capabilities 8.0 and 9.0.
@@ -83,45 +83,45 @@ class _Room:
     stages: int = 4
 
 
-_ROOM = {
-    Need.NOTHING: _Room((_WIDE, _TALL, *_MIDDLE)),
-    Need.GATE: _Room((_TALL, *_MIDDLE)),
-    Need.TWO_SUMS: _Room(_SMALL),
-    Need.UNPACKING: _Room((_TALL, (128, 128, 8), (64, 128, 8), _SMALL[0], *_SMALL[2:]), columns=64),
+_TILES = {
+    Need.NOTHING: _Tiles((_WIDE, _TALL, *_MIDDLE)),
+    Need.GATE: _Tiles((_TALL, *_MIDDLE)),
+    Need.TWO_SUMS: _Tiles(_SMALL),
+    Need.UNPACKING: _Tiles((_TALL, (128, 128, 8), (64, 128, 8), _SMALL[0], *_SMALL[2:]), columns=64),
 }
 
 
-def choose_tile(product: Product, card: Card, need: Need = Need.NOTHING) -> Tile:
+def choose_tile(product: Product, gpu: Gpu, need: Need = Need.NOTHING) -> Tile:
     """The tile of the fewest :func:`clocks`, of those that no dimension is too small for."""
-    return min(candidates(product, card, need), key=lambda tile: clocks(product, tile, card))
+    return min(candidates(product, gpu, need), key=lambda tile: clocks(product, tile, gpu))
 
 
-def clocks(product: Product, tile: Tile, card: Card) -> float:
+def clocks(product: Product, tile: Tile, gpu: Gpu) -> float:
     """Of all tiles: each multiprocessor computes its share one after another.
 
-    A step takes as long as its sums, or as its bytes take from the cache, which all share: on a card that multiplies
+    A step takes as long as its sums, or as its bytes take from the cache, which all share: on a GPU that multiplies
     as fast as Hopper it is the bytes, so that large tiles win even where some multiprocessors are left without.
     """
     programs = ceil(product.rows / tile.m) * ceil(product.filters / tile.n)
-    busy = min(programs, card.processors) / card.processors
-    sums = tile.m * tile.n * tile.k * product.weights / card.products
+    busy = min(programs, gpu.processors) / gpu.processors
+    sums = tile.m * tile.n * tile.k * product.weights / gpu.products
     loads = _bytes(product, tile.m, tile.n, tile.k) * busy / _CACHE_BYTES
     steps = product.taps * ceil(product.columns / tile.k)
-    return ceil(programs / card.processors) * (steps * max(sums, loads) + _LATENCY)
+    return ceil(programs / gpu.processors) * (steps * max(sums, loads) + _LATENCY)
 
 
-def candidates(product: Product, card: Card, need: Need) -> Iterator[Tile]:
+def candidates(product: Product, gpu: Gpu, need: Need) -> Iterator[Tile]:
     """The larger first."""
-    room = _ROOM[need]
+    tiles = _TILES[need]
     least = 64 if product.columns > 32 else 32
-    k = next((one for one in (128, 64) if one <= room.columns and product.columns % one == 0), least)
-    for m, n, warps in room.shapes:
-        stages = card.shared_bytes // _bytes(product, m, n, k)
-        if card.products < _HOPPER and (m, n, warps) == _TALL:
+    k = next((one for one in (128, 64) if one <= tiles.columns and product.columns % one == 0), least)
+    for m, n, warps in tiles.shapes:
+        stages = gpu.shared_bytes // _bytes(product, m, n, k)
+        if gpu.products < _HOPPER and (m, n, warps) == _TALL:
             continue
         fits = m < 2 * max(product.rows, _LEAST[0]) and n < 2 * max(product.filters, _LEAST[1])
         if fits and stages >= _FEWEST_STAGES:
-            yield Tile(m, n, k, warps, min(room.stages, stages))
+            yield Tile(m, n, k, warps, min(tiles.stages, stages))
 
 
 def _bytes(product: Product, m: int, n: int, k: int) -> int:

@@ -37,13 +37,13 @@ class Weights:
 def lay_out(layer: QuantizedLayer, signed: Tensor, device: torch.device, *, nibbles: bool) -> Weights:
     """``signed`` (C_out, C_in, ...) int8: the layer's weights less their zero points. ``nibbles``: half a byte each."""
     rows = signed.flatten(1)
-    packed = nibbles and layer.weight.grid.bits <= NIBBLE
+    packed = nibbles and layer.weight.qparams.bits <= NIBBLE
     data = _nibbles(layer.weight) if packed else _taps_first(signed)
     return Weights(
         data=data.to(device),
-        zero_points=layer.weight.grid.zero_point.to(device, torch.int8) if packed else None,
+        zero_points=layer.weight.qparams.zero_point.to(device, torch.int8) if packed else None,
         sums=rows.sum(1, dtype=torch.int64).to(device, torch.int32),
-        scale=layer.weight.grid.scale.to(device, torch.float32),
+        scale=layer.weight.qparams.scale.to(device, torch.float32),
         bias=None if layer.bias is None else layer.bias.to(device, torch.float32),
         largest=int(rows.abs().to(torch.uint8).sum(1, dtype=torch.int64).max()),
         count=rows.numel(),

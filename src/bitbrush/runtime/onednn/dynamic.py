@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitbrush.network.compiling import not_compiled
-from bitbrush.network.held import show_widths_
 from bitbrush.network.inputs import row_dimensions
 from bitbrush.network.layers import QuantizedLayer
-from bitbrush.numerics.affine import AffineGrid
-from bitbrush.numerics.dynamic import RowGrids, quantize_rows
-from bitbrush.runtime.glue import Bytes, memory_format
+from bitbrush.network.lazy_weights import show_widths_
+from bitbrush.numerics.affine import QParams
+from bitbrush.numerics.dynamic import TokenQParams, quantize_rows
+from bitbrush.runtime.fused_ops import Bytes, memory_format
 from bitbrush.runtime.integer_weight import WithoutFloatWeight
 from bitbrush.runtime.onednn.layers import IntegerLayer
 from bitbrush.timeline.schedule import ActivationSchedule
@@ -34,23 +34,23 @@ class DynamicLayer(WithoutFloatWeight):
         show_widths_(self, original)
         self._within = row_dimensions(original)
         per_channel = (-1,) if isinstance(original, nn.Linear) else (-1, 1, 1)
-        self._sums = (column_sums * layer.weight.grid.scale).view(per_channel)
+        self._sums = (column_sums * layer.weight.qparams.scale).view(per_channel)
         self.register_buffer("bias", None if layer.bias is None else layer.bias.view(per_channel))
         self.product = product
 
     @not_compiled
     def forward(self, x: Tensor) -> Tensor:
-        grid: AffineGrid = self.product.schedule.grids[0]
+        qparams: QParams = self.product.schedule.qparams[0]
         border = self.product.border
         # Zeros lie on every grid and widen none: padded before, they become each image's own zero point.
         wide = F.pad(x.float(), (border,) * 4) if border else x.float()
-        rows = RowGrids.of(wide, grid.bits, within=self._within)
+        rows = TokenQParams.of(wide, qparams.bits, within=self._within)
         x_q = quantize_rows(wide, rows).to(torch.int32).contiguous(memory_format=memory_format(x))
-        y = self.product.multiply(Bytes.of(x_q, grid), torch.float32)
+        y = self.product.multiply(Bytes.of(x_q, qparams), torch.float32)
         y = (y - rows.zero_point * self._sums).mul_(rows.scale)
         return (y if self.bias is None else y.add_(self.bias)).to(x.dtype)
 
 
 def as_product(layer: QuantizedLayer, bits: int) -> QuantizedLayer:
     """One that multiplies the integers as they are: scale 1, zero point 0, no bias."""
-    return replace(layer, bias=None, activations=ActivationSchedule.static(AffineGrid(1.0, 0, bits)))
+    return replace(layer, bias=None, activations=ActivationSchedule.static(QParams(1.0, 0, bits)))

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from bitbrush.network.compiling import not_compiled
 from bitbrush.network.layers import QuantizedLayer
-from bitbrush.numerics.affine import AffineGrid
-from bitbrush.runtime.glue import BYTE, Bytes, Glue
+from bitbrush.numerics.affine import QParams
+from bitbrush.runtime.fused_ops import BYTE, Bytes, FusedOps
 from bitbrush.runtime.integer_weight import IntegerParameters
 from bitbrush.runtime.onednn.weights import Weights
 
@@ -37,42 +37,42 @@ class IntegerLayer(IntegerParameters):
 
     border: int
 
-    def __init__(self, layer: QuantizedLayer, column_sums: Tensor, weights: Weights, glue: Glue) -> None:
+    def __init__(self, layer: QuantizedLayer, column_sums: Tensor, weights: Weights, fused_ops: FusedOps) -> None:
         super().__init__()
         self.schedule = layer.schedule
-        self._weights, self._glue = weights, glue
-        self._scale = layer.weight.grid.scale
+        self._weights, self._fused_ops = weights, fused_ops
+        self._scale = layer.weight.qparams.scale
         self.show(weights.stored, self._scale, layer.bias, count=layer.weight.w_q.numel())
         self._zero_points = torch.zeros_like(self._scale, dtype=torch.int32)
         self._sums = column_sums * self._scale
-        self._folded: tuple[AffineGrid, Tensor] | None = None
+        self._folded: tuple[QParams, Tensor] | None = None
 
     @property
-    def grid(self) -> AffineGrid:
+    def qparams(self) -> QParams:
         """Of the input, now."""
         return self.schedule.now()
 
     def multiply(self, x: Bytes, dtype: torch.dtype, residual: Tensor | None = None) -> Tensor:
         """The layer's output for quantized input, ``residual`` of the output's shape added to it."""
-        by = Factors(self._weights.packed(), x.grid.scale, self._bias_at(x.grid), dtype)
+        by = Factors(self._weights.packed(), x.qparams.scale, self._bias_at(x.qparams), dtype)
         if x.low is None:
             return self._product(x.high, by, residual)
         return self._two_products(x.high, x.low, by, residual)
 
-    def multiply_gated(self, x: Bytes, grid: AffineGrid, dtype: torch.dtype) -> Bytes:
-        """``value * gelu(gate)`` quantized on another layer's ``grid``, of the halves of :meth:`multiply`."""
-        return self._glue.geglu(self.multiply(x, dtype), grid)
+    def multiply_gated(self, x: Bytes, qparams: QParams, dtype: torch.dtype) -> Bytes:
+        """``value * gelu(gate)`` quantized on another layer's ``qparams``, of the halves of :meth:`multiply`."""
+        return self._fused_ops.geglu(self.multiply(x, dtype), qparams)
 
     def _two_products(self, high: Tensor, low: Tensor, by: Factors, residual: Tensor | None) -> Tensor:
         y = self._product(high, by._replace(scale=by.scale * (1 << BYTE), dtype=torch.float32), None)
         y = self._product(low, by._replace(bias=None, dtype=torch.float32), y)
         return (y if residual is None else y.add_(residual)).to(by.dtype)
 
-    def _bias_at(self, grid: AffineGrid) -> Tensor:
+    def _bias_at(self, qparams: QParams) -> Tensor:
         folded = self._folded  # read once: another thread may run another step
-        if folded is None or folded[0] is not grid:
-            zeros = -grid.scale * grid.zero_point * self._sums
-            self._folded = folded = grid, zeros if self.bias is None else self.bias + zeros
+        if folded is None or folded[0] is not qparams:
+            zeros = -qparams.scale * qparams.zero_point * self._sums
+            self._folded = folded = qparams, zeros if self.bias is None else self.bias + zeros
         return folded[1]
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -96,7 +96,8 @@ class IntegerLayer(IntegerParameters):
 
 
 class IntegerConv2d(IntegerLayer):
-    """Zero padding becomes a border of zero points around the quantized input, which the glue adds as it quantizes."""
+    """Zero padding becomes a border of zero points around the quantized input, which the fused ops adds as it
+    quantizes."""
 
     is_image = True
 
@@ -113,7 +114,7 @@ class IntegerConv2d(IntegerLayer):
 
     def quantize(self, x: Tensor, *, upsample: int = 1) -> Bytes:
         """The input as :meth:`multiply` takes it, with its border."""
-        return self._glue.quantize(x, self.grid, padding=self.border, upsample=upsample)
+        return self._fused_ops.quantize(x, self.qparams, padding=self.border, upsample=upsample)
 
     def _product(self, x: Tensor, by: Factors, residual: Tensor | None) -> Tensor:
         factors = by.scale, 0, by.packed, self._scale, self._zero_points
@@ -147,7 +148,7 @@ class IntegerLinear(IntegerLayer):
 
     def quantize(self, x: Tensor, *, upsample: int = 1) -> Bytes:
         assert upsample == 1, "tokens are not magnified"
-        return self._glue.quantize(x, self.grid)
+        return self._fused_ops.quantize(x, self.qparams)
 
     def _product(self, x: Tensor, by: Factors, residual: Tensor | None) -> Tensor:
         other = None if residual is None else residual.reshape(-1, self.out_features)

@@ -15,7 +15,7 @@ from bitbrush.network.first_token import answer_first_token
 from bitbrush.network.layers import QuantizedLayer, set_weight
 from bitbrush.runtime.arguments import floating_tensors
 from bitbrush.runtime.emulation import emulate, fake_quantizer_of
-from bitbrush.runtime.fused import Between, OneByOne, Reading, fuse, project_time, reader_of
+from bitbrush.runtime.fused import FusionBackend, OneByOne, Reading, consumer_of, fuse, project_time
 from bitbrush.runtime.fused_forward import UntracedForward
 from bitbrush.runtime.integers import obstacle, signed_bytes
 from bitbrush.runtime.interface import Execution
@@ -66,7 +66,7 @@ class Lowering:
             self._place_reference(layer, original)
             return executed
         sums = signed.flatten(1).sum(1, dtype=torch.int64).double().float()
-        rest = layer, sums, self._weights(layer, original, signed), self.tools.glue
+        rest = layer, sums, self._weights(layer, original, signed), self.tools.fused_ops
         made: nn.Module
         match layer.activations:
             case ActivationSchedule():
@@ -81,8 +81,8 @@ class Lowering:
     def _weights(self, layer: QuantizedLayer, original: nn.Conv2d | nn.Linear, signed: Tensor) -> Weights:
         pack: Pack = pack_linear
         if isinstance(original, nn.Conv2d) and not is_pointwise(original):
-            pack = partial(pack_conv, original, layer.weight.grid.scale)
-        if self.memory is Memory.LOW and layer.weight.grid.bits <= NIBBLE:
+            pack = partial(pack_conv, original, layer.weight.qparams.scale)
+        if self.memory is Memory.LOW and layer.weight.qparams.bits <= NIBBLE:
             return NibbleWeights(layer.weight, pack, self.tools.unpack)
         return ExpandedWeights(signed, pack)
 
@@ -103,7 +103,9 @@ class Lowering:
 
     def fuse(self, described: Iterable[fusions.Fusion]) -> None:
         """Computes in one go what the family describes and whose layers all are in integers."""
-        between = Between(self.tools.glue, self.tools.attention, OneByOne, _of_text, _of_time, UntracedForward)
+        between = FusionBackend(
+            self.tools.fused_ops, self.tools.attention, OneByOne, _of_text, _of_time, UntracedForward
+        )
         fuse(self.denoiser, described, IntegerLayer, between)
 
 
@@ -118,11 +120,11 @@ def _timestep() -> float:
 
 def _of_text(layer: nn.Module) -> Reading:
     """Computed once for a text and a grid, not at every step."""
-    return Remembered(layer, partial(_grids_now, layer), entries=4)
+    return Remembered(layer, partial(_qparams_now, layer), entries=4)
 
 
-def _grids_now(layer: nn.Module) -> Hashable:
-    return reader_of(layer).grids
+def _qparams_now(layer: nn.Module) -> Hashable:
+    return consumer_of(layer).qparams
 
 
 def _integer_layer(original: nn.Conv2d | nn.Linear, *args: Any) -> IntegerLayer:

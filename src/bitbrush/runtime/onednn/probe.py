@@ -6,7 +6,7 @@ from torch import Tensor
 
 from bitbrush.runtime.interface import RuntimeUnavailable
 from bitbrush.runtime.onednn.layers import pack_linear
-from bitbrush.session.offload import PROCESSOR
+from bitbrush.session.offload import CPU
 
 _CHANNELS = 64
 _EXTREMES = ((255, 127), (255, -128), (1, 127))
@@ -30,8 +30,8 @@ def require_exact_products() -> None:
 
 
 def _linear(x: int, w: int) -> tuple[Tensor, Tensor]:
-    rows = torch.full((8, _CHANNELS), x, dtype=torch.uint8, device=PROCESSOR)
-    weight = torch.full((_CHANNELS, _CHANNELS), w, dtype=torch.int8, device=PROCESSOR)
+    rows = torch.full((8, _CHANNELS), x, dtype=torch.uint8, device=CPU)
+    weight = torch.full((_CHANNELS, _CHANNELS), w, dtype=torch.int8, device=CPU)
     y = torch.ops.onednn.qlinear_pointwise(
         rows, 1.0, 0, pack_linear(weight), *_ones(), None, 1.0, 0, torch.float32, "none", [], ""
     )
@@ -39,9 +39,9 @@ def _linear(x: int, w: int) -> tuple[Tensor, Tensor]:
 
 
 def _convolution(x: int, w: int) -> tuple[Tensor, Tensor]:
-    pixels = torch.full((1, _CHANNELS, 6, 6), x, dtype=torch.uint8, device=PROCESSOR)
+    pixels = torch.full((1, _CHANNELS, 6, 6), x, dtype=torch.uint8, device=CPU)
     image = pixels.contiguous(memory_format=torch.channels_last)
-    weight = torch.full((_CHANNELS, _CHANNELS, 3, 3), w, dtype=torch.int8, device=PROCESSOR)
+    weight = torch.full((_CHANNELS, _CHANNELS, 3, 3), w, dtype=torch.int8, device=CPU)
     geometry = [1, 1], [0, 0], [1, 1], 1
     scale, zero_point = _ones()
     packed = torch.ops.onednn.qconv_prepack(weight, scale, 1.0, 0, *geometry, None)
@@ -52,5 +52,5 @@ def _convolution(x: int, w: int) -> tuple[Tensor, Tensor]:
 
 
 def _ones() -> tuple[Tensor, Tensor]:
-    ones = torch.ones(_CHANNELS, dtype=torch.float32, device=PROCESSOR)
-    return ones, torch.zeros(_CHANNELS, dtype=torch.int32, device=PROCESSOR)
+    ones = torch.ones(_CHANNELS, dtype=torch.float32, device=CPU)
+    return ones, torch.zeros(_CHANNELS, dtype=torch.int32, device=CPU)

@@ -16,7 +16,7 @@ from bitbrush.runtime.onednn.lowering import Lowering, NonFiniteForward, executi
 from bitbrush.runtime.onednn.weights import Memory
 from bitbrush.runtime.tools import Tools
 from bitbrush.session.allocator import keep_freed_memory
-from bitbrush.session.offload import PROCESSOR
+from bitbrush.session.offload import CPU
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class OneDnnRuntime:
     memory: Memory = Memory.EXPANDED
 
     name = "onednn"
-    device = PROCESSOR
+    device = CPU
 
     @property
     def description(self) -> str:
-        glue = self.tools.glue.name
-        return f"oneDNN u8 x s8, {str(self.dtype).removeprefix('torch.')} between the products by {glue}"
+        fused_ops = self.tools.fused_ops.name
+        return f"oneDNN u8 x s8, {str(self.dtype).removeprefix('torch.')} between the products by {fused_ops}"
 
     def execution(self, original: nn.Module, layer: QuantizedLayer) -> Execution:
         return execution(original, layer, signed_bytes(layer.weight))
@@ -44,7 +44,7 @@ class OneDnnRuntime:
         executions = tuple(lowering.place(layer) for layer in layers)
         lowering.convert_rest()
         lowering.fuse(described)
-        adapt_added_modules(denoiser, PROCESSOR, self.dtype)
+        adapt_added_modules(denoiser, CPU, self.dtype)
         denoiser.forward = NonFiniteForward(denoiser)
         compute_in(denoiser, self.dtype, self.device)
         if self.memory is Memory.EXPANDED:

@@ -57,7 +57,7 @@ class NibbleWeights:
     def __init__(self, weight: QuantizedWeight, pack: Pack, unpack: Unpack) -> None:
         self._shape = weight.w_q.shape
         self.stored = IntegerWeight(to_nibbles(weight.w_q.flatten(1)))
-        self._zero_point = weight.grid.zero_point
+        self._zero_point = weight.qparams.zero_point
         self._pack, self._unpack = pack, unpack
 
     def packed(self) -> Tensor:

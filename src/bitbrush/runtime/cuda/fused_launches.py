@@ -9,7 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from bitbrush.runtime.cuda import glue_kernels
+from bitbrush.runtime.cuda import fused_kernels
 
 _MOST_CHUNKS = 256
 
@@ -35,7 +35,7 @@ def quantize_image(
     pixels, channels = high.numel() // high.shape[-1], x.shape[-1]
     block_c = min(64, triton.next_power_of_2(channels))
     block_p = 4096 // block_c
-    glue_kernels.quantize_kernel[(triton.cdiv(pixels, block_p), triton.cdiv(channels, block_c))](
+    fused_kernels.quantize_kernel[(triton.cdiv(pixels, block_p), triton.cdiv(channels, block_c))](
         x,
         high,
         low,
@@ -98,11 +98,11 @@ def group_norm_affine(
     chunks = triton.cdiv(pixels, chunk)
     means, squares = (x.new_empty(images, chunks, channels, dtype=torch.float32) for _ in range(2))
     block_c = min(64, triton.next_power_of_2(channels))
-    glue_kernels.moments_kernel[(images, chunks, triton.cdiv(channels, block_c))](
+    fused_kernels.moments_kernel[(images, chunks, triton.cdiv(channels, block_c))](
         x, means, squares, pixels, channels, chunk, BLOCK_P=64, BLOCK_C=block_c
     )
     factor, shift = (x.new_empty(images, channels, dtype=torch.float32) for _ in range(2))
-    glue_kernels.affine_kernel[(images, groups)](
+    fused_kernels.affine_kernel[(images, groups)](
         means,
         squares,
         added,
@@ -146,7 +146,7 @@ def layer_norm_bytes(
     rows = x.numel() // channels
     block_c = triton.next_power_of_2(channels)
     block_r = max(1, 4096 // block_c)
-    glue_kernels.layer_norm_kernel[(triton.cdiv(rows, block_r),)](
+    fused_kernels.layer_norm_kernel[(triton.cdiv(rows, block_r),)](
         x,
         high,
         low,
@@ -190,7 +190,7 @@ def geglu_bytes(
     rows = x.numel() // (2 * channels)
     block_c = min(128, triton.next_power_of_2(channels))
     block_r = 4096 // block_c
-    glue_kernels.geglu_kernel[(triton.cdiv(rows, block_r), triton.cdiv(channels, block_c))](
+    fused_kernels.geglu_kernel[(triton.cdiv(rows, block_r), triton.cdiv(channels, block_c))](
         x, high, low, scales, integers, rows, channels, LOW=wide, BLOCK_R=block_r, BLOCK_C=block_c
     )
     return high, low

@@ -9,24 +9,24 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from bitbrush.network.held import (
-    HeldWeight,
-    held_layers,
-    held_weights,
-    hold,
-    hold_rounded,
+from bitbrush.network.layers import set_weight
+from bitbrush.network.lazy_weights import (
+    LazyWeight,
+    count_lazy_weights,
     in_float32,
-    in_memory,
-    put_weights_away,
+    lazy_layers,
+    materialized,
+    offload_weights,
+    set_lazy_weight,
+    set_quantized_weight,
+    shallow_copy,
     state_readers,
-    twin,
     weight_shape,
 )
-from bitbrush.network.layers import set_weight
 from bitbrush.numerics.limits import WeightRange
-from bitbrush.numerics.weights import round_to_nearest, weight_grid
-from bitbrush.session import offload as spools
-from bitbrush.session.offload import Spool
+from bitbrush.numerics.weights import round_to_nearest, weight_qparams
+from bitbrush.session import offload as offloading
+from bitbrush.session.offload import Offload
 
 
 def network() -> nn.Module:
@@ -51,24 +51,24 @@ def test_half_precision_computes_what_it_does_in_float32(dtype: torch.dtype) -> 
     assert torch.equal(wide(X), copy.deepcopy(narrow).float()(X))
     assert {one.dtype for one in wide.parameters()} == {torch.float32}
     assert {one.dtype for one in narrow.parameters()} == {dtype}
-    assert list(held_layers(wide)) == ["0", "3", "4"]
-    assert held_weights(wide) == 3 * 4 * 9 + 64 * 5 + 5 * 2
-    assert not held_layers(narrow)
+    assert list(lazy_layers(wide)) == ["0", "3", "4"]
+    assert count_lazy_weights(wide) == 3 * 4 * 9 + 64 * 5 + 5 * 2
+    assert not lazy_layers(narrow)
 
 
 def test_what_is_float32_stays_itself() -> None:
     plain = network()
     assert in_float32(plain) is plain
-    assert in_memory(plain) is plain
+    assert materialized(plain) is plain
 
 
 def test_the_state_is_all_there_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spools, "SMALLEST", 1)
+    monkeypatch.setattr(offloading, "SMALLEST", 1)
     narrow = network().half()
     expected = copy.deepcopy(narrow).float().state_dict()
-    put_weights_away(narrow, Spool(tmp_path))
+    offload_weights(narrow, Offload(tmp_path))
     assert {key: read().dtype for key, read in state_readers(narrow).items()} == dict.fromkeys(expected, torch.float32)
-    for state in ({key: read() for key, read in state_readers(narrow).items()}, in_memory(narrow).state_dict()):
+    for state in ({key: read() for key, read in state_readers(narrow).items()}, materialized(narrow).state_dict()):
         assert state.keys() == expected.keys()
         assert all(torch.equal(tensor, expected[key]) for key, tensor in state.items())
     assert list(tmp_path.iterdir()) == []  # files without a name
@@ -77,9 +77,9 @@ def test_the_state_is_all_there_and_comes_back(tmp_path: Path, monkeypatch: pyte
 
 def test_integers_take_the_place_of_a_weight() -> None:
     plain = network()
-    other = twin(plain)
-    weight = round_to_nearest(plain[3].weight.detach(), weight_grid(plain[3].weight, 4, WeightRange.MIN_MAX))
-    hold_rounded(other[3], weight, torch.ones(5))
+    other = shallow_copy(plain)
+    weight = round_to_nearest(plain[3].weight.detach(), weight_qparams(plain[3].weight, 4, WeightRange.MIN_MAX))
+    set_quantized_weight(other[3], weight, torch.ones(5))
     expected = copy.deepcopy(plain)
     set_weight(expected[3], weight.dequantize(), torch.ones(5))
     assert torch.equal(other(X), expected(X))
@@ -91,20 +91,20 @@ def test_integers_take_the_place_of_a_weight() -> None:
 
 def test_twins_share_tensors_and_not_what_they_are_given() -> None:
     plain = network()
-    other = twin(plain)
+    other = shallow_copy(plain)
     assert all(a.data_ptr() == b.data_ptr() for a, b in zip(plain.parameters(), other.parameters(), strict=True))
     assert not any(parameter.requires_grad for parameter in other.parameters())
     assert all(parameter.requires_grad for parameter in plain.parameters())
     before = copy.deepcopy(plain.state_dict())
     set_weight(other[0], torch.zeros(4, 3, 3, 3), torch.zeros(4))
-    hold(other[3], HeldWeight(lambda: torch.zeros(5, 64)))
+    set_lazy_weight(other[3], LazyWeight(lambda: torch.zeros(5, 64)))
     assert all(torch.equal(tensor, before[key]) for key, tensor in plain.state_dict().items())
-    assert twin(other)[3].held is other[3].held
+    assert shallow_copy(other)[3].lazy_weight is other[3].lazy_weight
 
 
 def test_gradients_go_to_weights_given_for_a_call() -> None:
     linear = nn.Linear(3, 2)
-    hold(linear, HeldWeight(lambda: torch.zeros(2, 3)))
+    set_lazy_weight(linear, LazyWeight(lambda: torch.zeros(2, 3)))
     weight = torch.ones(2, 3, requires_grad=True)
     x = torch.randn(4, 3)
     (gradient,) = torch.autograd.grad(functional_call(linear, {"weight": weight}, (x,)).sum(), weight)

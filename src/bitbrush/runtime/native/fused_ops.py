@@ -1,4 +1,4 @@
-"""The glue operations by the kernels of ``glue.cpp``."""
+"""The fused operations by the kernels of ``fused_ops.cpp``."""
 
 import ctypes
 from collections.abc import Callable
@@ -8,14 +8,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from bitbrush.numerics.affine import AffineGrid, reciprocal
-from bitbrush.runtime.glue import ALL, BYTE, Bytes
-from bitbrush.session.offload import PROCESSOR
+from bitbrush.numerics.affine import QParams, reciprocal
+from bitbrush.runtime.fused_ops import ALL, BYTE, Bytes
+from bitbrush.session.offload import CPU
 
 _SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
-class _Grid(Structure):
+class _QParams(Structure):
     _fields_ = (("inverse_scale", c_float), ("zero_point", c_int32), ("qmax", c_int32))
 
 
@@ -23,7 +23,7 @@ class _Bytes(Structure):
     _fields_ = (("high", c_void_p), ("low", c_void_p), ("pad", c_int64))
 
 
-_TAIL = (POINTER(_Grid), POINTER(_Bytes), c_int)
+_TAIL = (POINTER(_QParams), POINTER(_Bytes), c_int)
 _ARGUMENTS: dict[str, list[Any]] = {
     "quantize": [c_void_p, *(c_int64,) * 5, *_TAIL],
     "group_norm": [c_void_p, *(c_int64,) * 7, c_float, *(c_void_p,) * 3, c_int, *_TAIL],
@@ -32,11 +32,11 @@ _ARGUMENTS: dict[str, list[Any]] = {
 }
 
 
-class NativeGlue:
+class NativeFusedOps:
     """One pass over memory for each operation; a second reads the image for GroupNorm's statistics.
 
-    Inputs are float32 or bfloat16, results those of :class:`TorchGlue` up to the rounding of float32 arithmetic before
-    the grid. Sums are taken in a fixed order: neither threads nor batch size change a result.
+    Inputs are float32 or bfloat16, results those of :class:`TorchFusedOps` up to the rounding of float32 arithmetic
+    before the grid. Sums are taken in a fixed order: neither threads nor batch size change a result.
     """
 
     name = "native kernels"
@@ -52,16 +52,16 @@ class NativeGlue:
     def __deepcopy__(self, _: dict[int, Any]) -> Self:
         return self  # functions of a library cannot be copied, and there is nothing else
 
-    def quantize(self, x: Tensor, grid: AffineGrid, *, padding: int = 0, upsample: int = 1) -> Bytes:
+    def quantize(self, x: Tensor, qparams: QParams, *, padding: int = 0, upsample: int = 1) -> Bytes:
         if x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)
             n, c, h, w = x.shape
-            out = _Out(grid, (n, c, h * upsample, w * upsample), padding)
+            out = _Out(qparams, (n, c, h * upsample, w * upsample), padding)
         else:
             x = x.contiguous()
             c = x.shape[-1]
             n, h, w = 1, 1, x.numel() // max(c, 1)
-            out = _Out(grid, x.shape, 0)
+            out = _Out(qparams, x.shape, 0)
         self._functions["quantize", x.dtype](x.data_ptr(), n, h, w, c, upsample, *out.arguments)
         return out.bytes
 
@@ -69,7 +69,7 @@ class NativeGlue:
         self,
         x: Tensor,
         norm: nn.GroupNorm,
-        grid: AffineGrid,
+        qparams: QParams,
         *,
         padding: int = 0,
         silu: bool = False,
@@ -84,7 +84,7 @@ class NativeGlue:
             n, w, c = x.shape
             h = 1
         first, last, _ = channels.indices(c)
-        out = _Out(grid, (n, last - first, h, w) if x.dim() == 4 else (n, w, last - first), padding)
+        out = _Out(qparams, (n, last - first, h, w) if x.dim() == 4 else (n, w, last - first), padding)
         gamma, beta = norm.weight.float(), norm.bias.float()
         add = None if add is None else add.float().contiguous()
         pointers = gamma.data_ptr(), beta.data_ptr(), None if add is None else add.data_ptr()
@@ -92,19 +92,19 @@ class NativeGlue:
         self._functions["group_norm", x.dtype](x.data_ptr(), *sizes, norm.eps, *pointers, silu, *out.arguments)
         return out.bytes
 
-    def layer_norm(self, x: Tensor, norm: nn.LayerNorm, grid: AffineGrid) -> Bytes:
+    def layer_norm(self, x: Tensor, norm: nn.LayerNorm, qparams: QParams) -> Bytes:
         x = x.contiguous()
         c = x.shape[-1]
-        out = _Out(grid, x.shape, 0)
+        out = _Out(qparams, x.shape, 0)
         gamma, beta = norm.weight.float(), norm.bias.float()
         pointers = gamma.data_ptr(), beta.data_ptr()
         self._functions["layer_norm", x.dtype](x.data_ptr(), x.numel() // c, c, norm.eps, *pointers, *out.arguments)
         return out.bytes
 
-    def geglu(self, x: Tensor, grid: AffineGrid) -> Bytes:
+    def geglu(self, x: Tensor, qparams: QParams) -> Bytes:
         x = x.contiguous()
         c = x.shape[-1] // 2
-        out = _Out(grid, (*x.shape[:-1], c), 0)
+        out = _Out(qparams, (*x.shape[:-1], c), 0)
         self._functions["geglu", x.dtype](x.data_ptr(), x.numel() // (2 * c), c, *out.arguments)
         return out.bytes
 
@@ -112,12 +112,12 @@ class NativeGlue:
 class _Out:
     """Fresh bytes of a shape, padded where it is an image's, and the last arguments of every kernel."""
 
-    def __init__(self, grid: AffineGrid, shape: torch.Size | tuple[int, ...], padding: int) -> None:
+    def __init__(self, qparams: QParams, shape: torch.Size | tuple[int, ...], padding: int) -> None:
         high = _empty(shape, padding)
-        low = _empty(shape, padding) if grid.bits > BYTE else None
-        self.bytes = Bytes(high, low, grid)
+        low = _empty(shape, padding) if qparams.bits > BYTE else None
+        self.bytes = Bytes(high, low, qparams)
         self.arguments = (
-            byref(_Grid(reciprocal(grid), grid.zero_point, grid.qmax)),
+            byref(_QParams(reciprocal(qparams), qparams.zero_point, qparams.qmax)),
             byref(_Bytes(high.data_ptr(), None if low is None else low.data_ptr(), padding)),
             torch.get_num_threads(),
         )
@@ -125,10 +125,10 @@ class _Out:
 
 def _empty(shape: torch.Size | tuple[int, ...], padding: int) -> Tensor:
     if len(shape) != 4:
-        return torch.empty(shape, dtype=torch.uint8, device=PROCESSOR)
+        return torch.empty(shape, dtype=torch.uint8, device=CPU)
     n, c, h, w = shape
     padded = (n, c, h + 2 * padding, w + 2 * padding)
-    return torch.empty(padded, dtype=torch.uint8, device=PROCESSOR, memory_format=torch.channels_last)
+    return torch.empty(padded, dtype=torch.uint8, device=CPU, memory_format=torch.channels_last)
 
 
 def native_unpack(library: ctypes.CDLL) -> Callable[[Tensor, Tensor, int], Tensor]:

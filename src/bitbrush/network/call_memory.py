@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bitbrush.network.held import HeldWeight, held_layers
+from bitbrush.network.lazy_weights import LazyWeight, lazy_layers
 from bitbrush.session.live_memory import LiveMemory, tensor_bytes, uncounted
 from bitbrush.timeline.trajectory import DenoiserCall
 
@@ -30,14 +30,14 @@ class ModuleUse:
 
 
 @dataclass(frozen=True)
-class Footprint:
+class CallMemory:
     """``most``: bytes that the denoiser call adds to what was there before; ``modules``: by name, those called."""
 
     most: int
     modules: Mapping[str, ModuleUse]
 
 
-def measure_footprint(denoiser: nn.Module, call: DenoiserCall, names: Iterable[str]) -> tuple[Any, Footprint]:
+def measure_call_memory(denoiser: nn.Module, call: DenoiserCall, names: Iterable[str]) -> tuple[Any, CallMemory]:
     """The call's output, and what it took. ``names``: of layers and blocks; of several uses the first counts.
 
     Weights that layers widen for their call are not counted: they do not grow with the number of rows.
@@ -45,9 +45,9 @@ def measure_footprint(denoiser: nn.Module, call: DenoiserCall, names: Iterable[s
     memory = LiveMemory()
     modules: dict[str, ModuleUse] = {}
     with ExitStack() as stack:
-        for layer in held_layers(denoiser).values():
-            stack.callback(setattr, layer, "held", layer.held)
-            layer.held = HeldWeight(partial(_uncounted, layer.held.read))
+        for layer in lazy_layers(denoiser).values():
+            stack.callback(setattr, layer, "lazy_weight", layer.lazy_weight)
+            layer.lazy_weight = LazyWeight(partial(_uncounted, layer.lazy_weight.read))
         for name in names:
             module = denoiser.get_submodule(name)
             before, after = _hooks(name, memory, modules)
@@ -55,7 +55,7 @@ def measure_footprint(denoiser: nn.Module, call: DenoiserCall, names: Iterable[s
             stack.callback(module.register_forward_hook(after, with_kwargs=True).remove)
         with memory:
             output = call.run(denoiser)
-    return output, Footprint(memory.most, modules)
+    return output, CallMemory(memory.most, modules)
 
 
 def _uncounted(read: Callable[[], Tensor]) -> Tensor:

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from bitbrush.network.extension import Extension, extend_
 from bitbrush.numerics.weights import QuantizedWeight
 from bitbrush.session.offload import (
-    PROCESSOR,
-    Spool,
-    is_away,
+    CPU,
+    Offload,
+    is_offloaded,
     release,
 )
 
@@ -28,7 +28,7 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
-class HeldWeight:
+class LazyWeight:
     """``read`` yields the weight in float32, in memory that nobody else has."""
 
     read: Callable[[], Tensor]
@@ -37,29 +37,29 @@ class HeldWeight:
         return self  # it never changes, so that copies of a network share it
 
 
-class Holding(Extension):
+class LazyLayer(Extension):
     """What is added to a Conv2d or Linear; a parameter that is set all the same comes before what is held."""
 
-    held: HeldWeight
+    lazy_weight: LazyWeight
     _parameters: dict[str, nn.Parameter | None]
 
     @property
     def weight(self) -> Tensor:
         own = self._parameters["weight"]
-        return self.held.read() if own is None else own
+        return self.lazy_weight.read() if own is None else own
 
 
-def hold(layer: nn.Module, weight: HeldWeight) -> None:
+def set_lazy_weight(layer: nn.Module, weight: LazyWeight) -> None:
     """From now on a Conv2d or Linear has ``weight``, and no parameter of that name."""
     assert isinstance(layer, nn.Conv2d | nn.Linear)
-    extend_(layer, Holding)
+    extend_(layer, LazyLayer)
     layer.register_parameter("weight", None)
-    object.__setattr__(layer, "held", weight)
+    object.__setattr__(layer, "lazy_weight", weight)
 
 
-def hold_rounded(layer: nn.Module, weight: QuantizedWeight, bias: Tensor | None) -> None:
+def set_quantized_weight(layer: nn.Module, weight: QuantizedWeight, bias: Tensor | None) -> None:
     """The layer computes with the integers from now on; it keeps its bias where that is None."""
-    hold(layer, HeldWeight(weight.dequantize))
+    set_lazy_weight(layer, LazyWeight(weight.dequantize))
     if bias is not None and layer.bias is not None:
         layer.bias = nn.Parameter(bias, requires_grad=False)
 
@@ -67,7 +67,7 @@ def hold_rounded(layer: nn.Module, weight: QuantizedWeight, bias: Tensor | None)
 def device_of(network: nn.Module) -> torch.device:
     """Where the network computes: of its first parameter that has values."""
     values = itertools.chain(network.parameters(), network.buffers())
-    return next((one.device for one in values if not one.is_meta), PROCESSOR)
+    return next((one.device for one in values if not one.is_meta), CPU)
 
 
 def weight_shape(layer: nn.Module) -> tuple[int, ...]:
@@ -85,7 +85,7 @@ def show_widths_(module: nn.Module, layer: nn.Module) -> None:
         setattr(module, name, getattr(layer, name))
 
 
-def twin(network: nn.Module) -> nn.Module:
+def shallow_copy(network: nn.Module) -> nn.Module:
     """A copy of the modules that shares every tensor; neither notices when the other is given new ones."""
     memo: dict[int, Any] = {id(one): nn.Parameter(one.detach(), requires_grad=False) for one in network.parameters()}
     memo |= {id(one): one.detach() for one in network.buffers()}
@@ -100,55 +100,57 @@ def in_float32(network: nn.Module) -> nn.Module:
     narrow = any(one.dtype in HALF for one in (*network.parameters(), *network.buffers()))
     if not narrow:
         return network
-    wide = twin(network)
+    wide = shallow_copy(network)
     for layer in _layers(wide):
         if layer.weight.dtype in HALF:
-            hold(layer, HeldWeight(layer.weight.detach().float))
+            set_lazy_weight(layer, LazyWeight(layer.weight.detach().float))
     return wide.float()
 
 
-def put_weights_away(network: nn.Module, spool: Spool) -> None:
+def offload_weights(network: nn.Module, offload: Offload) -> None:
     """Every Conv2d and Linear reads its weight from the disk from now on, for each call; the rest becomes float32."""
     for layer in _layers(network):
-        weight = spool.put_away(layer.weight.detach())
-        if not is_away(weight):
+        weight = offload.put(layer.weight.detach())
+        if not is_offloaded(weight):
             weight = weight.clone()  # as part of a checkpoint's mapping it would keep the whole of it
-        hold(layer, HeldWeight(partial(_read, weight)))
+        set_lazy_weight(layer, LazyWeight(partial(_read, weight)))
     network.float()
 
 
-def in_memory(network: nn.Module) -> nn.Module:
+def materialized(network: nn.Module) -> nn.Module:
     """The network itself if it holds nothing; else a twin that has all of its weights as float32 parameters."""
-    return widen_(twin(network)) if held_layers(network) else network
+    return materialize_(shallow_copy(network)) if lazy_layers(network) else network
 
 
-def widen_(network: nn.Module) -> nn.Module:
+def materialize_(network: nn.Module) -> nn.Module:
     """The network itself, what its layers hold turned into float32 parameters."""
-    for name, layer in held_layers(network).items():
-        network.get_submodule(name).register_parameter("weight", nn.Parameter(layer.held.read(), requires_grad=False))
+    for name, layer in lazy_layers(network).items():
+        network.get_submodule(name).register_parameter(
+            "weight", nn.Parameter(layer.lazy_weight.read(), requires_grad=False)
+        )
     return network
 
 
-def held_layers(network: nn.Module) -> dict[str, Holding]:
+def lazy_layers(network: nn.Module) -> dict[str, LazyLayer]:
     """Those that hold their weight, by name."""
-    holding = {name: module for name, module in network.named_modules() if isinstance(module, Holding)}
+    holding = {name: module for name, module in network.named_modules() if isinstance(module, LazyLayer)}
     return {name: module for name, module in holding.items() if module._parameters["weight"] is None}
 
 
 def state_readers(network: nn.Module) -> dict[str, Callable[[], Tensor]]:
     """``state_dict()`` with what layers hold, each tensor read when it is asked for."""
     readers: dict[str, Callable[[], Tensor]] = {key: one.detach for key, one in network.state_dict().items()}
-    return readers | {f"{name}.weight": layer.held.read for name, layer in held_layers(network).items()}
+    return readers | {f"{name}.weight": layer.lazy_weight.read for name, layer in lazy_layers(network).items()}
 
 
-def held_weights(network: nn.Module) -> int:
+def count_lazy_weights(network: nn.Module) -> int:
     """How many weights the layers hold that are no parameters."""
-    return sum(math.prod(weight_shape(network.get_submodule(name))) for name in held_layers(network))
+    return sum(math.prod(weight_shape(network.get_submodule(name))) for name in lazy_layers(network))
 
 
-def widest_held_weight(network: nn.Module) -> int:
+def largest_lazy_weight(network: nn.Module) -> int:
     """Of the largest, how many weights; 0 where none is held."""
-    return max((math.prod(weight_shape(network.get_submodule(name))) for name in held_layers(network)), default=0)
+    return max((math.prod(weight_shape(network.get_submodule(name))) for name in lazy_layers(network)), default=0)
 
 
 def _layers(network: nn.Module) -> Iterator[nn.Conv2d | nn.Linear]:

@@ -8,7 +8,7 @@ from bitbrush.timeline.trajectory import PromptBatch
 
 
 @dataclass(frozen=True)
-class Piece:
+class BatchShard:
     """``batch``: the prompts from ``begin`` on of the ``index``-th of all ``batches``, which has ``of`` prompts."""
 
     batch: PromptBatch
@@ -18,7 +18,7 @@ class Piece:
     of: int
 
 
-def own_pieces(batches: Sequence[PromptBatch], ranks: Ranks) -> tuple[Piece, ...]:
+def own_shards(batches: Sequence[PromptBatch], ranks: Ranks) -> tuple[BatchShard, ...]:
     """This process's consecutive share; none where there are fewer prompts than processes.
 
     Whole batches where there are as many as processes, so that each is computed as a single process would, bit for
@@ -26,13 +26,13 @@ def own_pieces(batches: Sequence[PromptBatch], ranks: Ranks) -> tuple[Piece, ...
     """
     number = len(batches)
     if number >= ranks.world:
-        return tuple(Piece(batches[i], i, number, 0, len(batches[i].prompts)) for i in ranks.cut(number))
+        return tuple(BatchShard(batches[i], i, number, 0, len(batches[i].prompts)) for i in ranks.cut(number))
     own = ranks.cut(sum(len(batch.prompts) for batch in batches))
     pieces, first = [], 0
     for index, batch in enumerate(batches):
         count = len(batch.prompts)
         begin, end = max(own.start - first, 0), min(own.stop - first, count)
         if begin < end:
-            pieces.append(Piece(batch[begin:end], index, number, begin, count))
+            pieces.append(BatchShard(batch[begin:end], index, number, begin, count))
         first += count
     return tuple(pieces)

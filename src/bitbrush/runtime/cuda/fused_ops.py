@@ -1,4 +1,4 @@
-"""What stands between two products, by the kernels; see :mod:`bitbrush.runtime.glue` for what is computed.
+"""What stands between two products, by the kernels; see :mod:`bitbrush.runtime.fused_ops` for what is computed.
 
 Images come as (N, C, H, W) in channels-last memory (others are laid out so first), tokens as (..., C).
 """
@@ -9,8 +9,8 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
-from bitbrush.runtime.cuda.steps import StepGrid
-from bitbrush.runtime.glue import ALL
+from bitbrush.runtime.cuda.steps import StepQParams
+from bitbrush.runtime.fused_ops import ALL
 
 Border = tuple[int, int]
 NO_BORDER: Border = (0, 0)
@@ -25,10 +25,10 @@ class DeviceBytes:
 
     high: Tensor
     low: Tensor | None
-    grid: StepGrid
+    qparams: StepQParams
 
 
-class CudaGlue:
+class CudaFusedOps:
     """``ops``: the module of that name, which imports Triton and so is handed in."""
 
     name = "Triton kernels"
@@ -39,14 +39,16 @@ class CudaGlue:
     def __deepcopy__(self, _: dict[int, Any]) -> Self:
         return self  # a module cannot be copied, and there is nothing else
 
-    def quantize(self, x: Tensor, grid: StepGrid, *, padding: Border = NO_BORDER, upsample: int = 1) -> DeviceBytes:
-        return self._image(x, grid, padding, upsample=upsample)
+    def quantize(
+        self, x: Tensor, qparams: StepQParams, *, padding: Border = NO_BORDER, upsample: int = 1
+    ) -> DeviceBytes:
+        return self._image(x, qparams, padding, upsample=upsample)
 
     def group_norm(
         self,
         x: Tensor,
         norm: nn.GroupNorm,
-        grid: StepGrid,
+        qparams: StepQParams,
         *,
         padding: Border = NO_BORDER,
         silu: bool = False,
@@ -56,29 +58,29 @@ class CudaGlue:
         affine = self.ops.group_norm_affine(
             _nhwc(x), norm.weight.float(), norm.bias.float(), add, norm.num_groups, norm.eps
         )
-        return _of_channels(self._image(x, grid, padding, affine=affine, silu=silu), channels)
+        return _of_channels(self._image(x, qparams, padding, affine=affine, silu=silu), channels)
 
-    def layer_norm(self, x: Tensor, norm: nn.LayerNorm, grid: StepGrid) -> DeviceBytes:
+    def layer_norm(self, x: Tensor, norm: nn.LayerNorm, qparams: StepQParams) -> DeviceBytes:
         return _bytes(
             self.ops.layer_norm_bytes(
                 x.contiguous(),
                 norm.weight.float(),
                 norm.bias.float(),
                 norm.eps,
-                grid.scales,
-                grid.integers,
-                grid.wide,
+                qparams.scales,
+                qparams.integers,
+                qparams.wide,
             ),
-            grid,
+            qparams,
         )
 
-    def geglu(self, x: Tensor, grid: StepGrid) -> DeviceBytes:
-        return _bytes(self.ops.geglu_bytes(x.contiguous(), grid.scales, grid.integers, grid.wide), grid)
+    def geglu(self, x: Tensor, qparams: StepQParams) -> DeviceBytes:
+        return _bytes(self.ops.geglu_bytes(x.contiguous(), qparams.scales, qparams.integers, qparams.wide), qparams)
 
     def _image(
         self,
         x: Tensor,
-        grid: StepGrid,
+        qparams: StepQParams,
         border: Border,
         *,
         affine: tuple[Tensor, Tensor] | None = None,
@@ -87,16 +89,16 @@ class CudaGlue:
     ) -> DeviceBytes:
         factor, shift = affine or (None, None)
         high, low = self.ops.quantize_image(
-            _nhwc(x), factor, shift, grid.scales, grid.integers, border, upsample, silu, grid.wide
+            _nhwc(x), factor, shift, qparams.scales, qparams.integers, border, upsample, silu, qparams.wide
         )
         if x.dim() != 4:
-            high, low = high.view(x.shape), low.view(x.shape) if grid.wide else low
-        return _bytes((high, low), grid)
+            high, low = high.view(x.shape), low.view(x.shape) if qparams.wide else low
+        return _bytes((high, low), qparams)
 
 
-def _bytes(parts: tuple[Tensor, Tensor], grid: StepGrid) -> DeviceBytes:
+def _bytes(parts: tuple[Tensor, Tensor], qparams: StepQParams) -> DeviceBytes:
     high, low = parts
-    return DeviceBytes(high, low if grid.wide else None, grid)
+    return DeviceBytes(high, low if qparams.wide else None, qparams)
 
 
 def _of_channels(x: DeviceBytes, channels: slice) -> DeviceBytes:
@@ -104,7 +106,7 @@ def _of_channels(x: DeviceBytes, channels: slice) -> DeviceBytes:
         return x
     high, low = (None if part is None else part[..., channels].contiguous() for part in (x.high, x.low))
     assert high is not None
-    return DeviceBytes(high, low, x.grid)
+    return DeviceBytes(high, low, x.qparams)
 
 
 def _nhwc(x: Tensor) -> Tensor:

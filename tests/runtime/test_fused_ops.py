@@ -1,22 +1,22 @@
-"""The native glue against torch's operators: the same integers, but for values on the edge between two."""
+"""The native fused ops against torch's operators: the same integers, but for values on the edge between two."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from bitbrush.numerics.affine import AffineGrid, quantize
-from bitbrush.runtime.glue import Bytes, TorchGlue
+from bitbrush.numerics.affine import QParams, quantize
+from bitbrush.runtime.fused_ops import Bytes, TorchFusedOps
 from bitbrush.runtime.native.build import NativeUnavailable, native_library
-from bitbrush.runtime.native.glue import NativeGlue
+from bitbrush.runtime.native.fused_ops import NativeFusedOps
 
 SHAPES = [(2, 32, 6, 6), (2, 4, 7, 5), (1, 36, 3, 9)]
 BITS = [4, 8, 10, 16]
 
 
 @pytest.fixture(scope="module")
-def native() -> NativeGlue:
+def native() -> NativeFusedOps:
     try:
-        return NativeGlue(native_library())
+        return NativeFusedOps(native_library())
     except NativeUnavailable as error:
         pytest.skip(str(error))
 
@@ -49,68 +49,68 @@ def assert_alike(ours: Bytes, expected: Bytes) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_quantizing_is_the_definition_bit_for_bit(
-    shape: tuple[int, ...], dtype: torch.dtype, bits: int, native: NativeGlue
+    shape: tuple[int, ...], dtype: torch.dtype, bits: int, native: NativeFusedOps
 ) -> None:
-    grid = AffineGrid.from_range(-1.3, 2.7, bits)
+    qparams = QParams.from_range(-1.3, 2.7, bits)
     x = random(shape, dtype)
-    for glue in (native, TorchGlue()):
-        assert torch.equal(integers(glue.quantize(x, grid)), quantize(x.float(), grid))
+    for fused_ops in (native, TorchFusedOps()):
+        assert torch.equal(integers(fused_ops.quantize(x, qparams)), quantize(x.float(), qparams))
         tokens = x.flatten(2).transpose(1, 2)
-        assert torch.equal(integers(glue.quantize(tokens, grid)), quantize(tokens.float(), grid))
+        assert torch.equal(integers(fused_ops.quantize(tokens, qparams)), quantize(tokens.float(), qparams))
         assert torch.equal(
-            integers(glue.quantize(x, grid, padding=1, upsample=2))[..., 1:-1, 1:-1][..., ::2, ::2],
-            quantize(x.float(), grid),
+            integers(fused_ops.quantize(x, qparams, padding=1, upsample=2))[..., 1:-1, 1:-1][..., ::2, ::2],
+            quantize(x.float(), qparams),
         )
-        border = integers(glue.quantize(x, grid, padding=2))
-        border[..., 2:-2, 2:-2] = grid.zero_point
-        assert (border == grid.zero_point).all()
+        border = integers(fused_ops.quantize(x, qparams, padding=2))
+        border[..., 2:-2, 2:-2] = qparams.zero_point
+        assert (border == qparams.zero_point).all()
 
 
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_norms_and_gates(shape: tuple[int, ...], dtype: torch.dtype, bits: int, native: NativeGlue) -> None:
-    grid, channels = AffineGrid.from_range(-1.3, 2.7, bits), shape[1]
-    x, plain = random(shape, dtype), TorchGlue()
+def test_norms_and_gates(shape: tuple[int, ...], dtype: torch.dtype, bits: int, native: NativeFusedOps) -> None:
+    qparams, channels = QParams.from_range(-1.3, 2.7, bits), shape[1]
+    x, plain = random(shape, dtype), TorchFusedOps()
     norm = norm_of(nn.GroupNorm, 2, channels)
     for options in ({}, {"padding": 1, "silu": True}, {"silu": True, "add": random(shape[:2], torch.float32, 2)}):
-        assert_alike(native.group_norm(x, norm, grid, **options), plain.group_norm(x, norm, grid, **options))
+        assert_alike(native.group_norm(x, norm, qparams, **options), plain.group_norm(x, norm, qparams, **options))
     tokens = random((shape[0], 12, channels), dtype)
-    assert_alike(native.group_norm(tokens, norm, grid), plain.group_norm(tokens, norm, grid))
+    assert_alike(native.group_norm(tokens, norm, qparams), plain.group_norm(tokens, norm, qparams))
     norm = norm_of(nn.LayerNorm, channels)
-    assert_alike(native.layer_norm(tokens, norm, grid), plain.layer_norm(tokens, norm, grid))
-    assert_alike(native.geglu(tokens, grid), plain.geglu(tokens, grid))
+    assert_alike(native.layer_norm(tokens, norm, qparams), plain.layer_norm(tokens, norm, qparams))
+    assert_alike(native.geglu(tokens, qparams), plain.geglu(tokens, qparams))
 
 
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("begin", [1, 7, 16, 29])
-def test_some_channels_are_those_of_all(begin: int, dtype: torch.dtype, bits: int, native: NativeGlue) -> None:
+def test_some_channels_are_those_of_all(begin: int, dtype: torch.dtype, bits: int, native: NativeFusedOps) -> None:
     """Bit for bit, with statistics of groups that lie on both sides; a border of their own."""
-    grid, norm = AffineGrid.from_range(-1.3, 2.7, bits), norm_of(nn.GroupNorm, 2, 30)
+    qparams, norm = QParams.from_range(-1.3, 2.7, bits), norm_of(nn.GroupNorm, 2, 30)
     x, add = random((2, 30, 5, 7), dtype), random((2, 30), torch.float32, 2)
-    for glue in (native, TorchGlue()):
+    for fused_ops in (native, TorchFusedOps()):
         for options in ({}, {"padding": 1, "silu": True}, {"silu": True, "add": add}):
             parts = [
-                glue.group_norm(x, norm, grid, **options, channels=part)
+                fused_ops.group_norm(x, norm, qparams, **options, channels=part)
                 for part in (slice(0, begin), slice(begin, None))
             ]
-            whole = integers(glue.group_norm(x, norm, grid, **options))
+            whole = integers(fused_ops.group_norm(x, norm, qparams, **options))
             assert torch.equal(torch.cat([integers(part) for part in parts], 1), whole)
             assert all(part.high.is_contiguous(memory_format=torch.channels_last) for part in parts)
         tokens = random((2, 12, 30), dtype)
-        part = glue.group_norm(tokens, norm, grid, channels=slice(begin, None))
-        assert torch.equal(integers(part), integers(glue.group_norm(tokens, norm, grid))[..., begin:])
+        part = fused_ops.group_norm(tokens, norm, qparams, channels=slice(begin, None))
+        assert torch.equal(integers(part), integers(fused_ops.group_norm(tokens, norm, qparams))[..., begin:])
 
 
-def test_neither_batch_nor_threads_change_a_bit(native: NativeGlue) -> None:
-    grid, norm = AffineGrid.from_range(-3, 3, 16), norm_of(nn.GroupNorm, 4, 32)
+def test_neither_batch_nor_threads_change_a_bit(native: NativeFusedOps) -> None:
+    qparams, norm = QParams.from_range(-3, 3, 16), norm_of(nn.GroupNorm, 4, 32)
     x = random((3, 32, 20, 20), torch.float32)
-    together = integers(native.group_norm(x, norm, grid, silu=True))
-    alone = [integers(native.group_norm(x[i : i + 1], norm, grid, silu=True)) for i in range(3)]
+    together = integers(native.group_norm(x, norm, qparams, silu=True))
+    alone = [integers(native.group_norm(x[i : i + 1], norm, qparams, silu=True)) for i in range(3)]
     assert torch.equal(together, torch.cat(alone))
     torch.set_num_threads(2)
     try:
-        assert torch.equal(integers(native.group_norm(x, norm, grid, silu=True)), together)
+        assert torch.equal(integers(native.group_norm(x, norm, qparams, silu=True)), together)
     finally:
         torch.set_num_threads(1)

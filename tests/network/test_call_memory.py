@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-from bitbrush.network.footprint import measure_footprint
+from bitbrush.network.call_memory import measure_call_memory
 from bitbrush.timeline.trajectory import DenoiserCall
 
 
@@ -27,7 +27,7 @@ class Denoiser(nn.Module):
 def test_what_is_alive_where() -> None:
     x = torch.zeros(3, 2, 16, 16)
     call = DenoiserCall((x, torch.tensor(1.0)), {}, 1.0, (1.0,))
-    output, footprint = measure_footprint(Denoiser(), call, ["conv", "linear"])
+    output, footprint = measure_call_memory(Denoiser(), call, ["conv", "linear"])
     conv, linear = footprint.modules["conv"], footprint.modules["linear"]
     assert output.shape == ()
     assert conv.live == conv.inputs == x.nbytes
@@ -42,6 +42,6 @@ def test_what_is_alive_where() -> None:
 def test_hooks_are_taken_off_again() -> None:
     denoiser = Denoiser()
     call = DenoiserCall((torch.zeros(1, 2, 16, 16), torch.tensor(1.0)), {}, 1.0, (1.0,))
-    measure_footprint(denoiser, call, ["conv"])
+    measure_call_memory(denoiser, call, ["conv"])
     assert not denoiser.conv._forward_hooks
     assert not denoiser.conv._forward_pre_hooks
