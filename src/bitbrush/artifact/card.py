@@ -93,7 +93,8 @@ def _command(manifest: dict[str, Any]) -> str:
 def _flags(recipe: dict[str, Any]) -> list[str]:
     special = ("exclude", "high_precision", "scheduler", "pipeline_arguments")
     flags = [f"--{key.replace('_', '-')} {value}" for key, value in recipe.items() if key not in special]
-    flags += [f"--{key.replace('_', '-')} '{pattern}'" for key in ("exclude", "high_precision") for pattern in
+    for key in ("exclude", "high_precision"):
+        flags += [f"--{key.replace('_', '-')} '{pattern}'" for pattern in recipe.get(key, ())]
     recipe.get(key, ())] flags += [
         f"--pipeline-argument {shlex.quote(f'{name}={json.dumps(value)}')}"
         for name, value in recipe.get("pipeline_arguments", {}).items()
