@@ -91,9 +91,10 @@ def _require_own_settings(name: str, network: nn.Module, fresh: nn.Module) -> No
     """Refuses what was set on layers and no configuration tells, such as circular padding for images that tile."""
     settings, plain_settings = _settings(network), _settings(fresh)
     for layer, setting in settings.items():
-        if setting != plain_settings.get(layer):
+        plain = plain_settings.get(layer, "no such layer")
+        if setting != plain:
             raise ValueError(
-                f"{name}.{layer} is {setting}, and the configuration makes {plain_settings.get(layer, 'no such layer')}: "
+                f"{name}.{layer} is {setting}, and the configuration makes {plain}: "
                 "its artifact would be loaded without the change; undo it, quantize, and make it again in "
                 "bitbrush.load(DIRECTORY, runtime='reference')"
             )
