@@ -307,3 +307,32 @@ def test_a_forward_that_does_not_call_the_denoiser_s_is_refused(pair: Pair) -> N
         unet.forward = lambda *args, unet=unet, forward=forward, **kwargs: forward(unet, *args, **kwargs)
         with pytest.raises(RuntimeError, match="must call the one that it replaces"):
             call(unet)
+
+
+def _write_bias(layer: nn.Module) -> None:
+    with torch.no_grad():
+        layer.bias.add_(torch.linspace(-9, 9, len(layer.bias)))
+
+
+def _set_bias(layer: nn.Module) -> None:
+    layer.bias = nn.Parameter(layer.bias.detach() + torch.linspace(-9, 9, len(layer.bias)), requires_grad=False)
+
+
+@pytest.mark.parametrize("write", [_write_bias, _set_bias])
+@pytest.mark.parametrize("name", [f"{RESNET}.conv1", f"{RESNET}.time_emb_proj", f"{BLOCK}.ff.net.2", "conv_in"])
+def test_a_bias_that_is_changed_after_a_call_is_not_remembered(
+    name: str, write: Callable[[nn.Module], None], pair: Pair
+) -> None:
+    before = call(pair.exact)
+    call(pair.ours)  # at the same timestep: what is folded and remembered there is of the earlier bias
+    pair.change(at(name, write))
+    expected = call(pair.exact)
+    assert apart(expected, before) > 10 * CLOSE
+    assert apart(call(pair.ours), expected) < CLOSE
+
+
+@pytest.mark.parametrize("key", ["padding_mode", "padding", "stride", "dilation", "groups", "weight"])
+def test_setting_what_an_integer_layer_was_made_for_is_refused(key: str, pair: Pair) -> None:
+    layer = pair.ours.get_submodule(f"{RESNET}.conv1")
+    with pytest.raises(AttributeError, match=f"was made for one {key}.*runtime='reference'"):
+        setattr(layer, key, "circular")

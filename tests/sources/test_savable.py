@@ -83,6 +83,16 @@ def offloaded(pipe: StableDiffusionPipeline) -> None:
     pipe.vae.to("meta")
 
 
+def tiling(pipe: StableDiffusionPipeline) -> None:
+    for module in pipe.unet.modules():
+        if isinstance(module, nn.Conv2d):
+            module.padding_mode = "circular"
+
+
+def with_another_epsilon(pipe: StableDiffusionPipeline) -> None:
+    pipe.vae.decoder.conv_norm_out.eps = 0.1
+
+
 FUSE = r"fuse the adapter first: pipe\.fuse_lora\(\), then pipe\.unload_lora_weights\(\)"
 CHANGES: dict[Callable[[StableDiffusionPipeline], None], str] = {
     with_unet_lora: rf"unet \(UNet2DConditionModel\) has other tensors .*to_q\.base_layer.*; {FUSE}",
@@ -94,6 +104,8 @@ CHANGES: dict[Callable[[StableDiffusionPipeline], None], str] = {
     pruned: r"text_encoder .*mlp\.fc1\.weight",
     with_own_unet: r"unet is a MyUNet of tests\.sources\.test_savable",
     with_own_scheduler: "scheduler is a MyScheduler of .*classes of diffusers and transformers",
+    tiling: r"unet\.conv_in is Conv2d\(.*padding_mode=circular.*make it again in bitbrush\.load",
+    with_another_epsilon: r"vae\.decoder\.conv_norm_out is GroupNorm\(.*eps=0\.1.*would be loaded without the change",
     offloaded: r"vae .*has no values in memory for .*without offloading",
 }
 
@@ -231,3 +243,24 @@ class TestSaving:
         with pytest.raises(ValueError, match=r"copy the artifact's folder, or write one with bitbrush\.save"):
             pipe.save_pretrained(tmp_path / "copy")
         assert not (tmp_path / "copy").exists()
+
+    def test_a_pipeline_that_diffusers_loaded_leaves_nothing_either(
+        self, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(DiffusionPipeline, "save_pretrained", DiffusionPipeline.save_pretrained)
+        bitbrush.register()
+        once = DiffusionPipeline.save_pretrained
+        bitbrush.register()
+        assert DiffusionPipeline.save_pretrained is once
+        pipe = DiffusionPipeline.from_pretrained(saved)
+        with pytest.raises(ValueError, match="copy the artifact's folder"):
+            pipe.save_pretrained(tmp_path / "copy")
+        assert not (tmp_path / "copy").exists()
+
+    def test_full_precision_is_saved_as_ever_after_register(
+        self, tiny_pipe: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(DiffusionPipeline, "save_pretrained", DiffusionPipeline.save_pretrained)
+        bitbrush.register()
+        tiny_pipe.save_pretrained(tmp_path / "copy")
+        assert (tmp_path / "copy" / "model_index.json").is_file()

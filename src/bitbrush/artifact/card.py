@@ -95,7 +95,7 @@ def _flags(recipe: dict[str, Any]) -> list[str]:
     flags = [f"--{key.replace('_', '-')} {value}" for key, value in recipe.items() if key not in special]
     for key in ("exclude", "high_precision"):
         flags += [f"--{key.replace('_', '-')} '{pattern}'" for pattern in recipe.get(key, ())]
-    recipe.get(key, ())] flags += [
+    flags += [
         f"--pipeline-argument {shlex.quote(f'{name}={json.dumps(value)}')}"
         for name, value in recipe.get("pipeline_arguments", {}).items()
     ]

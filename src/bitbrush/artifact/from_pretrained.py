@@ -1,10 +1,12 @@
 """Artifacts through diffusers' own ``from_pretrained``: its quantizer interface, implemented for bitbrush's layers."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from diffusers.quantizers import auto
 from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
@@ -16,8 +18,12 @@ from bitbrush.network.layers import QuantizedLayer
 from bitbrush.network.low_rank import branch_
 from bitbrush.network.skip_inputs import split_
 from bitbrush.runtime.choose import RuntimeName, choose_runtime
-from bitbrush.runtime.lowered import lower
+from bitbrush.runtime.lowered import lower, lowered_of
 from bitbrush.sources.networks import KEYS_SHOWN
+from bitbrush.sources.savable import refuse_saving
+
+_REFUSING = "refuses_bitbrush"
+"""Marks a ``save_pretrained`` that refuses quantized components already."""
 
 
 class QuantMethod(StrEnum):
@@ -30,9 +36,27 @@ def register() -> None:
     """From now on ``DiffusionPipeline.from_pretrained`` loads bitbrush artifacts, computing in float32.
 
     :func:`bitbrush.load` does the same, but verifies every file's hash first and lets the runtime be chosen.
+    ``save_pretrained`` of a pipeline with a quantized component raises ValueError before it writes anything.
     """
+    original = DiffusionPipeline.save_pretrained
+    if not hasattr(original, _REFUSING):
+        DiffusionPipeline.save_pretrained = _before_writing(original)
     auto.AUTO_QUANTIZER_MAPPING[QuantMethod.BITBRUSH.value] = BitbrushQuantizer
     auto.AUTO_QUANTIZATION_CONFIG_MAPPING[QuantMethod.BITBRUSH.value] = BitbrushConfig
+
+
+def _before_writing(save_pretrained: Callable[..., Any]) -> Callable[..., Any]:
+    """Refuses a quantized component first: diffusers would have written those before it when it is refused."""
+
+    @functools.wraps(save_pretrained)
+    def refusing(pipe: Any, *args: Any, **kwargs: Any) -> Any:
+        networks = (part for part in pipe.components.values() if isinstance(part, nn.Module))
+        if any(lowered_of(network) is not None for network in networks):
+            refuse_saving()
+        return save_pretrained(pipe, *args, **kwargs)
+
+    setattr(refusing, _REFUSING, True)
+    return refusing
 
 
 class BitbrushConfig(QuantizationConfigMixin):

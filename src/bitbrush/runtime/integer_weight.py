@@ -1,11 +1,39 @@
 """Integer weights as parameters, so that a lowered denoiser tells what it holds."""
 
 import copy
+from dataclasses import dataclass
 from typing import Any, Never, Self
 
 from torch import Tensor, nn
 
 _ELSEWHERE = "load the artifact where it is needed instead: bitbrush.load(DIRECTORY)"
+
+
+_FIXED = frozenset(("weight", "padding_mode", "padding", "stride", "dilation", "groups", "kernel_size"))
+"""Attributes of a Conv2d or Linear that are part of what a runtime made of the layer."""
+
+
+@dataclass(frozen=True, eq=False)
+class BiasState:
+    """Which bias a layer has, and how often it was written to: results that are remembered depend on both.
+
+    Writing by way of ``bias.data`` leaves no sign.
+    """
+
+    bias: Tensor | None
+    writes: int
+
+    @classmethod
+    def of(cls, layer: nn.Module) -> Self:
+        """The state of the layer's bias, now."""
+        bias: Any = layer.bias
+        return cls(bias, 0 if bias is None or bias.is_inference() else bias._version)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BiasState) and self.bias is other.bias and self.writes == other.writes
+
+    def __hash__(self) -> int:
+        return hash((id(self.bias), self.writes))
 
 
 class IntegerWeight(nn.Parameter):
@@ -26,7 +54,15 @@ class IntegerWeight(nn.Parameter):
 
 
 class WithoutFloatWeight(nn.Module):
-    """Base of layers of integers: tells whoever asks for their weight where there is one."""
+    """Base of layers of integers: tells whoever asks for their weight, or changes how they compute, what can do it."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _FIXED:
+            raise AttributeError(
+                f"{type(self).__name__} was made for one {name}, and setting another would change nothing; use "
+                "bitbrush.load(..., runtime='reference'), which computes with what is set"
+            )
+        super().__setattr__(name, value)
 
     def __getattr__(self, name: str) -> Any:
         if name == "weight":

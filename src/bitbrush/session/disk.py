@@ -39,7 +39,8 @@ def writing(path: Path, size: int | None = None) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         number = _error_number(error)
         if number in FULL:
-            raise DiskError(full_text(path, size)) from error
+            limit = "; the size of a file is limited here, see ulimit -f" if number == errno.EFBIG else ""
+            raise DiskError(full_text(path, size) + limit) from error
         if number in READ_ONLY:
             raise DiskError(read_only_text(path, nearest_folder(path.parent))) from error
         raise

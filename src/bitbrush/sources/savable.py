@@ -21,6 +21,9 @@ UNDO = {
 }
 """Remedies by what the names of additional tensors hold."""
 
+_PLAIN_LAYERS = nn.Conv2d, nn.Linear, nn.GroupNorm, nn.LayerNorm, nn.Embedding
+"""Layers whose settings are compared."""
+
 
 def require_savable(pipe: DiffusionPipeline) -> None:
     """Raises ValueError, naming the component and the remedy, if an artifact of the pipeline could not be loaded."""
@@ -66,7 +69,8 @@ def _require_own_tensors(name: str, network: Any) -> None:
     """Refuses a network with other tensors than its configuration makes."""
     if not reports_tensors(type(network)) or getattr(network.config, "quantization_config", None) is not None:
         return  # a container of networks, or one that another library quantized
-    shapes, plain_shapes = _shapes(network), _shapes(_from_configuration(network))
+    fresh = _from_configuration(network)
+    shapes, plain_shapes = _shapes(network), _shapes(fresh)
     changes = [key for key in {**shapes, **plain_shapes} if shapes.get(key) != plain_shapes.get(key)]
     if changes:
         remedy = next((text for part, text in UNDO.items() if any(part in key for key in changes)), None)
@@ -75,11 +79,31 @@ def _require_own_tensors(name: str, network: Any) -> None:
             f"({', '.join(changes[:KEYS_SHOWN])}), so that its artifact could not be loaded; "
             f"{remedy or 'undo what was done to its layers'}"
         )
+    _require_own_settings(name, network, fresh)
     if empty := [key for key, tensor in network.state_dict().items() if tensor.is_meta]:
         raise ValueError(
             f"{name} ({type(network).__name__}) has no values in memory for {', '.join(empty[:KEYS_SHOWN])}; load the "
             "pipeline whole, without offloading"
         )
+
+
+def _require_own_settings(name: str, network: nn.Module, fresh: nn.Module) -> None:
+    """Refuses what was set on layers and no configuration tells, such as circular padding for images that tile."""
+    settings, plain_settings = _settings(network), _settings(fresh)
+    for layer, setting in settings.items():
+        plain = plain_settings.get(layer, "no such layer")
+        if setting != plain:
+            raise ValueError(
+                f"{name}.{layer} is {setting}, and the configuration makes {plain}: "
+                "its artifact would be loaded without the change; undo it, quantize, and make it again in "
+                "bitbrush.load(DIRECTORY, runtime='reference')"
+            )
+
+
+def _settings(network: nn.Module) -> dict[str, str]:
+    """How torch's own layers compute, as they print it."""
+    layers = {name: module for name, module in network.named_modules() if isinstance(module, _PLAIN_LAYERS)}
+    return {name: f"{type(layer).__name__}({layer.extra_repr()})" for name, layer in layers.items()}
 
 
 def _from_configuration(network: Any) -> nn.Module:

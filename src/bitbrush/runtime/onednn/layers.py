@@ -9,7 +9,7 @@ from bitbrush.network.compiling import not_compiled
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.numerics.affine import QParams
 from bitbrush.runtime.fused_ops import BYTE, Bytes, FusedOps
-from bitbrush.runtime.integer_weight import IntegerParameters
+from bitbrush.runtime.integer_weight import BiasState, IntegerParameters
 from bitbrush.runtime.onednn.weights import Weights
 
 ONE_GO = 1 << 20
@@ -45,7 +45,7 @@ class IntegerLayer(IntegerParameters):
         self.show(weights.stored, self._scale, layer.bias, count=layer.weight.w_q.numel())
         self._zero_points = torch.zeros_like(self._scale, dtype=torch.int32)
         self._sums = column_sums * self._scale
-        self._folded: tuple[QParams, Tensor] | None = None
+        self._folded: tuple[QParams, BiasState, Tensor] | None = None
 
     @property
     def qparams(self) -> QParams:
@@ -70,10 +70,11 @@ class IntegerLayer(IntegerParameters):
 
     def _bias_at(self, qparams: QParams) -> Tensor:
         folded = self._folded  # read once: another thread may run another step
-        if folded is None or folded[0] is not qparams:
+        bias = BiasState.of(self)
+        if folded is None or folded[0] is not qparams or folded[1] != bias:
             zeros = -qparams.scale * qparams.zero_point * self._sums
-            self._folded = folded = qparams, zeros if self.bias is None else self.bias + zeros
-        return folded[1]
+            self._folded = folded = qparams, bias, zeros if self.bias is None else self.bias + zeros
+        return folded[2]
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, *args: Any) -> None:
         """With the integers in a layout that can be saved."""

@@ -17,6 +17,7 @@ from bitbrush.runtime.arguments import floating_tensors
 from bitbrush.runtime.emulation import emulate, fake_quantizer_of
 from bitbrush.runtime.fused import FusionBackend, OneByOne, Reading, consumer_of, fuse, project_time
 from bitbrush.runtime.fused_forward import UntracedForward
+from bitbrush.runtime.integer_weight import BiasState
 from bitbrush.runtime.integers import obstacle, signed_bytes
 from bitbrush.runtime.interface import Execution
 from bitbrush.runtime.memo import Remembered
@@ -111,20 +112,25 @@ class Lowering:
 
 def _of_time(layer: nn.Module) -> Reading:
     """The same for every generation's call of a timestep, unless the text takes part in it."""
-    return Remembered(partial(project_time, layer), _timestep, entries=128)
+    return Remembered(partial(project_time, layer), partial(_timestep_and_biases, layer), entries=128)
 
 
-def _timestep() -> float:
-    return TRACKER.timestep
+def _timestep_and_biases(layer: nn.Module) -> Hashable:
+    return TRACKER.timestep, _biases(layer)
 
 
 def _of_text(layer: nn.Module) -> Reading:
     """Computed once for a text and a grid, not at every step."""
-    return Remembered(layer, partial(_qparams_now, layer), entries=4)
+    return Remembered(layer, partial(_qparams_and_biases, layer), entries=4)
 
 
-def _qparams_now(layer: nn.Module) -> Hashable:
-    return consumer_of(layer).qparams
+def _qparams_and_biases(layer: nn.Module) -> Hashable:
+    return consumer_of(layer).qparams, _biases(layer)
+
+
+def _biases(layer: nn.Module) -> Hashable:
+    parts: Iterable[Any] = consumer_of(layer).parts
+    return tuple(map(BiasState.of, parts))
 
 
 def _integer_layer(original: nn.Conv2d | nn.Linear, *args: Any) -> IntegerLayer:
