@@ -3,11 +3,13 @@
 ``hooks.py`` hands the pages to MkDocs. They are not committed, so they cannot be out of date.
 """
 
+import ast
 import inspect
 import pkgutil
 import sys
 from collections.abc import Iterable, Mapping
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -19,6 +21,7 @@ from bitbrush.methods import DEFAULT_METHOD, METHODS
 from bitbrush.methods.method import Method
 from bitbrush.methods.recipe import DEFAULT_ACTIVATION_BITS, KEYS, Recipe
 
+ROOT = Path(__file__).resolve().parents[1]
 GROUPS = {
     "Quantize": ("load_full_precision", "quantize", "Quantization", "recalibrate"),
     "Save and load": ("save", "load", "register", "read_manifest"),
@@ -39,6 +42,7 @@ def pages() -> dict[str, str]:
         "reference/commands.md": commands_page(),
         "reference/api.md": api_page(),
         "reference/metrics.md": metrics_page(),
+        "examples.md": examples_page(),
     }
 
 
@@ -170,6 +174,21 @@ Functions from two equally long sets of images or features to numbers. [QDiffBen
 a benchmark reports, and how they are read.
 
 {text}"""
+
+
+def examples_page() -> str:
+    """Returns the scripts of ``examples/``, each with what its docstring says."""
+    return "# Examples\n\nThe tests run these scripts.\n\n" + "\n".join(
+        example(path) for path in sorted((ROOT / "examples").glob("*.py"))
+    )
+
+
+def example(path: Path) -> str:
+    """Returns the section of one script: its docstring as text, its code without it."""
+    source = path.read_text(encoding="utf-8")
+    docstring = ast.get_docstring(ast.parse(source)) or ""
+    text = source.split('"""', 2)[2].strip()
+    return f"## `{path.name}`\n\n{markdown(docstring)}\n\n```python\n{text}\n```\n"
 
 
 def entry(name: str, members: list[str] | None = None) -> str:
