@@ -30,8 +30,13 @@ GROUPS = {
     "What a model is loaded by": ("ModelOptions", "Lora"),
 }
 """Public names by heading; those that no group lists get a heading of their own."""
-SHOWN = {"Recipe": ["name", "plan", "plan_with", "updated", "to_dict"]}
-"""Members that are shown, where that is not all of them."""
+SHOWN = {
+    "Quantization": ["pipeline", "save"],
+    "Recipe": ["name", "plan", "plan_with", "updated", "to_dict"],
+    "ModelOptions": [],
+    "Lora": ["parse"],
+}
+"""Members that are shown, where that is not all of a class's own."""
 
 
 def pages() -> dict[str, str]:
@@ -49,7 +54,7 @@ def pages() -> dict[str, str]:
 def recipe_page() -> str:
     """Returns the table of recipe keys."""
     rows = (
-        (f"`{name}`", default_of(name), declared.summary, "yes" if declared.recalibrates else "")
+        (f"`{name}`", default_of(name), "yes" if declared.recalibrates else "", declared.summary)
         for name, declared in KEYS.items()
     )
     return f"""# Recipe keys
@@ -68,9 +73,9 @@ error. The option of a key is its name with dashes: `--num-prompts`; that of `pi
 `--pipeline-argument`.
 
 The default is that of `{DEFAULT_METHOD}`, the default method, at {DEFAULT_ACTIVATION_BITS} activation bits. Other
-methods' defaults stand [with them](methods.md). `bitbrush recalibrate` may change the keys of the last column.
+methods' defaults stand [with them](methods.md). `bitbrush recalibrate` may change the keys of the third column.
 
-{table(("key", "default", "meaning", "recalibrate"), rows)}
+{table(("key", "default", "recalibrate", "meaning"), rows)}
 """
 
 
@@ -143,7 +148,7 @@ def command_section(name: str, command: Any) -> str:
 def api_page() -> str:
     """Returns the reference of the public names, which mkdocstrings fills in."""
     grouped = set(chain.from_iterable(GROUPS.values()))
-    others = {name: (name,) for name in bitbrush.__all__ if name not in grouped and name not in {"METHODS"}}
+    others = {name: (name,) for name in bitbrush.__all__ if name not in {*grouped, "METHODS", "register_method"}}
     sections = {
         heading: [entry(f"bitbrush.{name}", SHOWN.get(name)) for name in names]
         for heading, names in (GROUPS | others).items()
@@ -152,6 +157,7 @@ def api_page() -> str:
         "Methods": [
             f"`bitbrush.METHODS` holds the methods by name. `bitbrush.METHODS[{DEFAULT_METHOD!r}].recipe()` returns "
             "the recipe of its defaults.\n",
+            entry("bitbrush.register_method"),
             *(entry(f"bitbrush.methods.{name}") for name in ("method.Method", "stage.Stage", "registry.Methods")),
         ]
     }
@@ -198,6 +204,7 @@ def entry(name: str, members: list[str] | None = None) -> str:
         "show_root_heading": not is_module,
         "heading": None if is_module else name.removeprefix("bitbrush.").rpartition(".")[2],
         "members": members,
+        "inherited_members": members or None,
     }
     lines = [f"      {key}: {yaml(value)}" for key, value in options.items() if value is not None]
     return "\n".join([f"::: {name}", "    options:", *lines, ""])
