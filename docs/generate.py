@@ -60,7 +60,7 @@ def recipe_page() -> str:
     return f"""# Recipe keys
 
 A recipe holds everything that decides what a quantization yields, apart from the model and the prompts. Options of
-`bitbrush quantize`, arguments of `bitbrush.quantize` and recipe files (`--recipe FILE`, TOML or JSON) use the same keys:
+`bitbrush quantize`, arguments of `bitbrush.quantize` and recipe files (`--recipe FILE`, TOML or JSON) share its keys:
 
 ```toml
 method = "pcr"
