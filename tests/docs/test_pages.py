@@ -25,8 +25,6 @@ TEXTS = sorted(
     path.relative_to(ROOT).as_posix()
     for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "training").rglob("README.md")]
 )
-REMOVED_OPTIONS = {"docs/stages/README.md"}
-"""Pages that show a command of an earlier version, and say so."""
 
 
 def read(name: str) -> str:
@@ -49,7 +47,7 @@ def test_links_lead_to_files(name: str) -> None:
     assert not [path for path in targets(read(name), name) if not (ROOT / path).exists() and path not in generated]
 
 
-@pytest.mark.parametrize("name", [name for name in TEXTS if name not in REMOVED_OPTIONS])
+@pytest.mark.parametrize("name", TEXTS)
 def test_commands_and_options_that_pages_show_exist(name: str) -> None:
     known: Any = typer.main.get_command(app)
     for words in commands(read(name)):
