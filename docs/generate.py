@@ -54,7 +54,7 @@ def pages() -> dict[str, str]:
 def recipe_page() -> str:
     """Returns the table of recipe keys."""
     rows = (
-        (f"`{name}`", default_of(name), "yes" if declared.recalibrates else "", declared.summary)
+        (f"`{name}`", default_of(name), declared.summary + (" ↻" if declared.recalibrates else ""))
         for name, declared in KEYS.items()
     )
     return f"""# Recipe keys
@@ -73,9 +73,9 @@ error. The option of a key is its name with dashes: `--num-prompts`; that of `pi
 `--pipeline-argument`.
 
 The default is that of `{DEFAULT_METHOD}`, the default method, at {DEFAULT_ACTIVATION_BITS} activation bits. Other
-methods' defaults stand [with them](methods.md). `bitbrush recalibrate` may change the keys of the third column.
+methods' defaults stand [with them](methods.md). `bitbrush recalibrate` may change the keys that have a ↻.
 
-{table(("key", "default", "recalibrate", "meaning"), rows)}
+{table(("key", "default", "meaning"), rows)}
 """
 
 
