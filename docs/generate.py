@@ -202,6 +202,7 @@ def entry(name: str, members: list[str] | None = None) -> str:
     is_module = name.removeprefix("bitbrush.").count(".") > 1 and name.startswith("bitbrush.bench.metrics")
     options = {
         "show_root_heading": not is_module,
+        "show_root_toc_entry": not is_module,
         "heading": None if is_module else name.removeprefix("bitbrush.").rpartition(".")[2],
         "members": members,
         "inherited_members": members or None,
