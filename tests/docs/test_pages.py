@@ -132,3 +132,10 @@ def test_the_readmes_python_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})  # noqa: S102 - our own README
     assert (tmp_path / "apple.png").exists()
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_lists_stand_apart(name: str) -> None:
+    """MkDocs takes a list for text where no blank line stands before it."""
+    text = FENCE.sub("", read(name))
+    assert not re.findall(r"^(?!\s|- |\d+\. |<).+\n(?:- |\d+\. ).*", text, re.MULTILINE)
