@@ -41,8 +41,5 @@ def test_an_example_is_short_and_says_what_it_shows(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(SCRIPTS - {MAKER}))
 def test_an_example_runs(name: str, folder: Path) -> None:
     assert run(name, folder)
-
-
-def test_an_example_leaves_an_image(folder: Path) -> None:
-    run("load_and_generate.py", folder)
-    assert (folder / "apple.png").stat().st_size > 0
+    if name == "load_and_generate.py":
+        assert (folder / "apple.png").stat().st_size > 0

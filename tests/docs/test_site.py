@@ -1,11 +1,13 @@
-"""The site fetches nothing from elsewhere, and the wheel's check sees."""
+"""What builds and checks the site and the packages: the checks see, and hosted CI runs them."""
 
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,6 +58,17 @@ def test_a_wheel_that_lacks_a_file_is_found(tmp_path: Path) -> None:
         done = check("wheel_whole.py", wheel)
         assert done.returncode == (1 if left_out else 0)
         assert (f"{left_out} is missing" in done.stderr) == bool(left_out)
+
+
+def test_hosted_ci_runs_the_readmes_commands_on_every_python() -> None:
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))["jobs"]
+    steps = [
+        step["run"].removesuffix(" PYTHON=python") for job in jobs.values() for step in job["steps"] if "run" in step
+    ]
+    assert {"make demo", "make test", "make docs"} <= set(steps)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    versions = {one.rpartition(" ")[2] for one in project["classifiers"] if ":: 3." in one}
+    assert versions == set(jobs["test"]["strategy"]["matrix"]["python"])
 
 
 @pytest.mark.slow
