@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow test-shuffled test-oldest lint format clean distclean
+.PHONY: help setup demo test test-slow test-shuffled test-oldest lint format docs dist clean distclean
 
 # The first Python that is new enough and can make virtual environments. The pins were tested with 3.11, so it comes first.
 # Tried by running it: a version manager's shim may be on the path and yet point nowhere.
@@ -79,8 +79,19 @@ format: setup ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+docs: setup ## build the documentation into site/ (open site/index.html), with links checked and nothing fetched when it is read
+	@$(PIP) install $(PINNED) --no-build-isolation --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python .ci/site_offline.py site
+
+dist: setup ## build sdist and wheel into dist/ and check that the wheel is whole
+	@$(PIP) install $(PINNED) build
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python .ci/wheel_whole.py dist/*.whl
+
 clean: ## remove caches, build products and the demo's output
-	rm -rf build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist demo site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
 
 distclean: clean ## clean, and remove the environments too

@@ -25,7 +25,7 @@ def test_measured_against_the_model_with_its_lora(
     given = (model, tmp_path / "a", "--prompts", prompts, "--runtime", "reference")
     assert "LoRA style.safetensors@0.5" in refused("compare", *given)
     assert "was fused into it and is not given: add --lora FILE@0.5" in refused(
-        "grid", *given, "--no-recalibration", "-o", tmp_path / "g"
+        "plans", *given, "--no-recalibration", "-o", tmp_path / "g"
     )
     assert run("compare", *given, "--lora", lora).exit_code == 0
     small = ("--clip", "emoji-clip", "--num-images", 3, "--latents", 2)
@@ -34,14 +34,14 @@ def test_measured_against_the_model_with_its_lora(
     assert results["reference"]["notes"] == ["with LoRA style.safetensors, scale 0.5"]
     assert results["candidates"][0]["problem"] is None
     plan = ("--steps", "2", "--schedulers", "ddim", "--no-recalibration")
-    assert run("grid", *given, *plan, "-o", tmp_path / "g", "--lora", lora).exit_code == 0
+    assert run("plans", *given, *plan, "-o", tmp_path / "g", "--lora", lora).exit_code == 0
 
 
-@pytest.mark.parametrize("command", ["compare", "bench", "grid", "quantize", "sensitivity"])
+@pytest.mark.parametrize("command", ["compare", "bench", "plans", "quantize", "sensitivity"])
 def test_an_unknown_model_is_told_before_missing_prompts(
     refused: Callable[..., str], artifact: Path, tmp_path: Path, command: str
 ) -> None:
-    candidate = (artifact,) if command in ("compare", "bench", "grid") else ()
+    candidate = (artifact,) if command in ("compare", "bench", "plans") else ()
     output = ("-o", tmp_path / "o") if command != "compare" else ()
     message = refused(command, "emoji-sx", *candidate, *output)
     assert "model 'emoji-sx' is neither bundled" in message

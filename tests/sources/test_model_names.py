@@ -103,9 +103,9 @@ def test_a_revision_is_told() -> None:
         require_known("a/b", "x")
 
 
-@pytest.mark.parametrize("command", ["quantize", "sensitivity", "ablate", "generate", "compare", "bench", "grid"])
+@pytest.mark.parametrize("command", ["quantize", "sensitivity", "ablate", "generate", "compare", "bench", "plans"])
 def test_commands_know_it_before_they_import_diffusers(command: str, tmp_path: Path) -> None:
-    rest = {"generate": ["a cat"], "compare": ["x"], "bench": ["x"], "grid": ["x"]}.get(command, [])
+    rest = {"generate": ["a cat"], "compare": ["x"], "bench": ["x"], "plans": ["x"]}.get(command, [])
     output = [] if command == "compare" else ["-o", str(tmp_path / "new")]
     code = (
         "import sys\n"

@@ -11,8 +11,8 @@ from bitbrush.cli.compare import compare
 from bitbrush.cli.console import reporting_errors
 from bitbrush.cli.demo import demo
 from bitbrush.cli.generate import generate
-from bitbrush.cli.grid import grid
 from bitbrush.cli.inspect import inspect
+from bitbrush.cli.plans import plans
 from bitbrush.cli.quantize import quantize
 from bitbrush.cli.recalibrate import recalibrate
 from bitbrush.cli.sensitivity import sensitivity
@@ -26,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (quantize, recalibrate, generate, compare, bench, grid, ablate, sensitivity, inspect, demo):
+for command in (quantize, recalibrate, generate, compare, bench, plans, ablate, sensitivity, inspect, demo):
     app.command()(reporting_errors(command))
 
 

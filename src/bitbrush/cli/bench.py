@@ -10,7 +10,6 @@ import typer
 from bitbrush.bench.networks import BUNDLED_CLIP, USUAL_CLIP
 from bitbrush.cli.console import note, quiet_libraries, resumable, say, show, table, warn
 from bitbrush.cli.execution import DtypeOption, MemoryOption, RuntimeOption, announce
-from bitbrush.cli.grid import grid_of_bench
 from bitbrush.cli.options import (
     Config,
     Images,
@@ -21,6 +20,7 @@ from bitbrush.cli.options import (
     Variant,
     model_options,
 )
+from bitbrush.cli.plans import plans_of_bench
 from bitbrush.cli.progress import shown
 from bitbrush.session.progress import silent
 from bitbrush.sources.model_names import require_known
@@ -65,9 +65,9 @@ def bench(
     dtype: DtypeOption = None,
     memory: MemoryOption = "expanded",
     pictures: Annotated[Path | None, typer.Option(help="Folder of pictures, shared by benchmarks [in output].")] = None,
-    grid: Annotated[
+    plans: Annotated[
         str | None,
-        typer.Option(help="steps,scheduler or one of them: tabulate over these instead, as `bitbrush grid` does."),
+        typer.Option(help="steps,scheduler or one of them: tabulate over these instead, as `bitbrush plans` does."),
     ] = None,
     pipeline_arguments: PipelineArguments = None,
     images: Images = None,
@@ -78,8 +78,8 @@ def bench(
     loras: Loras = None,
 ) -> None:
     """Measure what artifacts kept of their full-precision model, and write a report."""
-    if grid is not None:
-        grid_of_bench(grid, reference, candidates, output, _given(context))
+    if plans is not None:
+        plans_of_bench(plans, reference, candidates, output, _given(context))
         return
     require_known(reference, revision)
     quiet_libraries()

@@ -201,7 +201,7 @@ def _document(name: str, schedule: "ActivationSchedule") -> dict[str, Any]:
         }
         for timestep, qparams in zip(schedule.timesteps, schedule.qparams, strict=True)
     ]
-    return {"layer": name, "grids": all_qparams}
+    return {"layer": name, "qparams": all_qparams}
 
 
 def _print_ranges(name: str, schedule: "ActivationSchedule") -> None:

@@ -1,4 +1,4 @@
-"""``bitbrush grid``."""
+"""``bitbrush plans``."""
 
 import shlex
 import sys
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bitbrush.bench.metrics.interval import Interval
 
 
-def grid(
+def plans(
     model: Annotated[str, typer.Argument(help="Full-precision model: bundled name, directory or hub id.")],
     artifact: Annotated[Path, typer.Argument(metavar="DIR", help="What `bitbrush quantize` made of it.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Directory for results.json and report.html.")],
@@ -112,32 +112,32 @@ APPLY = {
     "config": "config",
     "loras": "loras",
 }
-"""Options of ``bitbrush bench`` that a grid has too, with their names there."""
+"""Options of ``bitbrush bench`` that `plans` has too, with their names there."""
 
 
-def grid_of_bench(axes: str, model: str, candidates: Sequence[str], output: Path, given: Mapping[str, object]) -> None:
-    """``bitbrush bench --grid AXES``: the grid over these axes; the other stays at the artifact's plan, or as given.
+def plans_of_bench(axes: str, model: str, candidates: Sequence[str], output: Path, given: Mapping[str, object]) -> None:
+    """``bitbrush bench --plans AXES``: the table over these axes; the other stays at the artifact's plan, or as given.
 
-    ``given``: the options of ``bench`` that its user gave, by name. Raises ValueError for those that a grid has not.
+    ``given``: the options of ``bench`` that its user gave, by name. Raises ValueError for those that `plans` has not.
     """
     from bitbrush.artifact.manifest import read_manifest
 
     named = [axis.strip() for axis in axes.split(",")]
     if unknown := [axis for axis in named if axis not in AXES]:
-        raise ValueError(f"grid is {axes!r}; {unknown[0]!r} is none of its axes, which are {','.join(AXES)}")
+        raise ValueError(f"plans is {axes!r}; {unknown[0]!r} is none of its axes, which are {','.join(AXES)}")
     if len(candidates) > 1:
         raise ValueError(
-            f"--grid takes one artifact, not {len(candidates)}; run it for each, with an output of its own"
+            f"--plans takes one artifact, not {len(candidates)}; run it for each, with an output of its own"
         )
-    others = [name for name in given if name not in APPLY and name not in (*AXES, "grid")]
+    others = [name for name in given if name not in APPLY and name not in (*AXES, "plans")]
     if others or any(axis in given for axis in named):
         name = next(iter(others), named[0]).replace("_", "-")
-        raise ValueError(f"--{name} does not apply to --grid {axes}; `bitbrush grid` has all options of a grid")
+        raise ValueError(f"--{name} does not apply to --plans {axes}; `bitbrush plans` has all options of this table")
     manifest = read_manifest(candidates[0])
     fixed = {"steps": manifest["recipe"]["steps"], "scheduler": manifest["plan"]["scheduler"]}
     kept = {axis: str(given.get(axis, fixed[axis])) for axis in AXES if axis not in named}
     options: dict[str, Any] = {APPLY[name]: value for name, value in given.items() if name in APPLY}
-    grid(model, Path(candidates[0]), output, kept.get("steps"), kept.get("scheduler"), **options)
+    plans(model, Path(candidates[0]), output, kept.get("steps"), kept.get("scheduler"), **options)
 
 
 def _numbers(text: str | None) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""bitbrush grid: cells measured once and kept, ratios to recalibrating, refusals that name what fits."""
+"""bitbrush plans: cells measured once and kept, ratios to recalibrating, refusals that name what fits."""
 
 import importlib
 import json
@@ -29,7 +29,7 @@ def measure(run: Callable[..., Result], model: Path, prompts: Path) -> Callable[
 
     def invoke(artifact: Path, output: Path, *options: object) -> dict[str, Any]:
         given = ("--prompts", prompts, "--calibration-prompts", prompts, "--runtime", "reference")
-        result = run("grid", model, artifact, "-o", output, *given, *options)
+        result = run("plans", model, artifact, "-o", output, *given, *options)
         assert result.exit_code == 0, result.output
         figures = takewhile(str.strip, result.stdout.splitlines())
         assert max(len(line.rstrip()) for line in figures) <= 80
@@ -104,18 +104,18 @@ def test_as_an_option_of_bench(
 ) -> None:
     """The other axis stays at the artifact's own, and options that a grid has not are refused."""
     given = ("bench", model, artifact, "--prompts", prompts, "--runtime", "reference", "-o", tmp_path / "g")
-    message = refused(*given, "--grid", "steps,scheduler")
+    message = refused(*given, "--plans", "steps,scheduler")
     assert "with --calibration-prompts (or give --no-recalibration)" in message
-    assert "'guidance' is none of its axes, which are steps,scheduler" in refused(*given, "--grid", "guidance")
-    assert "--clip does not apply to --grid steps" in refused(*given, "--grid", "steps", "--clip", "emoji-clip")
-    assert "--steps does not apply to --grid steps" in refused(*given, "--grid", "steps", "--steps", 3)
+    assert "'guidance' is none of its axes, which are steps,scheduler" in refused(*given, "--plans", "guidance")
+    assert "--clip does not apply to --plans steps" in refused(*given, "--plans", "steps", "--clip", "emoji-clip")
+    assert "--steps does not apply to --plans steps" in refused(*given, "--plans", "steps", "--steps", 3)
 
 
 def test_bench_of_a_bundled_model_tabulates(monkeypatch: pytest.MonkeyPatch, artifact: Path, tmp_path: Path) -> None:
-    command = importlib.import_module("bitbrush.cli.grid")  # of the room, the name is the command
+    command = importlib.import_module("bitbrush.cli.plans")  # of the room, the name is the command
     called: list[tuple[object, ...]] = []
-    monkeypatch.setattr(command, "grid", lambda *given, **options: called.append((given, options)))
-    command.grid_of_bench("steps", "emoji-sd", [str(artifact)], tmp_path, {"num_images": 4, "grid": "steps"})
+    monkeypatch.setattr(command, "plans", lambda *given, **options: called.append((given, options)))
+    command.plans_of_bench("steps", "emoji-sd", [str(artifact)], tmp_path, {"num_images": 4, "plans": "steps"})
     assert called == [(("emoji-sd", artifact, tmp_path, None, "PNDMScheduler"), {"num_prompts": 4})]
 
 
@@ -132,7 +132,7 @@ def test_a_damaged_cell_is_named(
     (path,) = (tmp_path / "g" / "cells").iterdir()
     path.write_bytes(path.read_bytes()[:100])
     given = ("--prompts", prompts, "--runtime", "reference", *plan)
-    assert "is damaged" in refused("grid", model, artifact, "-o", tmp_path / "g", *given)
+    assert "is damaged" in refused("plans", model, artifact, "-o", tmp_path / "g", *given)
 
 
 def test_a_plan_whose_latents_break_is_kept_as_such(tmp_path: Path) -> None:
@@ -175,13 +175,13 @@ def test_schedulers_that_do_not_fit(
     refused: Callable[..., str], model: Path, artifact: Path, prompts: Path, tmp_path: Path
 ) -> None:
     given = ("-o", tmp_path / "g", "--prompts", prompts, "--calibration-prompts", prompts, "--runtime", "reference")
-    message = refused("grid", model, artifact, *given, "--schedulers", "flow_euler")
+    message = refused("plans", model, artifact, *given, "--schedulers", "flow_euler")
     assert "is no flow-matching model; those that fit are pndm, ddim, ddpm, euler" in message
-    assert "steps is 'ten'; expected whole numbers" in refused("grid", model, artifact, *given, "--steps", "ten")
+    assert "steps is 'ten'; expected whole numbers" in refused("plans", model, artifact, *given, "--steps", "ten")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()
     other = ("-o", tmp_path / "other", "--prompts", prompts)
-    assert "holds thesis.tex, which no grid wrote" in refused("grid", model, artifact, *other)
+    assert "holds thesis.tex, which no grid wrote" in refused("plans", model, artifact, *other)
 
 
 @pytest.mark.parametrize(
@@ -223,8 +223,8 @@ def test_pictures_to_start_from(
     assert run(*made, "--steps", 4).exit_code == 0
     given = (tmp_path / "model", tmp_path / "a", "--prompts", prompts, "--runtime", "reference")
     plans = ("--steps", "4", "--schedulers", "ddim", "--calibration-prompts", prompts)
-    assert "give image" in refused("grid", *given, *plans, "-o", tmp_path / "g")
-    assert run("grid", *given, *plans, "-o", tmp_path / "g", *pictures).exit_code == 0
+    assert "give image" in refused("plans", *given, *plans, "-o", tmp_path / "g")
+    assert run("plans", *given, *plans, "-o", tmp_path / "g", *pictures).exit_code == 0
     (cell,) = json.loads((tmp_path / "g" / "results.json").read_text(encoding="utf-8"))["cells"]
     assert np.isfinite(cell["ratios"]["of_means"]["mean"])
     compared = run("compare", *given, "--json", *pictures)
