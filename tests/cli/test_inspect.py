@@ -38,7 +38,7 @@ def test_a_layers_range(run: Callable[..., Result], artifact: Path, tmp_path: Pa
     assert LAYER in result.stdout
     assert "━" in result.stdout
     assert plot.read_text(encoding="utf-8").startswith("<svg")
-    all_qparams = json.loads(run("inspect", artifact, "--layer", LAYER, "--json").stdout)["grids"]
+    all_qparams = json.loads(run("inspect", artifact, "--layer", LAYER, "--json").stdout)["qparams"]
     assert [qparams["timestep"] for qparams in all_qparams] == [501.0, 1.0]
     assert all(qparams["low"] <= 0 <= qparams["high"] and qparams["bits"] == 8 for qparams in all_qparams)
 

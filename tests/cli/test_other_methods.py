@@ -43,4 +43,4 @@ def test_made_planned_inspected_and_run(
         assert "found at run time; there is nothing to plot" in said
     else:
         assert "one static range for all steps" in shown
-        assert len(document["grids"]) == 1
+        assert len(document["qparams"]) == 1
