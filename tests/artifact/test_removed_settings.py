@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import bitbrush
 from bitbrush import METHODS, Quantization, Recipe
 from bitbrush.artifact.denoiser import CONFIG, WEIGHTS, load_denoiser
-from bitbrush.artifact.manifest import ArtifactError
+from bitbrush.artifact.manifest import ArtifactError, read_manifest
 from bitbrush.artifact.store import require_free
 from bitbrush.methods.removed import KEYS, VALUES
 from bitbrush.runtime.choose import RuntimeName, choose_runtime
@@ -112,3 +112,18 @@ def test_scales_of_groups_are_refused_by_layer(artifact: Path) -> None:
     bitbrush.register()
     with pytest.raises(ValueError, match="layer conv_out has scales for groups of its inputs"):
         StableDiffusionPipeline.from_pretrained(artifact)
+
+
+def test_a_key_of_an_earlier_name_is_read_by_its_name_of_today() -> None:
+    assert Recipe().updated({"fine": ["conv_in"]}) == Recipe(high_precision=("conv_in",))
+
+
+def test_an_artifact_with_earlier_names_works_as_before(artifact: Path) -> None:
+    expected = read_manifest(artifact)
+    with edited(artifact / "manifest.json") as manifest:
+        manifest["recipe"]["fine"] = manifest["recipe"].pop("high_precision")
+        for layer in manifest["layers"]:
+            layer["edge"] = layer.pop("high_precision")
+    assert read_manifest(artifact)["layers"] == expected["layers"]
+    assert Recipe().updated(read_manifest(artifact)["recipe"]) == Recipe().updated(expected["recipe"])
+    bitbrush.load(artifact, runtime="reference")
