@@ -154,7 +154,7 @@ def steps() -> None:
         schedules = bench.schedules(bits, high_precision_names=16)
         cells = []
         for part in [*fifths, set(planned)]:
-            with quantized(pipe.unet, names, partial(_grid_within, part, schedules)):
+            with quantized(pipe.unet, names, partial(_qparams_within, part, schedules)):
                 images = generate(pipe, bench.unseen, PLAN).images
             interval = bootstrap_mean(psnr(reference.images, images))
             cells.append(f"{interval.mean:.1f} ({interval.low:.1f} to {interval.high:.1f})")
@@ -186,7 +186,7 @@ def drift() -> None:
         print(f"| A{bits} | " + " | ".join(cells) + " |", flush=True)
 
 
-def _grid_within(part: set[float], schedules: Mapping[str, ActivationSchedule], name: str) -> QParams | None:
+def _qparams_within(part: set[float], schedules: Mapping[str, ActivationSchedule], name: str) -> QParams | None:
     return schedules[name].now() if TRACKER.timestep in part else None
 
 

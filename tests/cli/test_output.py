@@ -16,9 +16,14 @@ from rich.cells import cell_len
 from typer.testing import CliRunner
 
 from bitbrush.bench.comparison import Comparison
-from bitbrush.bench.grid_figures import CellFigures, FidelityFigures, Ratios, Spread
-from bitbrush.bench.grid_plans import GridPlan
 from bitbrush.bench.metrics.interval import Interval
+from bitbrush.bench.plans.figures import (
+    CellFigures,
+    FidelityFigures,
+    Ratios,
+    Spread,
+)
+from bitbrush.bench.plans.plan_list import Plan
 from bitbrush.bench.sensitivity import StepSensitivity
 from bitbrush.cli import app
 from bitbrush.cli.ablate import _print as print_ablation
@@ -91,7 +96,7 @@ def print_grid() -> None:
     figures = FidelityFigures(*(Spread(interval(value), interval(value)) for value in (3e-5, 35.2)))
     cells = [
         CellFigures(
-            GridPlan(SamplingPlan(steps, 7.5, name), name, steps),
+            Plan(SamplingPlan(steps, 7.5, name), name, steps),
             is_calibrated=steps == 10,
             artifact=figures,
             recalibrated=figures,

@@ -11,11 +11,16 @@ import numpy as np
 import pytest
 from click.testing import Result
 
-from bitbrush.bench import grid
-from bitbrush.bench.grid_cells import FailedCell, read_cell, write_cell
-from bitbrush.bench.grid_figures import CellFigures, Ratios, cell_figures, headline
-from bitbrush.bench.grid_plans import GridPlan
 from bitbrush.bench.metrics.interval import Interval
+from bitbrush.bench.plans import measure as measuring
+from bitbrush.bench.plans.cells import FailedCell, read_cell, write_cell
+from bitbrush.bench.plans.figures import (
+    CellFigures,
+    Ratios,
+    cell_figures,
+    headline,
+)
+from bitbrush.bench.plans.plan_list import Plan
 from bitbrush.timeline.plan import SamplingPlan
 from tests.artifact.pipelines import CASES, pipeline
 from tests.cli.conftest import FAST
@@ -95,14 +100,14 @@ def test_goes_on_where_it_was_ended(
     def nothing(*_: object, **__: object) -> None:
         raise AssertionError("generated again")
 
-    monkeypatch.setattr(grid, "generate_each", nothing)
+    monkeypatch.setattr(measuring, "generate_each", nothing)
     assert measure(artifact, folder, *PLANS, "--no-recalibration")["cells"] == first["cells"]
 
 
 def test_as_an_option_of_bench(
     run: Callable[..., Result], refused: Callable[..., str], model: Path, artifact: Path, prompts: Path, tmp_path: Path
 ) -> None:
-    """The other axis stays at the artifact's own, and options that a grid has not are refused."""
+    """The other axis stays at the artifact's own, and options that `plans` has not are refused."""
     given = ("bench", model, artifact, "--prompts", prompts, "--runtime", "reference", "-o", tmp_path / "g")
     message = refused(*given, "--plans", "steps,scheduler")
     assert "with --calibration-prompts (or give --no-recalibration)" in message
@@ -136,7 +141,7 @@ def test_a_damaged_cell_is_named(
 
 
 def test_a_plan_whose_latents_break_is_kept_as_such(tmp_path: Path) -> None:
-    planned = GridPlan(SamplingPlan(1, 7.5, "ddim"), "DDIMScheduler", 1)
+    planned = Plan(SamplingPlan(1, 7.5, "ddim"), "DDIMScheduler", 1)
     failed = FailedCell(planned, is_calibrated=False, problem="the latents of prompt 'a cat' hold NaN")
     write_cell(failed, tmp_path / "cell")
     assert read_cell(planned, tmp_path / "cell", is_calibrated=False) == failed
@@ -145,7 +150,7 @@ def test_a_plan_whose_latents_break_is_kept_as_such(tmp_path: Path) -> None:
 
 
 def measured_cell(ratio: Interval) -> CellFigures:
-    planned = GridPlan(SamplingPlan(10, 7.5, "ddim"), "DDIMScheduler", 10)
+    planned = Plan(SamplingPlan(10, 7.5, "ddim"), "DDIMScheduler", 10)
     return CellFigures(planned, is_calibrated=False, ratios=Ratios(ratio, ratio))
 
 
@@ -181,7 +186,7 @@ def test_schedulers_that_do_not_fit(
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()
     other = ("-o", tmp_path / "other", "--prompts", prompts)
-    assert "holds thesis.tex, which no grid wrote" in refused("plans", model, artifact, *other)
+    assert "holds thesis.tex, which no comparison of plans wrote" in refused("plans", model, artifact, *other)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +198,7 @@ def test_schedulers_that_do_not_fit(
     ],
 )
 def test_what_a_family_can_run_is_found_out(name: str, wrong: str, message: str) -> None:
-    from bitbrush.bench.grid_plans import grid_plans
+    from bitbrush.bench.plans.plan_list import list_plans
     from bitbrush.timeline.trajectory import prompt_batches
 
     case = CASES[name]
@@ -202,8 +207,8 @@ def test_what_a_family_can_run_is_found_out(name: str, wrong: str, message: str)
     base = SamplingPlan(2, case.keys["guidance_scale"], None, arguments)
     (batch,) = prompt_batches(("a cat",), 0, 1, inputs=case.inputs)
     with pytest.raises(ValueError, match=message):
-        grid_plans(pipe, base, (wrong,), (), batch)
-    few = grid_plans(pipe, base, (), (), batch)
+        list_plans(pipe, base, (wrong,), (), batch)
+    few = list_plans(pipe, base, (), (), batch)
     assert {one.plan.steps for one in few} == {1, 2, 4}
     if name == "sd3":
         assert {one.plan.scheduler for one in few} == {"flow_euler", "flow_heun"}

@@ -15,9 +15,9 @@ from bitbrush.cli.progress import shown
 from bitbrush.sources.model_names import require_known
 
 if TYPE_CHECKING:
-    from bitbrush.bench.grid_figures import CellFigures
-    from bitbrush.bench.grid_plans import GridPlan
     from bitbrush.bench.metrics.interval import Interval
+    from bitbrush.bench.plans.figures import CellFigures
+    from bitbrush.bench.plans.plan_list import Plan
 
 
 def plans(
@@ -56,16 +56,21 @@ def plans(
     """Run an artifact by other schedulers and steps than it was calibrated for, against recalibrating for each."""
     require_known(model, revision)
     quiet_libraries()
-    from bitbrush.bench.grid import Recalibration
-    from bitbrush.bench.grid_plans import grid_plans
-    from bitbrush.bench.grid_run import REPORT, open_grid, require_grid_folder, run_grid
+    from bitbrush.bench.plans.measure import Recalibration
+    from bitbrush.bench.plans.plan_list import list_plans
+    from bitbrush.bench.plans.run import (
+        REPORT,
+        open_plans,
+        require_plans_folder,
+        run_plans,
+    )
     from bitbrush.bench.subjects import plan_for
     from bitbrush.sources.input_images import read_inputs
     from bitbrush.sources.models import find_model
     from bitbrush.sources.prompts import calibration_prompts, held_out_prompts, too_long
     from bitbrush.timeline.trajectory import prompt_batches
 
-    require_grid_folder(output)
+    require_plans_folder(output)
     counts, names = _numbers(steps), [one.strip() for one in (schedulers or "").split(",") if one.strip()]
     options = model_options(revision, variant, config, loras)
     find_model(model, options)
@@ -79,11 +84,11 @@ def plans(
     texts = [prompt for one in sets.values() for prompt in one]
     batches = prompt_batches(texts, seed, batch_size, inputs=inputs)
     choice = chosen(runtime, dtype, memory)
-    job = open_grid(model, artifact, batches, choice, options=options, recalibration=recalibration)
+    job = open_plans(model, artifact, batches, choice, options=options, recalibration=recalibration)
     tell_executions(job.quantized)
     for message in (*job.subject.notes, *too_long(job.full, texts)):
         warn(message)
-    plans = grid_plans(job.full, base, names, counts, batches[0])
+    plans = list_plans(job.full, base, names, counts, batches[0])
     note(_announcement(model, artifact, plans, len(texts), job.recalibration is not None))
     facts = {
         "Prompts": ", ".join(f"{len(one)} of {name}" for name, one in sets.items()),
@@ -91,7 +96,7 @@ def plans(
     }
     command = shlex.join(["bitbrush", *sys.argv[1:]])
     with resumable():
-        figures = run_grid(job, plans, output, facts, command=command, progress=shown)
+        figures = run_plans(job, plans, output, facts, command=command, progress=shown)
     _print(figures)
     note(f"{output / REPORT}\nOpen it in a browser.")
 
@@ -150,7 +155,7 @@ def _numbers(text: str | None) -> tuple[int, ...]:
     return numbers
 
 
-def _announcement(model: str, artifact: Path, plans: "Sequence[GridPlan]", pictures: int, recalibrates: bool) -> str:
+def _announcement(model: str, artifact: Path, plans: "Sequence[Plan]", pictures: int, recalibrates: bool) -> str:
     plan = plans[0].plan
     names = ", ".join(dict.fromkeys(str(one.plan.scheduler) for one in plans))
     steps = ", ".join(dict.fromkeys(str(one.plan.steps) for one in plans))
@@ -162,7 +167,7 @@ def _announcement(model: str, artifact: Path, plans: "Sequence[GridPlan]", pictu
 
 
 def _print(figures: "Sequence[CellFigures]") -> None:
-    from bitbrush.bench.grid_figures import headline
+    from bitbrush.bench.plans.figures import headline
 
     columns = ["scheduler", "steps", "latent\nMSE", "PSNR"]
     recalibrated = any(one.recalibrated for one in figures)

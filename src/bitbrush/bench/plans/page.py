@@ -1,15 +1,21 @@
-"""``report.html`` of a grid: a table coloured by what foreign plans cost, all figures, and the worst pairs."""
+"""``report.html`` of `plans`: a table coloured by what foreign plans cost, all figures, and the worst pairs."""
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bitbrush.bench.grid_cells import FailedCell, GridCell
-from bitbrush.bench.grid_figures import TOLERATED, CellFigures, Standing, headline, standing
 from bitbrush.bench.metrics.interval import Interval
 from bitbrush.bench.metrics.paired import LATENT_MSE, PSNR
 from bitbrush.bench.number_format import format_interval, format_number
+from bitbrush.bench.plans.cells import FailedCell, PlanCell
+from bitbrush.bench.plans.figures import (
+    TOLERATED,
+    CellFigures,
+    Standing,
+    headline,
+    standing,
+)
 from bitbrush.bench.report import SHOWN, WIDEST, picture_uri
 from bitbrush.bench.templating import environment
 
@@ -35,17 +41,17 @@ class _Row:
     cells: Sequence[tuple[str, str] | None]
 
 
-def grid_page(
+def plans_page(
     name: str,
     figures: Sequence[CellFigures],
-    cells: Sequence[GridCell | FailedCell],
+    cells: Sequence[PlanCell | FailedCell],
     prompts: Sequence[str],
     facts: dict[str, str],
     command: str,
 ) -> str:
     """As HTML; ``cells`` are those of the ``figures``, and ``prompts`` those of their pictures."""
     against = any(one.ratios for one in figures)
-    measured = [one for one in cells if isinstance(one, GridCell)]
+    measured = [one for one in cells if isinstance(one, PlanCell)]
     small = not measured or max(measured[0].full.shape[1:3]) <= WIDEST
     page = {
         "title": f"{name} with other plans than it was calibrated for",
@@ -61,7 +67,7 @@ def grid_page(
         "facts": facts,
         "command": command,
     }
-    return environment().get_template("grid.html.j2").render(page=page)
+    return environment().get_template("plans.html.j2").render(page=page)
 
 
 def _heat(figures: Sequence[CellFigures], *, against: bool) -> dict[str, Any]:
@@ -102,7 +108,7 @@ def _ratio_cell(one: CellFigures) -> _HeatCell:
 
 
 def _error_cell(one: CellFigures, low: float, high: float) -> _HeatCell:
-    """Of a grid without recalibration: the larger the error among those of the grid, the deeper."""
+    """Colours without recalibration: the larger a plan's error among all plans, the deeper."""
     if one.artifact is None:
         return _HeatCell("–", ["not measured"])
     error = one.artifact.latent_mse.median
@@ -143,7 +149,7 @@ def _figures(one: CellFigures, *, against: bool) -> list[tuple[str, str] | None]
     return cells
 
 
-def _pairs(cell: GridCell, prompts: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _pairs(cell: PlanCell, prompts: Sequence[str]) -> Iterator[dict[str, Any]]:
     again = cell.recalibrated
     for place, index in enumerate(cell.worst.tolist()):
         pictures = [("full precision", picture_uri(cell.full[place]))]

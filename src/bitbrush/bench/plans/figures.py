@@ -1,4 +1,4 @@
-"""The figures of a grid: of every cell medians and means over the pictures, and what recalibrating would change."""
+"""The figures of `plans`: of every cell medians and means over the pictures, and what recalibrating would change."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,10 +8,10 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from bitbrush.bench.grid_cells import FailedCell, Fidelity, GridCell
-from bitbrush.bench.grid_plans import GridPlan
 from bitbrush.bench.metrics.counts import FEWEST_DECIDING
 from bitbrush.bench.metrics.interval import Interval, bootstrap_mean, bootstrap_ratio, median_interval
+from bitbrush.bench.plans.cells import FailedCell, Fidelity, PlanCell
+from bitbrush.bench.plans.plan_list import Plan
 
 TOLERATED = 1.3
 """The ratio of errors up to which a foreign plan counts as kept; above it recalibrating is advised."""
@@ -51,7 +51,7 @@ class Ratios:
 class CellFigures:
     """``recalibrated`` and ``ratios`` are None where nothing was recalibrated, all three where ``problem`` says why."""
 
-    planned: GridPlan
+    planned: Plan
     is_calibrated: bool
     artifact: FidelityFigures | None = None
     recalibrated: FidelityFigures | None = None
@@ -59,7 +59,7 @@ class CellFigures:
     problem: str | None = None
 
 
-def cell_figures(cell: GridCell | FailedCell) -> CellFigures:
+def cell_figures(cell: PlanCell | FailedCell) -> CellFigures:
     if isinstance(cell, FailedCell):
         return CellFigures(cell.planned, cell.is_calibrated, problem=cell.problem)
     again = cell.recalibrated

@@ -1,4 +1,4 @@
-"""The plans of a grid: schedulers down, steps across, and whether a pipeline can run each."""
+"""The plans of `plans`: schedulers down, steps across, and whether a pipeline can run each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ FEW_STEPS = (1, 2, 4)
 
 
 @dataclass(frozen=True)
-class GridPlan:
+class Plan:
     """One cell's plan; ``scheduler_class`` and ``calls``: what the pipeline makes of it, denoiser calls a picture."""
 
     plan: SamplingPlan
@@ -28,9 +28,9 @@ class GridPlan:
         return f"{self.plan.scheduler}-{self.plan.steps}"
 
 
-def grid_plans(
+def list_plans(
     pipe: DiffusionPipeline, base: SamplingPlan, schedulers: Sequence[str], steps: Sequence[int], batch: PromptBatch
-) -> tuple[GridPlan, ...]:
+) -> tuple[Plan, ...]:
     """Every scheduler with every number of steps, guidance and further arguments being those of ``base``.
 
     Without ``schedulers`` all that run and are deterministic (where none is, all that run); without ``steps`` the usual
@@ -50,7 +50,7 @@ def grid_plans(
                 calls = len(_planned(own, plan, batch))
             except (TypeError, ValueError, IndexError) as error:  # what pipelines and schedulers raise for one another
                 raise ValueError(_refusal(pipe, base, name, count, batch, error)) from error
-            made.append(GridPlan(plan, type(own.scheduler).__name__, calls))
+            made.append(Plan(plan, type(own.scheduler).__name__, calls))
     return tuple(made)
 
 

@@ -1,18 +1,18 @@
-"""``results.json`` of a grid."""
+"""``results.json`` of `plans`."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from bitbrush.bench.grid import GridJob
-from bitbrush.bench.grid_figures import CellFigures, headline
+from bitbrush.bench.plans.figures import CellFigures, headline
+from bitbrush.bench.plans.measure import PlansJob
 from bitbrush.bench.results import finite, versions
 
 SCHEMA_VERSION = 1
 
 
-def grid_results(figures: Sequence[CellFigures], job: GridJob, facts: Mapping[str, Any]) -> str:
+def plans_results(figures: Sequence[CellFigures], job: PlansJob, facts: Mapping[str, Any]) -> str:
     """As JSON; ends of intervals that do not exist are null."""
     document = {
         "schema_version": SCHEMA_VERSION,

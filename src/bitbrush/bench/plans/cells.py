@@ -1,4 +1,4 @@
-"""What was measured of one cell of a grid, and the file that keeps it."""
+"""What was measured of one plan, and the file that keeps it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitbrush.bench.array_file import damaged, read_arrays, write_arrays
-from bitbrush.bench.grid_plans import GridPlan
+from bitbrush.bench.plans.plan_list import Plan
 
 WORST = 2
 """So many pairs of every cell are kept for people to see: those that differ most."""
@@ -26,14 +26,14 @@ class Fidelity:
 
 
 @dataclass(frozen=True)
-class GridCell:
+class PlanCell:
     """``recalibrated``: the artifact with activations recalibrated for this plan, None where that was left out.
 
     ``worst`` ``(WORST,)``: the artifact's pairs with the largest latent MSE, largest first; ``full`` their
     full-precision pictures. ``is_calibrated``: this is the plan that the artifact is calibrated for.
     """
 
-    planned: GridPlan
+    planned: Plan
     is_calibrated: bool
     artifact: Fidelity
     recalibrated: Fidelity | None
@@ -45,19 +45,19 @@ class GridCell:
 class FailedCell:
     """A plan that could not be measured, and why."""
 
-    planned: GridPlan
+    planned: Plan
     is_calibrated: bool
     problem: str
 
 
-def write_cell(cell: GridCell | FailedCell, path: Path) -> None:
+def write_cell(cell: PlanCell | FailedCell, path: Path) -> None:
     """All of it, or nothing."""
     arrays: dict[str, NDArray[np.generic]] = {}
     metadata = {}
     match cell:
         case FailedCell():
             metadata["problem"] = cell.problem
-        case GridCell():
+        case PlanCell():
             arrays = {"worst": cell.worst, "full": cell.full}
             for name, one in (("artifact", cell.artifact), ("recalibrated", cell.recalibrated)):
                 if one is not None:
@@ -65,13 +65,13 @@ def write_cell(cell: GridCell | FailedCell, path: Path) -> None:
     write_arrays(arrays, metadata, path)
 
 
-def read_cell(planned: GridPlan, path: Path, *, is_calibrated: bool) -> GridCell | FailedCell:
+def read_cell(planned: Plan, path: Path, *, is_calibrated: bool) -> PlanCell | FailedCell:
     """Raises ValueError for a damaged file."""
     arrays, told = read_arrays(path)
     try:
         if "problem" in told:
             return FailedCell(planned, is_calibrated, told["problem"])
-        return GridCell(
+        return PlanCell(
             planned=planned,
             is_calibrated=is_calibrated,
             artifact=_fidelity(arrays, "artifact"),

@@ -19,10 +19,17 @@ from bitbrush.artifact.manifest import read_manifest
 from bitbrush.artifact.recalibration import recalibrate
 from bitbrush.artifact.store import load_with, save
 from bitbrush.bench.generation import NonFiniteLatents, generate_each
-from bitbrush.bench.grid_cells import WORST, FailedCell, Fidelity, GridCell, read_cell, write_cell
-from bitbrush.bench.grid_plans import GridPlan
 from bitbrush.bench.metrics.latent_mse import latent_mse
 from bitbrush.bench.metrics.psnr import psnr
+from bitbrush.bench.plans.cells import (
+    WORST,
+    FailedCell,
+    Fidelity,
+    PlanCell,
+    read_cell,
+    write_cell,
+)
+from bitbrush.bench.plans.plan_list import Plan
 from bitbrush.bench.qdiffbench import plan_facts
 from bitbrush.bench.subjects import Subject, require_alike, with_scheduler_of
 from bitbrush.methods.recipe import Recipe
@@ -46,7 +53,7 @@ class Recalibration:
 
 
 @dataclass(frozen=True)
-class GridJob:
+class PlansJob:
     """``full`` and ``quantized``: the pairs' pipelines, with what is told of each.
 
     ``batches``: the prompts measured on; ``recalibration`` None: measured against full precision alone. ``choice``
@@ -74,9 +81,9 @@ class _Made:
     images: NDArray[np.uint8]
 
 
-def measure_grid(
-    job: GridJob, plans: Sequence[GridPlan], directory: Path, progress: Progress
-) -> list[GridCell | FailedCell]:
+def measure_plans(
+    job: PlansJob, plans: Sequence[Plan], directory: Path, progress: Progress
+) -> list[PlanCell | FailedCell]:
     """Every cell, in the order of the plans; those that ``directory`` holds are not measured again.
 
     A cell's file belongs to everything that decides its figures, so another artifact, plan, prompt or runtime is never
@@ -95,19 +102,19 @@ def measure_grid(
     return [read_cell(one, paths[one], is_calibrated=own[one]) for one in plans]
 
 
-def _is_calibrated(planned: GridPlan, manifest: Mapping[str, Any]) -> bool:
+def _is_calibrated(planned: Plan, manifest: Mapping[str, Any]) -> bool:
     recipe = Recipe().updated(manifest["recipe"])
     own = (manifest["plan"]["scheduler"], replace(recipe.plan, scheduler=None))
     return (planned.scheduler_class, replace(planned.plan, scheduler=None)) == own
 
 
-def _cost(job: GridJob, planned: GridPlan, *, is_own: bool) -> int:
+def _cost(job: PlansJob, planned: Plan, *, is_own: bool) -> int:
     """Denoiser calls for pictures, and one for each step of a calibration."""
     pictures = planned.calls * len(job.batches)
     return 2 * pictures if job.recalibration is None or is_own else 3 * pictures + planned.calls
 
 
-def _measured(job: GridJob, planned: GridPlan, advance: Advance, *, is_own: bool) -> GridCell | FailedCell:
+def _measured(job: PlansJob, planned: Plan, advance: Advance, *, is_own: bool) -> PlanCell | FailedCell:
     """``is_own``: the artifact is calibrated for this plan, so there is nothing to find anew."""
     reference = job.choice.place(with_scheduler(job.full, planned.plan.scheduler))
     try:
@@ -121,7 +128,7 @@ def _measured(job: GridJob, planned: GridPlan, advance: Advance, *, is_own: bool
         return FailedCell(planned, is_own, str(error))
     errors = latent_mse(full.latents, own.latents)
     worst = np.argsort(-errors, kind="stable")[:WORST].astype(np.int64)
-    return GridCell(
+    return PlanCell(
         planned=planned,
         is_calibrated=is_own,
         artifact=_fidelity(full, own, worst),
@@ -131,7 +138,7 @@ def _measured(job: GridJob, planned: GridPlan, advance: Advance, *, is_own: bool
     )
 
 
-def _make(pipe: DiffusionPipeline, job: GridJob, planned: GridPlan, advance: Advance) -> _Made:
+def _make(pipe: DiffusionPipeline, job: PlansJob, planned: Plan, advance: Advance) -> _Made:
     """Of every batch the last latents alone: those of all steps of a large model would fill the memory."""
     parts = generate_each(pipe, job.batches, planned.plan, progress=part_of(advance))
     made = [(part.latents.copy(), part.images) for part in parts]
@@ -139,9 +146,7 @@ def _make(pipe: DiffusionPipeline, job: GridJob, planned: GridPlan, advance: Adv
 
 
 @contextmanager
-def _recalibrated(
-    job: GridJob, given: Recalibration, planned: GridPlan, advance: Advance
-) -> Iterator[DiffusionPipeline]:
+def _recalibrated(job: PlansJob, given: Recalibration, planned: Plan, advance: Advance) -> Iterator[DiffusionPipeline]:
     plan = planned.plan
     keys = {"scheduler": planned.scheduler_class, "steps": plan.steps, "guidance_scale": plan.guidance_scale}
     made = recalibrate(job.artifact, keys, given.prompts, inputs=given.inputs, progress=part_of(advance))
@@ -153,7 +158,7 @@ def _fidelity(full: _Made, own: _Made, worst: NDArray[np.int64]) -> Fidelity:
     return Fidelity(latent_mse(full.latents, own.latents), psnr(full.images, own.images), own.images[worst])
 
 
-def _digest(job: GridJob, planned: GridPlan) -> str:
+def _digest(job: PlansJob, planned: Plan) -> str:
     """Of everything that decides the figures of a cell."""
     again = job.recalibration
     facts = {

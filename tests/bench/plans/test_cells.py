@@ -1,15 +1,21 @@
-"""A cell of a grid comes back from its file as it was."""
+"""A cell of `bitbrush plans` comes back from its file as it was."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bitbrush.bench.grid_cells import FailedCell, Fidelity, GridCell, read_cell, write_cell
-from bitbrush.bench.grid_plans import GridPlan
+from bitbrush.bench.plans.cells import (
+    FailedCell,
+    Fidelity,
+    PlanCell,
+    read_cell,
+    write_cell,
+)
+from bitbrush.bench.plans.plan_list import Plan
 from bitbrush.timeline.plan import SamplingPlan
 
-PLANNED = GridPlan(SamplingPlan(steps=3), "DDIMScheduler", 3)
+PLANNED = Plan(SamplingPlan(steps=3), "DDIMScheduler", 3)
 
 
 def pictures(seed: int) -> np.ndarray:
@@ -26,10 +32,10 @@ def fidelity(seed: int) -> Fidelity:
 
 @pytest.mark.parametrize("recalibrated", [None, fidelity(2)])
 def test_measured(recalibrated: Fidelity | None, tmp_path: Path) -> None:
-    cell = GridCell(PLANNED, False, fidelity(1), recalibrated, np.array([3, 1]), pictures(3))
+    cell = PlanCell(PLANNED, False, fidelity(1), recalibrated, np.array([3, 1]), pictures(3))
     write_cell(cell, tmp_path / "cell")
     read = read_cell(PLANNED, tmp_path / "cell", is_calibrated=False)
-    assert isinstance(read, GridCell)
+    assert isinstance(read, PlanCell)
     np.testing.assert_array_equal(read.full, cell.full)
     np.testing.assert_array_equal(read.worst, cell.worst)
     assert (read.recalibrated is None) == (recalibrated is None)

@@ -1,4 +1,4 @@
-"""A whole grid: its cells, ``results.json``, ``report.html``."""
+"""A whole comparison of plans: its cells, ``results.json``, ``report.html``."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -7,11 +7,16 @@ from pathlib import Path
 
 from bitbrush.artifact.manifest import read_manifest
 from bitbrush.bench.files import require_own, write_whole
-from bitbrush.bench.grid import CELLS, GridJob, Recalibration, measure_grid
-from bitbrush.bench.grid_figures import CellFigures, cell_figures
-from bitbrush.bench.grid_page import grid_page
-from bitbrush.bench.grid_plans import GridPlan
-from bitbrush.bench.grid_results import grid_results
+from bitbrush.bench.plans.figures import CellFigures, cell_figures
+from bitbrush.bench.plans.measure import (
+    CELLS,
+    PlansJob,
+    Recalibration,
+    measure_plans,
+)
+from bitbrush.bench.plans.page import plans_page
+from bitbrush.bench.plans.plan_list import Plan
+from bitbrush.bench.plans.results import plans_results
 from bitbrush.bench.subjects import open_candidate, open_reference, plan_for
 from bitbrush.quantization.quantize import require_inputs
 from bitbrush.runtime.choose import Choice
@@ -22,12 +27,12 @@ from bitbrush.timeline.trajectory import PromptBatch
 RESULTS, REPORT = "results.json", "report.html"
 
 
-def require_grid_folder(directory: Path) -> None:
-    """Raises ValueError if something stands at ``directory`` that no grid wrote."""
-    require_own(directory, (RESULTS, REPORT, CELLS), "grid")
+def require_plans_folder(directory: Path) -> None:
+    """Raises ValueError if something stands at ``directory`` that `bitbrush plans` did not write."""
+    require_own(directory, (RESULTS, REPORT, CELLS), "comparison of plans")
 
 
-def open_grid(
+def open_plans(
     model: str,
     artifact: str | os.PathLike[str],
     batches: Sequence[PromptBatch],
@@ -35,7 +40,7 @@ def open_grid(
     *,
     options: ModelOptions | None = None,
     recalibration: Recalibration | None = None,
-) -> GridJob:
+) -> PlansJob:
     """The artifact beside its full-precision model, both loaded.
 
     Raises ArtifactError or UnknownModelError where one cannot be, and ValueError where the artifact is of another model
@@ -55,12 +60,12 @@ def open_grid(
     subject, quantized = open_candidate(
         Path(source).name, source, reference, plan_for([source], {}), choice, options=options
     )
-    return GridJob(full, reference, quantized, subject, batches, recalibration, choice)
+    return PlansJob(full, reference, quantized, subject, batches, recalibration, choice)
 
 
-def run_grid(
-    job: GridJob,
-    plans: Sequence[GridPlan],
+def run_plans(
+    job: PlansJob,
+    plans: Sequence[Plan],
     directory: Path,
     facts: Mapping[str, str],
     *,
@@ -68,17 +73,17 @@ def run_grid(
     progress: Progress = silent,
 ) -> list[CellFigures]:
     """Measures what is not measured yet and writes ``directory``; gives the figures. ``facts`` tell of the prompts."""
-    require_grid_folder(directory)
-    cells = measure_grid(job, plans, directory, progress)
+    require_plans_folder(directory)
+    cells = measure_plans(job, plans, directory, progress)
     figures = [cell_figures(cell) for cell in cells]
     told = {**_facts(job), **facts}
-    write_whole(grid_results(figures, job, {"command": command, "facts": told}), directory / RESULTS)
+    write_whole(plans_results(figures, job, {"command": command, "facts": told}), directory / RESULTS)
     prompts = [prompt for batch in job.batches for prompt in batch.prompts]
-    write_whole(grid_page(job.subject.name, figures, cells, prompts, told, command), directory / REPORT)
+    write_whole(plans_page(job.subject.name, figures, cells, prompts, told, command), directory / REPORT)
     return figures
 
 
-def _facts(job: GridJob) -> dict[str, str]:
+def _facts(job: PlansJob) -> dict[str, str]:
     manifest = read_manifest(job.artifact)
     recipe, own = manifest["recipe"], manifest["plan"]["scheduler"]
     again = job.recalibration
