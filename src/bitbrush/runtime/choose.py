@@ -57,8 +57,8 @@ def choose_runtime(
 
     Args:
         name: Name of the runtime.
-        dtype: Dtype of everything between the integer products, float32 or bfloat16. None: bfloat16 where the CPU or
-            GPU multiplies it natively. The reference runtime computes in float32.
+        dtype: Dtype of everything between the integer products, float32 or bfloat16. None: bfloat16, or
+            float32 on a CPU without native bfloat16 products. The reference runtime computes in float32.
         memory: How weights are stored.
 
     Raises:

@@ -91,7 +91,7 @@ def fuse(
     denoiser: nn.Module, described: Iterable[fusions.Fusion], kind: type[nn.Module], between: FusionBackend
 ) -> None:
     """Replaces the forward of each described module whose layers are all of the integer ``kind``."""
-    denoiser.eval()  # as blocks are computed from now on: train() is a change, eval() is none
+    denoiser.eval()  # fused blocks compute in eval mode: a later train() counts as a change, eval() does not
     changes = ChangeLog()
     for fusion in described:
         modules = [denoiser.get_submodule(name) for name in _layers(fusion)]

@@ -88,7 +88,13 @@ def _moved(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
 
 
 def lower(denoiser: nn.Module, choice: Choice, layers: Iterable[QuantizedLayer]) -> None:
-    """Lowers ``denoiser`` to the selected runtime and records the executions in it, see :class:`LoweredDenoiser`."""
+    """Lowers ``denoiser`` to the selected runtime and records the executions in it.
+
+    Args:
+        denoiser: Changed in place; its class becomes a :class:`LoweredDenoiser`.
+        choice: Selected runtime.
+        layers: Quantized layers, which may be generated one after another.
+    """
     runtime = choice.runtime
     extend_(denoiser, LoweredDenoiser)
     refuse_unquantized(denoiser)

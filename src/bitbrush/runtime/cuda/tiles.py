@@ -60,7 +60,7 @@ _HOPPER = 4096
 """Byte products per clock; Hopper's matrix units read shared memory, which leaves registers for the tallest tile."""
 
 _LEAST = 16, 32
-"""Smallest pixels and filters of a tile, whether used or not."""
+"""Pixels and filters of the smallest tile, whether used or not."""
 
 _CACHE_BYTES = 30
 """L2 cache bandwidth of a multiprocessor in bytes per clock under full load: some 7 TB/s on an H100."""

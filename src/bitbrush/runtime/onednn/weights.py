@@ -16,10 +16,10 @@ Pack: TypeAlias = Callable[[Tensor], Tensor]
 
 
 class Memory(StrEnum):
-    """How weights are stored in memory."""
+    """Storage of weights in memory."""
 
     EXPANDED = "expanded"
-    """One byte per weight, packed once."""
+    """Single byte per weight, packed once."""
     LOW = "low"
     """Half a byte per weight of up to 4 bits, expanded at every call of its layer, which costs time.
 
