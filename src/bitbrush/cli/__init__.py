@@ -1,4 +1,4 @@
-"""The command line. Commands import what they need when they run, so that ``--help`` comes at once."""
+"""Command line; commands import their dependencies when they run, so that ``--help`` is fast."""
 
 from typing import Annotated
 
@@ -46,6 +46,6 @@ def options(
 
 
 def main() -> None:
-    """Runs the command line, in a process that is its own."""
+    """Runs the command line in its own process."""
     allow_tuning()
     app()

@@ -1,4 +1,4 @@
-"""``bitbrush ablate``."""
+"""Command ``bitbrush ablate``."""
 
 import shlex
 import sys
@@ -137,7 +137,7 @@ def ablate(
 
 
 def _recipes(methods: str | None, recipes: Sequence[str] | None) -> list[str]:
-    """Those of both options; all methods but paper where neither is given."""
+    """Combines the recipes of both options; the default is all methods but paper."""
     from bitbrush.bench.ablation.recipes import USUAL_RECIPES
 
     named = _parts(methods) if methods is not None else [] if recipes else list(USUAL_RECIPES)
@@ -145,7 +145,7 @@ def _recipes(methods: str | None, recipes: Sequence[str] | None) -> list[str]:
 
 
 def _portable(argument: str) -> str:
-    """Where things are on this machine is nobody's business who reads the tables: of an absolute path the name."""
+    """Reduces an absolute path to its name, so that reports do not reveal paths of this machine."""
     return Path(argument).name if Path(argument).is_absolute() else argument
 
 
@@ -154,7 +154,7 @@ def _parts(text: str) -> list[str]:
 
 
 def _listed(sources: Sequence[str] | None) -> list[str]:
-    """Each a source, or several with commas between."""
+    """Lists sources, each given by itself or separated by commas."""
     return [part for one in sources or () for part in ([one] if Path(one).exists() else _parts(one))]
 
 

@@ -1,4 +1,4 @@
-"""``bitbrush bench``."""
+"""Command ``bitbrush bench``."""
 
 import shlex
 import sys
@@ -141,7 +141,7 @@ def _run(
 
 
 def _given(context: typer.Context) -> dict[str, Any]:
-    """Those options that the user gave, by name."""
+    """Collects the options that the user set, by name."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     given = [name for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
     return {name: context.params[name] for name in given if name not in ("reference", "candidates", "output")}

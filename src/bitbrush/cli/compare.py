@@ -1,4 +1,4 @@
-"""``bitbrush compare``."""
+"""Command ``bitbrush compare``."""
 
 import json
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""What all commands share: where they print, how they show progress, and how they fail."""
+"""Output, warnings and error reports of all commands."""
 
 import functools
 import sys
@@ -27,18 +27,18 @@ _GAP = 2
 
 
 def out() -> Console:
-    """Results: standard output; in a file, lines are as long as they need to be."""
+    """Console of results on standard output; in a file, lines may have WIDTH_IN_FILES characters."""
     width = None if sys.stdout.isatty() else WIDTH_IN_FILES
     return Console(highlight=False, markup=False, emoji=False, width=width)
 
 
 def say(text: str) -> None:
-    """Results in words, whose lines are broken between words alone."""
+    """Prints results as text, wrapped at word boundaries."""
     say_unbroken(_wrapped(text, out().width))
 
 
 def say_unbroken(text: str) -> None:
-    """Lines of results that nobody but the terminal breaks, so that paths and commands can be copied."""
+    """Prints results without line breaks, so that paths and commands can be copied."""
     out().print(text, soft_wrap=True)
 
 
@@ -50,9 +50,10 @@ def show_facts(facts: Mapping[str, str]) -> None:
 
 
 def show(figures: Table) -> None:
-    """Prints the table; one that is too wide as several, each with the first column and as many others as fit.
+    """Prints a table, split into several if it is too wide for the console.
 
-    Where not even two columns fit side by side, each row is a list of its cells by their headings.
+    Each part has the first column and as many others as fit. If no two columns fit side by side, each row becomes a
+    list of cells with their headings.
     """
     console = out()
     first, *others = figures.columns
@@ -82,20 +83,20 @@ def _show_rows(figures: Table) -> None:
 
 
 def _wrapped(text: str, width: int, indent: str = "") -> str:
-    """The text in lines of that width, all but the first of each with the indent; longer words stay whole."""
+    """Wraps the text to a width, continuation lines with ``indent``; longer words stay whole."""
     unbroken: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
     lines = text.split("\n")
     return "\n".join(textwrap.fill(line, width, subsequent_indent=indent, **unbroken) for line in lines)
 
 
 def _width(column: Column) -> int:
-    """The longest line of its cells, or the longest word of its heading: headings alone may be broken."""
+    """Width of the longest line of the cells or the longest word of the heading, since only headings wrap."""
     lines = [line for cell in column.cells for line in str(cell).split("\n")]
     return max(map(cell_len, [*lines, *str(column.header).split()]), default=0)
 
 
 def _table_of(columns: Sequence[Column], title: TextType | None, encoding: str) -> Table:
-    """A table of these columns alone, in characters that the encoding has: other lengths would spoil the layout."""
+    """Copies columns to a table, spelled for the encoding first, since spelling changes lengths and so the layout."""
     headings = [spelled(str(column.header), encoding) for column in columns]
     made = table(*headings, title=None if title is None else spelled(str(title), encoding))
     for own, column in zip(made.columns, columns, strict=True):
@@ -106,16 +107,17 @@ def _table_of(columns: Sequence[Column], title: TextType | None, encoding: str) 
 
 
 def err() -> Console:
-    """Everything else: standard error, so that ``--json`` has standard output to itself."""
+    """Console of everything but results, on standard error, so that ``--json`` has standard output to itself."""
     return Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def note(text: str) -> None:
-    """A line that tells what goes on."""
+    """Prints a line about the progress of a command."""
     _tell(text)
 
 
 def warn(text: str) -> None:
+    """Prints a warning."""
     _tell(f"warning: {text}", "yellow")
 
 
@@ -126,7 +128,7 @@ def _tell(text: str, style: str | None = None) -> None:
 
 @contextmanager
 def own_warnings_as_lines() -> Iterator[None]:
-    """Shows Python warnings that come from this package as :func:`warn` does, others as before."""
+    """Prints Python warnings of this package as :func:`warn` does; others are shown as before."""
     with warnings.catch_warnings():
         show_others = warnings.showwarning
 
@@ -143,7 +145,7 @@ def own_warnings_as_lines() -> Iterator[None]:
 
 
 def reporting_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """The command, with what its user can put right told in one message and by exit code 2, in any encoding."""
+    """Wraps a command so that user errors are reported in one message with exit code 2, in any encoding."""
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -172,7 +174,7 @@ def reporting_errors(command: Callable[P, None]) -> Callable[P, None]:
 
 @contextmanager
 def resumable() -> Iterator[None]:
-    """Tells whoever interrupts the work inside that it can be taken up."""
+    """Adds to an interruption of the work inside that the same command resumes it."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
@@ -181,21 +183,21 @@ def resumable() -> Iterator[None]:
 
 
 def _gpu_is_full() -> type[Exception]:
-    """Asked for when something was raised: torch is not imported for it."""
+    """Returns torch's out-of-memory error; torch is imported only after an exception."""
     import torch
 
     return torch.OutOfMemoryError
 
 
 def duration(seconds: float) -> str:
-    """``45 s``, ``12 min``, ``3.5 h``."""
+    """Formats a duration as ``45 s``, ``12 min`` or ``3.5 h``."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def table(*columns: str, title: str | None = None) -> Table:
-    """A table whose first column is text and whose others are figures."""
+    """Builds a table with a first column of text and others of numbers."""
     made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
         made.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
@@ -203,7 +205,7 @@ def table(*columns: str, title: str | None = None) -> Table:
 
 
 def quiet_libraries() -> None:
-    """Keeps diffusers' and transformers' own bars and advice off the screen; their errors stay."""
+    """Silences progress bars and advice of diffusers and transformers; their errors stay."""
     import diffusers.utils.logging
     import transformers.utils.logging
 

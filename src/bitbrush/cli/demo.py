@@ -1,4 +1,4 @@
-"""``bitbrush demo``."""
+"""Command ``bitbrush demo``."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""What ``bitbrush quantize --dry-run`` prints."""
+"""Output of ``bitbrush quantize --dry-run``."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -15,7 +15,7 @@ KINDS = {"conv": "Conv2d", "linear": "Linear"}
 
 
 def print_plan(state: "QuantizationState", estimate: "Estimate", output: Path) -> None:
-    """Prints layers, stages, memory and disk, and whether the machine would refuse."""
+    """Prints layers, stages, memory and disk, and whether this machine would refuse."""
     from bitbrush.quantization.estimate import require_memory
 
     _print_layers(state, estimate)

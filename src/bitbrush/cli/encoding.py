@@ -1,4 +1,4 @@
-"""Streams that cannot encode every character: what they lack is spelled otherwise, and nothing ends."""
+"""Spelling of characters that an output stream cannot encode, in place of an error."""
 
 import codecs
 import io
@@ -32,7 +32,7 @@ _SPELLINGS = {
 
 
 def spell_what_streams_lack() -> None:
-    """Lets standard output and error spell in ASCII whatever their encoding lacks, instead of raising an error."""
+    """Makes standard output and error spell characters in ASCII that their encoding lacks."""
     codecs.register_error(HANDLER, _spelled_run)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -40,13 +40,13 @@ def spell_what_streams_lack() -> None:
 
 
 def spelled(text: str, encoding: str) -> str:
-    """The text as :func:`spell_what_streams_lack` has it written in this encoding: tables are laid out with it."""
+    """Spells the text as :func:`spell_what_streams_lack` does for an encoding; tables are laid out with the result."""
     codecs.register_error(HANDLER, _spelled_run)
     return text.encode(encoding, HANDLER).decode(encoding)
 
 
 def _spelled_run(error: UnicodeError) -> tuple[str, int]:
-    """An error handler of :mod:`codecs`, for a run of characters that an encoding lacks."""
+    """Spells a run of characters that an encoding lacks; an error handler of :mod:`codecs`."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     run = error.object[error.start : error.end]
@@ -55,6 +55,6 @@ def _spelled_run(error: UnicodeError) -> tuple[str, int]:
 
 
 def _spelled_character(character: str) -> str:
-    """Its spelling, the letter without its accents, or a question mark."""
+    """Returns the spelling of a character, its letter without accents, or a question mark."""
     plain = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
     return _SPELLINGS.get(character) or plain or "?"

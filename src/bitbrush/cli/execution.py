@@ -1,4 +1,4 @@
-"""Options that choose what executes an artifact, and what is said of the choice."""
+"""Options that select the runtime of an artifact, and messages about the selection."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, TypeAlias
@@ -27,7 +27,7 @@ MemoryOption: TypeAlias = Annotated[
 
 
 def chosen(runtime: str, dtype: str | None, memory: str) -> "Choice":
-    """The executor of these names, announced."""
+    """Selects the runtime by these names and announces it."""
     from bitbrush.runtime.choose import runtime_named
 
     choice = runtime_named(runtime, dtype, memory)
@@ -36,20 +36,21 @@ def chosen(runtime: str, dtype: str | None, memory: str) -> "Choice":
 
 
 def announce(choice: "Choice") -> None:
+    """Prints the runtime, the reason for it and what slows it down."""
     note(f"{choice.runtime.name}: {choice.runtime.description} ({choice.reason})")
     if choice.shortfall:
         warn(f"slower than it could be: {choice.shortfall}")
 
 
 def tell_executions(pipe: "DiffusionPipeline") -> str:
-    """Tells how many layers are computed in integers, and each that is not, by name and reason; gives the executor."""
+    """Reports how many layers run in integers, and every other layer with its reason; returns the runtime's name."""
     from bitbrush.network.families import denoiser_name
     from bitbrush.runtime.lowered import lowered_of
 
     lowered = lowered_of(getattr(pipe, denoiser_name(pipe)))
     if lowered is None:
         return "torch: float32"
-    if lowered.runtime != "reference":  # which says so itself
+    if lowered.runtime != "reference":  # the description of the reference runtime already says so
         note(in_integers(lowered.executions))
         for line in fallback_lines(lowered.executions):
             warn(line)
@@ -57,12 +58,13 @@ def tell_executions(pipe: "DiffusionPipeline") -> str:
 
 
 def in_integers(executions: "Sequence[Execution]") -> str:
+    """Counts the quantized layers that run in integers, as a message."""
     count = sum(one.fallback is None for one in executions)
     return f"{count} of {len(executions)} quantized layers run in integers"
 
 
 def fallback_lines(executions: "Sequence[Execution]") -> list[str]:
-    """A line for each way in which layers are not computed in integers, with their names."""
+    """Formats a line for each fallback of layers from integers, with their names."""
     from bitbrush.runtime.interface import layers_by_fallback
 
     return [f"as {how}: {', '.join(layers)}" for how, layers in layers_by_fallback(executions).items()]

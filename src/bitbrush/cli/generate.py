@@ -1,4 +1,4 @@
-"""``bitbrush generate``."""
+"""Command ``bitbrush generate``."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -80,7 +80,7 @@ def generate(
 
 
 def _full_precision(model: str, runtime: str) -> "DiffusionPipeline":
-    """On the card where its runtime is asked for by name."""
+    """Loads a full-precision pipeline, on the GPU if the cuda runtime is requested by name."""
     from bitbrush.runtime.choose import RuntimeName, choose_runtime
     from bitbrush.sources.models import load_full_precision
 
@@ -91,7 +91,7 @@ def _full_precision(model: str, runtime: str) -> "DiffusionPipeline":
 def _plan(
     model: str, steps: int | None, guidance_scale: float | None, scheduler: str | None, arguments: list[str]
 ) -> "SamplingPlan":
-    """What is given, then what the artifact was calibrated for; its scheduler is already the pipeline's own."""
+    """Builds the plan from the options, then the artifact's recipe; the pipeline already has its scheduler."""
     from bitbrush.artifact.manifest import is_artifact, read_manifest
     from bitbrush.methods.recipe import Recipe
 

@@ -1,4 +1,4 @@
-"""``bitbrush inspect``."""
+"""Command ``bitbrush inspect``."""
 
 import difflib
 import json
@@ -71,7 +71,7 @@ def _plot_bits(artifact: Path, manifest: dict[str, Any], plot: Path) -> None:
 
 
 def _executions(artifact: Path, manifest: dict[str, Any]) -> "tuple[Execution, ...]":
-    """How each quantized layer would be computed on this machine."""
+    """Predicts how each quantized layer would be executed on this machine."""
     from bitbrush.artifact.denoiser import denoiser_executions
     from bitbrush.artifact.manifest import artifact_folder
 
@@ -182,7 +182,11 @@ def _show_dynamic(name: str, ranges: "DynamicRanges", *, as_json: bool) -> None:
 
 
 def _scheduled(activations: "Activations") -> "ActivationSchedule":
-    """Raises ValueError for ranges that nobody knows before run time."""
+    """Returns static ranges unchanged.
+
+    Raises:
+        ValueError: The ranges are computed at run time.
+    """
     from bitbrush.timeline.schedule import DynamicRanges
 
     if isinstance(activations, DynamicRanges):
@@ -205,7 +209,7 @@ def _document(name: str, schedule: "ActivationSchedule") -> dict[str, Any]:
 
 
 def _print_ranges(name: str, schedule: "ActivationSchedule") -> None:
-    """At most a dozen steps, evenly spread, the first and the last among them; each range drawn to one scale."""
+    """Prints at most ROWS_SHOWN evenly spaced steps with the first and the last, each range drawn to one scale."""
     count = len(schedule.qparams)
     chosen = sorted(
         {round(i * (count - 1) / max(1, min(count, ROWS_SHOWN) - 1)) for i in range(min(count, ROWS_SHOWN))}
@@ -230,7 +234,7 @@ def _bar(ends: tuple[float, float], low: float, high: float, width: int = 30) ->
 
 
 def _bits_plot(schedules: "Sequence[ActivationSchedule]") -> "LinePlot":
-    """The most, the mean and the fewest activation bits of the layers at each step."""
+    """Plots the largest, mean and smallest activation bits of the layers at each step."""
     from bitbrush.bench.plots import STEP_AXIS, Axis, LinePlot, Scale, Series
 
     by_step = list(zip(*((qparams.bits for qparams in one.qparams) for one in schedules), strict=True))

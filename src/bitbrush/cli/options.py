@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they say together."""
+"""Options that several commands share, and their combined value."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,7 +40,7 @@ MaskFile: TypeAlias = Annotated[Path | None, typer.Option(help="Mask, white wher
 def model_options(
     revision: str | None, variant: str | None, config: str | None, loras: Sequence[str] | None
 ) -> "ModelOptions":
-    """What the four options of a model say, as one value."""
+    """Combines the four options of a model to one value."""
     from bitbrush.sources.lora import Lora
     from bitbrush.sources.models import ModelOptions
 

@@ -1,4 +1,4 @@
-"""``bitbrush plans``."""
+"""Command ``bitbrush plans``."""
 
 import shlex
 import sys
@@ -117,13 +117,21 @@ APPLY = {
     "config": "config",
     "loras": "loras",
 }
-"""Options of ``bitbrush bench`` that `plans` has too, with their names there."""
+"""Options of ``bitbrush bench`` that `plans` shares, with their names there."""
 
 
 def plans_of_bench(axes: str, model: str, candidates: Sequence[str], output: Path, given: Mapping[str, object]) -> None:
-    """``bitbrush bench --plans AXES``: the table over these axes; the other stays at the artifact's plan, or as given.
+    """Runs ``bitbrush bench --plans AXES``: a table over these axes.
 
-    ``given``: the options of ``bench`` that its user gave, by name. Raises ValueError for those that `plans` has not.
+    Args:
+        axes: Names from AXES, separated by commas; the other axis keeps the artifact's plan or its option.
+        model: Full-precision model.
+        candidates: One artifact.
+        output: Directory of the report.
+        given: Options of ``bench`` that the user set, by name.
+
+    Raises:
+        ValueError: An axis is unknown, there are several artifacts, or `plans` lacks an option.
     """
     from bitbrush.artifact.manifest import read_manifest
 

@@ -1,4 +1,4 @@
-"""How commands show progress: each phase, and the time that it and all of them still take."""
+"""Progress of commands: each phase, and the estimated time left for it and for all of them."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -14,10 +14,10 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Shown:
-    """Shows each phase of a command and the time that it still takes: a bar on a terminal, else a line now and then.
+    """Progress of the phases of a command with the estimated time left: a bar on a terminal, else periodic lines.
 
-    Of several that are :meth:`planned` it shows the number, too, and the time left in all: that of a unit of cost so
-    far, times the cost of what is to come.
+    For :meth:`planned` phases it also shows their number and the total time left. That is the time per unit of cost so
+    far, times the cost of the remaining work.
     """
 
     def __init__(self, works: Sequence[PlannedWork] = ()) -> None:
@@ -25,11 +25,12 @@ class Shown:
         self._spent = _Spent()
 
     def planned(self, works: Sequence[PlannedWork]) -> "Shown":
-        """Shows ``works``; where these are part of a longer plan, that one still."""
+        """Shows ``works``; within a longer plan, that plan stays."""
         return self if self._planned or len(works) == 1 else Shown(works)
 
     @contextmanager
     def __call__(self, phase: str, total: int) -> Iterator[Advance]:
+        """Shows one phase of ``total`` pieces; the context is the function to call after each piece."""
         number = self._number(phase)
         if number is None:
             with _display(_Phase(phase, total)) as advance:
@@ -43,7 +44,7 @@ class Shown:
         self._spent = running.spent
 
     def _number(self, title: str) -> int | None:
-        """The index of the next planned phase of that title."""
+        """Returns the index of the next planned phase with that title."""
         for number in range(self._next, len(self._planned)):
             if self._planned[number].title == title:
                 self._next = number + 1
@@ -52,14 +53,14 @@ class Shown:
 
 
 class _Spent(NamedTuple):
-    """What phases have taken, in seconds and in units of cost."""
+    """Time and cost of finished phases, in seconds and in units of cost."""
 
     seconds: float = 0.0
     cost: float = 0.0
 
 
 class _Phase:
-    """A phase that runs since this was made, ``done`` of its ``total`` pieces so far."""
+    """Phase that started at its construction, with ``done`` of its ``total`` pieces finished."""
 
     def __init__(self, label: str, total: int) -> None:
         self.label, self.total, self.done = label, total, 0
@@ -79,7 +80,7 @@ class _Phase:
 
 
 class _PlannedPhase(_Phase):
-    """``cost`` of each piece; ``later``: of all phases after this one; ``before``: what those before have taken."""
+    """Planned phase: ``cost`` is per piece, ``later`` that of all later phases, ``before`` what earlier ones took."""
 
     def __init__(self, label: str, total: int, cost: float, later: float, before: _Spent) -> None:
         super().__init__(label, total)
@@ -119,11 +120,11 @@ def _display(phase: _Phase) -> Iterator[Advance]:
 
 
 shown = Shown()
-"""Of commands that plan no phases."""
+"""Progress of commands without planned phases."""
 
 
 class _Lines:
-    """Progress for log files: a line every ten seconds, and one at the end of what took longer than that."""
+    """Progress for log files: a line every ten seconds, and a last one for phases that took longer."""
 
     def __init__(self, phase: _Phase) -> None:
         self._phase, self._told = phase, 0.0

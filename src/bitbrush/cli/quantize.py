@@ -1,4 +1,4 @@
-"""``bitbrush quantize``."""
+"""Command ``bitbrush quantize``."""
 
 import shutil
 from collections.abc import Sequence
@@ -114,7 +114,7 @@ def _quantize(
     pipe = load_source(model, options, offload=Offload(nearest_folder(output)), device=device)
     with ranks() as own, own.together():
         state = prepare(pipe, chosen, calibration, inputs=inputs, generic=generic, progress=shown, ranks=own)
-        own.wait()  # until all are loaded, as what memory is left is looked at
+        own.wait()  # until all ranks have loaded, since the estimate reads the memory that is left
         if own.leads:
             note(_announcement(model, chosen, own.world))
             _look_ahead(state, calibration, output, dry_run=dry_run)
@@ -130,7 +130,7 @@ def _quantize(
 
 
 def _look_ahead(state: "QuantizationState", calibration: Sequence[str], output: Path, *, dry_run: bool) -> None:
-    """Tells or refuses what is known before anything long starts."""
+    """Reports or refuses what is known before long work starts."""
     from bitbrush.quantization.estimate import estimate, require_disk, require_memory, short_on_gpu
     from bitbrush.session.journal import Journal, work_folder
     from bitbrush.sources.prompts import too_long
@@ -153,7 +153,7 @@ def _look_ahead(state: "QuantizationState", calibration: Sequence[str], output: 
 
 
 def _recipe(file: Path | None, given: dict[str, Any]) -> "Recipe":
-    """The method's defaults, then the recipe file, then the options."""
+    """Merges the method's defaults, the recipe file and the options, in increasing precedence."""
     keys = {**(read_recipe(file) if file else {}), **given}
     return METHODS.named(keys.get("method", DEFAULT_METHOD)).recipe(keys)
 
@@ -169,7 +169,7 @@ def _announcement(model: str, recipe: "Recipe", processes: int) -> str:
 
 
 def print_summary(quantization: "Quantization", output: Path) -> None:
-    """What was made, what it cost, and what to do with it."""
+    """Prints the result, its cost and the next command."""
     from bitbrush.artifact.manifest import read_manifest
     from bitbrush.artifact.sizes import denoiser_sizes
 

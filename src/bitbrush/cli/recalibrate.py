@@ -1,4 +1,4 @@
-"""``bitbrush recalibrate``."""
+"""Command ``bitbrush recalibrate``."""
 
 from pathlib import Path
 from typing import Annotated, Any

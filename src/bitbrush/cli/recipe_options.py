@@ -1,4 +1,4 @@
-"""Options of the command line that are keys of a recipe, made from the keys' declarations."""
+"""Command-line options that are keys of a recipe, generated from the declarations of the keys."""
 
 import functools
 import inspect
@@ -11,11 +11,11 @@ from bitbrush.methods.keys import Key
 from bitbrush.methods.recipe import KEYS
 
 RECALIBRATED = tuple(name for name, declared in KEYS.items() if declared.recalibrates)
-"""Keys that ``recalibrate`` takes."""
+"""Keys that ``recalibrate`` accepts."""
 
 
 def takes_recipe_keys(names: Iterable[str] = tuple(KEYS)) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command an option for each key; its parameter ``keys`` receives those that were set, by name."""
+    """Adds an option for each key to a command; its parameter ``keys`` receives those that were set, by name."""
     wanted = {name: KEYS[name] for name in names}
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -32,7 +32,7 @@ def takes_recipe_keys(names: Iterable[str] = tuple(KEYS)) -> Callable[[Callable[
         parameters = [one.replace(kind=one.KEYWORD_ONLY) for one in (*required, *options, *others)]
         run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {one.name: one.annotation for one in parameters} | {"return": None}
-        del run.__wrapped__  # its signature is not this one's
+        del run.__wrapped__  # its signature differs from this one
         return run
 
     return decorate

@@ -1,4 +1,4 @@
-"""``bitbrush sensitivity``."""
+"""Command ``bitbrush sensitivity``."""
 
 import shlex
 import shutil

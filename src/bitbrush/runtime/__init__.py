@@ -1,1 +1,1 @@
-"""Executors of quantized layers behind one interface."""
+"""Runtimes that execute quantized layers behind one interface."""

@@ -1,4 +1,4 @@
-"""Modules that users put into a lowered denoiser: IP-Adapters, replaced layers, processors with weights."""
+"""Modules that users add to a lowered denoiser: IP-Adapters, replaced layers, attention processors with weights."""
 
 from itertools import chain
 from typing import Any
@@ -8,10 +8,16 @@ from torch import nn
 
 
 def adapt_added_modules(denoiser: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """From now on a module that is added to ``denoiser`` is moved to ``device`` and cast to ``dtype`` at the next call.
+    """Moves and casts modules that are added to the denoiser from now on.
 
-    It would else meet activations of another type: those of a lowered denoiser have one that its parameters do not
-    tell. Whatever a cast of the whole denoiser did to other parameters is undone.
+    The cast happens at the next call. Without it, an added module would meet activations of another dtype: the
+    parameters of a lowered denoiser do not show which dtype its activations have. A cast of the whole denoiser also
+    reaches its other parameters; they get their dtypes back.
+
+    Args:
+        denoiser: The lowered denoiser; it gets a forward pre-hook.
+        device: Target device of added parameters and buffers.
+        dtype: Target dtype of added floating-point parameters and buffers.
     """
     denoiser.register_forward_pre_hook(_AddedModules(denoiser, device, dtype))
 
@@ -49,6 +55,6 @@ class _AddedModules:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _look(added: _AddedModules, denoiser: nn.Module) -> bool:
-    """Looks for added modules; under torch.compile while it traces."""
+    """Looks for added modules; torch.compile does so while it traces."""
     added.look(denoiser)
     return True

@@ -1,4 +1,4 @@
-"""A denoiser's arguments by name, and the types that it is called with, computes in and answers with."""
+"""Denoiser arguments by name, and the dtypes of inputs, computation and outputs."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -9,26 +9,29 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 EXACT_ARGUMENTS = ("timestep", "time_ids", "img_ids", "txt_ids", "resolution", "aspect_ratio")
-"""Numbers that a denoiser embeds: times, sizes and places, which bfloat16 would round to a neighbour."""
+"""Arguments that a denoiser embeds: times, sizes and positions, which bfloat16 would round to a neighbour."""
 
 
 def by_name(names: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a call under the ``names`` of the parameters, the positional ones first."""
+    """Maps the arguments of a call to parameter ``names``, positional arguments first."""
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def floating_tensors(values: Any) -> list[Tensor]:
-    """All tensors of numbers in ``values``, however nested."""
+    """Collects all floating-point tensors in ``values``, however nested."""
     return [x for x in pytree.tree_leaves(values) if isinstance(x, Tensor) and x.is_floating_point()]
 
 
 def sample_of(names: Sequence[str], arguments: Mapping[str, Any]) -> Tensor:
-    """The noisy latents, a denoiser's first parameter, or the first of a list of them: the answer has their type."""
+    """Returns the noisy latents: the first parameter of a denoiser, or the first tensor of a list.
+
+    The output has their dtype.
+    """
     return floating_tensors(arguments[names[0]])[0]
 
 
 def cast(arguments: Mapping[str, Any], dtype: torch.dtype, device: torch.device | None = None) -> Any:
-    """The arguments in ``dtype`` but for EXACT_ARGUMENTS, on ``device`` where one is given."""
+    """Casts arguments to ``dtype`` except EXACT_ARGUMENTS, and moves them to ``device`` unless it is None."""
     return pytree.tree_map_with_path(partial(_cast, dtype, device), dict(arguments))
 
 
@@ -40,5 +43,5 @@ def _cast(dtype: torch.dtype, device: torch.device | None, path: tuple[Any, ...]
 
 
 def answer_like(sample: Tensor, output: Any) -> Any:
-    """A denoiser's output, its numbers in the type and on the device of ``sample``."""
+    """Casts the floating-point tensors of an output to the dtype and device of ``sample``."""
     return pytree.tree_map_only(Tensor, lambda x: x.to(sample.device, sample.dtype), output)

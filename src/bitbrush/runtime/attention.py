@@ -1,4 +1,4 @@
-"""Attention of query, key and value tokens, by the fastest exact way that torch has on a CPU."""
+"""Attention over query, key and value tokens, by the fastest exact method that torch has on a CPU."""
 
 from collections.abc import Callable
 from typing import TypeAlias
@@ -8,14 +8,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 AttentionKernel: TypeAlias = Callable[[Tensor, Tensor, Tensor, int], Tensor]
-"""``softmax(q k^T / sqrt(d)) v`` head by head: (N, L, heads d), (N, M, heads d) twice, heads -> (N, L, heads d)."""
+"""``softmax(q k^T / sqrt(d)) v`` per head: (N, L, heads d), (N, M, heads d) twice, heads -> (N, L, heads d)."""
 
 QUERIES_PER_CHUNK = 512
 FEWEST_KEYS = 512
 
 
 def torch_attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-    """In chunks where that is faster, by torch's own operator otherwise."""
+    """Computes attention in chunks for bfloat16 and many keys, otherwise by torch's fused operator.
+
+    Args:
+        query: (N, L, heads d).
+        key: (N, M, heads d).
+        value: (N, M, heads d).
+        heads: Number of heads.
+
+    Returns:
+        (N, L, heads d) in the dtype of ``query``.
+    """
     if query.dtype == torch.bfloat16 and key.shape[1] >= FEWEST_KEYS:
         return chunked_attention(query, key, value, heads)
     q, k, v = (_by_head(x, heads) for x in (query, key, value))
@@ -23,10 +33,19 @@ def torch_attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Te
 
 
 def chunked_attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-    """One head and a few hundred queries at a time, by two products and a softmax.
+    """Computes attention per head and chunk of queries, by two matrix products and a softmax.
 
-    The scores of a chunk stay in the cache, and the products are oneDNN's, which multiplies bfloat16 faster than
-    torch's fused operator for CPUs does. Scores are rounded to the inputs' dtype in between.
+    The scores of a chunk stay in the cache. The products are oneDNN's, which multiplies bfloat16 faster than torch's
+    fused operator for CPUs does. Scores are rounded to the dtype of the inputs between the products.
+
+    Args:
+        query: (N, L, heads d).
+        key: (N, M, heads d).
+        value: (N, M, heads d).
+        heads: Number of heads.
+
+    Returns:
+        (N, L, heads d) in the dtype of ``query``.
     """
     q, k, v = (_by_head(x, heads) for x in (query, key, value))
     out = query.new_empty(query.shape)
@@ -43,6 +62,6 @@ def chunked_attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> 
 
 
 def _by_head(x: Tensor, heads: int) -> Tensor:
-    """(N, L, heads d) as (N, heads, L, d), the same memory."""
+    """Views (N, L, heads d) as (N, heads, L, d); both share memory."""
     split: Tensor = x.unflatten(-1, (heads, -1)).transpose(1, 2)
     return split

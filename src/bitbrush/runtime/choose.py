@@ -1,4 +1,4 @@
-"""Which executor runs an artifact on this machine, and why that one."""
+"""Selection of the runtime that executes an artifact on this machine, and the reason for it."""
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -19,6 +19,8 @@ from bitbrush.session.offload import CPU
 
 
 class RuntimeName(StrEnum):
+    """Names of the runtimes; AUTO selects the fastest that is exact on this machine."""
+
     AUTO = "auto"
     REFERENCE = "reference"
     ONEDNN = "onednn"
@@ -27,9 +29,14 @@ class RuntimeName(StrEnum):
 
 @dataclass(frozen=True)
 class Choice:
-    """``reason``: why this executor, for people; ``shortfall``: what makes it slower here than it could be, or None.
+    """Selected runtime and how it runs.
 
-    ``device``: where a pipeline has to be for it; ``memory``: what is kept of the weights, other networks' included.
+    Attributes:
+        runtime: The runtime.
+        reason: Why this runtime was selected, as a message.
+        shortfall: What makes it slower here than it could be, or None.
+        device: Device that a pipeline must be on.
+        memory: How weights are stored, those of networks that are not quantized included.
     """
 
     runtime: Runtime
@@ -39,17 +46,23 @@ class Choice:
     memory: Memory = Memory.EXPANDED
 
     def place(self, pipe: Any) -> Any:
-        """The pipeline, its parts moved to the device."""
+        """Moves the pipeline to the device of the runtime and returns it."""
         return pipe if self.device == CPU else pipe.to(self.device)
 
 
 def choose_runtime(
     name: RuntimeName = RuntimeName.AUTO, *, dtype: torch.dtype | None = None, memory: Memory = Memory.EXPANDED
 ) -> Choice:
-    """The executor of that name, or with AUTO the fastest that is exact on this machine.
+    """Selects a runtime by name; AUTO selects the fastest that is exact on this machine.
 
-    ``dtype``: of everything between the integer products, float32 or bfloat16; None: bfloat16 where the processor
-    multiplies it. The reference computes in float32. Raises RuntimeUnavailable where the named one cannot run.
+    Args:
+        name: Name of the runtime.
+        dtype: Dtype of everything between the integer products, float32 or bfloat16. None: bfloat16, or
+            float32 on a CPU without native bfloat16 products. The reference runtime computes in float32.
+        memory: How weights are stored.
+
+    Raises:
+        RuntimeUnavailable: The named runtime cannot run on this machine.
     """
     match name:
         case RuntimeName.REFERENCE:
@@ -75,7 +88,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def runtime_named(
     name: str = RuntimeName.AUTO, dtype: str | torch.dtype | None = None, memory: str = Memory.EXPANDED
 ) -> Choice:
-    """:func:`choose_runtime` by names as people write them. Raises ValueError for an unknown one."""
+    """Selects a runtime by strings, see :func:`choose_runtime`.
+
+    Raises:
+        ValueError: A name is unknown.
+        RuntimeUnavailable: The named runtime cannot run on this machine.
+    """
     for wish, given, known in (
         ("runtime", name, list(RuntimeName)),
         ("dtype", dtype_name(dtype or torch.float32), list(DTYPES)),
@@ -88,7 +106,7 @@ def runtime_named(
 
 
 def dtype_name(dtype: str | torch.dtype) -> str:
-    """The name of a type as people write it, without torch's prefix."""
+    """Returns the name of a dtype without the prefix ``torch.``."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -114,7 +132,7 @@ def _onednn(dtype: torch.dtype | None, memory: Memory, reason: str) -> Choice:
 
 
 def _fastest_dtype() -> torch.dtype:
-    """bfloat16 where the processor multiplies it."""
+    """Selects bfloat16 where the CPU multiplies it natively, else float32."""
     return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
 
 

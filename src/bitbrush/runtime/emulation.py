@@ -1,4 +1,4 @@
-"""Layers that emulate their integers in float32: all of the reference runtime's, and what others have no kernel for."""
+"""Layers that emulate integers in float32: the reference runtime, and layers without an integer kernel."""
 
 import functools
 from collections.abc import Callable
@@ -15,16 +15,21 @@ from bitbrush.timeline.schedule import Activations, ActivationSchedule, DynamicR
 
 
 def emulate(layer: nn.Module, fake_quantizer: Callable[[Tensor], Tensor], answer: torch.dtype = torch.float32) -> None:
-    """From now on a Conv2d or Linear quantizes its input, computes in float32 and answers in another type.
+    """Makes a Conv2d or Linear quantize its input, compute in float32 and return dtype ``answer``.
 
-    All of it is part of the layer's ``forward``: a user's pre-hook is given the input as it comes, as from an integer
-    layer, and what it returns is quantized. In bfloat16 the input's very integers would come out wrong.
+    All of it is part of the layer's ``forward``. So a user's pre-hook gets the original input, as from an integer
+    layer, and its result is quantized. In bfloat16, rounding would change the integers of the input.
+
+    Args:
+        layer: Conv2d or Linear, changed in place.
+        fake_quantizer: Quantizes and dequantizes a float32 tensor.
+        answer: Dtype of the output.
     """
     layer.forward = _EmulatedForward(layer, fake_quantizer, answer)
 
 
 def fake_quantizer_of(layer: nn.Module, activations: Activations) -> Callable[[Tensor], Tensor]:
-    """What quantizes the float32 input of ``layer`` and dequantizes it."""
+    """Builds the function that quantizes and dequantizes the float32 input of ``layer``."""
     match activations:
         case ActivationSchedule() as schedule:
             return _Scheduled(schedule)

@@ -1,4 +1,4 @@
-"""The ``forward`` of a denoiser that is lowered for the processor: types and the timestep are state of the call."""
+"""The ``forward`` of a lowered denoiser: dtypes and the timestep are state of the call."""
 
 import functools
 from contextlib import AbstractContextManager, nullcontext
@@ -13,12 +13,13 @@ from bitbrush.timeline.tracker import TRACKER, argument_names, as_timestep
 
 
 class LoweredForward:
-    """Computes in ``dtype`` whatever the caller's type is, and answers in the type of the caller's sample.
+    """Forward that computes in ``dtype`` for any input dtype and returns the dtype of the sample.
 
-    Tensors that a denoiser embeds stay as they are (EXACT_ARGUMENTS). Layers find the timestep in the TRACKER. Nothing
-    is kept from one call to another, so that threads may share a denoiser. ``torch.compile`` runs the call as it is.
-    The denoiser's class is asked for its forward at each call, as libraries replace either; a forward that the runtime
-    has put in place of it comes first.
+    Tensors that a denoiser embeds keep their dtype (EXACT_ARGUMENTS). Layers read the timestep from TRACKER. No state
+    outlives a call, so threads may share a denoiser. ``torch.compile`` does not trace the call.
+
+    The forward is looked up on the denoiser's class at each call, since libraries replace either. A forward that the
+    runtime has put on the instance takes precedence.
     """
 
     def __init__(self, denoiser: nn.Module, dtype: torch.dtype, device: torch.device | None) -> None:
@@ -29,7 +30,7 @@ class LoweredForward:
 
     @not_compiled
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Takes the arguments of the denoiser's own forward."""
+        """Takes the arguments of the denoiser's original forward."""
         arguments = by_name(self._names, args, kwargs)
         sample = sample_of(self._names, arguments)
         with TRACKER.at(as_timestep(arguments.get("timestep"))), _without_autocast(sample.device):
@@ -40,15 +41,16 @@ class LoweredForward:
 
 
 def compute_in(denoiser: nn.Module, dtype: torch.dtype, device: torch.device | None = None) -> None:
-    """Makes calls of ``denoiser`` compute in ``dtype``, on ``device`` where one is given; see :class:`LoweredForward`.
+    """Makes ``denoiser`` compute in ``dtype``, on ``device`` unless it is None; see :class:`LoweredForward`.
 
-    Raises TypeError if the denoiser takes no argument ``timestep``.
+    Raises:
+        TypeError: The denoiser has no argument ``timestep``.
     """
     denoiser.forward = LoweredForward(denoiser, dtype, device)
 
 
 def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast would round the integers' products to half precision."""
+    """Disables autocast, which would round the products of integers to half precision."""
     if torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()

@@ -1,7 +1,7 @@
-"""Blocks computed in one go: quantized activations go straight from one layer's epilogue into the next one's product.
+"""Fused blocks: quantized activations go from the epilogue of one layer straight into the next product.
 
-Each stands behind the ``forward`` of one of the denoiser's modules. The module's own is called instead where a user
-changed a module of the block, and for calls with arguments that a description does not tell of.
+Each block replaces the ``forward`` of a module of the denoiser. The original ``forward`` runs where a user changed a
+module of the block, and for arguments that the block does not support.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -23,51 +23,60 @@ from bitbrush.runtime.norms import normalize_in_float32
 from bitbrush.runtime.snapshot import Snapshot
 
 ModuleLookup: TypeAlias = Callable[[str], Any]
-"""The denoiser's module of a name, as it is after its layers were replaced."""
+"""Returns the denoiser's module of a name, after its layers were replaced."""
 
 
 class IntegerModule(Protocol):
-    """What a runtime puts where a quantized layer stood.
-
-    ``qparams``: of its input, now; equal ones share a quantized input. ``border``: the pixels around it that it wants;
-    ``is_image``: takes (N, C, H, W), not tokens. What quantized input is, only the runtime's own fused ops and layers
-    know.
-    """
+    """Runtime module that replaces a quantized layer; only the runtime knows the type of its quantized input."""
 
     is_image: bool
+    """Whether inputs are (N, C, H, W) rather than tokens."""
 
     @property
-    def border(self) -> Any: ...
+    def border(self) -> Any:
+        """Padding that quantized input must include, in pixels per side."""
+        ...
 
     @property
-    def qparams(self) -> Hashable: ...
+    def qparams(self) -> Hashable:
+        """Current quantization parameters of the input; layers with equal ones share a quantized input."""
+        ...
 
-    def __call__(self, x: Tensor) -> Tensor: ...
+    def __call__(self, x: Tensor) -> Tensor:
+        """Computes the layer on floating-point input."""
+        ...
 
-    def quantize(self, x: Tensor, *, upsample: int = 1) -> Any: ...
+    def quantize(self, x: Tensor, *, upsample: int = 1) -> Any:
+        """Quantizes the input; each pixel is repeated ``upsample`` times in both directions."""
+        ...
 
-    def multiply(self, x: Any, dtype: torch.dtype, residual: Tensor | None = None) -> Tensor: ...
+    def multiply(self, x: Any, dtype: torch.dtype, residual: Tensor | None = None) -> Tensor:
+        """Multiplies quantized input by the weights and adds the bias and ``residual``."""
+        ...
 
     def multiply_gated(self, x: Any, qparams: Any, dtype: torch.dtype) -> Any:
-        """``value * gelu(gate)`` quantized on another layer's ``qparams``, of the halves of :meth:`multiply`."""
+        """Quantizes ``value * gelu(gate)`` by another layer's ``qparams``, for the halves of :meth:`multiply`."""
         ...
 
 
 Quantize: TypeAlias = Callable[[IntegerModule], Any]
-"""One input on the grid of a layer that reads it."""
+"""Quantizes one fixed input by the qparams of a layer that consumes it."""
 Products: TypeAlias = Callable[[Quantize, torch.dtype], Sequence[Tensor]]
 Reading: TypeAlias = Callable[[Tensor], Tensor]
-"""A layer's output, of a tensor that many blocks are given."""
+"""Computes a layer on a tensor that many blocks share."""
 
 
 @dataclass(frozen=True)
 class FusionBackend:
-    """What blocks compute with between their products, by means of the runtime.
+    """Operations that a runtime provides for fused blocks.
 
-    ``fused_ops``: with the methods of :class:`~bitbrush.runtime.fused_ops.FusedOps`, for the runtime's own grids.
-    ``together``: the products of what reads one input. ``of_text``: a layer of the text's embedding. ``of_time``: a
-    projection of the time's, ``layer(silu(t))``, (N, C) float32. The last two are given the same tensor by all blocks,
-    and often the same values by many calls: runtimes may remember them or compute them at once. ``forward``: of blocks.
+    Attributes:
+        fused_ops: Implements :class:`~bitbrush.runtime.fused_ops.FusedOps` for the runtime's quantization parameters.
+        together: Builds the products of consumers of one input.
+        of_text: Wraps a layer of the text embedding. All blocks and many calls pass it equal values, so a runtime may
+            cache results or compute them at once.
+        of_time: Wraps a time projection ``layer(silu(t))``, (N, C) float32; cacheable likewise.
+        forward: Class of the forwards of blocks.
     """
 
     fused_ops: Any
@@ -81,8 +90,8 @@ class FusionBackend:
 def fuse(
     denoiser: nn.Module, described: Iterable[fusions.Fusion], kind: type[nn.Module], between: FusionBackend
 ) -> None:
-    """Computes in one go what the family describes and whose layers all are of the ``kind`` that is in integers."""
-    denoiser.eval()  # as blocks are computed from now on: train() is a change, eval() is none
+    """Replaces the forward of each described module whose layers are all of the integer ``kind``."""
+    denoiser.eval()  # fused blocks compute in eval mode: a later train() counts as a change, eval() does not
     changes = ChangeLog()
     for fusion in described:
         modules = [denoiser.get_submodule(name) for name in _layers(fusion)]
@@ -116,7 +125,7 @@ def _install(
 
 
 def _layers(fusion: fusions.Fusion) -> tuple[str, ...]:
-    """The layers that must be in integers for a fusion."""
+    """Lists the layers that must be integer layers for a fusion."""
     match fusion:
         case fusions.PreciseNorm():
             return (fusion.layer,)
@@ -135,7 +144,7 @@ def _layers(fusion: fusions.Fusion) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Consumer:
-    """What reads some channels of an input: a layer by itself, or with a branch beside it."""
+    """Layer that consumes some channels of an input, alone or with a low-rank branch."""
 
     layer: IntegerModule
     channels: slice
@@ -143,22 +152,23 @@ class Consumer:
 
     @property
     def parts(self) -> tuple[IntegerModule, ...]:
+        """Lists the layer and, if present, both factors of the branch."""
         return (self.layer,) if self.branch is None else (self.layer, self.branch.down, self.branch.up)
 
     @property
     def qparams(self) -> Hashable:
-        """Of all parts, now."""
+        """Current quantization parameters of all parts."""
         return tuple(part.qparams for part in self.parts)
 
     def product(self, quantize: Quantize, dtype: torch.dtype, residual: Tensor | None = None) -> Tensor:
-        """The output, ``residual`` added; ``quantize(part)``: the input on the grid of a part that reads it."""
+        """Computes the output plus ``residual``; ``quantize(part)`` is the input by the qparams of that part."""
         if self.branch is not None:
             thin = self.branch.down.multiply(quantize(self.branch.down), dtype)
             residual = self.branch.up.multiply(self.branch.up.quantize(thin), dtype, residual)
         return self.layer.multiply(quantize(self.layer), dtype, residual)
 
     def of(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """:meth:`product` of an input that nothing comes before."""
+        """Computes :meth:`product` of a floating-point input without a prologue."""
         return self.product(lambda part: part.quantize(x), x.dtype, residual)
 
 
@@ -169,11 +179,12 @@ class _Branch(NamedTuple):
 
 @dataclass(frozen=True)
 class OneByOne:
-    """Products of one input, which is quantized once for all ``consumers`` that have the same grid."""
+    """Products of one input, quantized once for all ``consumers`` with equal quantization parameters."""
 
     consumers: "Sequence[Consumer]"
 
     def __call__(self, quantize: Quantize, dtype: torch.dtype) -> list[Tensor]:
+        """Returns the output of each consumer in order."""
         known: dict[Hashable, Any] = {}
 
         def once(layer: IntegerModule) -> Any:
@@ -186,13 +197,13 @@ class OneByOne:
 
 
 def project_time(layer: nn.Module, embedded: Tensor) -> Tensor:
-    """(N, C) float32: what a residual block adds at a timestep."""
+    """Computes the time term of a residual block: (N, C) float32."""
     y: Tensor = layer(F.silu(embedded)).float()
     return y
 
 
 def _consumers(module: Any) -> tuple[Consumer, ...]:
-    """What stands for a layer of the denoiser: itself, or the halves of a convolution that reads a skip."""
+    """Lists the consumers that replace a layer: itself, or the halves of a convolution split at a skip input."""
     if isinstance(module, SplitConv2d):
         halves = {module.hidden: slice(0, module.begin), module.skip: slice(module.begin, None)}
         return tuple(replace(consumer_of(half), channels=channels) for half, channels in halves.items())
@@ -200,7 +211,7 @@ def _consumers(module: Any) -> tuple[Consumer, ...]:
 
 
 def consumer_of(module: Any) -> Consumer:
-    """What reads the input of a layer, as the runtime has put it in place."""
+    """Wraps a layer of the runtime as a consumer, with its low-rank branch if it has one."""
     if isinstance(module, BranchedLayer):
         down: Any = module.down
         up: Any = module.up
@@ -210,12 +221,13 @@ def consumer_of(module: Any) -> Consumer:
 
 
 class UpsampledConv:
-    """Each pixel is quantized once and written four times."""
+    """Upsampling convolution that quantizes each pixel once and writes it four times."""
 
     def __init__(self, described: fusions.UpsampledConv, part: ModuleLookup) -> None:
         self._conv = consumer_of(part(described.conv))
 
     def __call__(self, hidden_states: Tensor, output_size: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Takes the arguments of diffusers' ``Upsample2D.forward``."""
         x = hidden_states
         height, width = x.shape[-2:]
         if args or kwargs or (output_size is not None and tuple(output_size) != (2 * height, 2 * width)):
@@ -224,7 +236,7 @@ class UpsampledConv:
 
 
 class ImageTransformer:
-    """Pixels become tokens and pixels again without being moved: both lie in channels-last memory."""
+    """Transformer of an image; pixels and tokens share channels-last memory, so neither is copied."""
 
     def __init__(self, described: fusions.ImageTransformer, part: ModuleLookup, between: FusionBackend) -> None:
         self._norm: nn.GroupNorm = part(described.norm)
@@ -245,6 +257,7 @@ class ImageTransformer:
         *args: Any,
         return_dict: bool = True,
     ) -> Any:
+        """Takes the arguments of diffusers' ``Transformer2DModel.forward``."""
         if args or return_dict or attention_mask is not None or encoder_attention_mask is not None:
             return NotImplemented
         x = hidden_states.contiguous(memory_format=torch.channels_last)
@@ -268,17 +281,19 @@ class ImageTransformer:
 
 
 def tokens(x: Tensor) -> Tensor:
-    """(N, C, H, W) channels-last as (N, HW, C), the same memory."""
+    """Views channels-last (N, C, H, W) as (N, HW, C); both share memory."""
     return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def pixels(x: Tensor, like: Tensor) -> Tensor:
-    """The inverse of :func:`tokens`, H and W those of ``like``."""
+    """Inverts :func:`tokens`, with the H and W of ``like``."""
     image: Tensor = x.unflatten(1, tuple(like.shape[-2:])).permute(0, 3, 1, 2)
     return image
 
 
 class ResidualBlock:
+    """Residual block of two convolutions: ``shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x))) + time)))``."""
+
     def __init__(self, described: fusions.ResidualBlock, part: ModuleLookup, between: FusionBackend) -> None:
         self._norm1: nn.GroupNorm = part(described.norm1)
         self._consumers = _consumers(part(described.conv1))
@@ -290,6 +305,7 @@ class ResidualBlock:
         self._fused_ops = between.fused_ops
 
     def __call__(self, input_tensor: Tensor, temb: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Takes the arguments of diffusers' ``ResnetBlock2D.forward``."""
         if args or kwargs:
             return NotImplemented
         x = input_tensor
@@ -302,7 +318,7 @@ class ResidualBlock:
         return self._conv2.product(quantize, x.dtype, residual=x if self._shortcut is None else self._shortcut(x))
 
     def _first(self, x: Tensor) -> Tensor:
-        """``conv1(silu(norm1(x)))``."""
+        """Computes ``conv1(silu(norm1(x)))``."""
         h: Any = None
         for consumer in self._consumers:
             quantize = partial(self._normed, x, consumer.channels)
@@ -317,6 +333,8 @@ class ResidualBlock:
 
 
 class TransformerBlock:
+    """Transformer block: self-attention, optional cross-attention and a GEGLU feed-forward network."""
+
     def __init__(self, described: fusions.TransformerBlock, part: ModuleLookup, between: FusionBackend) -> None:
         self._fused_ops = between.fused_ops
         self._norm1: nn.LayerNorm = part(described.norm1)
@@ -338,7 +356,8 @@ class TransformerBlock:
         class_labels: Tensor | None = None,
         added_cond_kwargs: Any = None,
     ) -> Any:
-        text = encoder_hidden_states  # of an IP-Adapter a tuple, with an image's tokens
+        """Takes the arguments of diffusers' ``BasicTransformerBlock.forward``."""
+        text = encoder_hidden_states  # a tuple with image tokens under an IP-Adapter
         if (
             attention_mask is not None
             or encoder_attention_mask is not None
@@ -352,7 +371,7 @@ class TransformerBlock:
         return self._feed_forward(x)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        """``x + shrink(value gelu(gate))``."""
+        """Computes ``x + shrink(value gelu(gate))``."""
 
         def normed(layer: IntegerModule) -> Any:
             return self._fused_ops.layer_norm(x, self._norm3, layer.qparams)
@@ -376,7 +395,7 @@ class _Attention:
 
 
 class SelfAttention(_Attention):
-    """``x + attention(norm(x))``."""
+    """Self-attention with its residual connection: ``x + attention(norm(x))``."""
 
     def __init__(self, described: fusions.Attention, part: ModuleLookup, between: FusionBackend) -> None:
         super().__init__(described, part, between)
@@ -384,13 +403,14 @@ class SelfAttention(_Attention):
         self._products = between.together(consumers)
 
     def __call__(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """Computes the block for tokens (N, L, C)."""
         return self._attend(
             x, *self._products(lambda layer: self._fused_ops.layer_norm(x, norm, layer.qparams), x.dtype)
         )
 
 
 class CrossAttention(_Attention):
-    """``x + attention(norm(x), text)``."""
+    """Cross-attention with its residual connection: ``x + attention(norm(x), text)``."""
 
     def __init__(self, described: fusions.Attention, part: ModuleLookup, between: FusionBackend) -> None:
         super().__init__(described, part, between)
@@ -398,5 +418,6 @@ class CrossAttention(_Attention):
         self._key, self._value = between.of_text(part(described.key)), between.of_text(part(described.value))
 
     def __call__(self, x: Tensor, norm: nn.LayerNorm, text: Tensor) -> Tensor:
+        """Computes the block for tokens (N, L, C) and text (N, M, D)."""
         query = self._query.product(lambda layer: self._fused_ops.layer_norm(x, norm, layer.qparams), x.dtype)
         return self._attend(x, query, self._key(text), self._value(text))

@@ -1,4 +1,4 @@
-"""The ``forward`` of fused blocks, which is the module's own wherever users would notice a difference."""
+"""The ``forward`` of fused blocks, which falls back to the module's own wherever users would notice a difference."""
 
 import functools
 import logging
@@ -16,20 +16,22 @@ _LOG = logging.getLogger(__name__)
 
 
 class ChangeLog:
-    """Whether the log says already that a block of a denoiser was changed."""
+    """Flag of a denoiser: whether the log already reports a changed block."""
 
     already = False
 
 
 class FusedForward:
-    """Computes a module in one go, or by its own ``forward`` where its modules were changed or hooks are global.
+    """Forward that computes a module as one fused block.
+
+    The module's own ``forward`` runs instead if its modules were changed or global hooks are registered.
 
     Args:
-        name: The module's, in the denoiser.
-        module: Whose ``forward`` this is.
-        block: Computes in one go. It returns NotImplemented for a call that it was not made for.
-        snapshot: The module as ``block`` was made for it.
-        told: Shared by all blocks of a denoiser: a change is logged once.
+        name: Name of the module in the denoiser.
+        module: Module whose ``forward`` this replaces.
+        block: Fused computation. It returns NotImplemented for arguments that it does not support.
+        snapshot: State of the module when ``block`` was built.
+        changes: Shared by all blocks of a denoiser, so that a change is logged once.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class FusedForward:
         self._snapshot, self._told = snapshot, changes
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Takes the arguments of the module's own forward."""
         if _may_fuse(self):
             result = self._block(*args, **kwargs)
             if result is not NotImplemented:
@@ -47,7 +50,7 @@ class FusedForward:
         return type(self._module).forward(self._module, *args, **kwargs)
 
     def may_fuse(self) -> bool:
-        """Whether nobody would notice that the modules of the block are not called."""
+        """Whether skipping the calls of the block's modules has no visible effect."""
         if _has_any_global_hook():
             return False
         if self._snapshot.holds():
@@ -63,14 +66,15 @@ class FusedForward:
 
 
 class UntracedForward(FusedForward):
-    """The same where what computes in one go is nothing that torch.compile can trace."""
+    """Fused forward that torch.compile cannot trace and calls as it is."""
 
     @not_compiled
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Takes the arguments of the module's own forward."""
         return super().__call__(*args, **kwargs)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _may_fuse(fused: FusedForward) -> bool:
-    """:meth:`FusedForward.may_fuse`. torch.compile asks when it traces, and never again, as it does for any hook."""
+    """Calls :meth:`FusedForward.may_fuse`; torch.compile does so once, while it traces, as for any hook."""
     return fused.may_fuse()

@@ -1,8 +1,8 @@
-"""What stands between two integer products: normalization, activation and quantization, in one pass where possible.
+"""Fused operations between two integer products: normalization, activation and quantization.
 
-Two implementations of one interface: C++ compiled on this machine (:class:`NativeFusedOps`), and torch's operators
-(:class:`TorchFusedOps`), several times slower but everywhere at hand. Images are (N, C, H, W) in channels-last memory,
-tokens (..., C).
+One interface has two implementations. :class:`NativeFusedOps` is C++ compiled on this machine, one pass over memory
+where possible. :class:`TorchFusedOps` uses torch's operators, several times slower but always available. Images are (N,
+C, H, W) in channels-last memory, tokens (..., C).
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from bitbrush.numerics.affine import QParams, quantize
 
 BYTE = 8
 ALL = slice(None)
-"""Channels."""
+"""Slice of all channels."""
 
 
 @dataclass(frozen=True)
@@ -29,28 +29,30 @@ class Bytes:
 
     @classmethod
     def of(cls, x_q: Tensor, qparams: QParams) -> "Bytes":
-        """Of int32 integers."""
+        """Splits int32 integers into bytes."""
         if qparams.bits <= BYTE:
             return cls(x_q.to(torch.uint8), None, qparams)
         return cls((x_q >> BYTE).to(torch.uint8), (x_q & 255).to(torch.uint8), qparams)
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
-    """How images (N, C, H, W), and how tokens lie in memory."""
+    """Returns the memory format of images (N, C, H, W) or of tokens."""
     return torch.channels_last if x.dim() == 4 else torch.contiguous_format
 
 
 class FusedOps(Protocol):
-    """The operations around the integer products. All results are ``quantize(f(x), qparams)``.
+    """Operations around the integer products; each result is ``quantize(f(x), qparams)``.
 
-    ``padding``: so many pixels of zero points on every side of an image, which a convolution would else have to add.
+    ``padding`` adds that many pixels of zero points to each side of an image, so that the convolution need not pad.
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Short name of the implementation, for messages."""
+        ...
 
     def quantize(self, x: Tensor, qparams: QParams, *, padding: int = 0, upsample: int = 1) -> Bytes:
-        """f(x) = x; images may be magnified by repeating each pixel ``upsample`` times in both directions."""
+        """Computes f(x) = x; images may be magnified by repeating each pixel ``upsample`` times in both directions."""
         ...
 
     def group_norm(
@@ -64,27 +66,35 @@ class FusedOps(Protocol):
         add: Tensor | None = None,
         channels: slice = ALL,
     ) -> Bytes:
-        """f(x) = norm(x + add), SiLU of it where asked for; ``add`` (N, C) float32. Tokens are (N, HW, C).
+        """Computes f(x) = norm(x + add), followed by SiLU if ``silu``.
 
-        Of all channels normalized, the result has these ``channels``.
+        Args:
+            x: Image (N, C, H, W) or tokens (N, HW, C).
+            norm: Normalization over all channels of ``x``.
+            qparams: Quantization parameters of the result.
+            padding: Pixels of zero points on each side of the result.
+            silu: Whether to apply SiLU.
+            add: (N, C) float32 or None.
+            channels: Channels of the normalized tensor that the result has.
         """
         ...
 
     def layer_norm(self, x: Tensor, norm: nn.LayerNorm, qparams: QParams) -> Bytes:
-        """f(x) = norm(x) over the channels."""
+        """Computes f(x) = norm(x) over the channels."""
         ...
 
     def geglu(self, x: Tensor, qparams: QParams) -> Bytes:
-        """f(value, gate) = value * gelu(gate) of the two halves of the channels."""
+        """Computes f(value, gate) = value * gelu(gate), where value and gate are the halves of the channels."""
         ...
 
 
 class TorchFusedOps:
-    """By torch's own operators, one pass over memory each."""
+    """Fused operations by torch's operators, one pass over memory each."""
 
     name = "torch operators"
 
     def quantize(self, x: Tensor, qparams: QParams, *, padding: int = 0, upsample: int = 1) -> Bytes:
+        """Quantizes an image or tokens, see :meth:`FusedOps.quantize`."""
         if upsample > 1:
             x = F.interpolate(x, scale_factor=float(upsample), mode="nearest")
         x_q = quantize(x.float(), qparams)
@@ -103,6 +113,7 @@ class TorchFusedOps:
         add: Tensor | None = None,
         channels: slice = ALL,
     ) -> Bytes:
+        """Normalizes groups of channels and quantizes, see :meth:`FusedOps.group_norm`."""
         tokens = x.dim() == 3
         y = x.float().transpose(1, 2) if tokens else x.float()
         if add is not None:
@@ -112,10 +123,12 @@ class TorchFusedOps:
         return self.quantize(y.transpose(1, 2) if tokens else y, qparams, padding=padding)
 
     def layer_norm(self, x: Tensor, norm: nn.LayerNorm, qparams: QParams) -> Bytes:
+        """Normalizes over the channels and quantizes, see :meth:`FusedOps.layer_norm`."""
         return self.quantize(
             F.layer_norm(x.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps), qparams
         )
 
     def geglu(self, x: Tensor, qparams: QParams) -> Bytes:
+        """Gates one half of the channels by the other and quantizes, see :meth:`FusedOps.geglu`."""
         value, gate = x.float().chunk(2, dim=-1)
         return self.quantize(value * F.gelu(gate), qparams)

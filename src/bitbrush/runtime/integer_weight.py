@@ -1,4 +1,4 @@
-"""Integer weights as parameters, so that a lowered denoiser tells what it holds."""
+"""Integer weights as parameters, so that a lowered denoiser lists its weights."""
 
 import copy
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ _ELSEWHERE = "load the artifact where it is needed instead: bitbrush.load(DIRECT
 
 
 _FIXED = frozenset(("weight", "padding_mode", "padding", "stride", "dilation", "groups", "kernel_size"))
-"""Attributes of a Conv2d or Linear that are part of what a runtime made of the layer."""
+"""Attributes of a Conv2d or Linear that are compiled into a runtime's layer."""
 
 
 @dataclass(frozen=True, eq=False)
 class BiasState:
-    """Which bias a layer has, and how often it was written to: results that are remembered depend on both.
+    """Identity of a layer's bias and its write count; cached results depend on both.
 
-    Writing by way of ``bias.data`` leaves no sign.
+    Writes through ``bias.data`` go unnoticed.
     """
 
     bias: Tensor | None
@@ -25,7 +25,7 @@ class BiasState:
 
     @classmethod
     def of(cls, layer: nn.Module) -> Self:
-        """The state of the layer's bias, now."""
+        """Captures the current state of the layer's bias."""
         bias: Any = layer.bias
         return cls(bias, 0 if bias is None or bias.is_inference() else bias._version)
 
@@ -37,13 +37,14 @@ class BiasState:
 
 
 class IntegerWeight(nn.Parameter):
-    """Integers in the layout of a runtime's kernels. They never change, and are copied but not pickled."""
+    """Integers in the layout of a runtime's kernels; they never change, and are copied but not pickled."""
 
     def __new__(cls, data: Tensor) -> Self:
+        """Creates a parameter without gradient."""
         return super().__new__(cls, data, requires_grad=False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "IntegerWeight":
-        """Parts of one tensor are copied as parts of one tensor; oneDNN's opaque layouts have no storage to share."""
+        """Copies views of one tensor to views of one copy; oneDNN's opaque layouts have no storage to share."""
         data = self.detach()
         return IntegerWeight(data.clone() if data.is_mkldnn else copy.deepcopy(data, memo))
 
@@ -54,7 +55,7 @@ class IntegerWeight(nn.Parameter):
 
 
 class WithoutFloatWeight(nn.Module):
-    """Base of layers of integers: tells whoever asks for their weight, or changes how they compute, what can do it."""
+    """Base of integer layers: access to ``weight`` or a change of the computation raises an error with the remedy."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _FIXED:
@@ -74,13 +75,20 @@ class WithoutFloatWeight(nn.Module):
 
 
 class IntegerParameters(WithoutFloatWeight):
-    """Base of a runtime's integer layers: shows their integers, scales and bias as parameters of the module.
+    """Base of a runtime's integer layers: exposes integers, scales and bias as parameters.
 
-    Scales come first: code of diffusers takes the type of the first parameter for the type of activations.
+    Scales come first: diffusers takes the dtype of the first parameter for the dtype of activations.
     """
 
     def show(self, weight: IntegerWeight, scale: Tensor, bias: Tensor | None, *, count: int) -> None:
-        """Registers the parameters. ``count``: how many weights there are, of which ``weight`` may pack two a byte."""
+        """Registers the parameters.
+
+        Args:
+            weight: Integers in the layout of the kernels.
+            scale: Weight scales, (C_out,) float32.
+            bias: (C_out,) or None.
+            count: Number of weights; ``weight`` may pack two in a byte.
+        """
         self.weight_scale = nn.Parameter(scale, requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.integer_weight = weight
@@ -88,7 +96,7 @@ class IntegerParameters(WithoutFloatWeight):
 
     @property
     def unlisted_parameters(self) -> int:
-        """How many more weights the layer has than :meth:`parameters` has elements beside the bias."""
+        """Number of weights that the elements of :meth:`parameters`, bias apart, do not show."""
         return self._count - self.integer_weight.numel() - self.weight_scale.numel()
 
     def _load_from_state_dict(self, state: Any, prefix: str, *args: Any) -> None:

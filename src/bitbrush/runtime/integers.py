@@ -1,4 +1,4 @@
-"""What the integer kernels of all executors can multiply: unsigned activation bytes by signed weight bytes."""
+"""Limits of the integer kernels of all runtimes, which multiply unsigned activation bytes by signed weight bytes."""
 
 import torch
 from torch import Tensor, nn
@@ -8,11 +8,11 @@ from bitbrush.numerics.weights import QuantizedWeight
 from bitbrush.timeline.schedule import DynamicRanges
 
 MOST_PRODUCTS = (2**31 - 1) // (255 * 128)
-"""So many products of bytes fit into an int32 sum whatever the bytes are."""
+"""Largest number of byte products whose sum fits into int32 for any bytes."""
 
 
 def signed_bytes(weight: QuantizedWeight) -> Tensor | None:
-    """``w_q - zero_point`` as int8, (C_out, C_in, ...); None where that is no signed byte."""
+    """Computes ``w_q - zero_point`` as int8, (C_out, C_in, ...); None if a value is not a signed byte."""
     zero_point = weight.qparams.zero_point.view(-1, *(1,) * (weight.w_q.dim() - 1))
     signed = weight.w_q.to(torch.int16) - zero_point
     if int(signed.min()) < -128 or int(signed.max()) > 127:
@@ -21,7 +21,7 @@ def signed_bytes(weight: QuantizedWeight) -> Tensor | None:
 
 
 def obstacle(layer: nn.Module, signed: Tensor | None) -> str | None:
-    """Why no executor can multiply a layer of these weights, signed, in integers; None if it can."""
+    """Explains why no runtime can multiply a layer with these signed weights in integers; None if one can."""
     if signed is None:
         return "weights less their zero point are no signed bytes"
     products = signed[0].numel()
@@ -33,5 +33,5 @@ def obstacle(layer: nn.Module, signed: Tensor | None) -> str | None:
 
 
 def needs_schedule(layer: QuantizedLayer) -> str | None:
-    """Why an executor that must know ranges beforehand cannot compute a layer in integers; None if it can."""
+    """Explains why a runtime that needs static ranges cannot compute a layer in integers; None if it can."""
     return "its ranges are found at run time" if isinstance(layer.activations, DynamicRanges) else None

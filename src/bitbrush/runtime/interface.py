@@ -1,4 +1,4 @@
-"""What every executor of quantized layers offers, and how it tells what it does."""
+"""Interface of the runtimes that execute quantized layers, and their reports."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from bitbrush.network.layers import QuantizedLayer
 
 @dataclass(frozen=True)
 class Execution:
-    """How one layer is executed: by which kernel; ``fallback`` says why not in integers, None where it is."""
+    """Kernel that executes a layer; ``fallback`` says why it is no integer kernel, or is None."""
 
     layer: str
     kernel: str
@@ -20,7 +20,11 @@ class Execution:
 
 
 def layers_by_fallback(executions: Iterable[Execution]) -> dict[str, list[str]]:
-    """Names of the layers that are not computed in integers, by how they are instead, and why."""
+    """Groups the layers that are not computed in integers by their kernel and reason.
+
+    Returns:
+        Layer names by ``"kernel: reason"``.
+    """
     found: dict[str, list[str]] = {}
     for one in executions:
         if one.fallback is not None:
@@ -29,31 +33,39 @@ def layers_by_fallback(executions: Iterable[Execution]) -> dict[str, list[str]]:
 
 
 class Runtime(Protocol):
-    """An executor. ``description``: the kernels and types it computes with, in a line.
-
-    ``device``: where it computes, None: wherever the denoiser is.
-    """
+    """Executor of quantized layers."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name of the runtime, see :class:`~bitbrush.runtime.choose.RuntimeName`."""
+        ...
 
     @property
-    def description(self) -> str: ...
+    def description(self) -> str:
+        """Kernels and dtypes that it computes with, in one line."""
+        ...
 
     @property
-    def device(self) -> torch.device | None: ...
+    def device(self) -> torch.device | None:
+        """Device that it computes on; None: the device of the denoiser."""
+        ...
 
     def execution(self, original: nn.Module, layer: QuantizedLayer) -> Execution:
-        """What :meth:`lower` would make of a layer, ``original`` being the one that it stands for; changes nothing."""
+        """Predicts the result of :meth:`lower` for a layer that replaces ``original``; changes nothing."""
         ...
 
     def lower(self, denoiser: nn.Module, layers: Iterable[QuantizedLayer]) -> tuple[Execution, ...]:
-        """Changes ``denoiser`` in place so that it computes with the given layers; what becomes of each.
+        """Changes ``denoiser`` in place so that it computes with the quantized layers.
 
-        ``layers`` may be read lazily, one after another. A layer that is not named stays as it is.
+        Args:
+            denoiser: Denoiser in floating point. Layers that are not listed stay as they are.
+            layers: Quantized layers, which may be generated one after another.
+
+        Returns:
+            How each layer is executed, in order.
         """
         ...
 
 
 class RuntimeUnavailable(ValueError):
-    """This machine, or this installation, cannot run the executor that was asked for."""
+    """Error: this machine or installation cannot run the requested runtime."""

@@ -1,4 +1,4 @@
-"""A lowered denoiser: what it tells of itself, and what it does where users treat it as any other module."""
+"""Lowered denoisers: how they are executed, and how they react where users treat them as any other module."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ _ATTRIBUTE = "bitbrush_lowered"
 
 @dataclass(frozen=True)
 class Lowered:
-    """The executor of a denoiser and what became of each quantized layer.
+    """Runtime of a denoiser and the execution of each quantized layer.
 
-    ``device``: where it computes, None where it computes wherever the denoiser is.
+    ``device`` is where it computes; None: wherever the denoiser is.
     """
 
     runtime: str
@@ -34,36 +34,38 @@ class Lowered:
 
     @property
     def name(self) -> str:
-        """Of the executor, with what it computes."""
+        """Name and description of the runtime."""
         return f"{self.runtime}: {self.description}"
 
 
 class LoweredDenoiser(Extension, nn.Module):
-    """What is added to a denoiser's class.
+    """Mixin for the class of a lowered denoiser.
 
-    Its types are its runtime's, and so is its device unless the runtime runs on any: a pipeline that is moved or cast
-    to half precision leaves it as it is. Arguments are cast and moved at each call instead.
+    Its dtypes are fixed by the runtime, and so is its device unless the runtime runs on any. Moving a pipeline or
+    casting it to half precision does not change them. Arguments are cast and moved at each call instead.
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any) -> Self:
-        """Behind ``to()``, ``half()`` and their like."""
+        """Handles ``to()``, ``half()`` and similar methods."""
         lowered = lowered_of(self)
         if lowered is None or lowered.device is None:
             super()._apply(partial(_moved, fn), *args)  # type: ignore[no-untyped-call]
         return self
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Moves the denoiser; diffusers' own method refuses to cast quantized models, this one does not cast."""
+        """Moves the denoiser without a cast; diffusers' own method refuses to cast quantized models."""
         return nn.Module.to(self, *args, **kwargs)
 
     def half(self) -> Self:
+        """Returns the denoiser unchanged."""
         return self
 
     def float(self) -> Self:
+        """Returns the denoiser unchanged."""
         return self
 
     def num_parameters(self, *args: Any, **kwargs: Any) -> int:
-        """Counts weights and biases of all layers, also where two weights share a byte."""
+        """Counts weights and biases of all layers, including weights that share a byte."""
         listed: Any = super()
         count: int = listed.num_parameters(*args, **kwargs)
         if kwargs.get("only_trainable", any(args[:1])):
@@ -71,17 +73,28 @@ class LoweredDenoiser(Extension, nn.Module):
         return count + sum(one.unlisted_parameters for one in self.modules() if isinstance(one, IntegerParameters))
 
     def save_pretrained(self, *_: Any, **__: Any) -> Never:
+        """Refuses to save the denoiser.
+
+        Raises:
+            ValueError: Always; the artifact's folder is to be copied instead.
+        """
         raise ValueError("a quantized denoiser is not serializable from memory; copy the artifact's folder instead")
 
 
 def _moved(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
-    """What ``fn`` makes of a tensor, but in the tensor's own type."""
+    """Applies ``fn`` to a tensor but keeps its dtype."""
     moved = fn(tensor)
     return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
 
 def lower(denoiser: nn.Module, choice: Choice, layers: Iterable[QuantizedLayer]) -> None:
-    """Lets the chosen runtime execute ``denoiser``, which becomes a :class:`LoweredDenoiser` and remembers how."""
+    """Lowers ``denoiser`` to the selected runtime and records the executions in it.
+
+    Args:
+        denoiser: Changed in place; its class becomes a :class:`LoweredDenoiser`.
+        choice: Selected runtime.
+        layers: Quantized layers, which may be generated one after another.
+    """
     runtime = choice.runtime
     extend_(denoiser, LoweredDenoiser)
     refuse_unquantized(denoiser)
@@ -93,6 +106,6 @@ def lower(denoiser: nn.Module, choice: Choice, layers: Iterable[QuantizedLayer])
 
 
 def lowered_of(denoiser: nn.Module) -> Lowered | None:
-    """How a denoiser is executed; None where it computes in floating point."""
+    """Returns how a denoiser is executed; None if it computes in floating point."""
     found = getattr(denoiser, _ATTRIBUTE, None)
     return found if isinstance(found, Lowered) else None

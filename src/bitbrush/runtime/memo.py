@@ -1,4 +1,4 @@
-"""Results that are the same from one denoising step, or one generation, to the next."""
+"""Cache of results that repeat from one denoising step, or one generation, to the next."""
 
 import threading
 from collections.abc import Callable, Hashable
@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 class Memo:
-    """The last few results, each with the key and the input it was computed of; both must be equal to find it.
+    """Cache of the last few results, found by an equal key and an equal input tensor.
 
-    Threads may share one. A copy starts empty.
+    Threads may share a cache. A copy starts empty.
     """
 
     def __init__(self, *, entries: int) -> None:
@@ -20,14 +20,14 @@ class Memo:
         self._lock = threading.Lock()
 
     def get(self, key: Hashable, x: Tensor, compute: Callable[[], Tensor]) -> Tensor:
-        """The known result of ``x`` under ``key``, or ``compute()``, which is then known."""
+        """Returns the cached result of ``x`` under ``key``, or caches and returns ``compute()``."""
         with self._lock:
             known = self._known.get(key)
         if known is None or known[0].dtype != x.dtype or not torch.equal(known[0], x):
             known = x.clone(), compute()
         with self._lock:
             self._known.pop(key, None)
-            self._known[key] = known  # the latest last
+            self._known[key] = known  # re-inserted at the end: the first entry is the least recently used
             if len(self._known) > self._limit:
                 del self._known[next(iter(self._known))]
         return known[1]
@@ -37,10 +37,11 @@ class Memo:
 
 
 class Remembered:
-    """A function of a tensor whose last few results are known, each under what ``key`` was then."""
+    """Function of a tensor with a cache of its last few results, each stored under the ``key()`` of its call."""
 
     def __init__(self, function: Callable[[Tensor], Tensor], key: Callable[[], Hashable], *, entries: int) -> None:
         self._function, self._key, self._memo = function, key, Memo(entries=entries)
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Returns the cached or newly computed result."""
         return self._memo.get(self._key(), x, lambda: self._function(x))

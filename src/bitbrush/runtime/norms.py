@@ -1,4 +1,4 @@
-"""Normalization in float32 whatever surrounds it."""
+"""Normalization in float32 for activations of any dtype."""
 
 import functools
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def normalize_in_float32(norm: nn.Module, answer: torch.dtype) -> None:
-    """From now on a GroupNorm or LayerNorm computes in float32 and answers in another type."""
+    """Makes a GroupNorm or LayerNorm compute in float32 and return dtype ``answer``."""
     norm.forward = _Float32Forward(norm, answer)
 
 

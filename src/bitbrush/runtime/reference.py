@@ -1,4 +1,4 @@
-"""The runtime of reference: fake quantization, the definition of correct for every other runtime."""
+"""The reference runtime: fake quantization, which defines correct results for every other runtime."""
 
 from collections.abc import Iterable
 
@@ -16,9 +16,9 @@ EMULATED = "the reference runtime emulates integers"
 
 
 class ReferenceRuntime:
-    """Computes with float32 copies of the integers: ``conv(dequantize(x_q), dequantize(w_q)) + bias``.
+    """Runtime with dequantized float32 values: ``conv(dequantize(x_q), dequantize(w_q)) + bias``.
 
-    Exact in the integers; the sum over products is float32's, where an integer runtime accumulates in int32.
+    The integers are exact. The sum of products is in float32, where an integer runtime accumulates in int32.
     """
 
     name = "reference"
@@ -26,12 +26,13 @@ class ReferenceRuntime:
     device = None
 
     def execution(self, original: nn.Module, layer: QuantizedLayer) -> Execution:
+        """Reports that the layer is emulated."""
         return Execution(layer.name, "fake-quantized float32", EMULATED)
 
     def lower(self, denoiser: nn.Module, layers: Iterable[QuantizedLayer]) -> tuple[Execution, ...]:
-        """Changes ``denoiser`` in place: weights as the integers represent them, inputs quantized as scheduled.
+        """Changes ``denoiser`` in place: weights are dequantized integers, inputs are fake-quantized as scheduled.
 
-        It computes in float32 and answers in the type that it is called with.
+        The denoiser computes in float32 and returns the dtype of its input.
         """
         device = device_of(denoiser)
         executions = tuple(self._lower(denoiser.get_submodule(layer.name), layer, device) for layer in layers)

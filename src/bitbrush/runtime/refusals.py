@@ -1,4 +1,4 @@
-"""Changes that a quantized denoiser refuses: each would compute with layers that nobody quantized."""
+"""Changes that a quantized denoiser refuses, since each would compute with layers that are not quantized."""
 
 from collections.abc import Callable
 from typing import Any, Never
@@ -17,7 +17,7 @@ _JOINED = (
 
 
 def refuse_unquantized(denoiser: nn.Module) -> None:
-    """From now on ``denoiser`` raises ValueError where a LoRA or joined projections are asked of it."""
+    """Makes ``denoiser`` raise ValueError when a LoRA or joined projections are requested."""
     _set(denoiser, "add_adapter", _refuse_adapter)
     _set(denoiser, "load_lora_adapter", _refuse_lora)
     for module in denoiser.modules():
@@ -35,7 +35,7 @@ def _refuse_adapter(*_: Any, **__: Any) -> Never:
 
 
 def _refuse_lora(weights: Any, *_: Any, prefix: str | None = "transformer", **__: Any) -> None:
-    """A pipeline calls it for every LoRA, also for one of the text encoder alone."""
+    """Refuses a LoRA of the denoiser; pipelines also call this for a LoRA of the text encoder alone."""
     elsewhere = isinstance(weights, dict) and prefix and not any(key.startswith(f"{prefix}.") for key in weights)
     if not elsewhere:
         raise ValueError(_LORA)

@@ -1,7 +1,7 @@
-"""Whether modules still compute as they did when a runtime replaced the ``forward`` above them.
+"""Detection of changes to modules below a ``forward`` that a runtime replaced.
 
 Users set attention processors, register hooks, override ``forward``, replace children and swap classes at any time.
-torch keeps no sign that any of it happened, so a snapshot is compared before each call: identities only, in C loops.
+torch does not record such changes, so a snapshot is compared before each call: identities only, in C loops.
 """
 
 from collections.abc import Collection, Iterator
@@ -12,19 +12,19 @@ from typing import Any
 from torch import nn
 
 _INTERNAL = frozenset(vars(nn.Module())) - {"training"}
-"""Attributes that torch keeps in every module; hooks, children and parameters are compared by what they hold."""
+"""Attributes that torch keeps in every module; hooks, children and parameters are compared by content."""
 _PROCESSOR = "processor"
 _VALUES = bool, int, float, str
 
 
 class Snapshot:
-    """Classes, hooks, children, parameters and attributes of modules, as they were when it was taken.
+    """Classes, hooks, children, parameters and attributes of modules at one moment.
 
     Args:
-        root: The module whose ``forward`` was replaced. Its hooks, its ``forward`` and its new attributes are not
-            compared: a call has passed the former before the runtime sees it, and frameworks add the latter.
+        root: Module whose ``forward`` was replaced. Its hooks, ``forward`` and new attributes are not compared: hooks
+            have run before the runtime sees a call, and frameworks add attributes.
         own: Classes whose parameters and attributes are not compared, because the runtime reads them at each call.
-        leaves: Modules below ``root`` that are only compared by their identity, because they are called.
+        leaves: Modules below ``root`` that are compared by identity only, because they are called.
     """
 
     def __init__(
@@ -50,11 +50,11 @@ class Snapshot:
         self._last = self._identities(), True
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leaves out the modules' ``__dict__``: those of copied modules are others, and not there yet."""
+        """Drops the references to each ``__dict__``: copied modules have others, which do not exist yet."""
         return {**vars(self), "_dicts": None}
 
     def holds(self) -> bool:
-        """Whether everything is as it was; also after it was changed and changed back."""
+        """Whether the modules are unchanged, or were changed back."""
         identities = self._identities()
         last, held = self._last
         if len(identities) != len(last) or not all(map(is_, identities, last)):
@@ -63,7 +63,7 @@ class Snapshot:
         return held
 
     def change(self) -> str | None:
-        """The name of something that is not as it was; None if everything is."""
+        """Names one thing that changed; None if nothing did."""
         for name, module in self._named():
             now, then = self._state(module), self._then[name]
             for key in then if module is self._root else {**then, **now}:
@@ -72,7 +72,7 @@ class Snapshot:
         return None
 
     def _identities(self) -> list[Any]:
-        """All that is compared. A new attribute of a module shows in their number."""
+        """Lists all compared objects; a new attribute of a module changes the length."""
         if self._dicts is None:
             self._dicts = list(map(vars, self._inner.values())), list(map(vars, self._owners))
         inner, owners = self._dicts
@@ -86,7 +86,7 @@ class Snapshot:
         ]
 
     def _state(self, module: nn.Module) -> dict[str, Any]:
-        """The same by name, for one module."""
+        """Maps names to the compared objects of one module."""
         kind = type(module)
         state = {"class": kind, "forward of its class": kind.forward}
         if not isinstance(module, self._own):
@@ -100,7 +100,7 @@ class Snapshot:
         return state
 
     def _attributes(self, module: nn.Module) -> list[str]:
-        """Those that are compared; of the runtime's own classes only a ``forward`` instead of the class's."""
+        """Lists compared attributes; for classes in ``own``, only a ``forward`` set on the instance."""
         keys = ["forward"] if isinstance(module, self._own) else [key for key in vars(module) if key not in _INTERNAL]
         return [key for key in keys if key != "forward" or (module is not self._root and _overrides_forward(module))]
 
@@ -117,13 +117,13 @@ def _below(root: nn.Module, leaves: Collection[nn.Module], prefix: str = "") -> 
 
 
 def _overrides_forward(module: nn.Module) -> bool:
-    """Whether the module has a ``forward`` besides its class's, which hooks leave behind when they are removed."""
+    """Whether ``forward`` on the instance differs from the class's; removed hooks leave an equal one behind."""
     forward = vars(module).get("forward")
     return forward is not None and getattr(forward, "__func__", None) is not type(module).forward
 
 
 def _alike(key: str, now: Any, then: Any) -> bool:
-    """Whether an attribute means what it did: equal numbers and names do, and processors that have no state."""
+    """Whether an attribute is equivalent: identical, an equal number or name, or a processor without state."""
     if now is then:
         return True
     if type(now) is not type(then):

@@ -1,4 +1,4 @@
-"""What runs between the integer products on this machine."""
+"""Implementations of the operations between the integer products on this machine."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from bitbrush.runtime.native.fused_ops import NativeFusedOps, native_unpack
 from bitbrush.runtime.nibbles import from_nibbles
 
 Unpack: TypeAlias = Callable[[Tensor, Tensor, int], Tensor]
-"""From nibbles (C_out, bytes) and zero points (C_out,) to signed bytes (C_out, columns)."""
+"""Unpacks nibbles (C_out, bytes) with zero points (C_out,) to signed bytes (C_out, columns)."""
 
 
 @dataclass(frozen=True)
 class Tools:
-    """``shortfall``: why not the native kernels, None where they are."""
+    """Implementations of the operations; ``shortfall`` says why they are not native, or is None."""
 
     fused_ops: FusedOps
     attention: AttentionKernel
@@ -28,17 +28,22 @@ class Tools:
 
 
 def native_tools() -> Tools:
-    """Raises NativeUnavailable where they cannot be compiled."""
+    """Builds the native implementations.
+
+    Raises:
+        NativeUnavailable: They cannot be compiled.
+    """
     library = native_library()
     return Tools(NativeFusedOps(library), native_attention(library), native_unpack(library))
 
 
 def torch_tools(shortfall: str) -> Tools:
+    """Builds the implementations by torch's operators, with the reason for them."""
     return Tools(TorchFusedOps(), torch_attention, from_nibbles, shortfall)
 
 
 def best_tools() -> Tools:
-    """The native ones, or torch's and why."""
+    """Builds the native implementations, or torch's with the reason."""
     try:
         return native_tools()
     except NativeUnavailable as error:

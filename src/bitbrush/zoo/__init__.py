@@ -1,6 +1,6 @@
-"""Models that come with the package, and the prompts that go with them. See NOTICE for the attribution they require.
+"""Bundled models and their prompt sets; NOTICE has the attribution that they require.
 
-Look-ups only: nothing here imports torch or loads a weight.
+This module only looks up paths: it imports neither torch nor weights.
 """
 
 from __future__ import annotations
@@ -10,23 +10,32 @@ from pathlib import Path
 __all__ = ["MODELS", "model_path", "prompt_set", "prompt_sets"]
 
 MODELS = ("emoji-sd", "emoji-sdxl", "emoji-clip")
-"""Names of the bundled models: diffusers' StableDiffusionPipeline and StableDiffusionXLPipeline, and a transformers
-CLIPModel, all of the same world."""
+"""Names of the bundled models: two pipelines of diffusers, StableDiffusion and StableDiffusionXL, and a CLIPModel.
+
+All of them have the same image domain.
+"""
 
 _DIRECTORY = Path(__file__).parent
 _PROMPTS = {"emoji-sd": "emoji", "emoji-sdxl": "emoji"}
-"""Where the prompts of a model are: those of one world serve all its pipelines."""
+"""Prompt folder of each model; models of one image domain share it."""
 
 
 def model_path(name: str) -> Path | None:
-    """Directory of the bundled model of that name, for `from_pretrained`; None where no bundled model is so called."""
+    """Returns the directory of a bundled model for `from_pretrained`, or None if the name is not bundled."""
     return _DIRECTORY / name if name in MODELS else None
 
 
 def prompt_sets(model_name: str) -> dict[str, tuple[str, ...]]:
-    """The prompt sets of a bundled model, each with its splits: `{"coco": ("calibration", "test"), "sdp": ("test",)}`.
+    """Lists the prompt sets of a bundled model with their splits.
 
-    Empty for a model that has none. Raises ValueError for a name that is no bundled model's.
+    Args:
+        model_name: Name of a bundled model.
+
+    Returns:
+        Splits by set, e.g. `{"coco": ("calibration", "test"), "sdp": ("test",)}`; empty for a model without prompts.
+
+    Raises:
+        ValueError: No bundled model has this name.
     """
     if model_name not in MODELS:
         raise ValueError(f"no bundled model is called {model_name!r}; bundled are {', '.join(MODELS)}")
@@ -40,10 +49,12 @@ def prompt_sets(model_name: str) -> dict[str, tuple[str, ...]]:
 
 
 def prompt_set(model_name: str, set_name: str, split: str) -> tuple[str, ...]:
-    """The prompts of one split, in the order of the file.
+    """Reads the prompts of one split, in the order of the file.
 
     Prompts of different sets and splits of a model share no combination of objects, colour and position.
-    Raises ValueError where model, set or split does not exist.
+
+    Raises:
+        ValueError: Model, set or split does not exist.
     """
     sets = prompt_sets(model_name)
     if set_name not in sets:

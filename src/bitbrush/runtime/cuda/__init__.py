@@ -1,1 +1,1 @@
-"""Execution on NVIDIA cards: 8-bit products and what lies between them, as Triton kernels."""
+"""NVIDIA GPU runtime: 8-bit products and fused ops as Triton kernels."""

@@ -1,4 +1,4 @@
-"""Answering a denoiser's calls on the device: moved, computed and given back without waiting, by recorded graphs."""
+"""Denoiser calls on the GPU: arguments are copied, computed and returned without synchronization, by CUDA graphs."""
 
 import functools
 import logging
@@ -24,22 +24,22 @@ _LOG = logging.getLogger(__name__)
 
 Replay: TypeAlias = Callable[[], Any]
 Recorder: TypeAlias = Callable[[Callable[[], Any]], Replay]
-"""From what computes on tensors that stay where they are, to what does the same again on their new values.
+"""Turns a computation on tensors at fixed addresses into a replay on their new values.
 
-The replay's result lies where the last one lay.
+The result of the replay has the address of the recorded result.
 """
 
 GRAPHS_KEPT = 4
-"""Kinds of calls: a pipeline has one or two, another resolution or batch size another."""
+"""Number of recorded kinds of calls: a pipeline has one or two, another resolution or batch size adds one."""
 
 
 class GraphWarning(UserWarning):
-    """A denoiser cannot be recorded as a CUDA graph: its calls are launched kernel by kernel, which takes longer."""
+    """Warning: a denoiser cannot be recorded as a CUDA graph; launching its kernels one by one is slower."""
 
 
 @dataclass(frozen=True)
 class _Call:
-    """Arguments by name, flattened: ``values`` has the class Tensor where ``tensors`` has the next one."""
+    """Flattened arguments by name; ``values`` has the class Tensor in place of each tensor of ``tensors``."""
 
     spec: pytree.TreeSpec
     values: tuple[Any, ...]
@@ -53,7 +53,7 @@ class _Call:
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        """What one recorded graph is good for."""
+        """Key of the calls that one recorded graph can compute."""
         return self.spec, self.values, tuple((x.shape, x.dtype) for x in self.tensors)
 
     def arguments(self, tensors: Sequence[Tensor]) -> dict[str, Any]:
@@ -71,12 +71,20 @@ class _Recorded:
 
 
 class Engine:
-    """``record`` None: every call is launched kernel by kernel. ``dtype``: of everything between the products.
+    """Denoiser ``forward`` on the device, with CUDA graphs.
 
-    Arguments are cast to it, but for EXACT_ARGUMENTS; answers have the dtype and the device of the first argument.
-    Integers know no NaN: where an argument is not finite, all of the answer is NaN, as in floating point. The first
-    call of a kind shows that it runs, the second is recorded, and all later ones are replays of that. While any module
-    differs from what it was, by a hook for example, every call is launched kernel by kernel.
+    Arguments are cast to ``dtype``, except EXACT_ARGUMENTS. Outputs have the dtype and device of the first argument.
+    Integers have no NaN: if an argument is not finite, the whole output is NaN, as in floating point.
+
+    The first call of a kind is a trial run, the second is recorded, and all later ones replay the graph. While any
+    module differs from its initial state, for example by a hook, kernels are launched one by one.
+
+    Args:
+        denoiser: Lowered denoiser.
+        steps: Buffers of the quantization parameters of the current step.
+        dtype: Dtype of everything between the products.
+        record: Records a graph; None: kernels are always launched one by one.
+        at_once: Joined layers whose cached outputs end with a call.
     """
 
     def __init__(
@@ -93,18 +101,18 @@ class Engine:
         self._steps, self._dtype, self._record, self._at_once = steps, dtype, record, at_once
         self._turns = Turns(steps.device)
         self._seen: list[tuple[Any, ...]] = []
-        self._graphs: list[_Recorded] = []  # the latest used last
+        self._graphs: list[_Recorded] = []  # the most recently used is last
         self._snapshot = Snapshot(denoiser, own=(IntegerLayer,))
         self._parameters = list(denoiser.parameters())
         self._places = self._current_places()
         self._told = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies, which record graphs of their own."""
+        """Drops graphs from copies, which record their own."""
         return {**vars(self), "_seen": [], "_graphs": []}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As the denoiser's own forward; threads take turns."""
+        """Takes the arguments of the denoiser's own forward; threads take turns."""
         arguments = by_name(self._names, args, kwargs)
         sample = sample_of(self._names, arguments)
         timestep = arguments["timestep"]
@@ -124,11 +132,11 @@ class Engine:
         return self._by_graph(call)
 
     def forget(self) -> None:
-        """Gives back the memory of all recorded graphs; the next call of a kind is launched kernel by kernel again."""
+        """Frees the memory of all recorded graphs; the next call of a kind is a trial run again."""
         self._seen, self._graphs = [], []
 
     def _may_replay(self) -> bool:
-        """Whether a graph computes what a call would: it runs no Python, and reads parameters where they lay."""
+        """Whether a replay equals a call: a graph runs no Python, and reads parameters at their recorded addresses."""
         if (places := self._current_places()) != self._places:
             self._places = places
             self.forget()
@@ -145,7 +153,7 @@ class Engine:
         return [parameter.data_ptr() for parameter in self._parameters]
 
     def _answer(self, arguments: dict[str, Any]) -> Any:
-        """On the device, never waiting for it."""
+        """Computes on the device without synchronization."""
         self._steps.set(arguments["timestep"])
         finite = torch.stack([x.isfinite().all() for x in floating_tensors(arguments)]).all()
         try:
@@ -185,14 +193,14 @@ class Engine:
 
 
 def record_cuda_graph(run: Callable[[], Any]) -> Replay:
-    """A :data:`Recorder`: what ``run`` launches, as one CUDA graph. Runs it once before, beside the current stream."""
+    """Records the launches of ``run`` as one CUDA graph, after a warm-up run on a side stream; a :data:`Recorder`."""
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
         run()
     torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads go on meanwhile
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may call CUDA meanwhile
         output = run()
 
     def replay() -> Any:

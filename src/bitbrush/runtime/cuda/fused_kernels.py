@@ -1,6 +1,6 @@
-"""What stands between two products: normalization, activation and quantization, one pass each.
+"""Triton kernels of fused ops between two products: normalization, activation and quantization, one pass each.
 
-Imports Triton: only what runs on a card (or in Triton's interpreter) may import this.
+Imports Triton: only modules that run on a GPU (or in Triton's interpreter) may import this.
 """
 
 import triton
@@ -9,12 +9,11 @@ import triton.language as tl
 
 @triton.jit
 def store_bytes(value, high, low, where, mask, scales, integers, LOW: tl.constexpr):
-    """``clamp(round(value / scale) + zero_point, 0, qmax)``, less 128, as bytes; its high and low byte where two.
+    """Stores ``clamp(round(value / scale) + zero_point, 0, qmax)``, less 128, as one byte, or as high and low byte.
 
-    Rounds half to even by adding 1.5 * 2^23, whose last bits are then the integer: reading them off costs nothing, but
-    a card converts floats to integers as slowly as it computes exponentials. The clamp between the product and the sum
-    keeps the compiler from fusing the two, which would round once where the definition rounds twice. NaN is stored as
-    zero.
+    Rounding half to even adds 1.5 * 2^23: the last bits of the sum are the integer, and reading them is free. A GPU
+    converts floats to integers as slowly as it computes exponentials. The clamp between the product and the sum keeps
+    the compiler from fusing the two, which would round once where the definition rounds twice. NaN is stored as zero.
     """
     zero_point, qmax = tl.load(integers), tl.load(integers + 1)
     scaled = value * tl.load(scales + 1)
@@ -31,6 +30,7 @@ def store_bytes(value, high, low, where, mask, scales, integers, LOW: tl.constex
 
 @triton.jit
 def gelu(x):
+    """Computes the exact GELU, ``x Phi(x)``."""
     return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
 
 
@@ -56,9 +56,10 @@ def quantize_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """``quantize(f(x))`` with a border of zero points: f is ``factor x + shift`` where AFFINE, then SiLU where SILU.
+    """Computes ``quantize(f(x))`` with a border of zero points.
 
-    x (images, height, width, channels); high, low (images, height MAGNIFY + 2 border_h, ...), ``pixels`` in all.
+    f is ``factor x + shift`` if AFFINE, then SiLU if SILU. x is (images, height, width, channels); high and low are
+    (images, height MAGNIFY + 2 border_h, ...) with ``pixels`` pixels in all.
     """
     p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -82,10 +83,10 @@ def quantize_kernel(
 
 @triton.jit(do_not_specialize=["pixels", "chunk"])
 def moments_kernel(x, means, squares, pixels, channels, chunk, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Of every channel of a chunk of ``chunk`` pixels of an image: mean, and sum of squares around it.
+    """Computes the mean of each channel over ``chunk`` pixels of an image, and the sum of squares around it.
 
-    x (images, pixels, channels); means, squares (images, chunks, channels) float32. Merges block by block (Chan), so
-    that a mean far from zero costs no digits.
+    x is (images, pixels, channels); means and squares are (images, chunks, channels) float32. Blocks are merged by
+    Chan's method, so that a mean far from zero loses no precision.
     """
     image, part = tl.program_id(0), tl.program_id(1)
     c = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -130,9 +131,9 @@ def affine_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Group normalization as ``factor x + shift``, (images, channels) each, of the chunks' moments.
+    """Computes group normalization as ``factor x + shift``, (images, channels) each, from the moments of the chunks.
 
-    ``added`` (images, channels), ``added_stride`` apart: what is added to x before it is normalized.
+    ``added`` (images, channels), with row stride ``added_stride``, is added to x before the normalization.
     """
     image, group = tl.program_id(0), tl.program_id(1)
     t, inner = tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_C)
@@ -173,7 +174,7 @@ def layer_norm_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """``quantize(layer_norm(x))`` of rows (rows, channels)."""
+    """Computes ``quantize(layer_norm(x))`` for rows (rows, channels)."""
     r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     c = tl.arange(0, BLOCK_C)
     mask = (r < rows)[:, None] & (c < channels)[None, :]
@@ -191,7 +192,7 @@ def layer_norm_kernel(
 def geglu_kernel(
     x, high, low, scales, integers, rows, channels, LOW: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
 ):
-    """``quantize(value * gelu(gate))``, value and gate the halves of rows (rows, 2 channels)."""
+    """Computes ``quantize(value * gelu(gate))``, where value and gate are the halves of rows (rows, 2 channels)."""
     r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask = (r < rows)[:, None] & (c < channels)[None, :]

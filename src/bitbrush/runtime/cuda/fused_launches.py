@@ -1,6 +1,6 @@
-"""The kernels between products as torch operators: what torch.compile takes as they are, and CUDA graphs record.
+"""Fused ops between products as torch operators, which torch.compile does not trace and CUDA graphs record.
 
-Imports Triton: only what runs on a card (or in Triton's interpreter) may import this. Images are (N, H, W, C).
+Imports Triton: only modules that run on a GPU (or in Triton's interpreter) may import this. Images are (N, H, W, C).
 """
 
 from collections.abc import Sequence
@@ -26,10 +26,24 @@ def quantize_image(
     silu: bool,  # noqa: FBT001 - an operator of torch has a plain signature
     wide: bool,  # noqa: FBT001
 ) -> tuple[Tensor, Tensor]:
-    """Bytes of ``quantize(f(x))`` less 128, with ``border`` pixels of zero points above and below, left and right.
+    """Computes the bytes of ``quantize(f(x))`` less 128, with a border of zero points.
 
-    f: ``factor x + shift`` (N, C) where given, then SiLU where asked for, each pixel repeated ``magnify`` times in both
-    directions. The low bytes are empty unless ``wide``.
+    f is ``factor x + shift`` if they are present, then SiLU if ``silu``. Each pixel is repeated ``magnify`` times in
+    both directions.
+
+    Args:
+        x: (N, H, W, C).
+        factor: (N, C) float32 or None.
+        shift: (N, C) float32 or None.
+        scales: (4,) float32, see :class:`~bitbrush.runtime.cuda.steps.StepQParams`.
+        integers: (4,) int32, likewise.
+        border: Pixels of zero points above and below, and left and right.
+        magnify: Repetitions of each pixel.
+        silu: Whether to apply SiLU.
+        wide: Whether some steps have two bytes.
+
+    Returns:
+        High and low bytes, int8; the low bytes are empty unless ``wide``.
     """
     high, low = _bordered(x, border, magnify, wide=wide)
     pixels, channels = high.numel() // high.shape[-1], x.shape[-1]
@@ -81,6 +95,7 @@ def _bordered(x: Tensor, border: Sequence[int], magnify: int, *, wide: bool) -> 
 
 
 def empty_bytes(x: Tensor, shape: Sequence[int], *, wide: bool) -> tuple[Tensor, Tensor]:
+    """Allocates high and low bytes of a shape, int8; the low bytes are empty unless ``wide``."""
     return x.new_empty(shape, dtype=torch.int8), x.new_empty(shape if wide else 0, dtype=torch.int8)
 
 
@@ -88,9 +103,9 @@ def empty_bytes(x: Tensor, shape: Sequence[int], *, wide: bool) -> tuple[Tensor,
 def group_norm_affine(
     x: Tensor, gamma: Tensor, beta: Tensor, added: Tensor | None, groups: int, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Factor and shift, (N, C) float32 each, with which ``factor x + shift`` is the group norm of ``x + added``.
+    """Computes factor and shift, (N, C) float32 each, so that ``factor x + shift`` is the group norm of ``x + added``.
 
-    ``added`` (N, C) float32, its channels side by side.
+    ``added`` is (N, C) float32 with contiguous channels.
     """
     images, channels = x.shape[0], x.shape[-1]
     pixels = x.shape[1] * x.shape[2]
@@ -140,7 +155,7 @@ def layer_norm_bytes(
     integers: Tensor,
     wide: bool,  # noqa: FBT001 - an operator of torch has a plain signature
 ) -> tuple[Tensor, Tensor]:
-    """Bytes of ``quantize(layer_norm(x))`` less 128, over the last dimension."""
+    """Computes the bytes of ``quantize(layer_norm(x))`` less 128, over the last dimension."""
     high, low = empty_bytes(x, x.shape, wide=wide)
     channels = x.shape[-1]
     rows = x.numel() // channels
@@ -184,7 +199,7 @@ def geglu_bytes(
     integers: Tensor,
     wide: bool,  # noqa: FBT001 - an operator of torch has a plain signature
 ) -> tuple[Tensor, Tensor]:
-    """Bytes of ``quantize(value * gelu(gate))`` less 128, of the halves of the last dimension."""
+    """Computes the bytes of ``quantize(value * gelu(gate))`` less 128, for the halves of the last dimension."""
     high, low = _halves(x, wide=wide)
     channels = x.shape[-1] // 2
     rows = x.numel() // (2 * channels)

@@ -1,6 +1,6 @@
-"""What stands between two products, by the kernels; see :mod:`bitbrush.runtime.fused_ops` for what is computed.
+"""Fused operations by Triton kernels; :mod:`bitbrush.runtime.fused_ops` defines the results.
 
-Images come as (N, C, H, W) in channels-last memory (others are laid out so first), tokens as (..., C).
+Images are (N, C, H, W) in channels-last memory (others are copied to it first), tokens (..., C).
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ NO_BORDER: Border = (0, 0)
 
 @dataclass(frozen=True)
 class DeviceBytes:
-    """Quantized activations, each byte less 128, int8: ``high`` and, for a grid of which some steps have two, ``low``.
+    """Quantized activations, each byte less 128, int8; ``low`` is present if some steps have two bytes.
 
     Images are (N, H, W, C) with their border, tokens (..., C).
     """
@@ -29,7 +29,7 @@ class DeviceBytes:
 
 
 class CudaFusedOps:
-    """``ops``: the module of that name, which imports Triton and so is handed in."""
+    """Fused operations on a GPU; ``ops`` is the module of that name, passed in since it imports Triton."""
 
     name = "Triton kernels"
 
@@ -37,11 +37,12 @@ class CudaFusedOps:
         self.ops: Any = ops
 
     def __deepcopy__(self, _: dict[int, Any]) -> Self:
-        return self  # a module cannot be copied, and there is nothing else
+        return self  # a module cannot be copied, and there is no other state
 
     def quantize(
         self, x: Tensor, qparams: StepQParams, *, padding: Border = NO_BORDER, upsample: int = 1
     ) -> DeviceBytes:
+        """Quantizes an image or tokens, see :meth:`bitbrush.runtime.fused_ops.FusedOps.quantize`."""
         return self._image(x, qparams, padding, upsample=upsample)
 
     def group_norm(
@@ -55,12 +56,14 @@ class CudaFusedOps:
         add: Tensor | None = None,
         channels: slice = ALL,
     ) -> DeviceBytes:
+        """Normalizes groups of channels and quantizes, see :meth:`bitbrush.runtime.fused_ops.FusedOps.group_norm`."""
         affine = self.ops.group_norm_affine(
             _nhwc(x), norm.weight.float(), norm.bias.float(), add, norm.num_groups, norm.eps
         )
         return _of_channels(self._image(x, qparams, padding, affine=affine, silu=silu), channels)
 
     def layer_norm(self, x: Tensor, norm: nn.LayerNorm, qparams: StepQParams) -> DeviceBytes:
+        """Normalizes over the channels and quantizes, see :meth:`bitbrush.runtime.fused_ops.FusedOps.layer_norm`."""
         return _bytes(
             self.ops.layer_norm_bytes(
                 x.contiguous(),
@@ -75,6 +78,7 @@ class CudaFusedOps:
         )
 
     def geglu(self, x: Tensor, qparams: StepQParams) -> DeviceBytes:
+        """Gates one half of the channels by the other, see :meth:`bitbrush.runtime.fused_ops.FusedOps.geglu`."""
         return _bytes(self.ops.geglu_bytes(x.contiguous(), qparams.scales, qparams.integers, qparams.wide), qparams)
 
     def _image(
@@ -110,13 +114,13 @@ def _of_channels(x: DeviceBytes, channels: slice) -> DeviceBytes:
 
 
 def _nhwc(x: Tensor) -> Tensor:
-    """Images (N, C, H, W), or tokens (N, L, C) or (N, C) as images of one line, as contiguous (N, H, W, C)."""
+    """Converts (N, C, H, W), or tokens (N, L, C) or (N, C) as images of one line, to contiguous (N, H, W, C)."""
     if x.dim() == 4:
         return x.permute(0, 2, 3, 1).contiguous()
     return x.reshape(x.shape[0], 1, -1, x.shape[-1]).contiguous()
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-    """``softmax(q k^T / sqrt(d)) v`` head by head, (N, L, heads d), by torch's fused kernel."""
+    """Computes ``softmax(q k^T / sqrt(d)) v`` per head, (N, L, heads d), by torch's fused kernel."""
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
     return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)

@@ -1,4 +1,4 @@
-"""Linear layers of one and the same input as one product: fewer and larger launches, on which a card idles less."""
+"""Linear layers of one input joined to one product: fewer and larger launches leave a GPU idle less."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from bitbrush.runtime.fused import Consumer, OneByOne, Products, Quantize
 
 
 def join(layers: Sequence[IntegerLinear]) -> IntegerLinear:
-    """The layers' outputs side by side, as one layer; from now on the layers' own weights are parts of its.
+    """Joins layers to one whose output concatenates theirs; their own weights become views of its weights.
 
-    All have one grid and input width, and weights of one layout.
+    All layers must have equal quantization parameters, input width and weight layout.
     """
     whole = stack([one.weights for one in layers])
     begin = 0
@@ -29,7 +29,7 @@ def join(layers: Sequence[IntegerLinear]) -> IntegerLinear:
 
 
 def together(consumers: Sequence[Consumer]) -> Products:
-    """Products of one input: one where all have one grid and nothing beside them, else one after the other."""
+    """Builds the products of one input: joined if all qparams are equal and no branch exists, else one by one."""
     layers: list[Any] = [one.layer for one in consumers]
     if any(one.branch for one in consumers) or len({_kind(one) for one in layers}) > 1:
         return OneByOne(consumers)
@@ -38,7 +38,7 @@ def together(consumers: Sequence[Consumer]) -> Products:
 
 @dataclass(frozen=True)
 class _Joined:
-    """Products of layers by the layer that they were joined to."""
+    """Products of several layers, computed by the layer that joins them."""
 
     layer: IntegerLinear
     sizes: list[int]
@@ -49,9 +49,11 @@ class _Joined:
 
 
 class AtOnce:
-    """Layers that read one and the same tensor in a denoiser call: the first that is asked has all computed.
+    """Layers that read the same tensor in a denoiser call; the first call of one computes all.
 
-    ``before``: of the tensor, what the layers are given. ``dtype``: of their outputs, None: of what they are given.
+    Args:
+        before: Prologue that maps the tensor to the layers' input.
+        dtype: Dtype of the outputs; None: that of the layers' input.
     """
 
     def __init__(self, before: Callable[[Tensor], Tensor], dtype: torch.dtype | None = None) -> None:
@@ -62,9 +64,9 @@ class AtOnce:
         self._outputs: list[Tensor] = []
 
     def add(self, layer: nn.Module) -> Callable[[Tensor], Tensor]:
-        """The layer as a function of the tensor, once :meth:`join` was called.
+        """Adds a layer and returns it as a function of the tensor, callable after :meth:`join`.
 
-        What has a branch, or an answer of its own to the first token, is computed by itself.
+        A layer with a branch, or with a separate output for the first token, is computed by itself.
         """
         if not isinstance(layer, IntegerLinear) or answers_first_token(layer):
             return partial(self._alone, layer)
@@ -73,14 +75,14 @@ class AtOnce:
         return partial(self._one_of_all, index)
 
     def join(self) -> None:
-        """Once all are added."""
+        """Joins the layers after all are added."""
         kinds: dict[Any, list[int]] = {}
         for index, layer in enumerate(self._layers):
             kinds.setdefault(_kind(layer), []).append(index)
         self._groups = [(join([self._layers[i] for i in members]), members) for members in kinds.values()]
 
     def forget(self) -> None:
-        """At the end of a call: the next one may have the same tensor with other values, and another step."""
+        """Drops outputs at the end of a call: the next call may reuse the tensor with other values, at another step."""
         self._input, self._outputs = None, []
 
     def _alone(self, layer: nn.Module, x: Tensor) -> Tensor:
@@ -106,5 +108,5 @@ class AtOnce:
 
 
 def _kind(layer: IntegerLinear) -> tuple[Any, ...]:
-    """Layers of one kind can be joined."""
+    """Key of layers that can be joined."""
     return layer.qparams, layer.in_features, layer.weights.zero_points is None

@@ -1,4 +1,4 @@
-"""Conv2d and Linear in integers on the device."""
+"""Integer Conv2d and Linear on the GPU."""
 
 from dataclasses import replace
 from typing import Any
@@ -18,9 +18,9 @@ from bitbrush.runtime.integer_weight import IntegerParameters, IntegerWeight
 
 
 class IntegerLayer(IntegerParameters):
-    """``y = scale w_scale sum((x_q - zero_point) w) + bias``, summed exactly whatever the bits, rounded once.
+    """Integer layer: ``y = scale w_scale sum((x_q - zero_point) w) + bias``, summed exactly and rounded once.
 
-    The grid is the step's, read by the kernels on the device. Results have the dtype of the layer's input.
+    Kernels read the quantization parameters of the step on the device. Results have the dtype of the layer's input.
     """
 
     border: Border = NO_BORDER
@@ -34,23 +34,24 @@ class IntegerLayer(IntegerParameters):
         self._split = weights.overflows(qparams.most_bits)
 
     def share(self, data: Tensor) -> None:
-        """Replaces the integers by equal ones, a part of another layer's."""
+        """Replaces the integers by equal ones, a view of another layer's."""
         self.weights = replace(self.weights, data=data)
         self.integer_weight.data = data
 
     def forward(self, x: Tensor) -> Tensor:
+        """Computes the layer on floating-point input; the output has its dtype."""
         return self.multiply(self.quantize(x), x.dtype)
 
     def quantize(self, x: Tensor, *, upsample: int = 1) -> DeviceBytes:
-        """The input as :meth:`multiply` takes it, with its border."""
+        """Quantizes and pads the input for :meth:`multiply`."""
         return self._fused_ops.quantize(x, self.qparams, padding=self.border, upsample=upsample)
 
     def multiply(self, x: DeviceBytes, dtype: torch.dtype, residual: Tensor | None = None) -> Tensor:
-        """The layer's output for quantized input, ``residual`` of the output's shape added to it."""
+        """Multiplies quantized input by the weights and adds the bias and ``residual`` of the output's shape."""
         raise NotImplementedError
 
     def multiply_gated(self, x: DeviceBytes, qparams: StepQParams, dtype: torch.dtype) -> DeviceBytes:
-        """``value * gelu(gate)`` quantized on another layer's ``qparams``, of the halves of :meth:`multiply`."""
+        """Quantizes ``value * gelu(gate)`` by another layer's ``qparams``, for the halves of :meth:`multiply`."""
         return self._fused_ops.geglu(self.multiply(x, dtype), qparams)
 
     def _product(
@@ -65,8 +66,7 @@ class IntegerLayer(IntegerParameters):
 
 
 class IntegerConv2d(IntegerLayer):
-    """Zero padding becomes a border of zero points around the quantized input, which the fused ops adds as it
-    quantizes."""
+    """Integer convolution; the fused ops pad with zero points while they quantize."""
 
     is_image = True
 
@@ -81,6 +81,7 @@ class IntegerConv2d(IntegerLayer):
         self._stride = conv.stride
 
     def multiply(self, x: DeviceBytes, dtype: torch.dtype, residual: Tensor | None = None) -> Tensor:
+        """Convolves quantized, padded input; see :meth:`IntegerLayer.multiply`."""
         height, width = (
             (size - reach) // stride + 1
             for size, reach, stride in zip(x.high.shape[1:3], self._reach, self._stride, strict=True)
@@ -90,23 +91,25 @@ class IntegerConv2d(IntegerLayer):
 
 
 class IntegerLinear(IntegerLayer):
-    """A convolution of 1x1 over an image of one line."""
+    """Integer linear layer, computed as a 1x1 convolution over an image of one line."""
 
     def __init__(self, in_features: int, weights: Weights, qparams: StepQParams, fused_ops: CudaFusedOps) -> None:
         super().__init__(weights, qparams, fused_ops)
         self.in_features, self.out_features = in_features, len(weights.scale)
 
     def with_weights(self, weights: Weights) -> "IntegerLinear":
-        """Another layer of the same input."""
+        """Builds another layer of the same input."""
         return IntegerLinear(self.in_features, weights, self.qparams, self._fused_ops)
 
     def quantize(self, x: Tensor, *, upsample: int = 1) -> DeviceBytes:
+        """Quantizes tokens (..., C_in) for :meth:`multiply`; ``upsample`` must be 1."""
         assert upsample == 1, "tokens are not magnified"
         rows = self._fused_ops.quantize(x.reshape(1, -1, self.in_features), self.qparams)
         low = None if rows.low is None else rows.low.view(x.shape)
         return DeviceBytes(rows.high.view(x.shape), low, rows.qparams)
 
     def multiply(self, x: DeviceBytes, dtype: torch.dtype, residual: Tensor | None = None) -> Tensor:
+        """Multiplies quantized tokens; see :meth:`IntegerLayer.multiply`."""
         high = x.high.view(1, 1, -1, self.in_features)
         low = None if x.low is None else x.low.view(high.shape)
         rows = high.shape[2]
@@ -115,7 +118,7 @@ class IntegerLinear(IntegerLayer):
         return y.view(*x.high.shape[:-1], self.out_features)
 
     def multiply_gated(self, x: DeviceBytes, qparams: StepQParams, dtype: torch.dtype) -> DeviceBytes:
-        """In one kernel: outputs are never rounded to ``dtype``, nor stored."""
+        """Computes product and gate in one kernel, so that outputs are neither rounded to ``dtype`` nor stored."""
         own = self.weights
         high, low = self._fused_ops.ops.gated_product(
             *(x.high, x.low, own.data, own.zero_points, own.sums, own.scale, own.bias),

@@ -1,4 +1,4 @@
-"""Putting integer layers and fused blocks into a denoiser, and the rest of it onto the device."""
+"""Replacement of a denoiser's layers by integer layers, and the move of the rest to the device."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,7 +28,16 @@ _NORMS = nn.GroupNorm, nn.LayerNorm
 
 @dataclass(frozen=True)
 class Lowering:
-    """One denoiser being lowered. ``dtype``: of all between the products; ``nibbles``: for weights of up to 4 bits."""
+    """Lowering of one denoiser.
+
+    Attributes:
+        denoiser: Changed in place.
+        steps: Buffers of the quantization parameters of the current step.
+        ops: Module of the kernels.
+        dtype: Dtype of everything between the products.
+        nibbles: Whether weights of up to 4 bits take half a byte.
+        emulated: Layers that are emulated in float32.
+    """
 
     denoiser: nn.Module
     steps: Steps
@@ -38,7 +47,7 @@ class Lowering:
     emulated: list[nn.Module] = field(default_factory=list)
 
     def place(self, layer: QuantizedLayer) -> Execution:
-        """Puts the integer layer where the float one stands, or leaves that one with its reason told."""
+        """Replaces the float layer by an integer layer, or emulates it and reports why."""
         executed = self._place(layer)
         if layer.first is not None:
             answer_first_token(self.denoiser.get_submodule(layer.name), layer.first.to(self.steps.device))
@@ -69,7 +78,10 @@ class Lowering:
         self.emulated.append(original)
 
     def move_rest(self) -> None:
-        """The rest to the device and ``dtype``, save emulated layers and norms, which compute in float32."""
+        """Moves all other parameters to the device and casts them to ``dtype``, except emulated layers and norms.
+
+        These compute in float32.
+        """
         for module in self.denoiser.modules():
             if isinstance(module, IntegerLayer):
                 continue
@@ -90,14 +102,14 @@ def _integer_layer(original: nn.Conv2d | nn.Linear, *args: Any) -> IntegerLayer:
 
 
 def _fake_quantize(qparams: StepQParams, x: Tensor) -> Tensor:
-    """As :func:`bitbrush.numerics.affine.fake_quantize`, by the step's grid on the device."""
+    """Fake-quantizes as :func:`bitbrush.numerics.affine.fake_quantize` does, by the step's qparams on the device."""
     scale, reciprocal = qparams.scales[0], qparams.scales[1]
     zero_point, qmax = qparams.integers[0].float(), qparams.integers[1].float()
     return (x * reciprocal).round().clamp(-zero_point, qmax - zero_point) * scale
 
 
 def execution(original: nn.Module, layer: QuantizedLayer, signed: Tensor | None) -> Execution:
-    """By which kernel a layer of these signed weights is computed, and why not in integers where it is not."""
+    """Names the kernel for a layer with these signed weights, and the reason if it is no integer kernel."""
     reason = needs_schedule(layer) or obstacle(original, signed)
     if isinstance(original, nn.Conv2d) and isinstance(original.padding, str):
         reason = f"padding {original.padding!r}; integer convolutions pad by numbers"

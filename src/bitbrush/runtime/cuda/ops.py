@@ -1,4 +1,4 @@
-"""All kernels as torch operators: the one module that a runtime loads when it is used, and the only way to Triton."""
+"""All kernels as torch operators; the runtime imports this module on first use, and only this one imports Triton."""
 
 from bitbrush.runtime.cuda.fused_launches import (
     geglu_bytes,

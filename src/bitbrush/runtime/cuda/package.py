@@ -1,4 +1,4 @@
-"""Whether the kernels can run here: a card, torch built for it, and Triton, an optional dependency."""
+"""Checks of the kernels' requirements: a GPU, torch built for CUDA, and Triton, an optional dependency."""
 
 import importlib.metadata
 import importlib.util
@@ -10,20 +10,25 @@ from packaging.version import Version
 from bitbrush.runtime.interface import RuntimeUnavailable
 
 OLDEST = (8, 0)
-"""Compute capability: the oldest whose matrix units Triton multiplies bytes with and that have bfloat16 (Ampere)."""
+"""Oldest compute capability with bfloat16 and with matrix units that Triton multiplies bytes on (Ampere)."""
 
 OLDEST_TRITON = Version("3.6")
-"""As in the extra ``cuda``."""
+"""Oldest Triton version, equal to that of the extra ``cuda``."""
 
 _INSTALL = "pip install 'bitbrush[cuda]'"
 
 
 def has_gpu() -> bool:
+    """Whether torch sees an NVIDIA GPU."""
     return torch.cuda.is_available()
 
 
 def require_gpu() -> None:
-    """Raises RuntimeUnavailable, naming what is missing and how it is had, unless the kernels run on this machine."""
+    """Checks that the kernels run on this machine.
+
+    Raises:
+        RuntimeUnavailable: Something is missing; the message names it and how to install it.
+    """
     if torch.version.cuda is None:
         raise RuntimeUnavailable(
             f"the cuda runtime needs torch built for CUDA, and torch {torch.__version__} is not: install the build for "
@@ -46,7 +51,11 @@ def require_gpu() -> None:
 
 
 def require_triton() -> None:
-    """Raises RuntimeUnavailable where the package is missing or too old. Imports nothing."""
+    """Checks the version of Triton without an import.
+
+    Raises:
+        RuntimeUnavailable: The package is missing or too old.
+    """
     if importlib.util.find_spec("triton") is None:
         raise RuntimeUnavailable(
             f"the cuda runtime needs the package triton, which is not installed: {_INSTALL} (Linux)"
@@ -60,7 +69,7 @@ def require_triton() -> None:
 
 
 def triton_version() -> Version | None:
-    """Of whatever distribution holds the package; None where nothing tells, as in a build from its source."""
+    """Version of the distribution that provides Triton; None if no metadata exists, as in a source build."""
     names = importlib.metadata.packages_distributions().get("triton", [])
     return Version(importlib.metadata.version(names[0])) if names else None
 

@@ -1,6 +1,6 @@
-"""The integer product: an implicit matrix product of bytes, exact, with everything that follows it in one pass.
+"""Integer product kernels: an exact implicit matrix product of bytes with its epilogue in one pass.
 
-Imports Triton: only what runs on a card (or in Triton's interpreter) may import this.
+Imports Triton: only modules that run on a GPU (or in Triton's interpreter) may import this.
 """
 
 import triton
@@ -9,7 +9,7 @@ import triton.language as tl
 from bitbrush.runtime.cuda.fused_kernels import gelu, store_bytes
 
 NARROW = tl.constexpr(128)
-"""Pixels and filters that are stored at once."""
+"""Largest number of pixels or filters stored at a time."""
 
 
 # fmt: off
@@ -26,18 +26,20 @@ def product_kernel(
     BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PANEL: tl.constexpr,
 ):
-    """``y = scale w_scale sum((x_q - zero_point) w) + bias + residual``, a tile of pixels times filters.
+    """Computes ``y = scale w_scale sum((x_q - zero_point) w) + bias + residual`` for a tile of pixels times filters.
 
-    x (images, in_pixels, in_channels) with its border, NHWC; weight (groups filters, TAPS, columns) of bytes;
-    y (rows, groups filters), a row a pixel. The second program axis is the group. ``scales`` and ``integers`` hold the
-    step's scale, zero point and whether activations have two bytes: they are read here, so that one launch serves every
-    step. EVEN: blocks of columns need no mask. PACKED: weights are nibbles. LOW: steps may have two bytes. SPLIT: their
-    sums don't fit into 32 bits.
+    x is (images, in_pixels, in_channels) with its border, NHWC. weight is (groups filters, TAPS, columns) of bytes. y
+    is (rows, groups filters), a row per pixel. The second axis of the launch grid is the group. ``scales`` and
+    ``integers`` hold the step's scale and zero point, and whether activations have two bytes. The kernel reads them, so
+    that one launch serves every step.
+
+    EVEN: blocks of columns need no mask. PACKED: weights are nibbles. LOW: steps may have two bytes. SPLIT: the sums of
+    two bytes do not fit into 32 bits.
     """
     first, n0 = _place(rows, filters, BLOCK_M, BLOCK_N, PANEL)
     n = n0 + tl.arange(0, BLOCK_N)
     m, group = first + tl.arange(0, BLOCK_M), tl.program_id(1)
-    pixel = tl.minimum(m, rows - 1)  # rows beyond the end compute the last one again and are not stored
+    pixel = tl.minimum(m, rows - 1)  # rows beyond the end repeat the last one and are not stored
     image, place = pixel // (out_height * out_width), pixel % (out_height * out_width)
     corner = (place // out_width) * stride_h * in_width + (place % out_width) * stride_w
     start = (image.to(tl.int64) * in_pixels + corner) * in_channels + group * channels
@@ -65,10 +67,11 @@ def gated_product_kernel(
     BIAS: tl.constexpr, NEXT_LOW: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PANEL: tl.constexpr,
 ):
-    """Bytes of ``value gelu(gate)`` on the next grid, value and gate the halves of a linear layer's outputs.
+    """Computes the bytes of ``value gelu(gate)`` by the next layer's qparams, for the halves of a linear output.
 
-    As :func:`product_kernel` of rows (rows, channels); high, low (rows, filters / 2). A tile has each value beside its
-    gate, so that both are in one thread's registers, and what is four times as wide as all else is never stored.
+    Equals :func:`product_kernel` for rows (rows, channels); high and low are (rows, filters / 2). A tile has each value
+    next to its gate, so that both are in registers of one thread. The output, four times as wide as other tensors, is
+    never stored.
     """
     first, n0 = _place(rows, filters, BLOCK_M, BLOCK_N, PANEL)
     m, n = first + tl.arange(0, BLOCK_M), n0 + tl.arange(0, BLOCK_N)
@@ -85,7 +88,7 @@ def gated_product_kernel(
                 next_scales, next_integers, NEXT_LOW)
 
 
-# Large tiles are stored half by half: that takes half as many registers for addresses and residuals.
+# Large tiles are stored in two halves, which takes half as many registers for addresses and residuals.
 @triton.jit
 def _upper_and_lower(x, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     return tl.split(tl.permute(tl.reshape(x, (2, BLOCK_M // 2, BLOCK_N)), (1, 2, 0)))
@@ -101,7 +104,7 @@ def _store(out, residual, y, first, rows, filters, group, n0, RESIDUAL: tl.const
            BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     m, n = tl.arange(0, BLOCK_M), n0 + tl.arange(0, BLOCK_N)
     width = filters * tl.num_programs(1)
-    begin = first.to(tl.int64) * width + group * filters  # what is added to it fits into 32 bits: fewer registers
+    begin = first.to(tl.int64) * width + group * filters  # offsets from it fit into 32 bits: fewer registers
     where = m[:, None] * width + n[None, :]
     stored = (first + m < rows)[:, None] & (n < filters)[None, :]
     if RESIDUAL:
@@ -117,7 +120,7 @@ def _outputs(
     EVEN: tl.constexpr, PACKED: tl.constexpr, LOW: tl.constexpr, SPLIT: tl.constexpr, BIAS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):
-    """float32 (BLOCK_M, BLOCK_N): of the pixels that begin at ``start`` by the filters ``own``, with bias."""
+    """Computes outputs with bias, float32 (BLOCK_M, BLOCK_N), for pixels at ``start`` and the filters ``own``."""
     k = tl.arange(0, BLOCK_K)
     blocks = tl.cdiv(columns, BLOCK_K)
     filter_rows = weight + own.to(tl.int64) * (TAPS * columns)
@@ -140,7 +143,7 @@ def _outputs(
         total = tl.trans(total)
     if SPLIT:
         total -= (offset.to(tl.int64) * sums.to(tl.int64))[None, :]
-    else:  # modulo 2^32: what comes out fits, whatever happened on the way
+    else:  # modulo 2^32: the result fits, even if intermediate sums overflow
         total -= (offset * sums)[None, :]
     out = total.to(tl.float32) * (tl.load(scales) * tl.load(w_scale + own))[None, :]
     if BIAS:
@@ -150,7 +153,7 @@ def _outputs(
 
 @triton.jit
 def _place(rows, filters, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PANEL: tl.constexpr):
-    """First row and filter of this program's tile: PANEL rows of tiles share the weights they read in the cache."""
+    """Returns the first row and filter of this program's tile; PANEL rows of tiles share cached weights."""
     tiles_m, tiles_n = tl.cdiv(rows, BLOCK_M), tl.cdiv(filters, BLOCK_N)
     tile = tl.program_id(0)
     panel, within = tile // (PANEL * tiles_n), tile % (PANEL * tiles_n)
@@ -163,7 +166,7 @@ def _accumulate(
     total, x_rows, w_rows, zero, trips, blocks, channels, columns, below, beside,
     TAPS: tl.constexpr, KERNEL_WIDTH: tl.constexpr, EVEN: tl.constexpr, PACKED: tl.constexpr, BLOCK_K: tl.constexpr,
 ):
-    """``total + sum(x w)`` over ``trips`` blocks of channels, tap by tap; none for a byte that a step doesn't have."""
+    """Computes ``total + sum(x w)`` over ``trips`` blocks of channels, tap by tap; an absent byte has 0 trips."""
     k = tl.arange(0, BLOCK_K)
     for trip in range(trips):
         tap = trip // blocks if TAPS > 1 else 0
@@ -172,7 +175,7 @@ def _accumulate(
         w_tap = w_rows + tap * columns + c
         inside = c + k < columns
         if PACKED:
-            # The first half of a tap's channels is in the low halves of the bytes, the second in the high ones.
+            # The low nibbles hold the first half of a tap's channels, the high nibbles the second.
             if EVEN:
                 x, x_second, w = tl.load(x_tap), tl.load(x_tap + columns), tl.load(w_tap)
             else:

@@ -1,6 +1,6 @@
-"""The products as torch operators; see :mod:`bitbrush.runtime.cuda.fused_launches`.
+"""Integer products as torch operators; see :mod:`bitbrush.runtime.cuda.fused_launches`.
 
-Imports Triton: only what runs on a card (or in Triton's interpreter) may import this. Images are (N, H, W, C).
+Imports Triton: only modules that run on a GPU (or in Triton's interpreter) may import this. Images are (N, H, W, C).
 """
 
 from collections.abc import Sequence
@@ -18,15 +18,15 @@ from bitbrush.runtime.cuda.tiles import Gpu, Need, Product, Tile, choose_tile
 
 _PANEL = 8
 _EMULATED = Gpu(processors=1, shared_bytes=1 << 16, products=1024)
-"""Of Triton's interpreter, which runs on the processor."""
+"""Stand-in for Triton's interpreter, which runs on the CPU."""
 
 _PRODUCTS = {(8, 0): 2048, (9, 0): 4096, (10, 0): 4096}
 _PRODUCTS_OF_OTHERS = 1024
-"""Pairs of bytes a multiprocessor multiplies in a clock, by compute capability: the vendor's peaks."""
+"""Byte products of a multiprocessor per clock, by compute capability: the vendor's peaks."""
 
 
 class Geometry(NamedTuple):
-    """Of a convolution whose input has its border. A linear layer is one of 1x1 over an image of one line."""
+    """Geometry of a convolution over padded input; a linear layer is a 1x1 convolution over an image of one line."""
 
     out_height: int
     out_width: int
@@ -55,10 +55,25 @@ def integer_product(
     split: bool,  # noqa: FBT001 - an operator of torch has a plain signature
     dtype: torch.dtype,
 ) -> Tensor:
-    """``scale w_scale sum((x_q - zero_point) w) + bias + residual``, (N, out_height, out_width, C_out) of ``dtype``.
+    """Computes ``scale w_scale sum((x_q - zero_point) w) + bias + residual``.
 
-    ``high``, ``low`` (N, H, W, C) int8: the bytes of x_q less 128; ``weight`` (C_out, taps, C / groups) int8, or of
-    nibbles uint8 with the zero points ``w_zero``. ``split``: sums of two bytes don't fit into 32 bits.
+    Args:
+        high: (N, H, W, C) int8: high bytes of x_q less 128, border included.
+        low: Low bytes likewise, or None.
+        weight: (C_out, taps, C / groups) int8, or uint8 nibbles.
+        w_zero: (C_out,) int8 zero points of nibbles, else None.
+        w_sums: (C_out,) int32 sums of the signed weights.
+        w_scale: (C_out,) float32.
+        bias: (C_out,) float32 or None.
+        residual: Tensor of the result's shape, or None.
+        scales: (4,) float32, see :class:`~bitbrush.runtime.cuda.steps.StepQParams`.
+        integers: (4,) int32, likewise.
+        geometry: Fields of :class:`Geometry`.
+        split: Whether sums of two bytes exceed 32 bits.
+        dtype: Dtype of the result.
+
+    Returns:
+        (N, out_height, out_width, C_out) of ``dtype``.
     """
     own = Geometry(*geometry)
     y = _result(high, w_scale, own, dtype)
@@ -128,9 +143,10 @@ def gated_product(
     split: bool,  # noqa: FBT001 - as above
     next_wide: bool,  # noqa: FBT001
 ) -> tuple[Tensor, Tensor]:
-    """Bytes of ``quantize(value * gelu(gate))`` less 128 on the next grid, of the halves of a linear layer's outputs.
+    """Computes the bytes of ``quantize(value * gelu(gate))`` less 128, for the halves of a linear layer's output.
 
-    As :func:`integer_product` of rows ``high``, ``low`` (..., C), whose outputs are rounded nowhere before.
+    Quantization uses the next layer's parameters. The product equals :func:`integer_product` for rows ``high``, ``low``
+    (..., C), whose output is not rounded before.
     """
     filters = w_scale.shape[0]
     next_high, next_low = _gated(high, w_scale, next_wide=next_wide)
@@ -179,7 +195,7 @@ def _tile(high: Tensor, w_zero: Tensor | None, product: Product, otherwise: Need
 def _constants(
     tile: Tile, channels: int, low: Tensor | None, w_zero: Tensor | None, bias: Tensor | None, *, split: bool
 ) -> dict[str, Any]:
-    """What both kernels are compiled for."""
+    """Collects the compile-time constants of both kernels."""
     packed = w_zero is not None
     return {
         "EVEN": channels % (2 * tile.k if packed else tile.k) == 0,
@@ -198,6 +214,7 @@ def _constants(
 
 @lru_cache
 def gpu_of(device: torch.device) -> Gpu:
+    """Describes the GPU of a device for the choice of tiles."""
     if device.type != "cuda":
         return _EMULATED
     found: Any = torch.cuda.get_device_properties(device)

@@ -1,4 +1,4 @@
-"""The executor itself: what becomes of a denoiser on the card."""
+"""The CUDA runtime: lowers a denoiser for an NVIDIA GPU."""
 
 import importlib
 from collections.abc import Iterable
@@ -24,9 +24,13 @@ from bitbrush.runtime.interface import Execution
 
 @dataclass(frozen=True)
 class CudaRuntime:
-    """``dtype``: of everything between the integer products. ``nibbles``: half a byte for weights of up to 4 bits.
+    """GPU runtime in integers.
 
-    ``device``: the card, or the processor in Triton's interpreter. ``record``: how calls become graphs, None: not.
+    Attributes:
+        device: The GPU, or the CPU under Triton's interpreter.
+        dtype: Dtype of everything between the integer products.
+        nibbles: Whether weights of up to 4 bits take half a byte.
+        record: Records calls as graphs; None: kernels are launched one by one.
     """
 
     device: torch.device
@@ -38,13 +42,16 @@ class CudaRuntime:
 
     @property
     def description(self) -> str:
+        """Kernels and dtypes that it computes with, in one line."""
         where = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "Triton's interpreter"
         return f"Triton s8 x s8 on {where}, {str(self.dtype).removeprefix('torch.')} between the products"
 
     def execution(self, original: nn.Module, layer: QuantizedLayer) -> Execution:
+        """Predicts how a layer will be executed."""
         return execution(original, layer, signed_bytes(layer.weight))
 
     def lower(self, denoiser: nn.Module, layers: Iterable[QuantizedLayer]) -> tuple[Execution, ...]:
+        """Changes ``denoiser`` in place so that it computes with the quantized layers."""
         ops = importlib.import_module("bitbrush.runtime.cuda.ops")
         most = sum(isinstance(module, nn.Conv2d | nn.Linear) for module in denoiser.modules())
         steps = Steps(self.device, most)

@@ -1,8 +1,8 @@
-"""Activation grids of all layers and timesteps, as tensors on the device: the host never has to know the timestep.
+"""Activation qparams of all layers and timesteps on the device, so that the host need not know the timestep.
 
-A step's scales and zero points lie in buffers of their own, at the same place for every step, which kernels read. A
-denoiser call begins by filling them. So no kernel is compiled or launched anew for a step, a recorded CUDA graph serves
-all of them, and a timestep that is on the card stays there.
+Kernels read the scales and zero points of a step from buffers at fixed addresses, which a denoiser call fills first. So
+no kernel is compiled or launched anew for a step, and a recorded CUDA graph serves all steps. A timestep that is on the
+GPU stays there.
 """
 
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ from bitbrush.timeline.tracker import NO_TIMESTEP
 
 _SHIFT_OF_ONE_BYTE = 128
 _SHIFT_OF_TWO = 128 * 257
-"""What sums lack because every byte of the activations is stored less 128."""
+"""Offset of the sums that results from storing every activation byte less 128."""
 
 
 @dataclass(frozen=True, eq=False)
 class StepQParams:
-    """The grid of a schedule, now; layers of equal schedules have one and the same.
+    """Quantization parameters of a schedule at the current step; equal schedules share one object.
 
-    ``integers`` (4,) int32: zero point, qmax, whether activations have two bytes, and what is taken off sums for every
-    unit of weight. ``wide``: some steps have two bytes.
+    ``integers`` is (4,) int32: zero point, qmax, whether activations have two bytes, and the amount subtracted from
+    sums per unit of weight.
     """
 
     schedule: ActivationSchedule
@@ -35,22 +35,33 @@ class StepQParams:
 
     @property
     def scales(self) -> Tensor:
-        """(4,) float32: scale, reciprocal. Raises RuntimeError outside of a denoiser call, whose step it is."""
+        """Scale and reciprocal, (4,) float32.
+
+        Raises:
+            RuntimeError: No denoiser call is running, so there is no step.
+        """
         if not self.steps.known:
             raise RuntimeError(NO_TIMESTEP)
         return self.row
 
     @property
     def wide(self) -> bool:
+        """Whether some steps have two bytes."""
         return self.most_bits > BYTE
 
     @property
     def most_bits(self) -> int:
+        """Largest number of activation bits over all steps."""
         return max(qparams.bits for qparams in self.schedule.qparams)
 
 
 class Steps:
-    """``device``: of the buffers. At most ``schedules`` different schedules. ``known``: whether a step is, now."""
+    """Buffers of the current step's quantization parameters.
+
+    Args:
+        device: Device of the buffers.
+        schedules: Largest number of different schedules.
+    """
 
     def __init__(self, device: torch.device, schedules: int) -> None:
         self.device = device
@@ -61,6 +72,7 @@ class Steps:
         self._tables: tuple[Tensor, Tensor, Tensor] | None = None
 
     def qparams(self, schedule: ActivationSchedule) -> StepQParams:
+        """Returns the current quantization parameters of a schedule, and registers it on first use."""
         if schedule not in self._known:
             row = len(self._known)
             self._known[schedule] = StepQParams(schedule, self, self._scales[row], self._integers[row])
@@ -68,10 +80,10 @@ class Steps:
         return self._known[schedule]
 
     def set(self, timestep: Tensor) -> None:
-        """From now on all grids are those nearest to ``timestep``, one or equal ones; of two equally near the noisier.
+        """Sets all qparams to those of the scheduled timestep nearest to ``timestep``, the noisier one in a tie.
 
-        Without waiting for the device. Where timesteps differ all scales are NaN, and with them all that is computed:
-        a denoiser call is at one step.
+        The device is not synchronized. ``timestep`` holds one value or equal ones. If they differ, all scales are NaN,
+        and so are all results: a denoiser call has one step.
         """
         self.known = True
         if self._tables is None:
@@ -88,13 +100,13 @@ class Steps:
         self._integers[: len(rows)] = integers[rows, index]
 
     def forget(self) -> None:
-        """At the end of a call: what runs until the next one has no step."""
+        """Ends a call: until the next one there is no step."""
         self.known = False
 
     def tabulate(self) -> None:
-        """Puts all grids known so far onto the device: before the first call, that none compiles or records this.
+        """Copies all registered schedules to the device, before the first call, so that no call compiles or records it.
 
-        Timesteps (schedules, steps), and by each what the buffers hold; shorter schedules are filled up.
+        The tables are timesteps (schedules, steps) and the buffers' contents for each; shorter schedules are padded.
         """
         if not self._known:
             return

@@ -1,4 +1,4 @@
-"""How the work of a product is cut into tiles: reckoned from its size, never tried out while pictures are made."""
+"""Choice of a product's tile sizes: estimated from its size, never by trial runs during generation."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from math import ceil
 
 @dataclass(frozen=True)
 class Tile:
-    """Pixels, filters and columns of a tile; threads in warps of 32; how many loads are under way at a time."""
+    """Pixels, filters and columns of a tile, warps of 32 threads, and number of pipelined loads."""
 
     m: int
     n: int
@@ -19,7 +19,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Gpu:
-    """Multiprocessors; of one, bytes of shared memory and how many pairs of bytes it multiplies in a clock."""
+    """Number of multiprocessors; shared memory in bytes and byte products per clock of each."""
 
     processors: int
     shared_bytes: int
@@ -28,7 +28,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Product:
-    """Pixels by filters, each the sum over ``taps`` of ``channels``; ``weights``: in a byte."""
+    """Product of pixels and filters, each a sum over ``taps`` of ``channels``; ``weights`` is the number per byte."""
 
     rows: int
     filters: int
@@ -43,7 +43,7 @@ class Product:
 
 
 class Need(Enum):
-    """What a program holds in registers beside one sum for each output."""
+    """Register demand of a program beside one sum per output."""
 
     NOTHING = auto()
     GATE = auto()
@@ -54,16 +54,16 @@ class Need(Enum):
 _SMALL = ((64, 64, 4), (128, 32, 4), (32, 64, 4), (16, 64, 4), (16, 32, 2))
 _MIDDLE = ((128, 128, 8), (64, 128, 4), *_SMALL)
 _WIDE, _TALL = (128, 256, 8), (256, 128, 8)
-"""Pixels, filters, warps."""
+"""Pixels, filters and warps."""
 
 _HOPPER = 4096
-"""Products in a clock. Its matrix units read shared memory, which leaves registers for the tallest tile."""
+"""Byte products per clock; Hopper's matrix units read shared memory, which leaves registers for the tallest tile."""
 
 _LEAST = 16, 32
-"""Pixels and filters that every tile has, if it uses them or not."""
+"""Pixels and filters of the smallest tile, whether used or not."""
 
 _CACHE_BYTES = 30
-"""That a multiprocessor has of the L2 cache in a clock while all read: some 7 TB/s on an H100."""
+"""L2 cache bandwidth of a multiprocessor in bytes per clock under full load: some 7 TB/s on an H100."""
 
 _LATENCY = 1500
 """Clocks of a program before its first sum and after its last."""
@@ -73,9 +73,9 @@ _FEWEST_STAGES = 2
 
 @dataclass(frozen=True)
 class _Tiles:
-    """Shapes whose programs don't run out of registers, the most columns at a time, the most loads under way.
+    """Shapes that fit into registers, most columns at a time and most pipelined loads.
 
-    Read from what compiles for compute capabilities 8.0 and 9.0.
+    Values are read from compilations for compute capabilities 8.0 and 9.0.
     """
 
     shapes: tuple[tuple[int, int, int], ...]
@@ -92,15 +92,15 @@ _TILES = {
 
 
 def choose_tile(product: Product, gpu: Gpu, need: Need = Need.NOTHING) -> Tile:
-    """The tile of the fewest :func:`clocks`, of those that no dimension is too small for."""
+    """Selects the tile with the fewest estimated :func:`clocks` among :func:`candidates`."""
     return min(candidates(product, gpu, need), key=lambda tile: clocks(product, tile, gpu))
 
 
 def clocks(product: Product, tile: Tile, gpu: Gpu) -> float:
-    """Of all tiles: each multiprocessor computes its share one after another.
+    """Estimates the clocks of all tiles, where each multiprocessor computes its tiles one after another.
 
-    A step takes as long as its sums, or as its bytes take from the cache, which all share: on a GPU that multiplies
-    as fast as Hopper it is the bytes, so that large tiles win even where some multiprocessors are left without.
+    A step takes as long as its sums, or as its bytes take from the cache, which all multiprocessors share. On a GPU
+    that multiplies as fast as Hopper the bytes dominate. Then large tiles win even if some multiprocessors are idle.
     """
     programs = ceil(product.rows / tile.m) * ceil(product.filters / tile.n)
     busy = min(programs, gpu.processors) / gpu.processors
@@ -111,7 +111,7 @@ def clocks(product: Product, tile: Tile, gpu: Gpu) -> float:
 
 
 def candidates(product: Product, gpu: Gpu, need: Need) -> Iterator[Tile]:
-    """The larger first."""
+    """Generates tiles that no dimension is too small for, largest first."""
     tiles = _TILES[need]
     least = 64 if product.columns > 32 else 32
     k = next((one for one in (128, 64) if one <= tiles.columns and product.columns % one == 0), least)
@@ -125,5 +125,5 @@ def candidates(product: Product, gpu: Gpu, need: Need) -> Iterator[Tile]:
 
 
 def _bytes(product: Product, m: int, n: int, k: int) -> int:
-    """That a step loads."""
+    """Bytes that a step loads."""
     return (m * product.weights + n) * k

@@ -1,4 +1,4 @@
-"""One denoiser call at a time: the step's buffers, and the places that a graph reads and writes, are one for all."""
+"""Serialization of denoiser calls: they share the buffers of the step and the input and output addresses of a graph."""
 
 import threading
 from types import TracebackType
@@ -8,9 +8,9 @@ import torch
 
 
 class Turns:
-    """A lock for threads, which also makes the streams of a card wait for each other.
+    """Lock for threads that also orders the streams of a GPU.
 
-    Launching is what is locked: no thread waits for the card.
+    Only launches are locked: no thread waits for the GPU.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -30,4 +30,4 @@ class Turns:
             self._lock.release()
 
     def __deepcopy__(self, _: dict[int, Any]) -> "Turns":
-        return Turns(self._device)  # a copied denoiser has buffers of its own
+        return Turns(self._device)  # a copied denoiser has its own buffers

@@ -1,4 +1,4 @@
-"""Integer weights as the kernels read them."""
+"""Integer weights in the layout of the kernels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +15,16 @@ _WORD = 2**31
 
 @dataclass(frozen=True)
 class Weights:
-    """On the device: ``data`` (C_out, taps, C_in / groups) int8, or uint8 nibbles with ``zero_points`` (C_out,) int8.
+    """Weights of a layer on the device.
 
-    ``sums`` (C_out,) int32 of the signed weights; ``scale`` and ``bias`` (C_out,) float32. ``largest``: the greatest
-    sum of a filter's magnitudes. ``count``: how many weights there are.
+    Attributes:
+        data: (C_out, taps, C_in / groups) int8, or uint8 nibbles.
+        zero_points: (C_out,) int8 for nibbles, else None.
+        sums: (C_out,) int32 sums of the signed weights.
+        scale: (C_out,) float32.
+        bias: (C_out,) float32 or None.
+        largest: Largest sum of a filter's magnitudes.
+        count: Number of weights.
     """
 
     data: Tensor
@@ -30,12 +36,19 @@ class Weights:
     count: int
 
     def overflows(self, bits: int) -> bool:
-        """Whether sums of activations of so many bits may not fit into 32 bits."""
+        """Whether sums of activations of ``bits`` bits may exceed 32 bits."""
         return self.largest * ((1 << bits) - 1) >= _WORD
 
 
 def lay_out(layer: QuantizedLayer, signed: Tensor, device: torch.device, *, nibbles: bool) -> Weights:
-    """``signed`` (C_out, C_in, ...) int8: the layer's weights less their zero points. ``nibbles``: half a byte each."""
+    """Lays out a layer's weights for the kernels.
+
+    Args:
+        layer: Quantized layer.
+        signed: (C_out, C_in, ...) int8: its weights less their zero points.
+        device: Target device.
+        nibbles: Whether weights of up to 4 bits take half a byte.
+    """
     rows = signed.flatten(1)
     packed = nibbles and layer.weight.qparams.bits <= NIBBLE
     data = _nibbles(layer.weight) if packed else _taps_first(signed)
@@ -51,7 +64,7 @@ def lay_out(layer: QuantizedLayer, signed: Tensor, device: torch.device, *, nibb
 
 
 def stack(parts: Sequence[Weights]) -> Weights:
-    """Of the layers' filters one after another; the parts have one layout."""
+    """Concatenates the filters of layers with equal layout."""
     zero_points = [one.zero_points for one in parts if one.zero_points is not None]
     biases = [torch.zeros_like(one.scale) if one.bias is None else one.bias for one in parts]
     return Weights(
@@ -66,12 +79,12 @@ def stack(parts: Sequence[Weights]) -> Weights:
 
 
 def _taps_first(weight: Tensor) -> Tensor:
-    """(C_out, C_in, ...) as (C_out, taps, C_in)."""
+    """Reorders (C_out, C_in, ...) to (C_out, taps, C_in)."""
     return weight.reshape(len(weight), weight.shape[1], -1).transpose(1, 2).contiguous()
 
 
 def _nibbles(weight: QuantizedWeight) -> Tensor:
-    """Two a byte: the first half of a tap's channels in the low halves, the second in the high ones."""
+    """Packs two weights in a byte: low nibbles hold the first half of a tap's channels, high nibbles the second."""
     w_q = _taps_first(weight.w_q)
     half = (w_q.shape[2] + 1) // 2
     low, high = w_q[..., :half], nn.functional.pad(w_q[..., half:], (0, w_q.shape[2] % 2))

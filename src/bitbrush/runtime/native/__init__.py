@@ -1,1 +1,1 @@
-"""Kernels in C++, compiled on the machine they run on."""
+"""C++ kernels, compiled on the machine that runs them."""

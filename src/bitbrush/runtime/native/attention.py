@@ -1,4 +1,4 @@
-"""Attention by the kernel of ``attention.cpp``, where the processor is one that it is the fastest on."""
+"""Attention by the kernel of ``attention.cpp``, on CPUs where it is the fastest."""
 
 import ctypes
 from ctypes import c_int, c_int64, c_void_p
@@ -10,10 +10,10 @@ from bitbrush.runtime.attention import AttentionKernel, torch_attention
 
 
 def native_attention(library: ctypes.CDLL) -> AttentionKernel:
-    """The kernel for bfloat16 tokens whose heads are of even width, torch's operator for others.
+    """Returns the native kernel for bfloat16 tokens with heads of even width; it calls torch's operator for others.
 
-    Everything is torch's on processors without AVX512-BF16, and on those with matrix units (AMX), which torch uses and
-    the kernel does not.
+    Returns torch's operator itself on CPUs without AVX512-BF16, and on those with matrix units (AMX): torch uses AMX
+    and the kernel does not.
     """
     if not library.bitbrush_has_attention() or torch.cpu._is_amx_tile_supported():
         return torch_attention

@@ -1,4 +1,4 @@
-"""Compiles the kernels of this folder on the machine they are to run on, once, and loads them."""
+"""Compilation of this folder's kernels, once, on the machine that runs them."""
 
 import ctypes
 import functools
@@ -19,15 +19,17 @@ SHOWN_LINES = 12
 
 
 class NativeUnavailable(RuntimeError):
-    """The native kernels cannot be had on this machine; torch's operators do the same, several times slower."""
+    """Error: the native kernels are unavailable here; torch's operators do the same, several times slower."""
 
 
 @functools.cache
 def native_library() -> ctypes.CDLL:
-    """The kernels of all ``.cpp`` files beside this one; compiled at first (seconds) and then found in the cache.
+    """Loads the kernels of all ``.cpp`` files in this folder; the first call compiles them, which takes seconds.
 
-    The cache is ``$BITBRUSH_CACHE``, else ``bitbrush`` in ``$XDG_CACHE_HOME`` or ``~/.cache``. Raises
-    NativeUnavailable, telling what is missing, if there is no compiler, or it fails.
+    The cache is ``$BITBRUSH_CACHE``, else ``bitbrush`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
+
+    Raises:
+        NativeUnavailable: There is no compiler, or it fails; the message names what is missing.
     """
     sources = sorted(Path(__file__).parent.glob("*.cpp"))
     compiler = _compiler()
@@ -56,7 +58,7 @@ def _cache() -> Path:
 
 
 def _key(sources: list[Path], compiler: str) -> str:
-    """Of all that decides the result: sources, flags, the compiler's version and what -march=native is to it."""
+    """Digest of everything that decides the result: sources, flags, compiler and the meaning of -march=native."""
     target = subprocess.run(
         [compiler, "-march=native", "-E", "-dM", "-x", "c++", os.devnull], capture_output=True, check=False
     )
@@ -67,7 +69,7 @@ def _key(sources: list[Path], compiler: str) -> str:
 
 
 def _compile(compiler: str, sources: list[Path], target: Path) -> None:
-    """Beside its place, then moved there: another process may be doing the same."""
+    """Compiles to a temporary file and renames it, since another process may compile at the same time."""
     try:
         with writing_whole(target) as made:
             command = [compiler, *FLAGS, *map(str, sources), "-o", str(made), *_openmp()]
@@ -82,5 +84,5 @@ def _compile(compiler: str, sources: list[Path], target: Path) -> None:
 
 
 def _openmp() -> list[str]:
-    """torch's own OpenMP library: a second one would have threads of its own, which wait for work on the same cores."""
+    """Paths of torch's own OpenMP library: the threads of a second one would compete for the same cores."""
     return [str(path) for path in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))]

@@ -1,4 +1,4 @@
-"""The fused operations by the kernels of ``fused_ops.cpp``."""
+"""Fused operations by the kernels of ``fused_ops.cpp``."""
 
 import ctypes
 from collections.abc import Callable
@@ -33,10 +33,10 @@ _ARGUMENTS: dict[str, list[Any]] = {
 
 
 class NativeFusedOps:
-    """One pass over memory for each operation; a second reads the image for GroupNorm's statistics.
+    """Fused operations in C++, one pass over memory each; GroupNorm's statistics take a second.
 
-    Inputs are float32 or bfloat16, results those of :class:`TorchFusedOps` up to the rounding of float32 arithmetic
-    before the grid. Sums are taken in a fixed order: neither threads nor batch size change a result.
+    Inputs are float32 or bfloat16. Results equal those of :class:`TorchFusedOps` up to float32 rounding before
+    quantization. Sums have a fixed order: neither the thread count nor the batch size changes a result.
     """
 
     name = "native kernels"
@@ -50,9 +50,10 @@ class NativeFusedOps:
                 self._functions[operation, dtype] = function
 
     def __deepcopy__(self, _: dict[int, Any]) -> Self:
-        return self  # functions of a library cannot be copied, and there is nothing else
+        return self  # library functions cannot be copied, and there is no other state
 
     def quantize(self, x: Tensor, qparams: QParams, *, padding: int = 0, upsample: int = 1) -> Bytes:
+        """Quantizes an image or tokens, see :meth:`FusedOps.quantize`."""
         if x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)
             n, c, h, w = x.shape
@@ -76,6 +77,7 @@ class NativeFusedOps:
         add: Tensor | None = None,
         channels: slice = ALL,
     ) -> Bytes:
+        """Normalizes groups of channels and quantizes, see :meth:`FusedOps.group_norm`."""
         if x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)
             n, c, h, w = x.shape
@@ -93,6 +95,7 @@ class NativeFusedOps:
         return out.bytes
 
     def layer_norm(self, x: Tensor, norm: nn.LayerNorm, qparams: QParams) -> Bytes:
+        """Normalizes over the channels and quantizes, see :meth:`FusedOps.layer_norm`."""
         x = x.contiguous()
         c = x.shape[-1]
         out = _Out(qparams, x.shape, 0)
@@ -102,6 +105,7 @@ class NativeFusedOps:
         return out.bytes
 
     def geglu(self, x: Tensor, qparams: QParams) -> Bytes:
+        """Gates one half of the channels by the other and quantizes, see :meth:`FusedOps.geglu`."""
         x = x.contiguous()
         c = x.shape[-1] // 2
         out = _Out(qparams, (*x.shape[:-1], c), 0)
@@ -110,7 +114,7 @@ class NativeFusedOps:
 
 
 class _Out:
-    """Fresh bytes of a shape, padded where it is an image's, and the last arguments of every kernel."""
+    """Output bytes of a shape, padded if it is an image, and the trailing arguments of every kernel."""
 
     def __init__(self, qparams: QParams, shape: torch.Size | tuple[int, ...], padding: int) -> None:
         high = _empty(shape, padding)
@@ -132,7 +136,7 @@ def _empty(shape: torch.Size | tuple[int, ...], padding: int) -> Tensor:
 
 
 def native_unpack(library: ctypes.CDLL) -> Callable[[Tensor, Tensor, int], Tensor]:
-    """:func:`bitbrush.runtime.nibbles.from_nibbles` in one pass."""
+    """Returns :func:`bitbrush.runtime.nibbles.from_nibbles` as a native kernel of one pass."""
     function = library.bitbrush_unpack_nibbles
     function.argtypes, function.restype = [c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int], None
 

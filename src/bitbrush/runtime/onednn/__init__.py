@@ -1,1 +1,1 @@
-"""The CPU runtime of integers: oneDNN's u8 x s8 products, as torch brings them along."""
+"""CPU runtime in integers, by the u8 x s8 products of the oneDNN that ships with torch."""

@@ -1,4 +1,4 @@
-"""Layers whose input ranges are found at run time, in integers."""
+"""Integer layers with activation ranges computed at run time."""
 
 from dataclasses import replace
 
@@ -19,10 +19,11 @@ from bitbrush.timeline.schedule import ActivationSchedule
 
 
 class DynamicLayer(WithoutFloatWeight):
-    """``y = scale (w_scale sum(x_q w) - zero_point w_scale sum(w)) + bias``, scale and zero point those of each row.
+    """Layer with dynamic ranges: ``y = scale (w_scale sum(x_q w) - zero_point w_scale sum(w)) + bias``.
 
-    ``product``: yields ``w_scale sum(x_q w)`` of the integers. Quantizing is torch's operators and takes several passes
-    over the input, and nothing is fused with it: it is slower than a schedule's.
+    Scale and zero point are those of each row. ``product`` computes ``w_scale sum(x_q w)`` of the integers.
+    Quantization takes several passes over the input by torch's operators, and nothing is fused with it. So the layer is
+    slower than one with scheduled ranges.
     """
 
     bias: Tensor | None
@@ -40,9 +41,10 @@ class DynamicLayer(WithoutFloatWeight):
 
     @not_compiled
     def forward(self, x: Tensor) -> Tensor:
+        """Computes the layer on floating-point input; the output has its dtype."""
         qparams: QParams = self.product.schedule.qparams[0]
         border = self.product.border
-        # Zeros lie on every grid and widen none: padded before, they become each image's own zero point.
+        # Every range includes zero, so padding before quantization widens none and becomes each image's zero point.
         wide = F.pad(x.float(), (border,) * 4) if border else x.float()
         rows = TokenQParams.of(wide, qparams.bits, within=self._within)
         x_q = quantize_rows(wide, rows).to(torch.int32).contiguous(memory_format=memory_format(x))
@@ -52,5 +54,5 @@ class DynamicLayer(WithoutFloatWeight):
 
 
 def as_product(layer: QuantizedLayer, bits: int) -> QuantizedLayer:
-    """One that multiplies the integers as they are: scale 1, zero point 0, no bias."""
+    """Strips the bias and sets input scale 1 and zero point 0, so that the layer multiplies plain integers."""
     return replace(layer, bias=None, activations=ActivationSchedule.static(QParams(1.0, 0, bits)))

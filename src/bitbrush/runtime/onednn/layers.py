@@ -1,4 +1,4 @@
-"""Conv2d and Linear in integers: u8 activations times s8 weights, summed in int32, by oneDNN."""
+"""Integer Conv2d and Linear: u8 activations times s8 weights, summed in int32, by oneDNN."""
 
 from typing import Any, NamedTuple
 
@@ -13,11 +13,11 @@ from bitbrush.runtime.integer_weight import BiasState, IntegerParameters
 from bitbrush.runtime.onednn.weights import Weights
 
 ONE_GO = 1 << 20
-"""So many sums of a linear layer with activations of more than 8 bits are computed at a time: 4 MiB of float32."""
+"""Sums of a linear layer computed at a time for activations of more than 8 bits: 4 MiB of float32."""
 
 
 class Factors(NamedTuple):
-    """What quantized inputs are multiplied by: packed weights, and the inputs' scale. Results have the dtype."""
+    """Packed weights and input scale that multiply quantized inputs; results have ``dtype``."""
 
     packed: Tensor
     scale: float
@@ -26,13 +26,14 @@ class Factors(NamedTuple):
 
 
 class IntegerLayer(IntegerParameters):
-    """``y = scale w_scale (sum(x_q w) - zero_point sum(w)) + bias`` with ``w = w_q - w_zero_point``.
+    """Integer layer: ``y = scale w_scale (sum(x_q w) - zero_point sum(w)) + bias`` with ``w = w_q - w_zero_point``.
 
-    The first sum is oneDNN's, exact in int32. What the zero point adds is constant per channel and step, and is folded
-    into the bias: with a zero point of its own, oneDNN lays out a convolution's weights anew in every call. Activations
-    of more than 8 bits are two products, ``256 sum(high w) + sum(low w)``, added in float32.
+    The first sum is oneDNN's, exact in int32. The zero point's term is constant per channel and step, and is folded
+    into the bias. With a zero point of its own, oneDNN would lay out a convolution's weights anew in every call.
+    Activations of more than 8 bits are two products, ``256 sum(high w) + sum(low w)``, added in float32.
 
-    The grid is the schedule's at the timestep of the running call. Results have the dtype of the layer's input.
+    Quantization parameters are the schedule's at the timestep of the running call. Results have the dtype of the
+    layer's input.
     """
 
     border: int
@@ -49,18 +50,18 @@ class IntegerLayer(IntegerParameters):
 
     @property
     def qparams(self) -> QParams:
-        """Of the input, now."""
+        """Current quantization parameters of the input."""
         return self.schedule.now()
 
     def multiply(self, x: Bytes, dtype: torch.dtype, residual: Tensor | None = None) -> Tensor:
-        """The layer's output for quantized input, ``residual`` of the output's shape added to it."""
+        """Multiplies quantized input by the weights and adds the bias and ``residual`` of the output's shape."""
         by = Factors(self._weights.packed(), x.qparams.scale, self._bias_at(x.qparams), dtype)
         if x.low is None:
             return self._product(x.high, by, residual)
         return self._two_products(x.high, x.low, by, residual)
 
     def multiply_gated(self, x: Bytes, qparams: QParams, dtype: torch.dtype) -> Bytes:
-        """``value * gelu(gate)`` quantized on another layer's ``qparams``, of the halves of :meth:`multiply`."""
+        """Quantizes ``value * gelu(gate)`` by another layer's ``qparams``, for the halves of :meth:`multiply`."""
         return self._fused_ops.geglu(self.multiply(x, dtype), qparams)
 
     def _two_products(self, high: Tensor, low: Tensor, by: Factors, residual: Tensor | None) -> Tensor:
@@ -77,7 +78,7 @@ class IntegerLayer(IntegerParameters):
         return folded[2]
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, *args: Any) -> None:
-        """With the integers in a layout that can be saved."""
+        """Saves the integers in a plain layout."""
         super()._save_to_state_dict(destination, prefix, *args)
         destination[f"{prefix}integer_weight"] = self._weights.signed()
 
@@ -85,7 +86,7 @@ class IntegerLayer(IntegerParameters):
         raise NotImplementedError
 
     def _linear_product(self, rows: Tensor, by: Factors, residual: Tensor | None) -> Tensor:
-        """(rows, C_in) times the weights, ``residual`` (rows, C_out) added."""
+        """Multiplies (rows, C_in) by the weights and adds ``residual`` (rows, C_out)."""
         factors = by.scale, 0, by.packed, self._scale, self._zero_points
         if residual is None:
             y: Tensor = torch.ops.onednn.qlinear_pointwise(rows, *factors, by.bias, 1.0, 0, by.dtype, "none", [], "")
@@ -97,8 +98,7 @@ class IntegerLayer(IntegerParameters):
 
 
 class IntegerConv2d(IntegerLayer):
-    """Zero padding becomes a border of zero points around the quantized input, which the fused ops adds as it
-    quantizes."""
+    """Integer convolution; the fused ops pad with zero points while they quantize."""
 
     is_image = True
 
@@ -111,10 +111,11 @@ class IntegerConv2d(IntegerLayer):
 
     @not_compiled
     def forward(self, x: Tensor) -> Tensor:
+        """Computes the layer on floating-point input; the output has its dtype."""
         return self.multiply(self.quantize(x), x.dtype)
 
     def quantize(self, x: Tensor, *, upsample: int = 1) -> Bytes:
-        """The input as :meth:`multiply` takes it, with its border."""
+        """Quantizes and pads the input for :meth:`multiply`."""
         return self._fused_ops.quantize(x, self.qparams, padding=self.border, upsample=upsample)
 
     def _product(self, x: Tensor, by: Factors, residual: Tensor | None) -> Tensor:
@@ -126,7 +127,7 @@ class IntegerConv2d(IntegerLayer):
 
 
 class IntegerPointwiseConv2d(IntegerConv2d):
-    """A 1x1 convolution is a Linear of the pixels, which lie in memory as tokens do."""
+    """1x1 convolution as a Linear over pixels, which lie in memory as tokens do."""
 
     def _product(self, x: Tensor, by: Factors, residual: Tensor | None) -> Tensor:
         other = None if residual is None else _rows(residual)
@@ -135,6 +136,8 @@ class IntegerPointwiseConv2d(IntegerConv2d):
 
 
 class IntegerLinear(IntegerLayer):
+    """Integer linear layer over tokens (..., C_in)."""
+
     is_image = False
     border = 0
 
@@ -145,9 +148,11 @@ class IntegerLinear(IntegerLayer):
 
     @not_compiled
     def forward(self, x: Tensor) -> Tensor:
+        """Computes the layer on floating-point input; the output has its dtype."""
         return self.multiply(self.quantize(x), x.dtype)
 
     def quantize(self, x: Tensor, *, upsample: int = 1) -> Bytes:
+        """Quantizes the input for :meth:`multiply`; ``upsample`` must be 1."""
         assert upsample == 1, "tokens are not magnified"
         return self._fused_ops.quantize(x, self.qparams)
 
@@ -157,7 +162,7 @@ class IntegerLinear(IntegerLayer):
         return y.view(*x.shape[:-1], self.out_features)
 
     def _two_products(self, high: Tensor, low: Tensor, by: Factors, residual: Tensor | None) -> Tensor:
-        """Some rows at a time: the float32 sums of all would take four times the memory of a plain step's result."""
+        """Computes some rows at a time: the float32 sums of all would take four times the memory of an 8-bit result."""
         out = high.new_empty(*high.shape[:-1], self.out_features, dtype=by.dtype)
         rows = out.view(-1, self.out_features)
         parts = [x.view(len(rows), -1).split(self._rows_at_once) for x in (rows, high, low)]
@@ -168,25 +173,27 @@ class IntegerLinear(IntegerLayer):
 
 
 def is_pointwise(conv: nn.Conv2d) -> bool:
+    """Whether a convolution is 1x1 with stride 1, no padding and one group."""
     return conv.kernel_size == conv.stride == (1, 1) and conv.padding == (0, 0) and conv.groups == 1
 
 
 def pack_conv(conv: nn.Conv2d, scale: Tensor, signed: Tensor) -> Tensor:
-    """The weights of a convolution whose input comes with its border."""
+    """Packs the signed weights of a convolution whose input is already padded."""
     packed: Tensor = torch.ops.onednn.qconv_prepack(signed, scale, 1.0, 0, *_geometry(conv), None)
     return packed
 
 
 def pack_linear(signed: Tensor) -> Tensor:
+    """Packs the signed weights (C_out, C_in) of a linear layer."""
     packed: Tensor = torch.ops.onednn.qlinear_prepack(signed.flatten(1), None)
     return packed
 
 
 def _geometry(conv: nn.Conv2d) -> tuple[list[int], list[int], list[int], int]:
-    """Stride, padding, dilation, groups; no padding, since the input brings it along."""
+    """Returns stride, padding, dilation and groups; the padding is 0, since the input is already padded."""
     return list(conv.stride), [0, 0], list(conv.dilation), conv.groups
 
 
 def _rows(x: Tensor) -> Tensor:
-    """The pixels of an image (N, C, H, W) in channels-last memory as rows (NHW, C)."""
+    """Views the pixels of a channels-last image (N, C, H, W) as rows (NHW, C)."""
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])

@@ -1,4 +1,4 @@
-"""Puts integer layers and fused blocks into a denoiser."""
+"""Replacement of a denoiser's layers and blocks by integer layers and fused blocks."""
 
 import functools
 from collections.abc import Hashable, Iterable
@@ -43,7 +43,7 @@ EMULATION = "fake-quantized float32"
 
 @dataclass(frozen=True)
 class Lowering:
-    """One denoiser being lowered. ``dtype``: of everything between the integer products."""
+    """Lowering of one denoiser; ``dtype`` is that of everything between the integer products."""
 
     denoiser: nn.Module
     tools: Tools
@@ -52,7 +52,7 @@ class Lowering:
     emulated: list[nn.Module] = field(default_factory=list)
 
     def place(self, layer: QuantizedLayer) -> Execution:
-        """Puts the integer layer where the float one stands, or leaves that one with its reason told."""
+        """Replaces the float layer by an integer layer, or emulates it and reports why."""
         executed = self._place(layer)
         if layer.first is not None:
             answer_first_token(self.denoiser.get_submodule(layer.name), layer.first)
@@ -93,7 +93,10 @@ class Lowering:
         self.emulated.append(original)
 
     def convert_rest(self) -> None:
-        """The rest to ``dtype``, save emulated layers, and norms, which take float32 parameters with any input."""
+        """Casts all other parameters to ``dtype``, except emulated layers and norms.
+
+        Norms take float32 parameters with any input.
+        """
         for module in self.denoiser.modules():
             if (
                 not isinstance(module, nn.GroupNorm | nn.LayerNorm | IntegerLayer | DynamicLayer)
@@ -103,7 +106,7 @@ class Lowering:
                     setattr(module, name, nn.Parameter(parameter.to(self.dtype), requires_grad=False))
 
     def fuse(self, described: Iterable[fusions.Fusion]) -> None:
-        """Computes in one go what the family describes and whose layers all are in integers."""
+        """Fuses the described blocks whose layers are all integer layers."""
         between = FusionBackend(
             self.tools.fused_ops, self.tools.attention, OneByOne, _of_text, _of_time, UntracedForward
         )
@@ -111,7 +114,7 @@ class Lowering:
 
 
 def _of_time(layer: nn.Module) -> Reading:
-    """The same for every generation's call of a timestep, unless the text takes part in it."""
+    """Caches a time projection: its result repeats in every generation unless the text contributes to it."""
     return Remembered(partial(project_time, layer), partial(_timestep_and_biases, layer), entries=128)
 
 
@@ -120,7 +123,7 @@ def _timestep_and_biases(layer: nn.Module) -> Hashable:
 
 
 def _of_text(layer: nn.Module) -> Reading:
-    """Computed once for a text and a grid, not at every step."""
+    """Caches a layer of the text: its result changes only with the text and the quantization parameters."""
     return Remembered(layer, partial(_qparams_and_biases, layer), entries=4)
 
 
@@ -144,22 +147,22 @@ def _integer_layer(original: nn.Conv2d | nn.Linear, *args: Any) -> IntegerLayer:
 
 
 def execution(original: nn.Module, layer: QuantizedLayer, signed: Tensor | None) -> Execution:
-    """By which kernel a layer of these signed weights is computed, and why not in integers where it is not."""
+    """Names the kernel for a layer with these signed weights, and the reason if it is no integer kernel."""
     reason = _reason(original, layer, signed)
     return Execution(layer.name, KERNEL) if reason is None else Execution(layer.name, EMULATION, reason)
 
 
 def _reason(original: nn.Module, layer: QuantizedLayer, signed: Tensor | None) -> str | None:
-    """Why a layer cannot be multiplied in integers; None if it can."""
+    """Explains why a layer cannot be multiplied in integers; None if it can."""
     if isinstance(original, nn.Conv2d) and (isinstance(original.padding, str) or len(set(original.padding)) > 1):
         return f"padding {original.padding}; integer convolutions pad all sides alike"
     return obstacle(original, signed)
 
 
 class NonFiniteForward:
-    """A denoiser's ``forward`` whose answer is NaN where an argument is not finite.
+    """Denoiser ``forward`` that returns NaN if an argument is not finite.
 
-    Integers know no NaN; in floating point, one would spread over all of the answer.
+    Integers have no NaN; in floating point, one would spread over the whole output.
     """
 
     def __init__(self, denoiser: nn.Module) -> None:
@@ -167,6 +170,7 @@ class NonFiniteForward:
         self._denoiser = denoiser
 
     def __call__(self, **arguments: Any) -> Any:
+        """Takes the denoiser's arguments by name."""
         finite = all(bool(x.isfinite().all()) for x in floating_tensors(arguments))
         output = type(self._denoiser).forward(self._denoiser, **arguments)
         return output if finite else pytree.tree_map_only(Tensor, lambda y: torch.full_like(y, torch.nan), output)

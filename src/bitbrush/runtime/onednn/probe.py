@@ -1,4 +1,4 @@
-"""Whether oneDNN's products are exact on this processor."""
+"""Probe of whether oneDNN's products are exact on this CPU."""
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +13,13 @@ _EXTREMES = ((255, 127), (255, -128), (1, 127))
 
 
 def require_exact_products() -> None:
-    """Raises RuntimeUnavailable if torch has no such operators here, or if their sums saturate.
+    """Checks that torch has oneDNN's integer operators and that their sums do not saturate.
 
-    Without VNNI, x86 adds two products of bytes in 16 bits, where 2 * 255 * 127 does not fit: large activations times
-    large weights come out too small, without a word. So the largest are tried.
+    Without VNNI, x86 adds two products of bytes in 16 bits, where 2 * 255 * 127 does not fit. Large activations times
+    large weights then come out too small, without an error. So the largest bytes are tried.
+
+    Raises:
+        RuntimeUnavailable: The operators are missing or inexact.
     """
     if not torch.backends.mkldnn.is_available():
         raise RuntimeUnavailable("this build of torch has no oneDNN")

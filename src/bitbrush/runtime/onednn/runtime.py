@@ -1,4 +1,4 @@
-"""The executor itself: whether this machine multiplies exactly, and what becomes of a denoiser."""
+"""The oneDNN runtime: lowers a denoiser for this machine's CPU."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from bitbrush.session.offload import CPU
 
 @dataclass(frozen=True)
 class OneDnnRuntime:
-    """``dtype``: of everything between the integer products, float32 or bfloat16."""
+    """CPU runtime in integers; ``dtype`` is that of everything between the products, float32 or bfloat16."""
 
     tools: Tools
     dtype: torch.dtype = torch.bfloat16
@@ -32,13 +32,16 @@ class OneDnnRuntime:
 
     @property
     def description(self) -> str:
+        """Kernels and dtypes that it computes with, in one line."""
         fused_ops = self.tools.fused_ops.name
         return f"oneDNN u8 x s8, {str(self.dtype).removeprefix('torch.')} between the products by {fused_ops}"
 
     def execution(self, original: nn.Module, layer: QuantizedLayer) -> Execution:
+        """Predicts how a layer will be executed."""
         return execution(original, layer, signed_bytes(layer.weight))
 
     def lower(self, denoiser: nn.Module, layers: Iterable[QuantizedLayer]) -> tuple[Execution, ...]:
+        """Changes ``denoiser`` in place so that it computes with the quantized layers."""
         lowering = Lowering(denoiser, self.tools, self.dtype, self.memory)
         described = known_fusions(denoiser)
         executions = tuple(lowering.place(layer) for layer in layers)
