@@ -9,9 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from bitbrush.network.first_token import answers_first_token
+from bitbrush.runtime.consumers import (
+    Consumer,
+    OneByOne,
+    Products,
+    Quantize,
+)
 from bitbrush.runtime.cuda.layers import IntegerLinear
 from bitbrush.runtime.cuda.weights import stack
-from bitbrush.runtime.fused import Consumer, OneByOne, Products, Quantize
 
 
 def join(layers: Sequence[IntegerLinear]) -> IntegerLinear:

@@ -11,13 +11,14 @@ from torch import nn
 from bitbrush.network.families import known_fusions
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.runtime.added_modules import adapt_added_modules
+from bitbrush.runtime.consumers import FusionBackend
 from bitbrush.runtime.cuda.engine import Engine, Recorder
 from bitbrush.runtime.cuda.fused_ops import CudaFusedOps, attend
 from bitbrush.runtime.cuda.joined import AtOnce, together
 from bitbrush.runtime.cuda.layers import IntegerLayer
 from bitbrush.runtime.cuda.lowering import Lowering, execution
 from bitbrush.runtime.cuda.steps import Steps
-from bitbrush.runtime.fused import FusionBackend, fuse
+from bitbrush.runtime.fused import fuse
 from bitbrush.runtime.integers import signed_bytes
 from bitbrush.runtime.interface import Execution
 

@@ -14,8 +14,15 @@ from bitbrush.network import fusions
 from bitbrush.network.first_token import answer_first_token
 from bitbrush.network.layers import QuantizedLayer, set_weight
 from bitbrush.runtime.arguments import floating_tensors
+from bitbrush.runtime.consumers import (
+    FusionBackend,
+    OneByOne,
+    Reading,
+    consumer_of,
+    project_time,
+)
 from bitbrush.runtime.emulation import emulate, fake_quantizer_of
-from bitbrush.runtime.fused import FusionBackend, OneByOne, Reading, consumer_of, fuse, project_time
+from bitbrush.runtime.fused import fuse
 from bitbrush.runtime.fused_forward import UntracedForward
 from bitbrush.runtime.integer_weight import BiasState
 from bitbrush.runtime.integers import obstacle, signed_bytes
