@@ -55,7 +55,7 @@ def test_fine_layers_are_treated_as_edges(tiny_pipe: StableDiffusionPipeline, bi
     assert all(spec.high_precision and spec.weight_bits == 8 for spec in specs if spec.name in changed)
 
 
-def test_a_layer_that_is_excluded_and_fine_is_excluded(tiny_pipe: StableDiffusionPipeline) -> None:
+def test_a_layer_that_is_excluded_and_of_high_precision_is_excluded(tiny_pipe: StableDiffusionPipeline) -> None:
     specs = layer_specs(
         tiny_pipe.unet, UNET, weight_bits=4, exclude=("*.time_emb_proj",), high_precision=("*.time_emb_proj",)
     )
@@ -65,7 +65,7 @@ def test_a_layer_that_is_excluded_and_fine_is_excluded(tiny_pipe: StableDiffusio
 def test_a_pattern_that_matches_nothing_is_refused(tiny_pipe: StableDiffusionPipeline) -> None:
     with pytest.raises(ValueError, match=r"exclude pattern '\*\.attn3\.\*' matches none of the \d+ layers"):
         layer_specs(tiny_pipe.unet, UNET, weight_bits=4, exclude=("conv_in", "*.attn3.*"))
-    with pytest.raises(ValueError, match=r"fine pattern 'conv' matches none"):
+    with pytest.raises(ValueError, match=r"high_precision pattern 'conv' matches none"):
         layer_specs(tiny_pipe.unet, UNET, weight_bits=4, high_precision=("conv",))
 
 

@@ -1,4 +1,4 @@
-// What stands between two integer products: normalization, activation, and the quantization of their result, each in
+// Fused operations between two integer products: normalization, activation, and the quantization of their result, each in
 // one pass over memory. Compiled on the user's machine (build.py), called through ctypes.
 //
 // Tensors are contiguous channels-last: images (n, h, w, c), tokens (rows, c) as n = h = 1, w = rows. Written in GCC's
@@ -82,12 +82,12 @@ inline vf gelu(vf x) {
 }  // namespace
 
 // clamp(round(x * inverse_scale) + zero_point, 0, qmax); two bytes per element where qmax takes more than one.
-struct Grid {
+struct QParams {
     float inverse_scale;
     int32_t zero_point, qmax;
 };
 
-// Where quantized values go: (n, h + 2 pad, w + 2 pad, c), the border holding the zero point. `low` is null for grids of
+// Where quantized values go: (n, h + 2 pad, w + 2 pad, c), the border holding the zero point. `low` is null for qparams of
 // one byte, otherwise value = 256 high + low.
 struct Bytes {
     uint8_t *high, *low;
@@ -98,9 +98,9 @@ namespace {
 
 class Quantizer {
   public:
-    explicit Quantizer(const Grid& grid, const Bytes& out)
-        : inverse_(splat(grid.inverse_scale)), low_(splat(float(-grid.zero_point))),
-          high_(splat(float(grid.qmax - grid.zero_point))), zero_(grid.zero_point), out_(out) {}
+    explicit Quantizer(const QParams& qparams, const Bytes& out)
+        : inverse_(splat(qparams.inverse_scale)), low_(splat(float(-qparams.zero_point))),
+          high_(splat(float(qparams.qmax - qparams.zero_point))), zero_(qparams.zero_point), out_(out) {}
 
     void put(int64_t at, vf x, int64_t count) const {
         const vf magic = splat(12582912.0f);
@@ -149,8 +149,8 @@ void padded_rows(const Quantizer& quantizer, int64_t n, int64_t h, int64_t w, in
 }
 
 template <class T>
-void quantize(const T* x, int64_t n, int64_t h, int64_t w, int64_t c, int64_t up, Grid grid, Bytes out, int threads) {
-    Quantizer quantizer(grid, out);
+void quantize(const T* x, int64_t n, int64_t h, int64_t w, int64_t c, int64_t up, QParams qparams, Bytes out, int threads) {
+    Quantizer quantizer(qparams, out);
     if (n * h == 1 && out.pad == 0 && up == 1) {  // tokens: no rows to speak of, so threads share them by blocks
         const int64_t block = 64, rows = w;
 #pragma omp parallel for num_threads(threads)
@@ -221,8 +221,8 @@ void group_affine(const T* x, int64_t n, int64_t hw, int64_t c, int64_t groups, 
 // The first `count` channels of pixels that lie c apart.
 template <class T, bool SILU>
 void normalize_rows(const T* x, int64_t n, int64_t h, int64_t w, int64_t c, int64_t count, const float* scale,
-                    const float* shift, Grid grid, Bytes out, int threads) {
-    Quantizer quantizer(grid, out);
+                    const float* shift, QParams qparams, Bytes out, int threads) {
+    Quantizer quantizer(qparams, out);
     padded_rows(quantizer, n, h, w, count, out.pad, threads, [&](int64_t row, int64_t to) {
         const float *a = scale + row / h * c, *b = shift + row / h * c;
         const T* from = x + row * w * c;
@@ -237,12 +237,12 @@ void normalize_rows(const T* x, int64_t n, int64_t h, int64_t w, int64_t c, int6
 // Of all c channels normalized, `count` from `first` on are written.
 template <class T>
 void group_norm(const T* x, int64_t n, int64_t h, int64_t w, int64_t c, int64_t groups, int64_t first, int64_t count,
-                float eps, const float* gamma, const float* beta, const float* add, int activate, Grid grid, Bytes out,
+                float eps, const float* gamma, const float* beta, const float* add, int activate, QParams qparams, Bytes out,
                 int threads) {
     std::vector<float> scale(n * c), shift(n * c);
     group_affine(x, n, h * w, c, groups, eps, gamma, beta, add, scale.data(), shift.data(), threads);
     auto rows = activate ? normalize_rows<T, true> : normalize_rows<T, false>;
-    rows(x + first, n, h, w, c, count, scale.data() + first, shift.data() + first, grid, out, threads);
+    rows(x + first, n, h, w, c, count, scale.data() + first, shift.data() + first, qparams, out, threads);
 }
 
 inline float total(vf x) {
@@ -252,9 +252,9 @@ inline float total(vf x) {
 }
 
 template <class T>
-void layer_norm(const T* x, int64_t rows, int64_t c, float eps, const float* gamma, const float* beta, Grid grid,
+void layer_norm(const T* x, int64_t rows, int64_t c, float eps, const float* gamma, const float* beta, QParams qparams,
                 Bytes out, int threads) {
-    Quantizer quantizer(grid, out);
+    Quantizer quantizer(qparams, out);
 #pragma omp parallel for num_threads(threads)
     for (int64_t row = 0; row < rows; row++) {
         const T* from = x + row * c;
@@ -277,8 +277,8 @@ void layer_norm(const T* x, int64_t rows, int64_t c, float eps, const float* gam
 
 // Rows of (value, gate): value * gelu(gate).
 template <class T>
-void geglu(const T* x, int64_t rows, int64_t c, Grid grid, Bytes out, int threads) {
-    Quantizer quantizer(grid, out);
+void geglu(const T* x, int64_t rows, int64_t c, QParams qparams, Bytes out, int threads) {
+    Quantizer quantizer(qparams, out);
 #pragma omp parallel for num_threads(threads)
     for (int64_t row = 0; row < rows; row++) {
         const T *value = x + row * 2 * c, *gate = value + c;
@@ -291,22 +291,22 @@ void geglu(const T* x, int64_t rows, int64_t c, Grid grid, Bytes out, int thread
 
 #define GLUE(NAME, T)                                                                                                  \
     extern "C" void bitbrush_quantize_##NAME(const T* x, int64_t n, int64_t h, int64_t w, int64_t c, int64_t up,       \
-                                             const Grid* grid, const Bytes* out, int threads) {                        \
-        quantize(x, n, h, w, c, up, *grid, *out, threads);                                                             \
+                                             const QParams* qparams, const Bytes* out, int threads) {                        \
+        quantize(x, n, h, w, c, up, *qparams, *out, threads);                                                             \
     }                                                                                                                  \
     extern "C" void bitbrush_group_norm_##NAME(const T* x, int64_t n, int64_t h, int64_t w, int64_t c, int64_t groups, \
                                                int64_t first, int64_t count, float eps, const float* gamma,            \
-                                               const float* beta, const float* add, int activate, const Grid* grid,    \
+                                               const float* beta, const float* add, int activate, const QParams* qparams,    \
                                                const Bytes* out, int threads) {                                        \
-        group_norm(x, n, h, w, c, groups, first, count, eps, gamma, beta, add, activate, *grid, *out, threads);        \
+        group_norm(x, n, h, w, c, groups, first, count, eps, gamma, beta, add, activate, *qparams, *out, threads);        \
     }                                                                                                                  \
     extern "C" void bitbrush_layer_norm_##NAME(const T* x, int64_t rows, int64_t c, float eps, const float* gamma,     \
-                                               const float* beta, const Grid* grid, const Bytes* out, int threads) {   \
-        layer_norm(x, rows, c, eps, gamma, beta, *grid, *out, threads);                                                \
+                                               const float* beta, const QParams* qparams, const Bytes* out, int threads) {   \
+        layer_norm(x, rows, c, eps, gamma, beta, *qparams, *out, threads);                                                \
     }                                                                                                                  \
-    extern "C" void bitbrush_geglu_##NAME(const T* x, int64_t rows, int64_t c, const Grid* grid, const Bytes* out,     \
+    extern "C" void bitbrush_geglu_##NAME(const T* x, int64_t rows, int64_t c, const QParams* qparams, const Bytes* out,     \
                                           int threads) {                                                               \
-        geglu(x, rows, c, *grid, *out, threads);                                                                       \
+        geglu(x, rows, c, *qparams, *out, threads);                                                                       \
     }
 
 GLUE(f32, float)
