@@ -21,8 +21,8 @@ TOLERANCE = 2.0**-7
 OUTLYING_RATIO = 2.0
 """Norm of the start token over the others' from which a range that includes it costs the words a bit or more.
 
-Measured on emoji-sd with its start token scaled: once the token is known, the error of 4-bit keys and values falls to
-0.35 times at a ratio of 2 and to 0.14 times at 4. At 1, its own ratio, it falls to 0.82 times.
+Measured on emoji-sd with its start token scaled, as the error of 4-bit keys and values once the token is known. It
+falls to 0.35 times at a ratio of 2 and to 0.14 times at 4. At 1, the model's own ratio, it falls to 0.82 times.
 """
 
 

@@ -1,11 +1,11 @@
-"""Layers with a low-rank branch, which computes what they are most sensitive to with 16-bit activations.
+"""Layers with a low-rank branch, which computes the most sensitive part of a layer with 16-bit activations.
 
 The method is ``W x = R x + U D x`` with ``R = W - U D``, after SVDQuant (arXiv 2411.05007, section 4.2). The error of a
 layer's quantized input reaches the output through ``R`` alone, which lacks the directions that magnify it most.
 
-Deviations: The factors are integers of as many bits as the weights; the paper has 16-bit floats. ``R`` absorbs their
-rounding errors. The factors are ordinary layers, which every runtime computes in integers. Inputs are not smoothed
-before. Small layers get a lower rank.
+Deviations from the paper: the factors are integers of as many bits as the weights, instead of 16-bit floats. ``R``
+absorbs their rounding errors. The factors are ordinary layers, which every runtime computes in integers. Inputs are not
+smoothed before. Small layers get a lower rank.
 """
 
 from collections.abc import Callable, Mapping
@@ -122,10 +122,8 @@ def factors(weight: Tensor, rank: int, bits: int) -> Factors:
     Returns:
         The factors, on the CPU.
     """
-    # to find the same ones, wherever the layer is.
     # In float64 LAPACK's variation in the last bits changes no integer. Resumed work must compute the same integers,
     # wherever the layer is.
-    # to find the same ones, wherever the layer is.
     columns = weight.flatten(1).cpu().double()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

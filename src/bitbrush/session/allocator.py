@@ -7,7 +7,7 @@ By default, glibc raises its mmap threshold when the first large buffer is freed
 heap. Laying out a denoiser's weights then leaves hundreds of megabytes of unused holes.
 
 Once layouts are done, the opposite pays. A large buffer that was returned to the system costs page faults when it is
-requested again: half of the time of a large linear layer.
+requested again. They take half of the time of a large linear layer.
 """
 
 import ctypes

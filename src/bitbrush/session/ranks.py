@@ -44,7 +44,7 @@ class Ranks:
 
     @property
     def leads(self) -> bool:
-        """Whether this is the first process."""
+        """Flag of the first process."""
         return self.rank == 0
 
     @property
@@ -57,7 +57,7 @@ class Ranks:
         return pieces[self.rank :: self.world]
 
     def cut(self, count: int) -> range:
-        """Returns the ``rank``-th of ``world`` consecutive parts of ``range(count)``, equal but for one."""
+        """Returns part ``rank`` of ``world`` consecutive parts of ``range(count)``; lengths differ by at most one."""
         return range(*(-(-rank * count // self.world) for rank in (self.rank, self.rank + 1)))
 
     def wait(self) -> None:

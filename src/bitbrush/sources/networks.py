@@ -41,8 +41,8 @@ def load_pipeline(
         components: Components that are loaded already, by name.
 
     Raises:
-        ValueError: The index lists a component without a folder, or a network's files do not contain its tensors: one
-            is missing, of another shape, NaN or infinite, or belongs to no part of the network.
+        ValueError: The index lists a component without a folder, or a tensor is unusable. Such a tensor is missing, has
+            another shape, is NaN or infinite, or belongs to no part of its network.
         OSError: A file is missing or cannot be read.
     """
     entries = {name: entry for name, entry in _components(folder) if name not in components}

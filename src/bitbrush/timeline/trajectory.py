@@ -241,7 +241,7 @@ def start(
             planned = planned or planned_from(own.scheduler, timestep)
             changes = tracker.pause()
             try:
-                # Cloned, because the pipeline may reuse the memory of its latents while the call is kept.
+                # Cloned, because the pipeline may reuse the memory of its latents while the call is suspended.
                 return hand_out(DenoiserCall(_clone(args), _clone(kwargs), timestep, planned, changes))
             finally:
                 tracker.resume(changes)
