@@ -1,1 +1,1 @@
-"""What the program knows of a denoiser: its layers, its blocks, and how their inputs are watched or replaced."""
+"""Denoiser architectures: layers, blocks, and hooks that observe or replace layer inputs."""

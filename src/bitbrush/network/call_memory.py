@@ -1,4 +1,4 @@
-"""What one denoiser call holds in memory, at every layer and block: measured on a real call, not reckoned."""
+"""Memory of one denoiser call at every layer and block: measured on a real call, not estimated."""
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -15,10 +15,11 @@ from bitbrush.timeline.trajectory import DenoiserCall
 
 @dataclass(frozen=True)
 class ModuleUse:
-    """Of one call of a layer or block; all in bytes but ``rows`` and ``positions``.
+    """Memory of one call of a layer or block; all in bytes except ``rows`` and ``positions``.
 
-    ``live``: what the denoiser call holds when it arrives there. ``inner``: the most that the module adds to it.
-    ``rows`` of the first input, and ``positions`` of the output for each row, the channels not counted.
+    ``live`` is what the denoiser call holds when it reaches the module. ``inner`` is the most that the module adds to
+    it. ``inputs`` and ``outputs`` are the sizes of its tensors. ``rows`` counts rows of the first input, and
+    ``positions`` the output positions per row, without the channels.
     """
 
     live: int
@@ -31,16 +32,29 @@ class ModuleUse:
 
 @dataclass(frozen=True)
 class CallMemory:
-    """``most``: bytes that the denoiser call adds to what was there before; ``modules``: by name, those called."""
+    """Memory of a denoiser call.
+
+    ``most`` is the peak, in bytes, that the call adds to what existed before. ``modules`` contains the called modules
+    by name.
+    """
 
     most: int
     modules: Mapping[str, ModuleUse]
 
 
 def measure_call_memory(denoiser: nn.Module, call: DenoiserCall, names: Iterable[str]) -> tuple[Any, CallMemory]:
-    """The call's output, and what it took. ``names``: of layers and blocks; of several uses the first counts.
+    """Runs a denoiser call and measures its memory.
 
-    Weights that layers widen for their call are not counted: they do not grow with the number of rows.
+    Weights that are dequantized during the call of their layer are not counted: they do not grow with the number of
+    rows.
+
+    Args:
+        denoiser: Network to call.
+        call: Arguments of the call.
+        names: Layers and blocks to measure; the first of several uses counts.
+
+    Returns:
+        The call's output and its memory.
     """
     memory = LiveMemory()
     modules: dict[str, ModuleUse] = {}
@@ -85,7 +99,7 @@ def _hooks(
 
 
 def _rows_and_positions(first: Tensor, output: Any) -> tuple[int, int]:
-    """A convolution's channels are its second dimension, a linear layer's the last."""
+    """Counts rows and positions; channels are dimension 1 of a convolution's output, else the last dimension."""
     rows = first.shape[0]
     if not isinstance(output, Tensor) or output.dim() < 2:
         return rows, 1

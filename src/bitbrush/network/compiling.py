@@ -1,4 +1,4 @@
-"""Code that ``torch.compile`` must not trace."""
+"""Exclusion of code from tracing by ``torch.compile``."""
 
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
@@ -12,9 +12,9 @@ REASON = "bitbrush chooses scales by the timestep of each denoiser call and brin
 
 
 def not_compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """Runs ``function`` as it is inside of compiled code; with ``fullgraph=True`` torch names it and the reason.
+    """Excludes ``function`` from compilation; with ``fullgraph=True`` torch reports it and the reason.
 
-    Traced, a timestep would be a constant: each step would compile anew, up to torch's limit.
+    A traced timestep would be a constant: each step would compile again, up to torch's limit.
     """
     untraced: Callable[P, R] = torch.compiler.disable(function, reason=REASON)
     return untraced

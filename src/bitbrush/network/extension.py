@@ -1,4 +1,4 @@
-"""Modules that get more methods and stay what they are, for ``isinstance`` and by the name of their class."""
+"""Modules that gain methods and stay what they are, for ``isinstance`` and by the name of their class."""
 
 from functools import cache
 from typing import Any
@@ -7,16 +7,16 @@ from torch import nn
 
 
 class Extension:
-    """Base of classes whose methods come before those of a module's own class; see :func:`extend_`."""
+    """Base of classes whose methods precede those of a module's own class; see :func:`extend_`."""
 
     def __reduce_ex__(self, _: Any) -> tuple[Any, ...]:
-        """For copies and pickles: the joint class is made when it is needed, so none can be found by its name."""
+        """Supports copies and pickles: the joint class is created on demand, so pickle cannot find it by name."""
         extension, kind = type(self).__bases__
         return _empty, (extension, kind), self.__dict__.copy()
 
 
 def extend_(module: nn.Module, extension: Any) -> None:
-    """Gives ``module`` the methods of ``extension``, in place; it has them already if it was extended before."""
+    """Adds the methods of ``extension`` to ``module``, in place; an extended module stays as it is."""
     if not isinstance(module, extension):
         kind: Any = type(module)
         object.__setattr__(module, "__class__", _joint(extension, kind))
@@ -24,7 +24,7 @@ def extend_(module: nn.Module, extension: Any) -> None:
 
 @cache
 def _joint(extension: Any, kind: Any) -> Any:
-    """One class for each pair, in the name of ``kind``."""
+    """Creates one class for each pair, with the name of ``kind``."""
     return type(kind.__name__, (extension, kind), {"__module__": kind.__module__, "__doc__": kind.__doc__})
 
 

@@ -1,4 +1,4 @@
-"""The architectures that can be quantized, and finding a pipeline's."""
+"""Architectures that can be quantized, and detection of a pipeline's architecture."""
 
 from diffusers import DiffusionPipeline
 from torch import nn
@@ -13,7 +13,7 @@ from bitbrush.network.unet import UNET
 
 FAMILIES: tuple[Family, ...] = (UNET, PIXART, SD3, FLUX)
 DENOISERS: tuple[str, ...] = tuple(dict.fromkeys(family.component for family in FAMILIES))
-"""What pipelines call their denoiser."""
+"""Names of the denoiser in pipelines."""
 FAMILY_NAMES: tuple[str, ...] = (*(family.name for family in FAMILIES), generic.NAME)
 
 
@@ -22,7 +22,11 @@ class UnknownDenoiserError(ValueError):
 
 
 def family_of(pipe: DiffusionPipeline) -> Family:
-    """Raises UnknownDenoiserError, naming what the pipeline holds, if its denoiser is of no known family."""
+    """Finds the family of the pipeline's denoiser.
+
+    Raises:
+        UnknownDenoiserError: The denoiser is of no known family; the message lists the pipeline's components.
+    """
     family = _known_family(pipe)
     if family is None:
         held = {name: type(part).__name__ for name, part in pipe.components.items()}
@@ -35,7 +39,11 @@ def family_of(pipe: DiffusionPipeline) -> Family:
 
 
 def denoiser_name(pipe: DiffusionPipeline) -> str:
-    """The pipeline's name for its denoiser, of a known family or not. Raises ValueError if none can be told."""
+    """Returns the pipeline's name for its denoiser, whether or not its family is known.
+
+    Raises:
+        ValueError: The denoiser cannot be identified.
+    """
     family = _known_family(pipe) or generic.generic_family(pipe)
     return family.component
 
@@ -46,5 +54,5 @@ def _known_family(pipe: DiffusionPipeline) -> Family | None:
 
 
 def known_fusions(denoiser: nn.Module) -> tuple[Fusion, ...]:
-    """What can be computed in one go in a denoiser; nothing in one of no known family."""
+    """Returns the fused ops of a denoiser; none if its family is unknown."""
     return next((one.fusions(denoiser) for one in FAMILIES if isinstance(denoiser, one.denoiser_class)), ())

@@ -1,4 +1,4 @@
-"""What has to be known of a denoiser architecture."""
+"""Description of a denoiser architecture."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,29 +10,35 @@ from bitbrush.network.fusions import Fusion
 
 
 def no_fusions(_: nn.Module) -> tuple[Fusion, ...]:
-    """Every layer is computed by itself."""
+    """Returns no fused ops: every layer is computed by itself."""
     return ()
 
 
 def no_skip_readers(_: nn.Module) -> Mapping[str, int]:
-    """No layer reads a skip concatenation."""
+    """Returns no layers: none reads a skip concatenation."""
     return MappingProxyType({})
 
 
 def no_text_layers(_: nn.Module) -> tuple[str, ...]:
-    """No layer reads a text that begins with a start token."""
+    """Returns no layers: none reads a text that begins with a start token."""
     return ()
 
 
 @dataclass(frozen=True)
 class Family:
-    """One denoiser architecture.
+    """Description of one denoiser architecture.
 
-    ``component``: the pipeline's name for it. ``high_precision_layers``: the layers of a denoiser that lie next to the
-    latents, which get 8-bit weights and 16-bit activations. ``block_classes``: the blocks that are reconstructed as a
-    whole; layers outside them singly. ``fusions``: what a runtime may compute in one go. ``skip_readers``: the
-    convolutions that read a concatenation with a skip connection, by name, and at which channel the skip begins.
-    ``text_layers``: that read a text whose first token may be the same in all, tokens in the second dimension.
+    Args:
+        name: Name of the family.
+        component: The pipeline's name for the denoiser.
+        denoiser_class: Class of the denoiser.
+        high_precision_layers: Layers next to the latents, which get 8-bit weights and 16-bit activations.
+        block_classes: Blocks that are reconstructed as a whole; layers outside them are reconstructed singly.
+        fusions: Ops that a runtime may fuse.
+        skip_readers: Convolutions that read a concatenation with a skip connection, by name, and the channel at which
+            the skip begins.
+        text_layers: Layers that read a text, tokens in the second dimension, whose first token may be the same in all
+            texts.
     """
 
     name: str

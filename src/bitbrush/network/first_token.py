@@ -1,8 +1,10 @@
-"""The first token of a text, the same in all: its keys and values are known before and need no quantization.
+"""Precomputed outputs for the first token of a text: it is the same in all texts, so it needs no quantization.
 
-MixDQ (arXiv 2405.17873): activations of the start-of-text token are outliers, in whose range the words'
-have few levels left. Deviation: what is known counts only where the token is the known one; any other (an empty
-prompt's zeros, a weighted prompt) is quantized as the words are.
+MixDQ (arXiv 2405.17873): activations of the start-of-text token are outliers. A range that includes them leaves few
+levels to the words.
+
+Deviation: the precomputed output is used only where the token is the known one. Any other first token (an empty
+prompt's zeros, a weighted prompt) is quantized like the words.
 """
 
 import inspect
@@ -15,30 +17,39 @@ import torch
 from torch import Tensor, nn
 
 TOLERANCE = 2.0**-7
-"""Of the largest magnitude: what bfloat16 may change of an embedding."""
+"""Largest difference of equal tokens, relative to the largest magnitude: the error of bfloat16 embeddings."""
 OUTLYING_RATIO = 2.0
-"""Norm of the start token over the others': from here on a range that holds it costs the words a bit or more.
+"""Norm of the start token over the others' from which a range that includes it costs the words a bit or more.
 
-On emoji-sd with its start token scaled, the error of 4-bit keys and values falls to 0.35 times at a ratio of 2 and 0.14
-times at 4 once the token is known; at 1, its own, to 0.82 times.
+Measured on emoji-sd with its start token scaled, as the error of 4-bit keys and values once the token is known. It
+falls to 0.35 times at a ratio of 2 and to 0.14 times at 4. At 1, the model's own ratio, it falls to 0.82 times.
 """
 
 
 @dataclass(frozen=True, eq=False)
 class FirstToken:
-    """``output`` (C_out,) is what the full-precision layer makes of ``input`` (C_in,); float32."""
+    """Output of a layer for the common first token.
+
+    ``output`` (C_out,) is what the full-precision layer computes from ``input`` (C_in,); both are float32.
+    """
 
     input: Tensor
     output: Tensor
 
     def to(self, device: torch.device) -> "FirstToken":
+        """Copies the tensors to a device."""
         return replace(self, input=self.input.to(device), output=self.output.to(device))
 
     @classmethod
     def of(cls, layer: nn.Module, x: Tensor) -> "FirstToken":
-        """From what ``layer`` is given of several texts, (N, tokens, C_in). Empty prompts' zeros do not count.
+        """Computes the output of ``layer`` for the first token of several texts; zeros of empty prompts do not count.
 
-        Raises ValueError if the first token is not the same in all others, or if there are none.
+        Args:
+            layer: Full-precision layer.
+            x: Its input, (N, tokens, C_in).
+
+        Raises:
+            ValueError: The first tokens differ, or all texts are zeros.
         """
         first = _texts(x)[:, 0]
         if not len(first):
@@ -55,13 +66,19 @@ class FirstToken:
 
 
 _call = threading.local()
-"""``known``: which samples of the running layer's input begin with the known token. Threads share layers."""
+"""Thread-local state, as threads share layers: ``known`` marks samples that begin with the known token."""
 
 
 def start_token_ratio(x: Tensor) -> float | None:
-    """Norm of the token that all texts ``x`` (N, tokens, C) start with, over the median norm of their other tokens.
+    """Computes the norm of the common first token over the median norm of the other tokens.
 
-    None if they have no start token in common. Empty prompts' zeros do not count.
+    Zeros of empty prompts do not count.
+
+    Args:
+        x: Texts, (N, tokens, C).
+
+    Returns:
+        The ratio; None if the texts have no start token in common.
     """
     texts = _texts(x)
     if not len(texts) or texts.shape[1] < 2 or _apart(texts[:, 0]) > TOLERANCE:
@@ -71,27 +88,27 @@ def start_token_ratio(x: Tensor) -> float | None:
 
 
 def text_embedding(denoiser: nn.Module, call: Any) -> Tensor | None:
-    """The texts (N, tokens, C) that a call of ``denoiser`` hands to cross-attention; None if it hands none."""
+    """Returns the texts (N, tokens, C) that a call of ``denoiser`` passes to cross-attention; None without texts."""
     bound = inspect.signature(type(denoiser).forward).bind(denoiser, *call.args, **call.kwargs)
     text = bound.arguments.get("encoder_hidden_states")
     return text if isinstance(text, Tensor) and text.dim() == 3 else None
 
 
 def _texts(x: Tensor) -> Tensor:
-    """Those that do not start with zeros, float32."""
+    """Selects the texts that do not start with zeros, as float32."""
     return x[x[:, 0].abs().amax(-1) > 0].float()
 
 
 def _apart(first: Tensor) -> float:
-    """The largest difference of first tokens (N, C), in parts of their largest value."""
+    """Computes the largest difference of first tokens (N, C), relative to their largest value."""
     return float((first - first[0]).abs().max() / first[0].abs().max())
 
 
 def answer_first_token(layer: nn.Module, first: FirstToken) -> None:
-    """From now on the first row of what ``layer`` returns is the known one, for samples that have the known token."""
+    """Makes ``layer`` return the precomputed output for the first token of samples that begin with the known token."""
     layer.register_buffer("first_input", first.input, persistent=False)
     layer.register_buffer("first_output", first.output, persistent=False)
-    layer.register_forward_pre_hook(_look, prepend=True)  # before any that quantizes the input
+    layer.register_forward_pre_hook(_look, prepend=True)  # before any hook that quantizes the input
     layer.register_forward_hook(_answer)
 
 
@@ -106,12 +123,12 @@ def _answer(layer: Any, _: tuple[Any, ...], y: Tensor) -> Tensor:
 
 
 def answers_first_token(layer: nn.Module) -> bool:
-    """Whether :func:`answer_first_token` was told so of the layer."""
+    """Tells whether :func:`answer_first_token` was applied to the layer."""
     return hasattr(layer, "first_output")
 
 
 def text_inputs(denoiser: nn.Module, layers: Iterable[str], call: Any) -> dict[str, Tensor]:
-    """What the layers are given in ``call``, made of ``denoiser``, by name."""
+    """Runs ``call`` on ``denoiser`` and returns the inputs of the named layers."""
     given: dict[str, Tensor] = {}
 
     def note(name: str) -> Any:

@@ -1,7 +1,7 @@
-"""The transformer of FLUX.1: blocks of joint attention, then blocks over text and image tokens as one sequence.
+"""Transformer of FLUX.1: blocks of joint attention, then blocks over text and image tokens as one sequence.
 
-Its pipelines hand it latents as tokens of 2 x 2 pixels, timesteps in [0, 1], and (FLUX.1 dev) the guidance scale, which
-was distilled into the weights.
+Its pipelines pass latents as tokens of 2 x 2 pixels and timesteps in [0, 1]. FLUX.1 dev also gets the guidance scale,
+which was distilled into the weights.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from bitbrush.network.family import Family
 
 
 def _high_precision_layers(_: Any) -> tuple[str, ...]:
-    """The layer that reads the latents' tokens, and the one that makes the output of them."""
+    """Returns the layer that reads the latents' tokens and the layer that computes the output."""
     return "x_embedder", "proj_out"
 
 

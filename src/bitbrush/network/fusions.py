@@ -1,7 +1,7 @@
-"""Parts of a denoiser that a runtime may compute in one go, or more precisely, described by their modules' names.
+"""Ops of a denoiser that a runtime may fuse, or compute more precisely, described by the names of their modules.
 
-A family's file finds them; runtimes know them by these descriptions alone. What is described here is computed as its
-docstring says, whatever class it is of.
+The file of each family finds them; runtimes see only these descriptions. A described op computes what its docstring
+says, whatever its class.
 """
 
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from typing import TypeAlias
 
 @dataclass(frozen=True)
 class PreciseNorm:
-    """A GroupNorm that stands before a ``layer`` of 16-bit inputs, and has to answer in float32 for them.
+    """GroupNorm before a ``layer`` with 16-bit inputs, which must return float32.
 
-    bfloat16 keeps 8 bits of what it would hand on.
+    bfloat16 would keep only 8 bits of its output.
     """
 
     name: str
@@ -21,7 +21,7 @@ class PreciseNorm:
 
 @dataclass(frozen=True)
 class UpsampledConv:
-    """``conv(x magnified twice, each pixel repeated)`` where the module ``name`` is called with ``x`` alone."""
+    """Convolution ``conv(x magnified twice, each pixel repeated)``; the module ``name`` is called with ``x`` alone."""
 
     name: str
     conv: str
@@ -29,9 +29,10 @@ class UpsampledConv:
 
 @dataclass(frozen=True)
 class ResidualBlock:
-    """``shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x))) + time_projection(silu(t)))))``, GroupNorms.
+    """Residual block of a U-Net, with GroupNorms, called with ``x`` and ``t``.
 
-    Called with ``x`` and ``t``. Without ``shortcut`` x itself is added, without ``time_projection`` nothing.
+    It computes ``shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x))) + time_projection(silu(t)))))``. Without
+    ``shortcut``, x itself is added; without ``time_projection``, nothing.
     """
 
     name: str
@@ -45,7 +46,7 @@ class ResidualBlock:
 
 @dataclass(frozen=True)
 class Attention:
-    """``output(softmax(query(x) key(c)^T / sqrt(d)) value(c))`` of ``heads`` heads, c = x for self-attention."""
+    """Multi-head attention ``output(softmax(query(x) key(c)^T / sqrt(d)) value(c))``; c = x in self-attention."""
 
     query: str
     key: str
@@ -56,10 +57,10 @@ class Attention:
 
 @dataclass(frozen=True)
 class TransformerBlock:
-    """Residual self-attention, cross-attention (None: there is none) and feed-forward, a LayerNorm before each.
+    """Residual self-attention, cross-attention (None if absent) and feed-forward, a LayerNorm before each.
 
-    Called with ``x`` and ``encoder_hidden_states`` c. Feed-forward is ``shrink(value gelu(gate))`` with value and gate
-    the halves of ``expand(x)``.
+    The block is called with ``x`` and ``encoder_hidden_states`` c. Feed-forward is ``shrink(value gelu(gate))``; value
+    and gate are the halves of ``expand(x)``.
     """
 
     name: str
@@ -74,9 +75,10 @@ class TransformerBlock:
 
 @dataclass(frozen=True)
 class ImageTransformer:
-    """``x + proj_out(blocks(proj_in(norm(x))))``, a GroupNorm, the blocks on the pixels as tokens.
+    """Transformer over pixels as tokens: ``x + proj_out(blocks(proj_in(norm(x))))`` with a GroupNorm.
 
-    Called with ``x`` and ``encoder_hidden_states``, for a tuple. The projections are 1x1 convolutions or Linears.
+    The module is called with ``x`` and ``encoder_hidden_states`` and returns a tuple. The projections are 1x1
+    convolutions or Linears.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Any other denoiser: its Conv2d and Linear layers, and nothing known of how they hang together."""
+"""Support for any other denoiser: its Conv2d and Linear layers, without knowledge of its structure."""
 
 import inspect
 
@@ -11,10 +11,13 @@ NAME = "generic"
 
 
 def generic_family(pipe: DiffusionPipeline) -> Family:
-    """A family of the pipeline's one network that is called with a timestep; no layer is an edge, none is in a block.
+    """Creates a family for the pipeline's only network that is called with a timestep.
 
-    So learned rounding compensates each layer for itself, and first and last layer get the bits of all others: exclude
-    them by pattern if that costs too much. Raises ValueError if there is no such network, or more than one.
+    It has no high-precision layers and no blocks. So learned rounding compensates each layer by itself, and the first
+    and last layer get the bits of all others. Exclude them by pattern if that costs too much.
+
+    Raises:
+        ValueError: There is no such network, or more than one.
     """
     found = {
         name: part

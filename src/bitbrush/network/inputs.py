@@ -1,4 +1,4 @@
-"""Watching and replacing the inputs of layers, by forward pre-hooks: the network's own code stays as it is."""
+"""Forward pre-hooks that observe and replace layer inputs, so the network's own code stays as it is."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from bitbrush.numerics.histogram import Histogram, NonFiniteError
 
 
 class InputObserver:
-    """Collects a histogram of the input of each layer while :meth:`watching`."""
+    """Collector of a histogram of each layer's input while :meth:`watching`."""
 
     def __init__(self) -> None:
         self.histograms: dict[str, Histogram] = {}
@@ -22,9 +22,15 @@ class InputObserver:
 
     @contextmanager
     def watching(self, denoiser: nn.Module, layers: Iterable[str], but_first: Collection[str] = ()) -> Iterator[None]:
-        """Raises NonFiniteError, naming the layer, when a layer is given NaN or infinity.
+        """Observes the inputs of the layers while entered.
 
-        ``but_first``: those of the layers that are given tokens (N, tokens, C) whose first does not count.
+        Args:
+            denoiser: Network that contains the layers.
+            layers: Names of the layers.
+            but_first: Those of the layers with token inputs (N, tokens, C) whose first token does not count.
+
+        Raises:
+            NonFiniteError: An input contains NaN or infinity; the message names the layer.
         """
         hooks = {name: self._observe(name, slice(1 if name in but_first else 0, None)) for name in layers}
         handles = [denoiser.get_submodule(name).register_forward_pre_hook(hook) for name, hook in hooks.items()]
@@ -36,13 +42,17 @@ class InputObserver:
             self._last = None
 
     def histogram(self, name: str) -> Histogram:
-        """What the layer was given. Raises ValueError if the denoiser never called it."""
+        """Returns the histogram of a layer's input.
+
+        Raises:
+            ValueError: The denoiser never called the layer.
+        """
         if name not in self.histograms:
             raise ValueError(f"layer {name} is never called by the denoiser; exclude it by pattern")
         return self.histograms[name]
 
     def add(self, other: "InputObserver") -> None:
-        """As if this one had watched what ``other`` has, too."""
+        """Adds the observations of another observer."""
         for name, histogram in other.histograms.items():
             self._add(name, histogram)
 
@@ -57,7 +67,7 @@ class InputObserver:
         return hook
 
     def _histogram_of(self, x: Tensor, name: str, tokens: slice) -> Histogram:
-        # Queries, keys and values read one and the same tensor: it is counted once.
+        # Queries, keys and values read the same tensor, so its histogram is computed once.
         if self._last is not None and self._last[0] is x and self._last[1] == tokens:
             return self._last[2]
         try:
@@ -69,13 +79,13 @@ class InputObserver:
 
 
 def fake_quantize_input(layer: nn.Module, qparams: Callable[[], QParams | None]) -> RemovableHandle:
-    """Makes ``layer`` see its input as the integers of ``qparams()`` represent it; unchanged where that is None."""
+    """Makes ``layer`` receive its input fake-quantized with ``qparams()``; unchanged while that is None."""
     return layer.register_forward_pre_hook(_FakeQuantize(qparams))
 
 
 @dataclass(frozen=True)
 class _FakeQuantize:
-    """A pre-hook. An object and no closure: copies of the layer get a copy of it."""
+    """Pre-hook that fake-quantizes; an object and not a closure, so that copies of the layer copy it."""
 
     qparams: Callable[[], QParams | None]
 
@@ -86,5 +96,5 @@ class _FakeQuantize:
 
 
 def row_dimensions(layer: nn.Module) -> int:
-    """How many of the input's last dimensions are one token of a linear layer, or one image of a convolution."""
+    """Returns how many last dimensions of the input form one token of a linear layer or one image of a convolution."""
     return 3 if isinstance(layer, nn.Conv2d) else 1

@@ -1,4 +1,4 @@
-"""Which layers of a denoiser are quantized, and with how many bits."""
+"""Selection of the layers that are quantized, and their bits."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -16,21 +16,21 @@ from bitbrush.timeline.schedule import Activations, ActivationSchedule
 
 HIGH_PRECISION_WEIGHT_BITS = 8
 HIGH_PRECISION_ACTIVATION_BITS = 16
-"""Of the layers next to the latents, at every step.
+"""Activation bits of the layers next to the latents, at every step.
 
-Near x0 the noise to be predicted is ``(x - x0) / sigma`` with a small sigma, which magnifies what quantization adds to
-x on its straight way through the network. On emoji-sd at W8A8, 10-bit inputs of conv_in made 20 to 40 % of the error
-of a step, and 8-bit inputs of the last shortcut 30 to 50 % of what was left.
+Near x0 the predicted noise is ``(x - x0) / sigma`` with a small sigma. That magnifies what quantization adds to x on
+its direct path through the network. On emoji-sd at W8A8, 10-bit inputs of conv_in caused 20 to 40 % of the error of a
+step. 8-bit inputs of the last shortcut caused 30 to 50 % of the rest.
 """
 
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """A Conv2d or Linear of the denoiser and what is to be done with it.
+    """Conv2d or Linear of the denoiser, with its treatment.
 
-    ``excluded`` says why the layer stays in floating point; None for a quantized layer. ``high_precision``: with 8-bit
-    weights and 16-bit activations at every step, being next to the latents, or one that is to be ``high_precision``.
-    ``factor``: of a low-rank branch; ``high_precision``, too, but for its weight bits.
+    ``excluded`` is the reason why the layer stays in floating point, None for a quantized layer. ``high_precision``
+    layers have 8-bit weights and 16-bit activations at every step; they are next to the latents, or selected by
+    pattern. ``factor`` marks a factor of a low-rank branch; it is also ``high_precision``, except for its weight bits.
     """
 
     name: str
@@ -44,10 +44,10 @@ class LayerSpec:
 
 @dataclass(frozen=True)
 class QuantizedLayer:
-    """All that a runtime needs to execute one layer in integers, apart from its geometry.
+    """Everything that a runtime needs to execute one layer in integers, except its geometry.
 
-    ``bias`` (C_out,) float32 or None replaces the layer's own: rounding may have corrected it. ``first``: the
-    token that it is not to quantize, None for none.
+    ``bias`` (C_out,) float32 or None replaces the layer's own, because rounding may have corrected it. ``first`` is a
+    token that the layer does not quantize, or None.
     """
 
     name: str
@@ -58,7 +58,7 @@ class QuantizedLayer:
 
     @property
     def schedule(self) -> ActivationSchedule:
-        """Of the activations, for who knows that they have one."""
+        """Schedule of the activations, for callers that know that there is one."""
         assert isinstance(self.activations, ActivationSchedule), f"ranges of {self.name} are found at run time"
         return self.activations
 
@@ -71,12 +71,19 @@ def layer_specs(
     exclude: Sequence[str] = (),
     high_precision: Sequence[str] = (),
 ) -> tuple[LayerSpec, ...]:
-    """Every Conv2d and Linear of ``denoiser``, in module order.
+    """Lists every Conv2d and Linear of ``denoiser``, in module order.
 
-    ``exclude`` and ``high_precision`` hold patterns of layer names (``*`` matches anything): of those that stay in
-    floating point, and of those that are treated as the edge layers are. Raises ValueError if one matches no layer, or
-    if a weight holds NaN or infinity. What a layer became, the halves of a split convolution or the parts of a branched
-    layer, is what it was, and is treated as ``high_precision`` by its name, too.
+    In patterns ``*`` matches anything. Patterns also match the original name of a split or branched layer.
+
+    Args:
+        denoiser: Network to quantize.
+        family: Its architecture.
+        weight_bits: Bits of ordinary weights.
+        exclude: Patterns of layers that stay in floating point.
+        high_precision: Patterns of layers that are treated like those next to the latents.
+
+    Raises:
+        ValueError: A pattern matches no layer, or a weight contains NaN or infinity.
     """
     layers = {name: m for name, m in denoiser.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     named = (*layers, *split_begins(denoiser), *branch_ranks(denoiser))
@@ -107,7 +114,7 @@ def _spec(
             f"{bad} of {weight.numel()} weights of layer {name} are NaN or infinite; "
             "the checkpoint is damaged, or was cast to a type too narrow for it"
         )
-    high_precision = any(f"{name}.".startswith(f"{one}.") for one in high_precision_names)  # or a half of one
+    high_precision = any(f"{name}.".startswith(f"{one}.") for one in high_precision_names)  # or a part of one
     reason = next((f"recipe: exclude {p}" for p in exclude if fnmatchcase(name, p)), None)
     return LayerSpec(
         name=name,
@@ -124,9 +131,10 @@ def _as_factor(spec: LayerSpec, weight_bits: int) -> LayerSpec:
 
 
 def set_weight(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
-    """Gives a Conv2d or Linear new values of the same shape, in its own dtype and on its own device.
+    """Sets the values of a Conv2d or Linear, same shape, in the layer's own dtype and on its device.
 
-    A layer without values (on the device meta) takes them as they are, one that held its weight elsewhere the weight.
+    A layer on the meta device takes the tensors as they are. So does the weight of a layer that has no weight
+    parameter.
     """
     assert isinstance(layer, nn.Conv2d | nn.Linear)
     own = layer._parameters["weight"]

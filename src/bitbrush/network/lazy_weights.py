@@ -1,7 +1,7 @@
-"""Weights kept in a narrow form, integers or half precision or on disk, and widened for each call of their layer.
+"""Weights stored narrow (integers, half precision, or on disk) and dequantized for each call of their layer.
 
-A layer that holds its weight so is still a Conv2d or Linear whose ``weight`` is float32: reading it widens it. Only
-``state_dict()`` and ``parameters()`` do not know it; :func:`state_readers` does.
+A layer with such a weight is still a Conv2d or Linear whose ``weight`` is float32: access dequantizes it. Only
+``state_dict()`` and ``parameters()`` omit it; :func:`state_readers` includes it.
 """
 
 import copy
@@ -29,28 +29,29 @@ HALF = (torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class LazyWeight:
-    """``read`` yields the weight in float32, in memory that nobody else has."""
+    """Weight that ``read`` returns in float32, in newly allocated memory."""
 
     read: Callable[[], Tensor]
 
     def __deepcopy__(self, _: dict[int, Any]) -> Self:
-        return self  # it never changes, so that copies of a network share it
+        return self  # immutable, so copies of a network share it
 
 
 class LazyLayer(Extension):
-    """What is added to a Conv2d or Linear; a parameter that is set all the same comes before what is held."""
+    """Extension of a Conv2d or Linear; a weight parameter that is set later takes precedence over the lazy weight."""
 
     lazy_weight: LazyWeight
     _parameters: dict[str, nn.Parameter | None]
 
     @property
     def weight(self) -> Tensor:
+        """Weight in float32: the parameter if there is one, else the lazy weight, dequantized."""
         own = self._parameters["weight"]
         return self.lazy_weight.read() if own is None else own
 
 
 def set_lazy_weight(layer: nn.Module, weight: LazyWeight) -> None:
-    """From now on a Conv2d or Linear has ``weight``, and no parameter of that name."""
+    """Replaces the weight parameter of a Conv2d or Linear by ``weight``."""
     assert isinstance(layer, nn.Conv2d | nn.Linear)
     extend_(layer, LazyLayer)
     layer.register_parameter("weight", None)
@@ -58,20 +59,20 @@ def set_lazy_weight(layer: nn.Module, weight: LazyWeight) -> None:
 
 
 def set_quantized_weight(layer: nn.Module, weight: QuantizedWeight, bias: Tensor | None) -> None:
-    """The layer computes with the integers from now on; it keeps its bias where that is None."""
+    """Makes the layer compute with the dequantized integers; if ``bias`` is None, it keeps its own."""
     set_lazy_weight(layer, LazyWeight(weight.dequantize))
     if bias is not None and layer.bias is not None:
         layer.bias = nn.Parameter(bias, requires_grad=False)
 
 
 def device_of(network: nn.Module) -> torch.device:
-    """Where the network computes: of its first parameter that has values."""
+    """Returns the device of the network's first parameter or buffer that has values; the CPU if none has."""
     values = itertools.chain(network.parameters(), network.buffers())
     return next((one.device for one in values if not one.is_meta), CPU)
 
 
 def weight_shape(layer: nn.Module) -> tuple[int, ...]:
-    """Of a Conv2d or Linear, without widening what it holds."""
+    """Returns the weight's shape of a Conv2d or Linear without dequantizing it."""
     if isinstance(layer, nn.Conv2d):
         return (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size)
     assert isinstance(layer, nn.Linear)
@@ -79,23 +80,23 @@ def weight_shape(layer: nn.Module) -> tuple[int, ...]:
 
 
 def show_widths_(module: nn.Module, layer: nn.Module) -> None:
-    """Gives what stands for a Conv2d or Linear that layer's widths: SDXL's pipelines ask their U-Net for one."""
+    """Copies the in/out feature counts to the wrapper; SDXL reads ``unet.add_embedding.linear_1.in_features``."""
     named = ("in_channels", "out_channels") if isinstance(layer, nn.Conv2d) else ("in_features", "out_features")
     for name in named:
         setattr(module, name, getattr(layer, name))
 
 
 def shallow_copy(network: nn.Module) -> nn.Module:
-    """A copy of the modules that shares every tensor; neither notices when the other is given new ones."""
+    """Copies the modules and shares every tensor; tensors set on one network do not affect the other."""
     memo: dict[int, Any] = {id(one): nn.Parameter(one.detach(), requires_grad=False) for one in network.parameters()}
     memo |= {id(one): one.detach() for one in network.buffers()}
     return copy.deepcopy(network, memo)
 
 
 def in_float32(network: nn.Module) -> nn.Module:
-    """The network itself if all of it is float32; else a twin that computes in float32.
+    """Returns the network itself if all of it is float32; else a shallow copy that computes in float32.
 
-    Conv2d and Linear weights in half precision stay so and are widened for each call, which is exact.
+    Conv2d and Linear weights in half precision stay so and are converted for each call, which is exact.
     """
     narrow = any(one.dtype in HALF for one in (*network.parameters(), *network.buffers()))
     if not narrow:
@@ -108,22 +109,22 @@ def in_float32(network: nn.Module) -> nn.Module:
 
 
 def offload_weights(network: nn.Module, offload: Offload) -> None:
-    """Every Conv2d and Linear reads its weight from the disk from now on, for each call; the rest becomes float32."""
+    """Offloads the weight of every Conv2d and Linear; each call reads it from disk. The rest becomes float32."""
     for layer in _layers(network):
         weight = offload.put(layer.weight.detach())
         if not is_offloaded(weight):
-            weight = weight.clone()  # as part of a checkpoint's mapping it would keep the whole of it
+            weight = weight.clone()  # a view into a checkpoint's mapping would keep all of the mapping
         set_lazy_weight(layer, LazyWeight(partial(_read, weight)))
     network.float()
 
 
 def materialized(network: nn.Module) -> nn.Module:
-    """The network itself if it holds nothing; else a twin that has all of its weights as float32 parameters."""
+    """Returns the network itself if it has no lazy weights; else a shallow copy with float32 parameters instead."""
     return materialize_(shallow_copy(network)) if lazy_layers(network) else network
 
 
 def materialize_(network: nn.Module) -> nn.Module:
-    """The network itself, what its layers hold turned into float32 parameters."""
+    """Converts the lazy weights of the network to float32 parameters, in place."""
     for name, layer in lazy_layers(network).items():
         network.get_submodule(name).register_parameter(
             "weight", nn.Parameter(layer.lazy_weight.read(), requires_grad=False)
@@ -132,24 +133,24 @@ def materialize_(network: nn.Module) -> nn.Module:
 
 
 def lazy_layers(network: nn.Module) -> dict[str, LazyLayer]:
-    """Those that hold their weight, by name."""
+    """Returns the layers with lazy weights, by name."""
     holding = {name: module for name, module in network.named_modules() if isinstance(module, LazyLayer)}
     return {name: module for name, module in holding.items() if module._parameters["weight"] is None}
 
 
 def state_readers(network: nn.Module) -> dict[str, Callable[[], Tensor]]:
-    """``state_dict()`` with what layers hold, each tensor read when it is asked for."""
+    """Returns ``state_dict()`` with the lazy weights included, as functions that read each tensor."""
     readers: dict[str, Callable[[], Tensor]] = {key: one.detach for key, one in network.state_dict().items()}
     return readers | {f"{name}.weight": layer.lazy_weight.read for name, layer in lazy_layers(network).items()}
 
 
 def count_lazy_weights(network: nn.Module) -> int:
-    """How many weights the layers hold that are no parameters."""
+    """Counts the elements of all lazy weights."""
     return sum(math.prod(weight_shape(network.get_submodule(name))) for name in lazy_layers(network))
 
 
 def largest_lazy_weight(network: nn.Module) -> int:
-    """Of the largest, how many weights; 0 where none is held."""
+    """Counts the elements of the largest lazy weight; 0 if there is none."""
     return max((math.prod(weight_shape(network.get_submodule(name))) for name in lazy_layers(network)), default=0)
 
 

@@ -1,10 +1,11 @@
-"""Layers with a branch of low rank beside them, that carries what they are most sensitive to in 16-bit activations.
+"""Layers with a low-rank branch, which computes the most sensitive part of a layer with 16-bit activations.
 
-``W x = R x + U D x`` with ``R = W - U D``, after SVDQuant (arXiv 2411.05007, section 4.2): the error of a layer's
-quantized input reaches the output through ``R`` alone, which has lost the directions that magnify it most. Deviations:
-the factors are integers of as many bits as the weights, where the paper has 16-bit floats (``R`` is what they leave
-over, so it takes up their rounding errors), and layers like any others, which every runtime computes in integers;
-inputs are not smoothed before; small layers get a lower rank.
+The method is ``W x = R x + U D x`` with ``R = W - U D``, after SVDQuant (arXiv 2411.05007, section 4.2). The error of a
+layer's quantized input reaches the output through ``R`` alone, which lacks the directions that magnify it most.
+
+Deviations from the paper: the factors are integers of as many bits as the weights, instead of 16-bit floats. ``R``
+absorbs their rounding errors. The factors are ordinary layers, which every runtime computes in integers. Inputs are not
+smoothed before. Small layers get a lower rank.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,15 +29,15 @@ from bitbrush.numerics.weights import QuantizedWeight, round_to_nearest, weight_
 
 MIN_FACTOR_BITS = 4
 LARGEST_SHARE = 0.25
-"""Of a layer's weights, that its branch may have at most."""
+"""Largest size of a branch, as a fraction of its layer's weights."""
 OVERSAMPLING, POWER_ITERATIONS = 8, 4
-"""Of the randomized decomposition (Halko, Martinsson and Tropp, arXiv 0909.4061, algorithm 4.4)."""
+"""Parameters of the randomized decomposition (Halko, Martinsson and Tropp, arXiv 0909.4061, algorithm 4.4)."""
 
 
 class BranchedLayer(nn.Module):
-    """``residual(x) + up(down(x))``; ``up`` and ``down`` have no bias. A runtime may put other layers in their place.
+    """Layer ``residual(x) + up(down(x))``; ``up`` and ``down`` have no bias. A runtime may replace the parts.
 
-    Its parts are of the kind of ``layer``, Conv2d or Linear, and have no values yet; the bias is that layer's own.
+    The parts are Conv2d or Linear like ``layer`` and have no values yet; the bias is the layer's own.
     """
 
     def __init__(self, layer: nn.Conv2d | nn.Linear, rank: int) -> None:
@@ -57,23 +58,25 @@ class BranchedLayer(nn.Module):
             self.residual.bias = layer.bias
 
     def forward(self, x: Tensor) -> Tensor:
+        """Computes ``residual(x) + up(down(x))``."""
         y: Tensor = self.residual(x) + self.up(self.down(x))
         return y
 
 
 @dataclass(frozen=True)
 class Factors:
-    """``up`` (C_out, rank, ...) and ``down`` (rank, C_in, ...), integers."""
+    """Quantized factors ``up`` (C_out, rank, ...) and ``down`` (rank, C_in, ...)."""
 
     up: QuantizedWeight
     down: QuantizedWeight
 
     def to(self, device: torch.device) -> "Factors":
+        """Copies the factors to a device."""
         return Factors(self.up.to(device), self.down.to(device))
 
 
 def branch_(denoiser: nn.Module, ranks: Mapping[str, int]) -> None:
-    """Puts a :class:`BranchedLayer` where each named layer is; they become ``name.residual``, ``.down`` and ``.up``."""
+    """Replaces each named layer by a :class:`BranchedLayer` with parts ``name.residual``, ``.down`` and ``.up``."""
     for name, rank in ranks.items():
         layer = denoiser.get_submodule(name)
         assert isinstance(layer, nn.Conv2d | nn.Linear)
@@ -82,22 +85,22 @@ def branch_(denoiser: nn.Module, ranks: Mapping[str, int]) -> None:
 
 
 def branch_ranks(denoiser: nn.Module) -> dict[str, int]:
-    """What :func:`branch_` has been given for a denoiser."""
+    """Returns the ranks of a denoiser's branches by layer name, as passed to :func:`branch_`."""
     return {name: module.rank for name, module in denoiser.named_modules() if isinstance(module, BranchedLayer)}
 
 
 def branch_layers(denoiser: nn.Module) -> frozenset[str]:
-    """The names of all factors in a denoiser."""
+    """Returns the names of all factors in a denoiser."""
     return frozenset(f"{name}.{part}" for name in branch_ranks(denoiser) for part in ("down", "up"))
 
 
 def factor_bits(weight_bits: int) -> int:
-    """Of the factors' weights, where the layers' have ``weight_bits``."""
+    """Returns the weight bits of the factors for layers with ``weight_bits``."""
     return max(weight_bits, MIN_FACTOR_BITS)
 
 
 def rank_of(layer: nn.Module, rank: int) -> int:
-    """``rank``, or less where that branch would have too large a share of the layer's weights; 0: no branch at all."""
+    """Limits ``rank`` so that the branch stays within its fraction of the layer's weights; 0 means no branch."""
     if isinstance(layer, nn.Conv2d) and layer.groups > 1:
         return 0
     out, *columns = weight_shape(layer)
@@ -107,13 +110,20 @@ def rank_of(layer: nn.Module, rank: int) -> int:
 
 @torch.no_grad()
 def factors(weight: Tensor, rank: int, bits: int) -> Factors:
-    """Integers with ``up @ down`` near the best approximation of ``weight`` (C_out, C_in, ...) of that rank.
+    """Computes quantized factors whose product is near the best approximation of ``weight`` of that rank.
 
-    On the processor. ``up`` are the quantized left singular vectors, ``down`` the least-squares fit of what is left to
-    it, quantized.
+    ``up`` is the quantized left singular vectors, and ``down`` the quantized least-squares fit given ``up``.
+
+    Args:
+        weight: Shape (C_out, C_in, ...).
+        rank: Rank of the factors.
+        bits: Bits of their elements.
+
+    Returns:
+        The factors, on the CPU.
     """
-    # In float64: what LAPACK leaves to chance in the last bits then changes no integer. Work that is gone on with has
-    # to find the same ones, wherever the layer is.
+    # In float64 LAPACK's variation in the last bits changes no integer. Resumed work must compute the same integers,
+    # wherever the layer is.
     columns = weight.flatten(1).cpu().double()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -127,12 +137,12 @@ def factors(weight: Tensor, rank: int, bits: int) -> Factors:
 
 
 def _rounded(weight: Tensor, bits: int) -> QuantizedWeight:
-    contiguous = weight.contiguous()  # as what is read from an artifact: the order of sums is then the same
+    contiguous = weight.contiguous()  # like weights read from an artifact, so that sums have the same order
     return round_to_nearest(contiguous, weight_qparams(contiguous, bits, WeightRange.MSE))
 
 
 def consumer_of(layer: nn.Module) -> Callable[[], Tensor]:
-    """Of its weight, in float32 and memory that nobody else has."""
+    """Returns a function that reads the layer's weight in float32, in newly allocated memory."""
     assert isinstance(layer, nn.Conv2d | nn.Linear)
     if layer._parameters["weight"] is None:
         assert isinstance(layer, LazyLayer)
@@ -141,7 +151,13 @@ def consumer_of(layer: nn.Module) -> Callable[[], Tensor]:
 
 
 def set_factors(branched: nn.Module, read: Callable[[], Tensor], found: Factors) -> None:
-    """Gives the parts their values: ``read`` yields the whole layer's weight, of which the residual is found anew."""
+    """Sets the values of a branched layer's parts.
+
+    Args:
+        branched: A :class:`BranchedLayer`.
+        read: Reads the weight of the whole layer; the residual is computed from it at each access.
+        found: Factors of that weight.
+    """
     assert isinstance(branched, BranchedLayer)
     set_quantized_weight(branched.down, found.down, None)
     set_quantized_weight(branched.up, found.up, None)

@@ -1,4 +1,4 @@
-"""The narrowest type that holds a network's numbers without loss."""
+"""Narrowest dtype that stores a network's numbers without loss."""
 
 from collections.abc import Iterable
 
@@ -9,9 +9,9 @@ from bitbrush.network.lazy_weights import HALF, count_lazy_weights, state_reader
 
 
 def lossless_type(tensors: Iterable[Tensor]) -> torch.dtype:
-    """Returns float16, or else bfloat16, if it holds every float32 number exactly; float32 otherwise.
+    """Returns float16, else bfloat16, if it represents every float32 number exactly; float32 otherwise.
 
-    The numbers of a half-precision checkpoint stay such, in whatever type they were loaded.
+    The numbers of a half-precision checkpoint stay so, whatever dtype they were loaded in.
     """
     left = list(HALF)
     for tensor in tensors:
@@ -23,7 +23,7 @@ def lossless_type(tensors: Iterable[Tensor]) -> torch.dtype:
 
 
 def narrow_bytes(network: nn.Module) -> int:
-    """Returns the bytes of the network's tensors in their lossless type."""
+    """Returns the bytes of the network's tensors in their lossless dtype."""
     dtype = lossless_type(read() for read in state_readers(network).values())
     tensors = network.state_dict().values()
     floats = sum(tensor.numel() for tensor in tensors if tensor.dtype == torch.float32)

@@ -1,7 +1,7 @@
-"""Weights that stay in half precision in memory and are widened for each call of their layer.
+"""Weights that stay in half precision in memory and are converted for each call of their layer.
 
-:mod:`bitbrush.network.lazy_weights` does so for weights that are no parameters; here they are, as in the networks of a
-pipeline that its user casts, moves and copies.
+:mod:`bitbrush.network.lazy_weights` handles weights that are not parameters. Here they are parameters, as users cast,
+move and copy the networks of a pipeline.
 """
 
 from collections.abc import Callable
@@ -15,16 +15,17 @@ from bitbrush.network.lazy_weights import HALF
 
 
 class NarrowWeight(Extension, nn.Module):
-    """What is added to a Conv2d or Linear: its parameter is narrow, and ``weight`` has the type of the other ones."""
+    """Extension of a Conv2d or Linear with a narrow parameter; ``weight`` has the dtype of the other parameters."""
 
     wide: torch.dtype
 
     @property
     def weight(self) -> Tensor:
+        """Weight in the dtype that the layer computes in."""
         return self._narrow().to(self.wide)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any) -> Self:
-        """Behind ``to()``, ``half()`` and their like: moves the parameter and changes what it is widened to."""
+        """Implements ``to()``, ``half()`` and similar: moves the parameter and changes the dtype it is converted to."""
         narrow = self._narrow()
         del self._parameters["weight"]
         super()._apply(fn, *args)  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""The joint-attention transformer of Stable Diffusion 3 and 3.5."""
+"""Joint-attention transformer of Stable Diffusion 3 and 3.5."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from bitbrush.network.family import Family
 
 
 def _high_precision_layers(_: Any) -> tuple[str, ...]:
-    """The convolution that makes tokens of the latents, and the layer that makes the output of them."""
+    """Returns the convolution that turns latents into tokens and the layer that computes the output."""
     return "pos_embed.proj", "proj_out"
 
 

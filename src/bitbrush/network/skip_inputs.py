@@ -1,8 +1,8 @@
-"""Convolutions that read a skip concatenation, as two that are added: each half is quantized by itself.
+"""Convolutions that read a skip concatenation, split in two so that each half is quantized by itself.
 
-``conv(cat(h, s)) = hidden(h) + skip(s)``, the weight cut along its input channels: Q-Diffusion's split shortcut
-(arXiv 2302.04304). What a U-Net's decoder computes and what its encoder hands over have ranges of their own, and so
-have the weights that read them; one range for both is too wide for one of them.
+The identity is ``conv(cat(h, s)) = hidden(h) + skip(s)``, the weight cut along its input channels: Q-Diffusion's split
+shortcut (arXiv 2302.04304). The outputs of a U-Net's decoder and those of its encoder have different ranges, and so
+have the weights that read them. One range for both is too wide for one of them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,9 +24,9 @@ from bitbrush.network.lazy_weights import (
 
 
 class SplitConv2d(nn.Module):
-    """``hidden(x[:, :begin]) + skip(x[:, begin:])``, x being (N, C_in, H, W).
+    """Convolution ``hidden(x[:, :begin]) + skip(x[:, begin:])`` of ``x`` (N, C_in, H, W).
 
-    A runtime may put other layers in place of the two.
+    A runtime may replace the two parts.
     """
 
     def __init__(self, conv: nn.Conv2d, begin: int) -> None:
@@ -38,15 +38,16 @@ class SplitConv2d(nn.Module):
             self.hidden.bias = conv.bias
 
     def forward(self, x: Tensor) -> Tensor:
+        """Computes ``hidden(x[:, :begin]) + skip(x[:, begin:])``."""
         hidden, skip = x.split(self._widths, 1)
         y: Tensor = self.hidden(hidden) + self.skip(skip)
         return y
 
 
 def _part(conv: nn.Conv2d, begin: int, end: int) -> nn.Conv2d:
-    """Of the input channels from ``begin`` to ``end``; with a bias of zeros where ``conv`` has one.
+    """Creates the convolution of input channels ``begin`` to ``end``; its bias is zeros if ``conv`` has a bias.
 
-    Zeros, so that learned rounding can make up for the mean error of either half.
+    With zeros, learned rounding can correct the mean error of either half.
     """
     own = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
     geometry: dict[str, Any] = {key: getattr(conv, key) for key in own}
@@ -66,9 +67,9 @@ def _read(held: LazyWeight, begin: int, end: int) -> Tensor:
 
 
 def split_(denoiser: nn.Module, begins: Mapping[str, int]) -> None:
-    """Splits the named convolutions, each where the skip begins; they become ``name.hidden`` and ``name.skip``.
+    """Splits the named convolutions at the channel where the skip begins, into ``name.hidden`` and ``name.skip``.
 
-    Nothing else changes, and the denoiser computes what it did, but for the order of sums.
+    The denoiser computes the same values, except for the order of sums.
     """
     for name, begin in begins.items():
         conv = denoiser.get_submodule(name)
@@ -79,15 +80,21 @@ def split_(denoiser: nn.Module, begins: Mapping[str, int]) -> None:
 
 
 def split_begins(denoiser: nn.Module) -> dict[str, int]:
-    """What :func:`split_` has been given for a denoiser."""
+    """Returns where the convolutions of a denoiser are split, by name, as passed to :func:`split_`."""
     split = {name: module for name, module in denoiser.named_modules() if isinstance(module, SplitConv2d)}
     return {name: module.begin for name, module in split.items()}
 
 
 def with_split_skips(denoiser: nn.Module, family: Family, exclude: Sequence[str] = ()) -> nn.Module:
-    """A twin whose convolutions that read a skip are split; the denoiser itself if they are split already.
+    """Returns a shallow copy with split skip convolutions; the denoiser itself if they are split already.
 
-    ``exclude``: patterns of names that stay whole. Raises ValueError for a denoiser that has none.
+    Args:
+        denoiser: Network to copy.
+        family: Its architecture.
+        exclude: Patterns of layer names that stay whole.
+
+    Raises:
+        ValueError: The denoiser has no such convolutions.
     """
     begins = family.skip_readers(denoiser)
     if not begins:

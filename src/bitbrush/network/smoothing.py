@@ -1,7 +1,7 @@
-"""Channels whose scale can move from a layer's input into its weights without changing what the network computes.
+"""Channel scales that move from a layer's input into its weights without changing what the network computes.
 
-``W x = (W diag(s)) (diag(1/s) x)``, and what makes x takes on the 1/s: a norm in its affine part, a layer in the rows
-of its weights. Where nothing linear lies between the two (a SiLU, say) there is no such place.
+The identity is ``W x = (W diag(s)) (diag(1/s) x)``. The module that produces x absorbs the 1/s: a norm in its affine
+part, a layer in the rows of its weights. A nonlinear op between the two (e.g. a SiLU) rules this out.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,14 +14,14 @@ from bitbrush.network.family import Family
 from bitbrush.network.fusions import TransformerBlock
 
 LEAST = 1e-5
-"""Of a magnitude that is divided by: a channel that is always zero keeps a finite scale."""
+"""Smallest magnitude in a division, so that a channel that is always zero keeps a finite scale."""
 
 
 @dataclass(frozen=True)
 class SmoothableInput:
-    """The layers ``readers`` are given the same input, channel by channel the output of ``maker``.
+    """Input that the layers ``readers`` share; channel by channel it is the output of ``maker``.
 
-    ``maker``: a norm with an affine part, or a layer whose first output channels they are.
+    ``maker`` is a norm with an affine part, or a layer whose first output channels they are.
     """
 
     maker: str
@@ -29,9 +29,9 @@ class SmoothableInput:
 
 
 def smoothable_inputs(denoiser: nn.Module, family: Family) -> tuple[SmoothableInput, ...]:
-    """Of transformer blocks: behind each norm, behind the values of attention, and behind a gated layer's values.
+    """Finds inputs in transformer blocks: after each norm, after attention's values, and after a gated layer's values.
 
-    Cross-attention's keys and values are left out: the text encoder makes their input.
+    Cross-attention's keys and values are left out, because the text encoder produces their input.
     """
     return tuple(
         found
@@ -49,29 +49,39 @@ def _of_transformer(block: TransformerBlock) -> Iterator[SmoothableInput]:
         yield SmoothableInput(block.norm2, (block.cross_attention.query,))
         yield SmoothableInput(block.cross_attention.value, (block.cross_attention.output,))
     yield SmoothableInput(block.norm3, (block.expand,))
-    yield SmoothableInput(block.expand, (block.shrink,))  # its first half are the values, the rest the gates
+    yield SmoothableInput(
+        block.expand, (block.shrink,)
+    )  # the first half of its output are the values, the rest the gates
 
 
 def channel_scale(weight: Tensor, extremes: Tensor, alpha: float) -> Tensor:
-    """``s_j = max|x_j|^alpha / max|w_j|^(1 - alpha)`` of every channel j, (C_in,): SmoothQuant, equation 4.
+    """Computes ``s_j = max|x_j|^alpha / max|w_j|^(1 - alpha)`` of every channel j: SmoothQuant, equation 4.
 
-    ``weight``: of all readers of the input, (all their C_out, C_in); ``extremes``: ``max|x_j|``, (C_in,).
+    Args:
+        weight: Weights of all layers that read the input, (sum of C_out, C_in).
+        extremes: Extremes ``max|x_j|`` of the input, (C_in,).
+        alpha: Exponent in [0, 1].
+
+    Returns:
+        Scales, (C_in,).
     """
     largest = weight.abs().amax(0).clamp_min(LEAST)
     return extremes.clamp_min(LEAST) ** alpha / largest ** (1 - alpha)
 
 
 def reader_weight(denoiser: nn.Module, one: SmoothableInput) -> Tensor:
-    """The rows of all readers of an input, (all their C_out, C_in)."""
+    """Concatenates the weights of all layers that read an input, (sum of C_out, C_in)."""
     return torch.cat([_weight(denoiser, name) for name in one.readers])
 
 
 @torch.no_grad()
 def smooth_(denoiser: nn.Module, inputs: Sequence[SmoothableInput], scales: Mapping[str, Tensor]) -> None:
-    """Divides the channels of inputs by scales that the weights of their readers are multiplied by.
+    """Divides input channels by scales and multiplies the weights that read them; the result differs by rounding only.
 
-    ``scales``: (C_in,), by the first reader's name; an input without one stays as it is. The denoiser computes what it
-    did, but for rounding of floats.
+    Args:
+        denoiser: Network to change in place.
+        inputs: Inputs to smooth.
+        scales: Scales (C_in,), by the name of an input's first reader. An input without scales stays as it is.
     """
     for one in inputs:
         scale = scales.get(one.readers[0])
@@ -93,7 +103,7 @@ def _weight(denoiser: nn.Module, name: str) -> Tensor:
 
 
 def _rescale_rows(module: nn.Module, key: str, factors: Tensor) -> None:
-    """The first rows of a parameter, one for each factor."""
+    """Multiplies the first rows of a parameter, one for each factor."""
     changed = getattr(module, key).detach().clone()
     changed[: len(factors)].mul_(factors.view(-1, *[1] * (changed.dim() - 1)))
     module.register_parameter(key, nn.Parameter(changed, requires_grad=False))

@@ -1,4 +1,4 @@
-"""The U-Net of Stable Diffusion 1.x, 2.x and SDXL."""
+"""U-Net of Stable Diffusion 1.x, 2.x and SDXL."""
 
 from typing import Any
 
@@ -12,9 +12,9 @@ from bitbrush.network.unet_fusions import unet_fusions
 
 
 def _high_precision_layers(denoiser: Any) -> tuple[str, ...]:
-    """The first and the last convolution, and the shortcut of the last block.
+    """Returns the first and the last convolution, and the shortcut of the last block.
 
-    That shortcut reads the features of ``conv_in`` itself and hands them on to the output past all but the last norm.
+    That shortcut reads the features of ``conv_in`` and passes them to the output past all norms but the last.
     """
     block = len(denoiser.up_blocks) - 1
     resnet = len(denoiser.up_blocks[block].resnets) - 1
@@ -22,10 +22,10 @@ def _high_precision_layers(denoiser: Any) -> tuple[str, ...]:
 
 
 def _skip_readers(denoiser: Any) -> dict[str, int]:
-    """Of the residual blocks on the way up: each reads what went before, and the last skip not yet read.
+    """Finds the convolutions of the up blocks that read a skip, and the channel at which the skip begins.
 
-    A block on the way down leaves the output of every residual block and of its downsampler. Nothing is told of a U-Net
-    that has blocks of another kind.
+    Each residual block of an up block reads the previous output and the last unread skip. A down block produces skips
+    from every residual block and its downsampler. A U-Net with blocks of another kind yields nothing.
     """
     down = all(isinstance(block, DownBlock2D | CrossAttnDownBlock2D) for block in denoiser.down_blocks)
     if not (down and all(isinstance(block, UpBlock2D | CrossAttnUpBlock2D) for block in denoiser.up_blocks)):
@@ -43,7 +43,7 @@ def _skip_readers(denoiser: Any) -> dict[str, int]:
 
 
 def _text_layers(denoiser: Any) -> tuple[str, ...]:
-    """Keys and values of cross-attention."""
+    """Returns the keys and values of cross-attention."""
     return tuple(
         f"{name}.attn2.{part}"
         for name, block in denoiser.named_modules()

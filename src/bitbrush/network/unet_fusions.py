@@ -1,4 +1,4 @@
-"""What can be computed in one go in a UNet2DConditionModel: diffusers' blocks where they are of the plain kind."""
+"""Fused ops of a UNet2DConditionModel: diffusers' blocks with default options."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -25,7 +25,7 @@ from bitbrush.network.fusions import (
 
 
 def unet_fusions(denoiser: nn.Module) -> tuple[Fusion, ...]:
-    """In module order. Blocks with options that the descriptions do not tell of are left out."""
+    """Lists the fused ops in module order; blocks with options that the descriptions do not cover are left out."""
     return tuple(fusion for name, module in denoiser.named_modules() for fusion in _of(name, module))
 
 

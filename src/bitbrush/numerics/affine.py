@@ -13,10 +13,10 @@ from bitbrush.numerics.limits import MAX_BITS, MIN_BITS
 
 @dataclass(frozen=True, slots=True)
 class QParams:
-    """The 2^bits values ``(x_q - zero_point) * scale`` with ``x_q`` in ``[0, 2^bits - 1]``.
+    """Quantization parameters of one tensor: it takes the values ``(x_q - zero_point) * scale``.
 
-    ``scale`` is a positive float32 value and ``zero_point`` lies in ``[0, 2^bits - 1]``, so that zero, and with it the
-    padding of a convolution, is represented exactly.
+    ``x_q`` lies in ``[0, 2^bits - 1]``. ``scale`` is a positive float32 value. ``zero_point`` also lies in ``[0, 2^bits
+    - 1]``, so zero, and with it the padding of a convolution, is exact.
     """
 
     scale: float
@@ -32,18 +32,22 @@ class QParams:
 
     @property
     def qmax(self) -> int:
+        """The largest quantized integer, ``2^bits - 1``."""
         return (1 << self.bits) - 1
 
     @property
     def range(self) -> tuple[float, float]:
-        """The smallest and the largest value of the grid."""
+        """The smallest and the largest value that these parameters represent."""
         return -self.zero_point * self.scale, (self.qmax - self.zero_point) * self.scale
 
     @classmethod
     def from_range(cls, low: float, high: float, bits: int) -> Self:
-        """The grid that covers ``[min(low, 0), max(high, 0)]``, the zero point rounded to an integer.
+        """Computes the parameters that cover ``[min(low, 0), max(high, 0)]``; the zero point is rounded to an integer.
 
-        An empty range holds nothing but zeros, which any scale represents; it gets scale 1.
+        An empty range contains only zeros, which any scale represents; it gets scale 1.
+
+        Raises:
+            ValueError: ``bits`` is not supported, or the range is not finite.
         """
         _check_bits(bits)
         low, high = min(low, 0.0), max(high, 0.0)
@@ -55,33 +59,41 @@ class QParams:
 
 
 def quantize(x: Tensor, qparams: QParams) -> Tensor:
-    """``clamp(round(x / scale) + zero_point, 0, 2^bits - 1)`` as int32, rounding half to even.
+    """Quantizes to int32: ``clamp(round(x / scale) + zero_point, 0, 2^bits - 1)``, rounding half to even.
 
-    The division is a multiplication by the float32 reciprocal, as integer runtimes do it.
+    The division is a multiplication by the float32 reciprocal, as in integer runtimes.
     """
     return (x * reciprocal(qparams)).round_().add_(qparams.zero_point).clamp_(0, qparams.qmax).to(torch.int32)
 
 
 def dequantize(x_q: Tensor, qparams: QParams) -> Tensor:
-    """``(x_q - zero_point) * scale`` as float32."""
+    """Dequantizes to float32: ``(x_q - zero_point) * scale``."""
     return (x_q - qparams.zero_point).to(torch.float32) * qparams.scale
 
 
 def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
-    """``dequantize(quantize(x))`` in one go, equal to it bit for bit; NaN stays NaN.
+    """Quantizes and dequantizes in one pass; bit for bit ``dequantize(quantize(x))``, except that NaN stays NaN.
 
-    The clamp is shifted by the zero point, which saves two passes over memory. (torch's own fused operator has no
-    vectorized CPU kernel: ten times slower, and it maps NaN to a number.)
+    The clamp is shifted by the zero point, which saves two passes over memory. (torch's fused operator has no
+    vectorized CPU kernel: it is ten times slower, and it maps NaN to a number.)
     """
     zero_point = qparams.zero_point
     return (x * reciprocal(qparams)).round_().clamp_(-zero_point, qparams.qmax - zero_point).mul_(qparams.scale)
 
 
 def quantize_straight_through(x: Tensor, scale: Tensor, qparams: QParams) -> Tensor:
-    """:func:`fake_quantize` with another, learnable scale ``()``: gradients take the round for the identity.
+    """Fake-quantizes with a learnable scale; gradients pass through the rounding (straight-through estimator).
 
-    That of ``x`` is 1 within the grid's range and 0 outside, that of the scale LSQ's (arXiv 1902.08153, equation 3):
-    ``round(x / s) - x / s`` within, and the nearer end of the range outside.
+    The gradient of ``x`` is 1 within the range and 0 outside. The gradient of the scale is that of LSQ (arXiv
+    1902.08153, equation 3): ``round(x / s) - x / s`` within the range, and the nearer end of the range outside.
+
+    Args:
+        x: Values of any shape.
+        scale: Learnable scale, shape ``()``; it replaces ``qparams.scale``.
+        qparams: Zero point and bits.
+
+    Returns:
+        The fake-quantized values, as :func:`fake_quantize`.
     """
     u = (x / scale).clamp(-qparams.zero_point, qparams.qmax - qparams.zero_point)
     return (u + (u.round() - u).detach()) * scale
@@ -94,5 +106,5 @@ def _check_bits(bits: int) -> None:
 
 @functools.lru_cache(maxsize=1 << 16)
 def reciprocal(qparams: QParams) -> float:
-    """``1 / scale`` as float32 rounds it: what inputs are multiplied by."""
+    """Computes ``1 / scale`` rounded to float32, the factor that inputs are multiplied by."""
     return float(torch.tensor(qparams.scale, dtype=torch.float32, device="cpu").reciprocal())

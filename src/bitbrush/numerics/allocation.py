@@ -1,4 +1,4 @@
-"""Bits for many things under a budget of average bits: a multiple-choice knapsack, solved to a stated bound."""
+"""Allocation of bits to items under a budget of average bits: a multiple-choice knapsack, solved to a stated bound."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 _SLACK = 1e-9
-"""Of the budget: what sums of floating point may lack."""
+"""Fraction of the budget that floating-point sums may fall short by."""
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """``bits`` (items,) int64 and the ``distortion`` they make; no choice within the budget makes less than ``bound``.
+    """Chosen bits of all items, with their total distortion and a lower bound on it.
 
-    ``average``: bits by size, at most the budget.
+    ``bits`` has shape (items,) and dtype int64. No choice within the budget has a distortion below ``bound``.
+    ``average`` is the size-weighted mean of the bits, at most the budget.
     """
 
     bits: Tensor
@@ -25,7 +26,7 @@ class Allocation:
 
 
 class _Rise(NamedTuple):
-    """A step up the convex hull of one item: what each unit of its ``cost`` takes off the distortion."""
+    """One step up the convex hull of one item; ``gain`` is the distortion that each unit of its ``cost`` removes."""
 
     gain: float
     item: int
@@ -34,15 +35,23 @@ class _Rise(NamedTuple):
 
 
 def allocate(distortion: Tensor, choices: Sequence[int], sizes: Tensor, budget: float) -> Allocation:
-    """Bits for each item with the least total distortion, ``sum(size * bits) <= budget * sum(size)``.
+    """Chooses bits for each item with the least total distortion, ``sum(size * bits) <= budget * sum(size)``.
 
-    ``distortion`` (items, choices): of each item with each of the ascending ``choices`` of bits; ``sizes`` (items,)
-    positive. Every item starts with the fewest bits and climbs the lower convex hull of its (bits, distortion); the
-    climbs of all items are made by gain per cost until one does not fit, then whatever later one fits. The first are
-    the optimum of the problem's linear relaxation, so its value is a bound (Sinha and Zoltners, Operations Research
-    27(3), 1979), and the result is above it by less than one climb of one item.
+    Every item starts with the fewest bits and climbs the lower convex hull of its (bits, distortion) points. The climbs
+    of all items are made in order of gain per cost until one does not fit. After that, any later climb that fits is
+    made.
 
-    Raises ValueError if the budget is below the fewest bits, or a distortion is not finite.
+    The first climbs are the optimum of the linear relaxation, so its value is a bound (Sinha and Zoltners, Operations
+    Research 27(3), 1979). The result exceeds the bound by less than one climb of one item.
+
+    Args:
+        distortion: Shape (items, choices): the distortion of each item with each choice.
+        choices: Bits to choose from, ascending.
+        sizes: Shape (items,), positive: the weight of each item in the average.
+        budget: Largest average of bits.
+
+    Raises:
+        ValueError: The budget is below the fewest bits, or a distortion is not finite.
     """
     if budget < choices[0]:
         raise ValueError(f"the budget is {budget:g} bits on average; the least that can be given is {choices[0]}")
@@ -66,7 +75,7 @@ def allocate(distortion: Tensor, choices: Sequence[int], sizes: Tensor, budget: 
             total -= rise.gain * rise.cost
             left -= rise.cost
         else:
-            stopped[rise.item] = True  # what comes after it on this hull stands on it
+            stopped[rise.item] = True  # later climbs of this hull presuppose this one
     bits = torch.tensor([choices[choice] for choice in chosen])
     total = sum(row[choice] for row, choice in zip(rows, chosen, strict=True))
     average = float((bits * sizes.double()).sum() / sizes.double().sum())
@@ -74,7 +83,7 @@ def allocate(distortion: Tensor, choices: Sequence[int], sizes: Tensor, budget: 
 
 
 def _rises(item: int, row: Sequence[float], choices: Sequence[int], size: float) -> list[_Rise]:
-    """The climbs from the fewest bits up the lower convex hull, each of less gain than the one before."""
+    """Lists the climbs from the fewest bits up the lower convex hull, in order of decreasing gain."""
     rises: list[_Rise] = []
     at = 0
     while at < len(choices) - 1:

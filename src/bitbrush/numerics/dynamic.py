@@ -1,4 +1,4 @@
-"""Affine grids of single rows, from the extremes of what lies in each: ranges that are found when the values come."""
+"""Affine quantization per row, with ranges computed at run time from the extremes of each row."""
 
 from dataclasses import dataclass
 
@@ -8,9 +8,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TokenQParams:
-    """As :class:`~bitbrush.numerics.affine.QParams`, one for each row.
+    """Quantization parameters of each row, the counterpart of :class:`~bitbrush.numerics.affine.QParams`.
 
-    ``scale`` and ``zero_point``, whole: float32 of the quantized tensor's shape, but 1 in all dimensions within a row.
+    ``scale`` and ``zero_point`` (whole numbers) are float32. They have the quantized tensor's shape, with size 1 in all
+    dimensions within a row.
     """
 
     scale: Tensor
@@ -19,11 +20,18 @@ class TokenQParams:
 
     @property
     def qmax(self) -> int:
+        """The largest quantized integer, ``2^bits - 1``."""
         return (1 << self.bits) - 1
 
     @classmethod
     def of(cls, x: Tensor, bits: int, *, within: int) -> "TokenQParams":
-        """Of float32 rows of the last ``within`` dimensions: each grid is ``QParams.from_range(min, max, bits)``."""
+        """Computes ``QParams.from_range(min, max, bits)`` of every row.
+
+        Args:
+            x: Float32 tensor.
+            bits: Bits of the quantized values.
+            within: Number of last dimensions that form a row.
+        """
         rows = x.flatten(-within)
         low, high = (end.double() for end in torch.aminmax(rows, dim=-1))
         low, high = low.clamp(max=0), high.clamp(min=0)
@@ -36,11 +44,17 @@ class TokenQParams:
 
 
 def quantize_rows(x: Tensor, all_qparams: TokenQParams) -> Tensor:
-    """``clamp(round(x / scale) + zero_point, 0, 2^bits - 1)``, whole numbers in float32."""
+    """Quantizes every row: ``clamp(round(x / scale) + zero_point, 0, 2^bits - 1)``, whole numbers in float32."""
     return (x * all_qparams.scale.reciprocal()).round_().add_(all_qparams.zero_point).clamp_(0, all_qparams.qmax)
 
 
 def fake_quantize_rows(x: Tensor, bits: int, *, within: int) -> Tensor:
-    """Float32 rows of the last ``within`` dimensions as the integers of their own grids represent them; NaN stays."""
+    """Quantizes and dequantizes every row with its own range; NaN stays NaN.
+
+    Args:
+        x: Float32 tensor.
+        bits: Bits of the quantized values.
+        within: Number of last dimensions that form a row.
+    """
     all_qparams = TokenQParams.of(x, bits, within=within)
     return quantize_rows(x, all_qparams).sub_(all_qparams.zero_point).mul_(all_qparams.scale)

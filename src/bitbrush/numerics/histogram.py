@@ -1,4 +1,4 @@
-"""What is remembered of a stream of activations: exact extremes and a histogram that grows with them."""
+"""Statistics of a stream of activations: exact extremes and a histogram that grows with them."""
 
 import math
 from dataclasses import dataclass, replace
@@ -13,20 +13,20 @@ _LIMIT = 2.0**126  # twice the bounds of the histogram must still be a float32
 
 
 class NonFiniteError(ValueError):
-    """A tensor to be observed holds NaN or infinity, or is about to overflow."""
+    """An observed tensor contains NaN or infinity, or is about to overflow."""
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """Extremes of everything seen and counts over ``[-2^exponent, 2^exponent)``.
+    """Extremes of all observed values and counts over ``[-2^exponent, 2^exponent)``.
 
-    The bounds are powers of two, so growing merges neighbouring bins exactly: the result depends on what was seen, not
-    on the order, and two histograms merge (between prompt batches, between processes) without loss.
+    The bounds are powers of two, so growing merges neighbouring bins exactly. The result depends on the values and not
+    on their order. Two histograms merge (between prompt batches, between processes) without loss.
 
-    ``low``, ``high`` are exact over all elements. Of ``counts`` (BINS,), float64, the outer half of the bins is exact,
-    too: these rare values decide what clipping costs. The inner half is estimated from at most ``SAMPLES_PER_UPDATE``
-    evenly strided elements of each tensor, which bounds the cost of observing. The stride has no divisor in common
-    with any dimension: every channel, row and column has its share of the samples.
+    ``low`` and ``high`` are exact over all elements. ``counts`` has shape (BINS,) and dtype float64. Its outer half is
+    exact, too, because these rare values decide what clipping costs. Its inner half is estimated from at most
+    ``SAMPLES_PER_UPDATE`` evenly strided elements of each tensor, which bounds the cost of observing. The stride has no
+    divisor in common with any dimension, so every channel, row and column contributes samples.
     """
 
     low: float
@@ -36,7 +36,11 @@ class Histogram:
 
     @classmethod
     def of(cls, x: Tensor) -> Self:
-        """Raises NonFiniteError if ``x`` holds NaN, infinity or magnitudes from 2^126."""
+        """Builds the histogram of a tensor.
+
+        Raises:
+            NonFiniteError: ``x`` contains NaN, infinity or magnitudes from 2^126.
+        """
         low, high = (float(bound) for bound in torch.aminmax(x.detach()))
         if not (low > -_LIMIT and high < _LIMIT):
             raise NonFiniteError(f"values from {low} to {high}")
@@ -45,16 +49,24 @@ class Histogram:
         return cls(low, high, exponent, _counts(x.detach().reshape(-1).float(), bound))
 
     def merge(self, other: Self) -> Self:
+        """Merges two histograms into that of all values of both."""
         exponent = max(self.exponent, other.exponent)
         counts = self.counts_to(exponent) + other.counts_to(exponent)
         return type(self)(min(self.low, other.low), max(self.high, other.high), exponent, counts)
 
     def times(self, count: int) -> Self:
-        """As if everything had been seen ``count`` times."""
+        """Multiplies the counts by ``count``, which equals observing every value ``count`` times."""
         return replace(self, counts=self.counts * count)
 
     def counts_to(self, exponent: int) -> Tensor:
-        """The counts over ``[-2^exponent, 2^exponent)``, (BINS,), float64; ``exponent`` at least its own."""
+        """Rebins the counts to ``[-2^exponent, 2^exponent)``.
+
+        Args:
+            exponent: At least the histogram's own.
+
+        Returns:
+            Counts, shape (BINS,), float64.
+        """
         return _widen(self.counts, exponent - self.exponent)
 
     @property
@@ -70,13 +82,13 @@ class Histogram:
 
 
 def _counts(flat: Tensor, bound: float) -> Tensor:
-    """Estimated counts of all elements: the outer half of the range in full, the rest by a sample."""
+    """Estimates counts of all elements: exact in the outer half of the range, from a sample in the rest."""
     stride = _stride(flat.numel())
     sample = flat[::stride]
     counts = torch.histc(sample, BINS, -bound, bound).cpu().double() * stride
     if stride > 1:
         counts[: BINS // 4] = counts[3 * BINS // 4 :] = 0
-        # A bin's edge belongs to the bin above it, on either side.
+        # histc assigns a bin's lower edge to that bin, on both sides of zero, so these comparisons must, too.
         outer = flat[(flat < -bound / 2) | (flat >= bound / 2)]
         counts += torch.histc(outer, BINS, -bound, bound).cpu().double()
     return counts
@@ -90,7 +102,7 @@ def _stride(elements: int) -> int:
 
 
 def _widen(counts: Tensor, doublings: int) -> Tensor:
-    """The same counts over a range ``2^doublings`` times as wide."""
+    """Rebins the counts to a range ``2^doublings`` times as wide."""
     for _ in range(min(doublings, BINS.bit_length())):
         wide = torch.zeros_like(counts)
         wide[BINS // 4 : 3 * BINS // 4] = counts.view(-1, 2).sum(1)

@@ -1,4 +1,4 @@
-"""What the numerics support, by number and by name; free of torch, so that command lines can read it at once."""
+"""Supported bits and the names of range estimators; free of torch, so that command lines start fast."""
 
 from enum import StrEnum
 
@@ -8,14 +8,14 @@ MIN_WEIGHT_BITS, MAX_WEIGHT_BITS = 2, 8
 
 
 class WeightRange(StrEnum):
-    """How the range of an output channel's weights is found."""
+    """Estimator of the weight range of an output channel."""
 
     MIN_MAX = "min-max"
     MSE = "mse"
 
 
 class RangeEstimator(StrEnum):
-    """How an activation range follows from a histogram; :func:`bitbrush.numerics.ranges.find_qparams` computes it."""
+    """Estimator of an activation range from a histogram, see :func:`bitbrush.numerics.ranges.find_qparams`."""
 
     MIN_MAX = "min-max"
     """The exact extremes: nothing is clipped."""
@@ -24,4 +24,7 @@ class RangeEstimator(StrEnum):
     MSE = "mse"
     """The range inside the extremes with the least expected squared error, bin by bin."""
     L4 = "l4"
-    """The same with the fourth power of the error: clips less, because rare large values carry the image."""
+    """The range with the least expected fourth power of the error.
+
+    It clips less than MSE, because rare large values carry the image.
+    """

@@ -5,16 +5,23 @@ from torch import Tensor
 
 
 def pack(x_q: Tensor, bits: int) -> Tensor:
-    """The low ``bits`` bits of each element of ``x_q`` (uint8, any shape), as ``ceil(numel * bits / 8)`` bytes.
+    """Packs the low ``bits`` bits of each element into ``ceil(numel * bits / 8)`` bytes.
 
-    Little-endian: element i occupies bits ``i * bits`` to ``(i + 1) * bits - 1`` of the stream, so 4-bit values lie two
-    per byte, the first in the low nibble.
+    The order is little-endian: element i occupies bits ``i * bits`` to ``(i + 1) * bits - 1`` of the stream. So two
+    4-bit values share a byte, the first in the low nibble.
+
+    Args:
+        x_q: Integers, uint8, any shape.
+        bits: Bits per element, 2 to 8.
+
+    Raises:
+        ValueError: A value does not fit into ``bits`` bits.
     """
     if bits == 8:
         return x_q.reshape(-1).clone()
     if x_q.numel() and int(x_q.max()) >> bits:
         raise ValueError(f"value {int(x_q.max())} does not fit into {bits} bits")
-    if bits == 4:  # what large models have: no eight bytes for each of theirs in between
+    if bits == 4:  # large models use 4 bits; the general path would take eight bytes per element
         pairs = torch.nn.functional.pad(x_q.reshape(-1), (0, x_q.numel() % 2)).view(-1, 2)
         return pairs[:, 0] | (pairs[:, 1] << 4)
     planes = (x_q.reshape(-1, 1) >> torch.arange(bits, dtype=torch.uint8)) & 1
@@ -24,7 +31,19 @@ def pack(x_q: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
-    """The inverse of :func:`pack`: uint8 of ``shape``. Raises ValueError if the length does not fit the shape."""
+    """Unpacks bytes that :func:`pack` wrote.
+
+    Args:
+        packed: Bytes, uint8.
+        bits: Bits per element.
+        shape: Shape of the packed tensor.
+
+    Returns:
+        Integers, uint8, of ``shape``.
+
+    Raises:
+        ValueError: The length does not fit the shape.
+    """
     count = 1
     for size in shape:
         count *= size

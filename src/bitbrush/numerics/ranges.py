@@ -1,4 +1,4 @@
-"""Range estimators: from histograms of activations to quantization grids."""
+"""Range estimators: from histograms of activations to quantization parameters."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,13 @@ PERCENTILE = 0.9999
 
 
 def find_qparams(estimator: RangeEstimator, histograms: Sequence[Histogram], bits: Sequence[int]) -> list[QParams]:
-    """Returns the quantization parameters of each histogram, computed for all at once."""
+    """Computes the quantization parameters of all histograms at once.
+
+    Args:
+        estimator: How the range follows from a histogram.
+        histograms: One histogram per tensor.
+        bits: Bits of each tensor.
+    """
     match estimator:
         case RangeEstimator.MIN_MAX:
             ranges = [(histogram.low, histogram.high) for histogram in histograms]
@@ -36,11 +42,13 @@ def _percentile(histogram: Histogram) -> tuple[float, float]:
 
 
 class _Search:
-    """Coordinate search for the range with the least ``E|x - x_hat|^power``, of N histograms side by side.
+    """Coordinate search for the ranges with the least ``E|x - x_hat|^power``, for N histograms at once.
 
-    Both ends are shrunk together, then each end alone is moved around the best so far, twice, ever finer. A range
-    never grows beyond what was observed. The expectation is exact for values spread evenly within each bin: at 8 bits
-    and more a bin is as wide as a step of the grid, and its middle alone would say nothing of the rounding error.
+    Both ends shrink together first. Then each end alone moves around the best range so far, twice, the second time in
+    finer steps. A range never exceeds the observed one.
+
+    The expectation is exact for values spread evenly within each bin. At 8 bits and more a bin is as wide as a
+    quantization step, so its center alone would say nothing about the rounding error.
     """
 
     _JOINT = torch.linspace(1.0, 0.05, 48).tolist()
@@ -75,10 +83,11 @@ class _Search:
         self._low, self._high = torch.where(better, low, self._low), torch.where(better, high, self._high)
 
     def _error(self, low: Tensor, high: Tensor) -> Tensor:
-        """``sum over bins of density * integral of |x - x_hat|^power``, (N, 1).
+        """Computes ``sum over bins of density * integral of |x - x_hat|^power``, (N, 1).
 
-        With ``u = x / scale``, its grid point ``n`` and ``f = u - n``, the integral of ``|f|^p`` from the grid's zero
-        on is ``(n / 2^p + sign(f) |f|^(p + 1)) / (p + 1)``, clipped values included; the common factor is left out.
+        Let ``u = x / scale``, ``n`` its quantized integer and ``f = u - n``. The integral of ``|f|^p`` from zero on is
+        ``(n / 2^p + sign(f) |f|^(p + 1)) / (p + 1)``, clipped values included. The common factor ``1 / (p + 1)`` is
+        left out.
         """
         scale = ((high - low) / self._qmax).clamp_min(1e-30)
         zero_point = (-low / scale).round_()

@@ -1,8 +1,8 @@
-"""Integer weights, one scale and zero point per output channel, ranges found by search.
+"""Integer weights, one scale and zero point per output channel, with ranges found by search.
 
-Asymmetric, but for 8 bits: an integer kernel multiplies by the signed ``w_q - zero_point``, which with 8 bits is a
-signed byte only around a zero point of 128. That costs a sixth more squared weight error (0.7 dB on emoji-sd) where it
-is least, and saves every kernel a pass over its output.
+Quantization is asymmetric except at 8 bits. An integer kernel multiplies by the signed ``w_q - zero_point``, which at 8
+bits fits a signed byte only around a zero point of 128. That costs a sixth more squared weight error (0.7 dB on
+emoji-sd) where the error is least. It saves every kernel a pass over its output.
 """
 
 from dataclasses import dataclass, replace
@@ -19,9 +19,10 @@ _REFINEMENTS = 2
 
 @dataclass(frozen=True)
 class WeightQParams:
-    """Per output channel: ``w_hat = (w_q - zero_point) * scale`` with ``w_q`` in ``[0, 2^bits - 1]``.
+    """Quantization parameters per output channel: ``w_hat = (w_q - zero_point) * scale``.
 
-    ``scale`` (C_out,) float32, ``zero_point`` (C_out,) uint8.
+    ``w_q`` lies in ``[0, 2^bits - 1]``. ``scale`` has shape (C_out,), float32; ``zero_point`` has shape (C_out,),
+    uint8.
     """
 
     scale: Tensor
@@ -30,42 +31,52 @@ class WeightQParams:
 
     @property
     def qmax(self) -> int:
+        """The largest quantized integer, ``2^bits - 1``."""
         return (1 << self.bits) - 1
 
     def per_channel(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and zero point as float32, shaped to broadcast over a weight ``like`` (C_out, ...)."""
+        """Reshapes scale and zero point, as float32, to broadcast over a weight ``like`` (C_out, ...)."""
         shape = (-1,) + (1,) * (like.dim() - 1)
         return self.scale.view(shape), self.zero_point.float().view(shape)
 
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """Integers ``w_q`` (C_out, C_in, ...) uint8 on a grid per output channel."""
+    """Integers ``w_q`` (C_out, C_in, ...), uint8, with quantization parameters per output channel."""
 
     w_q: Tensor
     qparams: WeightQParams
 
     def dequantize(self) -> Tensor:
-        """``(w_q - zero_point) * scale``, float32."""
+        """Dequantizes to float32: ``(w_q - zero_point) * scale``."""
         scale, zero_point = self.qparams.per_channel(self.w_q)
         return self.w_q.float().sub_(zero_point).mul_(scale)
 
     def to(self, device: torch.device) -> "QuantizedWeight":
+        """Copies the weight to a device."""
         own = replace(self.qparams, scale=self.qparams.scale.to(device), zero_point=self.qparams.zero_point.to(device))
         return QuantizedWeight(self.w_q.to(device), own)
 
 
 def round_to_nearest(weight: Tensor, qparams: WeightQParams) -> QuantizedWeight:
-    """``clamp(round(w / scale) + zero_point, 0, 2^bits - 1)``."""
+    """Quantizes a weight by rounding: ``clamp(round(w / scale) + zero_point, 0, 2^bits - 1)``."""
     scale, zero_point = qparams.per_channel(weight)
     return QuantizedWeight((weight / scale).round_().add_(zero_point).clamp_(0, qparams.qmax).to(torch.uint8), qparams)
 
 
 def weight_qparams(weight: Tensor, bits: int, estimator: WeightRange) -> WeightQParams:
-    """The grid of every output channel of ``weight`` (C_out, ...), float32.
+    """Computes the quantization parameters of every output channel.
 
-    MSE: the range with the least ``sum((w - w_hat)^2)`` per channel, by coordinate search: both ends shrunk together,
-    then low and high alone, around the best so far.
+    With MSE, a coordinate search finds the range of least ``sum((w - w_hat)^2)`` per channel. It shrinks both ends
+    together, then moves low and high alone around the best range so far.
+
+    Args:
+        weight: Shape (C_out, ...), float32.
+        bits: Bits per weight.
+        estimator: How the range of a channel is found.
+
+    Raises:
+        ValueError: ``bits`` is not supported.
     """
     if not MIN_WEIGHT_BITS <= bits <= MAX_WEIGHT_BITS:
         raise ValueError(f"weight bits is {bits}; supported are {MIN_WEIGHT_BITS} to {MAX_WEIGHT_BITS}")
@@ -78,7 +89,7 @@ def weight_qparams(weight: Tensor, bits: int, estimator: WeightRange) -> WeightQ
 
 
 def _affine(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Scale and (float) zero point of ranges that hold zero; an all-zero channel gets scale 1."""
+    """Computes scale and (float) zero point of ranges that contain zero; an all-zero channel gets scale 1."""
     qmax = (1 << bits) - 1
     signed_byte = bits == MAX_WEIGHT_BITS
     below, above = SIGNED_BYTE_ZERO, qmax - SIGNED_BYTE_ZERO

@@ -1,1 +1,1 @@
-"""What a long run holds on to: processes, finished pieces, offloaded tensors, progress and costs."""
+"""State of a long run: processes, finished pieces of work, offloaded tensors, progress and costs."""

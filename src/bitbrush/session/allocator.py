@@ -1,12 +1,13 @@
-"""What glibc does with memory that is freed; other C libraries are left as they are.
+"""Control of what glibc does with freed memory; other C libraries stay as they are.
 
-Settings change in a process that is bitbrush's own, as the command line's is (:func:`allow_tuning`). A program that
-calls bitbrush as a library keeps its allocator as it is.
+Settings change only in a process that belongs to bitbrush, such as the command line (:func:`allow_tuning`). A program
+that calls bitbrush as a library keeps its allocator settings.
 
-By itself, glibc learns from the first large buffer that is freed to take all later ones from the heap: laying out a
-denoiser's weights leaves it full of holes, hundreds of megabytes that nothing is in. Later, when nothing is laid out
-any more, the opposite pays: a large buffer that was given back to the system is paid for in page faults when it is
-asked for again, which is half of the time of a large linear layer.
+By default, glibc raises its mmap threshold when the first large buffer is freed, and takes all later ones from the
+heap. Laying out a denoiser's weights then leaves hundreds of megabytes of unused holes.
+
+Once layouts are done, the opposite pays. A large buffer that was returned to the system costs page faults when it is
+requested again. They take half of the time of a large linear layer.
 """
 
 import ctypes
@@ -19,54 +20,55 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -2, -3, 
 _LARGE = 256 << 10
 _MOST = 2**31 - 1
 _WORTH = 32 << 20
-"""Bytes of growth from which on giving back what is free is worth its time."""
+"""Bytes of growth above which returning free memory is worth its time."""
 
 
 @dataclass
 class _Process:
     tunable: bool = False
     resident: int = 0
-    """Bytes that the process had when it was last trimmed, or has fallen to since."""
+    """Resident bytes after the last trim, or the lowest number seen since."""
 
 
 _process = _Process()
 
 
 def allow_tuning() -> None:
-    """Declares this process bitbrush's own: from now on the functions below change glibc's settings.
+    """Allows the functions below to change glibc's settings in this process.
 
-    The command line calls it. A program that calls bitbrush may, before it loads or quantizes: it then takes as little
-    memory and time as the command line. Without it the functions that change settings do nothing.
+    The command line calls it. A program that calls bitbrush may call it before it loads or quantizes. It then takes as
+    little memory and time as the command line. Without it the functions that change settings do nothing.
     """
     _process.tunable = True
 
 
 def return_freed_memory() -> None:
-    """From now on buffers of 256 KiB and more go back to the system when they are freed."""
+    """Makes glibc return freed buffers of 256 KiB and more to the system from now on."""
     _set({_MMAP_MAX: 65536, _MMAP_THRESHOLD: _LARGE, _TRIM_THRESHOLD: _LARGE, _TOP_PAD: _LARGE})
 
 
 def keep_freed_memory() -> None:
-    """From now on freed memory stays with the process, but for what is free now."""
+    """Makes glibc keep memory that is freed from now on; memory that is free already is returned."""
     _set({_MMAP_MAX: 0, _TRIM_THRESHOLD: _MOST, _TOP_PAD: 256 << 20})
 
 
 def share_heap() -> None:
-    """From now on threads take memory from the heaps that are there, and begin none of their own.
+    """Makes threads allocate from existing heaps instead of starting their own.
 
-    Of the threads that hold suspended calls one runs at a time: nothing is gained by heaps apart, and what is freed in
-    one of them serves no other.
+    Only one of the threads of suspended calls runs at a time, so separate heaps gain nothing. Memory freed in one of
+    them could not be used by the others.
     """
     _set({_ARENA_MAX: 1})
 
 
 def trim() -> None:
-    """What is free now goes back to the system.
+    """Returns free memory to the system.
 
-    To be called where work repeats, as the heap grows with the number of rounds otherwise: likely because the small
-    things that a round leaves behind settle in what it freed, where the large ones of the next then do not fit. Does
-    nothing while the process has not grown by 32 MiB since the last time: looking through the heap takes milliseconds.
-    It changes no setting, so it does its work in any process.
+    Repeated work calls it, as the heap otherwise grows with the number of rounds. A likely cause is that small
+    leftovers of one round settle in its freed space, where the next round's large buffers then do not fit.
+
+    It does nothing while the process has grown by less than 32 MiB since the last trim, because scanning the heap takes
+    milliseconds. It changes no setting, so it works in any process.
     """
     from bitbrush.session.memory import resident_memory
 

@@ -1,4 +1,4 @@
-"""What each phase of a quantization cost."""
+"""Cost of each phase of a quantization."""
 
 import time
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from bitbrush.session.memory import peak_resident_mib
 
 @dataclass(frozen=True)
 class PhaseCost:
-    """``seconds`` of wall time, ``peak_mib`` the process's highest resident memory so far, calls per prompt batch."""
+    """Wall time, peak resident memory of the process so far, and denoiser calls per prompt batch of one phase."""
 
     seconds: float
     peak_mib: float
@@ -19,9 +19,9 @@ class PhaseCost:
 
 
 class CostLedger:
-    """Costs by phase, in the order in which the phases ended; memory that a phase freed goes back to the system then.
+    """Costs by phase, in the order in which the phases ended; the end of a phase returns freed memory to the system.
 
-    ``calls`` counts the denoiser calls that every prompt batch has seen.
+    ``calls`` counts the denoiser calls of every prompt batch.
     """
 
     def __init__(self) -> None:

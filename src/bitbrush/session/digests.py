@@ -1,4 +1,4 @@
-"""Digests by which values and files are known again."""
+"""Digests that identify values and files."""
 
 import hashlib
 import json
@@ -7,11 +7,11 @@ from typing import Any
 
 
 def json_digest(value: Any) -> str:
-    """Returns SHA-256 of a JSON value, whatever the order of its keys."""
+    """Returns the SHA-256 of a JSON value, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:
-    """Returns SHA-256 of a file's bytes."""
+    """Returns the SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

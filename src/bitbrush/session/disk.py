@@ -1,4 +1,4 @@
-"""Writing to a disk that may be full or read-only: what cannot be written is refused by name, with the remedy."""
+"""Writing to a disk that may be full or read-only; errors name the path and the remedy."""
 
 import errno
 import os
@@ -14,20 +14,20 @@ from safetensors import SafetensorError
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 _NUMBER = re.compile(r"os error (\d+)")
-"""How safetensors reports the system's errors."""
+"""Pattern of the system's error number in safetensors' messages."""
 
 
 class DiskError(OSError, ValueError):
-    """A file could not be written, for want of room or of permission."""
+    """A file could not be written because the disk is full or read-only."""
 
 
 @contextmanager
 def writing(path: Path, size: int | None = None) -> Iterator[None]:
-    """Names ``path`` in errors of the disk.
+    """Adds ``path`` and a remedy to disk errors.
 
     Args:
-        path: What is written inside.
-        size: Bytes that it takes, where that is known.
+        path: File or folder that the code inside writes.
+        size: Bytes to write, if known.
 
     Raises:
         DiskError: The disk is full or read-only; the message names the path, the need and the remedy.
@@ -48,13 +48,17 @@ def writing(path: Path, size: int | None = None) -> Iterator[None]:
 
 @contextmanager
 def writing_whole(path: Path, size: int | None = None) -> Iterator[Path]:
-    """Hands out a path to write to, which replaces ``path`` at the end: nobody reads half a file.
+    """Yields a temporary path that replaces ``path`` at the end, so nobody reads half a file.
 
     It is in the same folder, since a rename must not cross disks, and no two threads share it. A failure removes it and
     leaves the old file.
 
+    Args:
+        path: File to write.
+        size: Bytes to write, if known.
+
     Raises:
-        DiskError: As :func:`writing`, whose arguments these are.
+        DiskError: The disk is full or read-only.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     with writing(path, size):
@@ -71,7 +75,7 @@ def write_whole(content: str | bytes, path: Path) -> None:
     """Writes all of ``content`` (text as UTF-8) or nothing.
 
     Raises:
-        DiskError: As :func:`writing`.
+        DiskError: The disk is full or read-only.
     """
     data = content.encode() if isinstance(content, str) else content
     with writing_whole(path, len(data)) as partial:
@@ -79,12 +83,22 @@ def write_whole(content: str | bytes, path: Path) -> None:
 
 
 def require_writable(path: Path) -> None:
-    """Raises DiskError where nothing can be written into the folder ``path``, ValueError where a file is in its way."""
+    """Checks that files can be written into the folder ``path``.
+
+    Raises:
+        DiskError: The folder is read-only.
+        ValueError: A file is in its place.
+    """
     _require_access(path, path.absolute())
 
 
 def require_replaceable(path: Path) -> None:
-    """Raises as :func:`require_writable` where nothing can be put in the place of ``path``."""
+    """Checks that ``path`` can be written or replaced.
+
+    Raises:
+        DiskError: Its folder is read-only.
+        ValueError: A file is in the place of its folder.
+    """
     _require_access(path, path.absolute().parent)
 
 
@@ -97,22 +111,32 @@ def _require_access(path: Path, place: Path) -> None:
 
 
 def require_space(path: Path, size: int, need: str = "that it takes") -> None:
-    """Raises DiskError if the disk of ``path`` has less than ``size`` left; ``need`` says for what."""
+    """Checks that the disk of ``path`` has ``size`` bytes left.
+
+    Args:
+        path: File or folder to write.
+        size: Bytes needed.
+        need: Purpose of the bytes, for the message.
+
+    Raises:
+        DiskError: The disk has less left.
+    """
     if available_disk(path) < size:
         raise DiskError(full_text(path, size, need))
 
 
 def nearest_folder(path: Path) -> Path:
-    """``path`` itself or the folder nearest above it that is there."""
+    """Finds the nearest existing folder: ``path`` itself or one above it."""
     return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
 
 
 def available_disk(path: Path) -> int:
-    """Bytes free where ``path`` is, or will be."""
+    """Returns the free bytes on the disk of ``path``, which need not exist yet."""
     return shutil.disk_usage(nearest_folder(path)).free
 
 
 def full_text(path: Path, size: int | None, need: str = "that it takes") -> str:
+    """Returns the message for a full disk, with the bytes left, the bytes needed if known, and the remedy."""
     needed = "" if size is None else f" of the {size_text(size)} {need}"
     return (
         f"{path} cannot be written: the disk has {size_text(available_disk(path))} left{needed}; make room there and "
@@ -121,6 +145,7 @@ def full_text(path: Path, size: int | None, need: str = "that it takes") -> str:
 
 
 def read_only_text(path: Path, folder: Path) -> str:
+    """Returns the message for a read-only folder, with the remedy."""
     return (
         f"{path} cannot be written: {folder} is read-only, or not yours to write to; choose another output, or change "
         "its permissions"
@@ -128,7 +153,7 @@ def read_only_text(path: Path, folder: Path) -> str:
 
 
 def size_text(size: int) -> str:
-    """In MiB; less than one in KiB, from 10 GiB on in GiB."""
+    """Formats bytes in MiB; in KiB below one MiB, and in GiB from 10 GiB on."""
     if 0 < size < 2**20:
         return f"{-(-size // 2**10)} KiB"
     return f"{size / 2**20:.0f} MiB" if size < 10 * 2**30 else f"{size / 2**30:.1f} GiB"

@@ -1,4 +1,4 @@
-"""Finished pieces of long work on disk, so that it can be taken up after whatever ended it."""
+"""Journal of finished pieces of work on disk, from which an interrupted run resumes."""
 
 import json
 from collections.abc import Mapping
@@ -18,32 +18,37 @@ FINGERPRINT = "fingerprint.json"
 
 @dataclass(frozen=True)
 class Journal:
-    """Pieces of work by name, each a file that appears whole or not at all; without a ``folder`` nothing is kept.
+    """Finished pieces of work by name; each is a file that appears whole or not at all.
 
-    Of several processes, ``ranks``, the first alone reads and writes files, and tells the others what it reads.
+    Without a ``folder`` nothing is kept. With several processes, ``ranks``, only the first reads and writes files; it
+    sends the others what it reads.
     """
 
     folder: Path | None = None
     ranks: Ranks = ALONE
 
     def read(self, piece: str) -> dict[str, Tensor] | None:
-        """The tensors of a finished piece; None if it is still to be done."""
+        """Returns the tensors of a finished piece; None if it is still to be done."""
         path = self._path(piece)
         return self.ranks.from_first(lambda: _read(path) if path is not None and path.exists() else None)
 
     def write(self, piece: str, tensors: dict[str, Tensor]) -> None:
-        """Raises DiskError, and leaves nothing half-written, where the disk is full or read-only."""
+        """Writes a finished piece.
+
+        Raises:
+            DiskError: The disk is full or read-only; no partial file remains.
+        """
         path = self._path(piece)
         if path is not None and self.ranks.leads:
             write_whole(save({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}), path)
 
     def pieces(self) -> tuple[str, ...]:
-        """The names of the finished ones."""
+        """Returns the names of the finished pieces."""
         return tuple(sorted(path.stem for path in self.folder.glob("*.safetensors"))) if self.folder else ()
 
     @property
     def size(self) -> int:
-        """Bytes of the finished ones."""
+        """Bytes of the finished pieces."""
         return sum(path.stat().st_size for path in self.folder.glob("*.safetensors")) if self.folder else 0
 
     def _path(self, piece: str) -> Path | None:
@@ -54,20 +59,20 @@ NO_JOURNAL = Journal()
 
 
 def work_folder(output: Path) -> Path:
-    """Where the unfinished work for ``output`` is kept: beside it, hidden."""
+    """Returns the folder of unfinished work for ``output``: hidden, beside it."""
     return output.with_name(f".{output.name}.work")
 
 
 def open_journal(folder: Path, facts: Mapping[str, Any], ranks: Ranks = ALONE) -> Journal:
-    """Opens the journal of ``folder``, which is made if there is none.
+    """Opens the journal in ``folder``, and creates it if there is none.
 
     Args:
-        folder: Holds the pieces.
-        facts: JSON values that decide the result, by what they are of: going on with work of others would not give it.
-        ranks: The processes that share the work.
+        folder: Contains the pieces.
+        facts: JSON values that decide the result, by name. Work done under other facts cannot be resumed.
+        ranks: Processes that share the work.
 
     Raises:
-        ValueError: The folder holds unfinished work of other facts, or is no journal's.
+        ValueError: The folder holds unfinished work of other facts, or is not a journal's.
         DiskError: The disk is full or read-only.
     """
     require_same_work(folder, facts)
@@ -75,7 +80,7 @@ def open_journal(folder: Path, facts: Mapping[str, Any], ranks: Ranks = ALONE) -
     if folder.exists():
         if not journal.pieces() and {path.suffix for path in folder.iterdir()} - {".json", ".part"}:
             raise ValueError(f"{folder} exists and holds no {FINGERPRINT}; remove it or choose another output")
-        for partial in folder.glob(".*.part"):  # a killed process has left it
+        for partial in folder.glob(".*.part"):  # left by a killed process
             partial.unlink()
     if not journal.pieces():
         write_whole(json.dumps(facts, indent=1) + "\n", folder / FINGERPRINT)
@@ -83,14 +88,19 @@ def open_journal(folder: Path, facts: Mapping[str, Any], ranks: Ranks = ALONE) -
 
 
 def require_same_work(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Raises ValueError, naming what differs, if the folder holds unfinished work of other ``facts``.
+    """Checks that unfinished work in the folder was done under the same ``facts``.
 
-    Not all need be given: as many as are known yet.
+    Args:
+        folder: Folder of the journal; it need not exist.
+        facts: JSON values by name, as many as are known yet.
+
+    Raises:
+        ValueError: Some differ; the message names them.
     """
     if not Journal(folder).pieces():
         return
     theirs = json.loads((folder / FINGERPRINT).read_text(encoding="utf-8"))
-    facts = json.loads(json.dumps(facts))  # lists for tuples
+    facts = json.loads(json.dumps(facts))  # JSON turns tuples into lists
     unlike = [
         f"{name}{_difference(theirs.get(name), ours)}" for name, ours in facts.items() if theirs.get(name) != ours
     ]
@@ -102,7 +112,7 @@ def require_same_work(folder: Path, facts: Mapping[str, Any]) -> None:
 
 
 def _difference(theirs: Any, ours: Any) -> str:
-    """Of a mapping, the keys that differ with their values."""
+    """Formats the keys of two mappings that differ, with both values; empty for other types."""
     if not isinstance(theirs, dict) or not isinstance(ours, dict):
         return ""
     unlike = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]

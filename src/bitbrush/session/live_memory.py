@@ -1,7 +1,7 @@
-"""How much memory tensors take while some code runs, counted from torch's own calls: the same on every system.
+"""Memory of tensors while some code runs, counted from torch's own calls: the same on every system.
 
-Ours, as no library counts it: psutil tells what a process holds, in which an allocator's holes and other threads are
-counted, and torch's own statistics are of GPUs alone.
+No library counts this. psutil measures the process, which includes an allocator's holes and other threads, and torch's
+own statistics cover GPUs only.
 """
 
 import weakref
@@ -15,9 +15,9 @@ from torch.utils._pytree import tree_iter
 
 
 class LiveMemory(TorchDispatchMode):
-    """While entered, counts the bytes of tensors made since and still there: ``now``, and the ``most`` so far.
+    """Counter of the bytes of live tensors that were created while it is entered: ``now``, and the ``most`` so far.
 
-    What was there before is not counted, nor is what a kernel needs within one call, nor what is made within
+    It excludes tensors that existed before, memory that a kernel needs within one call, and tensors created inside
     :func:`uncounted`.
     """
 
@@ -53,12 +53,12 @@ class LiveMemory(TorchDispatchMode):
 
 
 def uncounted() -> AbstractContextManager[None]:
-    """While entered, nothing is counted."""
+    """Pauses counting while entered."""
     return _disable_current_modes()
 
 
 def tensor_bytes(values: Any) -> int:
-    """Of all tensors in any nesting of tuples, lists and dicts."""
+    """Sums the bytes of all tensors in nested tuples, lists and dicts."""
     return sum(value.nbytes for value in tree_iter(values) if isinstance(value, Tensor))
 
 

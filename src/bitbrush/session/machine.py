@@ -1,4 +1,4 @@
-"""What this machine has for a job: memory and disk that are left, and cards."""
+"""Resources of this machine: free memory and the available GPUs."""
 
 import warnings
 from collections.abc import Iterator
@@ -11,19 +11,21 @@ CGROUP, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def available_memory() -> int:
-    """Returns the bytes that can still be taken, free swap space included.
+    """Returns the bytes that can still be allocated, free swap space included.
 
-    In a container that may take less than the machine has, the limits of its control groups count, too. psutil
-    overlooks those.
+    The limits of control groups count, too, as a container may get less than the machine has. psutil ignores them.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of other figures, which some sandboxes hide
+        warnings.simplefilter("ignore", RuntimeWarning)  # psutil warns of other figures, which some sandboxes hide
         left = psutil.virtual_memory().available + psutil.swap_memory().free
     return min((int(left), *_left_by_groups()))
 
 
 def _left_by_groups() -> Iterator[int]:
-    """Of every control group of this process that has a limit, of either version; file pages can be taken back."""
+    """Yields the bytes left in every limited control group of this process (versions 1 and 2).
+
+    File pages count as free, because the system can reclaim them.
+    """
     lines = CGROUP.read_text(encoding="utf-8").splitlines() if CGROUP.exists() else []
     for _, controllers, group in (line.split(":", 2) for line in lines):
         if not controllers:
@@ -43,13 +45,17 @@ def _left_by_groups() -> Iterator[int]:
 
 
 def available_on_gpu(device: torch.device) -> int:
-    """Bytes of the card's memory that no program has, and those that torch holds and does not use."""
+    """Returns the free bytes of a GPU, including memory that torch has reserved but does not use."""
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def find_device(name: str) -> torch.device:
-    """``cpu``, ``cuda`` or one card of several, ``cuda:1``. Raises ValueError, saying what is missing, for others."""
+    """Finds a device by name: ``cpu``, ``cuda``, or one GPU of several, ``cuda:1``.
+
+    Raises:
+        ValueError: The name is none of these, or the device is missing; the message says why.
+    """
     kind, _, index = name.partition(":")
     if name == "cpu":
         return torch.device(name)

@@ -1,4 +1,4 @@
-"""How much memory this process holds, as psutil reads it; a process's peak on POSIX is the standard library's."""
+"""Memory of this process: resident bytes from psutil, the peak on POSIX from the standard library."""
 
 import sys
 
@@ -6,14 +6,14 @@ import psutil
 
 
 def resident_memory() -> int:
-    """Returns the bytes of memory that this process holds now."""
+    """Returns the resident bytes of this process."""
     return int(psutil.Process().memory_info().rss)
 
 
 def peak_resident_mib() -> float:
     """Returns the highest resident memory of this process so far, in MiB.
 
-    psutil knows the peak on Windows alone. Elsewhere it is ``getrusage``'s, which Windows lacks.
+    psutil reports the peak on Windows only. Elsewhere it comes from ``getrusage``, which Windows lacks.
     """
     info = psutil.Process().memory_info()
     if hasattr(info, "peak_wset"):

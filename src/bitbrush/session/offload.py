@@ -1,9 +1,10 @@
-"""Tensors that wait on the disk, mapped into memory, while nobody looks at them.
+"""Offloading of unused tensors to files that are mapped into memory.
 
-What calibration samples and suspended calls hold grows with their number. Put away, it takes address space alone: the
-system brings back the pages that are touched, and :func:`release` hands them in again. All that of a small network has
-room in memory, which saves up to a fifth of learned rounding's time. Tensors of a card become tensors of the processor
-meanwhile; :func:`bring_to` brings them back.
+Calibration samples and suspended calls hold tensors in proportion to their number. An offloaded tensor takes address
+space only: the system reads the pages that are touched, and :func:`release` drops them again.
+
+Small networks keep all of it in memory, within a budget, which saves up to a fifth of learned rounding's time.
+Offloaded GPU tensors become CPU tensors; :func:`bring_to` returns them.
 """
 
 import ctypes
@@ -28,23 +29,23 @@ from bitbrush.session.disk import writing
 
 CPU = torch.device("cpu")
 SMALLEST = 1 << 16
-"""Bytes from which on a tensor is worth a file."""
+"""Smallest tensor, in bytes, that is worth a file."""
 BUDGET_BYTES = 512 << 20
-"""Bytes that may wait in memory all the same."""
+"""Bytes of offloaded tensors that may stay in memory."""
 _SUFFIX = ".offload"
 
 Values = TypeVar("Values")
 
 
 class OffloadBudget:
-    """Memory for tensors of ``size`` bytes, each of which has its place until it is gone."""
+    """Memory of ``size`` bytes for tensors; each occupies its bytes until it is freed."""
 
     def __init__(self, size: int) -> None:
         self._left = size
         self._held: set[int] = set()
 
     def holds(self, storage: torch.UntypedStorage) -> bool:
-        """Whether it has a place here, given to it now if there is one left."""
+        """Reserves memory for a storage if enough is left, and tells whether it has a reservation."""
         key, size = id(storage), storage.nbytes()
         if key not in self._held and size <= self._left:
             self._held.add(key)
@@ -62,18 +63,27 @@ NO_BUDGET = OffloadBudget(0)
 
 @dataclass(frozen=True)
 class Offload:
-    """Files in ``folder`` without a name, which end with the process whatever ends it; without a folder, memory.
+    """Destination of offloaded tensors: unnamed files in ``folder``, or memory without a folder.
 
-    What ``budget`` holds stays in memory.
+    The files vanish with the process, however it ends. Tensors within ``budget`` stay in memory.
     """
 
     folder: Path | None = None
     budget: OffloadBudget = NO_BUDGET
 
     def put(self, values: Values) -> Values:
-        """The same tensors, in any nesting, with their elements on the disk; views of one another stay so.
+        """Moves the elements of all tensors to disk, in place; tensors that share memory still share it.
 
-        Without a folder those of a card are in the processor's memory then. Raises DiskError where the disk is full.
+        Without a folder, GPU tensors move to CPU memory.
+
+        Args:
+            values: Tensors in nested tuples, lists and dicts.
+
+        Returns:
+            ``values`` itself.
+
+        Raises:
+            DiskError: The disk is full.
         """
         for views in _by_storage(values):
             if views[0].device != CPU:
@@ -92,7 +102,7 @@ class Offload:
                 view.data = torch.empty(0, dtype=view.dtype).set_(mapped, *place)
 
     def _mapped(self, data: Tensor) -> torch.UntypedStorage:
-        # Written and not copied into the mapping: a full disk is an error then, and not the end of the process.
+        # A write fails with an error on a full disk; a copy into the mapping would kill the process.
         assert self.folder is not None
         with writing(self.folder, data.nbytes):
             descriptor, name = tempfile.mkstemp(_SUFFIX, dir=self.folder)
@@ -108,7 +118,15 @@ IN_MEMORY = Offload()
 
 
 def bring_to(device: torch.device, values: Values) -> Values:
-    """The same tensors, in any nesting, with their elements on the device; views of one another stay so."""
+    """Moves the elements of all tensors to the device, in place; tensors that share memory still share it.
+
+    Args:
+        device: Destination; nothing moves if it is the CPU.
+        values: Tensors in nested tuples, lists and dicts.
+
+    Returns:
+        ``values`` itself.
+    """
     if device.type != "cpu":
         for views in _by_storage(values):
             if views[0].device != device:
@@ -117,7 +135,7 @@ def bring_to(device: torch.device, values: Values) -> Values:
 
 
 def _by_storage(values: Any) -> list[list[Tensor]]:
-    """The tensors, each once, those together that are views of one another."""
+    """Groups the distinct tensors by the storage that they share."""
     groups: dict[int, dict[int, Tensor]] = defaultdict(dict)
     for value in tree_iter(values):
         if isinstance(value, Tensor) and not value.is_meta:
@@ -135,9 +153,9 @@ def _move(views: list[Tensor], device: torch.device) -> None:
 
 
 class TensorTracker(TorchDispatchMode):
-    """While entered, follows the tensors that are made, so that all still there can be put away, and brought back.
+    """Tracker of the tensors that are created while it is entered, so that those still alive can be offloaded.
 
-    ``device``: where they are computed with.
+    ``device`` is where the code inside computes.
     """
 
     def __init__(self, offload: Offload, device: torch.device) -> None:
@@ -147,17 +165,18 @@ class TensorTracker(TorchDispatchMode):
         self._known: list[weakref.ref[Tensor]] = []
 
     def follow(self, values: Any) -> None:
-        """Tensors that were made elsewhere, too."""
+        """Tracks tensors that were created elsewhere, too."""
         self._known += [weakref.ref(value) for value in tree_iter(values) if isinstance(value, Tensor)]
 
     def put(self) -> None:
+        """Offloads all tracked tensors that are still alive."""
         there = {id(value): value for known in self._known if (value := known()) is not None}
         self._moved = [weakref.ref(value) for value in there.values() if value.device == self._device]
         self._offload.put(list(there.values()))
         self._known = [weakref.ref(value) for value in there.values()]
 
     def bring_back(self, values: Any) -> None:
-        """What :meth:`put` took from the device, and ``values`` that were made elsewhere."""
+        """Moves the tensors that :meth:`put` took from the device back to it, and ``values`` too."""
         bring_to(self._device, [*(value for moved in self._moved if (value := moved()) is not None), values])
 
     def __torch_dispatch__(
@@ -173,18 +192,18 @@ class TensorTracker(TorchDispatchMode):
 
 
 def is_offloaded(tensor: Tensor) -> bool:
-    """Whether its elements are in a file that was offloaded."""
+    """Tells whether the elements of a tensor are in an offload file."""
     return (tensor.untyped_storage().filename or "").endswith(_SUFFIX)
 
 
 def release(tensor: Tensor) -> None:
-    """Frees the memory of a tensor's elements; an offloaded tensor is read from the disk again when needed."""
+    """Drops the memory pages of an offloaded tensor; the system reads them from the disk again when needed."""
     if not is_offloaded(tensor) or sys.platform != "linux":
         return
     storage = tensor.untyped_storage()
     _libc().madvise(ctypes.c_void_p(storage.data_ptr()), ctypes.c_size_t(storage.nbytes()), mmap.MADV_DONTNEED)
 
 
-@cache  # tensors are released thousands of times
+@cache  # release() runs thousands of times
 def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None)

@@ -1,4 +1,4 @@
-"""How long work reports that it goes on; what is done with the reports is the caller's business."""
+"""Progress reports of long work; the caller decides what to do with them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -9,16 +9,18 @@ Advance: TypeAlias = Callable[[], None]
 
 
 class Progress(Protocol):
-    """A phase of ``total`` equal pieces of work; the context's value is called after each."""
+    """Receiver of progress reports: a callable that opens a phase of equal pieces of work."""
 
-    def __call__(self, phase: str, total: int) -> AbstractContextManager[Advance]: ...
+    def __call__(self, phase: str, total: int) -> AbstractContextManager[Advance]:
+        """Opens a phase of ``total`` pieces; the context's value is called after each piece."""
+        ...
 
 
 @dataclass(frozen=True)
 class PlannedWork:
-    """A phase that will be reported under ``title``: ``pieces`` of work, each of ``cost``.
+    """A future phase ``title`` of ``pieces`` equal pieces of work.
 
-    A piece costs as much as so many denoiser calls of one prompt.
+    ``cost`` is the cost of one piece, in denoiser calls of one prompt.
     """
 
     title: str
@@ -28,14 +30,14 @@ class PlannedWork:
 
 @runtime_checkable
 class Planner(Protocol):
-    """A progress that shows more where it knows what is to come."""
+    """Progress that shows more if it knows the phases in advance."""
 
     def planned(self, works: Sequence[PlannedWork]) -> Progress:
-        """The progress of ``works``, in that order; some may be passed over, as an earlier run has finished them."""
+        """Returns the progress for ``works``, in that order; phases that an earlier run finished may be skipped."""
 
 
 def planned(progress: Progress, works: Callable[[], Sequence[PlannedWork]]) -> Progress:
-    """Tells ``progress`` what is to come, if it wants to know."""
+    """Announces the future phases to ``progress`` if it is a :class:`Planner`."""
     return progress.planned(works()) if isinstance(progress, Planner) else progress
 
 
@@ -46,7 +48,7 @@ def silent(phase: str, total: int) -> Iterator[Advance]:
 
 
 def part_of(advance: Advance) -> Progress:
-    """Of phases that are parts of one longer work: each of their pieces is one of that."""
+    """Returns progress for phases that are parts of longer work: each of their pieces advances that work by one."""
 
     @contextmanager
     def progress(phase: str, total: int) -> Iterator[Advance]:

@@ -1,4 +1,4 @@
-"""Several processes that share one job, by torch's process group: torchrun's, or one that the caller has made."""
+"""Several processes that share one quantization, through torch's process group (torchrun's or the caller's)."""
 
 import os
 from collections import deque
@@ -16,23 +16,27 @@ from torch.distributed import ReduceOp
 T = TypeVar("T")
 
 PATIENCE = timedelta(days=7)
-"""How long a process waits for the others: as long as generating takes. torchrun ends all when one fails."""
+"""Timeout of an exchange between processes: as long as generation may take. torchrun ends all when one fails."""
 _KEPT: deque[Tensor] = deque(maxlen=8)
-"""What processes met over last. gloo's thread may let go of it when the process group ends already, and that waits for
-the thread with Python's lock in hand: the last reference must not be the thread's. (torch 2.6 hung so now and then.)"""
+"""Tensors of the latest exchanges, which must outlive gloo's use of them.
+
+gloo's thread may drop the last reference while the process group ends. That end waits for the thread while it holds
+Python's lock, which is a deadlock (seen occasionally with torch 2.6).
+"""
 
 
 class RankError(ConnectionError):
-    """Another process of the job failed, or has ended."""
+    """Another process of the run failed or has ended."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process is number ``rank`` of ``world``.
+    """The process group as seen from this process, number ``rank`` of ``world``.
 
-    Every process calls the methods below in the same order, with tensors of the same shape and dtype; each has the same
-    result, bit for bit. A single process exchanges nothing and is given back what it gave. They raise RankError once
-    another process has failed (:meth:`together`) or ended.
+    Every process calls the methods below in the same order, with tensors of the same shape and dtype. Each gets the
+    same result, bit for bit. A single process exchanges nothing and gets its own values back.
+
+    The methods raise RankError once another process has failed (:meth:`together`) or ended.
     """
 
     rank: int = 0
@@ -40,41 +44,46 @@ class Ranks:
 
     @property
     def leads(self) -> bool:
+        """Flag of the first process."""
         return self.rank == 0
 
     @property
     def here(self) -> int:
-        """Processes on this machine: as torchrun tells, else all."""
+        """Number of processes on this machine, as torchrun reports it; without torchrun, all."""
         return int(os.environ.get("LOCAL_WORLD_SIZE", self.world)) if self.world > 1 else 1
 
     def share(self, pieces: Sequence[T]) -> Sequence[T]:
-        """Every ``world``-th piece: which process works on a piece decides nothing about the result."""
+        """Returns every ``world``-th piece; the result does not depend on which process works on a piece."""
         return pieces[self.rank :: self.world]
 
     def cut(self, count: int) -> range:
-        """The ``rank``-th of ``world`` consecutive shares of ``range(count)``; they differ by one at most."""
+        """Returns part ``rank`` of ``world`` consecutive parts of ``range(count)``; lengths differ by at most one."""
         return range(*(-(-rank * count // self.world) for rank in (self.rank, self.rank + 1)))
 
     def wait(self) -> None:
-        """Returns when all processes have come here."""
+        """Waits until all processes have called it."""
         self._meet()
 
     def sum(self, x: Tensor) -> Tensor:
-        """Over all processes, element by element; overwrites ``x``."""
+        """Sums over all processes, element by element; overwrites ``x``."""
         return self._reduce(x, ReduceOp.SUM)
 
     def least(self, x: Tensor) -> Tensor:
-        """As :meth:`sum`, the minimum."""
+        """Computes the minimum over all processes, element by element; overwrites ``x``."""
         return self._reduce(x, ReduceOp.MIN)
 
     def most(self, x: Tensor) -> Tensor:
-        """As :meth:`sum`, the maximum."""
+        """Computes the maximum over all processes, element by element; overwrites ``x``."""
         return self._reduce(x, ReduceOp.MAX)
 
     def join(self, x: Tensor) -> tuple[Tensor, range]:
-        """The vectors of all processes, which may differ in length, one after the other; and where in it this one is.
+        """Concatenates the vectors of all processes, which may differ in length.
 
-        ``x``: (n,) -> (sum of n,), integers.
+        Args:
+            x: Integers, shape (n,).
+
+        Returns:
+            The concatenation, shape (sum of n,), and the range in it that is this process's.
         """
         lengths = torch.zeros(self.world, dtype=torch.long)
         lengths[self.rank] = len(x)
@@ -85,7 +94,7 @@ class Ranks:
         return self.sum(everything), own
 
     def from_first(self, make: Callable[[], dict[str, Tensor] | None]) -> dict[str, Tensor] | None:
-        """What ``make()`` gives in the first process, where alone it is called; on the processor."""
+        """Calls ``make()`` in the first process only, and returns its result, on the CPU, in all processes."""
         made = make() if self.leads else None
         made = None if made is None else {key: tensor.cpu() for key, tensor in made.items()}
         if self.world == 1:
@@ -103,16 +112,16 @@ class Ranks:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """All leave together; one that fails inside tells the others when they next exchange something.
+        """Waits at the end for all processes; a failure inside reaches the others at their next exchange.
 
-        These raise RankError. For work that exchanges often: until then the failed process waits, and does not end.
+        The others raise RankError then. It suits work that exchanges often, as the failed process waits until then.
         """
         try:
             yield
         except RankError:
             raise
         except Exception as error:
-            with suppress(RankError):  # nobody may be left to hear it
+            with suppress(RankError):  # the others may have ended already
                 self._meet(f"{type(error).__name__}: {error}")
             raise
         self.wait()
@@ -125,7 +134,7 @@ class Ranks:
         return x
 
     def _meet(self, failure: str = "") -> None:
-        """Precedes every exchange, so that a process that fails anywhere between two of them ends all by name."""
+        """Exchanges failures before every other exchange, so that all processes end with the name of the failure."""
         if self.world == 1:
             return
         own = failure.encode()
@@ -155,7 +164,7 @@ def _bytes(data: bytes) -> Tensor:
 def _reached() -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # all that torch.distributed raises
+    except RuntimeError as error:  # torch.distributed raises nothing more specific
         raise RankError(
             f"another process of this job has ended; see what it said, and start all of them again ({error})"
         ) from error
@@ -163,9 +172,12 @@ def _reached() -> Iterator[None]:
 
 @contextmanager
 def ranks() -> Iterator[Ranks]:
-    """The processes of the group that torch.distributed was initialized with, else those that torchrun started.
+    """Yields the processes of the initialized torch.distributed group, or else those that torchrun started.
 
-    A process started otherwise is alone. Raises ValueError for a group that exchanges no tensors of the CPU.
+    A process that was started otherwise is alone.
+
+    Raises:
+        ValueError: The group cannot exchange CPU tensors.
     """
     if distributed.is_available() and distributed.is_initialized():
         backend = distributed.get_backend_config()

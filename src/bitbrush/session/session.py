@@ -1,4 +1,4 @@
-"""One value for what a long run holds on to, so that algorithms take it instead of five parameters."""
+"""Session: one value for the state of a long run, so that algorithms take it instead of five parameters."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,13 +13,13 @@ from bitbrush.session.ranks import ALONE, Ranks
 
 @dataclass(frozen=True)
 class Session:
-    """What a long run holds on to.
+    """State of a long run.
 
     Args:
         ranks: The processes that share the work.
         journal: Finished pieces of work, from which an interrupted run resumes.
-        offload: Where tensors are parked while nothing reads them.
-        progress: Receives reports of progress.
+        offload: Destination of tensors that nothing reads at the moment.
+        progress: Receiver of progress reports.
         costs: Time, memory and denoiser calls of each phase.
     """
 
@@ -31,7 +31,7 @@ class Session:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Records what the code inside costs under ``name``."""
+        """Records the costs of the code inside under ``name``."""
         with self.costs.phase(name):
             yield
 

@@ -1,4 +1,4 @@
-"""The type in which a checkpoint stores its networks, and the variants of their weight files."""
+"""Stored dtype of a checkpoint's networks, and the variants of their weight files."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -17,29 +17,37 @@ _WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model)(?:-\d+-of-\d+)?"
     r"(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)"
 )
-"""Names of weight files: the variant before the number of a shard, or after it as older diffusers wrote it."""
+"""Names of weight files; the variant precedes the shard number, or follows it in files of older diffusers."""
 
 _ARGUMENT = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
 
 
 def in_type(dtype: torch.dtype | Mapping[str, torch.dtype]) -> dict[str, Any]:
-    """The argument of a pipeline's ``from_pretrained``; by its other name diffusers ignores it, or warns.
+    """Returns the dtype argument of ``from_pretrained`` under the name that the installed diffusers version uses.
 
-    ``dtype``: of all components, or by their names, "default" for the others.
+    Under its other name diffusers ignores the argument, or warns.
+
+    Args:
+        dtype: One dtype for all components, or dtypes by component name with "default" for the others.
     """
     return {_ARGUMENT: dtype}
 
 
 def variants(component: Path) -> set[str | None]:
-    """The variants of a component's weight files; None stands for files of no variant."""
+    """Returns the variants of a component's weight files; None stands for files without a variant."""
     found = (_WEIGHTS.fullmatch(path.name) for path in component.glob("*"))
     return {match["variant"] for match in found if match}
 
 
 def weights_variant(component: Path, wanted: str | None) -> str | None:
-    """The variant of a component's weight files to load: the wanted one, files of no variant, or the only one there is.
+    """Chooses the variant to load: the wanted one, files without a variant, or the only one there is.
 
-    Raises ValueError where it is unclear which one.
+    Args:
+        component: Folder of the component.
+        wanted: Variant that the user asks for, or None.
+
+    Raises:
+        ValueError: The choice is ambiguous.
     """
     found = variants(component)
     if wanted in found:
@@ -54,30 +62,33 @@ def weights_variant(component: Path, wanted: str | None) -> str | None:
 
 
 def component_types(pipeline: Path, variant: str | None = None) -> dict[str, torch.dtype]:
-    """Of every component of a pipeline's folder its :func:`folder_type`, for :func:`in_type`."""
+    """Returns the :func:`folder_type` of every component in a pipeline's folder, for :func:`in_type`."""
     types = {path.name: folder_type(path, variant) for path in pipeline.iterdir() if path.is_dir()}
     return {**types, "default": torch.float32}
 
 
 def folder_type(component: Path, variant: str | None) -> torch.dtype:
-    """Of a component's folder: half precision if all of its files are, float32 otherwise.
+    """Returns the dtype of a component's folder: half precision if all of its files are, float32 otherwise.
 
-    Files of another kind count as float32, which any type can be loaded as. Raises ValueError for one cut short.
+    Files of other formats count as float32, in which any dtype can be loaded.
+
+    Raises:
+        ValueError: A file is truncated.
     """
     return _common(kind for path in variant_files(component, variant) for kind in _whole_types(path))
 
 
 def variant_files(component: Path, variant: str | None) -> list[Path]:
-    """The safetensors files of a component's folder that are loaded where ``variant`` is asked for."""
+    """Returns the safetensors files in a component's folder that are loaded for ``variant``."""
     own = weights_variant(component, variant)
     found = ((path, _WEIGHTS.fullmatch(path.name)) for path in sorted(component.glob("*.safetensors")))
     return [path for path, match in found if match and match["variant"] == own]
 
 
 def file_type(path: Path) -> torch.dtype:
-    """Of a single file: half precision if all of it is, so that nothing is lost by loading it so; else float32.
+    """Returns the dtype of a single file: half precision if all of it is, which loses nothing; else float32.
 
-    What is no safetensors file counts as float32; whoever loads it names the problem.
+    Files of other formats count as float32; the code that loads them reports the problem.
     """
     try:
         return _common(_types(path))

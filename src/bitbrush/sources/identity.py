@@ -1,4 +1,4 @@
-"""Which weights a pipeline has: the digest by which images and artifacts are known to belong to it."""
+"""Digest of a pipeline's weights, which links images and artifacts to it."""
 
 import hashlib
 
@@ -10,10 +10,10 @@ from bitbrush.network.lazy_weights import state_readers
 
 
 def model_digest(pipe: DiffusionPipeline) -> str:
-    """SHA-256 over the tensors of all networks of the pipeline: their names, dtypes, shapes and bytes, as float32.
+    """Computes the SHA-256 over the tensors of all networks of the pipeline: names, dtypes, shapes and float32 bytes.
 
-    Independent of where the pipeline came from (bundled, folder, hub), of whether it was loaded in float32 or in the
-    checkpoint's half precision, and of its scheduler, which belongs to the plan.
+    The digest does not depend on the pipeline's origin (bundled, folder, hub), nor on the loaded dtype (float32 or the
+    checkpoint's half precision). It ignores the scheduler, which belongs to the plan.
     """
     digest = hashlib.sha256()
     for name, part in sorted(pipe.components.items()):

@@ -1,4 +1,4 @@
-"""Pictures that image-to-image and inpainting pipelines start from."""
+"""Input images of image-to-image and inpainting pipelines."""
 
 import hashlib
 import io
@@ -13,13 +13,21 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 def read_inputs(images: Path | None, masks: Path | None) -> dict[str, list[Image.Image]]:
-    """What of the two folders is given, by the pipelines' names for it. Raises ValueError as :func:`read_images`."""
+    """Reads the images of the given folders, by the pipelines' argument names ``image`` and ``mask_image``.
+
+    Raises:
+        ValueError: A folder has no images, or an image cannot be read.
+    """
     folders = {"image": images, "mask_image": masks}
     return {name: read_images(folder) for name, folder in folders.items() if folder}
 
 
 def read_images(folder: Path) -> list[Image.Image]:
-    """The pictures of a folder in the order of their names, RGB. Raises ValueError if it has none."""
+    """Reads the images of a folder in the order of their names, as RGB.
+
+    Raises:
+        ValueError: The folder has no images, or one cannot be read.
+    """
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES) if folder.is_dir() else []
     if not paths:
         raise ValueError(f"{folder} holds no pictures; a folder of {', '.join(SUFFIXES)} files is needed")
@@ -27,7 +35,11 @@ def read_images(folder: Path) -> list[Image.Image]:
 
 
 def read_image(path: Path) -> Image.Image:
-    """Raises ValueError, naming the file, if it is no picture."""
+    """Reads an image as RGB.
+
+    Raises:
+        ValueError: The file is not an image; the message names it.
+    """
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
@@ -36,7 +48,7 @@ def read_image(path: Path) -> Image.Image:
 
 
 def inputs_digest(inputs: Mapping[str, Sequence[Any]]) -> str:
-    """SHA-256 over the pictures that a pipeline starts from, pixel by pixel."""
+    """Computes the SHA-256 over the images that a pipeline starts from, pixel by pixel."""
     digest = hashlib.sha256()
     for name, values in sorted(inputs.items()):
         for value in values:

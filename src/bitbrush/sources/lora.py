@@ -1,4 +1,4 @@
-"""LoRA files fused into the full-precision weights before anything is quantized."""
+"""LoRA files, fused into the full-precision weights before quantization."""
 
 import importlib.util
 from collections.abc import Mapping
@@ -21,11 +21,11 @@ FACTORS = {
     "lora.down.weight": "lora.up.weight",
     "lora_linear_layer.down.weight": "lora_linear_layer.up.weight",
 }
-"""How a layer's two factors are called, by the programs that write LoRAs."""
+"""Names of a layer's two factors, in the files of different programs."""
 
 PAIRS = FACTORS | {up: down for down, up in FACTORS.items()}
 PEFT_METADATA = "lora_adapter_metadata"
-"""Under which a file of diffusers' own holds ranks and alphas."""
+"""Metadata key under which files of diffusers store ranks and alphas."""
 
 TEXT_ENCODERS = {
     "lora_te_": "text_encoder",
@@ -33,19 +33,23 @@ TEXT_ENCODERS = {
     "lora_te2_": "text_encoder_2",
     "lora_te3_": "text_encoder_3",
 }
-"""How kohya's programs begin the names of a text encoder's layers, and what pipelines call it."""
+"""Prefixes of text encoder layers in files of kohya's programs, with the pipelines' component names."""
 
 
 @dataclass(frozen=True)
 class Lora:
-    """A safetensors file of low-rank updates, added ``scale`` times."""
+    """Low-rank updates in a safetensors file, multiplied by ``scale``."""
 
     path: Path
     scale: float = 1.0
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """From ``FILE`` or ``FILE@SCALE``."""
+        """Parses ``FILE`` or ``FILE@SCALE``.
+
+        Raises:
+            ValueError: The scale is not a number, and there is no file of the whole name.
+        """
         file, at, scale = text.rpartition("@")
         if not at:
             return cls(Path(text))
@@ -57,7 +61,11 @@ class Lora:
             raise ValueError(f"LoRA is {text!r}; expected FILE or FILE@SCALE, e.g. style.safetensors@0.8") from None
 
     def require(self) -> None:
-        """Raises ValueError if there is no such file, it is no whole LoRA, or there is nothing to load it with."""
+        """Checks that the file can be loaded as a LoRA.
+
+        Raises:
+            ValueError: The file is missing or damaged, is a DoRA, lacks a factor, or the package peft is missing.
+        """
         if not self.path.is_file():
             raise ValueError(f"LoRA {self.path} is no file")
         try:
@@ -67,20 +75,29 @@ class Lora:
             raise ValueError(f"LoRA {self.path} is no intact safetensors file: {error}") from error
         if single := sorted(key for key in keys if _ending(key) and _other_factor(key) not in keys):
             raise ValueError(f"LoRA {self.path} has {single[0]} without its other factor; download it again")
-        if magnitudes := sorted(key for key in keys if key.endswith("dora_scale")):  # left out by diffusers
+        if magnitudes := sorted(key for key in keys if key.endswith("dora_scale")):  # diffusers ignores them
             raise ValueError(f"LoRA {self.path} is a DoRA ({magnitudes[0]}), which cannot be fused; give a plain LoRA")
         if importlib.util.find_spec("peft") is None:
             raise ValueError(f"LoRA {self.path} needs the package peft: pip install 'bitbrush[lora]'")
 
     def facts(self) -> dict[str, Any]:
+        """Returns the file's name, its SHA-256 and the scale, for the manifest."""
         return {"file": self.path.name, "sha256": file_digest(self.path), "scale": self.scale}
 
 
 def fuse_lora(pipe: DiffusionPipeline, lora: Lora) -> int:
-    """Adds the updates to the weights of ``pipe``, and returns of how many layers. No adapter stays behind.
+    """Adds the updates to the weights of ``pipe``; no adapter remains.
 
-    Raises ValueError if a layer's shape is another, if a value is NaN or infinite, if the file holds layers that the
-    pipeline has not, or if there is no such file or no package to load it with.
+    Args:
+        pipe: Pipeline to change in place.
+        lora: File and scale.
+
+    Returns:
+        The number of changed layers.
+
+    Raises:
+        ValueError: The file cannot be loaded, a value is NaN or infinite, a layer has another shape, or the pipeline
+            lacks some of its layers.
     """
     lora.require()
     if not hasattr(pipe, "load_lora_weights"):
@@ -109,7 +126,7 @@ def fuse_lora(pipe: DiffusionPipeline, lora: Lora) -> int:
 
 
 def _attach(pipe: Any, lora: Lora, tensors: dict[str, Tensor]) -> None:
-    """Attaches the tensors as the adapter "fused", or the file itself where that holds their ranks and alphas."""
+    """Attaches the tensors as the adapter "fused", or the file itself if it contains their ranks and alphas."""
     with safe_open(lora.path, framework="pt") as file:
         has_configuration = PEFT_METADATA in (file.metadata() or {})
     try:
@@ -122,10 +139,9 @@ def _attach(pipe: Any, lora: Lora, tensors: dict[str, Tensor]) -> None:
 
 
 def _unit_scaled(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Factors of one rank whose product is the update, instead of ranks and alphas of each layer's own.
+    """Converts ranks and alphas of each layer to factors of one common rank whose product is the update.
 
-    diffusers 0.42 scales layers wrongly where a file's alphas differ, as those of convolutions and linear layers often
-    do.
+    diffusers 0.42 scales layers wrongly if a file's alphas differ, as those of convolutions and linear layers often do.
     """
     ranks = {key: len(tensor) for key, tensor in tensors.items() if key.endswith(tuple(FACTORS))}
     alphas = {key: key.removesuffix(_ending(key)) + "alpha" for key in ranks}
@@ -139,7 +155,7 @@ def _unit_scaled(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _text_updates(pipe: Any, tensors: Mapping[str, Tensor], lora: Lora) -> list[tuple[nn.Linear, Tensor]]:
-    """Layers of text encoders and what to add to their weights, for files of kohya's programs.
+    """Computes the weight updates of text encoder layers, for files of kohya's programs.
 
     Such a file names a layer by its path with underscores for dots. diffusers guesses the dots, and needs the output
     projection among the layers to do so.
@@ -174,12 +190,12 @@ def _adapted_layers(pipe: DiffusionPipeline) -> int:
 
 
 def _other_factor(key: str) -> str:
-    """The name of the factor that belongs to the one called ``key``."""
+    """Returns the name of the other factor of the pair that contains ``key``."""
     return key.removesuffix(_ending(key)) + PAIRS[_ending(key)]
 
 
 def _ending(key: str) -> str:
-    """The end of a factor's name that tells which it is; empty for another tensor."""
+    """Returns the suffix that identifies a factor by its name; empty for another tensor."""
     return next((ending for ending in PAIRS if key.endswith(ending)), "")
 
 

@@ -1,4 +1,4 @@
-"""Names of models: whether there can be such a model, known without loading anything, and what may have been meant."""
+"""Checks of model names without loading anything, and suggestions for mistyped names."""
 
 import difflib
 import os
@@ -14,20 +14,20 @@ MODEL_INDEX = "model_index.json"
 SINGLE_FILE = ".safetensors"
 SECONDS_TO_REACH = 1.0
 LIKENESS = 0.6
-"""Of names that may have been meant, as difflib measures it."""
+"""Smallest similarity of suggested names, as difflib measures it."""
 SUGGESTIONS = 3
 
 
 class UnknownModelError(ValueError):
-    """No pipeline is to be had under the given name."""
+    """No pipeline exists under the given name."""
 
 
 def require_known(model: str | os.PathLike[str], revision: str | None = None) -> None:
-    """Checks a name in about a second, without a network too; what is found may still be no pipeline.
+    """Checks a name in about a second, even without a network; the name may still belong to something else.
 
     Args:
         model: A bundled name, a path, or a hub id.
-        revision: Of a hub id: branch, tag or commit.
+        revision: Branch, tag or commit of a hub id.
 
     Raises:
         UnknownModelError: Nothing is found and, for a hub id, the hub cannot be reached either.
@@ -45,12 +45,12 @@ def require_known(model: str | os.PathLike[str], revision: str | None = None) ->
 
 
 def unknown_text(model: str, asked: str = "", reason: str = "") -> str:
-    """The message for a model that is nowhere.
+    """Returns the message for a model that is found nowhere.
 
     Args:
-        model: The name that was given.
-        asked: What else was asked for, such as a revision.
-        reason: Why the hub has no such model, or cannot be asked.
+        model: Name of the model.
+        asked: Further requirements, such as a revision.
+        reason: Why the hub has no such model, or cannot be reached.
     """
     return (
         f"model {model!r}{asked} is neither bundled ({', '.join(MODELS)}), nor a directory with {MODEL_INDEX}, nor in "
@@ -59,12 +59,15 @@ def unknown_text(model: str, asked: str = "", reason: str = "") -> str:
 
 
 def is_within_reach(name: str, file: str) -> bool:
-    """Tells, in about a second, whether a file of a hub id is in the cache or the hub can be asked for it."""
+    """Tells, in about a second, whether a file of a hub id is in the cache or the hub can be reached."""
     return _is_cached(name, file, None) or not _out_of_reach()
 
 
 def did_you_mean(model: str, bundled: Sequence[str] = tuple(MODELS)) -> str:
-    """``; did you mean 'emoji-sd'?``, or nothing: names like it, bundled, in the same folder, or cached."""
+    """Returns a suggestion like ``; did you mean 'emoji-sd'?``, or nothing.
+
+    It considers similar names that are bundled, in the same folder, or in the hub's cache.
+    """
     path = Path(model)
     near = {str(path.with_name(name)): name for name in _models_in(path.parent)}
     known = {**{name: name for name in (*filter(_is_pipeline, bundled), *_cached_ids())}, **near}
@@ -83,14 +86,14 @@ def _is_pipeline(name: str) -> bool:
 
 
 def _models_in(folder: Path) -> Iterator[str]:
-    """Names of pipelines, artifacts and checkpoints in a folder."""
+    """Yields the names of pipelines, artifacts and checkpoints in a folder."""
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.suffix == SINGLE_FILE or (path / MODEL_INDEX).is_file():
             yield path.name
 
 
 def _cached_ids() -> Iterator[str]:
-    """Hub ids of which something is in the hub's cache."""
+    """Yields the hub ids in the hub's cache."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     for path in sorted(Path(HF_HUB_CACHE).glob("models--*--*")):
@@ -98,9 +101,9 @@ def _cached_ids() -> Iterator[str]:
 
 
 def may_be_hub_id(name: str) -> bool:
-    """Tells whether the hub can have a pipeline of that name."""
+    """Tells whether a name is valid as a hub id of a pipeline."""
     if name.count("/") != 1:
-        return False  # the hub has others, none of them a pipeline
+        return False  # other ids exist on the hub, none of them a pipeline
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -118,14 +121,14 @@ def _is_cached(name: str, file: str, revision: str | None) -> bool:
 
 
 def _out_of_reach() -> str:
-    """Why the hub cannot be asked; empty where it seems to be there."""
+    """Returns why the hub cannot be reached; empty if it seems reachable."""
     from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 
     if HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
     address = urlsplit(ENDPOINT)
     if address.scheme in getproxies() or address.hostname is None:
-        return ""  # a proxy may reach what this machine does not
+        return ""  # a proxy may reach hosts that this machine cannot
     try:
         port = address.port or (443 if address.scheme == "https" else 80)
         socket.create_connection((address.hostname, port), SECONDS_TO_REACH).close()

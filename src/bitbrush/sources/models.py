@@ -31,16 +31,21 @@ HALF_VARIANT = "fp16"
 ARTIFACT_MANIFEST, ARTIFACT_FORMAT = "manifest.json", "bitbrush-artifact"
 """File and format name that mark an artifact (``artifact/manifest.py``)."""
 LARGE = 256 << 20
-"""Bytes of a checkpoint from which on freed memory goes back to the system at once: what is given back must be paged in
-again. On emoji-sd it took a third of the time and saved 380 MiB."""
+"""Bytes of a checkpoint from which freed memory returns to the system at once.
+
+Returned memory must be paged in again. On emoji-sd this took a third of the time and saved 380 MiB.
+"""
 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """What of a model is meant, and what is done to it first.
+    """Selection of a model's files, and the LoRAs to fuse.
 
-    ``revision`` (branch, tag or commit) and ``variant`` (``fp16``: of the weight files): as on the hub. ``config``:
-    the pipeline folder that tells a single file's architecture, or its hub id. ``loras`` are fused in this order.
+    Args:
+        revision: Branch, tag or commit on the hub.
+        variant: Variant of the weight files, e.g. ``fp16``.
+        config: Pipeline folder or hub id that defines a single file's architecture.
+        loras: LoRAs, fused in this order.
     """
 
     revision: str | None = None
@@ -49,17 +54,24 @@ class ModelOptions:
     loras: tuple[Lora, ...] = ()
 
     def facts(self) -> dict[str, Any]:
-        """What is given, for the manifest; files by their hashes."""
+        """Returns the options that are set, for the manifest; files by their hashes."""
         given = {"revision": self.revision, "variant": self.variant, "config": self.config}
         facts: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         return facts | ({"loras": [lora.facts() for lora in self.loras]} if self.loras else {})
 
 
 def load_full_precision(model: str | os.PathLike[str], options: ModelOptions | None = None) -> DiffusionPipeline:
-    """The pipeline in float32, its progress bar off. Raises UnknownModelError if there is none.
+    """Loads a pipeline in float32, with its progress bar off.
 
-    Hub ids are looked up in the cache that HF_HOME names, or downloaded; with HF_HUB_OFFLINE=1 never downloaded.
-    Raises ValueError for an option that does not apply, or a LoRA that does not fit.
+    Hub ids are loaded from the cache that HF_HOME names, or downloaded; with HF_HUB_OFFLINE=1 never downloaded.
+
+    Args:
+        model: Bundled name, path or hub id.
+        options: Files to load and LoRAs to fuse.
+
+    Raises:
+        UnknownModelError: No such pipeline exists.
+        ValueError: An option does not apply, or a LoRA does not fit.
     """
     options = options or ModelOptions()
     source = find_model(model, options)
@@ -77,11 +89,22 @@ def load_source(
     offload: Offload,
     device: torch.device = CPU,
 ) -> DiffusionPipeline:
-    """The same pipeline for a quantization, with its networks' weights on the disk, in the checkpoint's own type.
+    """Loads a pipeline for quantization, its networks' weights offloaded to disk in the checkpoint's own dtype.
 
-    On a card they are in its memory instead, in that type. Computed in float32 it is that of
-    :func:`load_full_precision`, bit for bit. Networks are in memory once while they are loaded; in float32 if there are
-    LoRAs to be fused. Raises as :func:`load_full_precision`, and DiskError where the disk is full or read-only.
+    On a GPU the weights are in its memory instead, in that dtype. Computed in float32, the pipeline equals that of
+    :func:`load_full_precision`, bit for bit. Networks are in memory once during loading, in float32 if there are LoRAs
+    to fuse.
+
+    Args:
+        model: Bundled name, path or hub id.
+        options: Files to load and LoRAs to fuse.
+        offload: Destination of the weights.
+        device: Device of the pipeline.
+
+    Raises:
+        UnknownModelError: No such pipeline exists.
+        ValueError: An option does not apply, or a LoRA does not fit.
+        DiskError: The disk is full or read-only.
     """
     options = options or ModelOptions()
     source = find_model(model, options)
@@ -89,7 +112,7 @@ def load_source(
     if device == CPU and offload.folder is not None and size < math.inf:
         require_space(offload.folder, int(size), "that the model's weights take while it is quantized")
     if size >= LARGE:
-        return_freed_memory()  # before anything large is made: the heap would keep its size
+        return_freed_memory()  # before the first large allocation, as the heap would keep its size
     if options.loras:
         pipe = load_full_precision(model, options)
     elif source.endswith(SINGLE_FILE):
@@ -100,12 +123,12 @@ def load_source(
         for part in pipe.components.values():
             if isinstance(part, nn.Module):
                 offload_weights(part, offload)
-    gc.collect()  # what loads a checkpoint leaves cycles behind, and its files mapped through them
+    gc.collect()  # loaders leave reference cycles, which keep checkpoint files mapped
     return _finished(pipe, replace(options, loras=())).to(device)
 
 
 def _bytes_on_disk(source: str, variant: str | None) -> float:
-    """Of a local model's denoiser; of one that is not here yet nothing is known, and the most assumed."""
+    """Returns the bytes of a local model's denoiser; infinity for a model that is not downloaded yet."""
     path = Path(source)
     if path.is_file():
         return path.stat().st_size
@@ -121,10 +144,17 @@ def _finished(pipe: DiffusionPipeline, options: ModelOptions) -> DiffusionPipeli
 
 
 def find_model(model: str | os.PathLike[str], options: ModelOptions | None = None) -> str:
-    """Where the model is found: a directory, a single file, or the name itself as a hub id.
+    """Locates a model without loading weights: a directory, a single file, or the name itself as a hub id.
 
-    Costs no loading of weights; of a hub id the file that names its parts is fetched. Raises UnknownModelError where
-    nothing can be, ValueError for an option that does not apply.
+    For a hub id it fetches only the file that lists the components.
+
+    Args:
+        model: Bundled name, path or hub id.
+        options: Options that must apply to the model.
+
+    Raises:
+        UnknownModelError: No such pipeline exists.
+        ValueError: An option does not apply.
     """
     options = options or ModelOptions()
     _require_full_precision(model, Path(model) / ARTIFACT_MANIFEST)
@@ -190,7 +220,7 @@ def _load_folder(
 
 
 def _download(model: str, options: ModelOptions) -> Path:
-    """The snapshot of a hub id in the cache, with half-precision files where it has no others."""
+    """Downloads a hub id to the cache, with half-precision files if it has no others, and returns the folder."""
     folder = Path(DiffusionPipeline.download(model, revision=options.revision, variant=options.variant))
     if options.variant is None and lacks_weights(folder):
         folder = Path(DiffusionPipeline.download(model, revision=options.revision, variant=HALF_VARIANT))
@@ -198,7 +228,7 @@ def _download(model: str, options: ModelOptions) -> Path:
 
 
 def _require_on_hub(model: str, options: ModelOptions) -> None:
-    """Refuses a mistyped name before anything that follows from it, such as missing prompts, and an artifact's."""
+    """Rejects a mistyped hub id before its later consequences, such as missing prompts, and the id of an artifact."""
     try:
         hf_hub_download(model, MODEL_INDEX, revision=options.revision)
     except (OSError, ValueError, HfHubHTTPError) as error:
@@ -206,7 +236,7 @@ def _require_on_hub(model: str, options: ModelOptions) -> None:
     try:
         manifest = hf_hub_download(model, ARTIFACT_MANIFEST, revision=options.revision)
     except (OSError, ValueError, HfHubHTTPError):
-        return  # as of most models
+        return  # most models have no such file
     _require_full_precision(model, Path(manifest))
 
 

@@ -1,4 +1,4 @@
-"""Pipelines from their folders: every network with all of its tensors, or refused by name."""
+"""Loading of pipelines from folders: every network has all of its tensors, or loading fails with their names."""
 
 import json
 import warnings
@@ -21,7 +21,7 @@ MODEL_INDEX = "model_index.json"
 SAFETY_CHECK = ("safety_checker", "feature_extractor")
 KEYS_SHOWN = 3
 _REPORTING = ("diffusers.models.modeling_utils", "transformers.modeling_utils")
-"""Modules whose ``from_pretrained`` reports which tensors it found. Containers of several networks have their own."""
+"""Modules whose ``from_pretrained`` reports the tensors it found. Containers of several networks have their own."""
 _TRANSFORMERS_ARGUMENT = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
 
 
@@ -35,14 +35,14 @@ def load_pipeline(
     """Loads a pipeline from its folder.
 
     Args:
-        folder: Holds ``model_index.json`` and a folder for each component.
-        dtype: Of all networks, or by component name with "default" for the others.
-        variant: Of the weight files, for networks that have it; see :func:`weights_variant`.
-        components: Those that are loaded already, by name.
+        folder: Contains ``model_index.json`` and a folder for each component.
+        dtype: One dtype for all networks, or dtypes by component name with "default" for the others.
+        variant: Variant of the weight files, for networks that have it; see :func:`weights_variant`.
+        components: Components that are loaded already, by name.
 
     Raises:
-        ValueError: The index lists a component without a folder, or a network's files do not hold its tensors: one is
-            missing, of another shape, NaN or infinite, or belongs to no part of the network.
+        ValueError: The index lists a component without a folder, or a tensor is unusable. Such a tensor is missing, has
+            another shape, is NaN or infinite, or belongs to no part of its network.
         OSError: A file is missing or cannot be read.
     """
     entries = {name: entry for name, entry in _components(folder) if name not in components}
@@ -67,9 +67,9 @@ def load_networks(
     variant: str | None = None,
     omit: Collection[str] = (),
 ) -> Iterator[tuple[str, nn.Module]]:
-    """Name and network of each component whose class reports what it found, but for those to omit.
+    """Yields name and network of each component whose class reports its tensors, except those in ``omit``.
 
-    Arguments and errors as of :func:`load_pipeline`.
+    Arguments and errors are those of :func:`load_pipeline`.
     """
     for name, (library, kind) in _components(folder):
         network_class = component_class(library, kind) if library and name not in omit else None
@@ -81,7 +81,7 @@ def load_networks(
 
 
 def component_class(library: str, name: str) -> type | None:
-    """The class of a component that ``model_index.json`` lists; None for one of another library."""
+    """Returns the class of a component that ``model_index.json`` lists; None for one of another library."""
     if library not in ("diffusers", "transformers") and not hasattr(pipelines, library):
         return None
     kind = getattr(getattr(pipelines, library, None) or import_module(library), name, None)
@@ -89,20 +89,24 @@ def component_class(library: str, name: str) -> type | None:
 
 
 def reports_tensors(kind: type) -> bool:
-    """Tells whether it is a network's class whose ``from_pretrained`` tells which tensors are missing or too many."""
+    """Tells whether a class is a network whose ``from_pretrained`` reports missing and unexpected tensors."""
     loader: Any = getattr(kind, "from_pretrained", None)
     return issubclass(kind, ModelMixin | PreTrainedModel) and loader.__func__.__module__ in _REPORTING
 
 
 def lacks_weights(folder: Path) -> bool:
-    """Tells whether a network that the index lists has a folder without any file of weights."""
+    """Tells whether a network that the index lists has a folder without weight files."""
     classes = {name: component_class(library, kind) for name, (library, kind) in _components(folder) if library}
     networks = [name for name, kind in classes.items() if kind is not None and reports_tensors(kind)]
     return any(not variants(folder / name) for name in networks if (folder / name).is_dir())
 
 
 def require_whole(network: nn.Module, name: str) -> None:
-    """Raises ValueError, naming it, where a tensor of the network has no values, or some that are not finite."""
+    """Checks that all tensors of a network have finite values.
+
+    Raises:
+        ValueError: A tensor has no values, or some are not finite; the message names it.
+    """
     if missing := missing_tensors(network):
         raise ValueError(f"{_named(name, network)} {missing}")
     state = network.state_dict()
@@ -111,14 +115,17 @@ def require_whole(network: nn.Module, name: str) -> None:
 
 
 def missing_tensors(network: nn.Module) -> str | None:
-    """Tells which tensors have no values: they are on the device meta, where loading starts; None if all have."""
+    """Describes the tensors without values, which are still on the meta device; None if all have values.
+
+    Loading starts with all tensors on the meta device.
+    """
     state = network.state_dict()
     missing = [key for key, tensor in state.items() if tensor.is_meta]
     return f"lacks {_of(len(state), missing)}" if missing else None
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Tells whether no value is NaN or infinite; ``aminmax`` hands NaN on, and takes no memory."""
+    """Tells whether no value is NaN or infinite; ``aminmax`` propagates NaN and allocates no memory."""
     if not tensor.is_floating_point() or not tensor.numel():
         return True
     wide = tensor.float() if tensor.itemsize == 1 else tensor  # float8 has no such operator
@@ -126,7 +133,7 @@ def is_finite(tensor: torch.Tensor) -> bool:
 
 
 def _components(folder: Path) -> Iterator[tuple[str, tuple[Any, Any]]]:
-    """Name, library and class of what ``model_index.json`` lists; library and class None for what is left out."""
+    """Yields name, library and class of each entry of ``model_index.json``; library and class are None if left out."""
     index = json.loads((folder / MODEL_INDEX).read_text(encoding="utf-8"))
     for name, entry in index.items():
         if isinstance(entry, list) and len(entry) == 2 and not name.startswith("_"):
@@ -134,7 +141,7 @@ def _components(folder: Path) -> Iterator[tuple[str, tuple[Any, Any]]]:
 
 
 def _absent_safety_check(folder: Path, entries: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
-    """Arguments of a pipeline whose folder lists a safety checker and has none, as trimmed downloads do; else none."""
+    """Returns pipeline arguments for a folder that lists a safety checker but lacks it, as trimmed downloads do."""
     absent = [
         name for name in SAFETY_CHECK if entries.get(name, (None,))[0] is not None and not (folder / name).is_dir()
     ]
@@ -153,7 +160,7 @@ def _require_variant(folder: Path, names: Collection[str], variant: str | None) 
 def _require_folder(folder: Path, name: str, kind: str) -> None:
     """Raises ValueError for a component without a folder.
 
-    Those of a flat repository lie beside the index, where their configuration tells of them.
+    Components of a flat repository lie beside the index, where their configuration describes them.
     """
     if not (folder / name).is_dir() and not (folder / "config.json").is_file():
         raise ValueError(f"{folder / MODEL_INDEX} lists {name} ({kind}), but there is no folder {folder / name}")
@@ -164,7 +171,9 @@ def _load_network(folder: Path, name: str, kind: Any, dtype: torch.dtype, varian
     is_diffusers = issubclass(kind, ModelMixin)
     options: dict[str, Any] = {"torch_dtype" if is_diffusers else _TRANSFORMERS_ARGUMENT: dtype}
     if not is_diffusers:
-        options["ignore_mismatched_sizes"] = True  # then they are reported by name, and refused here
+        options["ignore_mismatched_sizes"] = (
+            True  # so that the library reports them by name, and require_match refuses them
+        )
     try:
         network: nn.Module
         network, report = kind.from_pretrained(
@@ -182,10 +191,13 @@ def _load_network(folder: Path, name: str, kind: Any, dtype: torch.dtype, varian
 
 
 def require_match(network: nn.Module, name: str, report: Mapping[str, Collection[Any]]) -> None:
-    """Refuses what a library only logs.
+    """Checks the tensors that a library reports; it only logs mismatches itself.
 
-    Tensors that belong nowhere are refused in diffusers' networks, whose configuration then is another's. Text encoders
-    are often cut out of larger models, or cut short by their configuration, and get a warning.
+    Unexpected tensors in a diffusers network mean that its configuration belongs to another network. Text encoders are
+    often cut out of larger models, or truncated by their configuration, so they only get a warning.
+
+    Raises:
+        ValueError: Tensors are missing, have another shape, or (diffusers) are unexpected.
     """
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"{_named(name, network)} lacks {_of(len(network.state_dict()), missing)}")

@@ -1,4 +1,4 @@
-"""Prompts from files: text, COCO's annotations, tables; from disk or from the hub."""
+"""Prompts from files (text, COCO annotations, tables), on disk or on the hub."""
 
 import csv
 import io
@@ -15,14 +15,18 @@ COLUMNS = ("prompt", "caption", "text")
 
 
 def read_prompt_file(source: str) -> tuple[str, ...]:
-    """Prompts that are not blank, in order, stripped.
+    """Reads the non-blank prompts of a file, in order, stripped.
 
-    By suffix: ``.json`` is COCO's ``captions_*.json``, of which every image's first caption is taken (lowest annotation
-    id, images in the order of their id); ``.csv`` and ``.parquet`` (extra ``parquet``) are tables with a column
-    "Prompt", "caption" or "text", as Stable-Diffusion-Prompts is published; anything else is text, one prompt a line.
-    ``hf://datasets/OWNER/NAME/PATH`` is fetched from the hub first.
+    The suffix selects the format. ``.json`` is COCO's ``captions_*.json``: the first caption of every image (lowest
+    annotation id), images in the order of their id. ``.csv`` and ``.parquet`` (extra ``parquet``) are tables with a
+    column "Prompt", "caption" or "text", the format of Stable-Diffusion-Prompts. Other files are text, one prompt a
+    line.
 
-    Raises ValueError where the file is missing, unreadable, or has no prompts.
+    Args:
+        source: Path of the file, or ``hf://datasets/OWNER/NAME/PATH``, which is fetched from the hub first.
+
+    Raises:
+        ValueError: The file is missing, unreadable, or has no prompts.
     """
     path = _fetched(source) if source.startswith(HUB) else Path(source)
     readers: dict[str, Callable[[bytes], list[str]]] = {".json": _coco, ".csv": _csv, ".parquet": _parquet}
@@ -86,7 +90,7 @@ def _column(names: list[str]) -> str:
 
 
 def _line(value: Any) -> str:
-    """A prompt is one line: a table's cell may hold several."""
+    """Joins the lines of a table's cell, because a prompt is one line."""
     return " ".join(str(value or "").split())
 
 

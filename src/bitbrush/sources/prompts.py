@@ -1,4 +1,4 @@
-"""Prompts from files and bundled sets, and what a text encoder does not take of them."""
+"""Prompts from files and bundled sets, and detection of prompts that exceed the text encoder's limit."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,9 +15,15 @@ DEFAULT_CALIBRATION_SET = "coco"
 
 
 def calibration_prompts(source: str | None, model: str, *, option: str = "--prompts") -> tuple[str, ...]:
-    """From a bundled set or a file; without ``source`` the model's own set, which only bundled models have.
+    """Reads calibration prompts from a bundled set or a file.
 
-    ``option``: by which a user names the source.
+    Args:
+        source: Set or file; None for the model's own set, which only bundled models have.
+        model: Name of the model.
+        option: Command-line option that names the source, for the message.
+
+    Raises:
+        ValueError: There is no source, or it cannot be read.
     """
     if source is None and model not in MODELS:
         raise ValueError(
@@ -27,7 +33,11 @@ def calibration_prompts(source: str | None, model: str, *, option: str = "--prom
 
 
 def held_out_prompts(sources: Sequence[str], model: str) -> dict[str, tuple[str, ...]]:
-    """By name, from bundled sets or files; without any all bundled test sets of the model."""
+    """Reads held-out prompts from bundled sets or files; without ``sources``, all bundled test sets of the model.
+
+    Returns:
+        Prompts by name of the set.
+    """
     names = sources or (
         [name for name, splits in prompt_sets(model).items() if TEST in splits] if model in MODELS else []
     )
@@ -39,7 +49,7 @@ def held_out_prompts(sources: Sequence[str], model: str) -> dict[str, tuple[str,
 
 
 class Domain(StrEnum):
-    """Whether a test set is of the style that was calibrated on: what a method keeps on the other is generalization."""
+    """Style of a test set relative to calibration; quality kept on an unseen style is generalization."""
 
     CALIBRATION = "calibration style"
     UNSEEN = "unseen style"
@@ -47,7 +57,7 @@ class Domain(StrEnum):
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Held-out prompts; all of them, however many are used: their place in the list names their pictures."""
+    """Set of all held-out prompts, however many are used: an image is named by its prompt's index in the list."""
 
     name: str
     domain: Domain
@@ -55,9 +65,17 @@ class PromptSet:
 
 
 def bench_sets(sources: Sequence[str], unseen: Sequence[str], model: str) -> tuple[PromptSet, ...]:
-    """``sources`` of the calibration's style and ``unseen`` of another; without any all bundled sets of the model.
+    """Reads the test sets of a benchmark; without arguments, all bundled sets of the model.
 
-    A bundled set that calibration prompts exist of is of their style, any other unseen, whichever way it is named.
+    A bundled set with calibration prompts is of the calibration style, any other is unseen, whichever way it is named.
+
+    Args:
+        sources: Sets or files of the calibration style.
+        unseen: Sets or files of another style.
+        model: Name of the model.
+
+    Raises:
+        ValueError: Two sets have the same name, or one cannot be read.
     """
     if not sources and not unseen:
         sources = tuple(held_out_prompts((), model))
@@ -74,9 +92,10 @@ def bench_sets(sources: Sequence[str], unseen: Sequence[str], model: str) -> tup
 
 
 def read_prompts(source: str, model: str, split: str) -> tuple[str, ...]:
-    """The ``split`` of a bundled set of that name, or what :func:`read_prompt_file` finds in a file.
+    """Reads the ``split`` of a bundled set, or a prompt file (:func:`read_prompt_file`).
 
-    Raises ValueError where there is neither, or the file is unreadable or empty.
+    Raises:
+        ValueError: Neither exists, or the file is unreadable or empty.
     """
     if model not in MODELS:
         return read_prompt_file(source)
@@ -91,7 +110,10 @@ def read_prompts(source: str, model: str, split: str) -> tuple[str, ...]:
 
 
 def too_long(pipe: DiffusionPipeline, prompts: Sequence[str]) -> Iterator[str]:
-    """A message for each prompt of which the text encoder drops the end; of several the one that takes most."""
+    """Yields a message for each prompt that the text encoder truncates.
+
+    If the pipeline has several text encoders, the one with the largest limit counts.
+    """
     parts = [getattr(pipe, name, None) for name in ("tokenizer", "tokenizer_2", "tokenizer_3")]
     tokenizer = max((part for part in parts if part is not None), key=lambda part: part.model_max_length)
     limit = tokenizer.model_max_length

@@ -1,4 +1,4 @@
-"""Whether a pipeline can be loaded again from what an artifact keeps: class names, configurations and tensors."""
+"""Check that a pipeline can be loaded from what an artifact stores: class names, configurations and tensors."""
 
 from typing import Any, Never
 
@@ -19,14 +19,18 @@ UNDO = {
     "image_projection_layers": "an IP-Adapter cannot be kept: pipe.unload_ip_adapter()",
     "kv.": "load the pipeline again, without pipe.fuse_qkv_projections(): undoing that leaves its layers behind",
 }
-"""Remedies by what the names of additional tensors hold."""
+"""Remedies by substrings of the names of additional tensors."""
 
 _PLAIN_LAYERS = nn.Conv2d, nn.Linear, nn.GroupNorm, nn.LayerNorm, nn.Embedding
 """Layers whose settings are compared."""
 
 
 def require_savable(pipe: DiffusionPipeline) -> None:
-    """Raises ValueError, naming the component and the remedy, if an artifact of the pipeline could not be loaded."""
+    """Checks that an artifact of the pipeline could be loaded.
+
+    Raises:
+        ValueError: It could not; the message names the component and the remedy.
+    """
     saved_class(pipe)
     for name, part in pipe.components.items():
         if part is not None:
@@ -36,9 +40,10 @@ def require_savable(pipe: DiffusionPipeline) -> None:
 
 
 def saved_class(pipe: DiffusionPipeline) -> type[DiffusionPipeline]:
-    """Finds the class by which the pipeline is loaded: its own, or the nearest base class that diffusers has.
+    """Finds the class that loads the pipeline: its own, or the nearest base class in diffusers.
 
-    Raises ValueError if there is none, or if it does not take all of the components.
+    Raises:
+        ValueError: There is none, or it does not take all of the components.
     """
     bases = type(pipe).__mro__[: type(pipe).__mro__.index(DiffusionPipeline)]
     base: Any = next((kind for kind in bases if getattr(diffusers, kind.__name__, None) is kind), None)
@@ -66,9 +71,9 @@ def _require_known_class(pipe: DiffusionPipeline, name: str) -> None:
 
 
 def _require_own_tensors(name: str, network: Any) -> None:
-    """Refuses a network with other tensors than its configuration makes."""
+    """Rejects a network whose tensors differ from those that its configuration creates."""
     if not reports_tensors(type(network)) or getattr(network.config, "quantization_config", None) is not None:
-        return  # a container of networks, or one that another library quantized
+        return  # a container of networks, or a network that another library quantized
     fresh = _from_configuration(network)
     shapes, plain_shapes = _shapes(network), _shapes(fresh)
     changes = [key for key in {**shapes, **plain_shapes} if shapes.get(key) != plain_shapes.get(key)]
@@ -88,7 +93,7 @@ def _require_own_tensors(name: str, network: Any) -> None:
 
 
 def _require_own_settings(name: str, network: nn.Module, fresh: nn.Module) -> None:
-    """Refuses what was set on layers and no configuration tells, such as circular padding for images that tile."""
+    """Rejects layer settings that no configuration records, such as circular padding for tileable images."""
     settings, plain_settings = _settings(network), _settings(fresh)
     for layer, setting in settings.items():
         plain = plain_settings.get(layer, "no such layer")
@@ -101,13 +106,13 @@ def _require_own_settings(name: str, network: nn.Module, fresh: nn.Module) -> No
 
 
 def _settings(network: nn.Module) -> dict[str, str]:
-    """How torch's own layers compute, as they print it."""
+    """Returns the settings of torch's own layers, as they print them."""
     layers = {name: module for name, module in network.named_modules() if isinstance(module, _PLAIN_LAYERS)}
     return {name: f"{type(layer).__name__}({layer.extra_repr()})" for name, layer in layers.items()}
 
 
 def _from_configuration(network: Any) -> nn.Module:
-    """The network that loading starts from: its class with its configuration, without values."""
+    """Creates the network that loading starts from: its class with its configuration, without values."""
     with init_empty_weights(include_buffers=False):
         fresh: nn.Module = (
             type(network).from_config(network.config)
@@ -126,7 +131,11 @@ def _shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def refuse_saving(*_: Any, **__: Any) -> Never:
-    """Stands in for ``save_pretrained`` of what is quantized. Raises ValueError."""
+    """Replaces ``save_pretrained`` of quantized objects.
+
+    Raises:
+        ValueError: Always.
+    """
     raise ValueError(
         "what is quantized is not serializable from memory: copy the artifact's folder, or write one with bitbrush.save"
     )

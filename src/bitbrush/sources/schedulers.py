@@ -1,4 +1,4 @@
-"""Schedulers by name, and which of them fit a model."""
+"""Schedulers by name, and their compatibility with models."""
 
 import copy
 import inspect
@@ -17,24 +17,29 @@ SHORT_NAMES = {
     "unipc": "UniPCMultistepScheduler",
     "lcm": "LCMScheduler",
 }
-"""Of models that predict noise, the picture or a velocity between them, on a table of noise levels."""
+"""Schedulers for models that predict noise, the image or a velocity between them, on a table of noise levels."""
 
 FLOW_NAMES = {
     "flow_euler": "FlowMatchEulerDiscreteScheduler",
     "flow_heun": "FlowMatchHeunDiscreteScheduler",
     "flow_lcm": "FlowMatchLCMScheduler",
 }
-"""Of flow-matching models, such as SD3 and FLUX."""
+"""Schedulers for flow-matching models, such as SD3 and FLUX."""
 
 STOCHASTIC = ("ddpm", "euler_a", "lcm", "flow_lcm")
-"""Those that add noise in every step."""
+"""Schedulers that add noise in every step."""
 
 
 def with_scheduler(pipe: DiffusionPipeline, name: str | None) -> DiffusionPipeline:
-    """The pipeline with another scheduler made from its own scheduler's configuration; itself if ``name`` is None.
+    """Returns a copy of the pipeline with another scheduler, created from its own scheduler's configuration.
 
-    ``name``: a short name or the class's. Raises ValueError for an unknown one, and for one of the other kind of model
-    (flow matching or not): its configuration would say nothing to it.
+    Args:
+        pipe: Pipeline.
+        name: Short name or class name; None returns the pipeline itself.
+
+    Raises:
+        ValueError: The scheduler is unknown, or is for the other kind of model (flow matching or not), to which the
+            configuration means nothing.
     """
     if name is None:
         return pipe
@@ -56,19 +61,19 @@ def with_scheduler(pipe: DiffusionPipeline, name: str | None) -> DiffusionPipeli
     other = copy.copy(pipe)
     config = dict(pipe.scheduler.config)
     if "clip_sample" in inspect.signature(scheduler_class).parameters:
-        # Made for pixels in [-1, 1], and on by default: latents are larger. PNDM's configurations do not mention it.
+        # Clipping is for pixels in [-1, 1], on by default; latents are larger. PNDM's configurations do not mention it.
         config.setdefault("clip_sample", False)
     other.scheduler = scheduler_class.from_config(config)  # type: ignore[attr-defined]
     return other
 
 
 def names_for(pipe: DiffusionPipeline) -> tuple[str, ...]:
-    """The short names of the schedulers of this pipeline's kind of model. Its call may still want another."""
+    """Returns the short names of schedulers for the pipeline's kind of model; its call may still require another."""
     return tuple(FLOW_NAMES if _is_of_flow(type(pipe.scheduler)) else SHORT_NAMES)
 
 
 def class_name(name: str) -> str:
-    """Of a short name the class's; any other name is one."""
+    """Resolves a short scheduler name to its diffusers class name; other names stay as they are."""
     return {**SHORT_NAMES, **FLOW_NAMES}.get(name, name)
 
 

@@ -21,11 +21,16 @@ AUTOENCODER = ("first_stage_model.", "vae.")
 
 
 def load_single_file(path: Path, config: str | None, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
-    """The pipeline in ``dtype``, by diffusers' own conversion.
+    """Loads the pipeline in ``dtype``, with diffusers' own conversion.
 
-    ``config``: a pipeline folder or hub id with the configuration and the tokenizers; without, those of the published
-    model that the checkpoint's shapes point at, from the hub or its cache. Raises ValueError if the file is none of
-    these checkpoints, or the configuration is not to be had or does not fit.
+    Args:
+        path: Checkpoint file.
+        config: Pipeline folder or hub id with the configuration and the tokenizers. None uses the published model that
+            the checkpoint's shapes indicate, from the hub or its cache.
+        dtype: Type of all networks.
+
+    Raises:
+        ValueError: The file is not such a checkpoint, or the configuration is unavailable or does not fit.
     """
     _require_layout(path)
     source = config if config is not None else _published(path)
@@ -72,9 +77,9 @@ def _pipeline_class(source: str) -> str:
 
 
 def _missing_tensors(error: BaseException) -> str | None:
-    """Names the tensors that the file lacks, where diffusers failed to place a network without their values.
+    """Names the tensors that the file lacks, if diffusers failed to place a network without their values.
 
-    Its error does not, so that they are looked for in the network that the failing call had at hand.
+    The error does not name them, so the function inspects the network in the failing call's frame.
     """
     for frame, _ in traceback.walk_tb(error.__traceback__):
         networks = [part for part in frame.f_locals.values() if isinstance(part, ModelMixin)]

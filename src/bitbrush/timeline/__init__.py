@@ -1,1 +1,1 @@
-"""The denoising steps: which there are, which one runs now, and how to stop between two of them."""
+"""Denoising steps: the sampling plan, the running timestep, and suspension of pipeline calls between steps."""

@@ -1,4 +1,4 @@
-"""torch's defaults for new tensors, which belong to the program that calls us."""
+"""torch's defaults for new tensors, which belong to the calling program."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -10,9 +10,9 @@ from bitbrush.session.offload import CPU
 
 @contextmanager
 def plain_defaults() -> Iterator[None]:
-    """Makes new tensors float32 on the processor while entered, whatever the caller's defaults are.
+    """Makes new tensors float32 on the CPU while entered, whatever the caller's defaults are.
 
-    The default type is the process's: other threads see the change, where there is one.
+    The default dtype is global to the process: other threads see the change, if there is one.
     """
     device = torch.get_default_device()
     with _float32(), nullcontext() if device == CPU else CPU:

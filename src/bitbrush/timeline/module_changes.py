@@ -1,8 +1,8 @@
 """Changes that a pipeline's call makes to the modules of its denoiser.
 
-Some pipelines exchange attention processors, register hooks or switch blocks while they are called: perturbed attention
-guidance, self-attention guidance, GLIGEN. A suspended call takes its changes back while it waits, so that neither the
-user's network nor other calls see them, and its denoiser calls run with them.
+Some pipelines exchange attention processors, register hooks or switch blocks during a call: perturbed attention
+guidance, self-attention guidance, GLIGEN. A suspended call takes its changes back, so that neither the user's network
+nor other calls see them. Its own denoiser calls run with them.
 """
 
 import operator
@@ -19,7 +19,7 @@ ABSENT = object()
 
 
 class SampleShard(NamedTuple):
-    """Where a value is held: an attribute of a module, or the entry ``key`` of a dictionary that is one."""
+    """Location of a value: an attribute of a module, or the entry ``key`` of an attribute that is a dictionary."""
 
     module: str
     attribute: str
@@ -28,13 +28,13 @@ class SampleShard(NamedTuple):
 
 @dataclass(frozen=True)
 class ModuleChanges:
-    """Values that differ from those before, by place; a module comes before its children."""
+    """Changed values by location; a module comes before its children."""
 
     values: Mapping[SampleShard, Any] = field(default_factory=dict)
 
     @contextmanager
     def made_to(self, network: nn.Module) -> Iterator[None]:
-        """While entered, ``network`` has the changes; any network with modules of the same names takes them."""
+        """Applies the changes to ``network`` while entered; any network with modules of the same names works."""
         earlier = _exchange(network, self.values)
         try:
             yield
@@ -46,27 +46,27 @@ NO_CHANGES = ModuleChanges()
 
 
 class ChangeTracker:
-    """Collects the changes made to ``network`` from now on, or from :meth:`resume` on, to :meth:`pause`."""
+    """Tracker of the changes made to ``network``, from creation or :meth:`resume` to :meth:`pause`."""
 
     def __init__(self, network: nn.Module) -> None:
         self._network = network
         self._before = _attributes(network)
 
     def pause(self) -> ModuleChanges:
-        """Takes back what was changed, and returns it."""
+        """Reverts the tracked changes and returns them."""
         changed = dict(_changed(self._before))
         ours = {place: value for place, (_, value) in changed.items()}
         _exchange(self._network, {place: earlier for place, (earlier, _) in changed.items()})
         return ModuleChanges(ours)
 
     def resume(self, changes: ModuleChanges) -> None:
-        """Makes the changes again; what others changed since :meth:`pause` is not among those of the next one."""
+        """Applies the changes again; changes by others since :meth:`pause` do not count as this tracker's."""
         self._before = _attributes(self._network)
         _exchange(self._network, changes.values)
 
 
 class _Attributes(NamedTuple):
-    """A module's attributes, and copies of those that are dictionaries: torch's hooks, parameters and children."""
+    """Attributes of a module, with copies of those that are dictionaries: torch's hooks, parameters and children."""
 
     module: nn.Module
     values: dict[str, Any]
@@ -84,7 +84,7 @@ def _attributes_of(module: nn.Module) -> _Attributes:
 
 
 def _changed(before: Mapping[str, _Attributes]) -> Iterator[tuple[SampleShard, tuple[Any, Any]]]:
-    """Places with their earlier and present values."""
+    """Yields changed locations with their earlier and present values."""
     for name, (module, values, entries) in before.items():
         for attribute, change in _unlike(values, vars(module)):
             yield SampleShard(name, attribute), change
@@ -96,7 +96,7 @@ def _changed(before: Mapping[str, _Attributes]) -> Iterator[tuple[SampleShard, t
 
 def _unlike(old: Mapping[Any, Any], new: Mapping[Any, Any]) -> Iterator[tuple[Any, tuple[Any, Any]]]:
     if len(old) == len(new) and all(map(operator.is_, old.values(), new.values())):
-        return  # nearly always, and much faster than key by key
+        return  # the common case; comparing whole sequences is much faster than key by key
     for key in {**old, **new}:
         change = (old.get(key, ABSENT), new.get(key, ABSENT))
         if change[0] is not change[1]:
@@ -104,7 +104,7 @@ def _unlike(old: Mapping[Any, Any], new: Mapping[Any, Any]) -> Iterator[tuple[An
 
 
 def _exchange(network: nn.Module, values: Mapping[SampleShard, Any]) -> dict[SampleShard, Any]:
-    """Sets the values and returns those that were there; ABSENT removes."""
+    """Sets the values and returns the previous ones; ABSENT removes."""
     earlier: dict[SampleShard, Any] = {}
     for place, value in values.items():
         holder = vars(network.get_submodule(place.module))

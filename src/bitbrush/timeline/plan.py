@@ -1,4 +1,4 @@
-"""The sampling plan that a quantized denoiser is calibrated for."""
+"""Sampling plan that a quantized denoiser is calibrated for."""
 
 import math
 import re
@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 PipelineArgument: TypeAlias = bool | int | float | str | tuple[bool | int | float | str, ...] | None
-"""What an argument of a pipeline's call can be in a recipe."""
+"""Type of a recipe's values for arguments of the pipeline's call."""
 _PROMPT_TEXT = re.compile(r"(negative_)?prompt(_\d+)?")
 
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """How images are generated: steps, guidance and, where not the pipeline's own, the scheduler's class.
+    """Settings of image generation: steps, guidance and, if it replaces the pipeline's own, the scheduler's class.
 
-    ``arguments``: further arguments of the pipeline's call by name, e.g. ``("height", 768)`` or ``("strength", 0.5)``.
+    ``arguments`` are further arguments of the pipeline's call by name, e.g. ``("height", 768)`` or ``("strength",
+    0.5)``.
     """
 
     steps: int = 50
@@ -30,5 +31,5 @@ class SamplingPlan:
 
 
 def is_prompt_text(argument: str) -> bool:
-    """Whether an argument of a pipeline's call is a text that has one value per prompt."""
+    """Tells whether an argument of a pipeline's call is a text with one value per prompt."""
     return _PROMPT_TEXT.fullmatch(argument) is not None

@@ -1,4 +1,4 @@
-"""Activation grids over the denoising steps, keyed by timestep and looked up by nearest."""
+"""Activation quantization parameters over the denoising steps, looked up by the nearest timestep."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,10 +10,11 @@ from bitbrush.timeline.tracker import TRACKER
 
 @dataclass(frozen=True)
 class ActivationSchedule:
-    """One grid per calibrated timestep; ``timesteps`` strictly descending, the noisiest first.
+    """Quantization parameters of each calibrated timestep.
 
-    Keyed by noise level and not by loop index, so that it is exact for the plan it was calibrated with and still
-    right when another step count or scheduler is used. A schedule of one entry is a static range.
+    ``timesteps`` descend strictly, the noisiest first. The key is the noise level and not the loop index. So the
+    schedule is exact for the calibrated plan, and still right with another step count or scheduler. A schedule of one
+    entry is a static range.
     """
 
     timesteps: tuple[float, ...]
@@ -27,27 +28,33 @@ class ActivationSchedule:
 
     @classmethod
     def static(cls, qparams: QParams) -> Self:
+        """Creates a schedule with the same parameters at all timesteps."""
         return cls((0.0,), (qparams,))
 
     @classmethod
     def of(cls, all_qparams: Mapping[float, QParams]) -> Self:
+        """Creates a schedule from parameters by timestep."""
         timesteps = tuple(sorted(all_qparams, reverse=True))
         return cls(timesteps, tuple(all_qparams[timestep] for timestep in timesteps))
 
     def at(self, timestep: float) -> QParams:
-        """The grid of the nearest calibrated timestep; of two equally near the noisier one."""
+        """Returns the parameters of the nearest calibrated timestep; of two equally near, the noisier one's."""
         return self.qparams[nearest(self.timesteps, timestep)]
 
     def now(self) -> QParams:
-        """The grid of the running denoiser call. Raises RuntimeError outside of one."""
+        """Returns the parameters of the running denoiser call.
+
+        Raises:
+            RuntimeError: No denoiser call is running.
+        """
         return self.at(TRACKER.timestep)
 
 
 @dataclass(frozen=True)
 class DynamicRanges:
-    """No schedule: ranges are the extremes of what comes, found at run time, on 2^bits values at every step.
+    """Ranges computed at run time from the extremes of the input, with ``bits`` bits at every step.
 
-    Of every token by itself in a linear layer, of every image in a convolution.
+    Each token of a linear layer and each image of a convolution has its own range.
     """
 
     bits: int
@@ -57,7 +64,7 @@ Activations: TypeAlias = ActivationSchedule | DynamicRanges
 
 
 def nearest(timesteps: tuple[float, ...], timestep: float) -> int:
-    """Index of the entry of descending ``timesteps`` nearest to ``timestep``, the first of two equally near."""
+    """Finds the index of the nearest entry of descending ``timesteps``; of two equally near, the first."""
     low, high = 0, len(timesteps) - 1
     while low < high:
         middle = (low + high) // 2

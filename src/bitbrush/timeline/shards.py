@@ -1,4 +1,4 @@
-"""Which prompts each of several processes works on."""
+"""Division of prompts among processes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,11 @@ from bitbrush.timeline.trajectory import PromptBatch
 
 @dataclass(frozen=True)
 class BatchShard:
-    """``batch``: the prompts from ``begin`` on of the ``index``-th of all ``batches``, which has ``of`` prompts."""
+    """Part of one prompt batch that a process works on.
+
+    ``batch`` contains the prompts from ``begin`` on of the ``index``-th of all ``batches``. That batch has ``of``
+    prompts.
+    """
 
     batch: PromptBatch
     index: int
@@ -19,10 +23,10 @@ class BatchShard:
 
 
 def own_shards(batches: Sequence[PromptBatch], ranks: Ranks) -> tuple[BatchShard, ...]:
-    """This process's consecutive share; none where there are fewer prompts than processes.
+    """Returns the shards of this process, consecutive prompts; none if there are fewer prompts than processes.
 
-    Whole batches where there are as many as processes, so that each is computed as a single process would, bit for
-    bit; else as many prompts for each process, give or take one, of however many batches.
+    With at least as many batches as processes, shards are whole batches. Each is then computed as by a single process,
+    bit for bit. Otherwise all processes get equally many prompts, give or take one, from one or more batches.
     """
     number = len(batches)
     if number >= ranks.world:

@@ -1,8 +1,10 @@
-"""A function that can be stopped at chosen calls, looked at, and answered.
+"""Suspension of a function at chosen calls, whose requests can be inspected and answered.
 
-Progressive calibration must advance many ``pipe(...)`` calls step by step, and block reconstruction many denoiser calls
-block by block, through code that is not ours. Each such call runs in a thread of its own that stands still except
-while it is being answered, so at any moment exactly one thread runs and the order of all computations is fixed.
+Progressive calibration advances many ``pipe(...)`` calls step by step. Block reconstruction advances many denoiser
+calls block by block. Both run through code that is not ours.
+
+Each such call runs in a thread of its own, which waits except while it is being answered. So exactly one thread runs at
+any moment, and the order of all computations is fixed.
 """
 
 import threading
@@ -16,15 +18,15 @@ Result = TypeVar("Result")
 
 
 class Cancelled(BaseException):
-    """Raised inside a suspended function that is closed before its end; unwinds it."""
+    """Closing of a suspended function before its end; raised inside the function to unwind it."""
 
 
 class Suspension(Generic[Request, Answer, Result]):
-    """``function(hand_out)`` run up to each ``hand_out(request)``, whose value :meth:`answer` supplies.
+    """Run of ``function(hand_out)`` that stops at each ``hand_out(request)`` until :meth:`answer` supplies its value.
 
-    ``request`` is what the function waits with, None once it has returned; ``result`` is then its return value. What
-    the function raises is raised from the constructor or from :meth:`answer`. Use it as a context manager, or close
-    it: a suspension left waiting holds a thread.
+    ``request`` is the current request, None once the function has returned; ``result`` is then its return value. Errors
+    of the function are raised from the constructor or from :meth:`answer`. Use it as a context manager, or close it: a
+    suspension that is not closed holds a thread.
     """
 
     request: Request | None
@@ -41,14 +43,18 @@ class Suspension(Generic[Request, Answer, Result]):
         self._reports.get()()
 
     def answer(self, value: Answer) -> None:
-        """Hands ``value`` to the waiting function and lets it run to its next request, or to its end."""
+        """Hands ``value`` to the suspended function and lets it run to its next request, or to its end.
+
+        Raises:
+            RuntimeError: The function has returned already.
+        """
         if self.request is None:
             raise RuntimeError("the suspended function has returned; there is nothing to answer")
         self._answers.put(lambda: value)
         self._reports.get()()
 
     def close(self) -> None:
-        """Unwinds the function if it still waits, again if it hands out while it unwinds."""
+        """Unwinds the function if it is suspended, repeatedly if it hands out requests while it unwinds."""
         while self.request is not None:
             self._answers.put(_cancel)
             self._reports.get()()

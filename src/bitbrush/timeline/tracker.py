@@ -1,4 +1,4 @@
-"""Tells the quantized layers which timestep their denoiser is running."""
+"""Tracker through which quantized layers learn the timestep that their denoiser runs."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -15,10 +15,10 @@ NO_TIMESTEP = (
 
 
 class TimestepTracker:
-    """Knows the timestep of the denoiser call that the current thread, or asyncio task, is in.
+    """Timestep of the denoiser call in the current thread or asyncio task.
 
-    The timestep is state of the call, not of the denoiser: threads that share a denoiser run different timesteps, and
-    so do copies of one. A call within a call hides the timestep of the outer one until it returns.
+    The timestep is state of the call, not of the denoiser. Threads that share a denoiser run different timesteps, and
+    so do copies of one. A nested call hides the timestep of the outer one until it returns.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,11 @@ class TimestepTracker:
 
     @property
     def timestep(self) -> float:
-        """Timestep of the running call. Raises RuntimeError outside of a denoiser call."""
+        """Timestep of the running call.
+
+        Raises:
+            RuntimeError: No denoiser call is running.
+        """
         try:
             return self._timestep.get()
         except LookupError:
@@ -43,11 +47,15 @@ class TimestepTracker:
 
 
 TRACKER = TimestepTracker()
-"""The process's one. It holds nothing of a denoiser, so copies of a denoiser may share it."""
+"""The process's only tracker. It stores nothing of a denoiser, so copies of a denoiser may share it."""
 
 
 def argument_names(denoiser: nn.Module) -> tuple[str, ...]:
-    """Names of the denoiser's arguments, in order. Raises TypeError if none is ``timestep``."""
+    """Returns the names of the denoiser's arguments, in order.
+
+    Raises:
+        TypeError: No argument is called ``timestep``.
+    """
     names = tuple(inspect.signature(denoiser.forward).parameters)
     if "timestep" not in names:
         raise TypeError(f"{type(denoiser).__name__}.forward takes {list(names)}, no 'timestep'; it is not a denoiser")
@@ -55,18 +63,20 @@ def argument_names(denoiser: nn.Module) -> tuple[str, ...]:
 
 
 def timestep_reader(denoiser: nn.Module) -> Callable[[tuple[Any, ...], dict[str, Any]], float]:
-    """A function from the denoiser's call arguments to its timestep, as :func:`as_timestep` reads it.
+    """Returns a function from the denoiser's call arguments to its timestep, as :func:`as_timestep` reads it.
 
-    Raises TypeError if the denoiser takes no argument of that name.
+    Raises:
+        TypeError: The denoiser has no argument ``timestep``.
     """
     position = argument_names(denoiser).index("timestep")
     return lambda args, kwargs: as_timestep(kwargs["timestep"] if "timestep" in kwargs else args[position])
 
 
 def as_timestep(value: Any) -> float:
-    """Timestep of a denoiser call, from its argument: a number, or a tensor of one timestep per sample.
+    """Reads the timestep of a denoiser call from its argument: a number, or a tensor of one timestep per sample.
 
-    Raises ValueError where samples differ, as a batch is at one step, and where the argument is None.
+    Raises:
+        ValueError: The samples differ (one call is one step), or the argument is None.
     """
     if value is None:
         raise ValueError("timestep is None; a quantized denoiser has scales for each timestep: give it one")

@@ -1,8 +1,8 @@
-"""Pipeline calls carried from denoiser call to denoiser call.
+"""Pipeline calls that advance from denoiser call to denoiser call.
 
-A :class:`Trajectory` is one prompt batch's own unmodified ``pipe(...)`` call, whose denoiser is a stand-in that hands
-its inputs out and waits. The latents, the scheduler's state and whatever else the pipeline keeps stay where they are,
-in the suspended call, so each step costs just the denoiser calls that are asked for.
+A :class:`Trajectory` is the unmodified ``pipe(...)`` call of one prompt batch. A stand-in replaces its denoiser, hands
+the inputs out and waits. The latents, the scheduler's state and everything else stay in the suspended call. So each
+step costs only the denoiser calls that are requested.
 """
 
 import copy
@@ -26,11 +26,11 @@ from bitbrush.timeline.tracker import timestep_reader
 
 @dataclass(frozen=True)
 class DenoiserCall:
-    """The arguments of one denoiser call, its timestep, and the timesteps of all calls that the scheduler plans.
+    """Arguments of one denoiser call, its timestep, and the timesteps of all calls that the scheduler plans.
 
-    ``timestep`` is what the denoiser is told. So are ``planned``, from the pipeline's first call on: an image-to-image
-    pipeline skips the noisiest. A pipeline that calls twice per step has more calls than planned ones. ``changes``: of
-    the denoiser's modules by the pipeline, e.g. attention processors.
+    ``timestep`` and ``planned`` are in the denoiser's unit. ``planned`` begins at the pipeline's first call, as an
+    image-to-image pipeline skips the noisiest steps. A pipeline that calls twice per step has more calls than planned
+    ones. ``changes`` are those that the pipeline made to the denoiser's modules, e.g. attention processors.
     """
 
     args: tuple[Any, ...]
@@ -41,21 +41,22 @@ class DenoiserCall:
 
     @property
     def step(self) -> int:
-        """The index of the planned timestep nearest to the call's; of two equal ones the first."""
+        """Index of the planned timestep nearest to the call's; of two equal ones, the first."""
         return _nearest_index(self.planned, self.timestep)
 
     @torch.no_grad()
     def run(self, denoiser: nn.Module) -> Any:
+        """Runs the call on ``denoiser`` without gradients."""
         return self.forward(denoiser)
 
     def forward(self, denoiser: nn.Module) -> Any:
-        """Runs the call with gradients as they are enabled."""
+        """Runs the call on ``denoiser`` with gradients as they are enabled."""
         with self.changes.made_to(denoiser):
             return denoiser(*self.args, **self.kwargs)
 
 
 HALF_PRECISION = 2.0**-8
-"""The relative error of a timestep that went through bfloat16."""
+"""Relative error of a timestep that was rounded to bfloat16."""
 
 OWN_ARGUMENTS = frozenset(
     (
@@ -72,17 +73,18 @@ OWN_ARGUMENTS = frozenset(
         "callback_on_step_end_tensor_inputs",
     )
 )
-"""Arguments of a pipeline's call that follow from the plan and the batch, and are nobody else's to set."""
+"""Arguments of a pipeline's call that follow from the plan and the batch; users cannot set them."""
 
 Trajectory: TypeAlias = Suspension[DenoiserCall, Any, Any]
 
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """Prompts of one pipeline call, the seed of each one's initial noise, and what else each prompt comes with.
+    """Prompts of one pipeline call, with the seed of each prompt's initial noise and further inputs.
 
-    ``inputs``: arguments of the pipeline's call that have one value per prompt, e.g. ``image`` and ``mask_image``.
-    ``places``: of the prompts in the list that was divided into batches; by them lists of negative prompts are dealt.
+    ``inputs`` are arguments of the pipeline's call with one value per prompt, e.g. ``image`` and ``mask_image``.
+    ``places`` are the prompts' indices in the list that was divided into batches. They select the negative prompts of a
+    list.
     """
 
     prompts: tuple[str, ...]
@@ -102,9 +104,17 @@ class PromptBatch:
 def prompt_batches(
     prompts: Sequence[str], seed: int, batch_size: int, *, inputs: Mapping[str, Sequence[Any]] | None = None
 ) -> list[PromptBatch]:
-    """Consecutive batches, each prompt with its :func:`noise_seeds`.
+    """Divides prompts into consecutive batches and gives each prompt its seed from :func:`noise_seeds`.
 
-    ``inputs`` (:class:`PromptBatch`) of fewer values than prompts start over. Raises ValueError if one has none.
+    Args:
+        prompts: All prompts.
+        seed: Base of the noise seeds.
+        batch_size: Prompts per batch.
+        inputs: Further inputs of each prompt, see :class:`PromptBatch`. If they are fewer than the prompts, they
+            repeat.
+
+    Raises:
+        ValueError: An input has no values.
     """
     for name, values in (inputs or {}).items():
         if not len(values):
@@ -115,12 +125,12 @@ def prompt_batches(
 
 
 def split(batch: PromptBatch, batch_size: int) -> list[PromptBatch]:
-    """Consecutive parts of ``batch_size`` prompts, the last of what is left."""
+    """Splits a batch into consecutive parts of ``batch_size`` prompts; the last part has the remainder."""
     return [batch[begin : begin + batch_size] for begin in range(0, len(batch.prompts), batch_size)]
 
 
 def join(batches: Sequence[PromptBatch]) -> PromptBatch:
-    """All prompts of the batches, in their order."""
+    """Joins batches into one, in their order."""
     inputs = {name: tuple(value for one in batches for value in one.inputs[name]) for name in batches[0].inputs}
     prompts = tuple(prompt for one in batches for prompt in one.prompts)
     places = tuple(place for one in batches for place in one.places)
@@ -128,9 +138,9 @@ def join(batches: Sequence[PromptBatch]) -> PromptBatch:
 
 
 def noise_seeds(prompts: Sequence[str], seed: int) -> tuple[int, ...]:
-    """The seed of each prompt's initial noise: a hash of ``seed``, the prompt, and how often it came before.
+    """Derives the seed of each prompt's initial noise: a hash of ``seed``, the prompt, and its earlier occurrences.
 
-    So neither the batch size, nor the order, nor the number of prompts changes the noise of any of them.
+    So neither batch size, nor order, nor number of prompts changes the noise of any prompt.
     """
     seen: Counter[str] = Counter()
     seeds = []
@@ -142,7 +152,10 @@ def noise_seeds(prompts: Sequence[str], seed: int) -> tuple[int, ...]:
 
 
 def stand_in(denoiser: nn.Module, answer: Callable[..., Any]) -> nn.Module:
-    """The denoiser in everything but its calls, which ``answer`` takes; attributes set on either are set on both."""
+    """Returns an object that equals the denoiser except in its calls, which ``answer`` receives.
+
+    Attributes set on either are set on both.
+    """
     kind = type(denoiser)
 
     @functools.wraps(kind.forward)
@@ -156,11 +169,18 @@ def stand_in(denoiser: nn.Module, answer: Callable[..., Any]) -> nn.Module:
 
 
 def planned_from(scheduler: Any, first: float) -> tuple[float, ...]:
-    """The timesteps of the scheduler's steps as the denoiser is told them, from that of its first call on.
+    """Returns the timesteps of the scheduler's steps in the denoiser's unit, from its first call on.
 
-    Pipelines hand on the scheduler's timesteps, or (FLUX and other flow matching models) their share of the training
-    timesteps: whichever ``first`` is found among decides. Where it is found among both, the earlier step does, for it
-    is the first call. Half precision may have rounded it. Raises ValueError if it is found in neither unit.
+    Pipelines pass the scheduler's timesteps, or (FLUX and other flow-matching models) their fraction of the training
+    timesteps. The unit is the one in which ``first`` is found. If both contain it, the earlier step decides, because it
+    is the first call. ``first`` may be rounded to half precision.
+
+    Args:
+        scheduler: The pipeline's scheduler, with its timesteps set.
+        first: Timestep of the first denoiser call.
+
+    Raises:
+        ValueError: ``first`` is found in neither unit.
     """
     train = getattr(scheduler.config, "num_train_timesteps", None)
     units = [scheduler.timesteps] + ([scheduler.timesteps / train] if train else [])
@@ -196,11 +216,18 @@ def _clone(value: Any) -> Any:
 def start(
     pipe: Any, component: str, batch: PromptBatch, plan: SamplingPlan, *, output_type: str = "latent"
 ) -> Trajectory:
-    """``pipe(batch)`` up to its first denoiser call; ``component`` names the denoiser, e.g. ``"unet"``.
+    """Starts ``pipe(batch)`` and suspends it at its first denoiser call.
 
-    The result is what the pipeline returns for its own argument ``output_type``: the final latents, or pictures.
+    Args:
+        pipe: Pipeline.
+        component: Name of its denoiser, e.g. ``"unet"``.
+        batch: Prompts of the call.
+        plan: Steps, guidance, scheduler and arguments.
+        output_type: The pipeline's argument of that name: ``"latent"`` for the final latents, else images.
+
+    Returns:
+        The suspended call; its result is the pipeline's ``images``.
     """
-
     denoiser: nn.Module = getattr(pipe, component)
     timestep_of = timestep_reader(denoiser)
 
@@ -214,7 +241,7 @@ def start(
             planned = planned or planned_from(own.scheduler, timestep)
             changes = tracker.pause()
             try:
-                # Cloned: the pipeline may reuse the memory of its latents while the call is kept.
+                # Cloned, because the pipeline may reuse the memory of its latents while the call is suspended.
                 return hand_out(DenoiserCall(_clone(args), _clone(kwargs), timestep, planned, changes))
             finally:
                 tracker.resume(changes)
@@ -231,9 +258,10 @@ def start(
 
 
 def call_arguments(pipe: Any, batch: PromptBatch, plan: SamplingPlan) -> dict[str, Any]:
-    """The arguments of ``pipe(...)``; guidance is left out where the pipeline has none.
+    """Returns the arguments of ``pipe(...)``; guidance is left out if the pipeline has none.
 
-    Raises ValueError, naming it, for an argument of the plan or an input of the batch that the pipeline does not take.
+    Raises:
+        ValueError: The pipeline does not take an argument of the plan or an input of the batch; the message names it.
     """
     taken = inspect.signature(pipe.__call__).parameters
     given = [*dict(plan.arguments), *batch.inputs]
@@ -254,10 +282,10 @@ def call_arguments(pipe: Any, batch: PromptBatch, plan: SamplingPlan) -> dict[st
 
 
 def _argument_value(name: str, value: PipelineArgument, annotation: Any, batch: PromptBatch) -> Any:
-    """A value of a recipe as the pipeline's call takes it.
+    """Converts a value of a recipe to the type that the pipeline's call takes.
 
-    Texts that accompany prompts (``negative_prompt``, ``prompt_2``) become a list with one per prompt: a single text
-    serves all, several are dealt out in order and start over. Other lists are lists, or tuples where the call's
+    Texts that accompany prompts (``negative_prompt``, ``prompt_2``) become a list with one per prompt. A single text
+    serves all prompts; several are assigned in order and repeat. Other lists stay lists, or become tuples if the call's
     signature says so, as for SDXL's ``original_size``.
     """
     if is_prompt_text(name) and value is not None:
@@ -270,7 +298,7 @@ def _argument_value(name: str, value: PipelineArgument, annotation: Any, batch: 
 def carried(
     pipe: Any, component: str, batches: Sequence[PromptBatch], plan: SamplingPlan
 ) -> Iterator[list[Trajectory]]:
-    """Trajectories of all batches, each at its first denoiser call; closed at the end whatever happens."""
+    """Yields trajectories of all batches, each at its first denoiser call, and closes them at the end."""
     with ExitStack() as stack:
         yield [stack.enter_context(start(pipe, component, batch, plan)) for batch in batches]
 
@@ -278,24 +306,29 @@ def carried(
 def planned_timesteps(
     pipe: Any, component: str, plan: SamplingPlan, batch: PromptBatch | None = None
 ) -> tuple[float, ...]:
-    """The timestep of every denoiser call of the plan, in order; costs no denoiser call.
+    """Returns the timestep of every denoiser call of the plan, in order; costs no denoiser call.
 
-    ``batch``: one of those to come, from whose first prompt the inputs are taken that the pipeline wants.
+    Args:
+        pipe: Pipeline.
+        component: Name of its denoiser.
+        plan: Sampling plan.
+        batch: A batch of the run; its first prompt supplies the inputs that the pipeline requires.
     """
     with start(pipe, component, batch[:1] if batch else PromptBatch(("",), (0,)), plan) as trajectory:
         return pending([trajectory])[0].planned
 
 
 def lockstep(trajectories: Sequence[Trajectory]) -> Iterator[list[DenoiserCall]]:
-    """Yields the calls that all trajectories wait with, step by step; each must be answered before the next step."""
+    """Yields the requests of all trajectories, step by step; each must be answered before the next step."""
     while waiting := pending(trajectories):
         yield waiting
 
 
 def pending(trajectories: Sequence[Trajectory]) -> list[DenoiserCall]:
-    """The denoiser calls all trajectories wait with, in their order; empty when all have ended.
+    """Returns the denoiser calls that all trajectories request, in their order; empty when all have ended.
 
-    Raises RuntimeError if they are not at the same step: prompts must not change the number of steps.
+    Raises:
+        RuntimeError: The trajectories are not at the same step: prompts must not change the number of steps.
     """
     calls = [trajectory.request for trajectory in trajectories if trajectory.request is not None]
     if calls and (len(calls) != len(trajectories) or len({call.timestep for call in calls}) > 1):
