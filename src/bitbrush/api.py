@@ -35,15 +35,15 @@ class Quantization(quantization.Quantization):
 
         Args:
             directory: Path of the artifact to write.
-            base_model: Hub id, bundled name or path of the full-precision model, recorded in the manifest. Defaults to the
-                source that the pipeline records in its configuration.
+            base_model: Hub id, bundled name or path of the full-precision model, recorded in the manifest. Defaults to
+                the source that the pipeline records in its configuration.
             options: Further loading options of the full-precision model: revision, variant, LoRAs.
 
         Returns:
             Path of the artifact.
 
         Raises:
-            ValueError: The pipeline does not record its source, or the directory holds something other than an artifact.
+            ValueError: The pipeline does not record its source, or the directory holds something else.
         """
         if base_model is None and self.recalibrated is None:
             base_model = _loaded_from(self.source)

@@ -124,36 +124,38 @@ def quantize(
     work: Path | None = None,
     progress: Progress = silent,
 ) -> Quantization:
-    """Quantizes the denoiser of ``pipe``, which itself stays as it is, by the recipe's method.
+    """Quantizes the denoiser of ``pipe`` by the recipe's method and leaves ``pipe`` unchanged.
 
-    All is computed where the denoiser is: on a GPU after ``pipe.to("cuda")``. The result's integers are on the CPU.
-    Noise is drawn there, too: a GPU's result differs by the order of its sums alone. Networks in float16 or bfloat16
-    stay so and are widened layer by layer for each call: the result equals that of the same weights in float32, bit
-    for bit.
+    The denoiser's device computes, e.g. the GPU after ``pipe.to("cuda")``. The resulting integers are on the CPU, where
+    the noise is drawn as well. A GPU's result therefore differs only by summation order. Networks in float16 or
+    bfloat16 keep their type and are widened layer by layer for each call. The result equals that of the same weights in
+    float32, bit for bit.
 
-    Where torchrun started several processes, or torch.distributed has been initialized (with gloo), each calls this
-    with the same arguments and shares the work by the prompts; each is given the same result, to be saved by one.
-    If one fails, the others raise RankError.
+    Several processes (torchrun, or torch.distributed initialized with gloo) share the work by prompts. Each calls this
+    function with the same arguments and receives the same result; one of them saves it. If one fails, the others raise
+    RankError.
 
     Args:
-        pipe: A full-precision diffusers pipeline.
-        recipe: The keys that decide the result.
-        prompts: Calibration prompts, of which the first ``recipe.num_prompts`` are used.
-        inputs: What else the pipeline is given, a value per prompt under the pipeline's name for it, e.g.
+        pipe: Full-precision diffusers pipeline.
+        recipe: Keys that determine the result.
+        prompts: Calibration prompts; the first ``recipe.num_prompts`` are used.
+        inputs: Further pipeline arguments, one value per prompt under the pipeline's argument name, e.g.
             ``{"image": [...], "mask_image": [...]}``.
-        generic: Whether to quantize the layers of any denoiser without regard to its architecture.
-        rounded: Weights of an earlier quantization of the same pipeline with the same weight keys; they are not rounded
-            again.
-        work: A folder for finished pieces of the work, from which the same call resumes to the same result bit for
-            bit. Remove it when the result is saved. Samples of learned rounding are offloaded there; without it, to
-            the system's folder for temporary files.
-        progress: Receives reports of progress.
+        generic: Whether to quantize the layers of any denoiser without knowledge of its architecture.
+        rounded: Rounded weights of an earlier quantization of the same pipeline with the same weight keys; they are
+            not rounded again.
+        work: Folder for intermediate results. The same call resumes from it, bit for bit. Remove it after saving the
+            result. Samples of learned rounding are offloaded there; None offloads to the system's temporary folder.
+        progress: Callback that receives progress reports.
+
+    Returns:
+        The quantized pipeline with its recipe, layers and costs.
 
     Raises:
-        ValueError: An unknown method, denoiser or scheduler; a denoiser in another type, or quantized already; too few
+        ValueError: An unknown method, denoiser or scheduler; a denoiser of another type or already quantized; too few
             prompts, or fewer than processes; ``rounded`` weights of other layers or bits; ``work`` of another
-            quantization; inputs that the pipeline misses or does not take; several processes on a GPU; NaN in
-            checkpoint or activations.
+            quantization; missing or unknown pipeline inputs; several processes on a GPU; NaN in checkpoint or
+            activations.
     """
     with ranks() as own, own.together(), plain_defaults():
         state = prepare(
@@ -221,11 +223,23 @@ def prepare(
     progress: Progress = silent,
     ranks: Ranks = ALONE,
 ) -> QuantizationState:
-    """Checks what :func:`quantize` is given and returns the state before the first stage; computes nothing.
+    """Validates the arguments of :func:`quantize` and returns the state before the first stage; computes nothing.
 
     Args:
-        ranks: The processes that share the work, of which the first alone reports progress.
-        **others: As for :func:`quantize`.
+        pipe: Full-precision diffusers pipeline.
+        recipe: Keys that determine the result.
+        prompts: Calibration prompts.
+        inputs: Further pipeline arguments, one value per prompt.
+        generic: Whether to quantize the layers of any denoiser without knowledge of its architecture.
+        rounded: Rounded weights of an earlier quantization.
+        progress: Callback that receives progress reports.
+        ranks: Processes that share the work; only the first reports progress.
+
+    Returns:
+        State before the first stage.
+
+    Raises:
+        ValueError: An argument is invalid, as in :func:`quantize`.
     """
     share_heap()  # must precede the threads that suspend pipeline calls
     METHODS.named(recipe.method)

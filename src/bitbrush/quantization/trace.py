@@ -32,8 +32,8 @@ class PipelineTrace:
 def trace_pipeline(state: QuantizationState) -> PipelineTrace:
     """Traces every denoiser call of the pipeline and answers most calls with copies of earlier outputs.
 
-    The denoiser runs once for each combination of input shapes, mostly once in all. The call count is therefore exact for
-    pipelines that call the denoiser twice in a step, skip guidance in some steps, or end early.
+    The denoiser runs once for each combination of input shapes, mostly once in all. The call count is therefore exact
+    for pipelines that call the denoiser twice in a step, skip guidance in some steps, or end early.
 
     Args:
         state: State whose first prompt, pipeline and plan are traced.
