@@ -131,7 +131,7 @@ def file_digests(root: Path) -> dict[str, str]:
 
 
 def _accepted_digests(path: Path) -> tuple[str, ...]:
-    """Returns the digest recorded by :func:`file_digests` and the digest of the raw bytes, recorded by older versions."""
+    """Returns the digest that :func:`file_digests` records and, for older versions, the digest of the raw bytes."""
     return (_digest(path), file_digest(path)) if path.suffix in TEXT_SUFFIXES else (_digest(path),)
 
 

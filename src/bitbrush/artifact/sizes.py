@@ -61,8 +61,8 @@ def float32_bytes(denoiser: nn.Module) -> int:
 def checkpoint_bytes(model: str | os.PathLike[str], options: ModelOptions, component: str, denoiser: nn.Module) -> int:
     """Returns the size of the denoiser's files in its checkpoint, without network access.
 
-    A single-file checkpoint counts the denoiser's tensors. If ``model`` is not available locally, the result is the size
-    of ``denoiser`` in the narrowest lossless type.
+    A single-file checkpoint counts the denoiser's tensors. If ``model`` is not available locally, the result is the
+    size of ``denoiser`` in the narrowest lossless type.
 
     Args:
         model: Hub id, bundled name or path of the full-precision model.
@@ -85,7 +85,7 @@ def _stored_bytes(source: Path, component: str, variant: str | None) -> int:
 
 
 def _local(model: str, options: ModelOptions) -> Path | None:
-    """Returns the bundled model, the folder or file itself, or the hub's snapshot in the cache; None if there is none."""
+    """Returns the bundled model, the local folder or file, or the hub's snapshot in the cache; None if there is none."""
     path = model_path(model) or Path(model)
     if path.exists():
         return path

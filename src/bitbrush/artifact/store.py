@@ -1,4 +1,4 @@
-"""Saving and loading of artifacts: diffusers pipeline folders with packed integers and a manifest, written atomically."""
+"""Saving and loading of artifacts: pipeline folders with packed integers and a manifest, written atomically."""
 
 import importlib.metadata
 import json
@@ -93,13 +93,12 @@ def save(
 ) -> Path:
     """Saves a quantized pipeline as an artifact and replaces an existing one.
 
-    The artifact is written to a temporary folder, read back, and moved when complete. An error leaves no partial files.
+    The artifact is written to a temporary folder, read back, and moved when complete. Errors leave no partial files.
 
     Args:
         quantization: Quantized pipeline.
         directory: Path of the artifact.
-        base_model: Hub id, bundled name or path of the full-precision pipeline, for the manifest; a recalibrated
-            artifact inherits it.
+        base_model: Hub id, bundled name or path of the full-precision pipeline; a recalibrated artifact inherits it.
         options: Further loading options of that pipeline: revision, variant, LoRAs.
 
     Returns:
@@ -132,10 +131,9 @@ def load(
 
     Args:
         directory: Folder or hub id of the artifact.
-        runtime: ``onednn`` (8-bit CPU kernels), ``cuda`` (8-bit kernels on an NVIDIA GPU, which then holds the pipeline),
-            ``reference`` (exact integers, emulated in float32), or ``auto``, the fastest that is exact on this machine.
-        dtype: Type of everything between the integer products, float32 or bfloat16, as a name or a torch.dtype. None
-            selects bfloat16 where it is fast.
+        runtime: ``onednn`` (8-bit CPU kernels), ``cuda`` (8-bit kernels on an NVIDIA GPU, which holds the pipeline),
+            ``reference`` (exact integers in float32), or ``auto``, the fastest that is exact on this machine.
+        dtype: Type of all but the integer products: float32, bfloat16, or None for bfloat16 where it is fast.
         memory: ``expanded``, or ``low`` to keep weights of up to 4 bits packed.
 
     Returns:
@@ -149,22 +147,15 @@ def load(
 
 
 def load_with(directory: str | os.PathLike[str], choice: Choice) -> DiffusionPipeline:
-    """Loads an artifact as a quantized pipeline with the given runtime, on the runtime's device.
+    """Loads an artifact with the runtime, type and memory mode of ``choice``, on the runtime's device.
 
-    All files are verified first. Weights are read layer by layer; an integer runtime never holds them in floating point.
-    Everything else computes in float32. In low-memory mode the other networks keep their stored types and are widened for
-    each call.
-
-    Args:
-        directory: Folder or hub id of the artifact.
-        choice: Runtime, type and memory mode.
-
-    Returns:
-        The quantized pipeline.
+    All files are verified first. Weights are read layer by layer; an integer runtime never holds them in floating
+    point. Everything else computes in float32. In low-memory mode the other networks keep their stored types and are
+    widened for each call.
 
     Raises:
-        ArtifactError: The directory is no artifact, has a newer schema, is incomplete or altered, or needs another version
-            of transformers.
+        ArtifactError: The directory is no artifact, has a newer schema, or is incomplete or altered; or this version
+            of transformers cannot read it.
     """
     with plain_defaults():
         return _load(artifact_folder(directory), choice)
@@ -204,13 +195,6 @@ def artifact_digest(source: str | os.PathLike[str]) -> str:
 def read_layer(directory: str | os.PathLike[str], name: str) -> QuantizedLayer:
     """Reads one quantized layer of an artifact.
 
-    Args:
-        directory: Folder or hub id of the artifact.
-        name: Layer name.
-
-    Returns:
-        The quantized layer.
-
     Raises:
         KeyError: The artifact has no quantized layer of that name.
     """
@@ -234,9 +218,10 @@ def read_layers(directory: str | os.PathLike[str]) -> Iterator[QuantizedLayer]:
 
 
 def verify(source: str | os.PathLike[str]) -> dict[str, Any]:
-    """The manifest of an artifact's folder or hub id, after comparing every file's hash with it.
+    """Returns the manifest of an artifact (folder or hub id) after verifying the hash of every file.
 
-    Raises ArtifactError naming the first file that differs, or the setting that this version does not know any more.
+    Raises:
+        ArtifactError: A file differs, or this version no longer supports a setting; the message names it.
     """
     root = artifact_folder(source)
     manifest = read_manifest(root)
