@@ -56,7 +56,7 @@ def model_card(manifest: dict[str, Any]) -> str:
 
 
 def _metadata(base_model: str) -> ModelCardData:
-    """Builds the card's metadata; the hub rejects a base model without hub id, so only the text names a local folder."""
+    """Builds the card's metadata; the hub rejects a base model without hub id, so only the text names a local path."""
     hub_id = None
     with suppress(HFValidationError):
         validate_repo_id(base_model)

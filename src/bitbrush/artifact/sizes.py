@@ -85,7 +85,7 @@ def _stored_bytes(source: Path, component: str, variant: str | None) -> int:
 
 
 def _local(model: str, options: ModelOptions) -> Path | None:
-    """Returns the bundled model, the local folder or file, or the hub's snapshot in the cache; None if there is none."""
+    """Returns the bundled model, the local folder or file, or the hub's snapshot in the cache; None if none exists."""
     path = model_path(model) or Path(model)
     if path.exists():
         return path

@@ -122,7 +122,7 @@ def choice(choices: type[StrEnum]) -> Callable[[str, Any], StrEnum]:
 
 
 def optional(parse: Callable[[str, Any], Any], none: str = "none") -> Callable[[str, Any], Any]:
-    """Returns a parser of None, also written as ``none``, and of what ``parse`` accepts; digit strings become numbers."""
+    """Returns a parser of None, also written ``none``, and of what ``parse`` accepts; digit strings become numbers."""
 
     def parse_optional(name: str, value: Any) -> Any:
         if value in (None, none):

@@ -1,9 +1,9 @@
 """PCR: Progressive Calibration and activation Relaxing, arXiv 2311.06322.
 
-Weights come first; their rounding is learned on full-precision trajectories. Activation ranges follow step by step, each
-calibrated on the output of the already quantized steps (``calibration/progressive.py``). Steps of the relaxed interval
-get more bits (``calibration/relaxing.py``). The files that deviate from the published procedure state the deviations;
-``paper`` has the authors' choices.
+Weights come first; their rounding is learned on full-precision trajectories. Activation ranges follow step by step,
+each calibrated on the output of the already quantized steps (``calibration/progressive.py``). Steps of the relaxed
+interval get more bits (``calibration/relaxing.py``). The files that deviate from the published procedure state the
+deviations; ``paper`` has the authors' choices.
 """
 
 from bitbrush.calibration.relaxing import Relaxation

@@ -42,7 +42,7 @@ class QuantizationState:
     """Inputs of a quantization and the results of its stages so far; stages return a new state and never mutate it.
 
     Args:
-        pipe: Full-precision pipeline with the recipe's scheduler. A stage may replace its denoiser by an equivalent one:
+        pipe: Full-precision pipeline with the recipe's scheduler. A stage may replace its denoiser by an equivalent:
             split, branched or smoothed.
         family: Facts about the denoiser's architecture.
         recipe: Keys that determine the result.
