@@ -1,4 +1,4 @@
-"""Progressive calibration, PCR section 3.2 (arXiv 2311.06322): each step observes the output of the quantized steps before.
+"""Progressive calibration, PCR section 3.2 (arXiv 2311.06322): each step observes the output of the quantized steps.
 
 Deviations: latents are carried from step to step, so that a step costs two denoiser calls instead of a restart of the
 pipeline. Every step is calibrated, the last included. Ranges cover the whole calibration set, without a moving average.

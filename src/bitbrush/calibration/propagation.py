@@ -46,9 +46,9 @@ class Propagation:
         return CleanRun(batch, tuple(calls), tuple(outputs), latents)
 
     def effect(self, run: CleanRun, segment: range, disturbed: Answer, clean: Answer) -> Tensor:
-        """Measures the squared change of the final latents, (prompts,), if ``disturbed`` answers the calls of ``segment``.
+        """Measures the squared change of the final latents, (prompts,), from disturbing the calls of ``segment``.
 
-        Earlier outputs come from ``run``; ``clean`` answers later calls.
+        Outputs before the segment come from ``run``, within it from ``disturbed``, after it from ``clean``.
         """
 
         def answer(index: int, call: DenoiserCall) -> Any:

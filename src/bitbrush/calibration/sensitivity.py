@@ -121,7 +121,7 @@ def probed_calls(calls: int) -> tuple[int, ...]:
 
 
 def sensitivity_calls(calls: int) -> int:
-    """Counts the denoiser calls of :func:`measure_sensitivities` for a pipeline with ``calls`` calls; a probe counts as one."""
+    """Counts the denoiser calls of :func:`measure_sensitivities`, probes included, for a pipeline with ``calls`` calls."""
     return calls + _disturbed_calls(calls, segments(calls)) + PROBES * len(probed_calls(calls))
 
 
@@ -321,7 +321,7 @@ def _probe_piece(index: int) -> str:
 def _probed(
     network: _Network, call: DenoiserCall, candidates: Candidates, importance: Tensor, generator: Generator
 ) -> dict[str, Tensor]:
-    """Estimates squared errors of ``inputs`` and ``weights``, (layers, choices), and stores the final generator state."""
+    """Estimates squared errors of ``inputs`` and ``weights``, (layers, choices), and returns the generator's state."""
     measurement, weighted = network.measurement, importance.to(device_of(network.denoiser))
     probes = []
     for _ in range(PROBES):
