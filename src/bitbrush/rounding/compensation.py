@@ -100,7 +100,13 @@ def round_with_compensation(
 
 @dataclass(frozen=True)
 class _Seen:
-    """Moments of a channel group's inputs: ``hessian`` E[x x^T], ``residual`` W E[(target_x - x) x^T], ``means`` of both inputs."""
+    """Moments of a channel group's inputs.
+
+    Args:
+        hessian: E[x x^T], (K, K).
+        residual: W E[(target_x - x) x^T], (C_out, K).
+        means: Means of ``target_x`` and ``x``, (2, K).
+    """
 
     hessian: Tensor
     residual: Tensor
@@ -264,7 +270,7 @@ def _windows(layer: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def _fit_drift(weight: Tensor, residual: Tensor, hessian: Tensor) -> Tensor:
-    """Returns ``W + W D (G + r I)^-1``, D = E[(target_x - x) x^T]: the ridge fit of ``W target_x`` by a function of ``x``."""
+    """Returns ``W + W D (G + r I)^-1``, D = E[(target_x - x) x^T]: the ridge fit of ``W target_x`` on ``x``."""
     factor = _cholesky_(_damp_(_by_columns(hessian), DRIFT_RIDGE))
     return weight + torch.cholesky_solve(residual.T, factor).T
 
@@ -291,7 +297,7 @@ def _cholesky_(matrix: Tensor) -> Tensor:
 
 
 def _inverse_of_lower_(factor: Tensor) -> Tensor:
-    """Inverts a lower triangular matrix in place by rows from the top, ``-L_ii^-1 L_ij (L^-1)_jk``; torch lacks this."""
+    """Inverts a lower triangular matrix in place, which torch lacks: rows from the top, ``-L_ii^-1 L_ij (L^-1)_jk``."""
     for begin in range(0, len(factor), ROWS_AT_ONCE):
         end = begin + ROWS_AT_ONCE
         corner = factor[begin:end, begin:end]
@@ -310,8 +316,8 @@ def _round_columns(weight: Tensor, qparams: WeightQParams, hessian: Tensor) -> t
     """Rounds columns in sequence; returns integers, uint8, and the compensated values before rounding, both (C_out, K).
 
     Columns are ordered by descending input power, which leaves the least error to the last ones. Errors are spread by
-    the upper Cholesky factor U of the inverse Hessian, ``G^-1 = U^T U``. The Hessian with reversed column order has the
-    factor ``L L^T``, and ``L^-1`` rotated by 180 degrees is U. This takes a third of the work of an inversion.
+    the upper Cholesky factor U of the inverse Hessian, ``G^-1 = U^T U``. The Hessian with reversed column order factors
+    into ``L L^T``, and ``L^-1`` rotated by 180 degrees is U. This takes a third of the work of an inversion.
     """
     order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
     w = weight[:, order].clone()

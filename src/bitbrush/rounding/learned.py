@@ -91,7 +91,7 @@ def _waiting(runners: Sequence[BlockRunner], indices: Sequence[int]) -> list[Blo
 
 
 class _Learner:
-    """Full-precision network ``full`` and its shallow copy ``quantized``, which receives the rounded weights as integers.
+    """Full-precision network ``full`` and its shallow copy ``quantized``, which receives the rounded integer weights.
 
     Calls of a block come with their shards among those of all processes; this process may have none.
     """

@@ -131,7 +131,7 @@ def _descend(block: Block, offsets: Mapping[str, Tensor], rows: Tensor, step: fl
 
 
 def _straight_through(layer: Compensated, offset: Tensor) -> Tensor:
-    """Computes ``scale * (clamp(round(w_fp / scale + offset) + zero_point, 0, qmax) - zero_point)``, with round' = 1."""
+    """Computes ``scale * (clamp(round(w_fp / scale + offset) + zero_point, 0, qmax) - zero_point)``, round' = 1."""
     qparams = layer.weight.qparams
     scale, zero_point = qparams.per_channel(layer.w_fp)
     moved = layer.w_fp / scale + offset
