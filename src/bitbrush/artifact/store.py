@@ -147,11 +147,14 @@ def load(
 
 
 def load_with(directory: str | os.PathLike[str], choice: Choice) -> DiffusionPipeline:
-    """Loads an artifact with the runtime, type and memory mode of ``choice``, on the runtime's device.
+    """Loads an artifact (folder or hub id) with the runtime, type and memory mode of ``choice``, on the runtime's device.
 
     All files are verified first. Weights are read layer by layer; an integer runtime never holds them in floating
     point. Everything else computes in float32. In low-memory mode the other networks keep their stored types and are
     widened for each call.
+
+    Returns:
+        The quantized pipeline.
 
     Raises:
         ArtifactError: The directory is no artifact, has a newer schema, or is incomplete or altered; or this version
@@ -240,9 +243,10 @@ def _most_bytes(quantization: Quantization) -> int:
 
 
 def _require_loadable(root: Path, component: str) -> None:
-    """Proves that the artifact loads, one network in memory at a time, without computing anything.
+    """Checks that the artifact loads, with one network in memory at a time and without computing anything.
 
-    Raises ValueError if it does not.
+    Raises:
+        ValueError: The artifact does not load.
     """
     try:
         networks = load_networks(root, component_types(root), omit=(component,))

@@ -1,7 +1,7 @@
 """Gradient estimate of each layer's share of the output error, for all layers and bit widths in one backward pass.
 
-To first order, quantizing a layer's input ``x`` (or its weight) changes the output by ``J d``, with J the Jacobian
-and d the quantization error. For a random vector v with independent entries of variance 1,
+To first order, quantizing a layer's input ``x`` (or its weight) changes the output by ``J d``. J is the Jacobian and d
+the quantization error. For a random vector v with independent entries of variance 1,
 ``E[(v^T J d)^2] = |J d|^2``. Backpropagating v gives ``v^T J`` at every layer. This is Hutchinson's estimator
 (Communications in Statistics 19(2), 1990), here for the norms of many vectors.
 """

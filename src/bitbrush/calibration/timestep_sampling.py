@@ -18,10 +18,9 @@ SKEWED_MEAN = 0.4
 def skewed_normal_draws(timesteps: Sequence[float], *, seed: int, draws: int = DRAWS) -> Counter[float]:
     """Counts draws of the descending ``timesteps`` from N(0.4 T, T / 2) within [0, T], with T the first timestep.
 
-    PTQ4DM's "normally distributed time-step calibration" (arXiv 2211.15736, section 3.3) draws from a normal
-    distribution with deviation T / 2 and a mean below T / 2, so that steps near x0 count more. Values beyond the ends
-    are drawn again.
-    Deviation: the paper asks for a mean of at most T / 2 without a number; here it is 0.4 T.
+    Source: PTQ4DM's "normally distributed time-step calibration" (arXiv 2211.15736, section 3.3). It draws from a
+    normal distribution with deviation T / 2 and a mean below T / 2, so that steps near x0 count more. Values beyond the
+    ends are drawn again. Deviation: the paper asks for a mean of at most T / 2 without a number; here it is 0.4 T.
 
     Args:
         timesteps: Timesteps of the plan, descending.

@@ -1,7 +1,7 @@
 """Activation ranges computed at run time, per token or, in a convolution, per image, as general toolkits do.
 
-No calibration takes place. Deviations from those toolkits favor the method: weights are rounded as in ``pcr`` instead
-of to nearest, and ranges are asymmetric. Layers next to the latents have 16 bits, as in all methods.
+Nothing is calibrated. Deviations from those toolkits favor the method: weights are rounded as in ``pcr`` instead of to
+nearest, and ranges are asymmetric. Layers next to the latents have 16 bits, as in all methods.
 """
 
 from bitbrush.methods.method import Method

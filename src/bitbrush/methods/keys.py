@@ -1,7 +1,8 @@
 """Declarations of recipe keys, the single source for everything derived from them.
 
-The :class:`Key` of each field of :class:`~bitbrush.methods.recipe.Recipe` determines the options of the command line,
-recipe files, the manifest, the table in the docs, ``recalibrate``, and the reuse of rounded weights in an ablation.
+The fields of :class:`~bitbrush.methods.recipe.Recipe` each have a :class:`Key`. It determines the command line's
+option, the entry in recipe files, the manifest and the table in the docs. It also decides whether ``recalibrate`` may
+change the key, and whether the recipes of an ablation share rounded weights.
 """
 
 import json

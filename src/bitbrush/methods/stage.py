@@ -67,7 +67,7 @@ class Stage:
 
     @property
     def is_phase(self) -> bool:
-        """Whether costs are recorded: only for stages with denoiser calls or progress reports; others take no time."""
+        """True if the stage makes denoiser calls or reports progress; only then are costs recorded, as others take no time."""
         return self.calls is not no_calls or self.work is not None or bool(self.title)
 
     def planned_work(self, state: QuantizationState, of_pipeline: int) -> tuple[PlannedWork, ...]:

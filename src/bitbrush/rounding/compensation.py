@@ -1,10 +1,11 @@
 """Rounding of one layer with error compensation: weights not yet rounded absorb the error of each rounded weight.
 
-For ``y = W x`` the squared error of ``(W_hat - W) x`` over the samples is a quadratic form in the Hessian, the inputs'
-Gram matrix. The columns of W are therefore rounded in sequence, and each error is spread over the rest in closed form.
-This is Optimal Brain Quantization in the order and the blocked form of GPTQ (arXiv 2210.17323, section 3). Deviation:
-the target is the *full-precision* network's output for its own input, while the layer sees the quantized network's
-input. The weights first move to the least-squares fit of that target, and the bias absorbs the remaining mean.
+The layer is ``y = W x``. The squared error of ``(W_hat - W) x`` over the samples is a quadratic form in the Hessian,
+the inputs' Gram matrix. The columns of W are therefore rounded in sequence, and each error is spread over the rest in
+closed form. This is Optimal Brain Quantization in the order and the blocked form of GPTQ (arXiv 2210.17323, section 3).
+Deviation: the target is the *full-precision* network's output for its own input, while the layer sees the quantized
+network's input. The weights first move to the least-squares fit of that target, and the bias absorbs the remaining
+mean.
 """
 
 from collections.abc import Iterator
