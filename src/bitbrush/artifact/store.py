@@ -147,7 +147,7 @@ def load(
 
 
 def load_with(directory: str | os.PathLike[str], choice: Choice) -> DiffusionPipeline:
-    """Loads an artifact (folder or hub id) with the runtime, type and memory mode of ``choice``, on the runtime's device.
+    """Loads an artifact (folder or hub id) with the runtime, type, memory mode and device of ``choice``.
 
     All files are verified first. Weights are read layer by layer; an integer runtime never holds them in floating
     point. Everything else computes in float32. In low-memory mode the other networks keep their stored types and are

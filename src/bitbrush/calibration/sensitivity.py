@@ -121,7 +121,7 @@ def probed_calls(calls: int) -> tuple[int, ...]:
 
 
 def sensitivity_calls(calls: int) -> int:
-    """Counts the denoiser calls of :func:`measure_sensitivities`, probes included; the pipeline makes ``calls`` calls."""
+    """Counts the denoiser calls of :func:`measure_sensitivities` with probes; the pipeline makes ``calls`` calls."""
     return calls + _disturbed_calls(calls, segments(calls)) + PROBES * len(probed_calls(calls))
 
 

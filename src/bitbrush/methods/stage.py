@@ -67,7 +67,7 @@ class Stage:
 
     @property
     def is_phase(self) -> bool:
-        """True if the stage makes denoiser calls or reports progress; only then are costs recorded, as others take no time."""
+        """True if the stage makes denoiser calls or reports progress; costs of other stages are negligible."""
         return self.calls is not no_calls or self.work is not None or bool(self.title)
 
     def planned_work(self, state: QuantizationState, of_pipeline: int) -> tuple[PlannedWork, ...]:
