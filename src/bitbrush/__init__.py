@@ -1,4 +1,4 @@
-"""bitbrush: text-to-image diffusion pipelines in few bits, after training, with the proof of what was kept."""
+"""Post-training quantization of text-to-image diffusion pipelines, with benchmarks of the quality retained."""
 
 from importlib import import_module
 from importlib.metadata import version
@@ -55,7 +55,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what is asked for when it is: ``bitbrush --help`` needs neither torch nor diffusers."""
+    """Imports public names lazily, because ``bitbrush --help`` needs neither torch nor diffusers."""
     if name not in _HOMES:
         raise AttributeError(f"module 'bitbrush' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -1,4 +1,4 @@
-"""The functions that a program calls: quantize a pipeline, use it, save it."""
+"""Public functions: quantize a pipeline, run it, save it, recalibrate a saved artifact."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from bitbrush.sources.models import ModelOptions
 
 
 class Quantization(quantization.Quantization):
-    """A quantized pipeline in memory: :meth:`pipeline` to use it, :meth:`save` to keep it."""
+    """Quantized pipeline in memory: :meth:`pipeline` runs it, :meth:`save` writes it to disk."""
 
     def save(
         self,
@@ -29,18 +29,21 @@ class Quantization(quantization.Quantization):
         base_model: str | None = None,
         options: ModelOptions | None = None,
     ) -> Path:
-        """Saves an artifact, a diffusers pipeline folder of packed integers, and returns its path.
+        """Saves an artifact: a diffusers pipeline folder with packed integer weights and a manifest.
 
-        The folder appears whole or not at all; an artifact that stands there is replaced.
+        The folder appears complete or not at all. An artifact at the same path is replaced.
 
         Args:
-            directory: Where to.
-            base_model: Hub id, bundled name or path of the full-precision model, for the manifest; by default what the
-                pipeline was loaded from.
-            options: What else the full-precision model was loaded by: revision, variant, LoRAs.
+            directory: Path of the artifact to write.
+            base_model: Hub id, bundled name or path of the full-precision model, recorded in the manifest. Defaults to
+                the source that the pipeline records in its configuration.
+            options: Further loading options of the full-precision model: revision, variant, LoRAs.
+
+        Returns:
+            Path of the artifact.
 
         Raises:
-            ValueError: The pipeline does not tell what it was loaded from, or the directory holds something else.
+            ValueError: The pipeline does not record its source, or the directory holds something else.
         """
         if base_model is None and self.recalibrated is None:
             base_model = _loaded_from(self.source)
@@ -59,26 +62,30 @@ def quantize(
     progress: Progress = silent,
     **keys: Any,
 ) -> Quantization:
-    """Quantizes the denoiser of a full-precision pipeline, which itself stays as it is.
+    """Quantizes the denoiser of a full-precision pipeline and leaves that pipeline unchanged.
 
-    ``quantize(pipe, prompts, method="best", weights=4, activations=8)`` and, equally,
-    ``quantize(pipe, prompts, "recipe.toml", weights=4)``. Keys come before the recipe, the recipe before the method's
-    defaults. ``quantize(pipe, recipe, prompts)``, the order of earlier versions, works too.
+    ``quantize(pipe, prompts, method="best", weights=4, activations=8)`` and
+    ``quantize(pipe, prompts, "recipe.toml", weights=4)`` are both valid. Keyword keys override the recipe; the recipe
+    overrides the method's defaults. The argument order of earlier versions, ``quantize(pipe, recipe, prompts)``, is
+    still accepted.
 
     Args:
-        pipe: A full-precision diffusers pipeline; its denoiser computes where it is, CPU or GPU.
-        prompts: Calibration prompts, of which the first ``num_prompts`` are used.
-        recipe: A :class:`Recipe`, a table of its keys, or a TOML or JSON file of them.
-        inputs: What else the pipeline is given, a value per prompt under the pipeline's name for it, e.g.
+        pipe: Full-precision diffusers pipeline. Its denoiser computes on its current device, CPU or GPU.
+        prompts: Calibration prompts; the first ``num_prompts`` are used.
+        recipe: A :class:`Recipe`, a mapping of recipe keys, or the path of a TOML or JSON file.
+        inputs: Further pipeline arguments, one value per prompt under the pipeline's argument name, e.g.
             ``{"image": [...], "mask_image": [...]}``.
-        generic: Whether to quantize the layers of any denoiser without regard to its architecture.
-        rounded: Weights of an earlier quantization of the same pipeline with the same weight keys.
-        work: A folder for finished pieces, from which the same call resumes to the same result bit for bit.
-        progress: Receives reports of progress.
+        generic: Whether to quantize the layers of any denoiser without knowledge of its architecture.
+        rounded: Rounded weights of an earlier quantization of the same pipeline with the same weight keys.
+        work: Folder for intermediate results. The same call resumes from it, bit for bit.
+        progress: Callback that receives progress reports.
         **keys: Recipe keys: ``method``, ``weights``, ``activations`` and so on.
 
+    Returns:
+        The quantized pipeline with its recipe, layers and costs.
+
     Raises:
-        ValueError: A key, value or input that does not fit; the message names it, its limit and the remedy.
+        ValueError: A key, value or input is invalid; the message names it, its limit and the remedy.
     """
     former_order = isinstance(prompts, Recipe)
     chosen, texts = (prompts, recipe) if former_order else (recipe, prompts)
@@ -98,14 +105,20 @@ def quantize(
 def recalibrate(
     directory: str | os.PathLike[str], keys: Mapping[str, Any], prompts: Sequence[str], **arguments: Any
 ) -> Quantization:
-    """Finds activation ranges anew for another plan, on the integers that an artifact holds.
+    """Calibrates activation ranges for another plan and reuses the integer weights of an artifact.
 
     Args:
-        directory: The artifact.
-        keys: Recipe keys that leave the weights as they are: ``steps``, ``scheduler``, ``activations`` and so on.
+        directory: Path of the artifact.
+        keys: Recipe keys that leave the weights unchanged: ``steps``, ``scheduler``, ``activations`` and so on.
         prompts: Calibration prompts.
-        **arguments: ``inputs``, ``device`` and ``progress``, as for
+        **arguments: ``inputs``, ``device`` and ``progress``, as in
             :func:`bitbrush.artifact.recalibration.recalibrate`.
+
+    Returns:
+        The quantized pipeline with the artifact's weights and the new activation ranges.
+
+    Raises:
+        ValueError: A key changes the weights, or an argument does not fit the artifact.
     """
     return _with_save(_recalibrate(directory, keys, prompts, **arguments))
 

@@ -1,1 +1,1 @@
-"""Quantizing a pipeline, saving what comes of it, and loading it again."""
+"""Artifacts: saving and loading quantized pipelines."""

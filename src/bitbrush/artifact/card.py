@@ -1,4 +1,4 @@
-"""The model card that goes with an artifact."""
+"""Model card of an artifact."""
 
 import json
 import shlex
@@ -37,7 +37,7 @@ Made by (`manifest.json` holds the whole recipe, the layers, the hashes and what
 
 
 def model_card(manifest: dict[str, Any]) -> str:
-    """Returns the card, whose metadata the hub reads."""
+    """Returns the text of the model card, with metadata for the Hugging Face hub."""
     recipe = manifest["recipe"]
     card = ModelCard.from_template(
         _metadata(manifest["base_model"]),
@@ -56,7 +56,7 @@ def model_card(manifest: dict[str, Any]) -> str:
 
 
 def _metadata(base_model: str) -> ModelCardData:
-    """The hub refuses a base model that is no hub id, such as a folder of this machine: the text alone names it."""
+    """Builds the card's metadata; the hub rejects a base model without hub id, so only the text names a local path."""
     hub_id = None
     with suppress(HFValidationError):
         validate_repo_id(base_model)
@@ -71,7 +71,7 @@ def _metadata(base_model: str) -> ModelCardData:
 
 
 def quantize_command(manifest: dict[str, Any]) -> str:
-    """The command that makes this artifact again; two lines for a recalibrated one."""
+    """Returns the command that reproduces the artifact; two lines for a recalibrated artifact."""
     if "recalibrated_from" in manifest:
         earlier, recipe = map(without_removed, (manifest["recalibrated_from"]["recipe"], manifest["recipe"]))
         changed = {key: value for key, value in recipe.items() if value != earlier.get(key)}

@@ -1,4 +1,4 @@
-"""A quantized denoiser from its folder, layer by layer."""
+"""Quantized denoiser read from its folder, layer by layer."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -26,20 +26,37 @@ CONFIG = "config.json"
 
 
 def load_denoiser(folder: Path, choice: Choice) -> nn.Module:
-    """The denoiser of an artifact's ``folder``, lowered by the chosen runtime.
+    """Loads the denoiser of an artifact and lowers it with the selected runtime.
 
-    Raises ValueError or KeyError if the folder's tensors are not those of its configuration.
+    Args:
+        folder: Folder of the denoiser within the artifact.
+        choice: Runtime, type and memory mode.
+
+    Returns:
+        The denoiser in evaluation mode, without gradients.
+
+    Raises:
+        ValueError: The folder's tensors do not match its configuration.
+        KeyError: A tensor is missing.
     """
-    return_freed_memory()  # before anything large is made: the heap would keep its size
+    return_freed_memory()  # before large allocations: the heap would keep its peak size
     denoiser, layers = _read_denoiser(folder)
     lower(denoiser, choice, layers)
     return denoiser.eval().requires_grad_(False)
 
 
 def check_denoiser(folder: Path) -> nn.Module:
-    """Reads all that :func:`load_denoiser` would, layer by layer, and keeps nothing: the denoiser has no values.
+    """Reads everything that :func:`load_denoiser` reads, layer by layer, and returns the denoiser without values.
 
-    Raises as :func:`load_denoiser`.
+    Args:
+        folder: Folder of the denoiser within the artifact.
+
+    Returns:
+        The denoiser on the meta device.
+
+    Raises:
+        ValueError: The folder's tensors do not match its configuration, or hold NaN or infinity.
+        KeyError: A tensor is missing.
     """
     denoiser, layers = _read_denoiser(folder)
     for _ in layers:
@@ -51,7 +68,7 @@ def check_denoiser(folder: Path) -> nn.Module:
 
 
 def _read_denoiser(folder: Path) -> tuple[nn.Module, Iterator[QuantizedLayer]]:
-    """The denoiser with the values of what is not quantized, and its quantized layers, read as they are taken."""
+    """Returns the denoiser with its full-precision values, and an iterator that reads the quantized layers lazily."""
     denoiser, quantization = _empty_denoiser(folder)
     bits: dict[str, int] = quantization["weight_bits"]
     tensors = TensorFile(folder / WEIGHTS)
@@ -65,7 +82,16 @@ def _read_denoiser(folder: Path) -> tuple[nn.Module, Iterator[QuantizedLayer]]:
 
 
 def denoiser_executions(folder: Path, choice: Choice, progress: Progress = silent) -> tuple[Execution, ...]:
-    """How the chosen runtime would compute each quantized layer of an artifact's ``folder``, without computing."""
+    """Returns how the selected runtime would execute each quantized layer, without computing anything.
+
+    Args:
+        folder: Folder of the denoiser within the artifact.
+        choice: Runtime, type and memory mode.
+        progress: Callback that receives progress reports.
+
+    Returns:
+        One execution per quantized layer, in order.
+    """
     denoiser, quantization = _empty_denoiser(folder)
     bits: dict[str, int] = quantization["weight_bits"]
     found = []
@@ -77,7 +103,11 @@ def denoiser_executions(folder: Path, choice: Choice, progress: Progress = silen
 
 
 def denoiser_of(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """One with an artifact's layers and the values its class starts from; what its configuration tells of them."""
+    """Builds a denoiser with an artifact's layers and the initial values of its class.
+
+    Returns:
+        The denoiser, and the quantization configuration from its ``config.json``.
+    """
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     packed = config.pop("quantization_config")
     require_uncorrected(packed)
@@ -88,13 +118,17 @@ def denoiser_of(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def require_uncorrected(packed: Mapping[str, Any]) -> None:
-    """Raises ValueError if the output was to be corrected, as earlier versions did with ``output_means = correct``."""
+    """Rejects artifacts with output correction, which earlier versions made with ``output_means = correct``.
+
+    Raises:
+        ValueError: The configuration requests an output correction.
+    """
     if packed.get("correction") is not None:
         raise ValueError("its output is corrected (output_means), which this bitbrush has no more; quantize again")
 
 
 def _empty_denoiser(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """:func:`denoiser_of` without values: all parameters are on the device meta."""
+    """Builds the denoiser of :func:`denoiser_of` with all parameters on the meta device."""
     with init_empty_weights(include_buffers=False):
         return denoiser_of(folder)
 
@@ -102,9 +136,19 @@ def _empty_denoiser(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
 def quantized_layers(
     denoiser: nn.Module, bits: Mapping[str, int], tensors: Mapping[str, Tensor]
 ) -> Iterator[QuantizedLayer]:
-    """The layers of an artifact's denoiser, each read when it is taken.
+    """Yields the quantized layers of an artifact's denoiser and reads each one lazily.
 
-    Raises KeyError or ValueError for one whose tensors are missing or of other shapes.
+    Args:
+        denoiser: Denoiser with the artifact's layers.
+        bits: Weight bits by layer name.
+        tensors: Tensors of the artifact by name.
+
+    Yields:
+        Quantized layers in the order of ``bits``.
+
+    Raises:
+        KeyError: A tensor of a layer is missing.
+        ValueError: A tensor of a layer has another shape.
     """
     originals = {name: denoiser.get_submodule(name) for name in bits}
     shapes = {name: _shape(original) for name, original in originals.items()}

@@ -1,4 +1,4 @@
-"""Artifacts through diffusers' own ``from_pretrained``: its quantizer interface, implemented for bitbrush's layers."""
+"""Artifact loading through diffusers' ``from_pretrained``: its quantizer interface for bitbrush's layers."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -23,19 +23,19 @@ from bitbrush.sources.networks import KEYS_SHOWN
 from bitbrush.sources.savable import refuse_saving
 
 _REFUSING = "refuses_bitbrush"
-"""Marks a ``save_pretrained`` that refuses quantized components already."""
+"""Attribute of a ``save_pretrained`` that already rejects quantized components."""
 
 
 class QuantMethod(StrEnum):
-    """The name by which a ``config.json`` asks for this quantizer; diffusers expects an enumeration."""
+    """Identifier of this quantizer in ``config.json``; diffusers expects an enumeration."""
 
     BITBRUSH = "bitbrush"
 
 
 def register() -> None:
-    """From now on ``DiffusionPipeline.from_pretrained`` loads bitbrush artifacts, computing in float32.
+    """Registers bitbrush so that ``DiffusionPipeline.from_pretrained`` loads its artifacts, computing in float32.
 
-    :func:`bitbrush.load` does the same, but verifies every file's hash first and lets the runtime be chosen.
+    :func:`bitbrush.load` also loads artifacts, verifies the hash of every file first and has a choice of runtimes.
     ``save_pretrained`` of a pipeline with a quantized component raises ValueError before it writes anything.
     """
     original = DiffusionPipeline.save_pretrained
@@ -46,7 +46,7 @@ def register() -> None:
 
 
 def _before_writing(save_pretrained: Callable[..., Any]) -> Callable[..., Any]:
-    """Refuses a quantized component first: diffusers would have written those before it when it is refused."""
+    """Rejects quantized components first; diffusers would have written earlier components before its own error."""
 
     @functools.wraps(save_pretrained)
     def refusing(pipe: Any, *args: Any, **kwargs: Any) -> Any:
@@ -60,11 +60,14 @@ def _before_writing(save_pretrained: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class BitbrushConfig(QuantizationConfigMixin):
-    """``weight_bits`` of every quantized layer by name; all else is in the tensors.
+    """Quantization configuration: weight bits of every quantized layer by name; everything else is in the tensors.
 
-    ``split_skips``: the convolutions that became two, and at which input channel; see ``network/skip_inputs.py``.
-    ``low_ranks``: the layers that have a branch, and of which rank; see ``network/low_rank.py``.
-    ``first_tokens``: the layers that have tensors of a known first token; see ``network/first_token.py``.
+    Args:
+        weight_bits: Weight bits of every quantized layer by name.
+        split_skips: Split convolutions with the input channel of the split; see ``network/skip_inputs.py``.
+        low_ranks: Layers with a low-rank branch and its rank; see ``network/low_rank.py``.
+        first_tokens: Layers with tensors of a known first token; see ``network/first_token.py``.
+        **others: Keys of other versions, rejected if they change the result.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class BitbrushConfig(QuantizationConfigMixin):
         self.first_tokens = first_tokens
 
     def to_dict(self) -> dict[str, Any]:
+        """Returns the configuration as JSON values, without empty entries."""
         own: dict[str, Any] = {"quant_method": self.quant_method.value, "weight_bits": dict(self.weight_bits)}
         if self.split_skips:
             own["split_skips"] = dict(self.split_skips)
@@ -93,15 +97,16 @@ class BitbrushConfig(QuantizationConfigMixin):
         return own
 
     def to_diff_dict(self) -> dict[str, Any]:
+        """Returns the same values as :meth:`to_dict`; diffusers logs them."""
         return self.to_dict()
 
 
 class _Expected(nn.Module):
-    """Stands where a layer will be while diffusers reads and places the tensors of the file as its parameters."""
+    """Placeholder for a layer while diffusers reads the file's tensors and assigns them as parameters."""
 
     def __init__(self, original: nn.Conv2d | nn.Linear, absent: set[str]) -> None:
         super().__init__()
-        self._original = [original]  # in a list it is no submodule: its own keys are not in the file
+        self._original = [original]  # a list hides the module: its parameter names are not in the file
         for key in LAYER_KEYS - absent - ({"bias"} if original.bias is None else set()):
             self.register_parameter(key, nn.Parameter(torch.empty(0, device="meta"), requires_grad=False))
 
@@ -111,12 +116,16 @@ class _Expected(nn.Module):
 
 
 class BitbrushQuantizer(DiffusersQuantizer):
-    """Takes the packed tensors as they are read, and puts layers that compute with them in place at the end."""
+    """Quantizer that collects packed tensors during loading and installs quantized layers at the end."""
 
     quantization_config: BitbrushConfig
 
     def validate_environment(self, *_: Any, device_map: Any = None, **__: Any) -> None:
-        """Raises ValueError for a map that distributes the denoiser over devices."""
+        """Rejects a device map over several devices.
+
+        Raises:
+            ValueError: The map distributes the denoiser over devices.
+        """
         devices = {str(device) for device in device_map.values()} if isinstance(device_map, dict) else set()
         if len(devices) > 1:
             raise ValueError(
@@ -125,24 +134,27 @@ class BitbrushQuantizer(DiffusersQuantizer):
             )
 
     def update_torch_dtype(self, _: torch.dtype | None) -> torch.dtype:
-        """float32 whatever is asked for: scales of 1e-9 would be nothing in half precision.
+        """Returns float32 for every requested type, because scales of 1e-9 underflow in half precision.
 
-        The denoiser takes and gives any type all the same, cast at each call.
+        The denoiser accepts and returns any type; it casts at each call.
         """
         return torch.float32
 
     @property
     def supports_parallel_loading(self) -> bool:
+        """False: layers are loaded one after another."""
         return False
 
     def check_if_quantized_param(
         self, model: nn.Module, param_value: Tensor, param_name: str, state_dict: dict[str, Tensor], **_: Any
     ) -> bool:
+        """Returns whether a parameter belongs to a quantized layer."""
         return param_name.rpartition(".")[0] in self.quantization_config.weight_bits
 
     def create_quantized_param(
         self, model: nn.Module, param_value: Tensor, param_name: str, target_device: Any, *_: Any, **__: Any
     ) -> None:
+        """Assigns a packed tensor to the placeholder of its layer."""
         name, _dot, key = param_name.rpartition(".")
         parameter = nn.Parameter(param_value.to(target_device), requires_grad=False)
         model.get_submodule(name).register_parameter(key, parameter)
@@ -161,7 +173,7 @@ class BitbrushQuantizer(DiffusersQuantizer):
         return model
 
     def _require_tensors(self, model: nn.Module) -> None:
-        """diffusers itself only logs what is missing."""
+        """Rejects missing tensors, because diffusers only logs them."""
         state = model.state_dict()
         missing = [key for key, tensor in state.items() if tensor.is_meta]
         if missing:
@@ -177,16 +189,17 @@ class BitbrushQuantizer(DiffusersQuantizer):
         read = {key: parameter for key, parameter in expected.named_parameters() if not parameter.is_meta}
         tensors = {f"{name}.{key}": parameter.detach().cpu() for key, parameter in read.items()}
         layer = layer_from_tensors(name, tuple(original.weight.shape), bits, tensors)
-        _set_submodule(model, name, original.to("meta"))  # its values are the layer's
+        _set_submodule(model, name, original.to("meta"))  # the quantized layer now holds the values
         return layer
 
     @property
     def is_serializable(self) -> bool:
-        """Not from memory: copy the artifact's folder instead."""
+        """False: a loaded pipeline cannot be saved; copy the artifact's folder instead."""
         return False
 
     @property
     def is_trainable(self) -> bool:
+        """False: integer weights have no gradients."""
         return False
 
 

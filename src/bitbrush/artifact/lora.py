@@ -1,4 +1,4 @@
-"""Former place of :mod:`bitbrush.sources.lora`, for programs that import it from here."""
+"""Deprecated alias of :mod:`bitbrush.sources.lora`, for programs that import it from here."""
 
 from bitbrush.sources.lora import Lora
 

@@ -1,4 +1,4 @@
-"""The manifest of an artifact: where it is found, what it says, and whether the files are still those it lists."""
+"""Manifest of an artifact: lookup, validation, and integrity checks of the listed files."""
 
 import hashlib
 import json
@@ -21,21 +21,27 @@ FORMAT = "bitbrush-artifact"
 CARD = "README.md"
 SCHEMA_VERSION = 1
 TEXT_SUFFIXES = (".json", ".txt", ".md", ".jinja")
-"""Files whose line ends git rewrites on checkout where ``core.autocrlf`` is set."""
+"""Suffixes of files whose line ends git rewrites on checkout if ``core.autocrlf`` is set."""
 
 
 class ArtifactError(ValueError):
-    """The directory is no intact artifact that this version reads."""
+    """Error for a directory that is no intact artifact readable by this version."""
 
 
 def is_artifact(source: str | os.PathLike[str]) -> bool:
-    """Tells whether a folder or hub id has an artifact's manifest; its content is checked when it is read."""
+    """Returns whether a folder or hub id has an artifact's manifest; reading it validates its content."""
     path = _manifest_path(source)
     return path.is_file() and FORMAT in path.read_text(encoding="utf-8", errors="replace")
 
 
 def artifact_folder(source: str | os.PathLike[str]) -> Path:
-    """Finds the folder of an artifact: ``source`` itself, or the snapshot of a hub id, downloaded where needed.
+    """Returns the folder of an artifact: ``source`` itself, or the snapshot of a hub id, downloaded if necessary.
+
+    Args:
+        source: Folder or hub id.
+
+    Returns:
+        Path of the folder.
 
     Raises:
         ArtifactError: The hub id has a manifest, but its files are neither in the hub's cache nor reachable.
@@ -47,7 +53,17 @@ def artifact_folder(source: str | os.PathLike[str]) -> Path:
 
 
 def read_manifest(source: str | os.PathLike[str]) -> dict[str, Any]:
-    """The manifest of a folder or hub id, its format and schema version checked."""
+    """Reads the manifest of an artifact and validates its format and schema version.
+
+    Args:
+        source: Folder or hub id.
+
+    Returns:
+        The manifest with the layer keys of this version.
+
+    Raises:
+        ArtifactError: The manifest is missing, damaged, of another format or of a newer schema version.
+    """
     path = _manifest_path(source)
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -68,16 +84,23 @@ def read_manifest(source: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _with_current_names(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest with the layer entries' ``edge`` of earlier versions under its name of today."""
+    """Renames the layer key ``edge`` of earlier versions to ``high_precision``."""
     names = {"edge": "high_precision"}
     layers = [{names.get(key, key): value for key, value in layer.items()} for layer in manifest.get("layers", ())]
     return {**manifest, "layers": layers}
 
 
 def require_intact(root: Path, manifest: Mapping[str, Any]) -> None:
-    """Raises ArtifactError naming the first file whose hash is not the manifest's.
+    """Verifies the hash of every file that the manifest lists.
 
-    The model card may be edited: artifacts of older versions list it among the hashed files.
+    The model card may be edited, although artifacts of older versions list it among the hashed files.
+
+    Args:
+        root: Folder of the artifact.
+        manifest: Manifest with ``files``, SHA-256 by relative path.
+
+    Raises:
+        ArtifactError: A file is missing or its hash differs; the message names the first one.
     """
     for name, expected in manifest["files"].items():
         path = root / name
@@ -91,7 +114,7 @@ def require_intact(root: Path, manifest: Mapping[str, Any]) -> None:
 
 @contextmanager
 def reading_tensors(root: Path) -> Iterator[None]:
-    """Raises ArtifactError for what goes wrong while an artifact's tensors are read."""
+    """Converts errors while reading an artifact's tensors to ArtifactError."""
     try:
         yield
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
@@ -99,16 +122,16 @@ def reading_tensors(root: Path) -> Iterator[None]:
 
 
 def file_digests(root: Path) -> dict[str, str]:
-    """SHA-256 of every file of an artifact by its relative path, but for the manifest and the model card.
+    r"""Computes SHA-256 of every file by relative path, except the manifest and the model card.
 
-    Text counts with ``\\n`` as line ends, so that a checkout with ``\\r\\n`` has the same hashes.
+    Text is hashed with ``\n`` as line ends, so that a checkout with ``\r\n`` has the same hashes.
     """
     files = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
     return {name: _digest(path) for name, path in files.items() if name not in (MANIFEST, CARD)}
 
 
 def _accepted_digests(path: Path) -> tuple[str, ...]:
-    """The digest that :func:`file_digests` records, and that of the bytes as they are, recorded by older versions."""
+    """Returns the digest that :func:`file_digests` records and, for older versions, the digest of the raw bytes."""
     return (_digest(path), file_digest(path)) if path.suffix in TEXT_SUFFIXES else (_digest(path),)
 
 
@@ -119,16 +142,16 @@ def _digest(path: Path) -> str:
 
 
 def _manifest_path(source: str | os.PathLike[str]) -> Path:
-    """Finds the manifest in the folder, or in the hub's cache where ``source`` is a hub id with a manifest."""
+    """Returns the path of the manifest in the folder, or in the hub's cache for a hub id with a manifest."""
     if _may_be_hub_id(source) and is_within_reach(os.fspath(source), MANIFEST):
         try:
             return _manifest_on_hub(os.fspath(source))
         except (OSError, ValueError, HfHubHTTPError):
-            pass  # whoever needs an artifact reports that it is missing
+            pass  # the caller that needs an artifact reports that it is missing
     return Path(source) / MANIFEST
 
 
-@cache  # one revision for all that a process reads
+@cache  # a process reads one revision throughout
 def _manifest_on_hub(name: str) -> Path:
     return Path(hf_hub_download(name, MANIFEST))
 
@@ -138,7 +161,7 @@ def _may_be_hub_id(source: str | os.PathLike[str]) -> bool:
 
 
 def _download(name: str, manifest: Path) -> None:
-    """Completes the snapshot that holds ``manifest``."""
+    """Downloads the remaining files of the snapshot that contains ``manifest``."""
     files = read_manifest(manifest.parent)["files"]
     try:
         snapshot_download(name, revision=manifest.parent.name, allow_patterns=[MANIFEST, *files])

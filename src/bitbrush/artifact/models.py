@@ -1,4 +1,4 @@
-"""Former place of :mod:`bitbrush.sources.models`, for programs that import it from here."""
+"""Deprecated alias of :mod:`bitbrush.sources.models`, for programs that import it from here."""
 
 from bitbrush.sources.models import ModelOptions, load_full_precision
 

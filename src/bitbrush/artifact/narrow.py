@@ -1,4 +1,4 @@
-"""Networks that are not quantized, stored as narrowly as loses nothing."""
+"""Lossless narrow storage of networks that are not quantized."""
 
 import json
 from collections.abc import Iterator
@@ -16,9 +16,9 @@ INDEX = "*.safetensors.index.json"
 
 
 def narrow_files(folder: Path) -> None:
-    """Writes a saved network's float32 tensors anew in their lossless type; its configuration stays as it is.
+    """Rewrites a saved network's float32 tensors in their lossless type and keeps its configuration.
 
-    What loads it in float32 has the same numbers as before.
+    Loading in float32 restores the same numbers.
     """
     files = sorted(folder.glob("*.safetensors"))
     dtype = lossless_type(tensor for path in files for _, tensor in _read(path))
@@ -33,7 +33,7 @@ def narrow_files(folder: Path) -> None:
 
 def _narrow_file(path: Path, dtype: torch.dtype) -> int:
     tensors = {name: _narrowed(tensor, dtype) for name, tensor in _read(path)}
-    with writing_whole(path) as fresh:  # what was read may still be the file, mapped into memory
+    with writing_whole(path) as fresh:  # the tensors may still be memory-mapped from the old file
         save_file(tensors, fresh, metadata={"format": "pt"})
     return sum(int(tensor.nbytes) for tensor in tensors.values())
 
@@ -44,5 +44,5 @@ def _narrowed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _read(path: Path) -> Iterator[tuple[str, Tensor]]:
     with safe_open(path, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118 - no dictionary
+        for name in file.keys():  # noqa: SIM118 - safe_open is not a dictionary
             yield name, file.get_tensor(name)

@@ -1,4 +1,4 @@
-"""Whether a full-precision model is the one that an artifact was made of."""
+"""Comparison of a full-precision model with the recorded origin of an artifact."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,10 +12,23 @@ OLDER = "none: made by an older bitbrush"
 def require_origin(
     artifact: str | os.PathLike[str], manifest: Mapping[str, Any], model: str, options: ModelOptions, digest: str
 ) -> str | None:
-    """None where ``model``, loaded with ``options`` and of that digest, is what the artifact was made of.
+    """Checks that a full-precision model is the origin of an artifact.
 
-    Weights with the same LoRAs fused on another machine may differ in their last bits, so that equal names and LoRA
-    files pass for the same model; a sentence says so. Raises ValueError, naming what differs, for any other weights.
+    Weights with the same LoRAs fused on another machine may differ in their last bits. Equal names and LoRA files are
+    therefore accepted with a note.
+
+    Args:
+        artifact: Folder or hub id of the artifact, for messages.
+        manifest: Manifest of the artifact.
+        model: Hub id, bundled name or path of the full-precision model.
+        options: Loading options of that model.
+        digest: Digest of its weights.
+
+    Returns:
+        None for equal digests; otherwise a note on weights that pass by name and LoRA files.
+
+    Raises:
+        ValueError: The weights are others; the message names what differs.
     """
     made_of = manifest.get("base_model_digest", OLDER)
     if made_of == digest:
@@ -44,7 +57,7 @@ def _differences(base: str, recorded: Mapping[str, Any], model: str, given: Mapp
 
 
 def _lora_differences(recorded: Sequence[Mapping[str, Any]], given: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """By the files' hashes: a LoRA may have been renamed."""
+    """Yields differences between LoRAs, matched by file hash because a file may have been renamed."""
     scales = {one["sha256"]: one["scale"] for one in given}
     for one in recorded:
         if one["sha256"] not in scales:

@@ -1,7 +1,7 @@
-"""Activation ranges for another plan, found anew on the integers that an artifact already holds.
+"""Activation ranges for another plan, recalibrated for the integer weights of an artifact.
 
-Progressive calibration observes the network with quantized weights, so it needs nothing that the artifact has not: no
-full-precision model, and none of the rounding that takes most of the time.
+Progressive calibration observes the network with quantized weights. It therefore needs neither the full-precision
+model nor rounding, which takes most of the time.
 """
 
 import os
@@ -30,7 +30,7 @@ from bitbrush.session.ranks import ranks
 from bitbrush.sources.networks import load_pipeline
 
 RECALIBRATED = tuple(name for name, declared in KEYS.items() if declared.recalibrates)
-"""Recipe keys that an artifact's rounded weights leave free."""
+"""Recipe keys that do not affect an artifact's rounded weights."""
 
 
 def recalibrate(
@@ -42,12 +42,25 @@ def recalibrate(
     device: torch.device = CPU,
     progress: Progress = silent,
 ) -> Quantization:
-    """The artifact's weights with activation ranges for its recipe updated by ``keys``.
+    """Recalibrates activation ranges for an artifact's weights and its recipe updated by ``keys``.
 
-    ``prompts`` and ``inputs`` as for :func:`bitbrush.quantize`; ``device``: where to compute. Methods that observe full
-    precision (rtn, one-shot) observe the quantized weights here. Several
-    processes share it as they share quantizing. Raises ArtifactError if the artifact is not intact, ValueError for a
-    key that weights depend on.
+    Methods that observe full precision (rtn, one-shot) observe the quantized weights here. Several processes share the
+    work as in :func:`bitbrush.quantize`.
+
+    Args:
+        directory: Folder or hub id of the artifact.
+        keys: Recipe keys that leave the weights unchanged.
+        prompts: Calibration prompts.
+        inputs: Further pipeline arguments, one value per prompt.
+        device: Device that computes.
+        progress: Callback that receives progress reports.
+
+    Returns:
+        The quantized pipeline with the artifact's weights and new activation ranges.
+
+    Raises:
+        ArtifactError: The artifact is not intact.
+        ValueError: The weights depend on a key.
     """
     root = artifact_folder(directory)
     manifest = verify(root)
@@ -67,7 +80,7 @@ def recalibrate(
         state = prepare(
             pipe, recipe, prompts, inputs=inputs, generic=is_generic, rounded=rounded, progress=progress, ranks=own
         )
-        # Other prompts decide nothing about the start token.
+        # The prompts of a recalibration must not change the treatment of the start token.
         state = replace(state, start_token_ratio=manifest["plan"].get("start_token_ratio"))
         require_same_work(state)
         stages = METHODS[recipe.method].stages
@@ -76,7 +89,15 @@ def recalibrate(
 
 
 def load_rounded(root: Path, manifest: Mapping[str, Any]) -> tuple[DiffusionPipeline, dict[str, RoundedLayer]]:
-    """A float32 pipeline whose denoiser has the artifact's weights, inputs not quantized; and the integers."""
+    """Loads a float32 pipeline with the artifact's dequantized weights, without input quantization.
+
+    Args:
+        root: Folder of the artifact.
+        manifest: Manifest of the artifact.
+
+    Returns:
+        The pipeline, and the rounded layers by name.
+    """
     component = manifest["denoiser"]["component"]
     tensors = load_file(root / component / WEIGHTS)
     denoiser, packed = denoiser_of(root / component)

@@ -1,4 +1,4 @@
-"""A folder that appears whole: what stands in its place stays until the new one is complete."""
+"""Atomic replacement of a folder: the old folder stays until the new one is complete."""
 
 import shutil
 from collections.abc import Iterator
@@ -8,10 +8,10 @@ from pathlib import Path
 
 @contextmanager
 def complete_folder(target: Path) -> Iterator[Path]:
-    """Yields a place for a folder beside ``target``, and moves it there at the end.
+    """Yields a temporary path beside ``target`` and moves it to ``target`` at the end.
 
-    After an error nothing of it is left. What a killed process has left is removed, and a folder that it was about to
-    replace is put back.
+    An error leaves nothing behind. Leftovers of a killed process are removed, and a folder that it was replacing is
+    restored.
     """
     fresh, aside = (target.with_name(f".{target.name}.{state}") for state in ("new", "old"))
     _restore(target, aside)
@@ -24,7 +24,7 @@ def complete_folder(target: Path) -> Iterator[Path]:
 
 
 def _replace(target: Path, fresh: Path, aside: Path) -> None:
-    """Takes two steps, as a folder cannot take another's place; killed between them, the next run restores it."""
+    """Replaces the folder in two renames, as no single rename can; if killed between them, the next run restores it."""
     if target.exists():
         target.replace(aside)
     try:
@@ -40,7 +40,7 @@ def _restore(target: Path, aside: Path) -> None:
 
 
 def _clear(fresh: Path, aside: Path) -> None:
-    """Whatever is named ``aside`` is whole at any moment: it is renamed before it is removed."""
+    """Removes both temporary folders; ``aside`` is renamed before removal, so that it is always complete."""
     shutil.rmtree(fresh, ignore_errors=True)
     if aside.exists():
         aside.replace(fresh)

@@ -1,4 +1,4 @@
-"""How large a denoiser is: packed, in its checkpoint, in float32. Every page, card and command has it from here."""
+"""Sizes of a denoiser: packed, in its checkpoint, in float32; the single source for pages, cards and commands."""
 
 import os
 from collections.abc import Mapping
@@ -25,12 +25,12 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class DenoiserSizes:
-    """Bytes of a denoiser's weights.
+    """Sizes of a denoiser's weights in bytes.
 
     Attributes:
-        packed: Its file in the artifact.
-        float32: All of its parameters in float32, as full precision is computed.
-        checkpoint: Its files in the checkpoint it was made of; None in artifacts that do not record it.
+        packed: Size of its file in the artifact.
+        float32: Size of all parameters in float32, the type of full-precision computation.
+        checkpoint: Size of its files in the original checkpoint; None in artifacts that do not record it.
     """
 
     packed: int
@@ -39,7 +39,7 @@ class DenoiserSizes:
 
     @property
     def text(self) -> str:
-        """``5.66 MiB, 0.27 of its checkpoint's 20.75 MiB (41.43 MiB in float32)``."""
+        """Text such as ``5.66 MiB, 0.27 of its checkpoint's 20.75 MiB (41.43 MiB in float32)``."""
         packed, float32 = f"{self.packed / MIB:.2f} MiB", f"{self.float32 / MIB:.2f} MiB"
         if self.checkpoint is None:
             return f"{packed}, {self.packed / self.float32:.2f} of {float32} in float32"
@@ -48,21 +48,30 @@ class DenoiserSizes:
 
 
 def denoiser_sizes(manifest: Mapping[str, Any]) -> DenoiserSizes:
-    """The sizes that an artifact's manifest records."""
+    """Returns the sizes that an artifact's manifest records."""
     told = manifest["denoiser"]
     return DenoiserSizes(told["bytes"], told["full_precision_bytes"], told.get("checkpoint_bytes"))
 
 
 def float32_bytes(denoiser: nn.Module) -> int:
-    """The size of all parameters in float32, whatever type they are in or held as."""
+    """Returns the size of all parameters in float32, regardless of their current type."""
     return 4 * (sum(parameter.numel() for parameter in denoiser.parameters()) + count_lazy_weights(denoiser))
 
 
 def checkpoint_bytes(model: str | os.PathLike[str], options: ModelOptions, component: str, denoiser: nn.Module) -> int:
-    """The size of the denoiser's files in its checkpoint, found as the model was loaded, without the network.
+    """Returns the size of the denoiser's files in its checkpoint, without network access.
 
-    Of a single file it is that of the denoiser's tensors. Where ``model`` names nothing that is here, it is the size of
-    the tensors of ``denoiser`` in the narrowest type that loses nothing.
+    A single-file checkpoint counts the denoiser's tensors. If ``model`` is not available locally, the result is the
+    size of ``denoiser`` in the narrowest lossless type.
+
+    Args:
+        model: Hub id, bundled name or path of the full-precision model.
+        options: Loading options of that model.
+        component: Name of the denoiser in the pipeline.
+        denoiser: Denoiser, for the fallback.
+
+    Returns:
+        Size in bytes.
     """
     source = _local(os.fspath(model), options)
     found = 0 if source is None else _stored_bytes(source, component, options.variant)
@@ -76,12 +85,12 @@ def _stored_bytes(source: Path, component: str, variant: str | None) -> int:
 
 
 def _local(model: str, options: ModelOptions) -> Path | None:
-    """The bundled model, the folder or file itself, or the hub's snapshot in the cache."""
+    """Returns the bundled model, the local folder or file, or the hub's snapshot in the cache; None if none exists."""
     path = model_path(model) or Path(model)
     if path.exists():
         return path
     try:
         index = try_to_load_from_cache(model, MODEL_INDEX, revision=options.revision)
-    except HFValidationError:  # no name that the hub knows
+    except HFValidationError:  # not a valid hub id
         return None
     return Path(index).parent if isinstance(index, str) else None

@@ -1,4 +1,4 @@
-"""The artifact: a diffusers pipeline folder with packed integers and a manifest, written whole or not at all."""
+"""Saving and loading of artifacts: pipeline folders with packed integers and a manifest, written atomically."""
 
 import importlib.metadata
 import json
@@ -58,21 +58,21 @@ from bitbrush.timeline.defaults import plain_defaults
 
 
 def require_free(directory: Path, *, overwrite: bool = True) -> None:
-    """Checks that an artifact can be written.
+    """Checks that an artifact can be written to a directory.
 
     Args:
-        directory: Where it is to be written.
-        overwrite: Whether it may replace an artifact.
+        directory: Path of the artifact to write.
+        overwrite: Whether an existing artifact may be replaced.
 
     Raises:
-        ValueError: Something else stands there, or an artifact that is not to be replaced.
-        DiskError: The place is read-only.
+        ValueError: The directory holds something else, or an artifact that must not be replaced.
+        DiskError: The path is read-only.
     """
     require_replaceable(directory)
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return
     try:
-        read_manifest(directory)  # other programs have a manifest.json, too
+        read_manifest(directory)  # other programs also write a manifest.json
     except ArtifactError as error:
         raise ValueError(
             f"{directory} exists and is no bitbrush artifact to replace; choose another directory or remove it"
@@ -91,13 +91,22 @@ def save(
     base_model: str | None = None,
     options: ModelOptions | None = None,
 ) -> Path:
-    """Writes the artifact beside its place and moves it there when it is complete; replaces one that stands there.
+    """Saves a quantized pipeline as an artifact and replaces an existing one.
 
-    What was written is read again before it is moved.
+    The artifact is written to a temporary folder, read back, and moved when complete. Errors leave no partial files.
 
-    ``base_model`` and ``options``: what the full-precision pipeline was loaded by, for the manifest; a recalibrated
-    artifact has them from the one it was made of. Raises ValueError where neither tells, DiskError where the disk is
-    full or read-only; nothing half-written is left then.
+    Args:
+        quantization: Quantized pipeline.
+        directory: Path of the artifact.
+        base_model: Hub id, bundled name or path of the full-precision pipeline; a recalibrated artifact inherits it.
+        options: Further loading options of that pipeline: revision, variant, LoRAs.
+
+    Returns:
+        Path of the artifact.
+
+    Raises:
+        ValueError: The base model is unknown, or the directory holds something else.
+        DiskError: The disk is full or read-only.
     """
     target = Path(directory)
     origin = _origin(quantization, base_model, options or ModelOptions())
@@ -118,25 +127,38 @@ def load(
     dtype: str | torch.dtype | None = None,
     memory: str = "expanded",
 ) -> DiffusionPipeline:
-    """The quantized pipeline, as :func:`load_with` gives it, the executor by the names of ``bitbrush generate``.
+    """Loads an artifact as a quantized pipeline.
 
-    ``runtime``: onednn (8-bit kernels), cuda (the same on an NVIDIA card, where the pipeline then is),
-    reference (exact integers, emulated in float32), or auto, the fastest that this machine runs exactly. ``dtype``: of
-    everything between the integer products, float32 or bfloat16, by its name or torch's own; None: bfloat16 where it
-    is fast. ``memory``: low keeps weights of up to 4 bits packed. Raises ValueError for other names, and where this
-    machine cannot run the executor.
+    Args:
+        directory: Folder or hub id of the artifact.
+        runtime: ``onednn`` (8-bit CPU kernels), ``cuda`` (8-bit kernels on an NVIDIA GPU, which holds the pipeline),
+            ``reference`` (exact integers in float32), or ``auto``, the fastest that is exact on this machine.
+        dtype: Type of all but the integer products: float32, bfloat16, or None for bfloat16 where it is fast.
+        memory: ``expanded``, or ``low`` to keep weights of up to 4 bits packed.
+
+    Returns:
+        The quantized pipeline.
+
+    Raises:
+        ValueError: A name is unknown, or this machine cannot execute the runtime.
+        ArtifactError: The directory is no intact artifact that this version reads.
     """
     return load_with(directory, runtime_named(runtime, dtype, memory))
 
 
 def load_with(directory: str | os.PathLike[str], choice: Choice) -> DiffusionPipeline:
-    """The quantized pipeline, executed as ``choice`` says, on its device.
+    """Loads an artifact (folder or hub id) with the runtime, type, memory mode and device of ``choice``.
 
-    Verifies every file first. The weights are read layer by layer: an integer runtime never has them in floating point.
-    Everything else computes in float32; with little memory the other networks' weights stay in the type that they are
-    stored in, and are widened for each call.
-    Raises ArtifactError if the directory is no artifact, of a newer schema, incomplete or altered, or if it holds what
-    this version of transformers cannot read.
+    All files are verified first. Weights are read layer by layer; an integer runtime never holds them in floating
+    point. Everything else computes in float32. In low-memory mode the other networks keep their stored types and are
+    widened for each call.
+
+    Returns:
+        The quantized pipeline.
+
+    Raises:
+        ArtifactError: The directory is no artifact, has a newer schema, or is incomplete or altered; or this version
+            of transformers cannot read it.
     """
     with plain_defaults():
         return _load(artifact_folder(directory), choice)
@@ -152,7 +174,7 @@ def _load(root: Path, choice: Choice) -> DiffusionPipeline:
             denoiser = load_denoiser(root / component, choice)
             types = component_types(root) if choice.memory is Memory.LOW else torch.float32
             pipe = load_pipeline(root, types, components={component: denoiser})
-    except ImportError as error:  # of what a tokenizer is read by, where its class is another version's
+    except ImportError as error:  # a tokenizer class of another version may need further packages
         saved_with = manifest["versions"]["transformers"]
         raise ArtifactError(
             f"{root} was saved with transformers {saved_with}, and {importlib.metadata.version('transformers')} does "
@@ -163,18 +185,22 @@ def _load(root: Path, choice: Choice) -> DiffusionPipeline:
     for name, part in placed.components.items():
         if name != component and isinstance(part, torch.nn.Module):
             compute_in_float32(part)
-    object.__setattr__(placed, "save_pretrained", refuse_saving)  # before anything is written
+    object.__setattr__(placed, "save_pretrained", refuse_saving)  # rejects before anything is written
     return placed
 
 
 def artifact_digest(source: str | os.PathLike[str]) -> str:
-    """SHA-256 over the hashes of all files that decide the artifact's images; the model card does not."""
+    """Computes SHA-256 over the hashes of all files that affect images; the model card does not."""
     files = {name: digest for name, digest in read_manifest(source)["files"].items() if name != CARD}
     return json_digest(files)
 
 
 def read_layer(directory: str | os.PathLike[str], name: str) -> QuantizedLayer:
-    """One quantized layer of an artifact. Raises KeyError if it has none of that name."""
+    """Reads one quantized layer of an artifact.
+
+    Raises:
+        KeyError: The artifact has no quantized layer of that name.
+    """
     root = artifact_folder(directory)
     manifest = read_manifest(root)
     (entry,) = [layer for layer in manifest["layers"] if layer["name"] == name] or [None]
@@ -185,7 +211,7 @@ def read_layer(directory: str | os.PathLike[str], name: str) -> QuantizedLayer:
 
 
 def read_layers(directory: str | os.PathLike[str]) -> Iterator[QuantizedLayer]:
-    """All quantized layers of an artifact, in order."""
+    """Yields all quantized layers of an artifact, in order."""
     root = artifact_folder(directory)
     manifest = read_manifest(root)
     tensors = load_file(root / manifest["denoiser"]["component"] / WEIGHTS)
@@ -195,9 +221,10 @@ def read_layers(directory: str | os.PathLike[str]) -> Iterator[QuantizedLayer]:
 
 
 def verify(source: str | os.PathLike[str]) -> dict[str, Any]:
-    """The manifest of an artifact's folder or hub id, after comparing every file's hash with it.
+    """Returns the manifest of an artifact (folder or hub id) after verifying the hash of every file.
 
-    Raises ArtifactError naming the first file that differs, or the setting that this version does not know any more.
+    Raises:
+        ArtifactError: A file differs, or this version no longer supports a setting; the message names it.
     """
     root = artifact_folder(source)
     manifest = read_manifest(root)
@@ -216,9 +243,10 @@ def _most_bytes(quantization: Quantization) -> int:
 
 
 def _require_loadable(root: Path, component: str) -> None:
-    """Proves that the artifact loads, one network in memory at a time, without computing anything.
+    """Checks that the artifact loads, with one network in memory at a time and without computing anything.
 
-    Raises ValueError if it does not.
+    Raises:
+        ValueError: The artifact does not load.
     """
     try:
         networks = load_networks(root, component_types(root), omit=(component,))
@@ -244,7 +272,7 @@ def _require_known_family(family: str) -> None:
 
 
 def _require_agreement(root: Path, manifest: dict[str, Any]) -> None:
-    """What the manifest tells people of each layer's bits, the denoiser's configuration tells the loader."""
+    """Checks that the manifest's layer bits, which users read, equal the configuration's, which the loader reads."""
     path = root / manifest["denoiser"]["component"] / "config.json"
     packed = json.loads(path.read_text(encoding="utf-8")).get("quantization_config", {}).get("weight_bits", {})
     listed = {entry["name"]: entry["weight_bits"] for entry in manifest["layers"] if entry["excluded"] is None}
@@ -254,7 +282,7 @@ def _require_agreement(root: Path, manifest: dict[str, Any]) -> None:
 
 
 def _origin(quantization: Quantization, base_model: str | None, options: ModelOptions) -> dict[str, Any]:
-    """What the manifest says of where the weights come from."""
+    """Returns the manifest entries on the origin of the weights."""
     if quantization.recalibrated is not None:
         manifest = quantization.recalibrated["manifest"]
         earlier = {"digest": quantization.recalibrated["digest"], "recipe": manifest["recipe"]}
@@ -300,11 +328,11 @@ def _write(quantization: Quantization, root: Path, origin: dict[str, Any], sizes
     (root / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     mode = (root / MANIFEST).stat().st_mode
     for name in manifest["files"]:
-        (root / name).chmod(mode)  # safetensors makes files that none but their owner may read
+        (root / name).chmod(mode)  # safetensors creates files that only their owner can read
 
 
 def _write_index(pipe: DiffusionPipeline, root: Path) -> None:
-    """The pipeline's ``model_index.json``, with a class that diffusers knows."""
+    """Writes the pipeline's ``model_index.json`` with a class that diffusers knows."""
     pipe.save_config(root)
     known = saved_class(pipe)
     if known is not type(pipe):
@@ -320,7 +348,7 @@ def _write_index(pipe: DiffusionPipeline, root: Path) -> None:
 
 
 def _write_config(denoiser: Any, quantization: BitbrushConfig, directory: Path) -> None:
-    """The denoiser's own configuration, and what tells ``from_pretrained`` that its weights are packed."""
+    """Writes the denoiser's configuration with the quantization entry that ``from_pretrained`` requires."""
     denoiser.save_config(directory)
     path = directory / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -329,7 +357,7 @@ def _write_config(denoiser: Any, quantization: BitbrushConfig, directory: Path) 
 
 
 def _model_sizes(quantization: Quantization, base_model: str, options: ModelOptions) -> dict[str, int]:
-    """The sizes of the denoiser that was given; those of a recalibrated artifact are known from the earlier one."""
+    """Returns the sizes of the input denoiser; a recalibrated artifact inherits them from its predecessor."""
     if quantization.recalibrated is not None:
         earlier = quantization.recalibrated["manifest"]["denoiser"]
         return {key: earlier[key] for key in ("full_precision_bytes", "checkpoint_bytes") if key in earlier}

@@ -1,4 +1,4 @@
-"""A safetensors file read tensor by tensor."""
+"""Safetensors file read tensor by tensor."""
 
 import json
 import math
@@ -24,14 +24,18 @@ _LENGTH_BYTES = 8
 
 
 class TensorFile(Mapping[str, Tensor]):
-    """The tensors of a file by name, each read when it is asked for, into memory of its own.
+    """Mapping of a file's tensors by name; each access reads the tensor into newly allocated memory.
 
-    The safetensors package maps files into memory, whose pages then count as the process's: the packed weights would be
-    there twice while they are laid out for the kernels.
+    The safetensors package maps files into memory, and mapped pages count towards the process. The packed weights would
+    be in memory twice while they are laid out for the kernels.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises ValueError if the file does not begin as a safetensors file does."""
+        """Reads the header.
+
+        Raises:
+            ValueError: The file has no safetensors header.
+        """
         self._path = path
         with path.open("rb") as file:
             length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
@@ -55,7 +59,7 @@ class TensorFile(Mapping[str, Tensor]):
         return data.view(dtype).view(entry["shape"])
 
     def stored_bytes(self, prefix: str) -> int:
-        """The size in the file of all tensors whose names begin so; nothing is read for it."""
+        """Returns the stored size of all tensors whose names start with ``prefix``, without reading them."""
         offsets = [entry["data_offsets"] for name, entry in self._entries.items() if name.startswith(prefix)]
         return sum(end - begin for begin, end in offsets)
 

@@ -1,4 +1,4 @@
-"""A quantized denoiser as named tensors, and back."""
+"""Conversion of a quantized denoiser to named tensors and back."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -28,13 +28,13 @@ LAYER_KEYS = frozenset(
         "first_output",
     )
 )
-"""What is stored of a quantized layer; ``bias`` of those that have one, the last two where a first token is known."""
+"""Stored tensors of a quantized layer; ``bias`` is optional, and the last two need a known first token."""
 
 
 def layer_tensors(layer: QuantizedLayer) -> dict[str, Tensor]:
-    """The weight as packed integers with scale and zero point per channel; the activation grids by timestep.
+    """Converts a layer to packed integer weights, scale and zero point per channel, and activation qparams by timestep.
 
-    Of ranges that are found at run time there are the bits, and no timesteps.
+    Dynamic ranges are stored as their bits without timesteps.
     """
     all_qparams: tuple[QParams, ...] = ()
     timesteps: tuple[float, ...] = ()
@@ -61,10 +61,20 @@ def layer_tensors(layer: QuantizedLayer) -> dict[str, Tensor]:
 
 
 def layer_from_tensors(name: str, shape: tuple[int, ...], bits: int, tensors: Mapping[str, Tensor]) -> QuantizedLayer:
-    """The inverse of :func:`layer_tensors`.
+    """Restores a layer from the tensors of :func:`layer_tensors`.
 
-    Raises KeyError if a tensor is missing, ValueError for weights that have scales for groups of their inputs, as
-    earlier versions made them.
+    Args:
+        name: Layer name.
+        shape: Shape of the weight.
+        bits: Weight bits.
+        tensors: Tensors of the artifact by name.
+
+    Returns:
+        The quantized layer.
+
+    Raises:
+        KeyError: A tensor is missing.
+        ValueError: The weight has group-wise scales, as in earlier versions, or a wrong number of scales.
     """
 
     def entry(key: str) -> Tensor:
@@ -90,6 +100,6 @@ def layer_from_tensors(name: str, shape: tuple[int, ...], bits: int, tensors: Ma
 
 
 def other_tensors(denoiser: nn.Module, layers: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The state of everything that is not quantized: norms, embeddings, excluded layers."""
+    """Returns the state of everything that is not quantized: norms, embeddings, excluded layers."""
     quantized = {f"{name}.{key}" for name in layers for key in ("weight", "bias")}
     return {key: read().contiguous() for key, read in state_readers(denoiser).items() if key not in quantized}

@@ -1,4 +1,4 @@
-"""Tokenizers that transformers 4 reads as well as the version that saved them."""
+"""Tokenizer files that transformers 4 can read, too."""
 
 from pathlib import Path
 from typing import Any
@@ -7,9 +7,9 @@ from tokenizers.models import BPE
 
 
 def save_vocabulary(tokenizer: Any, folder: Path) -> None:
-    """``vocab.json`` and ``merges.txt`` of a byte-pair encoding such as CLIP's; of other tokenizers nothing.
+    """Saves ``vocab.json`` and ``merges.txt`` of a byte-pair encoding such as CLIP's; other tokenizers are skipped.
 
-    transformers 5 saves ``tokenizer.json`` alone; the CLIPTokenizer of version 4 is made of these two.
+    transformers 5 saves only ``tokenizer.json``; the CLIPTokenizer of version 4 needs these two files.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None and isinstance(backend.model, BPE):

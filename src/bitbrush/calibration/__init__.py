@@ -1,1 +1,1 @@
-"""Activation ranges over the denoising steps."""
+"""Calibration of activation ranges over the denoising steps."""

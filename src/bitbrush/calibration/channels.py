@@ -1,4 +1,4 @@
-"""The largest magnitude of every channel of layers' inputs over the trajectories."""
+"""Largest input magnitude per channel over the calibration trajectories."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -11,18 +11,27 @@ from bitbrush.session.session import Session
 from bitbrush.timeline.trajectory import Trajectory, lockstep, pending
 
 CHANNEL_CALLS = 1
-"""Denoiser calls of :func:`observe_channels` for each that the pipeline makes."""
+"""Denoiser calls of :func:`observe_channels` per denoiser call of the pipeline."""
 CHANNELS_TITLE = "observing channels"
-"""Under which progress is reported."""
+"""Title of progress reports."""
 
 
 def observe_channels(
     denoiser: nn.Module, layers: Sequence[str], trajectories: Sequence[Trajectory], session: Session
 ) -> dict[str, Tensor]:
-    """Returns ``max |x_j|`` of every channel j, (C,), by layer; channels are the input's last dimension.
+    """Measures ``max |x_j|`` of every input channel j over the trajectories; channels are the last dimension.
 
-    Runs the trajectories to their end with ``denoiser`` as it is, one call per step and prompt batch. They may be the
-    share of one process; each process receives what all of them observed.
+    The trajectories run to their end with ``denoiser`` unchanged, one call per step and prompt batch. They may be the
+    shard of one process; every process receives the maximum over all processes.
+
+    Args:
+        denoiser: Denoiser whose layers are observed.
+        layers: Layer names.
+        trajectories: Pipeline calls, each suspended at its first denoiser call.
+        session: Processes, progress and costs.
+
+    Returns:
+        Maximum magnitudes, (C,), by layer.
     """
     extremes: dict[str, Tensor] = {}
     steps = len(pending(trajectories)[0].planned)

@@ -1,4 +1,4 @@
-"""A calibrated step as tensors, and back: what a journal keeps of progressive calibration."""
+"""Conversion of a calibrated step to tensors and back, for the journal of progressive calibration."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -13,7 +13,10 @@ from bitbrush.numerics.histogram import Histogram
 def step_tensors(
     names: Sequence[str], observer: InputObserver, all_qparams: Mapping[str, QParams]
 ) -> dict[str, Tensor]:
-    """Grids and histograms of all layers, in the order of ``names``; a later visit of the timestep adds to these."""
+    """Converts qparams and histograms of all layers, in the order of ``names``, to tensors.
+
+    The histograms are stored because a later call at the same timestep adds to them.
+    """
     histograms = [observer.histogram(name) for name in names]
     return {
         "low": torch.tensor([one.low for one in histograms], dtype=torch.float64),
@@ -27,7 +30,7 @@ def step_tensors(
 
 
 def step_from_tensors(names: Sequence[str], tensors: Mapping[str, Tensor]) -> tuple[InputObserver, dict[str, QParams]]:
-    """The inverse of :func:`step_tensors`."""
+    """Restores histograms and qparams from the tensors of :func:`step_tensors`."""
 
     def columns(*keys: str) -> Iterator[tuple[float, ...]]:
         return zip(*(tensors[key].tolist() for key in keys), strict=True)

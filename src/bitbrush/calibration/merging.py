@@ -1,4 +1,4 @@
-"""Histograms of several processes as one: what a single process would have seen, to the last bit."""
+"""Merging of histograms over processes, bit-identical to the histogram of a single process."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,22 @@ from bitbrush.numerics.histogram import BINS, Histogram
 from bitbrush.session.ranks import Ranks
 
 UNSEEN = -(1 << 30)
-"""The exponent of a histogram that a process lacks: less than any that there is."""
+"""Exponent for a missing histogram, smaller than any real exponent."""
 
 
 def merged_over_ranks(observer: InputObserver, names: Sequence[str], ranks: Ranks) -> InputObserver:
-    """What the layers ``names`` were given in all processes; a layer that was called in none is left out.
+    """Merges the input histograms of the layers ``names`` over all processes.
 
-    Extremes are reduced as such, counts added up over the widest range. They are whole numbers in float64: the sum is
-    exact in any order.
+    Minima and maxima are reduced directly; counts are summed over the widest range. Counts are whole numbers in
+    float64, so that their sum is exact in any order.
+
+    Args:
+        observer: Histograms of this process.
+        names: Layer names, the same in all processes.
+        ranks: Processes.
+
+    Returns:
+        Merged histograms; a layer that no process called is left out.
     """
     if ranks.world == 1:
         return observer

@@ -1,4 +1,4 @@
-"""Observing what every layer is given at every step of the calibration trajectories."""
+"""Observation of every layer's input at every step of the calibration trajectories."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,19 +21,19 @@ from bitbrush.session.session import Session
 from bitbrush.timeline.trajectory import DenoiserCall, Trajectory, lockstep, pending
 
 OBSERVING_CALLS = 1
-"""Denoiser calls of :func:`observe` for each that the pipeline makes."""
+"""Denoiser calls of :func:`observe` per denoiser call of the pipeline."""
 OBSERVING = "observing"
-"""Title under which it reports progress."""
+"""Title of progress reports."""
 
 Observations: TypeAlias = dict[float, InputObserver]
 """Histograms of every layer's input by timestep."""
 
 Record: TypeAlias = Callable[[int, DenoiserCall], None]
-"""Receives every denoiser call, and the index of its batch."""
+"""Callback that receives the index of the batch and the denoiser call."""
 
 
 def record_nothing(_: int, __: DenoiserCall) -> None:
-    """Keeps no calls."""
+    """Discards the call."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class ActivationBits:
     Args:
         normal: Bits of steps that are not relaxed.
         relaxation: Steps with more bits.
-        allocated: Measured bits by layer name and timestep, in place of the former two.
+        allocated: Measured bits by layer name and timestep; they replace ``normal`` and ``relaxation``.
     """
 
     normal: int
@@ -61,13 +61,13 @@ class ActivationBits:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What quantization parameters are found for, and how.
+    """Layers to calibrate and the algorithm that determines their quantization parameters.
 
     Args:
-        specs: The treatment of every layer.
+        specs: Treatment of every layer.
         bits: Activation bits.
-        estimator: From a histogram to a range.
-        but_first: Layers in whose ranges the first token of a text does not count.
+        estimator: Range estimator, from a histogram to a range.
+        but_first: Layers whose ranges exclude the first token of a prompt.
     """
 
     specs: tuple[LayerSpec, ...]
@@ -77,17 +77,26 @@ class Calibration:
 
     @property
     def layers(self) -> tuple[LayerSpec, ...]:
-        """The layers that are quantized."""
+        """Specs of the quantized layers."""
         return tuple(spec for spec in self.specs if spec.excluded is None)
 
     @property
     def names(self) -> list[str]:
-        """The names of the layers that are quantized."""
+        """Names of the quantized layers."""
         return [spec.name for spec in self.layers]
 
     def qparams(self, observer: InputObserver, timestep: float, planned: Sequence[float]) -> dict[str, QParams]:
-        """Returns every layer's quantization parameters for one timestep."""
-        # A pipeline in half precision calls with timesteps that are the planned ones rounded.
+        """Computes every layer's quantization parameters for one timestep.
+
+        Args:
+            observer: Histograms of the layers' inputs.
+            timestep: Timestep of the call.
+            planned: All timesteps of the plan.
+
+        Returns:
+            Quantization parameters by layer name.
+        """
+        # A pipeline in half precision rounds the planned timesteps.
         step = min(planned, key=lambda known: abs(known - timestep))
         bits = [self.bits.of(spec, planned)[step] for spec in self.layers]
         histograms = [observer.histogram(name) for name in self.names]
@@ -102,10 +111,20 @@ def observe(
     *,
     record: Record = record_nothing,
 ) -> Observations:
-    """Runs the trajectories to their end with ``denoiser`` as it is and observes the input of every layer.
+    """Runs the trajectories to their end and collects histograms of every layer's input.
 
-    One call per step and prompt batch. The trajectories may be the share of one process; each process receives what
-    all of them observed.
+    The denoiser is unchanged and runs once per step and prompt batch. The trajectories may be the shard of one process;
+    every process receives the histograms of all processes.
+
+    Args:
+        denoiser: Denoiser to observe.
+        calibration: Layers to observe.
+        trajectories: Pipeline calls, each suspended at its first denoiser call.
+        session: Processes, progress and costs.
+        record: Callback that receives every denoiser call before it runs.
+
+    Returns:
+        Histograms by timestep.
     """
     observations: Observations = {}
     with session.progress(OBSERVING, len(pending(trajectories)[0].planned)) as advance:
@@ -125,7 +144,7 @@ def observe(
 def observe_step(
     denoiser: nn.Module, calibration: Calibration, calls: Sequence[DenoiserCall], session: Session
 ) -> InputObserver:
-    """Returns what every layer is given in one step's calls of all processes; the calls are not answered."""
+    """Collects histograms of every layer's input in one step's calls of all processes, without answering the calls."""
     observer = InputObserver()
     with observer.watching(denoiser, calibration.names, calibration.but_first):
         for call in calls:
@@ -135,10 +154,10 @@ def observe_step(
 
 
 def run_observed(call: DenoiserCall, denoiser: nn.Module) -> Any:
-    """Runs an observed call.
+    """Runs an observed call and adds the step to errors about non-finite inputs.
 
     Raises:
-        NonFiniteError: A layer is given NaN or infinity; the message names the step.
+        NonFiniteError: The input of a layer contains NaN or infinity; the message names the step.
     """
     try:
         return call.run(denoiser)
@@ -153,7 +172,7 @@ def run_observed(call: DenoiserCall, denoiser: nn.Module) -> Any:
 def quantized_inputs(
     denoiser: nn.Module, names: Sequence[str], qparams: Callable[[str], QParams | None]
 ) -> Iterator[None]:
-    """Makes the layers see their inputs quantized by ``qparams(name)``; unchanged where that is None."""
+    """Fake-quantizes layer inputs by ``qparams(name)`` while entered; None leaves an input unchanged."""
     handles = [fake_quantize_input(denoiser.get_submodule(name), partial(qparams, name)) for name in names]
     try:
         yield

@@ -1,4 +1,4 @@
-"""Activation ranges from one pass of the full-precision model: one for all steps, or one a step."""
+"""Activation ranges from one pass of the full-precision model: one for all steps, or one per step."""
 
 from collections.abc import Mapping
 from functools import reduce
@@ -13,12 +13,15 @@ from bitbrush.timeline.schedule import ActivationSchedule
 def static_schedules(
     calibration: Calibration, observations: Observations, counts: Mapping[float, int] | None = None
 ) -> dict[str, ActivationSchedule]:
-    """Returns one range per layer for all steps, from the union of what was observed at any of them.
+    """Computes one range per layer for all steps, from the union of the observations.
 
     Args:
-        calibration: The layers, and how ranges are found.
+        calibration: Layers and range estimator.
         observations: Observed inputs by timestep.
-        counts: How many times each timestep counts; 0 where it is missing. None counts each once.
+        counts: Weight of each timestep's histogram; 0 if missing. None weights every timestep with 1.
+
+    Returns:
+        Schedules by layer name.
     """
     everything = InputObserver()
     counts = counts if counts is not None else dict.fromkeys(observations, 1)
@@ -31,12 +34,12 @@ def static_schedules(
 
 
 def one_shot_schedules(calibration: Calibration, observations: Observations) -> dict[str, ActivationSchedule]:
-    """Returns one range per layer and timestep, from a single pass."""
+    """Computes one range per layer and timestep, from a single pass."""
     planned = tuple(observations)
     return by_layer({t: calibration.qparams(observer, t, planned) for t, observer in observations.items()})
 
 
 def by_layer(by_step: Mapping[float, Mapping[str, QParams]]) -> dict[str, ActivationSchedule]:
-    """Turns quantization parameters by timestep and layer into a schedule for each layer."""
+    """Regroups quantization parameters by timestep and layer into one schedule per layer."""
     names = next(iter(by_step.values()))
     return {name: ActivationSchedule.of({t: qparams[name] for t, qparams in by_step.items()}) for name in names}

@@ -1,9 +1,9 @@
-"""Which layers' quantization errors reach a denoiser's output, of all layers and bit widths in one backward pass.
+"""Gradient estimate of each layer's share of the output error, for all layers and bit widths in one backward pass.
 
-To first order, quantizing a layer's input ``x`` (or its weight) changes the output by ``J d``, J the Jacobian and d the
-error. For a random vector v of independent entries of variance 1, ``E[(v^T J d)^2] = |J d|^2``, and ``v^T J`` is what
-backpropagating v hands every layer: Hutchinson's estimate (Communications in Statistics 19(2), 1990), here of the norms
-of many vectors.
+To first order, quantizing a layer's input ``x`` (or its weight) changes the output by ``J d``. J is the Jacobian and d
+the quantization error. For a random vector v with independent entries of variance 1,
+``E[(v^T J d)^2] = |J d|^2``. Backpropagating v gives ``v^T J`` at every layer. This is Hutchinson's estimator
+(Communications in Statistics 19(2), 1990), here for the norms of many vectors.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ from bitbrush.timeline.trajectory import DenoiserCall
 
 @dataclass(frozen=True)
 class Candidates:
-    """The grids whose errors are measured, by layer; the k-th of every layer belong together."""
+    """Candidate quantization parameters by layer; the k-th candidates of all layers belong together."""
 
     inputs: Mapping[str, Sequence[QParams]]
     weights: Mapping[str, Sequence[WeightQParams]]
@@ -30,17 +30,18 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Probed:
-    """Squared output error, by layer: of the input on each of its candidates, and of the weight."""
+    """Squared output errors by layer, for each candidate of the input and of the weight."""
 
     inputs: dict[str, Tensor] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, found: dict[str, Tensor], name: str, errors: Tensor) -> None:
+        """Adds the errors of a layer to ``found``."""
         found[name] = found[name] + errors if name in found else errors
 
 
 def guided(output: Tensor, prompts: int, guidance: float) -> Tensor:
-    """What the pipeline makes of a denoiser output (rows, ...): ``u + guidance (c - u)`` of two halves, if it has two.
+    """Applies guidance to a denoiser output (rows, ...): ``u + guidance (c - u)`` of its two halves, if it has two.
 
     Pipelines with guidance put the unconditional half first.
     """
@@ -58,9 +59,21 @@ def probe(
     guidance: float,
     generator: Generator,
 ) -> Probed:
-    """One estimate of the guided output's squared errors, summed over prompts weighted by ``importance`` (prompts,).
+    """Estimates the guided output's squared errors once, summed over prompts with weights ``importance``.
 
-    The denoiser is left as it was. Costs a forward and a backward pass, and the forward pass's graph in memory.
+    The denoiser is restored afterwards. The cost is one forward and one backward pass, with the forward pass's graph in
+    memory.
+
+    Args:
+        denoiser: Full-precision denoiser.
+        call: Denoiser call to run.
+        candidates: Quantization parameters whose errors are estimated.
+        importance: Weight of each prompt, (prompts,).
+        guidance: Guidance scale.
+        generator: Generator of the random vector.
+
+    Returns:
+        Squared errors by layer and candidate.
     """
     probed = Probed()
     with _listening(denoiser, candidates, len(importance), probed), torch.enable_grad():
@@ -90,7 +103,7 @@ def _listening(denoiser: nn.Module, candidates: Candidates, prompts: int, probed
 
 
 def _watch_input(add: Callable[[Tensor, Tensor], None], _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Gives the layer an alias of its input, whose gradient is this layer's own even where others read it, too."""
+    """Returns an alias of the input to the layer, so that the gradient is this layer's alone even for shared inputs."""
     x = args[0] if args[0].requires_grad else args[0].detach().requires_grad_()
     alias = x.view_as(x)
     alias.register_hook(partial(add, x.detach()))
@@ -104,7 +117,7 @@ def _add_inputs(
     errors = torch.stack([(fake_quantize(x, qparams).sub_(x) * gradient).flatten(1).sum(1) for qparams in all_qparams])
     if errors.shape[1] % prompts:
         errors = errors.sum(1, keepdim=True)
-    else:  # rows of one prompt err together, prompts apart
+    else:  # errors add up within a prompt; prompts are independent
         errors = errors.view(len(all_qparams), -1, prompts).sum(1)
     probed.add(probed.inputs, name, errors.square().sum(1))
 

@@ -1,8 +1,8 @@
-"""Progressive calibration, PCR section 3.2 (arXiv 2311.06322): each step sees what the quantized steps before produced.
+"""Progressive calibration, PCR section 3.2 (arXiv 2311.06322): each step observes the output of the quantized steps.
 
-Deviations: latents are carried from step to step, so it costs two denoiser calls per step instead of restarting the
-pipeline for each; every step is calibrated, the last included; ranges are those of the whole calibration set, no
-moving average; no older parameters of a step distort what is observed at it.
+Deviations: latents are carried from step to step, so that a step costs two denoiser calls instead of a restart of the
+pipeline. Every step is calibrated, the last included. Ranges cover the whole calibration set, without a moving average.
+No older parameters of a step distort its observation.
 """
 
 from collections.abc import Sequence
@@ -20,25 +20,28 @@ from bitbrush.timeline.schedule import ActivationSchedule
 from bitbrush.timeline.trajectory import Trajectory, lockstep, pending
 
 PROGRESSIVE_CALLS = 2
-"""Denoiser calls of :func:`calibrate_progressively` for each that the pipeline makes."""
+"""Denoiser calls of :func:`calibrate_progressively` per denoiser call of the pipeline."""
 CALIBRATING = "calibrating"
-"""Title under which it reports progress."""
+"""Title of progress reports."""
 
 
 def calibrate_progressively(
     denoiser: nn.Module, calibration: Calibration, trajectories: Sequence[Trajectory], session: Session
 ) -> dict[str, ActivationSchedule]:
-    """Returns one range per layer and timestep, each observed on what the already quantized steps produced.
+    """Computes one range per layer and timestep, each observed on the output of the already quantized steps.
 
-    At every step all batches run once with full-precision activations to observe, then once with the new parameters;
-    the trajectories go on with that output. A timestep that the scheduler visits twice (PNDM, Heun) has one set of
-    parameters, from what both calls saw. A step that the journal holds is not observed again.
+    At every step all batches run once with full-precision activations to observe, then once with the new parameters.
+    The trajectories continue with the second output. Schedulers such as PNDM and Heun call the denoiser twice at a
+    timestep; it has one set of parameters, from both calls. Steps in the journal are not observed again.
 
     Args:
-        denoiser: The denoiser with quantized weights.
-        calibration: The layers, their bits, and how ranges are found.
-        trajectories: Pipeline calls of this process's prompt batches, each at its first denoiser call.
+        denoiser: Denoiser with quantized weights.
+        calibration: Layers, their bits, and the range estimator.
+        trajectories: Pipeline calls of this process's prompt batches, each suspended at its first denoiser call.
         session: Processes (their histograms are merged at every step), journal, progress and costs.
+
+    Returns:
+        Schedules by layer name.
     """
     observed: Observations = {}
     qparams: dict[float, dict[str, QParams]] = {}

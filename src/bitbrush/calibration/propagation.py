@@ -1,4 +1,4 @@
-"""What errors in some denoiser calls do to the final latents: the rest of the pipeline's own call is run with them."""
+"""Effect of errors in some denoiser calls on the final latents, measured by running the rest of the pipeline."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.trajectory import DenoiserCall, PromptBatch, start
 
 Answer: TypeAlias = Callable[[int, DenoiserCall], Any]
-"""From the index of a denoiser call and the call to the denoiser's output."""
+"""Function from the index of a denoiser call and the call to the denoiser's output."""
 
 
 @dataclass(frozen=True)
 class CleanRun:
-    """One batch's undisturbed run: its denoiser calls, their outputs, and the final latents."""
+    """Undisturbed run of one batch: its denoiser calls, their outputs, and the final latents."""
 
     batch: PromptBatch
     calls: tuple[DenoiserCall, ...]
@@ -26,13 +26,14 @@ class CleanRun:
 
 @dataclass(frozen=True)
 class Propagation:
-    """A pipeline whose denoiser calls are answered from outside."""
+    """Pipeline whose denoiser calls are answered by a callback."""
 
     pipe: Any
     component: str
     plan: SamplingPlan
 
     def clean(self, batch: PromptBatch, answer: Answer) -> CleanRun:
+        """Runs the pipeline undisturbed and records its calls, outputs and final latents."""
         calls: list[DenoiserCall] = []
         outputs: list[Any] = []
 
@@ -45,9 +46,9 @@ class Propagation:
         return CleanRun(batch, tuple(calls), tuple(outputs), latents)
 
     def effect(self, run: CleanRun, segment: range, disturbed: Answer, clean: Answer) -> Tensor:
-        """Squared change of the final latents, (prompts,), when the calls of ``segment`` are answered by ``disturbed``.
+        """Measures the squared change of the final latents, (prompts,), from disturbing the calls of ``segment``.
 
-        What comes before them is taken from ``run``, what comes after answered by ``clean``.
+        Outputs before the segment come from ``run``, within it from ``disturbed``, after it from ``clean``.
         """
 
         def answer(index: int, call: DenoiserCall) -> Any:
@@ -67,5 +68,5 @@ class Propagation:
 
 
 def _copied(output: Any) -> Any:
-    """The pipeline may write into what it is given."""
+    """Copies the output, because the pipeline may modify it in place."""
     return tuple(part.clone() if isinstance(part, Tensor) else part for part in output)

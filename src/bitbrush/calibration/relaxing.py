@@ -1,7 +1,8 @@
 """Activation relaxing, PCR section 3.3 (arXiv 2311.06322): a few sensitive steps get more activation bits.
 
-The interval is given by hand (:class:`Relaxation`, the paper's), or bits of every layer and step follow from measured
-sensitivities under an average (:class:`MeasuredRelaxation`; ``methods/stages/allocate_bits.py`` finds them).
+The interval is set by hand (:class:`Relaxation`, as in the paper). Alternatively, the bits of every layer and step
+follow from measured sensitivities at a given average (:class:`MeasuredRelaxation`, computed by
+``methods/stages/allocate_bits.py``).
 """
 
 import math
@@ -20,8 +21,8 @@ AUTO = "auto:"
 class Relaxation:
     """Steps of ``[start, end)``, as fractions of the denoising steps (0 = noisiest), run with ``bits`` activations.
 
-    Activation relaxing, PCR section 3.3. The paper's tau is ``end - start``. Exactly ``round(tau * T)`` of T distinct
-    timesteps are relaxed (the published code relaxes one more).
+    Source: activation relaxing, PCR section 3.3. The paper's tau is ``end - start``. Exactly ``round(tau * T)`` of T
+    distinct timesteps are relaxed (the published code relaxes one more).
     """
 
     start: float
@@ -39,7 +40,11 @@ class Relaxation:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """From ``start:end@bits``, e.g. ``0.8:1.0@10``."""
+        """Parses ``start:end@bits``, e.g. ``0.8:1.0@10``.
+
+        Raises:
+            ValueError: The text has another form, or its values are out of range.
+        """
         match = re.fullmatch(r"\s*([-+.\deE]+)\s*:\s*([-+.\deE]+)\s*@\s*(\d+)\s*", text)
         try:
             if match is None:
@@ -54,7 +59,7 @@ class Relaxation:
         return f"{start}:{end}@{self.bits}"
 
     def timesteps(self, timesteps: Sequence[float]) -> frozenset[float]:
-        """The relaxed ones of the distinct ``timesteps`` of a plan, in any order."""
+        """Returns the relaxed ones among the distinct ``timesteps`` of a plan, in any order."""
         descending = sorted(set(timesteps), reverse=True)
         count = _round_half_up((self.end - self.start) * len(descending))
         first = min(_round_half_up(self.start * len(descending)), len(descending) - count)
@@ -63,7 +68,7 @@ class Relaxation:
 
 @dataclass(frozen=True)
 class MeasuredRelaxation:
-    """Bits for each layer at each step, chosen by measured sensitivity: ``average`` over all multiplications."""
+    """Bits for each layer and step by measured sensitivity, with ``average`` bits over all multiplications."""
 
     average: float
 
@@ -75,7 +80,11 @@ class MeasuredRelaxation:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """From ``auto:BITS``, e.g. ``auto:8.2``."""
+        """Parses ``auto:BITS``, e.g. ``auto:8.2``.
+
+        Raises:
+            ValueError: The text has another form, or the average is out of range.
+        """
         try:
             return cls(float(text.removeprefix(AUTO)))
         except ValueError as error:
@@ -86,17 +95,17 @@ class MeasuredRelaxation:
 
 
 def _round_half_up(steps: float) -> int:
-    # 1 - 0.9 is less than 0.1: the same share at either end must be the same number of steps.
+    # 1 - 0.9 is less than 0.1 in floating point; equal fractions at either end must give equal step counts.
     return math.floor(round(steps, 9) + 0.5)
 
 
 def bits_at(bits: int, relaxation: Relaxation | None, timesteps: Sequence[float]) -> dict[float, int]:
-    """Activation bits of every distinct timestep."""
+    """Returns the activation bits of every distinct timestep."""
     relaxed = relaxation.timesteps(timesteps) if relaxation else frozenset()
     return {t: relaxation.bits if relaxation and t in relaxed else bits for t in timesteps}
 
 
 def average_bits(bits: int, relaxation: Relaxation | None, calls: Sequence[float]) -> float:
-    """Mean activation bits over all denoiser calls of a plan, given the timestep of each."""
+    """Computes the mean activation bits over all denoiser calls of a plan, from the timestep of each."""
     at = bits_at(bits, relaxation, calls)
     return sum(at[timestep] for timestep in calls) / len(calls)

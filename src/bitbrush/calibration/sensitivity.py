@@ -1,14 +1,14 @@
-"""How much the quantization of each layer, at each step, moves the final latents: what bits are given out by.
+"""Sensitivity of the final latents to the quantization of each layer at each step, the basis of bit allocation.
 
-PCR (arXiv 2311.06322, section 3.3) disturbs single steps and relaxes an end of them by hand. Here each layer's input at
-each step, and each layer's weight, is told apart, in three parts: (1) a clean run; (2) what quantizing a segment of
-its steps does to the final latents, by running the rest of the pipeline; (3) which layers made these steps' output
-errors, by :mod:`bitbrush.calibration.probe`, at some steps. Errors of different layers and segments are taken to be
-independent: their squares add up. Within a segment they are not: neighbouring steps err alike, which steps disturbed
-one by one do not show (``benchmarks/sensitivity.py steps`` disturbs fifths of them).
+PCR (arXiv 2311.06322, section 3.3) disturbs single steps and relaxes one end of the steps by hand. Here the measurement
+separates each layer's input at each step, and each layer's weight, in three parts. (1) A clean run. (2) The effect of
+quantizing a segment of steps on the final latents, by running the rest of the pipeline. (3) The contribution of each
+layer to these steps' output errors, by :mod:`bitbrush.calibration.probe`, at some steps. Errors of different layers and
+segments are assumed independent, so that their squares add up. Within a segment they are dependent: neighboring steps
+have similar errors, which disturbing single steps does not show (``benchmarks/sensitivity.py steps`` disturbs fifths).
 
-Every picture counts alike: its errors are divided by what all segments do to it. (Otherwise the few that turn into
-another picture own the sum, and bits go where they are decided.)
+All images have equal weight: each image's errors are divided by the effect of all segments on it. Otherwise the few
+images that turn into a different image dominate the sum and the bit allocation.
 """
 
 import bisect
@@ -42,25 +42,29 @@ Key = TypeVar("Key")
 ACTIVATION_CHOICES = (4, 6, 8, 10, 16)
 WEIGHT_CHOICES = (2, 3, 4, 5, 6, 7, 8)
 BOUNDS = (0.0, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 7 / 8, 15 / 16, 31 / 32, 1.0)
-"""Of the segments, as fractions of the denoiser calls: short at the ends, where errors change most."""
+"""Segment bounds as fractions of the denoiser calls; segments are short at the ends, where errors change most."""
 MEASURED_PROMPTS = 8
 PROBES = 2
 LEAST = 1e-30
-"""Stands for no error at all where a logarithm is taken."""
+"""Replacement for a zero error before taking its logarithm."""
 CLEAN_RUN, DISTURBED_STEPS = "undisturbed steps", "disturbed steps"
 WEIGHT_RANGES, PROBING = "weight ranges", "probing layers"
-"""Titles under which the parts are reported."""
+"""Titles of progress reports."""
 OBSERVED_COST, WEIGHT_RANGES_COST, PROBE_COST = 1.7, 2.0, 6.0
-"""Denoiser calls that an observed one, a layer's weight ranges and a probe are worth, timed on emoji-sd."""
+"""Cost of an observed call, a layer's weight ranges and a probe in denoiser calls, measured on emoji-sd."""
 GENERATOR = "generator"
 
 
 @dataclass(frozen=True)
 class Sensitivities:
-    """Squared errors of the final latents, each picture's divided by what quantizing all steps does to it.
+    """Squared errors of the final latents, each image's divided by the effect of quantizing all steps.
 
-    ``inputs`` (denoiser calls, layers, ACTIVATION_CHOICES), ``weights`` (layers, WEIGHT_CHOICES), of the layers in
-    order. ``products`` (layers,): multiplications of one prompt's denoiser call.
+    Args:
+        timesteps: Timesteps of the denoiser calls.
+        layers: Layer names.
+        inputs: Errors by input bits, (denoiser calls, layers, ACTIVATION_CHOICES).
+        weights: Errors by weight bits, (layers, WEIGHT_CHOICES).
+        products: Multiplications of one prompt's denoiser call, (layers,).
     """
 
     timesteps: tuple[float, ...]
@@ -72,7 +76,17 @@ class Sensitivities:
 
 @dataclass(frozen=True)
 class Measurement:
-    """``layers`` to be told apart; ``bits`` of the activations with which a segment is quantized."""
+    """Settings of a sensitivity measurement.
+
+    Args:
+        pipe: Full-precision pipeline.
+        component: Name of the denoiser in the pipeline.
+        plan: Sampling plan.
+        layers: Layers whose sensitivities are measured.
+        bits: Activation bits with which a segment is quantized.
+        activation_range: Range estimator of activations.
+        weight_range: Range estimator of weights.
+    """
 
     pipe: Any
     component: str
@@ -84,39 +98,40 @@ class Measurement:
 
     @property
     def denoiser(self) -> nn.Module:
+        """Denoiser of the pipeline."""
         denoiser: nn.Module = getattr(self.pipe, self.component)
         return denoiser
 
 
 def measured_batch(batches: Sequence[PromptBatch]) -> PromptBatch:
-    """The first 8 prompts, of the first batch if that has fewer."""
+    """Returns the first 8 prompts, or all of the first batch if it has fewer."""
     return join(batches)[: min(MEASURED_PROMPTS, len(batches[0].prompts))]
 
 
 def segments(calls: int) -> tuple[range, ...]:
-    """The denoiser calls of a pipeline in up to ten parts, all of them covered."""
+    """Divides the denoiser calls of a pipeline into up to ten contiguous segments."""
     ends = sorted({round(bound * calls) for bound in BOUNDS})
     return tuple(range(begin, end) for begin, end in itertools.pairwise(ends))
 
 
 def probed_calls(calls: int) -> tuple[int, ...]:
-    """Those at which layers are told apart: the middle of each segment; the first and the last of all as well."""
+    """Returns the calls at which layers are probed: the middle of each segment, the first call and the last call."""
     middles = {(segment.start + segment.stop - 1) // 2 for segment in segments(calls)}
     return tuple(sorted({0, calls - 1} | middles))
 
 
 def sensitivity_calls(calls: int) -> int:
-    """Denoiser calls of :func:`measure_sensitivities` where the pipeline makes so many, a probe being one."""
+    """Counts the denoiser calls of :func:`measure_sensitivities` with probes; the pipeline makes ``calls`` calls."""
     return calls + _disturbed_calls(calls, segments(calls)) + PROBES * len(probed_calls(calls))
 
 
 def _disturbed_calls(calls: int, measured: Iterable[range]) -> int:
-    """Denoiser calls with quantized inputs, and those that follow: a segment's first disturbed output serves twice."""
+    """Counts calls with quantized inputs and the calls after them; a segment's first disturbed output is used twice."""
     return sum(len(segment) + calls - segment.start - 1 for segment in measured)
 
 
 def sensitivity_works(calls: int, prompts: int, layers: int) -> tuple[PlannedWork, ...]:
-    """The parts of :func:`measure_sensitivities` as it reports them, where the pipeline makes so many calls."""
+    """Lists the work items of :func:`measure_sensitivities` for a pipeline with ``calls`` denoiser calls."""
     return (
         PlannedWork(CLEAN_RUN, calls, OBSERVED_COST * prompts),
         PlannedWork(DISTURBED_STEPS, _disturbed_calls(calls, segments(calls)), prompts),
@@ -127,10 +142,18 @@ def sensitivity_works(calls: int, prompts: int, layers: int) -> tuple[PlannedWor
 
 @torch.no_grad()
 def measure_sensitivities(measurement: Measurement, batch: PromptBatch, session: Session) -> Sensitivities:
-    """Measures the denoiser as it is, on the trajectories of ``batch``.
+    """Measures the sensitivities of the unchanged denoiser on the trajectories of ``batch``.
 
-    Each segment and each probed call is a piece of the journal: those that it holds are taken from it, the others go
-    into it, and the result is the same. The clean run, which all of them start from, is made again.
+    The journal stores each segment and each probed call. Stored results are reused, missing ones are computed and
+    stored, and the final result is the same. The clean run is always repeated, because all of them start from it.
+
+    Args:
+        measurement: Settings of the measurement.
+        batch: Prompts to measure.
+        session: Journal, progress and costs.
+
+    Returns:
+        Sensitivities of inputs and weights.
     """
     progress, journal = session.progress, session.journal
     network = _Network(measurement, session)
@@ -151,9 +174,11 @@ def measure_sensitivities(measurement: Measurement, batch: PromptBatch, session:
 
 
 class _Network:
-    """The denoiser, run as it is, observed, or with quantized inputs; every call is counted and reported.
+    """Denoiser that runs unchanged, observed, or with quantized inputs; counts and reports every call.
 
-    ``products`` of a call by layer, for all rows; ``all_qparams`` by layer, of each observed call.
+    Attributes:
+        products: Multiplications of a call by layer, for all rows.
+        qparams: Quantization parameters by layer, for each observed call.
     """
 
     def __init__(self, measurement: Measurement, session: Session) -> None:
@@ -165,21 +190,24 @@ class _Network:
 
     @contextmanager
     def reporting(self, advance: Advance) -> Iterator[None]:
-        """While entered, ``advance`` is called after every call."""
+        """Calls ``advance`` after every denoiser call while entered."""
         self._advance = advance
         yield
         self._advance = lambda: None
 
     def count(self) -> None:
+        """Counts and reports one denoiser call."""
         self._session.count_call()
         self._advance()
 
     def plain(self, _: int, call: DenoiserCall) -> Any:
+        """Runs a call with the unchanged denoiser."""
         output = run_observed(call, self.denoiser)
         self.count()
         return output
 
     def observed(self, index: int, call: DenoiserCall) -> Any:
+        """Runs a call and records the layers' inputs, qparams and multiplications."""
         layers, observer = self.measurement.layers, InputObserver()
         self.products = dict.fromkeys(layers, 0)
         with observer.watching(self.denoiser, layers), _counting_products(self.denoiser, self.products):
@@ -190,11 +218,12 @@ class _Network:
         return output
 
     def quantized(self, index: int, call: DenoiserCall) -> Any:
+        """Runs a call with the layers' inputs quantized."""
         with quantized_inputs(self.denoiser, self.measurement.layers, self.qparams[index].get):
             return self.plain(index, call)
 
     def choices(self, index: int) -> dict[str, list[QParams]]:
-        """Of every layer, the grids of ACTIVATION_CHOICES at an observed call."""
+        """Returns every layer's qparams at an observed call, one for each of ACTIVATION_CHOICES."""
         return self._found(self._observers[index], ACTIVATION_CHOICES)
 
     def _found(self, observer: InputObserver, bits: Sequence[int]) -> dict[str, list[QParams]]:
@@ -221,7 +250,7 @@ def _counting_products(denoiser: nn.Module, products: dict[str, int]) -> Iterato
 def _importance(
     propagation: Propagation, network: _Network, run: CleanRun, progress: Progress, journal: Journal
 ) -> Tensor:
-    """(denoiser calls, prompts): what one unit of squared output error in a call does to the picture."""
+    """Estimates the effect of a unit of squared output error in a call on the image, (denoiser calls, prompts)."""
     calls = len(run.calls)
     found = _kept({segment: _segment_piece(segment) for segment in segments(calls)}, journal)
     missing = [segment for segment in segments(calls) if segment not in found]
@@ -238,7 +267,7 @@ def _importance(
 
 
 def _kept(pieces: Mapping[Key, str], journal: Journal) -> dict[Key, dict[str, Tensor]]:
-    """The pieces that the journal holds."""
+    """Reads the results that the journal holds."""
     read = {key: journal.read(piece) for key, piece in pieces.items()}
     return {key: tensors for key, tensors in read.items() if tensors is not None}
 
@@ -248,7 +277,7 @@ def _segment_piece(segment: range) -> str:
 
 
 def _disturbed(propagation: Propagation, network: _Network, run: CleanRun, segment: range) -> dict[str, Tensor]:
-    """``errors`` of the outputs, (calls of the segment, prompts), and their ``effect`` on the latents, (prompts,)."""
+    """Measures output ``errors``, (calls of the segment, prompts), and their ``effect`` on the latents, (prompts,)."""
     prompts, guidance = len(run.batch.prompts), network.measurement.plan.guidance_scale
     outputs = [network.quantized(index, run.calls[index]) for index in segment]
     wrong = [output[0] - run.outputs[index][0] for index, output in zip(segment, outputs, strict=True)]
@@ -261,14 +290,14 @@ def _disturbed(propagation: Propagation, network: _Network, run: CleanRun, segme
 
 
 def _by_prompt(error: Tensor, prompts: int) -> Tensor:
-    """(prompts,): squared, over all rows and elements of a prompt."""
+    """Sums squared errors over all rows and elements of a prompt, (prompts,)."""
     return error.flatten(1).square().sum(1).view(-1, prompts).sum(0)
 
 
 def _probe_all(
     network: _Network, run: CleanRun, importance: Tensor, progress: Progress, journal: Journal
 ) -> tuple[Tensor, Tensor]:
-    """(probed calls, layers, choices), of inputs and of weights."""
+    """Probes inputs and weights, each (probed calls, layers, choices)."""
     probed = probed_calls(len(run.calls))
     found = _kept({index: _probe_piece(index) for index in probed}, journal)
     missing = len(probed) - len(found)
@@ -292,7 +321,7 @@ def _probe_piece(index: int) -> str:
 def _probed(
     network: _Network, call: DenoiserCall, candidates: Candidates, importance: Tensor, generator: Generator
 ) -> dict[str, Tensor]:
-    """Squared errors of ``inputs`` and ``weights``, (layers, choices), and the state that ``generator`` is left in."""
+    """Estimates squared errors of ``inputs`` and ``weights``, (layers, choices), and returns the generator's state."""
     measurement, weighted = network.measurement, importance.to(device_of(network.denoiser))
     probes = []
     for _ in range(PROBES):
@@ -306,7 +335,7 @@ def _probed(
 
 
 def _weight_qparams(measurement: Measurement, progress: Progress) -> dict[str, list[WeightQParams]]:
-    """Of every layer, the grids of WEIGHT_CHOICES."""
+    """Returns every layer's weight qparams, one for each of WEIGHT_CHOICES."""
     all_qparams = {}
     with progress(WEIGHT_RANGES, len(measurement.layers)) as advance:
         for name in measurement.layers:
@@ -317,12 +346,12 @@ def _weight_qparams(measurement: Measurement, progress: Progress) -> dict[str, l
 
 
 def _mean(found: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> Tensor:
-    """(layers, choices)."""
+    """Averages probes, (layers, choices)."""
     return torch.stack([torch.stack([one[name] for one in found]).mean(0) for name in names])
 
 
 def _between(measured: Tensor, at: Sequence[int], calls: int) -> Tensor:
-    """From (measured calls, ...) to (all calls, ...), the logarithm being linear in between."""
+    """Interpolates (measured calls, ...) to (all calls, ...), linearly in the logarithm."""
     logarithm = measured.clamp_min(LEAST).log()
     rows = []
     for call in range(calls):

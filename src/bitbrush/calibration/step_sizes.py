@@ -1,10 +1,10 @@
-"""Step sizes of activation grids that serve all steps, learned on the denoiser's guided output.
+"""Learned activation step sizes, one per layer for all steps, fitted to the denoiser's guided output.
 
-``min over s of |g(eps_hat(Q_s(x_t))) - g(eps(x_t))|^2`` over the steps t, all layers at once: ``g`` is the guidance,
-``eps`` full precision's output at the same latents, ``s_l = s_l,0 exp(u_l)`` with ``s_l,0`` the observed range's.
-Gradients go straight through the round (LSQ, arXiv 1902.08153, section 2.1). Q-Diffusion and BRECQ learn step sizes so
-on the output of each block. Here the output is the whole denoiser's, after guidance, which magnifies what its two
-halves get wrong apart and cancels what they get wrong alike.
+``min over s of |g(eps_hat(Q_s(x_t))) - g(eps(x_t))|^2`` over the steps t, all layers at once. ``g`` is the guidance,
+``eps`` the full-precision output at the same latents, and ``s_l = s_l,0 exp(u_l)`` with the observed range's ``s_l,0``.
+Gradients pass straight through the round (LSQ, arXiv 1902.08153, section 2.1). Q-Diffusion and BRECQ learn step sizes
+this way on the output of each block. Deviation: here the output is the whole denoiser's after guidance. Guidance
+amplifies errors that differ between its two halves and cancels equal errors.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,30 +26,29 @@ QParamsByLayer: TypeAlias = Mapping[str, QParams]
 
 EPOCHS = 3
 LEARNING_CALLS = 1 + EPOCHS
-"""Denoiser calls of :meth:`StepSizeLearner.learned` for each call that it is given; all but one with gradients."""
+"""Denoiser calls of :meth:`StepSizeLearner.learned` per input call; all but one with gradients."""
 LEARNING_TITLE = "learning step sizes"
-"""Under which progress is reported."""
+"""Title of progress reports."""
 LEARNED_PROMPTS = 8
 RATE, BETAS = 0.03, (0.9, 0.99)
 LARGEST = 0.7
-"""Of ``|u|``: a step size is at most doubled or halved."""
+"""Bound on ``|u|``: a step size is at most doubled or halved."""
 LEAST = 1e-30
-"""Stands for no error at all where it is divided by."""
+"""Replacement for a zero error before division by it."""
 
 
 @dataclass(frozen=True)
 class _Step:
-    """A call, and the guided output that full precision has there."""
+    """Denoiser call and the guided full-precision output for it."""
 
     call: DenoiserCall
     target: Tensor
 
 
 class StepSizeLearner:
-    """The logarithms ``u`` of ``layers``, and the optimizer that moves them.
+    """Optimizer of the logarithms ``u`` of the layers' step size factors.
 
-    ``full``: the full-precision denoiser; ``prompts`` of the calls that will be given. Of several processes the first
-    learns, on its own calls, and tells the others.
+    With several processes the first learns, on its own calls, and broadcasts the result.
     """
 
     def __init__(
@@ -60,6 +59,15 @@ class StepSizeLearner:
         prompts: int,
         session: Session,
     ) -> None:
+        """Creates the parameters and the Adam optimizer.
+
+        Args:
+            full: Full-precision denoiser.
+            layers: Layers whose step sizes are learned.
+            guidance: Guidance scale.
+            prompts: Prompts of each call.
+            session: Processes, progress and costs.
+        """
         self._full, self._layers, self._session = full, tuple(layers), session
         self._guidance, self._prompts = guidance, prompts
         self._u = torch.zeros(len(self._layers), device=device_of(full), requires_grad=True)
@@ -68,11 +76,17 @@ class StepSizeLearner:
     def learned(
         self, denoiser: nn.Module, calls: Sequence[DenoiserCall], all_qparams: QParamsByLayer
     ) -> dict[str, QParams]:
-        """``all_qparams`` with scales that serve all ``calls``, of different timesteps; of layers that do not learn as
-        given.
+        """Learns scales that serve all ``calls``, which have different timesteps.
 
-        The calls are seen in random order, at a rate that falls to 0. ``denoiser`` computes with the rounded weights,
-        and is left as it was.
+        The calls come in random order; the learning rate falls to 0.
+
+        Args:
+            denoiser: Denoiser with rounded weights; it is restored afterwards.
+            calls: Full-precision denoiser calls.
+            all_qparams: Quantization parameters by layer name.
+
+        Returns:
+            Quantization parameters by layer name; layers that do not learn keep theirs.
         """
 
         def iterate() -> dict[str, Tensor]:
@@ -101,11 +115,11 @@ class StepSizeLearner:
         return _Step(call, target)
 
     def _iterate(self, denoiser: nn.Module, step: _Step, all_qparams: QParamsByLayer) -> None:
-        """Moves ``u`` once."""
+        """Updates ``u`` once."""
         with self._quantized(denoiser, all_qparams), torch.enable_grad():
             output = step.call.forward(denoiser)[0]
             error = guided(output, self._prompts, self._guidance) - step.target
-            size = error.detach().square().mean().clamp_min(LEAST)  # so that no step counts more than another
+            size = error.detach().square().mean().clamp_min(LEAST)  # gives all steps equal weight
             (self._u.grad,) = torch.autograd.grad(error.square().mean() / size, [self._u])
         self._adam.step()
         with torch.no_grad():
@@ -114,7 +128,7 @@ class StepSizeLearner:
 
     @contextmanager
     def _quantized(self, denoiser: nn.Module, all_qparams: QParamsByLayer) -> Iterator[None]:
-        """While entered, the layers see their inputs on the grids, whose scales have gradients."""
+        """Fake-quantizes the layers' inputs with differentiable scales while entered."""
         index = {name: i for i, name in enumerate(self._layers)}
         factors = self._u.exp()
         with ExitStack() as stack:
@@ -131,14 +145,14 @@ def _see_quantized(qparams: QParams, factor: Tensor | None, _: nn.Module, args: 
 
 
 def scaled(qparams: QParams, factor: float) -> QParams:
-    """The same integers, each ``factor`` times as much."""
+    """Returns the quantization parameters with the scale multiplied by ``factor``."""
     return replace(qparams, scale=float(torch.tensor(qparams.scale * factor, dtype=torch.float32)))
 
 
 def of_first_prompts(call: DenoiserCall, prompts: int, kept: int) -> DenoiserCall:
-    """The rows of the first ``kept`` of a call's ``prompts``, of each of its parts (with guidance, two).
+    """Selects the rows of the first ``kept`` of a call's ``prompts`` in each of its parts (two with guidance).
 
-    Anything but a tensor with as many rows as the latents is taken to be the same for all.
+    Values other than tensors with as many rows as the latents are assumed common to all prompts.
     """
     rows = next(len(one) for one in (*call.args, *call.kwargs.values()) if isinstance(one, Tensor) and one.dim() > 1)
     chosen = torch.arange(rows).view(-1, prompts)[:, :kept].flatten() if rows % prompts == 0 else torch.arange(rows)

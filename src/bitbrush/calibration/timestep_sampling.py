@@ -1,7 +1,7 @@
-"""Which denoising steps a static range is calibrated on: how often each timestep counts.
+"""Selection of denoising steps for a static range, as a count for each timestep.
 
-Methods with one range for all steps choose their calibration inputs from the steps of the trajectories. What they
-observe here is every step of every trajectory, so a choice of steps is how many times each counts in the union.
+Methods with one range for all steps select their calibration inputs from the steps of the trajectories. The observation
+here covers every step of every trajectory, so a selection is the count of each step in the union.
 """
 
 from collections import Counter
@@ -16,11 +16,19 @@ SKEWED_MEAN = 0.4
 
 
 def skewed_normal_draws(timesteps: Sequence[float], *, seed: int, draws: int = DRAWS) -> Counter[float]:
-    """How often each of the descending ``timesteps`` is drawn from N(0.4 T, T / 2), T being the first, within [0, T].
+    """Counts draws of the descending ``timesteps`` from N(0.4 T, T / 2) within [0, T], with T the first timestep.
 
-    PTQ4DM's "normally distributed time-step calibration" (arXiv 2211.15736, section 3.3): a normal distribution of
-    deviation T / 2 whose mean is below T / 2, so that steps near x0 count more; values beyond the ends are drawn again.
-    Deviation: the paper asks for a mean of at most T / 2 and names no number, here it is 0.4 T.
+    Source: PTQ4DM's "normally distributed time-step calibration" (arXiv 2211.15736, section 3.3). It draws from a
+    normal distribution with deviation T / 2 and a mean below T / 2, so that steps near x0 count more. Values beyond the
+    ends are drawn again. Deviation: the paper asks for a mean of at most T / 2 without a number; here it is 0.4 T.
+
+    Args:
+        timesteps: Timesteps of the plan, descending.
+        seed: Seed of the draws.
+        draws: Number of draws.
+
+    Returns:
+        Count of each drawn timestep.
     """
     generator = torch.Generator().manual_seed(seed)
     known, most = tuple(timesteps), max(timesteps)

@@ -1,8 +1,8 @@
-"""The best combination found: PCR's stages, with bits of layers and steps by measured sensitivity.
+"""Best known combination: PCR's stages, with bits of layers and steps allocated by measured sensitivity.
 
-At the averages of ``pcr`` with the same keys: as many weight bits, and its relaxed fifth's two bits more given out over
-all steps and layers. Where activations have fewer than 8 bits, layers have branches of low rank, whose weights count in
-the average. docs/methods.md tells of the measurement, of the branches and what they are worth.
+The averages equal those of ``pcr`` with the same keys. Weight bits are the same on average. The two extra bits of pcr's
+relaxed fifth are distributed over all steps and layers. If activations have fewer than 8 bits, layers get low-rank
+branches, whose weights count in the average. docs/methods.md describes the measurement and the branches and their gain.
 """
 
 from bitbrush.calibration.relaxing import MeasuredRelaxation
@@ -12,12 +12,13 @@ from bitbrush.methods.recipe import DEFAULT_ACTIVATION_BITS, FirstTokens, Recipe
 from bitbrush.numerics.limits import MAX_BITS
 
 RELAXED = 0.4
-"""Bits on average that pcr's relaxing adds: two in a fifth of the steps."""
+"""Average bits that pcr's relaxing adds: two in a fifth of the steps."""
 RANK = 16
-"""Of the branches where activations have fewer than 8 bits: with 8 their errors are the lesser part."""
+"""Rank of the branches below 8 activation bits; at 8 bits activation errors are the smaller part."""
 
 
 def defaults(activations: int) -> Recipe:
+    """Returns the default recipe for a number of activation bits."""
     return Recipe(
         method="best",
         activations=activations,

@@ -1,7 +1,7 @@
-"""Ranges found at run time: of every token by itself, of every image in a convolution; what general toolkits do.
+"""Activation ranges computed at run time, per token or, in a convolution, per image, as general toolkits do.
 
-Nothing is calibrated. Deviations from those toolkits, to the method's advantage: weights are rounded as ``pcr``'s are,
-where they round to nearest, and ranges are asymmetric. Layers next to the latents have 16 bits, as in all methods.
+Nothing is calibrated. Deviations from those toolkits favor the method: weights are rounded as in ``pcr`` instead of to
+nearest, and ranges are asymmetric. Layers next to the latents have 16 bits, as in all methods.
 """
 
 from bitbrush.methods.method import Method
@@ -12,6 +12,7 @@ from bitbrush.numerics.limits import RangeEstimator
 
 
 def defaults(activations: int) -> Recipe:
+    """Returns the default recipe for a number of activation bits."""
     return Recipe(
         method="dynamic",
         activations=activations,

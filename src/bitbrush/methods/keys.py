@@ -1,8 +1,8 @@
-"""How a recipe key is declared: once, and everything that needs to know of it reads the declaration.
+"""Declarations of recipe keys, the single source for everything derived from them.
 
-The command line's options, recipe files, the manifest, the table in the docs, ``recalibrate`` and the reuse of rounded
-weights between the recipes of an ablation follow from the :class:`Key` of each field of
-:class:`~bitbrush.methods.recipe.Recipe`.
+The fields of :class:`~bitbrush.methods.recipe.Recipe` each have a :class:`Key`. It determines the command line's
+option, the entry in recipe files, the manifest and the table in the docs. It also decides whether ``recalibrate`` may
+change the key, and whether the recipes of an ablation share rounded weights.
 """
 
 import json
@@ -15,36 +15,36 @@ from typing import Any
 from bitbrush.timeline.plan import is_prompt_text
 
 METADATA = "key"
-"""Where a field's metadata holds its :class:`Key`."""
+"""Name of the :class:`Key` in a field's metadata."""
 
 
 class Decides(Enum):
-    """What a key decides: which earlier results stay valid when it changes."""
+    """Results that a key affects; they determine which earlier results stay valid when it changes."""
 
     NETWORK = auto()
-    """Which network is quantized: its layers or their weights before rounding."""
+    """The network before quantization: its layers or their weights before rounding."""
     WEIGHTS = auto()
-    """The integers of the weights."""
+    """The integer weights."""
     SENSITIVITIES = auto()
-    """Activation parameters, and through measured sensitivities the weight bits where these are measured."""
+    """Activation parameters, and weight bits if these are allocated by measured sensitivities."""
     BRANCHES = auto()
-    """Activation parameters, and which layers get a low-rank branch where layers get one."""
+    """Activation parameters, and the choice of layers with a low-rank branch, if any."""
     ACTIVATIONS = auto()
-    """Activation parameters alone."""
+    """Activation parameters only."""
 
 
 @dataclass(frozen=True)
 class Key:
-    """One recipe key apart from its name and default, which the field states.
+    """Recipe key without its name and default, which the field states.
 
     Args:
-        summary: One line, for the command line and the docs.
-        parse: Reads a plain value, as of a recipe file; raises ValueError that names the key.
-        plain: Turns a value back into what ``parse`` reads and JSON holds.
+        summary: Description in one line, for the command line and the docs.
+        parse: Parser of a plain value, e.g. from a recipe file; raises ValueError that names the key.
+        plain: Inverse of ``parse``; returns a JSON value.
         option: Type of the command line's option.
-        decides: What depends on the key.
-        recalibrates: Whether ``recalibrate`` may change it on an artifact whose weights are rounded already.
-        flag: Name of the command line's option where it is not the key's own.
+        decides: Results that the key affects.
+        recalibrates: Whether ``recalibrate`` may change the key for an artifact with rounded weights.
+        flag: Name of the command line's option if it differs from the key's.
     """
 
     summary: str
@@ -67,13 +67,27 @@ def key(
     recalibrates: bool = False,
     flag: str | None = None,
 ) -> Any:
-    """Declares a field of a recipe; the arguments are those of :class:`Key`."""
+    """Declares a field of a recipe.
+
+    Args:
+        default: Default value of the field.
+        parse: See :class:`Key`.
+        summary: See :class:`Key`.
+        plain: See :class:`Key`.
+        option: See :class:`Key`.
+        decides: See :class:`Key`.
+        recalibrates: See :class:`Key`.
+        flag: See :class:`Key`.
+
+    Returns:
+        A dataclass field with the key in its metadata.
+    """
     declared = Key(summary, parse, plain, option, decides, recalibrates, flag)
     return field(default=default, metadata={METADATA: declared})
 
 
 def whole(low: int, high: int | None = None) -> Callable[[str, Any], int]:
-    """Reads whole numbers from ``low`` to ``high``."""
+    """Returns a parser of whole numbers from ``low`` to ``high``."""
 
     def parse(name: str, value: Any) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or value < low or (high is not None and value > high):
@@ -85,7 +99,7 @@ def whole(low: int, high: int | None = None) -> Callable[[str, Any], int]:
 
 
 def number(name: str, value: Any) -> float:
-    """Reads a number."""
+    """Parses a number; raises ValueError for anything else."""
     try:
         return float(value)
     except (TypeError, ValueError):
@@ -93,12 +107,12 @@ def number(name: str, value: Any) -> float:
 
 
 def text(_: str, value: Any) -> str:
-    """Reads a text."""
+    """Parses a text."""
     return str(value)
 
 
 def choice(choices: type[StrEnum]) -> Callable[[str, Any], StrEnum]:
-    """Reads one of ``choices``."""
+    """Returns a parser of members of ``choices``."""
 
     def parse(name: str, value: Any) -> StrEnum:
         if value not in list(choices):
@@ -109,7 +123,7 @@ def choice(choices: type[StrEnum]) -> Callable[[str, Any], StrEnum]:
 
 
 def optional(parse: Callable[[str, Any], Any], none: str = "none") -> Callable[[str, Any], Any]:
-    """Reads what ``parse`` does, or None, also written as the text ``none``; digits of an option are a number."""
+    """Returns a parser of None, also written ``none``, and of what ``parse`` accepts; digit strings become numbers."""
 
     def parse_optional(name: str, value: Any) -> Any:
         if value in (None, none):
@@ -120,12 +134,12 @@ def optional(parse: Callable[[str, Any], Any], none: str = "none") -> Callable[[
 
 
 def or_none(value: Any, none: str = "none") -> Any:
-    """Writes None as the text ``none``."""
+    """Returns ``none`` as text for None, the value otherwise."""
     return none if value is None else value
 
 
 def patterns(name: str, value: Any) -> tuple[str, ...]:
-    """Reads a pattern of layer names, or a list of them."""
+    """Parses a pattern of layer names, or a list of them; raises ValueError for anything else."""
     several = (value,) if isinstance(value, str) else value
     if not isinstance(several, list | tuple) or not all(isinstance(pattern, str) for pattern in several):
         raise ValueError(f"{name} is {value!r}; it must be a list of patterns of layer names")
@@ -133,9 +147,9 @@ def patterns(name: str, value: Any) -> tuple[str, ...]:
 
 
 def named_value(text: str) -> tuple[str, Any] | None:
-    """Splits ``NAME=VALUE``; None for a text of another form.
+    """Splits ``NAME=VALUE``; returns None for other text.
 
-    The value is read as JSON, or as numbers with commas between, or else as it stands.
+    The value is parsed as JSON, else as comma-separated numbers, else it is the text itself.
     """
     name, equals, value = text.partition("=")
     if not (name and equals):

@@ -1,4 +1,4 @@
-"""What a method is: a name, default keys, and a tuple of stages."""
+"""Quantization methods: a name, default keys, and a tuple of stages."""
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -15,14 +15,14 @@ from bitbrush.timeline.trajectory import planned_timesteps
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a method yields.
+    """Result of a method's stages.
 
     Args:
-        specs: The treatment of every layer.
-        layers: The quantized layers.
-        planned: The plan's timesteps in order.
-        average_activation_bits: The average of measured bits; None where bits follow from the recipe alone.
-        start_token_ratio: Norm of the texts' start token over the others', where it was measured.
+        specs: Treatment of every layer.
+        layers: Quantized layers.
+        planned: Timesteps of the plan, in order.
+        average_activation_bits: Average of measured bits; None if the recipe alone determines the bits.
+        start_token_ratio: Norm of the prompts' start token over that of the other tokens; None if not measured.
     """
 
     specs: tuple[LayerSpec, ...]
@@ -34,13 +34,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Method:
-    """A quantization method.
+    """Quantization method.
 
     Args:
-        name: The name that a recipe's ``method`` key uses.
-        defaults: The method's recipe for a number of activation bits.
-        stages: Everything the method may do, in order; a recipe wants some of them.
-        shares_weights: Whether another such method with the same weight keys rounds the same integers.
+        name: Value of a recipe's ``method`` key.
+        defaults: Function from activation bits to the default recipe.
+        stages: All stages of the method, in order; a recipe selects some of them.
+        shares_weights: Whether methods with this property and equal weight keys round to the same integers.
     """
 
     name: str
@@ -49,19 +49,19 @@ class Method:
     shares_weights: bool = True
 
     def recipe(self, keys: Mapping[str, Any] = MappingProxyType({})) -> Recipe:
-        """Returns the defaults, updated by plain ``keys`` as in a recipe file.
+        """Returns the default recipe, updated by plain ``keys`` as in a recipe file.
 
         Raises:
-            ValueError: An unknown key, or a value that its key does not take.
+            ValueError: A key is unknown, or its value is invalid.
         """
         activations = check_activation_bits(keys.get("activations", DEFAULT_ACTIVATION_BITS))
         return self.defaults(activations).updated(keys)
 
     def planned(self, state: QuantizationState) -> tuple[Stage, ...]:
-        """Returns the stages that the state's recipe wants, in order.
+        """Returns the stages that the state's recipe selects, in order.
 
         Raises:
-            ValueError: The recipe asks for what a stage of the method cannot do.
+            ValueError: The recipe asks for something that a stage of the method cannot do.
         """
         for stage in self.stages:
             stage.check(state)
@@ -69,7 +69,7 @@ class Method:
 
 
 def run_stages(stages: tuple[Stage, ...], state: QuantizationState) -> QuantizationState:
-    """Runs those of the stages that the recipe wants, one after the other, and records what each costs."""
+    """Runs the stages that the recipe selects, in order, and records the cost of each."""
     for stage in stages:
         if stage.wanted(state):
             with state.session.phase(stage.name) if stage.is_phase else nullcontext():
@@ -78,7 +78,7 @@ def run_stages(stages: tuple[Stage, ...], state: QuantizationState) -> Quantizat
 
 
 def outcome(state: QuantizationState) -> Outcome:
-    """Returns what the stages have yielded."""
+    """Returns the result of the stages that have run."""
     assert state.rounded is not None
     layers = tuple(
         QuantizedLayer(name, layer.weight, layer.bias, state.activations[name], layer.first)

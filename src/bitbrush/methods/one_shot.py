@@ -1,4 +1,4 @@
-"""Ranges per timestep, all from one pass of the full-precision model: what progressive calibration must beat."""
+"""One range per timestep, all from one pass of the full-precision model: the baseline for progressive calibration."""
 
 from bitbrush.methods.method import Method
 from bitbrush.methods.pcr import PREPARATION, WEIGHTS
@@ -7,7 +7,7 @@ from bitbrush.methods.stages.ranges import OBSERVE, RANGES_BY_STEP
 
 
 def defaults(activations: int) -> Recipe:
-    """Weights to nearest."""
+    """Returns the default recipe for a number of activation bits; weights are rounded to nearest."""
     return Recipe(method="one-shot", activations=activations)
 
 

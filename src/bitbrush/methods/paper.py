@@ -1,10 +1,12 @@
-"""PCR with the choices of its authors (arXiv 2311.06322), for reproduction; ``pcr`` is stronger.
+"""PCR with its authors' choices (arXiv 2311.06322), for reproduction; ``pcr`` is stronger.
 
-Weights on the grids of their extremes, rounding learned by AdaRound over 2000 iterations a block; activations on those
-of their extremes at each step; the last fifth of the steps relaxed to two bits more, which is what the paper gives
-Stable Diffusion (SDXL, the first: ``relax = "0:0.2@10"``); samples from 10 prompts. What is not theirs: latents are
-carried instead of restarting the pipeline for every step, and the last step is calibrated; extremes are those of all
-prompts, no moving average; layers next to the latents have 8 and 16 bits, where theirs are in floating point.
+Weight ranges are min-max; AdaRound learns the rounding over 2000 iterations per block. Activation ranges are min-max at
+each step. The last fifth of the steps is relaxed to two more bits, the paper's setting for Stable Diffusion (for SDXL
+the first fifth: ``relax = "0:0.2@10"``). Samples come from 10 prompts.
+
+Deviations: latents are carried from step to step instead of restarting the pipeline for every step, and the last step
+is calibrated. Extremes are taken over all prompts, without a moving average. Layers next to the latents have 8-bit
+weights and 16-bit activations; the paper keeps them in floating point.
 """
 
 from dataclasses import replace
@@ -18,6 +20,7 @@ PROMPTS = 10
 
 
 def defaults(activations: int) -> Recipe:
+    """Returns the default recipe for a number of activation bits."""
     return replace(
         pcr.defaults(activations),
         method="paper",

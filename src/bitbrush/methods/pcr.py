@@ -1,9 +1,9 @@
 """PCR: Progressive Calibration and activation Relaxing, arXiv 2311.06322.
 
-Weights first, rounding learned on full-precision trajectories; then activation ranges step by step, each calibrated on
-what the already quantized steps produced (``calibration/progressive.py``); the steps of the relaxed interval get more
-bits (``calibration/relaxing.py``). Deviations from the published procedure stand in the files that make them; ``paper``
-has its authors' choices.
+Weights come first; their rounding is learned on full-precision trajectories. Activation ranges follow step by step,
+each calibrated on the output of the already quantized steps (``calibration/progressive.py``). Steps of the relaxed
+interval get more bits (``calibration/relaxing.py``). The files that deviate from the published procedure state the
+deviations; ``paper`` has the authors' choices.
 """
 
 from bitbrush.calibration.relaxing import Relaxation
@@ -19,13 +19,13 @@ from bitbrush.methods.stages.split_skips import SPLIT_SKIPS
 from bitbrush.numerics.limits import MAX_BITS
 
 PREPARATION = (MEASURE_START_TOKEN, SPLIT_SKIPS, ADD_BRANCHES, SMOOTH, ALLOCATE_BITS)
-"""What may be done to the network, and which bits it gets, before anything is quantized."""
+"""Stages that change the network or allocate bits before anything is quantized."""
 WEIGHTS = (RECORD_TRAJECTORIES, ROUND_WEIGHTS, KNOW_FIRST_TOKEN)
 STAGES = (*PREPARATION, *WEIGHTS, CALIBRATE_PROGRESSIVELY)
 
 
 def defaults(activations: int) -> Recipe:
-    """The last fifth of the steps gets two bits more: at 8 bits what the paper gives Stable Diffusion."""
+    """Returns the default recipe; the last fifth of the steps gets two more bits, at 8 bits as in the paper for SD."""
     relax = Relaxation(0.8, 1.0, activations + 2) if activations + 2 <= MAX_BITS else None
     return Recipe(
         method="pcr",

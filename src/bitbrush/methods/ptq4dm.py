@@ -1,8 +1,8 @@
 """PTQ4DM (arXiv 2211.15736): one static range per layer, from steps drawn by a normal distribution skewed towards x0.
 
-Deviations, all of them to its advantage: weights are rounded as ``pcr``'s are, by block reconstruction, where the paper
-rounds to nearest; every calibration prompt is observed at each drawn step instead of at one; ranges are those of least
-fourth-power error, ``mse`` being the paper's.
+Deviations, all in favor of the method: weights are rounded by block reconstruction as in ``pcr``, in the paper to
+nearest. Every calibration prompt is observed at each drawn step instead of at one. Ranges have the least fourth-power
+error; the paper uses ``mse``.
 """
 
 from collections import Counter
@@ -18,11 +18,12 @@ from bitbrush.methods.state import QuantizationState
 
 
 def draws(state: QuantizationState, timesteps: Sequence[float]) -> Counter[float]:
-    """How often each timestep is drawn."""
+    """Counts how often each timestep is drawn."""
     return skewed_normal_draws(timesteps, seed=state.recipe.seed)
 
 
 def defaults(activations: int) -> Recipe:
+    """Returns the default recipe for a number of activation bits."""
     return Recipe(method="ptq4dm", activations=activations, rounding=Rounding.LEARNED)
 
 

@@ -1,4 +1,4 @@
-"""A recipe: everything that decides what a quantization yields, apart from the model and the prompts."""
+"""Recipes: everything that determines the result of a quantization, except the model and the prompts."""
 
 import json
 import tomllib
@@ -33,57 +33,57 @@ DEFAULT_ACTIVATION_BITS = 8
 
 
 class Rounding(StrEnum):
-    """How weights become integers."""
+    """Algorithm that rounds weights to integers."""
 
     NEAREST = "nearest"
     LEARNED = "learned"
-    """By block reconstruction after error compensation."""
+    """Block reconstruction after error compensation."""
     ADAROUND = "adaround"
-    """By PCR's authors' procedure, for reproduction."""
+    """The procedure of PCR's authors, for reproduction."""
 
 
 class WeightAllocation(StrEnum):
-    """How weight bits are given to layers; ``weights`` is their average, by number of weights."""
+    """Allocation of weight bits to layers; ``weights`` is their average, weighted by the number of weights."""
 
     UNIFORM = "uniform"
     MEASURED = "measured"
-    """From 2 to 8 by measured sensitivity."""
+    """2 to 8 bits by measured sensitivity."""
 
 
 class SkipInputs(StrEnum):
-    """How convolutions that read a U-Net's skip concatenation are quantized."""
+    """Quantization of convolutions that read a U-Net's skip concatenation."""
 
     JOINT = "joint"
-    """With one scale for the whole input, as all other layers."""
+    """One scale for the whole input, as in all other layers."""
     SPLIT = "split"
-    """As two layers, one for each half of the concatenation, with quantization parameters of their own."""
+    """Two layers, one for each half of the concatenation, with separate quantization parameters."""
 
 
 class Smoothing(StrEnum):
-    """How much of the inputs' scale, channel by channel, moves into the weights before anything is quantized."""
+    """Share of the inputs' scale per channel that moves into the weights before quantization."""
 
     NONE = "none"
     SMOOTHQUANT = "smoothquant"
-    """The square root, after SmoothQuant (arXiv 2211.10438) with alpha 0.5."""
+    """The square root, as in SmoothQuant (arXiv 2211.10438) with alpha 0.5."""
 
 
 class StepSizes(StrEnum):
-    """Where the step sizes of activations come from."""
+    """Source of the activation step sizes."""
 
     OBSERVED = "observed"
-    """From the observed range, by ``activation_range``."""
+    """The observed range, by ``activation_range``."""
     LEARNED = "learned"
-    """From there on by gradients of the denoiser's error, for methods with one range for all steps."""
+    """Observed, then refined by gradients of the denoiser's error, for methods with one range for all steps."""
 
 
 class FirstTokens(StrEnum):
-    """What cross-attention's keys and values make of the start token of a text."""
+    """Treatment of a prompt's start token in the keys and values of cross-attention."""
 
     AUTO = "auto"
-    """KNOWN for texts whose start token is an outlier among the others, QUANTIZED for others."""
+    """KNOWN if the start token is an outlier among the tokens, otherwise QUANTIZED."""
     QUANTIZED = "quantized"
     KNOWN = "known"
-    """Full precision's keys and values; ranges are those of the other tokens."""
+    """Keys and values of the full-precision model; ranges cover only the other tokens."""
 
 
 def _relax(name: str, value: Any) -> Relaxation | MeasuredRelaxation | None:
@@ -99,7 +99,7 @@ def _relax(name: str, value: Any) -> Relaxation | MeasuredRelaxation | None:
 
 
 def _pipeline_arguments(name: str, value: Any) -> tuple[tuple[str, PipelineArgument], ...]:
-    """Reads a table, or ``NAME=VALUE`` texts whose values are read as JSON or else as they stand."""
+    """Parses a table, or ``NAME=VALUE`` texts with values in JSON or as plain text."""
     if not isinstance(value, Mapping | list | tuple):
         raise ValueError(f"{name} is {value!r}; expected a table, or NAME=VALUE strings")
     pairs = value if isinstance(value, Mapping) else dict(_pair(one) for one in value)
@@ -128,13 +128,13 @@ def _pair(given: Any) -> tuple[str, Any]:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Keys of a recipe file, of the command line and of :func:`bitbrush.quantize`, all of the same names.
+    """Recipe keys, under the same names in recipe files, the command line and :func:`bitbrush.quantize`.
 
-    Every field takes plain values as in a recipe file, too, and holds what they mean. The table in the docs is made
-    from these declarations.
+    Every field also accepts plain values as in a recipe file and stores the parsed value. The table in the docs is
+    generated from these declarations.
 
     Raises:
-        ValueError: A value that its key does not take, or keys that contradict each other.
+        ValueError: A value is invalid for its key, or keys contradict each other.
     """
 
     method: str = key("pcr", text, f"Quantization method: {', '.join(METHODS)}.", decides=Decides.ACTIVATIONS)
@@ -245,20 +245,20 @@ class Recipe:
                 f"relax is {self.relax}: {self.relax.bits} bits are no more than the {self.activations} bits of the "
                 "other steps; give more, or leave relax out"
             )
-        _ = self.plan  # checks the guidance
+        _ = self.plan  # validates the guidance
 
     @property
     def plan(self) -> SamplingPlan:
-        """The sampling plan that is calibrated for."""
+        """Sampling plan for which the recipe calibrates."""
         return SamplingPlan(self.steps, self.guidance_scale, self.scheduler, self.pipeline_arguments)
 
     def plan_with(self, keys: Mapping[str, Any]) -> SamplingPlan:
-        """Returns the sampling plan with the given keys of it, None for the recipe's own.
+        """Returns the sampling plan updated by ``keys``; None keeps the recipe's value.
 
-        Pipeline arguments are added to the recipe's, or come before them.
+        Pipeline arguments are added to those of the recipe and override them.
 
         Raises:
-            ValueError: A value that its key does not take.
+            ValueError: A value is invalid for its key.
         """
         given = {name: value for name, value in keys.items() if value is not None}
         added = _pipeline_arguments("pipeline_arguments", given.get("pipeline_arguments", ()))
@@ -270,10 +270,10 @@ class Recipe:
         return f"{self.method} W{self.weights}A{self.activations}"
 
     def updated(self, keys: Mapping[str, Any]) -> Self:
-        """Returns the recipe with the given keys, plain values as in a recipe file.
+        """Returns the recipe updated by ``keys``, plain values as in a recipe file.
 
         Raises:
-            ValueError: An unknown key, or a value that its key does not take.
+            ValueError: A key is unknown or removed, or its value is invalid.
         """
         if (removed := removed_setting(keys)) is not None:
             raise ValueError(f"{removed} was removed: it did not help (docs/results.md); leave it out")
@@ -284,17 +284,23 @@ class Recipe:
         return replace(self, **keys)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns plain values, as JSON holds them, that :meth:`updated` reads back."""
+        """Returns plain JSON values that :meth:`updated` reads back."""
         values = {name: declared.plain(getattr(self, name)) for name, declared in KEYS.items()}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 KEYS = keys_of(Recipe)
-"""The declaration of every key by name."""
+"""Declarations of all keys by name."""
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
     """Reads the keys of a recipe file, TOML or JSON by its suffix.
+
+    Args:
+        path: Path of the file.
+
+    Returns:
+        Plain values by key.
 
     Raises:
         ValueError: The file cannot be read or holds no table; the message names it.
@@ -310,5 +316,5 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 
 def check_activation_bits(bits: Any) -> int:
-    """Returns ``bits`` if activations can have so many; raises ValueError otherwise."""
+    """Returns ``bits`` if they are a valid number of activation bits; raises ValueError otherwise."""
     return int(KEYS["activations"].parse("activations", bits))

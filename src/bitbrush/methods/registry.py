@@ -1,6 +1,6 @@
-"""Methods by the name that a recipe's ``method`` key uses; each is imported when it is asked for.
+"""Registry of methods by the value of a recipe's ``method`` key; methods are imported lazily.
 
-A package of others adds one by the entry point group ``bitbrush.methods``, or a program by :func:`register_method`.
+Other packages add methods with the entry point group ``bitbrush.methods``, programs with :func:`register_method`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 GROUP = "bitbrush.methods"
 DEFAULT_METHOD = "best"
-"""Of ``bitbrush quantize``: the best found; docs/results.md has its figures, docs/methods.md its cost."""
+"""Default of ``bitbrush quantize``: the best known method; docs/results.md has figures, docs/methods.md costs."""
 BUILT_IN = {
     "pcr": "bitbrush.methods.pcr:PCR",
     "best": "bitbrush.methods.best:BEST",
@@ -27,7 +27,7 @@ BUILT_IN = {
 
 
 class Methods(Mapping[str, "Method"]):
-    """The built-in methods, then those of installed packages, then those registered by the running program."""
+    """Mapping of built-in methods, then those of installed packages, then those registered by the running program."""
 
     def __init__(self) -> None:
         self._places = {name: EntryPoint(name, place, GROUP) for name, place in BUILT_IN.items()}
@@ -47,10 +47,10 @@ class Methods(Mapping[str, "Method"]):
         return len(self._places) + len(self._registered)
 
     def named(self, name: str) -> "Method":
-        """Returns the method of that name.
+        """Returns the method of a name.
 
         Raises:
-            ValueError: There is none; the message lists those that exist.
+            ValueError: No method has this name; the message lists the known names.
         """
         if name not in self:
             raise ValueError(f"method is {name!r}; known are {', '.join(self)}")
@@ -60,7 +60,7 @@ class Methods(Mapping[str, "Method"]):
         """Adds a method to the running program.
 
         Raises:
-            ValueError: Another method has its name.
+            ValueError: Another method has the same name.
         """
         if method.name in self and self[method.name] is not method:
             raise ValueError(f"method {method.name!r} exists already; give yours another name")
@@ -71,5 +71,12 @@ METHODS = Methods()
 
 
 def register_method(method: "Method") -> None:
-    """Adds a method under its name; recipes, the command line and ``ablate`` of this process then know it."""
+    """Registers a method for recipes, the command line and ``ablate`` of this process.
+
+    Args:
+        method: Method with an unused name.
+
+    Raises:
+        ValueError: Another method has the same name.
+    """
     METHODS.register(method)

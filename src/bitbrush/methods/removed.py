@@ -1,28 +1,28 @@
-"""Recipe settings of earlier versions: renamed, accepted where they change nothing, refused by name elsewhere.
+"""Recipe settings of earlier versions: renamed, accepted if they have no effect, otherwise rejected by name.
 
-docs/results.md has the measurements that they were removed for.
+docs/results.md has the measurements that led to their removal.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 RENAMED = {"fine": "high_precision"}
-"""Keys of earlier versions by the names that they have now."""
+"""Keys of earlier versions with their current names."""
 KEYS = {"output_means": "keep", "group_size": "none"}
-"""Removed keys, each with the value that changes nothing."""
+"""Removed keys, each with its neutral value."""
 VALUES = {"rounding": {"quantized-inputs": "learned"}, "smoothing": {"learned": "none"}}
-"""Removed values by key, each with the one that takes its place."""
+"""Removed values by key, each with its replacement."""
 RANGES_BY_STEP = ("pcr", "best", "paper")
-"""Methods whose step sizes could be learned step by step."""
+"""Methods whose step sizes could be learned per step in earlier versions."""
 
 
 def renamed(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe with today's key names."""
+    """Returns the recipe with current key names."""
     return {RENAMED.get(key, key): value for key, value in recipe.items()}
 
 
 def removed_setting(recipe: Mapping[str, Any]) -> str | None:
-    """The first setting that this version does not carry out, as ``key = value``; None if it carries out all."""
+    """Returns the first unsupported setting as ``key = value``, or None if all are supported."""
     recipe = renamed(recipe)
     kept = without_removed(recipe)
     changed = [key for key in recipe if key in kept and kept[key] != recipe[key]]
@@ -31,7 +31,7 @@ def removed_setting(recipe: Mapping[str, Any]) -> str | None:
 
 
 def without_removed(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe with today's key names, removed keys left out and removed values replaced."""
+    """Returns the recipe with current key names, without removed keys and with removed values replaced."""
     named = renamed(recipe)
     kept = {key: VALUES.get(key, {}).get(str(value), value) for key, value in named.items() if key not in KEYS}
     if kept.get("step_sizes") == "learned" and kept.get("method") in RANGES_BY_STEP:

@@ -1,4 +1,4 @@
-"""Round-to-nearest: min-max weights, one static min-max activation range per layer for all steps. The floor."""
+"""Round-to-nearest, the weakest baseline: min-max weights, one static min-max activation range per layer."""
 
 from bitbrush.methods.method import Method
 from bitbrush.methods.pcr import PREPARATION, WEIGHTS
@@ -8,10 +8,11 @@ from bitbrush.methods.stages.ranges import OBSERVE, static_ranges
 from bitbrush.numerics.limits import RangeEstimator, WeightRange
 
 STAGES = (*PREPARATION, *WEIGHTS, OBSERVE, static_ranges(), LEARN_STEP_SIZES)
-"""Those of every method with one range for all steps."""
+"""Stages of every method with one range for all steps."""
 
 
 def defaults(activations: int) -> Recipe:
+    """Returns the default recipe for a number of activation bits."""
     return Recipe(
         method="rtn",
         activations=activations,

@@ -1,7 +1,7 @@
 """SmoothQuant (arXiv 2211.10438): outliers move from activations into weights before both get one static range.
 
-Deviations: rounding is learned as ``pcr``'s is and ranges are those of least error, where the paper rounds to nearest
-on the extremes; both to its advantage. The exponent is the paper's 0.5.
+Deviations, both in favor of the method: rounding is learned as in ``pcr``, and ranges have the least error. The paper
+rounds to nearest with min-max ranges. The exponent is the paper's 0.5.
 """
 
 from bitbrush.methods import rtn
@@ -10,6 +10,7 @@ from bitbrush.methods.recipe import Recipe, Rounding, Smoothing
 
 
 def defaults(activations: int) -> Recipe:
+    """Returns the default recipe for a number of activation bits."""
     return Recipe(
         method="smoothquant", activations=activations, rounding=Rounding.LEARNED, smoothing=Smoothing.SMOOTHQUANT
     )

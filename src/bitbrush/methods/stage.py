@@ -1,4 +1,4 @@
-"""What a stage of a method is."""
+"""Stages of a method."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,39 +20,39 @@ class StageCalls:
 
     @property
     def total(self) -> int:
-        """Calls of all batches."""
+        """Number of calls of all batches."""
         return len(self.batches) * self.per_batch
 
 
 def always(_: QuantizationState) -> bool:
-    """Every recipe wants the stage."""
+    """Selects the stage for every recipe."""
     return True
 
 
 def no_calls(_: QuantizationState, __: int) -> StageCalls:
-    """The stage makes no denoiser calls of whole batches."""
+    """Declares a stage without denoiser calls of whole batches."""
     return StageCalls()
 
 
 def accept(_: QuantizationState) -> None:
-    """The stage takes every recipe."""
+    """Accepts every recipe."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of a method. The method's list of stages serves running, resuming, dry runs, progress and the docs.
+    """Step of a method; a method's tuple of stages drives running, resuming, dry runs, progress and the docs.
 
     Args:
-        name: The stage's name in progress reports, costs and docs, e.g. ``progressive_calibration``.
-        summary: One line for the docs.
-        run: From the state before the stage to the state after it.
-        wanted: Whether the recipe asks for the stage; asked when its turn comes, and before any stage for the plan.
-        calls: Denoiser calls, given the number of calls that the pipeline itself makes.
-        title: The title under which ``run`` reports progress, once for each call that the pipeline makes.
-        work: What ``run`` reports of, where it reports in another way.
-        changes_network: Whether it replaces the denoiser. An artifact's denoiser has been replaced already, so
-            recalibration leaves such stages out.
-        check: Raises ValueError where the recipe asks for what the stage cannot do; computes nothing.
+        name: Name in progress reports, costs and docs, e.g. ``progressive_calibration``.
+        summary: Description in one line for the docs.
+        run: Function from the state before the stage to the state after it.
+        wanted: Whether the recipe selects the stage; evaluated before any stage for the plan, and again in its turn.
+        calls: Denoiser calls, given the number of calls of the pipeline itself.
+        title: Title of progress reports, one for each call of the pipeline.
+        work: Work items of ``run``, if it reports differently.
+        changes_network: Whether the stage replaces the denoiser. Recalibration skips such stages, because an artifact's
+            denoiser has already been replaced.
+        check: Check that raises ValueError for an unsupported recipe; computes nothing.
     """
 
     name: str
@@ -67,11 +67,11 @@ class Stage:
 
     @property
     def is_phase(self) -> bool:
-        """Whether costs are recorded: of stages that make denoiser calls or report work; others take no time."""
+        """True if the stage makes denoiser calls or reports progress; costs of other stages are negligible."""
         return self.calls is not no_calls or self.work is not None or bool(self.title)
 
     def planned_work(self, state: QuantizationState, of_pipeline: int) -> tuple[PlannedWork, ...]:
-        """Returns what progress will be reported of, where the pipeline itself makes so many denoiser calls."""
+        """Lists the work items of progress reports for a pipeline with ``of_pipeline`` denoiser calls."""
         if self.work is not None:
             return self.work(state, of_pipeline)
         calls = self.calls(state, of_pipeline)

@@ -1,4 +1,4 @@
-"""What a quantization carries from stage to stage."""
+"""State of a quantization between stages."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ from bitbrush.timeline.trajectory import DenoiserCall, PromptBatch
 
 @dataclass(frozen=True)
 class AllocatedBits:
-    """Measured bits; what is not measured follows from the recipe's keys.
+    """Measured bit allocation; recipe keys determine everything that is not measured.
 
     Args:
         weights: Weight bits by layer name.
@@ -39,24 +39,25 @@ class AllocatedBits:
 
 @dataclass(frozen=True)
 class QuantizationState:
-    """One quantization: what it is asked for, and what its stages have yielded so far. Stages replace, never mutate.
+    """Inputs of a quantization and the results of its stages so far; stages return a new state and never mutate it.
 
     Args:
-        pipe: The full-precision pipeline with the recipe's scheduler. A stage may replace its denoiser by one that
-            computes the same: split, branched or smoothed.
+        pipe: Full-precision pipeline with the recipe's scheduler. A stage may replace its denoiser by an equivalent:
+            split, branched or smoothed.
         family: Facts about the denoiser's architecture.
-        recipe: The keys that decide the result.
+        recipe: Keys that determine the result.
         batches: All calibration prompts.
         session: Processes, journal, offload, progress and costs.
-        given: The pipeline before any stage.
-        factors: Integers of low-rank branches by layer name, which no rounding changes.
-        allocated: Measured bits, once measured.
+        given: Pipeline before any stage.
+        factors: Integers of low-rank branches by layer name, unchanged by rounding.
+        allocated: Measured bits; None before the measurement.
         samples: Recorded denoiser calls for learned rounding, until the weights are rounded.
-        rounded: Rounded weights by layer name; given from an earlier quantization, or yielded by rounding.
+        rounded: Rounded weights by layer name, from an earlier quantization or from the rounding stage.
         observations: Observed layer inputs by timestep.
-        recorded: Full-precision denoiser calls that step sizes are learned on.
+        recorded: Full-precision denoiser calls for learning step sizes.
         activations: Activation parameters by layer name.
-        start_token_ratio: Norm of the texts' start token over the others', once measured; None where they have none.
+        start_token_ratio: Norm of the prompts' start token over that of the other tokens. None before the measurement,
+            or if the prompts have no start token.
     """
 
     pipe: Any
@@ -76,24 +77,24 @@ class QuantizationState:
 
     @property
     def own_batches(self) -> tuple[PromptBatch, ...]:
-        """The calibration batches, or parts of them, of this process."""
+        """Calibration batches, or parts of batches, of this process."""
         return tuple(piece.batch for piece in own_shards(self.batches, self.session.ranks))
 
     @property
     def denoiser(self) -> nn.Module:
-        """The full-precision denoiser as the stages have left it."""
+        """Full-precision denoiser after the stages so far."""
         denoiser: nn.Module = getattr(self.pipe, self.family.component)
         return denoiser
 
     def with_denoiser(self, denoiser: nn.Module) -> "QuantizationState":
-        """Returns the state of a pipeline that has another denoiser; the pipeline itself is not changed."""
+        """Returns a state with a shallow copy of the pipeline that has another denoiser."""
         pipe = copy.copy(self.pipe)
         setattr(pipe, self.family.component, denoiser)
         return replace(self, pipe=pipe)
 
-    @cached_property  # every weight is looked at
+    @cached_property  # computing the specs reads every weight
     def specs(self) -> tuple[LayerSpec, ...]:
-        """The treatment of every Conv2d and Linear of the denoiser."""
+        """Treatment of every Conv2d and Linear of the denoiser."""
         recipe = self.recipe
         specs = layer_specs(
             self.denoiser,
@@ -107,7 +108,7 @@ class QuantizationState:
 
     @property
     def calibration(self) -> Calibration:
-        """The layers that get activation ranges, their bits, and the range estimator."""
+        """Layers with activation ranges, their bits, and the range estimator."""
         relax, allocated = self.recipe.relax, self.allocated.activations if self.allocated else None
         relaxation = relax if isinstance(relax, Relaxation) else None
         bits = ActivationBits(self.recipe.activations, relaxation, allocated)
@@ -121,7 +122,7 @@ class QuantizationState:
 
     @property
     def first_token_layers(self) -> frozenset[str]:
-        """Layers that do not quantize the first token of a text."""
+        """Layers that do not quantize the first token of a prompt."""
         if not self._knows_first_token:
             return frozenset()
         return frozenset(self.family.text_layers(self.denoiser)) & {

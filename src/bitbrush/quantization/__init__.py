@@ -1,1 +1,1 @@
-"""From a pipeline, prompts and a method to a quantized pipeline; resuming and dry runs."""
+"""Quantization of a pipeline from prompts and a method, with resuming and dry runs."""

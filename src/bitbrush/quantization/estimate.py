@@ -1,7 +1,7 @@
-"""What a quantization will do, and a coarse bound on memory and disk, before anything long starts.
+"""Estimate of denoiser calls, with coarse upper bounds on memory and disk, made before long work starts.
 
-The denoiser calls are exact. Memory and disk are upper bounds from the tensors of one real denoiser call and from the
-sizes of the layers; they refuse early what cannot fit, and predict nothing closer.
+The number of denoiser calls is exact. The bounds come from the tensors of one real denoiser call and the layer sizes.
+They reject runs that cannot fit and are no closer prediction.
 """
 
 import math
@@ -32,13 +32,13 @@ from bitbrush.session.offload import BUDGET_BYTES
 FLOAT = 4
 HISTOGRAM_BYTES = 8 * BINS
 SEARCH_COPIES = 20
-"""Histograms of a layer whose memory the search of its ranges takes, for several numbers of bits at once."""
+"""Memory of the range search in histograms of one layer; it covers several bit widths at once."""
 ENTRY_BYTES = 110
-"""Of a tensor's name, shape and place in a safetensors file; a layer has ten at most."""
+"""Bytes of a tensor's name, shape and offsets in a safetensors header; a layer has at most ten tensors."""
 PARAMETER_BYTES = 13
-"""Of one layer's activation parameters at one timestep in the artifact: timestep, scale, zero point, bits."""
+"""Bytes of one layer's activation qparams at one timestep in the artifact: timestep, scale, zero point, bits."""
 WEIGHT_COPIES = 8
-"""Float copies of the largest layer's weights while its range is searched or its rounding learned."""
+"""Float copies of the largest layer's weights during range search or learned rounding."""
 FRAGMENTATION = 384 << 20
 """Allowance for heap fragmentation: min(384 MiB, tensor bytes)."""
 
@@ -54,16 +54,16 @@ class StageEstimate:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a quantization will do and take in this process; sizes in bytes.
+    """Work and resources of a quantization in this process; sizes in bytes.
 
     Args:
-        specs: The treatment of every layer of the denoiser as given.
-        stages: The stages that will run, in order.
-        resident: Memory that the process holds already.
-        memory: Bound on the memory that the stages take beside it.
-        offloaded: Bound on the disk that offloaded samples take meanwhile, beyond what stays in memory.
+        specs: Treatment of every layer of the input denoiser.
+        stages: Stages that will run, in order.
+        resident: Resident memory of the process before the stages run.
+        memory: Upper bound on the additional memory of the stages.
+        offloaded: Upper bound on the temporary disk space of offloaded samples, beyond what stays in memory.
         artifact: Size of the artifact.
-        work: Disk that finished pieces take beside the artifact until it is whole.
+        work: Disk space of intermediate results, additional to the artifact until it is complete.
     """
 
     specs: tuple[LayerSpec, ...]
@@ -76,10 +76,18 @@ class Estimate:
 
 
 def estimate(state: QuantizationState) -> Estimate:
-    """Follows the pipeline's own call for one prompt and counts; costs one denoiser call.
+    """Estimates denoiser calls, memory and disk from a dry run of the pipeline for one prompt.
+
+    The dry run costs one denoiser call for each combination of input shapes, mostly one in all.
+
+    Args:
+        state: State before the first stage, from :func:`bitbrush.quantization.quantize.prepare`.
+
+    Returns:
+        Layer treatments, planned stages and resource bounds.
 
     Raises:
-        ValueError: The recipe asks for what a stage cannot do.
+        ValueError: The recipe asks for something that a stage cannot do.
     """
     stages = METHODS[state.recipe.method].planned(state)
     trace = trace_pipeline(state)
@@ -110,7 +118,7 @@ def estimate(state: QuantizationState) -> Estimate:
 
 
 def _call_bytes(state: QuantizationState, trace: PipelineTrace) -> int:
-    """Bounds a denoiser call of the largest batch, and what the suspended pipeline calls of all prompts hold."""
+    """Bounds the memory of a denoiser call of the largest batch and of the suspended pipeline calls of all prompts."""
     prompts = [len(batch.prompts) for batch in state.own_batches] or [0]
     inputs = max((use.inputs for use in trace.memory.modules.values()), default=0)
     widest = max((math.prod(spec.shape) for spec in state.calibration.layers), default=0)
@@ -119,20 +127,20 @@ def _call_bytes(state: QuantizationState, trace: PipelineTrace) -> int:
 
 
 def _graph_bytes(state: QuantizationState, trace: PipelineTrace) -> int:
-    """Bounds what a denoiser call of the first batch keeps for its backward pass."""
+    """Bounds the activations that a denoiser call of the first batch stores for its backward pass."""
     kept = sum(use.inputs + use.outputs for use in trace.memory.modules.values())
     return 2 * kept * len(state.batches[0].prompts)
 
 
 def _rounding_bytes(state: QuantizationState) -> int:
-    """Bounds what error compensation of the widest layer takes: Gram matrices and columns of inputs."""
+    """Bounds the memory of error compensation in the widest layer: Hessians (Gram matrices) and input columns."""
     widths = [math.prod(weight_shape(state.denoiser.get_submodule(spec.name))[1:]) for spec in state.calibration.layers]
     matrix = FLOAT * max(widths, default=0) ** 2
     return matrix + min(matrix, WAITING_BYTES) + WHOLE_BYTES
 
 
 def _offloaded_bytes(state: QuantizationState, trace: PipelineTrace) -> int:
-    """Bounds what all samples' calls, suspended at a block in both networks, hold; and a Gram matrix that waits."""
+    """Bounds the suspended calls of all samples at a block in both networks, plus one offloaded Hessian."""
     called = trace.memory.modules
     names = [spec.name for spec in state.calibration.layers if spec.name in called]
     blocks = [called[name] for name in reconstruction_blocks(state.denoiser, state.family, names)]
@@ -142,7 +150,7 @@ def _offloaded_bytes(state: QuantizationState, trace: PipelineTrace) -> int:
 
 
 def _artifact_bytes(state: QuantizationState, trace: PipelineTrace) -> int:
-    """Sizes packed integers, scales and activation parameters; all other tensors as they are stored."""
+    """Sums packed integers, scales and activation parameters, and all other tensors in their stored types."""
     others = [part for name, part in state.pipe.components.items() if name != state.family.component]
     size = _state_bytes(state.denoiser) + sum(narrow_bytes(part) for part in others if isinstance(part, nn.Module))
     for spec in state.calibration.layers:
@@ -157,13 +165,16 @@ def _state_bytes(network: nn.Module) -> int:
 
 
 def require_memory(estimate: Estimate, output: Path, *, kept: int = 0, processes: int = 1) -> None:
-    """Raises ValueError if the machine cannot hold the quantization.
+    """Rejects a quantization that exceeds the available memory or disk space.
 
     Args:
-        estimate: Of each process.
-        output: The artifact's folder.
-        kept: Bytes of unfinished work that are on the disk already.
-        processes: Processes of this machine, each with such an estimate and all of them loaded.
+        estimate: Estimate for each process.
+        output: Folder of the artifact.
+        kept: Bytes of intermediate results already on the disk.
+        processes: Processes on this machine, each with this estimate and each with its model loaded.
+
+    Raises:
+        ValueError: The machine lacks memory or disk space; the message names the amounts and the remedies.
     """
     memory = available_memory()
     if processes * estimate.memory > memory:
@@ -177,9 +188,19 @@ def require_memory(estimate: Estimate, output: Path, *, kept: int = 0, processes
 
 
 def require_disk(estimate: Estimate, output: Path, *, kept: int = 0, processes: int = 1) -> None:
-    """Raises ValueError if the disk cannot; arguments as for :func:`require_memory`."""
+    """Rejects a quantization that exceeds the free disk space.
+
+    Args:
+        estimate: Estimate for each process.
+        output: Folder of the artifact.
+        kept: Bytes of intermediate results already on the disk.
+        processes: Processes on this machine, each with this estimate.
+
+    Raises:
+        ValueError: The disk lacks space; the message names the amounts and the remedies.
+    """
     work, disk = max(0, estimate.work - kept), available_disk(output)
-    most = max(estimate.artifact, processes * estimate.offloaded)  # samples are gone before the artifact is written
+    most = max(estimate.artifact, processes * estimate.offloaded)  # samples are deleted before the artifact is written
     if most + work > disk:
         samples = "" if most == estimate.artifact else " for samples (fewer with a lower num_prompts)"
         raise ValueError(
@@ -189,7 +210,15 @@ def require_disk(estimate: Estimate, output: Path, *, kept: int = 0, processes: 
 
 
 def short_on_gpu(estimate: Estimate, gpu: torch.device) -> str | None:
-    """Returns a warning if the GPU may have too little memory left; None if it has enough."""
+    """Returns a warning if the estimate exceeds the available GPU memory, None otherwise.
+
+    Args:
+        estimate: Estimate for this process.
+        gpu: Device that computes.
+
+    Returns:
+        Warning text with both sizes, or None.
+    """
     left = available_on_gpu(gpu)
     if estimate.memory <= left:
         return None

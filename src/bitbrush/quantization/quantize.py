@@ -1,4 +1,4 @@
-"""From a full-precision pipeline, prompts and a recipe to a quantized pipeline."""
+"""Quantization of a full-precision pipeline from prompts and a recipe."""
 
 import copy
 import inspect
@@ -57,18 +57,19 @@ from bitbrush.timeline.trajectory import PromptBatch, planned_timesteps, prompt_
 
 @dataclass(frozen=True)
 class Quantization:
-    """A quantized pipeline in memory.
+    """Quantized pipeline in memory.
 
     Args:
-        source: Full precision with the recipe's scheduler. A denoiser that was split, branched or smoothed is so here.
+        source: Full-precision pipeline with the recipe's scheduler, including any split, branch or smoothing of its
+            denoiser.
         family: Facts about the denoiser's architecture.
-        recipe: The keys that decided the result.
-        outcome: The quantized layers, and the treatment of every layer.
-        costs: Time, memory and denoiser calls of each stage; those of this process.
-        recalibrated: ``manifest`` and ``digest`` of the artifact whose weights these are; ``source`` then has those
-            weights. None where the weights were rounded here.
-        processes: How many processes shared the work.
-        original: The pipeline before its denoiser was changed; None where ``source`` has the same denoiser.
+        recipe: Keys that determined the result.
+        outcome: Quantized layers, and the treatment of every layer.
+        costs: Time, memory and denoiser calls of each stage in this process.
+        recalibrated: ``manifest`` and ``digest`` of the artifact that supplied the weights; ``source`` then has those
+            weights. None if the weights were rounded here.
+        processes: Number of processes that shared the work.
+        original: Pipeline before its denoiser was changed; None if ``source`` has the same denoiser.
     """
 
     source: DiffusionPipeline
@@ -82,9 +83,10 @@ class Quantization:
 
     @property
     def average_activation_bits(self) -> float:
-        """Over all denoiser calls of the plan; the edge layers, which always have 16, not counted.
+        """Average activation bits over all denoiser calls of the plan.
 
-        Where layers differ they count by their multiplications.
+        High-precision layers always have 16 bits and are not counted. Layers with different bits are weighted by their
+        multiplications.
         """
         if self.outcome.average_activation_bits is not None:
             return self.outcome.average_activation_bits
@@ -93,17 +95,17 @@ class Quantization:
 
     @property
     def rounded(self) -> dict[str, RoundedLayer]:
-        """The weights by layer name, for another quantization that differs in activations alone."""
+        """Rounded weights by layer name, for another quantization that differs only in activations."""
         return {layer.name: RoundedLayer(layer.weight, layer.bias, layer.first) for layer in self.outcome.layers}
 
     def pipeline(self) -> DiffusionPipeline:
-        """A pipeline that shares everything with the source but has its denoiser quantized (reference runtime).
+        """Returns a pipeline with a quantized denoiser that shares all other components with the source.
 
-        Its weights are in float32, as fast as they run and as large.
+        The denoiser uses the reference runtime. Its weights are in float32, for speed, at the memory cost of float32.
         """
         denoiser = shallow_copy(getattr(self.source, self.family.component))
         lower(denoiser, choose_runtime(RuntimeName.REFERENCE), self.outcome.layers)
-        materialize_(denoiser)  # what was excluded
+        materialize_(denoiser)  # excluded layers may still be lazy weights
         pipe = copy.copy(self.source)
         setattr(pipe, self.family.component, denoiser)
         pipe.scheduler = copy.deepcopy(self.source.scheduler)
@@ -122,36 +124,38 @@ def quantize(
     work: Path | None = None,
     progress: Progress = silent,
 ) -> Quantization:
-    """Quantizes the denoiser of ``pipe``, which itself stays as it is, by the recipe's method.
+    """Quantizes the denoiser of ``pipe`` by the recipe's method and leaves ``pipe`` unchanged.
 
-    All is computed where the denoiser is: on a GPU after ``pipe.to("cuda")``. The result's integers are on the CPU.
-    Noise is drawn there, too: a GPU's result differs by the order of its sums alone. Networks in float16 or bfloat16
-    stay so and are widened layer by layer for each call: the result equals that of the same weights in float32, bit
-    for bit.
+    The denoiser's device computes, e.g. the GPU after ``pipe.to("cuda")``. The resulting integers are on the CPU, where
+    the noise is drawn as well. A GPU's result therefore differs only by summation order. Networks in float16 or
+    bfloat16 keep their type and are widened layer by layer for each call. The result equals that of the same weights in
+    float32, bit for bit.
 
-    Where torchrun started several processes, or torch.distributed has been initialized (with gloo), each calls this
-    with the same arguments and shares the work by the prompts; each is given the same result, to be saved by one.
-    If one fails, the others raise RankError.
+    Several processes (torchrun, or torch.distributed initialized with gloo) share the work by prompts. Each calls this
+    function with the same arguments and receives the same result; one of them saves it. If one fails, the others raise
+    RankError.
 
     Args:
-        pipe: A full-precision diffusers pipeline.
-        recipe: The keys that decide the result.
-        prompts: Calibration prompts, of which the first ``recipe.num_prompts`` are used.
-        inputs: What else the pipeline is given, a value per prompt under the pipeline's name for it, e.g.
+        pipe: Full-precision diffusers pipeline.
+        recipe: Keys that determine the result.
+        prompts: Calibration prompts; the first ``recipe.num_prompts`` are used.
+        inputs: Further pipeline arguments, one value per prompt under the pipeline's argument name, e.g.
             ``{"image": [...], "mask_image": [...]}``.
-        generic: Whether to quantize the layers of any denoiser without regard to its architecture.
-        rounded: Weights of an earlier quantization of the same pipeline with the same weight keys; they are not rounded
-            again.
-        work: A folder for finished pieces of the work, from which the same call resumes to the same result bit for
-            bit. Remove it when the result is saved. Samples of learned rounding are offloaded there; without it, to
-            the system's folder for temporary files.
-        progress: Receives reports of progress.
+        generic: Whether to quantize the layers of any denoiser without knowledge of its architecture.
+        rounded: Rounded weights of an earlier quantization of the same pipeline with the same weight keys; they are
+            not rounded again.
+        work: Folder for intermediate results. The same call resumes from it, bit for bit. Remove it after saving the
+            result. Samples of learned rounding are offloaded there; None offloads to the system's temporary folder.
+        progress: Callback that receives progress reports.
+
+    Returns:
+        The quantized pipeline with its recipe, layers and costs.
 
     Raises:
-        ValueError: An unknown method, denoiser or scheduler; a denoiser in another type, or quantized already; too few
+        ValueError: An unknown method, denoiser or scheduler; a denoiser of another type or already quantized; too few
             prompts, or fewer than processes; ``rounded`` weights of other layers or bits; ``work`` of another
-            quantization; inputs that the pipeline misses or does not take; several processes on a GPU; NaN in
-            checkpoint or activations.
+            quantization; missing or unknown pipeline inputs; several processes on a GPU; NaN in checkpoint or
+            activations.
     """
     with ranks() as own, own.together(), plain_defaults():
         state = prepare(
@@ -161,7 +165,15 @@ def quantize(
 
 
 def run(state: QuantizationState, work: Path | None = None) -> Quantization:
-    """Runs the stages that the state's recipe wants; ``work`` as for :func:`quantize`."""
+    """Runs the stages of the state's recipe.
+
+    Args:
+        state: State before the first stage.
+        work: Folder for intermediate results, as in :func:`quantize`.
+
+    Returns:
+        The quantized pipeline.
+    """
     require_same_work(state)
     session = state.session
     if work is not None:
@@ -172,14 +184,14 @@ def run(state: QuantizationState, work: Path | None = None) -> Quantization:
 
 
 def planned_work(state: QuantizationState) -> list[PlannedWork]:
-    """Returns what the stages that the recipe wants will report of."""
+    """Lists the work items of all planned stages, for progress reports."""
     calls = len(planned_timesteps(state.pipe, state.family.component, state.recipe.plan, state.batches[0]))
     stages = METHODS[state.recipe.method].planned(state)
     return [work for stage in stages for work in stage.planned_work(state, calls)]
 
 
 def _opened(work: Path, state: QuantizationState) -> Journal:
-    """Opens the journal; of several processes the first alone has its folder."""
+    """Opens the journal; only the first process has access to its folder."""
     ranks = state.session.ranks
     if not ranks.leads:
         return Journal(None, ranks)
@@ -187,7 +199,7 @@ def _opened(work: Path, state: QuantizationState) -> Journal:
 
 
 def finish(stages: tuple[Stage, ...], state: QuantizationState) -> Quantization:
-    """Runs the stages and returns what they have yielded."""
+    """Runs the stages and returns the quantized pipeline."""
     begin = max((place for place, stage in enumerate(stages, 1) if stage.changes_network), default=0)
     state = run_stages(stages[:begin], state)
     if state.rounded is not None:
@@ -211,13 +223,25 @@ def prepare(
     progress: Progress = silent,
     ranks: Ranks = ALONE,
 ) -> QuantizationState:
-    """Checks what :func:`quantize` is given and returns the state before the first stage; computes nothing.
+    """Validates the arguments of :func:`quantize` and returns the state before the first stage; computes nothing.
 
     Args:
-        ranks: The processes that share the work, of which the first alone reports progress.
-        **others: As for :func:`quantize`.
+        pipe: Full-precision diffusers pipeline.
+        recipe: Keys that determine the result.
+        prompts: Calibration prompts.
+        inputs: Further pipeline arguments, one value per prompt.
+        generic: Whether to quantize the layers of any denoiser without knowledge of its architecture.
+        rounded: Rounded weights of an earlier quantization.
+        progress: Callback that receives progress reports.
+        ranks: Processes that share the work; only the first reports progress.
+
+    Returns:
+        State before the first stage.
+
+    Raises:
+        ValueError: An argument is invalid, as in :func:`quantize`.
     """
-    share_heap()  # before the first call is suspended in a thread of its own
+    share_heap()  # must precede the threads that suspend pipeline calls
     METHODS.named(recipe.method)
     batches = calibration_batches(recipe, prompts, inputs)
     if recipe.num_prompts < ranks.world:
@@ -239,15 +263,27 @@ def prepare(
     state = QuantizationState(
         source, family, recipe, batches, session, given=source, rounded=rounded, allocated=allocated
     )
-    METHODS[recipe.method].planned(state)  # refuses keys that its stages do not take
-    _ = state.specs  # refuses patterns that match no layer
+    METHODS[recipe.method].planned(state)  # rejects keys that the method's stages do not support
+    _ = state.specs  # rejects patterns that match no layer
     return state
 
 
 def calibration_batches(
     recipe: Recipe, prompts: Sequence[str], inputs: Mapping[str, Sequence[Any]] | None = None
 ) -> tuple[PromptBatch, ...]:
-    """The prompts that a recipe calibrates with, of those that are given. Raises ValueError if these are too few."""
+    """Selects the recipe's calibration prompts and groups them into batches.
+
+    Args:
+        recipe: Recipe with ``num_prompts``, ``seed`` and ``batch_size``.
+        prompts: Calibration prompts; the first ``num_prompts`` are used.
+        inputs: Further pipeline arguments, one value per prompt.
+
+    Returns:
+        Batches of prompts with their seeds and inputs.
+
+    Raises:
+        ValueError: Fewer than ``num_prompts`` prompts are available.
+    """
     if len(prompts) < recipe.num_prompts:
         raise ValueError(
             f"num_prompts is {recipe.num_prompts}, but only {len(prompts)} calibration prompts are given; "
@@ -257,7 +293,11 @@ def calibration_batches(
 
 
 def require_inputs(pipe: DiffusionPipeline, inputs: Mapping[str, Any]) -> None:
-    """Raises ValueError, naming what is missing, where a pipeline that makes pictures from pictures is given none."""
+    """Checks that an image-to-image or inpainting pipeline has its input images.
+
+    Raises:
+        ValueError: An image input is missing; the message names it.
+    """
     from_pictures = (*AUTO_IMAGE2IMAGE_PIPELINES_MAPPING.values(), *AUTO_INPAINT_PIPELINES_MAPPING.values())
     taken = inspect.signature(pipe.__call__).parameters
     missing = [name for name in ("image", "mask_image") if name in taken and name not in inputs]
@@ -297,7 +337,7 @@ def _require_float(denoiser: nn.Module, component: str) -> None:
 
 
 def _in_float32(pipe: DiffusionPipeline) -> DiffusionPipeline:
-    """The pipeline, or one like it whose networks compute in float32; the one given stays as it is."""
+    """Returns the pipeline, or a shallow copy whose networks compute in float32; the input stays unchanged."""
     networks = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
     wide = {name: in_float32(part) for name, part in networks.items()}
     if all(wide[name] is part for name, part in networks.items()):

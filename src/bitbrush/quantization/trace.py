@@ -1,4 +1,4 @@
-"""A pipeline's own call for one prompt, walked through without computing it."""
+"""Dry run of a pipeline's own call for one prompt."""
 
 import copy
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from bitbrush.timeline.trajectory import start
 
 @dataclass(frozen=True)
 class PipelineTrace:
-    """``timesteps`` of all denoiser calls, the bytes of each one's arguments, and the ``memory`` of the largest."""
+    """Timesteps of all denoiser calls, the argument bytes of each, and the memory of the largest call."""
 
     timesteps: tuple[float, ...]
     argument_bytes: tuple[int, ...]
@@ -25,14 +25,21 @@ class PipelineTrace:
 
     @property
     def distinct_timesteps(self) -> int:
+        """Number of different timesteps among the denoiser calls."""
         return len(set(self.timesteps))
 
 
 def trace_pipeline(state: QuantizationState) -> PipelineTrace:
-    """Every denoiser call that the pipeline makes, each answered by the output of a like one.
+    """Traces every denoiser call of the pipeline and answers most calls with copies of earlier outputs.
 
-    A denoiser call is run for each combination of shapes alone, mostly once. So the count is exact for pipelines that
-    call the denoiser twice in a step, skip guidance in some, or end early.
+    The denoiser runs once for each combination of input shapes, mostly once in all. The call count is therefore exact
+    for pipelines that call the denoiser twice in a step, skip guidance in some steps, or end early.
+
+    Args:
+        state: State whose first prompt, pipeline and plan are traced.
+
+    Returns:
+        Timesteps, argument sizes and memory use.
     """
     layers = [spec.name for spec in state.calibration.layers]
     names = dict.fromkeys((*reconstruction_blocks(state.denoiser, state.family, layers), *layers))
@@ -48,13 +55,16 @@ def trace_pipeline(state: QuantizationState) -> PipelineTrace:
                 memories.append(memory)
             timesteps.append(call.timestep)
             sizes.append(tensor_bytes(given))
-            trajectory.answer(copy.deepcopy(outputs[shapes]))  # the pipeline may write into it
+            trajectory.answer(copy.deepcopy(outputs[shapes]))  # the pipeline may modify its input in place
     modules = {name: use for one in reversed(memories) for name, use in one.modules.items()}
     return PipelineTrace(tuple(timesteps), tuple(sizes), CallMemory(max(one.most for one in memories), modules))
 
 
 def sample_bytes(state: QuantizationState, trace: PipelineTrace) -> list[int]:
-    """Of every prompt's denoiser call that this process keeps for learned rounding; none where none is."""
+    """Lists the argument bytes of the denoiser calls that this process samples for learned rounding.
+
+    The list has one entry per sampled prompt and call. It is empty if this process has no samples.
+    """
     return [
         size
         for call, size in enumerate(trace.argument_bytes)

@@ -1,4 +1,4 @@
-"""Facts that decide what a quantization comes to: unfinished work of others cannot be taken up."""
+"""Facts that determine the result of a quantization; intermediate results resume only if they agree."""
 
 import hashlib
 import importlib.metadata
@@ -18,7 +18,7 @@ VERSIONS = ("bitbrush", "torch", "diffusers", "transformers")
 
 
 def work_facts(state: QuantizationState) -> dict[str, Any]:
-    """All of them but the networks' weights, as JSON values by what they are of."""
+    """Returns all determining facts except the full-precision weights, as JSON values by name."""
     return {
         **early_facts(state.recipe, state.batches, device_of(state.denoiser)),
         "family": state.family.name,
@@ -28,7 +28,7 @@ def work_facts(state: QuantizationState) -> dict[str, Any]:
 
 
 def early_facts(recipe: Recipe, batches: Sequence[PromptBatch], device: torch.device) -> dict[str, Any]:
-    """Those that are known before the model is loaded."""
+    """Returns the determining facts that are known before the model is loaded."""
     return {
         "recipe": recipe.to_dict(),
         "prompts": prompts_digest(batches),
@@ -38,17 +38,20 @@ def early_facts(recipe: Recipe, batches: Sequence[PromptBatch], device: torch.de
 
 
 def machine_facts() -> dict[str, Any]:
-    """What decides the last bits of any result."""
+    """Returns the properties of the machine that affect the last bits of a result."""
     return {
         "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
-        "number of threads": torch.get_num_threads(),  # sums are added up in another order
+        "number of threads": torch.get_num_threads(),  # the thread count changes the summation order
     }
 
 
 def require_same_work(state: QuantizationState) -> None:
-    """Raises ValueError in every process, naming what differs, if those that share the job were given different ones.
+    """Checks that all processes of a quantization have the same inputs.
 
-    The networks' weights are not compared.
+    The networks' full-precision weights are not compared.
+
+    Raises:
+        ValueError: The inputs differ; raised in every process, and the message names the facts that differ.
     """
     parts = work_facts(state)
     own = torch.tensor([int(json_digest(part)[:14], 16) for part in parts.values()])
@@ -62,7 +65,7 @@ def require_same_work(state: QuantizationState) -> None:
 
 
 def prompts_digest(batches: Sequence[PromptBatch]) -> str:
-    """SHA-256 over prompts, seeds and inputs of all batches."""
+    """Computes SHA-256 over prompts, seeds and inputs of all batches."""
     digest = hashlib.sha256()
     for batch in batches:
         digest.update(repr((batch.prompts, batch.seeds, sorted(batch.inputs))).encode())
@@ -73,7 +76,7 @@ def prompts_digest(batches: Sequence[PromptBatch]) -> str:
 
 
 def _weights_digest(state: QuantizationState) -> str | None:
-    """Of weights that were rounded before, None where they are rounded here."""
+    """Computes SHA-256 over weights rounded in an earlier quantization; None if this run rounds them."""
     if state.rounded is None:
         return None
     digest = hashlib.sha256()

@@ -1,1 +1,1 @@
-"""From float weights to integers: to nearest, or learned by block reconstruction."""
+"""Rounding of float weights to integers: to nearest, or learned by block reconstruction."""

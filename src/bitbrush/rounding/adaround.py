@@ -1,9 +1,10 @@
-"""Rounding as PCR's authors learn it: BRECQ's block reconstruction (arXiv 2102.05426) with AdaRound (arXiv 2004.10568).
+"""AdaRound (arXiv 2004.10568) with BRECQ's block reconstruction (arXiv 2102.05426), as PCR's authors use it.
 
-``w_hat = s (clamp(floor(w / s) + h(alpha) + z, 0, 2^b - 1) - z)``, ``h = clamp(1.2 sigmoid(alpha) - 0.1, 0, 1)``, the
-loss a block's squared error, summed over its output's second dimension, and ``lambda sum(1 - |2 h - 1|^beta)``, which
-drives every ``h`` to 0 or 1 as ``beta`` falls. Iterations, rate and constants are those of PCR (arXiv 2311.06322) and
-its published code. It serves reproduction: ``rounding/reconstruction.py`` is better, and some thirty times as fast.
+``w_hat = s (clamp(floor(w / s) + h(alpha) + z, 0, 2^b - 1) - z)`` with ``h = clamp(1.2 sigmoid(alpha) - 0.1, 0, 1)``.
+The loss is a block's squared error, summed over its output's second dimension, plus
+``lambda sum(1 - |2 h - 1|^beta)``. The second term drives every ``h`` to 0 or 1 as ``beta`` falls. Iterations, learning
+rate and constants are those of PCR (arXiv 2311.06322) and its published code. This module serves reproduction:
+``rounding/reconstruction.py`` is better, and some thirty times as fast.
 """
 
 from collections.abc import Mapping
@@ -23,10 +24,10 @@ ITERATIONS = 2000
 BATCH_ROWS = 32
 RATE = 1e-3
 WARM_UP = 0.2
-"""Of the iterations, in which ``h`` is free."""
+"""Fraction of the iterations without the regularizer of ``h``."""
 FIRST_BETA, LAST_BETA = 20.0, 2.0
 OF_BLOCK, OF_LAYER = 0.01, 0.001
-"""``lambda`` of a block, and of a layer outside all blocks."""
+"""``lambda`` of a block, and that of a layer outside all blocks."""
 LOW, HIGH = -0.1, 1.1
 
 
@@ -41,7 +42,7 @@ def round_alone(
     *,
     offload: Offload = IN_MEMORY,
 ) -> Compensated:
-    """The start of :func:`adaround`: nearest integers and the layer's own bias, whatever its inputs are."""
+    """Rounds a layer to nearest and keeps its bias, the start of :func:`adaround`; ignores its inputs."""
     weight = layer.weight.detach().float()
     bias = None if layer.bias is None else layer.bias.detach().float().clone()
     return Compensated(round_to_nearest(weight, weight_qparams(weight, bits, estimator)), weight, bias)
@@ -55,7 +56,19 @@ def adaround(
     generator: Generator,
     shard: Shard | None = None,
 ) -> dict[str, QuantizedWeight]:
-    """The integers that the last iteration leaves; arguments as of :func:`~.reconstruction.reconstruct`."""
+    """Learns the rounding of a block's layers with AdaRound.
+
+    Args:
+        module: Block in the quantized network.
+        layers: Start of the rounding of each layer, by its name within the block.
+        inputs: Quantized inputs of this process; None if it has none.
+        targets: Full-precision outputs of this process, (rows, ...); None if it has none.
+        generator: Generator that draws batches.
+        shard: Distribution of the rows over processes; None if all are in this one.
+
+    Returns:
+        Integers after the last iteration, by layer name.
+    """
     block = Block(module, layers, inputs, targets, shard or Shard.whole(inputs.rows if inputs else 0))
     alphas = {name: _start(layer).requires_grad_() for name, layer in layers.items()}
     adam = torch.optim.Adam(alphas.values(), lr=RATE)
@@ -68,7 +81,7 @@ def adaround(
 
 
 def _beta(iteration: int) -> float | None:
-    """None while the rounding is free."""
+    """Returns the exponent of the regularizer, None during warm-up."""
     done = (iteration / ITERATIONS - WARM_UP) / (1 - WARM_UP)
     return None if done < 0 else LAST_BETA + (FIRST_BETA - LAST_BETA) * (1 - done)
 
@@ -97,7 +110,7 @@ def _h(alpha: Tensor) -> Tensor:
 
 
 def _start(layer: Compensated) -> Tensor:
-    """With ``h`` what the floor cuts off."""
+    """Returns the ``alpha`` for which ``h`` is the fraction that the floor removes."""
     scale, _ = layer.weight.qparams.per_channel(layer.w_fp)
     rest = layer.w_fp / scale - (layer.w_fp / scale).floor()
     return torch.logit((rest - LOW) / (HIGH - LOW))

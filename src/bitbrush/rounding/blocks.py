@@ -1,9 +1,9 @@
-"""Many denoiser calls advanced together from block to block.
+"""Sequential block forward: many denoiser calls, suspended at each block and advanced together.
 
-Reconstructing a block needs its input in the quantized network so far and its output in the full-precision one, for
-every calibration sample. Here each recorded denoiser call is suspended at each block, so both networks see every
-sample exactly once for all blocks together, nothing but the live activations is kept (on disk, where there is an
-offload folder), and no forward pass of any architecture is copied.
+Reconstructing a block needs its input in the partly quantized network and its output in the full-precision network, for
+every calibration sample. Each recorded denoiser call is suspended at each block, so that both networks process every
+sample exactly once for all blocks. Only live activations are stored (on disk, if there is an offload folder). No
+forward pass of any architecture is reimplemented.
 """
 
 import threading
@@ -33,7 +33,7 @@ from bitbrush.timeline.trajectory import DenoiserCall
 
 @dataclass(frozen=True)
 class BlockCall:
-    """The arguments with which the block ``name`` is called."""
+    """Arguments of a call of the block ``name``."""
 
     name: str
     args: tuple[Any, ...]
@@ -45,12 +45,13 @@ class BlockCall:
         return next(value.shape[0] for value in (*self.args, *self.kwargs.values()) if isinstance(value, Tensor))
 
     def run(self, network: nn.Module) -> Any:
+        """Runs the block of ``network`` on the network's device."""
         args, kwargs = on(device_of(network), (self.args, self.kwargs))
         return network.get_submodule(self.name)(*args, **kwargs)
 
 
 def on(device: torch.device, values: Values) -> Values:
-    """The values, in any nesting, tensors on the device: copies where they wait elsewhere."""
+    """Moves tensors in any nesting to the device; offloaded tensors elsewhere are copied."""
     if all(x.device == device for x in tree_iter(values) if isinstance(x, Tensor)):
         return values
     moved: Values = tree_map_only(Tensor, lambda x: x.to(device), values)
@@ -58,11 +59,20 @@ def on(device: torch.device, values: Values) -> Values:
 
 
 BlockRunner: TypeAlias = Suspension[BlockCall, Any, Any]
-"""A denoiser or block call; its result is the call's output."""
+"""Denoiser or block call, suspended at each inner block; its result is the call's output."""
 
 
 def reconstruction_blocks(denoiser: nn.Module, family: Family, layers: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """The blocks that hold the given layers, with the layers of each; a layer outside all blocks is its own block."""
+    """Groups layers by the block that contains them; a layer outside all blocks is its own block.
+
+    Args:
+        denoiser: Denoiser with the layers.
+        family: Block classes of the architecture.
+        layers: Layer names.
+
+    Returns:
+        Layer names by block name.
+    """
     classes = family.block_classes
     blocks = [name for name, module in denoiser.named_modules() if isinstance(module, classes)]
     held: dict[str, tuple[str, ...]] = {}
@@ -75,10 +85,18 @@ def reconstruction_blocks(denoiser: nn.Module, family: Family, layers: Sequence[
 def next_block(
     runners: Sequence[BlockRunner], order: Sequence[str], ranks: Ranks = ALONE
 ) -> tuple[str, list[int]] | None:
-    """The first in ``order`` of the blocks that walks wait at, and which of them do; None when all have ended.
+    """Finds the first block in ``order`` at which block runners are suspended, over all processes.
 
-    Walks take different ways where a call skips blocks, as guidance by skipped layers does. The walks of all processes
-    count: it may be that none of this one's waits there.
+    Runners take different paths if a call skips blocks, as skip-layer guidance does. A process may have no runner
+    suspended at the block.
+
+    Args:
+        runners: Block runners of this process.
+        order: Block names in order of execution.
+        ranks: Processes.
+
+    Returns:
+        Block name and the indices of the runners suspended there; None after all runners have ended.
     """
     stops = {index: order.index(runner.request.name) for index, runner in enumerate(runners) if runner.request}
     first = int(ranks.least(torch.tensor(min(stops.values(), default=len(order)))))
@@ -88,13 +106,13 @@ def next_block(
 
 
 def called(runner: BlockRunner) -> BlockCall:
-    """The block call a walk waits with."""
+    """Returns the block call at which a runner is suspended."""
     assert runner.request is not None
     return runner.request
 
 
 def as_rows(output: Any) -> Tensor:
-    """A block's output as one tensor; that of a block with several (joint attention) as (N, everything)."""
+    """Converts a block's output to one tensor; several outputs (joint attention) are flattened and joined to (N, K)."""
     if isinstance(output, Tensor):
         return output
     return torch.cat([part.flatten(1) for part in output if isinstance(part, Tensor)], 1)
@@ -107,10 +125,19 @@ def block_runners(
     calls: Sequence[DenoiserCall] | Sequence[BlockCall],
     offload: Offload = IN_MEMORY,
 ) -> Iterator[list[BlockRunner]]:
-    """Each call of ``network`` up to its first block; answer with the block's output to go on to the next.
+    """Runs each call of ``network`` to its first block; answering with the block's output runs it to the next block.
 
-    Walks nest: a block call can in turn be walked through layer by layer. What a call holds while it waits, and its
-    result, are put away by ``offload``.
+    Block runners nest: a block call can itself run layer by layer. ``offload`` stores the tensors of suspended calls
+    and their results.
+
+    Args:
+        network: Denoiser or enclosing module.
+        blocks: Names of the blocks at which calls are suspended.
+        calls: Denoiser or block calls.
+        offload: Storage of the tensors of suspended calls.
+
+    Yields:
+        One block runner per call.
     """
     handlers = threading.local()
     originals = {name: network.get_submodule(name).forward for name in blocks}
@@ -125,14 +152,14 @@ def block_runners(
 def _handing_out(name: str, original: Callable[..., Any], handlers: threading.local) -> Callable[..., Any]:
     def forward(*args: Any, **kwargs: Any) -> Any:
         handler = getattr(handlers, "hand_out", None)
-        # Only suspended threads hand out; whoever answers runs the block itself.
+        # Only suspended threads intercept the call; the answering thread runs the block itself.
         return original(*args, **kwargs) if handler is None else handler(BlockCall(name, args, kwargs))
 
     return forward
 
 
 def _restore(module: nn.Module, forward: Callable[..., Any] | None) -> None:
-    """Puts back the ``forward`` that an outer walk had set on the module, or leaves it to its class."""
+    """Restores the ``forward`` that an outer block runner set on the module, or that of its class."""
     if forward is None:
         del module.__dict__["forward"]
     else:
@@ -153,7 +180,7 @@ def _block_runner(
             return output
 
         handlers.hand_out = wait_with
-        with torch.no_grad(), held:  # gradients are recorded per thread, and this is a new one
+        with torch.no_grad(), held:  # grad mode is per thread, and this thread is new
             held.follow((call.args, call.kwargs))
             held.bring_back((call.args, call.kwargs))
             result = call.run(network)
@@ -165,9 +192,11 @@ def _block_runner(
 
 @dataclass(frozen=True)
 class Rows:
-    """Tensors of a row per sample, one after the other along the first dimension; only rows asked for are copied.
+    """Tensors with one row per sample, concatenated along the first dimension; indexing copies only the selected rows.
 
-    ``device``: where to.
+    Args:
+        parts: Tensors, (rows, ...).
+        device: Device of the copies.
     """
 
     parts: tuple[Tensor, ...]
@@ -191,10 +220,10 @@ class Rows:
 
 @dataclass(frozen=True)
 class BlockInputs:
-    """The inputs of one block from many calls, row by row.
+    """Inputs of one block from many calls, row by row.
 
-    Anything but a tensor with a row per sample is taken to be the same in all of them: switches, or the rotary
-    embedding of the positions.
+    Values other than tensors with a row per sample are assumed equal in all calls: flags, or rotary position
+    embeddings.
     """
 
     name: str
@@ -204,7 +233,7 @@ class BlockInputs:
 
     @classmethod
     def of(cls, calls: Sequence[BlockCall], device: torch.device = CPU) -> "BlockInputs":
-        """``device``: where the block computes."""
+        """Joins the inputs of several calls; ``device`` is the device of the block."""
         rows = [call.rows for call in calls]
 
         def join(values: Sequence[Any]) -> Any:
@@ -216,6 +245,8 @@ class BlockInputs:
         return cls(calls[0].name, args, kwargs, sum(rows))
 
     def take(self, rows: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Returns arguments and keyword arguments with the selected rows."""
+
         def pick(value: Any) -> Any:
             return value[rows] if isinstance(value, Rows) else value
 
@@ -223,7 +254,7 @@ class BlockInputs:
 
     @property
     def row_bytes(self) -> int:
-        """Of one sample."""
+        """Bytes of one sample."""
         parts = [value.parts[0] for value in (*self.args, *self.kwargs.values()) if isinstance(value, Rows)]
         return sum(part.nbytes // len(part) for part in parts)
 

@@ -1,10 +1,11 @@
-"""Rounding one layer so that each weight's error is made up for by the weights not yet rounded.
+"""Rounding of one layer with error compensation: weights not yet rounded absorb the error of each rounded weight.
 
-For ``y = W x`` the squared error of ``(W_hat - W) x`` over the samples is a quadratic form in the Gram matrix of the
-inputs, so the columns of W can be rounded one after another, each error spread over the rest in closed form: Optimal
-Brain Quantization in the order and the blocked form of GPTQ (arXiv 2210.17323, section 3). Here the target is the
-*full-precision* network's output at its own input, while the layer sees the quantized network's input, so the weights
-first move to the least-squares fit of that target, and the bias takes up what remains of the mean.
+The layer is ``y = W x``. The squared error of ``(W_hat - W) x`` over the samples is a quadratic form in the Hessian,
+the inputs' Gram matrix. The columns of W are therefore rounded in sequence, and each error is spread over the rest in
+closed form. This is Optimal Brain Quantization in the order and the blocked form of GPTQ (arXiv 2210.17323, section 3).
+Deviation: the target is the *full-precision* network's output for its own input, while the layer sees the quantized
+network's input. The weights first move to the least-squares fit of that target, and the bias absorbs the remaining
+mean.
 """
 
 from collections.abc import Iterator
@@ -33,16 +34,22 @@ ROWS_AT_ONCE = 512
 POSITIONS_PER_COLUMN = 4
 MIN_POSITIONS = 4096
 WHOLE_BYTES = 512 << 20
-"""Of a layer's inputs as columns: so many are taken at once, more in parts of ``PART_BYTES``."""
+"""Limit on input columns processed at once; larger inputs are processed in parts of ``PART_BYTES``."""
 PART_BYTES = 64 << 20
 WAITING_BYTES = 256 << 20
-"""Gram matrices of so many bytes wait on the disk, but a card's, so that only what is made of them is in memory."""
+"""Size from which CPU Hessians are offloaded to disk, so that only derived matrices are in memory."""
 SOLUTION = ("w_q", "w_fp", "scale", "zero_point", "shift")
 
 
 @dataclass(frozen=True)
 class Compensated:
-    """``weight``: the integers; ``w_fp``: the continuous value each weight had when it was rounded; ``bias``."""
+    """Result of rounding a layer with error compensation.
+
+    Args:
+        weight: Integers.
+        w_fp: Continuous value of each weight just before it was rounded.
+        bias: Corrected bias; None if the layer has none.
+    """
 
     weight: QuantizedWeight
     w_fp: Tensor
@@ -60,19 +67,29 @@ def round_with_compensation(
     *,
     offload: Offload = IN_MEMORY,
 ) -> Compensated:
-    """Integers and bias with which the layer, given ``x``, comes close to its output given ``target_x``.
+    """Computes integers and bias so that the layer's output for ``x`` approximates its output for ``target_x``.
 
-    ``target_x``, ``x``: the same samples' inputs in the full-precision and in the quantized network, (N, C, H, W) or
-    (N, ..., C). ``layer`` holds full-precision weights and stays as it is. Where the
-    samples are spread over processes, ``shard`` says how, and the inputs are this one's, None if it has none: their
-    moments are added up, the first process solves, and all are given its solution. Large matrices wait in ``offload``.
+    Several processes sum their moments; the first solves and broadcasts its solution.
+
+    Args:
+        layer: Layer with full-precision weights; it is unchanged.
+        bits: Weight bits.
+        estimator: Range estimator of an output channel's weights.
+        target_x: Inputs in the full-precision network, (N, C, H, W) or (N, ..., C); None if this process has none.
+        x: Inputs of the same samples in the quantized network, in the same shape.
+        generator: Generator that samples rows and positions.
+        shard: Distribution of the samples over processes; None if all are in this one.
+        offload: Storage of large Hessians.
+
+    Returns:
+        Integers, the continuous values before rounding, and the corrected bias.
     """
     weight = layer.weight.detach().float().flatten(1)
     shard = shard or Shard.whole(0 if x is None else len(x))
     parts = []
     found = _seen(layer, weight, target_x, x, shard, generator)
     for w, seen in zip(weight.chunk(_groups(layer)), (one.waiting_in(offload) for one in found), strict=True):
-        # Which machine solves decides the last bits: the first does it for all.
+        # The last bits depend on the machine, so the first process solves for all.
         solved = shard.ranks.from_first(partial(seen.solve, w, bits, estimator))
         assert solved is not None
         parts.append({key: value.to(weight.device) for key, value in solved.items()})
@@ -84,19 +101,26 @@ def round_with_compensation(
 
 @dataclass(frozen=True)
 class _Seen:
-    """Of a group of a layer's inputs: ``hessian`` E[x x^T], ``residual`` W E[(target_x - x) x^T], ``means`` of both."""
+    """Moments of a channel group's inputs.
+
+    Args:
+        hessian: E[x x^T], (K, K).
+        residual: W E[(target_x - x) x^T], (C_out, K).
+        means: Means of ``target_x`` and ``x``, (2, K).
+    """
 
     hessian: Tensor
     residual: Tensor
     means: Tensor
 
     def waiting_in(self, offload: Offload) -> "_Seen":
+        """Offloads a large CPU Hessian."""
         if self.hessian.nbytes >= WAITING_BYTES and self.hessian.device == CPU:
             offload.put(self.hessian)
         return self
 
     def solve(self, weight: Tensor, bits: int, estimator: WeightRange) -> dict[str, Tensor]:
-        """The entries of SOLUTION."""
+        """Returns the entries of SOLUTION."""
         fitted = _fit_drift(weight, self.residual, self.hessian)
         qparams = weight_qparams(fitted, bits, estimator)
         w_q, w_fp = _round_columns(fitted, qparams, self.hessian)
@@ -117,7 +141,7 @@ def _seen(
     shard: Shard,
     generator: Generator,
 ) -> list[_Seen]:
-    """By group of channels; summed up part by part, so that what is held does not grow with the number of positions."""
+    """Accumulates moments by channel group in parts, so that memory does not grow with the number of positions."""
     groups, size, ranks = _groups(layer), weight.shape[1], shard.ranks
     per_row = torch.tensor(0 if x is None else len(_columns(layer, x[:1], None)))
     sampling = _Sampling.draw(layer, int(ranks.most(per_row)), shard, generator)
@@ -141,7 +165,7 @@ def _seen(
 
 
 class _ResidualSum:
-    """``W sum (target_x - x) x^T``: summed up as such where W has few rows, and else multiplied by W at the end."""
+    """Sum ``W sum (target_x - x) x^T``; W multiplies each part if it has few rows, otherwise the final sum."""
 
     def __init__(self, weight: Tensor) -> None:
         rows, size = weight.shape
@@ -150,7 +174,7 @@ class _ResidualSum:
         self._sum = weight.new_zeros(rows if self._narrow else size, size)
 
     def add_drift_(self, target_columns: Tensor, columns: Tensor) -> None:
-        drift = target_columns.sub_(columns)  # in its place: columns are the most that is held meanwhile
+        drift = target_columns.sub_(columns)  # in place, because the columns dominate peak memory
         self._sum.addmm_((drift @ self._weight.T if self._narrow else drift).T, columns)
 
     def total(self) -> Tensor:
@@ -158,7 +182,7 @@ class _ResidualSum:
 
 
 def _add_upper_hessian_(hessian: Tensor, columns: Tensor) -> None:
-    """``hessian + columns^T columns``, blocks on and above the diagonal: half the work."""
+    """Adds ``columns^T columns`` to the blocks of ``hessian`` on and above the diagonal, which halves the work."""
     for begin in range(0, len(hessian), ROWS_AT_ONCE):
         part = slice(begin, begin + ROWS_AT_ONCE)
         hessian[part, begin:].addmm_(columns[:, part].T, columns[:, begin:])
@@ -173,7 +197,7 @@ def _mirror_upper_(hessian: Tensor) -> None:
 def _parts(
     layer: nn.Conv2d | nn.Linear, x: Tensor | Rows, rows: Tensor, positions: Tensor | None
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """The rows, and the positions among theirs, that are looked at together: all, unless they are too many."""
+    """Yields rows, and positions within them, to process together; one part if everything fits."""
     per_row = _columns(layer, x[:1], None).shape[0]
     row_bytes = x[:1].element_size() * layer.weight[0].numel() * per_row
     if row_bytes * len(rows) <= WHOLE_BYTES:
@@ -189,7 +213,13 @@ def _parts(
 
 @dataclass(frozen=True)
 class _Sampling:
-    """``rows`` of this process, and of their output positions, all or some; ``count``: positions in all processes."""
+    """Sampled inputs of a layer.
+
+    Args:
+        rows: Rows of this process.
+        positions: Output positions within these rows; None for all.
+        count: Positions in all processes.
+    """
 
     rows: Tensor
     positions: Tensor | None
@@ -197,7 +227,7 @@ class _Sampling:
 
     @classmethod
     def draw(cls, layer: nn.Conv2d | nn.Linear, per_row: int, shard: Shard, generator: Generator) -> "_Sampling":
-        """As many as suffice for the Gram matrix, the same in all processes; all where there are few."""
+        """Draws enough positions for the Hessian, the same in all processes; takes all if there are few."""
         w_fp = max(MIN_POSITIONS, POSITIONS_PER_COLUMN * layer.weight[0].numel())
         rows = torch.randperm(shard.rows, generator=generator)[: -(-2 * w_fp // per_row)]
         available = len(rows) * per_row
@@ -212,7 +242,7 @@ class _Sampling:
 
 
 def _columns(layer: nn.Conv2d | nn.Linear, x: Tensor, positions: Tensor | None) -> Tensor:
-    """The vectors that the weight rows are multiplied with, (positions, C_in * kernel), float32."""
+    """Returns the vectors that the weight rows multiply, (positions, C_in * kernel), float32."""
     if not isinstance(layer, nn.Conv2d):
         rows = x.float().flatten(0, -2)
         return rows if positions is None else rows[positions]
@@ -220,17 +250,17 @@ def _columns(layer: nn.Conv2d | nn.Linear, x: Tensor, positions: Tensor | None) 
     if positions is None:
         return windows.flatten(3).flatten(0, 2)
     columns = x.new_empty(len(positions), windows.shape[3:].numel(), dtype=torch.float32)
-    for begin in range(0, len(positions), ROWS_AT_ONCE):  # the chosen come in another order of memory: few at a time
+    for begin in range(0, len(positions), ROWS_AT_ONCE):  # gathering changes the memory layout, so few rows at a time
         part = slice(begin, begin + ROWS_AT_ONCE)
         columns[part] = windows[torch.unravel_index(positions[part], windows.shape[:3])].flatten(1)
     return columns
 
 
 def _windows(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """What the convolution reads at each position of its output, a view: (N, H_out, W_out, C_in, kernel's H, and W).
+    """Returns a view of the convolution's window at each output position, (N, H_out, W_out, C_in, kernel H, kernel W).
 
-    So that positions can be chosen before anything is laid out: an unfolded copy of all of them would be the most that
-    learned rounding holds.
+    Positions can thus be selected before any copy; an unfolded copy of all would dominate the memory of learned
+    rounding.
     """
     assert not isinstance(layer.padding, str)
     (height, width), (down, right) = layer.padding, layer.stride
@@ -241,13 +271,13 @@ def _windows(layer: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def _fit_drift(weight: Tensor, residual: Tensor, hessian: Tensor) -> Tensor:
-    """``W + W D (G + r I)^-1``, D = E[(target_x - x) x^T]: the ridge fit of ``W target_x`` by a function of ``x``."""
+    """Returns ``W + W D (G + r I)^-1``, D = E[(target_x - x) x^T]: the ridge fit of ``W target_x`` on ``x``."""
     factor = _cholesky_(_damp_(_by_columns(hessian), DRIFT_RIDGE))
     return weight + torch.cholesky_solve(residual.T, factor).T
 
 
 def _by_columns(matrix: Tensor, order: Tensor | None = None) -> Tensor:
-    """A copy, rows and columns in ``order``, laid out as LAPACK wants it: what follows works in its place."""
+    """Copies the matrix with rows and columns in ``order``, in LAPACK's memory layout, for later in-place steps."""
     copied = torch.empty_like(matrix).T
     for rows in torch.arange(len(matrix)).split(COLUMNS_PER_BLOCK):
         copied[rows[0] : rows[-1] + 1] = matrix[rows] if order is None else matrix[order[rows]][:, order]
@@ -256,7 +286,7 @@ def _by_columns(matrix: Tensor, order: Tensor | None = None) -> Tensor:
 
 
 def _damp_(matrix: Tensor, share: float) -> Tensor:
-    # The floor keeps a layer whose inputs are all zero (a ReLU that died, an unused token) solvable.
+    # The floor keeps the system solvable for a layer with all-zero inputs (a dead ReLU, an unused token).
     mean = matrix.diagonal().mean().clamp_min(1e-12)
     matrix.diagonal().add_(share * mean)
     return matrix
@@ -268,7 +298,7 @@ def _cholesky_(matrix: Tensor) -> Tensor:
 
 
 def _inverse_of_lower_(factor: Tensor) -> Tensor:
-    """Of a lower triangular matrix, in its place: rows from the top, ``-L_ii^-1 L_ij (L^-1)_jk``; torch has no such."""
+    """Inverts a lower triangular matrix in place, which torch lacks: rows from the top, ``-L_ii^-1 L_ij (L^-1)_jk``."""
     for begin in range(0, len(factor), ROWS_AT_ONCE):
         end = begin + ROWS_AT_ONCE
         corner = factor[begin:end, begin:end]
@@ -284,11 +314,11 @@ def _inverse_of_lower_(factor: Tensor) -> Tensor:
 
 
 def _round_columns(weight: Tensor, qparams: WeightQParams, hessian: Tensor) -> tuple[Tensor, Tensor]:
-    """Integers, uint8, and the compensated values they were rounded from; both (C_out, K).
+    """Rounds columns in sequence; returns integers, uint8, and the compensated values before rounding, both (C_out, K).
 
-    Columns go by descending input power, the order that leaves the least error to the last ones. Errors are spread by
-    the upper Cholesky factor U of the inverse Gram matrix, ``G^-1 = U^T U``. Of the Gram matrix with its columns in the
-    opposite order, ``L L^T``, the inverse factor ``L^-1`` is U turned by half a turn: a third of the work of inverting.
+    Columns are ordered by descending input power, which leaves the least error to the last ones. Errors are spread by
+    the upper Cholesky factor U of the inverse Hessian, ``G^-1 = U^T U``. The Hessian with reversed column order factors
+    into ``L L^T``, and ``L^-1`` rotated by 180 degrees is U. This takes a third of the work of an inversion.
     """
     order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
     w = weight[:, order].clone()

@@ -1,4 +1,4 @@
-"""A learned block as named tensors, and back: what a journal keeps of learned rounding."""
+"""Conversion of a learned block to named tensors and back, for the journal of learned rounding."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,7 +12,7 @@ GENERATOR = "generator"
 
 
 def block_tensors(layers: Mapping[str, RoundedLayer], generator: Generator) -> dict[str, Tensor]:
-    """The layers' integers and biases, and the state in which the block left the generator of samples."""
+    """Converts the layers' integers and biases, and the final state of the sample generator, to tensors."""
     tensors = {GENERATOR: generator.get_state()}
     for name, layer in layers.items():
         qparams = layer.weight.qparams
@@ -30,7 +30,7 @@ def block_tensors(layers: Mapping[str, RoundedLayer], generator: Generator) -> d
 def block_from_tensors(
     names: Sequence[str], tensors: Mapping[str, Tensor], generator: Generator
 ) -> dict[str, RoundedLayer]:
-    """The inverse: the layers by name, and ``generator`` set to its state."""
+    """Restores the layers of :func:`block_tensors` by name and sets the state of ``generator``."""
     generator.set_state(tensors[GENERATOR])
     return {name: _layer(name, tensors) for name in names}
 

@@ -1,7 +1,7 @@
-"""Learned rounding of a whole denoiser, block after block, in one walk through both networks.
+"""Learned rounding of a whole denoiser, block by block, in one sequential forward of both networks.
 
-Each block's layers are first rounded one by one with error compensation; a block of several layers is then learned as
-a whole. What follows sees the inputs that the rounded network really produces.
+Each block's layers are first rounded one by one with error compensation; a block of several layers is then learned as a
+whole. Later blocks receive the actual inputs from the rounded network.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -44,9 +44,13 @@ from bitbrush.timeline.trajectory import DenoiserCall
 
 @dataclass(frozen=True)
 class Procedure:
-    """``start`` of every layer by itself, then ``reconstruct`` of the blocks that have at least so many layers.
+    """Rounding algorithm: ``start`` for every single layer, then ``reconstruct`` for blocks of enough layers.
 
-    ``learned_rows``: how many rows go through each block, forward and back.
+    Args:
+        start: Function that rounds one layer.
+        reconstruct: Function that learns the rounding of a block.
+        least_layers: Smallest number of layers of a reconstructed block.
+        learned_rows: Rows per block that run through a forward and a backward pass.
     """
 
     start: Callable[..., Compensated]
@@ -57,17 +61,17 @@ class Procedure:
 
 COMPENSATED = Procedure(round_with_compensation, reconstruct, 2, reconstruction.ITERATIONS * reconstruction.BATCH_ROWS)
 PUBLISHED = Procedure(round_alone, adaround, 1, published.ITERATIONS * published.BATCH_ROWS)
-"""BRECQ with AdaRound, as PCR's authors have it."""
+"""BRECQ with AdaRound, as PCR's authors use it."""
 ROUNDING_TITLE = "learning rounding"
-"""Under which progress is reported."""
+"""Title of progress reports."""
 SAMPLE_PASSES, BACKWARD, GUIDED_ROWS = 3, 3, 2
-"""Passes of each sample, passes that one forward and back is worth, and rows of a prompt with guidance."""
+"""Passes of each sample, cost of a forward and backward pass in passes, and rows of a prompt with guidance."""
 
 
 def learning_work(
     denoiser: nn.Module, family: Family, layers: Sequence[str], samples: int, procedure: Procedure
 ) -> PlannedWork:
-    """The blocks that :func:`learn_rounding` reports of; ``samples`` are denoiser calls of one prompt."""
+    """Returns the work of :func:`learn_rounding` in blocks; ``samples`` counts denoiser calls of one prompt."""
     blocks = len(reconstruction_blocks(denoiser, family, layers))
     calls = SAMPLE_PASSES * samples + BACKWARD * procedure.learned_rows / GUIDED_ROWS
     return PlannedWork(ROUNDING_TITLE, blocks, calls / blocks)
@@ -75,7 +79,7 @@ def learning_work(
 
 @dataclass(frozen=True)
 class _Calls:
-    """Calls of one block or layer in both networks, and the place of each among those of all processes."""
+    """Calls of one block or layer in both networks, with the shard of each among the calls of all processes."""
 
     full: Sequence[BlockCall]
     quantized: Sequence[BlockCall]
@@ -87,9 +91,9 @@ def _waiting(runners: Sequence[BlockRunner], indices: Sequence[int]) -> list[Blo
 
 
 class _Learner:
-    """``full`` keeps its weights; ``quantized`` shares them until it takes on the rounded ones, as integers.
+    """Full-precision network ``full`` and its shallow copy ``quantized``, which receives the rounded integer weights.
 
-    Calls of a block come with their places among those of all processes; this one may have none.
+    Calls of a block come with their shards among those of all processes; this process may have none.
     """
 
     def __init__(
@@ -152,7 +156,7 @@ class _Learner:
             return compensated, [runner.result for runner in targets]
 
     def _compensate_one(self, name: str, calls: "_Calls") -> Compensated:
-        """By the inputs of its first call; a layer called again in the same denoiser call goes on with what it got."""
+        """Rounds a layer by the inputs of its first call; later calls in the same denoiser call reuse the result."""
         layer = self.full.get_submodule(name)
         assert isinstance(layer, nn.Conv2d | nn.Linear)
         target_x, x = None, None
@@ -176,7 +180,7 @@ class _Learner:
         return start
 
     def recall(self, layers: Mapping[str, RoundedLayer]) -> None:
-        """Takes on what was learned before."""
+        """Installs layers that were learned before an interruption."""
         for name, layer in layers.items():
             self._set(name, layer)
 
@@ -214,21 +218,24 @@ def learn_rounding(
     shards: Shards = WHOLE,
     procedure: Procedure = COMPENSATED,
 ) -> dict[str, RoundedLayer]:
-    """Returns integers and biases by layer name, on the CPU; ``denoiser`` stays as it is.
+    """Learns integers and biases of all layers; ``denoiser`` is unchanged.
 
-    All processes learn together, and each has the same result: that of a single process, apart from the order in which
-    sums over samples are added up. Every sample runs through either network once, for all blocks together. A layer that
-    a denoiser call uses several times is learned on its first use.
+    All processes learn together, and each has the same result. It equals that of a single process except for the
+    summation order over samples. Every sample runs through either network once, for all blocks. A layer that a denoiser
+    call uses several times is learned on its first use.
 
     Args:
-        denoiser: The full-precision denoiser.
-        family: Which blocks are reconstructed as a whole.
-        specs: The layers to round, and their bits.
-        estimator: How the range of a channel's weights is found.
+        denoiser: Full-precision denoiser.
+        family: Block classes of the architecture.
+        specs: Layers to round, and their bits.
+        estimator: Range estimator of an output channel's weights.
         samples: Denoiser calls of the full-precision model.
-        session: The journal holds finished blocks, which are not learned again; samples are offloaded meanwhile.
-        shards: Which of all processes' samples these are.
-        procedure: What is done with each block.
+        session: Journal with finished blocks, which are not learned again; offload of the samples; progress.
+        shards: Shards of this process's samples among those of all processes.
+        procedure: Rounding algorithm.
+
+    Returns:
+        Rounded layers by name, on the CPU.
 
     Raises:
         ValueError: The denoiser never calls a layer.

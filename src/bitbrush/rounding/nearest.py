@@ -1,4 +1,4 @@
-"""Every weight to the nearest point of its grid: no data is needed."""
+"""Rounding of every weight to nearest, without data."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +16,12 @@ from bitbrush.session.offload import CPU
 
 @dataclass(frozen=True)
 class RoundedLayer:
-    """A layer's integers and the bias that goes with them; None if it has none.
+    """Integers of a layer and the matching bias.
 
-    ``first``: what is known of the first token of the texts that it reads, None where nothing is.
+    Args:
+        weight: Integers and quantization parameters.
+        bias: Bias; None if the layer has none.
+        first: Known first token of the prompts that the layer reads; None if there is none.
     """
 
     weight: QuantizedWeight
@@ -26,6 +29,7 @@ class RoundedLayer:
     first: FirstToken | None = None
 
     def to(self, device: torch.device) -> "RoundedLayer":
+        """Moves the layer to a device."""
         bias = None if self.bias is None else self.bias.to(device)
         return RoundedLayer(self.weight.to(device), bias, self.first and self.first.to(device))
 
@@ -33,7 +37,16 @@ class RoundedLayer:
 def round_all_to_nearest(
     denoiser: nn.Module, specs: Sequence[LayerSpec], estimator: WeightRange
 ) -> dict[str, RoundedLayer]:
-    """By layer name, on the processor; ``denoiser`` stays as it is."""
+    """Rounds all layers to nearest; ``denoiser`` is unchanged.
+
+    Args:
+        denoiser: Full-precision denoiser.
+        specs: Layers to round, and their bits.
+        estimator: Range estimator of an output channel's weights.
+
+    Returns:
+        Rounded layers by name, on the CPU.
+    """
     rounded = {}
     for spec in specs:
         layer = denoiser.get_submodule(spec.name)
@@ -46,7 +59,7 @@ def round_all_to_nearest(
 
 
 def with_weights(denoiser: nn.Module, rounded: Mapping[str, RoundedLayer]) -> nn.Module:
-    """Returns a denoiser that computes with the rounded weights, held as integers; it shares all else."""
+    """Returns a shallow copy of the denoiser that computes with the rounded weights, stored as integers."""
     quantized, device = shallow_copy(denoiser), device_of(denoiser)
     for name, layer in ((name, layer.to(device)) for name, layer in rounded.items()):
         set_quantized_weight(quantized.get_submodule(name), layer.weight, layer.bias)

@@ -1,10 +1,11 @@
 """Block reconstruction: the rounding of all layers of a block, learned together on the block's output.
 
-The loss is BRECQ's (arXiv 2102.05426): squared error of the block's output, quantized inputs against full-precision
-targets. The rounding is learned as in arXiv 2309.05516: an offset is added before a straight-through round and moved
-by the sign of its gradient. AdaRound's sigmoid relaxation (arXiv 2004.10568), which PCR names, must be annealed over
-thousands of iterations before it rounds to anything; started from compensated rounding, the straight-through form
-evaluates the hard rounding from its first iteration and needs tens. ``benchmarks/rounding.py`` measures both stages.
+The loss is BRECQ's (arXiv 2102.05426): the squared error of the block's output for quantized inputs against
+full-precision targets. The rounding is learned as in arXiv 2309.05516: an offset is added before a straight-through
+round and moved by the sign of its gradient. Deviation: PCR names AdaRound's sigmoid relaxation (arXiv 2004.10568),
+which needs thousands of annealed iterations before it rounds at all. The straight-through form starts from compensated
+rounding, evaluates the hard rounding from its first iteration and needs tens. ``benchmarks/rounding.py`` measures both
+stages.
 """
 
 from collections.abc import Mapping
@@ -27,14 +28,19 @@ CHECK_EVERY = 15
 PATIENCE = 2
 HELD_OUT = 64
 PASS_BYTES = 32 << 20
-"""Of the inputs that go through a block at once: rows of more are passed in parts, and their gradients summed."""
+"""Limit on a block's inputs per pass; more rows run in several passes, and their gradients are summed."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """``layers``: start of the rounding of each layer, by its name within the block ("" for the block itself).
+    """Block to reconstruct, with inputs and targets of this process; rows are numbered over all processes.
 
-    ``inputs`` and ``targets`` are this process's, None if it has none; rows are counted over all processes.
+    Args:
+        module: Block in the quantized network.
+        layers: Start of the rounding of each layer, by its name within the block ("" for the block itself).
+        inputs: Quantized inputs of this process; None if it has none.
+        targets: Full-precision outputs of this process; None if it has none.
+        shard: Distribution of the rows over processes.
     """
 
     module: nn.Module
@@ -44,7 +50,7 @@ class Block:
     shard: Shard
 
     def passes(self, rows: Tensor) -> list[tuple[Tensor, float]]:
-        """This process's own of the ``rows``, those that go through the block together, and their share of all."""
+        """Returns this process's share of ``rows``, split into passes, each with its fraction of all rows."""
         own = self.shard.own(rows)
         if self.inputs is None or not len(own):
             return []
@@ -53,12 +59,12 @@ class Block:
 
     @property
     def second_dimension(self) -> int:
-        """Of the output: a picture's channels, or tokens."""
+        """Second dimension of the output: an image's channels, or tokens."""
         assert self.targets is not None
         return int(self.targets[:1].shape[1])
 
     def loss(self, weights: Mapping[str, Tensor], own: Tensor) -> Tensor:
-        """Of rows of this process."""
+        """Computes the mean squared output error for rows of this process."""
         assert self.inputs is not None
         assert self.targets is not None
         args, kwargs = self.inputs.take(own)
@@ -74,12 +80,21 @@ def reconstruct(
     generator: Generator,
     shard: Shard | None = None,
 ) -> dict[str, QuantizedWeight]:
-    """The integers with the least output error on held-out rows among those visited, the start included.
+    """Learns the rounding of a block's layers together, and returns the best integers on held-out rows.
 
-    ``layers`` by name within the block; ``targets`` (rows, ...), as :func:`as_rows` gives them. Stops early
-    after two checks without gain. Of fewer than four rows none can be held out: the start is returned. Where the rows
-    are spread over processes, ``shard`` says how, inputs and targets are this one's, None if it has none, and gradients
-    and errors are averaged over all.
+    The start is among the candidates. Learning stops early after two checks without improvement. Fewer than four rows
+    allow no held-out row; the start is returned. Processes average their gradients and errors.
+
+    Args:
+        module: Block in the quantized network.
+        layers: Start of the rounding of each layer, by its name within the block.
+        inputs: Quantized inputs of this process; None if it has none.
+        targets: Full-precision outputs of this process, (rows, ...), from :func:`as_rows`; None if it has none.
+        generator: Generator that draws batches and held-out rows.
+        shard: Distribution of the rows over processes; None if all are in this one.
+
+    Returns:
+        Integers by layer name.
     """
     block = Block(module, layers, inputs, targets, shard or Shard.whole(inputs.rows if inputs else 0))
     order = torch.randperm(block.shard.rows, generator=generator)
@@ -116,7 +131,7 @@ def _descend(block: Block, offsets: Mapping[str, Tensor], rows: Tensor, step: fl
 
 
 def _straight_through(layer: Compensated, offset: Tensor) -> Tensor:
-    """``scale * (clamp(round(w_fp / scale + offset) + zero_point, 0, qmax) - zero_point)``, round' = 1."""
+    """Computes ``scale * (clamp(round(w_fp / scale + offset) + zero_point, 0, qmax) - zero_point)``, round' = 1."""
     qparams = layer.weight.qparams
     scale, zero_point = qparams.per_channel(layer.w_fp)
     moved = layer.w_fp / scale + offset

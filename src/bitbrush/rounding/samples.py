@@ -1,4 +1,4 @@
-"""The denoiser calls that learned rounding learns from: recorded once, for all blocks together."""
+"""Denoiser calls that learned rounding uses as samples, recorded once for all blocks."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -26,28 +26,34 @@ MAX_PROMPTS = 16
 PROMPTS_PER_CALL = 8
 EVERY = 4
 RECORDING_TITLE = "recording samples"
-"""Under which progress is reported."""
+"""Title of progress reports."""
 RECORDING_CALLS = 1
-"""Denoiser calls of each batch for every one that the pipeline makes."""
+"""Denoiser calls of each batch per denoiser call of the pipeline."""
 
 
 def sample_batches(batches: Sequence[PromptBatch]) -> list[PromptBatch]:
-    """The first 16 prompts, eight to a denoiser call."""
+    """Returns the first 16 prompts in batches of eight."""
     return split(join(batches)[:MAX_PROMPTS], PROMPTS_PER_CALL)
 
 
 def sample_pieces(batches: Sequence[PromptBatch], ranks: Ranks) -> tuple[BatchShard, ...]:
-    """This process's share of :func:`sample_batches`."""
+    """Returns this process's shards of :func:`sample_batches`."""
     return own_shards(sample_batches(batches), ranks)
 
 
 def is_sample(call: int, batch: int, of: int) -> bool:
-    """Whether the ``call``-th denoiser call of the ``batch``-th of so many batches is kept: every fourth, staggered."""
+    """Returns whether a denoiser call is sampled: every fourth of a batch, staggered over the batches.
+
+    Args:
+        call: Index of the denoiser call.
+        batch: Index of the batch.
+        of: Number of batches.
+    """
     return (call + batch * EVERY // of) % EVERY == 0
 
 
 def recorded_samples(pieces: Sequence[BatchShard], calls: int) -> int:
-    """How many denoiser calls of a prompt are kept of the pieces, where the pipeline makes so many calls."""
+    """Counts the sampled denoiser calls, one per prompt, of the shards for a pipeline with ``calls`` denoiser calls."""
     kept = (piece for call in range(calls) for piece in pieces if is_sample(call, piece.index, piece.batches))
     return sum(len(piece.batch.prompts) for piece in kept)
 
@@ -55,11 +61,21 @@ def recorded_samples(pieces: Sequence[BatchShard], calls: int) -> int:
 def record_samples(
     pipe: Any, family: Family, batches: Sequence[PromptBatch], plan: SamplingPlan, session: Session
 ) -> list[DenoiserCall]:
-    """Returns every fourth denoiser call on the full-precision trajectories of the first 16 prompts, offloaded.
+    """Records every fourth denoiser call on the full-precision trajectories of the first 16 prompts, offloaded.
 
-    Its two batches are staggered, so that together they cover every second call. One denoiser call per step and batch.
-    Of several processes each records its own share of the prompts. What the pipeline changes about modules is
-    not kept: blocks learn on rows drawn one by one, and perturbed attention, for one, splits its batch into parts.
+    The two batches are staggered, so that together they cover every second call. The cost is one denoiser call per step
+    and batch. Each process records its own shard of the prompts. Module changes by the pipeline are not recorded,
+    because blocks learn on single rows. Perturbed attention, for one, splits its batch into parts.
+
+    Args:
+        pipe: Full-precision pipeline.
+        family: Facts about the denoiser's architecture.
+        batches: Calibration prompts.
+        plan: Sampling plan.
+        session: Processes, offload, progress and costs.
+
+    Returns:
+        Sampled denoiser calls.
     """
     denoiser = getattr(pipe, family.component)
     samples = []
@@ -82,12 +98,12 @@ def record_samples(
 
 
 def sample_shards(batches: Sequence[PromptBatch], samples: int, ranks: Ranks) -> Shards:
-    """Where the samples that :func:`record_samples` gave this process stand among those of all."""
+    """Returns the shards of this process's samples from :func:`record_samples` among those of all processes."""
     return Shards(ranks, tuple(itertools.islice(_places(sample_pieces(batches, ranks)), samples)))
 
 
 def _places(pieces: Sequence[BatchShard]) -> Iterator[SampleShard]:
-    """Of all samples of the pieces, in the order in which they are recorded, without end."""
+    """Yields the shards of the samples of ``pieces`` in recording order, without end."""
     for call in itertools.count() if pieces else ():
         for piece in pieces:
             if is_sample(call, piece.index, piece.batches):

@@ -1,6 +1,6 @@
-"""The rows of a block's inputs where they lie in several processes, numbered as in a single one.
+"""Distribution of a block's input rows over processes, with the row numbers of a single process.
 
-So all processes draw the same rows, and what each computes of its own adds up to what a single process computes.
+All processes thus draw the same rows, and the sum of their local results equals that of a single process.
 """
 
 from collections.abc import Sequence
@@ -12,15 +12,18 @@ from torch import Tensor
 from bitbrush.session.ranks import ALONE, Ranks
 
 ROWS_PER_CALL = 1 << 32
-"""More than any call has: what keeps the numbers of different calls apart."""
+"""Upper bound on the rows of a call; it separates the row numbers of different calls."""
 
 
 @dataclass(frozen=True)
 class SampleShard:
-    """Where a sample stands among those of all processes.
+    """Position of a sample among those of all processes.
 
-    It is of the ``order``-th call, and has ``count`` of its batch's ``of`` prompts, from ``begin`` on. ``order`` does
-    not count without gaps.
+    Args:
+        order: Number of the call; the numbers may have gaps.
+        begin: First prompt of the shard within its batch.
+        count: Prompts of the shard.
+        of: Prompts of the batch.
     """
 
     order: int
@@ -29,9 +32,9 @@ class SampleShard:
     of: int = 1
 
     def keys(self, rows: int) -> Tensor:
-        """A number for each of a block call's rows, (rows,), int64, that sorts them as if the batch were whole.
+        """Returns a sort key for each row of a block call, (rows,), int64, in the row order of the whole batch.
 
-        Guidance puts all prompts of the batch behind each other once for each condition.
+        Guidance repeats all prompts of the batch in sequence, once for each condition.
         """
         row = torch.arange(rows)
         return self.order * ROWS_PER_CALL + row // self.count * self.of + self.begin + row % self.count
@@ -39,43 +42,48 @@ class SampleShard:
 
 @dataclass(frozen=True)
 class Shard:
-    """``local``, (rows of all processes,), int64: the index that each row has in this process, -1 in another's."""
+    """Distribution of rows over processes.
+
+    Args:
+        local: Index of each row in this process, (rows of all processes,), int64; -1 for rows of other processes.
+        ranks: Processes.
+    """
 
     local: Tensor
     ranks: Ranks = ALONE
 
     @classmethod
     def of(cls, places: Sequence[SampleShard], rows: Sequence[int], ranks: Ranks) -> "Shard":
-        """From the places of this process's calls, and how many rows each has; a process may have none."""
+        """Creates a shard from the positions of this process's calls and their row counts; a process may have none."""
         keys, own = ranks.join(torch.cat([torch.zeros(0, dtype=torch.long), *map(SampleShard.keys, places, rows)]))
         local = keys.argsort() - own.start
         return cls(local.where((local >= 0) & (local < len(own)), -1), ranks)
 
     @classmethod
     def whole(cls, rows: int) -> "Shard":
-        """All rows are here."""
+        """Creates a shard with all rows in this process."""
         return cls(torch.arange(rows))
 
     @property
     def rows(self) -> int:
-        """In all processes."""
+        """Number of rows in all processes."""
         return len(self.local)
 
     def own(self, rows: Tensor) -> Tensor:
-        """The indices in this process of those of ``rows`` that lie in it, in their order."""
+        """Returns the local indices of those ``rows`` that this process has, in order."""
         local = self.local[rows]
         return local[local >= 0]
 
 
 @dataclass(frozen=True)
 class Shards:
-    """Which of all samples this process has: a place for each, in their order; None where all are here."""
+    """Positions of this process's samples among all samples; None if all are in this process."""
 
     ranks: Ranks = ALONE
     places: Sequence[SampleShard] | None = None
 
     def of(self, calls: Sequence[int]) -> list[SampleShard]:
-        """The places of the samples with these indices."""
+        """Returns the positions of the samples with these indices."""
         return [SampleShard(call) for call in calls] if self.places is None else [self.places[call] for call in calls]
 
 
