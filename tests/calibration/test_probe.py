@@ -17,10 +17,10 @@ class Network(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.shallow_copy, self.last = nn.Linear(6, 8), nn.Linear(6, 8, bias=False), nn.Linear(8, 4)
+        self.first, self.twin, self.last = nn.Linear(6, 8), nn.Linear(6, 8, bias=False), nn.Linear(8, 4)
 
     def forward(self, x: Tensor, timestep: Tensor) -> tuple[Tensor]:
-        return (self.last(self.first(x) + 2 * self.shallow_copy(x)),)
+        return (self.last(self.first(x) + 2 * self.twin(x)),)
 
 
 def network_and_input() -> tuple[Network, Tensor]:
@@ -47,22 +47,22 @@ def squared(difference: Tensor, importance: Tensor) -> Tensor:
 def test_estimates_are_the_error_of_each_layer_and_candidate() -> None:
     network, x = network_and_input()
     all_qparams = [QParams.from_range(-2.0, 2.0, bits) for bits in (3, 5)]
-    weight_grids = [weight_qparams(network.shallow_copy.weight, bits, WeightRange.MIN_MAX) for bits in (3, 5)]
+    all_weight_qparams = [weight_qparams(network.twin.weight, bits, WeightRange.MIN_MAX) for bits in (3, 5)]
     importance = torch.tensor([1.0, 10.0, 0.0])
     found = estimated(
-        network, x, Candidates({"first": all_qparams, "last": all_qparams}, {"twin": weight_grids}), importance
+        network, x, Candidates({"first": all_qparams, "last": all_qparams}, {"twin": all_weight_qparams}), importance
     )
 
-    inner = network.first(x) + 2 * network.shallow_copy(x)
+    inner = network.first(x) + 2 * network.twin(x)
     for index, qparams in enumerate(all_qparams):
         first = network.last(network.first(fake_quantize(x, qparams)) - network.first(x)) - network.last.bias
         last = network.last(fake_quantize(inner, qparams)) - network.last(inner)
         error = (
-            round_to_nearest(network.shallow_copy.weight, weight_grids[index]).dequantize()
-            - network.shallow_copy.weight
+            round_to_nearest(network.twin.weight, all_weight_qparams[index]).dequantize()
+            - network.twin.weight
         )
-        shallow_copy = (2 * x @ error.T) @ network.last.weight.T
-        for name, difference in (("input first", first), ("input last", last), ("weight twin", shallow_copy)):
+        twin = (2 * x @ error.T) @ network.last.weight.T
+        for name, difference in (("input first", first), ("input last", last), ("weight twin", twin)):
             torch.testing.assert_close(found[name][index], squared(difference, importance), rtol=0.25, atol=0.0)
 
 

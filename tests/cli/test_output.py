@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bitbrush.cli.qparams import _print as print_cells
+from bitbrush.cli.plans import _print as print_cells
 from rich.cells import cell_len
 from typer.testing import CliRunner
 

@@ -14,7 +14,7 @@ from bitbrush.network.low_rank import (
     branch_,
     branch_layers,
     branch_ranks,
-    consumer_of,
+    weight_reader,
     factor_bits,
     factors,
     rank_of,
@@ -35,7 +35,7 @@ def layers() -> list[nn.Conv2d | nn.Linear]:
 
 def branched(layer: nn.Conv2d | nn.Linear, rank: int, bits: int = 4) -> BranchedLayer:
     parent = nn.Sequential(copy.deepcopy(layer))
-    read = consumer_of(layer)
+    read = weight_reader(layer)
     branch_(parent, {"0": rank})
     made = parent[0]
     set_factors(made, read, factors(layer.weight, rank, bits))

@@ -141,7 +141,7 @@ def _rounded(weight: Tensor, bits: int) -> QuantizedWeight:
     return round_to_nearest(contiguous, weight_qparams(contiguous, bits, WeightRange.MSE))
 
 
-def consumer_of(layer: nn.Module) -> Callable[[], Tensor]:
+def weight_reader(layer: nn.Module) -> Callable[[], Tensor]:
     """Returns a function that reads the layer's weight in float32, in newly allocated memory."""
     assert isinstance(layer, nn.Conv2d | nn.Linear)
     if layer._parameters["weight"] is None:

@@ -18,7 +18,7 @@ ABSENT = object()
 """The value of an attribute that does not exist."""
 
 
-class SampleShard(NamedTuple):
+class Location(NamedTuple):
     """Location of a value: an attribute of a module, or the entry ``key`` of an attribute that is a dictionary."""
 
     module: str
@@ -30,7 +30,7 @@ class SampleShard(NamedTuple):
 class ModuleChanges:
     """Changed values by location; a module comes before its children."""
 
-    values: Mapping[SampleShard, Any] = field(default_factory=dict)
+    values: Mapping[Location, Any] = field(default_factory=dict)
 
     @contextmanager
     def made_to(self, network: nn.Module) -> Iterator[None]:
@@ -83,15 +83,15 @@ def _attributes_of(module: nn.Module) -> _Attributes:
     return _Attributes(module, values, entries)
 
 
-def _changed(before: Mapping[str, _Attributes]) -> Iterator[tuple[SampleShard, tuple[Any, Any]]]:
+def _changed(before: Mapping[str, _Attributes]) -> Iterator[tuple[Location, tuple[Any, Any]]]:
     """Yields changed locations with their earlier and present values."""
     for name, (module, values, entries) in before.items():
         for attribute, change in _unlike(values, vars(module)):
-            yield SampleShard(name, attribute), change
+            yield Location(name, attribute), change
         for attribute, earlier in entries.items():
             if vars(module).get(attribute) is values[attribute]:
                 for key, change in _unlike(earlier, values[attribute]):
-                    yield SampleShard(name, attribute, key), change
+                    yield Location(name, attribute, key), change
 
 
 def _unlike(old: Mapping[Any, Any], new: Mapping[Any, Any]) -> Iterator[tuple[Any, tuple[Any, Any]]]:
@@ -103,9 +103,9 @@ def _unlike(old: Mapping[Any, Any], new: Mapping[Any, Any]) -> Iterator[tuple[An
             yield key, change
 
 
-def _exchange(network: nn.Module, values: Mapping[SampleShard, Any]) -> dict[SampleShard, Any]:
+def _exchange(network: nn.Module, values: Mapping[Location, Any]) -> dict[Location, Any]:
     """Sets the values and returns the previous ones; ABSENT removes."""
-    earlier: dict[SampleShard, Any] = {}
+    earlier: dict[Location, Any] = {}
     for place, value in values.items():
         holder = vars(network.get_submodule(place.module))
         key = place.attribute

@@ -15,7 +15,7 @@ PRODUCTS = (
 )
 
 
-@pytest.mark.parametrize("card", [AMPERE, HOPPER])
+@pytest.mark.parametrize("gpu", [AMPERE, HOPPER])
 @pytest.mark.parametrize("need", list(Need))
 def test_every_tile_fits_and_the_chosen_takes_the_fewest_clocks(gpu: Gpu, need: Need) -> None:
     for product in PRODUCTS:
