@@ -142,7 +142,7 @@ def _on_meta(model: Model) -> Any:
 
 
 def _weights(denoiser: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """torch's own initial values, module by module."""
+    """Torch's own initial values, module by module."""
     torch.manual_seed(SEED)
     for name, module in denoiser.named_modules():
         if not dict(module.named_parameters(recurse=False)):

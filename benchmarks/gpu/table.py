@@ -11,7 +11,8 @@ _HEAD = ("subject", "ms", "x best half precision", "MiB", "of its memory")
 
 def table(document: dict[str, Any]) -> str:
     """Per case: median milliseconds, how many times as fast as the fastest half-precision row and what share of its
-    memory; then the slowest products with their share of the card's own rate."""
+    memory; then the slowest products with their share of the card's own rate.
+    """
     lines = [f"GPU: {document['machine']['card']}; conformance: {document['conformance']['summary']}"]
     pictures = document["pictures"]
     if "psnr" in pictures:

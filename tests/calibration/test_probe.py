@@ -57,10 +57,7 @@ def test_estimates_are_the_error_of_each_layer_and_candidate() -> None:
     for index, qparams in enumerate(all_qparams):
         first = network.last(network.first(fake_quantize(x, qparams)) - network.first(x)) - network.last.bias
         last = network.last(fake_quantize(inner, qparams)) - network.last(inner)
-        error = (
-            round_to_nearest(network.twin.weight, all_weight_qparams[index]).dequantize()
-            - network.twin.weight
-        )
+        error = round_to_nearest(network.twin.weight, all_weight_qparams[index]).dequantize() - network.twin.weight
         twin = (2 * x @ error.T) @ network.last.weight.T
         for name, difference in (("input first", first), ("input last", last), ("weight twin", twin)):
             torch.testing.assert_close(found[name][index], squared(difference, importance), rtol=0.25, atol=0.0)

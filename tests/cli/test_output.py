@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bitbrush.cli.plans import _print as print_cells
 from rich.cells import cell_len
 from typer.testing import CliRunner
 
@@ -32,6 +31,7 @@ from bitbrush.cli.compare import _print as print_comparison
 from bitbrush.cli.console import note, reporting_errors, say, say_unbroken, show, table, warn
 from bitbrush.cli.encoding import spelled
 from bitbrush.cli.inspect import inspect
+from bitbrush.cli.plans import _print as print_cells
 from bitbrush.cli.quantize import print_summary
 from bitbrush.cli.sensitivity import _write as write_sensitivity
 from bitbrush.timeline.plan import SamplingPlan

@@ -14,11 +14,11 @@ from bitbrush.network.low_rank import (
     branch_,
     branch_layers,
     branch_ranks,
-    weight_reader,
     factor_bits,
     factors,
     rank_of,
     set_factors,
+    weight_reader,
 )
 from bitbrush.numerics.affine import QParams, fake_quantize
 

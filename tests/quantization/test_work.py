@@ -135,7 +135,7 @@ def test_ended_at_every_piece_it_comes_to_the_same(
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))])
 def test_killed_by_the_system(tiny_pipe: StableDiffusionPipeline, tmp_path: Path, seed: int) -> None:
-    """kill -9 as soon as a random number of pieces is there; the command run again makes the same artifact."""
+    """Kill -9 as soon as a random number of pieces is there; the command run again makes the same artifact."""
     tiny_pipe.save_pretrained(tmp_path / "model")
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS), encoding="utf-8")
     options = ["--prompts", "prompts.txt", "--steps", "4", "--num-prompts", "2"]
@@ -226,7 +226,7 @@ def test_pictures_belong_to_the_work(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_killed_ten_times_the_bundled_model_comes_to_the_same(tmp_path: Path) -> None:
-    """kill -9 at ten random moments, two of them while sensitivities are measured: every file is the same."""
+    """Kill -9 at ten random moments, two of them while sensitivities are measured: every file is the same."""
     options = ["--steps", "4", "--num-prompts", "2", "--batch-size", "2"]
     command = [sys.executable, "-m", "bitbrush", "quantize", "emoji-sd", *options, "-o"]
     subprocess.run([*command, "whole"], cwd=tmp_path, capture_output=True, check=True)

@@ -231,7 +231,7 @@ class TestRefused:
 
     @pytest.mark.parametrize("factor", ["lora_A", "lora_B"])
     def test_one_factor_of_two(self, tiny_pipe: StableDiffusionPipeline, tmp_path: Path, factor: str) -> None:
-        """diffusers would start the other from zeros, or from noise."""
+        """Diffusers would start the other from zeros, or from noise."""
         file = written(tmp_path / "l.safetensors", LAYER, OTHER)
         tensors = load_file(file)
         del tensors[f"unet.{OTHER}.{factor}.weight"]

@@ -53,7 +53,7 @@ class Average:
 
     @torch.no_grad()
     def update_(self, model: nn.Module, step: int) -> None:
-        """average += (1 - d) (model - average), where d = min(decay, (1 + step) / (10 + step)) forgets the start."""
+        """Average += (1 - d) (model - average), where d = min(decay, (1 + step) / (10 + step)) forgets the start."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for mean, value in zip(self.model.parameters(), model.parameters(), strict=True):
             mean.lerp_(value, 1 - decay)

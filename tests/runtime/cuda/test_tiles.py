@@ -1,4 +1,4 @@
-"""Tiles: what fits the card, and what the reckoning prefers."""
+"""Tiles: what fits the GPU, and what the cost model prefers."""
 
 import pytest
 

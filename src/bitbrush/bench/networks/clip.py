@@ -86,7 +86,7 @@ def _require_both_towers(name: str, config: Any) -> None:
 
 
 def _require_all_weights(name: str, missing: Collection[str]) -> None:
-    """transformers fills what a file lacks with random numbers, and only warns."""
+    """Transformers fills what a file lacks with random numbers, and only warns."""
     if missing:
         raise ValueError(f"{name} lacks {len(missing)} of its weights, e.g. {min(missing)}; is a tower left out?")
 

@@ -13,11 +13,11 @@ from bitbrush.network.lazy_weights import device_of, shallow_copy
 from bitbrush.network.low_rank import (
     Factors,
     branch_,
-    consumer_of,
     factor_bits,
     factors,
     rank_of,
     set_factors,
+    weight_reader,
 )
 from bitbrush.numerics.weights import QuantizedWeight, WeightQParams
 
@@ -39,7 +39,7 @@ def add_branches(state: QuantizationState) -> QuantizationState:
             "it at none"
         )
     denoiser = shallow_copy(state.denoiser)
-    whole = {name: consumer_of(denoiser.get_submodule(name)) for name in ranks}
+    whole = {name: weight_reader(denoiser.get_submodule(name)) for name in ranks}
     branch_(denoiser, ranks)
     found = _factors(state, whole, ranks)
     device = device_of(state.denoiser)
