@@ -14,15 +14,13 @@ import torch
 from torch import nn
 
 import bitbrush
-from bitbrush.methods.stages import with_weights
 from bitbrush.network.families import family_of
 from bitbrush.network.layers import layer_specs
 from bitbrush.numerics.limits import WeightRange
 from bitbrush.rounding import reconstruction
 from bitbrush.rounding.learned import learn_rounding
-from bitbrush.rounding.nearest import RoundedLayer, round_all_to_nearest
+from bitbrush.rounding.nearest import RoundedLayer, round_all_to_nearest, with_weights
 from bitbrush.rounding.samples import record_samples
-from bitbrush.session.progress import silent
 from bitbrush.session.session import Session
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.trajectory import DenoiserCall, prompt_batches
@@ -64,7 +62,7 @@ def main() -> None:
 
     def learned(count: int) -> dict[str, RoundedLayer]:
         with iterations(count):
-            return learn_rounding(pipe.unet, family, specs, WeightRange.MSE, seen, silent)
+            return learn_rounding(pipe.unet, family, specs, WeightRange.MSE, seen, Session())
 
     stages = {
         "nearest, min-max ranges": lambda: round_all_to_nearest(pipe.unet, specs, WeightRange.MIN_MAX),

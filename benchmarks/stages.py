@@ -18,11 +18,11 @@ from torch import Tensor
 
 import bitbrush
 from bitbrush.calibration.observe import quantized_inputs
-from bitbrush.methods.stages import rounded_weights, with_weights
-from bitbrush.methods.state import Job
+from bitbrush.methods.stages.round_weights import record_trajectories, round_weights
+from bitbrush.methods.state import QuantizationState
 from bitbrush.network.inputs import InputObserver
-from bitbrush.quantization.quantize import quantization_job
-from bitbrush.rounding.nearest import RoundedLayer, round_all_to_nearest
+from bitbrush.quantization.quantize import prepare
+from bitbrush.rounding.nearest import RoundedLayer, round_all_to_nearest, with_weights
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.trajectory import DenoiserCall, carried, prompt_batches
 from bitbrush.zoo import prompt_set
@@ -59,34 +59,33 @@ class Bench:
                 index += 1
         return kept
 
-    def job(self, keys: Mapping[str, Any], bits: int) -> Job:
+    def state(self, keys: Mapping[str, Any], bits: int) -> QuantizationState:
         recipe = bitbrush.METHODS["pcr"].recipe({"activations": bits, "relax": "none", **keys})
-        return quantization_job(self.pipe, recipe, prompt_set(MODEL, "coco", "calibration"))
+        return prepare(self.pipe, recipe, prompt_set(MODEL, "coco", "calibration"))
 
-    def rounded(self, job: Job) -> dict[str, RoundedLayer]:
-        """Learned ones once; the layers of which the job wants other bits to nearest."""
-        if job.recipe.rounding == "nearest":
-            return dict(rounded_weights(job))
-        self.learned = self.learned or dict(rounded_weights(self.job({}, BITS[0])))
-        layers = job.calibration.layers
+    def rounded(self, state: QuantizationState) -> dict[str, RoundedLayer]:
+        """Weights learned once; layers with other bits than those are rounded to nearest."""
+        if state.recipe.rounding == "nearest":
+            return dict(round_weights(state).rounded)
+        self.learned = self.learned or dict(round_weights(record_trajectories(self.state({}, BITS[0]))).rounded)
+        layers = state.calibration.layers
         others = [spec for spec in layers if spec.weight_bits != self.learned[spec.name].weight.qparams.bits]
-        return self.learned | round_all_to_nearest(job.denoiser, others, job.recipe.weight_range)
+        return self.learned | round_all_to_nearest(state.denoiser, others, state.recipe.weight_range)
 
 
 def errors(bench: Bench, keys: Mapping[str, Any], seen: Mapping[int, Any], held: Mapping[int, Any]) -> list[float]:
     """By BITS."""
-    jobs = [bench.job(keys, bits) for bits in BITS]
-    rounded = bench.rounded(jobs[0])
-    known = quantization_job(bench.pipe, jobs[0].recipe, prompt_set(MODEL, "coco", "calibration"), rounded=rounded)
-    denoiser = with_weights(bench.pipe.unet, rounded_weights(known))
+    states = [bench.state(keys, bits) for bits in BITS]
+    calibration = states[0].calibration
+    denoiser = with_weights(bench.pipe.unet, bench.rounded(states[0]))
     logs = dict.fromkeys(BITS, 0.0)
     for step in STEPS:
-        observer, names = InputObserver(), [spec.name for spec in known.calibration.layers]
+        observer, names = InputObserver(), [spec.name for spec in calibration.layers]
         call, exact = held[step]
-        with observer.watching(denoiser, names, known.calibration.but_first):
+        with observer.watching(denoiser, names, calibration.but_first):
             seen[step][0].run(denoiser)
-        for bits, job in zip(BITS, jobs, strict=True):
-            all_qparams = job.calibration.qparams(observer, call.timestep, call.planned)
+        for bits, state in zip(BITS, states, strict=True):
+            all_qparams = state.calibration.qparams(observer, call.timestep, call.planned)
             with quantized_inputs(denoiser, names, all_qparams.get):
                 error = call.run(denoiser)[0] - exact
             logs[bits] += math.log(float(error.square().mean() / exact.square().mean())) / len(STEPS)

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 import bitbrush
 from bitbrush.calibration.observe import quantized_inputs
-from bitbrush.methods.stages import rounded_weights, with_weights
+from bitbrush.methods.stages.round_weights import record_trajectories, round_weights
 from bitbrush.network.first_token import start_token_ratio, text_embedding
 from bitbrush.network.inputs import InputObserver
-from bitbrush.quantization.quantize import quantization_job
+from bitbrush.quantization.quantize import prepare
+from bitbrush.rounding.nearest import with_weights
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.trajectory import DenoiserCall, carried, prompt_batches
 from bitbrush.zoo import prompt_set
@@ -54,9 +55,9 @@ def record(pipe: Any, prompts: tuple[str, ...], seed: int) -> list[tuple[Denoise
 
 def error(pipe: Any, first_token: str, bits: int, seen: list[Any], held_out: list[Any]) -> float:
     recipe = bitbrush.METHODS["pcr"].recipe({**KEYS, "first_token": first_token, "activations": bits})
-    job = quantization_job(pipe, recipe, prompt_set(MODEL, "coco", "calibration"))
-    denoiser, calibration = with_weights(pipe.unet, rounded_weights(job)), job.calibration
-    text_layers = job.family.text_layers(pipe.unet)
+    state = round_weights(record_trajectories(prepare(pipe, recipe, prompt_set(MODEL, "coco", "calibration"))))
+    denoiser, calibration = with_weights(pipe.unet, state.rounded), state.calibration
+    text_layers = state.family.text_layers(pipe.unet)
     log = 0.0
     for (observed, _), (call, exact) in zip(seen, held_out, strict=True):
         observer, names = InputObserver(), [spec.name for spec in calibration.layers]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from bitbrush.runtime.cuda import product_ops
-from bitbrush.runtime.cuda.tiles import Card, Need, Product, Tile, candidates, choose_tile, clocks
+from bitbrush.runtime.cuda.tiles import Gpu, Need, Product, Tile, candidates, choose_tile, clocks
 from gpu.denoisers import PLAIN, SHAPES, Case, make_denoiser
 from gpu.rates import Measured, products_of, seconds_of
 from gpu.subjects import OURS, SUBJECTS
@@ -33,13 +33,13 @@ def main() -> None:
         call = SUBJECTS[OURS].prepare(denoiser, shape, device)(Case(*map(int, case.split("x"))))
         found = [(one, *_asked(one)) for one in products_of(denoiser, lambda: call(PLAIN))]
         found.sort(key=lambda each: -each[0].count * clocks(each[1], choose_tile(*each[1:]), each[2]))
-        for one, product, card, need in found[:PRODUCTS]:
-            print(json.dumps(_measured(one, product, card, need, device)), file=answers, flush=True)
+        for one, product, gpu, need in found[:PRODUCTS]:
+            print(json.dumps(_measured(one, product, gpu, need, device)), file=answers, flush=True)
 
 
-def _asked(one: Measured) -> tuple[Product, Card, Need]:
+def _asked(one: Measured) -> tuple[Product, Gpu, Need]:
     """What the product's tile is chosen for."""
-    asked: list[tuple[Product, Card, Need]] = []
+    asked: list[tuple[Product, Gpu, Need]] = []
 
     def note(*args: Any) -> Tile:
         asked.append(args)
@@ -60,21 +60,21 @@ def _choosing(choose: Callable[..., Tile]) -> Iterator[None]:
         ops.choose_tile = choose_tile
 
 
-def _measured(one: Measured, product: Product, card: Card, need: Need, device: torch.device) -> dict[str, Any]:
+def _measured(one: Measured, product: Product, gpu: Gpu, need: Need, device: torch.device) -> dict[str, Any]:
     """``tiles``: milliseconds, TOP/s and the reckoned clocks by tile, the chosen one first."""
     tiles = {}
-    for tile in _tiles(product, card, need):
+    for tile in _tiles(product, gpu, need):
         with _choosing(lambda *_, tile=tile: tile):
             seconds = seconds_of(one.again, device)
         name = f"{tile.m}x{tile.n}x{tile.k}, {tile.stages} stages"
-        figures = round(1000 * seconds, 4), one.rate(seconds), round(clocks(product, tile, card))
+        figures = round(1000 * seconds, 4), one.rate(seconds), round(clocks(product, tile, gpu))
         tiles[name] = dict(zip(("milliseconds", "tera_operations", "clocks"), figures, strict=True))
     return {**one.told(), "tiles": tiles}
 
 
-def _tiles(product: Product, card: Card, need: Need) -> list[Tile]:
+def _tiles(product: Product, gpu: Gpu, need: Need) -> list[Tile]:
     """The best by reckoning; of the first one also with a load less under way, for two programs a multiprocessor."""
-    best = sorted(candidates(product, card, need), key=lambda tile: clocks(product, tile, card))[:TILES]
+    best = sorted(candidates(product, gpu, need), key=lambda tile: clocks(product, tile, gpu))[:TILES]
     fewer = [replace(one, stages=one.stages - 1) for one in best[:2] if one.stages > 2]
     return [*best, *fewer]
 
