@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href", "use": "href"}
-"""What a browser fetches without being asked, by element and attribute; links of ``a`` are followed by readers."""
+"""Elements and attributes whose URLs a browser fetches on its own; readers follow the links of ``a``."""
 ELSEWHERE = re.compile(r"(?:https?:)?//")
 STYLE = re.compile(r"(?:url\(|@import)\s*[\"']?((?:https?:)?//[^\"')\s]+)")
 

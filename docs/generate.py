@@ -27,7 +27,7 @@ GROUPS = {
     "Save and load": ("save", "load", "register", "read_manifest"),
     "Recipes": ("Recipe",),
     "Measure": ("benchmark", "ablate"),
-    "What a model is loaded by": ("ModelOptions", "Lora"),
+    "Options of loading a model": ("ModelOptions", "Lora"),
 }
 """Public names by heading; those that no group lists get a heading of their own."""
 SHOWN = {

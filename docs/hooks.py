@@ -1,4 +1,4 @@
-"""What MkDocs does beyond ``docs/*.md``: generated pages, and files that lie outside of ``docs/``."""
+"""MkDocs hooks: add generated pages, and files from outside of ``docs/``."""
 
 from typing import Any
 

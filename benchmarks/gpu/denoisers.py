@@ -128,7 +128,7 @@ def _quantized(layer: nn.Module, spec: LayerSpec, low: float, high: float) -> Qu
 
 
 def activation_qparams(low: float, high: float, *, high_precision: bool) -> Iterator[tuple[float, QParams]]:
-    """By timestep; ``high_precision``: of a layer next to the latents."""
+    """Yields quantization parameters by timestep; ``high_precision`` selects those of a layer next to the latents."""
     for step, timestep in enumerate(TIMESTEPS):
         bits = HIGH_PRECISION_ACTIVATION_BITS if high_precision else RELAXED_BITS if step >= _RELAXED_FROM else 8
         wider = 1 + _WIDENING * step / len(TIMESTEPS)

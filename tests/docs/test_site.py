@@ -1,4 +1,4 @@
-"""What builds and checks the site and the packages: the checks see, and hosted CI runs them."""
+"""Site and package checks find what they look for, and hosted CI runs them."""
 
 import subprocess
 import sys

@@ -170,21 +170,21 @@ def _block_runner(
     network: nn.Module, call: DenoiserCall | BlockCall, handlers: threading.local, offload: Offload
 ) -> BlockRunner:
     def function(hand_out: Callable[[BlockCall], Any]) -> Any:
-        held = TensorTracker(offload, device_of(network))
+        tracker = TensorTracker(offload, device_of(network))
 
         def wait_with(block: BlockCall) -> Any:
-            held.put()
+            tracker.put()
             output = hand_out(block)
-            held.follow(output)
-            held.bring_back(output)
+            tracker.follow(output)
+            tracker.bring_back(output)
             return output
 
         handlers.hand_out = wait_with
-        with torch.no_grad(), held:  # grad mode is per thread, and this thread is new
-            held.follow((call.args, call.kwargs))
-            held.bring_back((call.args, call.kwargs))
+        with torch.no_grad(), tracker:  # grad mode is per thread, and this thread is new
+            tracker.follow((call.args, call.kwargs))
+            tracker.bring_back((call.args, call.kwargs))
             result = call.run(network)
-        held.put()
+        tracker.put()
         return result
 
     return Suspension(function)

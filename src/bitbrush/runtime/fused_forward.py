@@ -39,7 +39,7 @@ class FusedForward:
     ) -> None:
         functools.update_wrapper(self, module.forward)
         self._name, self._module, self._block = name, module, block
-        self._snapshot, self._told = snapshot, changes
+        self._snapshot, self._changes = snapshot, changes
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Takes the arguments of the module's own forward."""
@@ -55,8 +55,8 @@ class FusedForward:
             return False
         if self._snapshot.holds():
             return True
-        if not self._told.already:
-            self._told.already = True
+        if not self._changes.already:
+            self._changes.already = True
             _LOG.warning(
                 "%s in %s was changed: changed blocks call their modules one by one, which takes longer",
                 self._snapshot.change(),

@@ -17,7 +17,7 @@ _FIXED = frozenset(("weight", "padding_mode", "padding", "stride", "dilation", "
 class BiasState:
     """Identity of a layer's bias and its write count; cached results depend on both.
 
-    Writes through ``bias.data`` go unnoticed.
+    Writes through ``bias.data``, and writes to inference tensors, which have no version counter, go unnoticed.
     """
 
     bias: Tensor | None

@@ -1,1 +1,1 @@
-"""What other schedulers and step counts than the calibrated ones cost: one cell per plan."""
+"""Cost of running an artifact by other schedulers and step counts than the calibrated ones: one cell per plan."""

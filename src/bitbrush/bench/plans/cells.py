@@ -1,4 +1,4 @@
-"""What was measured of one plan, and the file that keeps it."""
+"""Measurements of one plan, and the file that stores them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,10 +67,10 @@ def write_cell(cell: PlanCell | FailedCell, path: Path) -> None:
 
 def read_cell(planned: Plan, path: Path, *, is_calibrated: bool) -> PlanCell | FailedCell:
     """Raises ValueError for a damaged file."""
-    arrays, told = read_arrays(path)
+    arrays, facts = read_arrays(path)
     try:
-        if "problem" in told:
-            return FailedCell(planned, is_calibrated, told["problem"])
+        if "problem" in facts:
+            return FailedCell(planned, is_calibrated, facts["problem"])
         return PlanCell(
             planned=planned,
             is_calibrated=is_calibrated,

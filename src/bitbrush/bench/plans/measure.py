@@ -46,7 +46,7 @@ CELLS = "cells"
 
 @dataclass(frozen=True)
 class Recalibration:
-    """What an artifact is recalibrated with: prompts, and what else the pipeline is given."""
+    """Prompts and further pipeline arguments that an artifact is recalibrated with."""
 
     prompts: Sequence[str]
     inputs: Mapping[str, Sequence[Any]] = field(default_factory=dict)
@@ -139,7 +139,7 @@ def _measured(job: PlansJob, planned: Plan, advance: Advance, *, is_own: bool) -
 
 
 def _make(pipe: DiffusionPipeline, job: PlansJob, planned: Plan, advance: Advance) -> _Made:
-    """Of every batch the last latents alone: those of all steps of a large model would fill the memory."""
+    """Keeps the last latents of every batch; those of all steps of a large model would fill the memory."""
     parts = generate_each(pipe, job.batches, planned.plan, progress=part_of(advance))
     made = [(part.latents.copy(), part.images) for part in parts]
     return _Made(np.concatenate([latents for latents, _ in made]), np.concatenate([images for _, images in made]))
@@ -159,7 +159,7 @@ def _fidelity(full: _Made, own: _Made, worst: NDArray[np.int64]) -> Fidelity:
 
 
 def _digest(job: PlansJob, planned: Plan) -> str:
-    """Of everything that decides the figures of a cell."""
+    """Digest of everything that determines the figures of a cell."""
     again = job.recalibration
     facts = {
         "schema_version": SCHEMA_VERSION,

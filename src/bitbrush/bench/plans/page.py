@@ -49,7 +49,7 @@ def plans_page(
     facts: dict[str, str],
     command: str,
 ) -> str:
-    """As HTML; ``cells`` are those of the ``figures``, and ``prompts`` those of their pictures."""
+    """Renders the page as HTML; ``cells`` belong to ``figures``, and ``prompts`` to their images."""
     against = any(one.ratios for one in figures)
     measured = [one for one in cells if isinstance(one, PlanCell)]
     small = not measured or max(measured[0].full.shape[1:3]) <= WIDEST

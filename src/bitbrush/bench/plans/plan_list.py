@@ -12,7 +12,7 @@ from bitbrush.timeline.trajectory import PromptBatch, planned_timesteps
 
 USUAL_STEPS = (10, 20, 50)
 FEW_STEPS = (1, 2, 4)
-"""Of models distilled to few steps: those calibrated for no more than twice the last."""
+"""Step counts for models distilled to few steps: those calibrated for at most twice the last count."""
 
 
 @dataclass(frozen=True)

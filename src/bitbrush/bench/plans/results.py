@@ -13,7 +13,7 @@ SCHEMA_VERSION = 1
 
 
 def plans_results(figures: Sequence[CellFigures], job: PlansJob, facts: Mapping[str, Any]) -> str:
-    """As JSON; ends of intervals that do not exist are null."""
+    """Serializes the figures as JSON; interval bounds that do not exist are null."""
     document = {
         "schema_version": SCHEMA_VERSION,
         **facts,
@@ -27,7 +27,7 @@ def plans_results(figures: Sequence[CellFigures], job: PlansJob, facts: Mapping[
 
 
 def _cell(one: CellFigures) -> dict[str, Any]:
-    told = asdict(one)
-    planned = told.pop("planned")
+    values = asdict(one)
+    planned = values.pop("planned")
     plan = planned.pop("plan")
-    return {**plan, "arguments": dict(plan["arguments"]), **planned, **told}
+    return {**plan, "arguments": dict(plan["arguments"]), **planned, **values}

@@ -76,10 +76,10 @@ def run_plans(
     require_plans_folder(directory)
     cells = measure_plans(job, plans, directory, progress)
     figures = [cell_figures(cell) for cell in cells]
-    told = {**_facts(job), **facts}
-    write_whole(plans_results(figures, job, {"command": command, "facts": told}), directory / RESULTS)
+    described = {**_facts(job), **facts}
+    write_whole(plans_results(figures, job, {"command": command, "facts": described}), directory / RESULTS)
     prompts = [prompt for batch in job.batches for prompt in batch.prompts]
-    write_whole(plans_page(job.subject.name, figures, cells, prompts, told, command), directory / REPORT)
+    write_whole(plans_page(job.subject.name, figures, cells, prompts, described, command), directory / REPORT)
     return figures
 
 

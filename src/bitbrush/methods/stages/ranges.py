@@ -16,7 +16,7 @@ from bitbrush.timeline.schedule import DynamicRanges
 from bitbrush.timeline.trajectory import DenoiserCall, carried
 
 Counts: TypeAlias = Callable[[QuantizationState, Sequence[float]], Mapping[float, int] | None]
-"""From the timesteps, in order, to how many times each counts; None counts each once."""
+"""Maps the ordered timesteps to the weight of each in the histogram; None counts each once."""
 
 
 def observe_full_precision(state: QuantizationState) -> QuantizationState:
