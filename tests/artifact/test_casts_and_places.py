@@ -93,6 +93,13 @@ def test_no_cast_changes_a_denoiser(load: Callable[[], StableDiffusionPipeline],
     assert torch.equal(answer(denoiser), before)
 
 
+def test_memory_for_other_values_can_be_allocated(load: Callable[[], StableDiffusionPipeline]) -> None:
+    """Frameworks do so before they load weights; kernels' layouts stay as they are."""
+    denoiser = load().unet
+    shapes = [parameter.shape for parameter in denoiser.parameters()]
+    assert [parameter.shape for parameter in denoiser.to_empty(device="cpu").parameters()] == shapes
+
+
 def test_channels_last_is_taken(load: Callable[[], StableDiffusionPipeline]) -> None:
     denoiser = load().unet
     before = answer(denoiser)

@@ -180,6 +180,16 @@ def test_projections_that_would_not_be_quantized_are_not_joined(pipe: Any) -> No
     assert torch.equal(latents(pipe), before)
 
 
+def test_weights_are_neither_trained_nor_stored_in_another_dtype(pipe: Any) -> None:
+    before = latents(pipe)
+    with pytest.raises(ValueError, match="is not trained.*Train the full-precision pipeline"):
+        pipe.unet.requires_grad_(True)
+    assert pipe.unet.requires_grad_(False) is pipe.unet
+    with pytest.raises(ValueError, match="not stored in another dtype"):
+        pipe.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn)
+    assert torch.equal(latents(pipe), before)
+
+
 def test_a_lora_is_refused_with_the_remedy(pipe: Any, tmp_path: Path) -> None:
     pytest.importorskip("peft", reason="the extra 'lora' is not installed")
     from peft import LoraConfig

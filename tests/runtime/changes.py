@@ -159,6 +159,7 @@ def with_dropout(block: nn.Module) -> None:
 CHANGES: dict[str, Change] = {
     "a processor of one's own": lambda unet: unet.set_attn_processor(Half()),
     "a processor of one attention": attribute(f"{BLOCK}.attn1", "processor", Half()),
+    "a processor's class": at(f"{BLOCK}.attn1", lambda attn: setattr(attn.processor, "__class__", Half)),
     "perturbed attention": at(f"{BLOCK}.attn1", lambda attn: attn.set_processor(PAGIdentitySelfAttnProcessor2_0())),
     "a processor that is a module": at(f"{BLOCK}.attn1", lambda attn: attn.set_processor(WithWeights(16))),
     "a hook": at(f"{RESNET}.conv1", lambda conv: conv.register_forward_hook(lambda _, __, y: 1.5 * y)),

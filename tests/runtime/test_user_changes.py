@@ -331,6 +331,31 @@ def test_a_bias_that_is_changed_after_a_call_is_not_remembered(
     assert apart(call(pair.ours), expected) < CLOSE
 
 
+@pytest.mark.parametrize("name", [f"{RESNET}.norm1", f"{BLOCK}.norm1", f"{TRANSFORMER}.norm"])
+def test_a_norm_may_lose_its_weights(name: str, pair: Pair) -> None:
+    pair.change(at(name, lambda norm: nn.init.constant_(norm.weight, 0.3)))
+    before, blocks = call(pair.exact), fused(pair.ours)
+    kept = [dict(unet.get_submodule(name)._parameters) for unet in (pair.exact, pair.ours)]
+    pair.change(at(name, lambda norm: norm._parameters.update(weight=None, bias=None)))
+    expected = call(pair.exact)
+    assert apart(expected, before) > 10 * CLOSE
+    assert apart(call(pair.ours), expected) < CLOSE
+    for unet, parameters in zip((pair.exact, pair.ours), kept, strict=True):
+        unet.get_submodule(name)._parameters.update(parameters)
+    assert fused(pair.ours) == blocks
+
+
+@pytest.mark.parametrize("name", ["sample", "encoder_hidden_states"])
+def test_a_gradient_is_refused_by_name_and_not_zero(name: str, pair: Pair) -> None:
+    arguments = {"sample": torch.ones(1, 4, 8, 8), "encoder_hidden_states": torch.ones(1, 7, 16)}
+    arguments[name].requires_grad_()
+    for unet in (pair.exact, pair.ours):
+        with pytest.raises(ValueError, match=f"^{name} requires a gradient.*full-precision pipeline"):
+            unet(timestep=500, **arguments)
+        with torch.no_grad():
+            assert not unet(timestep=500, **arguments).sample.requires_grad
+
+
 @pytest.mark.parametrize("key", ["padding_mode", "padding", "stride", "dilation", "groups", "weight"])
 def test_setting_what_an_integer_layer_was_made_for_is_refused(key: str, pair: Pair) -> None:
     layer = pair.ours.get_submodule(f"{RESNET}.conv1")

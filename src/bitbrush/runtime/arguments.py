@@ -30,6 +30,22 @@ def sample_of(names: Sequence[str], arguments: Mapping[str, Any]) -> Tensor:
     return floating_tensors(arguments[names[0]])[0]
 
 
+def require_no_gradient(arguments: Mapping[str, Any]) -> None:
+    """Rejects a call whose gradient is asked for; rounding has the gradient 0, and integers have none.
+
+    Raises:
+        ValueError: An argument requires a gradient while gradients are enabled.
+    """
+    if not torch.is_grad_enabled():
+        return
+    names = [name for name, value in arguments.items() if any(x.requires_grad for x in floating_tensors(value))]
+    if names:
+        raise ValueError(
+            f"{', '.join(names)} requires a gradient, which a quantized denoiser does not have: it rounds its inputs. "
+            "Call it under torch.no_grad(), or use the full-precision pipeline"
+        )
+
+
 def cast(arguments: Mapping[str, Any], dtype: torch.dtype, device: torch.device | None = None) -> Any:
     """Casts arguments to ``dtype`` except EXACT_ARGUMENTS, and moves them to ``device`` unless it is None."""
     return pytree.tree_map_with_path(partial(_cast, dtype, device), dict(arguments))

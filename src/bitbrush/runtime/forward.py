@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from bitbrush.network.compiling import not_compiled
-from bitbrush.runtime.arguments import answer_like, by_name, cast, sample_of
+from bitbrush.runtime.arguments import answer_like, by_name, cast, require_no_gradient, sample_of
 from bitbrush.timeline.tracker import TRACKER, argument_names, as_timestep
 
 
@@ -20,6 +20,9 @@ class LoweredForward:
 
     The forward is looked up on the denoiser's class at each call, since libraries replace either. A forward that the
     runtime has put on the instance takes precedence.
+
+    Raises:
+        ValueError: An argument requires a gradient while gradients are enabled.
     """
 
     def __init__(self, denoiser: nn.Module, dtype: torch.dtype, device: torch.device | None) -> None:
@@ -32,6 +35,7 @@ class LoweredForward:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Takes the arguments of the denoiser's original forward."""
         arguments = by_name(self._names, args, kwargs)
+        require_no_gradient(arguments)
         sample = sample_of(self._names, arguments)
         with TRACKER.at(as_timestep(arguments.get("timestep"))), _without_autocast(sample.device):
             given = cast(arguments, self._dtype, self._device)

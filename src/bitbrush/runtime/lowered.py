@@ -45,11 +45,11 @@ class LoweredDenoiser(Extension, nn.Module):
     casting it to half precision does not change them. Arguments are cast and moved at each call instead.
     """
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Handles ``to()``, ``half()`` and similar methods."""
         lowered = lowered_of(self)
         if lowered is None or lowered.device is None:
-            super()._apply(partial(_moved, fn), *args)  # type: ignore[no-untyped-call]
+            super()._apply(partial(_moved, fn), recurse)  # type: ignore[no-untyped-call]
         return self
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
@@ -62,6 +62,19 @@ class LoweredDenoiser(Extension, nn.Module):
 
     def float(self) -> Self:
         """Returns the denoiser unchanged."""
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Leaves the parameters without gradients.
+
+        Raises:
+            ValueError: Gradients are requested.
+        """
+        if requires_grad:
+            raise ValueError(
+                "a quantized denoiser is not trained: integer weights have no gradients. Train the full-precision "
+                "pipeline and quantize that"
+            )
         return self
 
     def num_parameters(self, *args: Any, **kwargs: Any) -> int:

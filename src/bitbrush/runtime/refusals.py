@@ -1,4 +1,4 @@
-"""Changes that a quantized denoiser refuses, since each would compute with layers that are not quantized."""
+"""Changes that a quantized denoiser refuses: its layers would not be quantized, or their integers would be cast."""
 
 from collections.abc import Callable
 from typing import Any, Never
@@ -14,12 +14,17 @@ _JOINED = (
     "the projections of a quantized denoiser cannot be joined: the joined layer would not be quantized. Leave them as "
     "they are, the cuda runtime joins them by itself; pipe.vae.fuse_qkv_projections() joins those of the VAE"
 )
+_STORED = (
+    "a quantized denoiser's weights are not stored in another dtype: they are integers. bitbrush.load(..., memory='low') "
+    "needs less memory"
+)
 
 
 def refuse_unquantized(denoiser: nn.Module) -> None:
-    """Makes ``denoiser`` raise ValueError when a LoRA or joined projections are requested."""
+    """Makes ``denoiser`` raise ValueError when a LoRA, joined projections or casts of its weights are requested."""
     _set(denoiser, "add_adapter", _refuse_adapter)
     _set(denoiser, "load_lora_adapter", _refuse_lora)
+    _set(denoiser, "enable_layerwise_casting", _refuse_storage)
     for module in denoiser.modules():
         _set(module, "fuse_qkv_projections", _refuse_joined)
         _set(module, "fuse_projections", _refuse_joined)
@@ -43,3 +48,7 @@ def _refuse_lora(weights: Any, *_: Any, prefix: str | None = "transformer", **__
 
 def _refuse_joined(*_: Any, **__: Any) -> Never:
     raise ValueError(_JOINED)
+
+
+def _refuse_storage(*_: Any, **__: Any) -> Never:
+    raise ValueError(_STORED)

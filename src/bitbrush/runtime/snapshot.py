@@ -5,7 +5,7 @@ torch does not record such changes, so a snapshot is compared before each call: 
 """
 
 from collections.abc import Collection, Iterator
-from itertools import chain
+from itertools import chain, repeat
 from operator import is_
 from typing import Any
 
@@ -23,7 +23,8 @@ class Snapshot:
     Args:
         root: Module whose ``forward`` was replaced. Its hooks, ``forward`` and new attributes are not compared: hooks
             have run before the runtime sees a call, and frameworks add attributes.
-        own: Classes whose parameters and attributes are not compared, because the runtime reads them at each call.
+        own: Classes whose parameters and attributes are not compared, because the runtime reads them at each call. A
+            parameter that is set to None, or no longer None, is a change.
         leaves: Modules below ``root`` that are compared by identity only, because they are called.
     """
 
@@ -39,9 +40,11 @@ class Snapshot:
         self._members: list[dict[str, Any]] = [
             held for one in others for held in (one._modules, one._parameters) if held
         ]
+        self._read = [module._parameters for module in modules if isinstance(module, own)]
         attributes = [(module, key) for module in modules for key in self._attributes(module)]
         self._owners = [module for module, _ in attributes]
         self._keys = [key for _, key in attributes]
+        self._processors = [index for index, key in enumerate(self._keys) if key == _PROCESSOR]
         processors = {type(vars(module)[key]): "__call__" for module, key in attributes if key == _PROCESSOR}
         code = {type(module): "forward" for module in modules} | processors
         self._classes, self._functions = list(code), list(code.values())
@@ -76,24 +79,30 @@ class Snapshot:
         if self._dicts is None:
             self._dicts = list(map(vars, self._inner.values())), list(map(vars, self._owners))
         inner, owners = self._dicts
+        attributes = list(map(dict.get, owners, self._keys))
         return [
             *map(len, inner),
             *map(type, self._modules),
+            *map(type, map(attributes.__getitem__, self._processors)),
             *map(getattr, self._classes, self._functions),
             *chain.from_iterable(self._hooks),
             *chain.from_iterable(map(dict.values, self._members)),
-            *map(dict.get, owners, self._keys),
+            *map(is_, chain.from_iterable(map(dict.values, self._read)), repeat(None)),
+            *attributes,
         ]
 
     def _state(self, module: nn.Module) -> dict[str, Any]:
         """Maps names to the compared objects of one module."""
         kind = type(module)
         state = {"class": kind, "forward of its class": kind.forward}
-        if not isinstance(module, self._own):
+        if isinstance(module, self._own):
+            state |= {key: parameter is None for key, parameter in module._parameters.items()}
+        else:
             state |= {**module._modules, **module._parameters}
         state |= {key: vars(module)[key] for key in self._attributes(module)}
         if _PROCESSOR in vars(module):
-            state["processor's class"] = type(vars(module)[_PROCESSOR]).__call__
+            processor_class = type(vars(module)[_PROCESSOR])
+            state |= {"processor's class": processor_class, "processor's call": processor_class.__call__}
         if module is not self._root:
             state |= {f"forward hook {key}": hook for key, hook in module._forward_hooks.items()}
             state |= {f"forward pre-hook {key}": hook for key, hook in module._forward_pre_hooks.items()}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils import _pytree as pytree
 
-from bitbrush.runtime.arguments import answer_like, by_name, cast, floating_tensors, sample_of
+from bitbrush.runtime.arguments import answer_like, by_name, cast, floating_tensors, require_no_gradient, sample_of
 from bitbrush.runtime.cuda.joined import AtOnce
 from bitbrush.runtime.cuda.layers import IntegerLayer
 from bitbrush.runtime.cuda.steps import Steps
@@ -114,6 +114,7 @@ class Engine:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Takes the arguments of the denoiser's own forward; threads take turns."""
         arguments = by_name(self._names, args, kwargs)
+        require_no_gradient(arguments)
         sample = sample_of(self._names, arguments)
         timestep = arguments["timestep"]
         if not isinstance(timestep, Tensor):
