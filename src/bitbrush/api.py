@@ -1,7 +1,7 @@
 """Public functions: quantize a pipeline, run it, save it, recalibrate a saved artifact."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
@@ -52,7 +52,7 @@ class Quantization(quantization.Quantization):
 
 def quantize(
     pipe: DiffusionPipeline,
-    prompts: Sequence[str] | Recipe,
+    prompts: Iterable[str] | Recipe,
     recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str] | Sequence[str] | None = None,
     *,
     inputs: Mapping[str, Sequence[Any]] | None = None,
@@ -92,7 +92,7 @@ def quantize(
     done = quantization.quantize(
         pipe,
         _recipe(chosen, keys),
-        cast(Sequence[str], texts),
+        cast(Iterable[str], texts),
         inputs=inputs,
         generic=generic,
         rounded=rounded,
@@ -103,7 +103,7 @@ def quantize(
 
 
 def recalibrate(
-    directory: str | os.PathLike[str], keys: Mapping[str, Any], prompts: Sequence[str], **arguments: Any
+    directory: str | os.PathLike[str], keys: Mapping[str, Any], prompts: Iterable[str], **arguments: Any
 ) -> Quantization:
     """Calibrates activation ranges for another plan and reuses the integer weights of an artifact.
 

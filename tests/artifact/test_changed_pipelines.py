@@ -182,7 +182,7 @@ def test_projections_that_would_not_be_quantized_are_not_joined(pipe: Any) -> No
 
 def test_weights_are_neither_trained_nor_stored_in_another_dtype(pipe: Any) -> None:
     before = latents(pipe)
-    with pytest.raises(ValueError, match="is not trained.*Train the full-precision pipeline"):
+    with pytest.raises(ValueError, match=r"is not trained.*Train the full-precision pipeline"):
         pipe.unet.requires_grad_(True)
     assert pipe.unet.requires_grad_(False) is pipe.unet
     with pytest.raises(ValueError, match="not stored in another dtype"):

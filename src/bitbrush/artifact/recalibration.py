@@ -5,7 +5,7 @@ model nor rounding, which takes most of the time.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ RECALIBRATED = tuple(name for name, declared in KEYS.items() if declared.recalib
 def recalibrate(
     directory: str | os.PathLike[str],
     keys: Mapping[str, Any],
-    prompts: Sequence[str],
+    prompts: Iterable[str],
     *,
     inputs: Mapping[str, Sequence[Any]] | None = None,
     device: torch.device = CPU,

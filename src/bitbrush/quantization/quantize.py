@@ -3,7 +3,7 @@
 import copy
 import inspect
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ from bitbrush.session.progress import (
 from bitbrush.session.ranks import ALONE, Ranks, ranks
 from bitbrush.session.session import Session
 from bitbrush.sources.identity import model_digest
+from bitbrush.sources.prompts import prompt_texts
 from bitbrush.sources.savable import refuse_saving, require_savable
 from bitbrush.sources.schedulers import with_scheduler
 from bitbrush.timeline.defaults import plain_defaults
@@ -116,7 +117,7 @@ class Quantization:
 def quantize(
     pipe: DiffusionPipeline,
     recipe: Recipe,
-    prompts: Sequence[str],
+    prompts: Iterable[str],
     *,
     inputs: Mapping[str, Sequence[Any]] | None = None,
     generic: bool = False,
@@ -215,7 +216,7 @@ def finish(stages: tuple[Stage, ...], state: QuantizationState) -> Quantization:
 def prepare(
     pipe: DiffusionPipeline,
     recipe: Recipe,
-    prompts: Sequence[str],
+    prompts: Iterable[str],
     *,
     inputs: Mapping[str, Sequence[Any]] | None = None,
     generic: bool = False,
@@ -269,7 +270,7 @@ def prepare(
 
 
 def calibration_batches(
-    recipe: Recipe, prompts: Sequence[str], inputs: Mapping[str, Sequence[Any]] | None = None
+    recipe: Recipe, prompts: Iterable[str], inputs: Mapping[str, Sequence[Any]] | None = None
 ) -> tuple[PromptBatch, ...]:
     """Selects the recipe's calibration prompts and groups them into batches.
 
@@ -282,14 +283,10 @@ def calibration_batches(
         Batches of prompts with their seeds and inputs.
 
     Raises:
-        ValueError: Fewer than ``num_prompts`` prompts are available.
+        ValueError: There are fewer prompts, or they are no texts.
     """
-    if len(prompts) < recipe.num_prompts:
-        raise ValueError(
-            f"num_prompts is {recipe.num_prompts}, but only {len(prompts)} calibration prompts are given; "
-            "lower it or give more"
-        )
-    return tuple(prompt_batches(prompts[: recipe.num_prompts], recipe.seed, recipe.batch_size, inputs=inputs))
+    texts = prompt_texts(prompts, recipe.num_prompts)
+    return tuple(prompt_batches(texts, recipe.seed, recipe.batch_size, inputs=inputs))
 
 
 def require_inputs(pipe: DiffusionPipeline, inputs: Mapping[str, Any]) -> None:

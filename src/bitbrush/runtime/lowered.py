@@ -45,11 +45,11 @@ class LoweredDenoiser(Extension, nn.Module):
     casting it to half precision does not change them. Arguments are cast and moved at each call instead.
     """
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Self:
         """Handles ``to()``, ``half()`` and similar methods."""
         lowered = lowered_of(self)
         if lowered is None or lowered.device is None:
-            super()._apply(partial(_moved, fn), recurse)  # type: ignore[no-untyped-call]
+            super()._apply(partial(_moved, fn), *args, **kwargs)  # type: ignore[no-untyped-call]
         return self
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
@@ -64,7 +64,7 @@ class LoweredDenoiser(Extension, nn.Module):
         """Returns the denoiser unchanged."""
         return self
 
-    def requires_grad_(self, requires_grad: bool = True) -> Self:
+    def requires_grad_(self, requires_grad: bool = True) -> Self:  # noqa: FBT001, FBT002 - torch's signature
         """Leaves the parameters without gradients.
 
         Raises:

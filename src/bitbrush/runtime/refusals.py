@@ -15,8 +15,8 @@ _JOINED = (
     "they are, the cuda runtime joins them by itself; pipe.vae.fuse_qkv_projections() joins those of the VAE"
 )
 _STORED = (
-    "a quantized denoiser's weights are not stored in another dtype: they are integers. bitbrush.load(..., memory='low') "
-    "needs less memory"
+    "a quantized denoiser's weights are not stored in another dtype: they are integers. "
+    "bitbrush.load(..., memory='low') needs less memory"
 )
 
 

@@ -85,6 +85,16 @@ def variant_files(component: Path, variant: str | None) -> list[Path]:
     return [path for path, match in found if match and match["variant"] == own]
 
 
+def integer_weights(path: Path) -> list[str]:
+    """Returns the names of weights that a safetensors file stores as integers; none for a damaged file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            kinds = {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118 - no dictionary
+    except (OSError, SafetensorError):
+        return []  # the library that loads the file reports it
+    return [key for key, kind in kinds.items() if key.endswith("weight") and kind[0] in "IU"]
+
+
 def file_type(path: Path) -> torch.dtype:
     """Returns the dtype of a single file: half precision if all of it is, which loses nothing; else float32.
 

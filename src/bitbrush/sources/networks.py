@@ -11,17 +11,21 @@ from typing import Any
 import torch
 import transformers
 from diffusers import DiffusionPipeline, ModelMixin, pipelines
+from huggingface_hub.errors import StrictDataclassError
 from packaging.version import Version
 from torch import nn
 from transformers import PreTrainedModel
 
-from bitbrush.sources.checkpoint_type import in_type, variants, weights_variant
+from bitbrush.network.families import DENOISERS
+from bitbrush.sources.checkpoint_type import in_type, integer_weights, variant_files, variants, weights_variant
 
 MODEL_INDEX = "model_index.json"
 SAFETY_CHECK = ("safety_checker", "feature_extractor")
 KEYS_SHOWN = 3
 _REPORTING = ("diffusers.models.modeling_utils", "transformers.modeling_utils")
 """Modules whose ``from_pretrained`` reports the tensors it found. Containers of several networks have their own."""
+_UNUSABLE = (ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, StrictDataclassError)
+"""Errors of libraries that read a configuration or an index of shards with unexpected content."""
 _TRANSFORMERS_ARGUMENT = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
 
 
@@ -80,6 +84,18 @@ def load_networks(
             yield name, network
 
 
+def _json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        ValueError: The file is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON file ({error})") from error
+
+
 def component_class(library: str, name: str) -> type | None:
     """Returns the class of a component that ``model_index.json`` lists; None for one of another library."""
     if library not in ("diffusers", "transformers") and not hasattr(pipelines, library):
@@ -134,7 +150,9 @@ def is_finite(tensor: torch.Tensor) -> bool:
 
 def _components(folder: Path) -> Iterator[tuple[str, tuple[Any, Any]]]:
     """Yields name, library and class of each entry of ``model_index.json``; library and class are None if left out."""
-    index = json.loads((folder / MODEL_INDEX).read_text(encoding="utf-8"))
+    index = _json(folder / MODEL_INDEX)
+    if not isinstance(index, dict):
+        raise ValueError(f"{folder / MODEL_INDEX} is no table of components")
     for name, entry in index.items():
         if isinstance(entry, list) and len(entry) == 2 and not name.startswith("_"):
             yield name, (entry[0], entry[1])
@@ -168,6 +186,7 @@ def _require_folder(folder: Path, name: str, kind: str) -> None:
 
 def _load_network(folder: Path, name: str, kind: Any, dtype: torch.dtype, variant: str | None) -> nn.Module:
     place = folder / name if (folder / name).is_dir() else folder
+    _require_unquantized(place, name, variant)
     is_diffusers = issubclass(kind, ModelMixin)
     options: dict[str, Any] = {"torch_dtype" if is_diffusers else _TRANSFORMERS_ARGUMENT: dtype}
     if not is_diffusers:
@@ -183,11 +202,30 @@ def _load_network(folder: Path, name: str, kind: Any, dtype: torch.dtype, varian
             output_loading_info=True,
             **options,
         )
-    except (ValueError, RuntimeError) as error:
+    except _UNUSABLE as error:
         reason = " ".join(str(error).split()).split(". ")[0]
+        if isinstance(error, KeyError | TypeError | AttributeError):
+            reason = f"its config.json or its index of shards is malformed ({type(error).__name__}: {reason})"
         raise ValueError(f"{name} ({kind.__name__}): {reason}") from error
     require_match(network, name, report)
     return network
+
+
+def _require_unquantized(place: Path, name: str, variant: str | None) -> None:
+    """Rejects weights that another program quantized, where loading would take their integers for values.
+
+    Text encoders may be quantized if their configuration says how.
+    """
+    config = place / "config.json"
+    table = _json(config) if config.is_file() else {}
+    scheme = table.get("quantization_config") if isinstance(table, dict) else None
+    if scheme is not None and name in DENOISERS:
+        method = scheme.get("quant_method") if isinstance(scheme, dict) else scheme
+        raise ValueError(f"{name} is quantized already (quantization_config: {method}); give the full-precision model")
+    if scheme is None:
+        for path in variant_files(place, variant):
+            if integers := integer_weights(path):
+                raise ValueError(f"{name} has integers for weights in {path.name} ({_first(integers)})")
 
 
 def require_match(network: nn.Module, name: str, report: Mapping[str, Collection[Any]]) -> None:
