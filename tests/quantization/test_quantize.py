@@ -1,5 +1,11 @@
 """The main job's own decisions: what it refuses, and what the result knows."""
 
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionPipeline
@@ -8,6 +14,7 @@ import bitbrush
 from bitbrush import METHODS, Quantization
 from bitbrush.methods.recipe import Recipe
 from bitbrush.network.families import UnknownDenoiserError
+from bitbrush.quantization.quantize import calibration_batches
 from bitbrush.timeline.trajectory import planned_timesteps
 
 PROMPTS = ("a red cat", "two blue dogs on the left")
@@ -48,6 +55,33 @@ def test_damaged_weights_are_named(tiny_pipe: StableDiffusionPipeline) -> None:
         tiny_pipe.unet.conv_out.weight[0, 0, 0, 0] = float("nan")
     with pytest.raises(ValueError, match="1 of 288 weights of layer conv_out are NaN"):
         bitbrush.quantize(tiny_pipe, RTN, PROMPTS)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, deque, np.array, iter, lambda texts: (text for text in texts)])
+def test_prompts_are_any_ordered_texts(kind: Callable[[Any], Any]) -> None:
+    (batch,) = calibration_batches(RTN, kind([*PROMPTS, "one that is not used"]))
+    assert batch.prompts == PROMPTS
+    assert {type(prompt) for prompt in batch.prompts} == {str}
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ("a red cat", r"prompts is a str; give a list of texts"),
+        (b"ab", "prompts is a bytes"),
+        (None, "prompts is a NoneType"),
+        (set(PROMPTS), "prompts is a set"),
+        (dict.fromkeys(PROMPTS, 1), "prompts is a dict"),
+        (Path("prompts.txt"), "give a list of texts"),
+        (["a", None], "prompt 1 is None, a NoneType"),
+        ([["a"], ["b"]], r"prompt 0 is \['a'\], a list"),
+        ([b"a", b"b"], "prompt 0 is b'a', a bytes"),
+        (iter(["a"]), "only 1 calibration prompts"),
+    ],
+)
+def test_what_is_no_list_of_texts_is_named(prompts: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        calibration_batches(RTN, prompts)
 
 
 def test_only_as_many_prompts_as_asked_for(tiny_pipe: StableDiffusionPipeline) -> None:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,6 +45,10 @@ def with_infinity(tensors: dict[str, Tensor], key: str) -> None:
     tensors[key].view(-1)[0] = -torch.inf
 
 
+def in_integers(tensors: dict[str, Tensor], key: str) -> None:
+    tensors[key] = (100 * tensors[key]).to(torch.int8)
+
+
 def crowded(tensors: dict[str, Tensor], _: str) -> None:
     tensors["another.weight"] = torch.ones(2)
 
@@ -51,6 +56,7 @@ def crowded(tensors: dict[str, Tensor], _: str) -> None:
 DAMAGES = {
     lacking: r"lacks 1 of its \d+ tensors \({key}\)",
     reshaped: r"{key}.* shape",
+    in_integers: r"has integers for weights \({key}\)",
     with_nan: r"holds NaN or infinity in 1 of its \d+ tensors \({key}\)",
     with_infinity: r"holds NaN or infinity in 1 of its \d+ tensors \({key}\)",
 }
@@ -262,3 +268,33 @@ def test_networks_of_an_artifact_are_read_like_a_models(artifact: Path, part: st
         load_pipeline(artifact, components={"unet": None})
     with pytest.raises(ValueError, match="was altered"):
         bitbrush.load(artifact)
+
+
+UNET, TEXT = "unet/config.json", "text_encoder/config.json"
+SHARDS = "unet/diffusion_pytorch_model.safetensors.index.json"
+UNUSABLE: dict[str, tuple[str, Any, str]] = {
+    "a list for a pipeline's index": (MODEL_INDEX, [], "is no table of components"),
+    "a list for a configuration": (UNET, [], r"unet \(.*config.json is no table of settings"),
+    "a text for a width": (TEXT, {"hidden_size": "eight"}, r"text_encoder \(CLIPTextModel\).*hidden_size"),
+    "a quantized denoiser": (
+        UNET,
+        {"quantization_config": {"quant_method": "fp4"}},
+        "quantized already .*fp4.*full-pre",
+    ),
+    "an index of no shards": (SHARDS, {}, r"unet.*malformed.*weight_map"),
+    "an index that is a list": (SHARDS, [], r"unet.*malformed"),
+}
+
+
+@pytest.mark.parametrize("name", list(UNUSABLE))
+def test_a_file_of_unexpected_content_is_refused(name: str, tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
+    tiny_pipe.save_pretrained(tmp_path)
+    path, content, message = UNUSABLE[name]
+    file = tmp_path / path
+    if path.endswith(".index.json"):
+        (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    elif isinstance(content, dict):
+        content = {**json.loads(file.read_text(encoding="utf-8")), **content}
+    file.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(UnknownModelError, match=message):
+        load_full_precision(tmp_path)

@@ -186,7 +186,6 @@ def _require_folder(folder: Path, name: str, kind: str) -> None:
 
 def _load_network(folder: Path, name: str, kind: Any, dtype: torch.dtype, variant: str | None) -> nn.Module:
     place = folder / name if (folder / name).is_dir() else folder
-    _require_unquantized(place, name, variant)
     is_diffusers = issubclass(kind, ModelMixin)
     options: dict[str, Any] = {"torch_dtype" if is_diffusers else _TRANSFORMERS_ARGUMENT: dtype}
     if not is_diffusers:
@@ -194,6 +193,7 @@ def _load_network(folder: Path, name: str, kind: Any, dtype: torch.dtype, varian
             True  # so that the library reports them by name, and require_match refuses them
         )
     try:
+        _require_unquantized(place, variant, is_denoiser=name in DENOISERS)
         network: nn.Module
         network, report = kind.from_pretrained(
             place,
@@ -211,21 +211,21 @@ def _load_network(folder: Path, name: str, kind: Any, dtype: torch.dtype, varian
     return network
 
 
-def _require_unquantized(place: Path, name: str, variant: str | None) -> None:
+def _require_unquantized(place: Path, variant: str | None, *, is_denoiser: bool) -> None:
     """Rejects weights that another program quantized, where loading would take their integers for values.
 
     Text encoders may be quantized if their configuration says how.
     """
     config = place / "config.json"
     table = _json(config) if config.is_file() else {}
-    scheme = table.get("quantization_config") if isinstance(table, dict) else None
-    if scheme is not None and name in DENOISERS:
-        method = scheme.get("quant_method") if isinstance(scheme, dict) else scheme
-        raise ValueError(f"{name} is quantized already (quantization_config: {method}); give the full-precision model")
-    if scheme is None:
-        for path in variant_files(place, variant):
-            if integers := integer_weights(path):
-                raise ValueError(f"{name} has integers for weights in {path.name} ({_first(integers)})")
+    if not isinstance(table, dict):
+        raise ValueError(f"{config} is no table of settings")
+    scheme = table.get("quantization_config")
+    if scheme is not None and is_denoiser:
+        raise ValueError(f"it is quantized already ({scheme}), and a full-precision model is needed")
+    for path in variant_files(place, variant) if scheme is None else ():
+        if integers := integer_weights(path):
+            raise ValueError(f"{path.name} has integers for weights ({_first(integers)})")
 
 
 def require_match(network: nn.Module, name: str, report: Mapping[str, Collection[Any]]) -> None:
