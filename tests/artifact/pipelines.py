@@ -32,7 +32,7 @@ from transformers import (
 
 import bitbrush
 from bitbrush import Quantization, zoo
-from bitbrush.bench.generation import Generated, generate
+from bitbrush.bench.images.generation import Generated, generate
 from bitbrush.timeline.trajectory import prompt_batches
 
 PROMPTS = ("a red cat", "two blue dogs on the left")

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 import bitbrush
-from bitbrush.bench.collection import Work
-from bitbrush.bench.disturbance import QuantizedActivations
+from bitbrush.bench.experiments.bench.qdiffbench import Protocol
+from bitbrush.bench.experiments.bench.run import run_bench
+from bitbrush.bench.experiments.sensitivity.analysis import step_sensitivities
+from bitbrush.bench.experiments.sensitivity.disturbance import QuantizedActivations
+from bitbrush.bench.images.collection import Work
 from bitbrush.bench.networks import BUNDLED_CLIP
 from bitbrush.bench.networks.chosen import Networks, load_networks
-from bitbrush.bench.qdiffbench import Protocol
-from bitbrush.bench.run import run_bench
-from bitbrush.bench.sensitivity import step_sensitivities
 from bitbrush.network.families import family_of
 from bitbrush.rounding.blocks import reconstruction_blocks
 from bitbrush.runtime.choose import runtime_named

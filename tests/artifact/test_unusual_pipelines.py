@@ -12,7 +12,7 @@ from diffusers import StableDiffusionPipeline
 
 import bitbrush
 from bitbrush import Quantization
-from bitbrush.bench.generation import generate
+from bitbrush.bench.images.generation import generate
 from bitbrush.network.families import UnknownDenoiserError
 from bitbrush.timeline.trajectory import prompt_batches
 from tests.artifact.pipelines import CASES, PROMPTS, UNKNOWN, generated, picture, pipeline, quantized
