@@ -76,7 +76,7 @@ def test_fused_one_after_the_other_on_loading_and_recorded(tiny_pipe: StableDiff
         {"file": "a.safetensors", "sha256": digests[0], "scale": 0.5},
         {"file": "b c.safetensors", "sha256": digests[1], "scale": 1.0},
     ]
-    assert "--lora a.safetensors@0.5 --lora 'b c.safetensors'@1" in quantize_command(manifest)
+    assert "--lora a.safetensors@0.5 --lora 'b c.safetensors@1'" in quantize_command(manifest)
 
 
 @pytest.mark.usefixtures("peft")
