@@ -52,6 +52,7 @@ from bitbrush.sources.identity import model_digest
 from bitbrush.sources.savable import refuse_saving, require_savable
 from bitbrush.sources.schedulers import with_scheduler
 from bitbrush.timeline.defaults import plain_defaults
+from bitbrush.timeline.pipeline_call import require_callable
 from bitbrush.timeline.trajectory import PromptBatch, planned_timesteps, prompt_batches
 
 
@@ -256,6 +257,7 @@ def prepare(
     _require_float(getattr(pipe, family.component), family.component)
     require_savable(pipe)
     source = _in_float32(with_scheduler(pipe, recipe.scheduler))
+    require_callable(type(source), source.scheduler, recipe.plan, inputs or ())
     session = Session(ranks=ranks, progress=progress if ranks.leads else silent)
     allocated = None
     if rounded is not None and recipe.weight_allocation is WeightAllocation.MEASURED:
