@@ -49,6 +49,7 @@ from bitbrush.session.progress import (
 from bitbrush.session.ranks import ALONE, Ranks, ranks
 from bitbrush.session.session import Session
 from bitbrush.sources.identity import model_digest
+from bitbrush.sources.prompt_texts import prompt_texts
 from bitbrush.sources.savable import refuse_saving, require_savable
 from bitbrush.sources.schedulers import with_scheduler
 from bitbrush.timeline.defaults import plain_defaults
@@ -284,14 +285,15 @@ def calibration_batches(
         Batches of prompts with their seeds and inputs.
 
     Raises:
-        ValueError: Fewer than ``num_prompts`` prompts are available.
+        ValueError: Fewer than ``num_prompts`` prompts are available, or they are no texts.
     """
-    if len(prompts) < recipe.num_prompts:
+    texts = prompt_texts(prompts)
+    if len(texts) < recipe.num_prompts:
         raise ValueError(
-            f"num_prompts is {recipe.num_prompts}, but only {len(prompts)} calibration prompts are given; "
+            f"num_prompts is {recipe.num_prompts}, but only {len(texts)} calibration prompts are given; "
             "lower it or give more"
         )
-    return tuple(prompt_batches(prompts[: recipe.num_prompts], recipe.seed, recipe.batch_size, inputs=inputs))
+    return tuple(prompt_batches(texts[: recipe.num_prompts], recipe.seed, recipe.batch_size, inputs=inputs))
 
 
 def require_inputs(pipe: DiffusionPipeline, inputs: Mapping[str, Any]) -> None:

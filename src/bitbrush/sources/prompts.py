@@ -8,6 +8,7 @@ from pathlib import Path
 from diffusers import DiffusionPipeline
 
 from bitbrush.sources.prompt_files import read_prompt_file
+from bitbrush.sources.prompt_texts import shortened
 from bitbrush.zoo import MODELS, prompt_set, prompt_sets
 
 CALIBRATION, TEST = "calibration", "test"
@@ -122,10 +123,6 @@ def too_long(pipe: DiffusionPipeline, prompts: Sequence[str]) -> Iterator[str]:
         if len(tokens) > limit:
             dropped = tokenizer.decode(tokens[limit - 1 : -1])
             yield (
-                f"prompt {_shortened(prompt)!r} has {len(tokens)} tokens, the text encoder takes {limit}; "
-                f"dropped: {_shortened(dropped)!r}"
+                f"prompt {shortened(prompt)!r} has {len(tokens)} tokens, the text encoder takes {limit}; "
+                f"dropped: {shortened(dropped)!r}"
             )
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= 80 else f"{text[:77]}..."

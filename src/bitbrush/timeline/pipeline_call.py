@@ -1,7 +1,6 @@
 """Checks of a sampling plan against the pipeline's call and the scheduler; they need no weights."""
 
 import inspect
-import math
 import types
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Union, get_args, get_origin
@@ -27,6 +26,8 @@ OWN_ARGUMENTS = frozenset(
 SIDES = ("height", "width")
 LARGEST_SIDE = 16384
 """Pixels; far above what any model makes, and below what exhausts memory at once."""
+LARGEST_NUMBER = 2**53
+"""Up to which every whole number is exact in floating point; NaN is not below it."""
 OWN_TIMESTEPS = ("timesteps", "sigmas")
 """Arguments that replace the timesteps which follow from the number of steps."""
 STEP_LIMITS = ("num_train_timesteps", "original_inference_steps")
@@ -112,7 +113,7 @@ def _fits(value: Any, kind: Any) -> bool:
         return True
     if kind in (int, float):
         number = int if kind is int else int | float
-        return isinstance(value, number) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, number) and not isinstance(value, bool) and abs(value) <= LARGEST_NUMBER
     if kind is list:
         return isinstance(value, list | tuple)
     return isinstance(kind, type) and isinstance(value, kind)
