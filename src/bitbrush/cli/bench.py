@@ -89,21 +89,20 @@ def bench(
     if plans is not None:
         plans_of_bench(plans, reference, candidates, output, _given(context))
         return
-    sources = named_candidates(candidates)
-    for name, place in {"--output": output, "--pictures": pictures}.items():
-        if place is not None:
-            require_output(
-                place, [reference, config, images, masks, *sources.values(), *lora_files(loras)], option=name
-            )
     launched_ranks()
     require_known(reference, revision)
     quiet_libraries()
     from bitbrush.bench.networks.chosen import load_networks
     from bitbrush.bench.run import bench_protocol, require_bench_folder
+    from bitbrush.bench.subjects import named_candidates
     from bitbrush.sources.early_checks import require_plan
     from bitbrush.sources.input_images import read_inputs
     from bitbrush.sources.models import find_model
 
+    sources = named_candidates(candidates)
+    read = [reference, config, images, masks, *sources.values(), *lora_files(loras)]
+    require_output(output, read)
+    require_output(pictures or output, read, option="--pictures")
     require_bench_folder(output)
     options = model_options(revision, variant, config, loras)
     find_model(reference, options)

@@ -91,7 +91,7 @@ def plans(
     find_model(model, options)
     read_manifest(artifact)
     base = plan_for([str(artifact)], {"guidance_scale": guidance_scale})
-    for name in names or [base.scheduler]:
+    for name in names or (base.scheduler,):
         for count in counts or [base.steps]:
             require_plan(model, options, replace(base, scheduler=name, steps=count))
     inputs = read_inputs(images, masks)

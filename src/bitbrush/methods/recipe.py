@@ -125,7 +125,8 @@ def _pipeline_argument(name: str, value: Any) -> PipelineArgument:
         all(isinstance(one, bool | int | float | str | None) for one in values) and all(map(math.isfinite, numbers))
     ):
         raise ValueError(
-            f"pipeline argument {name} is {value!r}; it must be a finite number, a text, true or false, or a list of these"
+            f"pipeline argument {name} is {value!r}; it must be a number, a text, true or false, or a list of these "
+            "(no infinity or NaN)"
         )
     return tuple(value) if isinstance(value, list) else value
 
