@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from bitbrush.cli import app
-from tests.artifact.pipelines import PNDM, Case, pipeline, stable_diffusion
+from tests.artifact.pipelines import Case, pipeline, stable_diffusion
 
 SMALL = {
     "sample_size": 8,
@@ -25,6 +25,82 @@ SMALL = {
 }
 PROMPTS = ("a red cat", "a blue dog", "a green owl", "two yellow birds")
 Options = dict[str, str]
+
+
+ALL = "quantize recalibrate generate bench ablate plans sensitivity"
+DEEP = "[" * 100_000
+BAD_PROMPTS = (
+    "missing.txt empty.txt blank.txt binary.txt nul.txt model pipe deep.json number.json columns.csv nul.csv "
+    "no.parquet long.txt infinite.json"
+)
+RESERVED = "prompt generator num_inference_steps guidance_scale kwargs callback self no_such output_type"
+BAD_LORAS = "foreign shapes ranks alpha loha integers nan empty text missing"
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """Values of an option that only its meaning makes bad; ``is_path`` for those below the root."""
+
+    option: str
+    commands: str
+    values: Sequence[str]
+    names: tuple[str, ...] = ()
+    is_path: bool = False
+
+
+MEANINGS = (
+    Meaning("--prompts", "quantize compare sensitivity", BAD_PROMPTS.split(), is_path=True),
+    Meaning("--prompts", "recalibrate bench ablate plans", BAD_PROMPTS.split()[:5], is_path=True),
+    Meaning(
+        "--pipeline-argument",
+        "quantize generate",
+        ("height=N", "height=0", "height=-8", "height=8.5", "height=true", "height=1000000000", "height=7", "height"),
+        ("height",),
+    ),
+    Meaning(
+        "--pipeline-argument", "quantize generate", [f"{name}=1" for name in RESERVED.split()], tuple(RESERVED.split())
+    ),
+    Meaning("--pipeline-argument", "generate", ("latents=1", "clip_skip=x", "clip_skip=100"), ("latents", "skip")),
+    Meaning("--pipeline-argument", "quantize generate", ("eta=0.5", "guidance_rescale=NaN"), ("eta", "rescale")),
+    Meaning("--pipeline-argument", "quantize generate", (f"height={DEEP}", f"height={'9' * 5000}"), ("height",)),
+    Meaning("--pipeline-argument", "quantize", ('cross_attention_kwargs={"a": 1}', "=1"), ("kwargs", "NAME=VALUE")),
+    Meaning(
+        "--relax",
+        "quantize recalibrate",
+        ("1.0:0.8@10", "0.5:0.5@10", "0.8:1.2@10", "-1:1@10", "nan:1@10", "0.8:1@99", "0.8:1@8", "auto:nan", "x"),
+        ("relax",),
+    ),
+    Meaning("--exclude", "quantize", ("*", "no.such.layer", "[", ""), ("exclude",)),
+    Meaning("--high-precision", "quantize", ("no.such.layer", ""), ("high_precision",)),
+    Meaning("--steps", ALL, ("1001", "100000"), ("steps",)),
+    Meaning("--lora", "quantize sensitivity", [f"{name}.safetensors" for name in BAD_LORAS.split()], is_path=True),
+    Meaning(
+        "--lora",
+        "quantize bench",
+        [f"foreign.safetensors@{scale}" for scale in ("nan", "inf", "1e300", "x")],
+        ("LoRA",),
+        True,
+    ),
+    Meaning(
+        "-o",
+        ALL,
+        ("model", "artifact", "prompts.txt", "prompts.txt/below", "n" * 300, "x/" * 2500),
+        ("put", "file"),
+        True,
+    ),
+    Meaning("-o", "quantize bench", ("model/unet/deeper",), ("output",), True),
+    Meaning("--scheduler", "quantize generate ablate", ("ddpm2", "StableDiffusionPipeline", "flow_euler", "os")),
+    Meaning("--images", "quantize bench", ("missing", "prompts.txt", "empty-folder", "text-images"), is_path=True),
+    Meaning(
+        "--recipe", "quantize", ("missing.toml", "number.json", "deep.json", "binary.txt", "nul.txt"), is_path=True
+    ),
+    Meaning("--recipe", "quantize", ("unknown.toml",), ("no_such_key",), True),
+    Meaning(
+        "--device", "quantize recalibrate sensitivity", ("tpu", "cuda:99", "cpu:1", ""), ("device", "CUDA", "cuda")
+    ),
+    Meaning("--seeds", "bench", ("1,1", "1;2", "-1", str(2**64), "1,,2", ""), ("seeds",)),
+    Meaning("--noise", "sensitivity", ("0", "1e9"), ("noise",)),
+)
 
 
 @dataclass(frozen=True)
@@ -79,134 +155,25 @@ class Folders:
         }
         return lines[command]
 
-    def meanings(self) -> Iterator[tuple[str, str, tuple[str, ...]]]:
-        """Yields an option, a value that its meaning makes bad, and words of which the message must hold one."""
-        for name in ("missing.txt", "empty.txt", "blank.txt", "binary.txt", "nul.txt", "model", "pipe", "deep.json"):
-            yield "--prompts", self.path(name), (name,)
-        for name in ("number.json", "columns.csv", "nul.csv", "no.parquet", "long.txt", "infinite.json"):
-            yield "--prompts", self.path(name), (name,)
-        for value in (
-            "height=N",
-            "height=0",
-            "height=-8",
-            "height=8.5",
-            "height=true",
-            "height=1000000000",
-            "height=7",
-        ):
-            yield "--pipeline-argument", value, ("height",)
-        for name in (
-            "prompt",
-            "generator",
-            "num_inference_steps",
-            "guidance_scale",
-            "kwargs",
-            "callback",
-            "self",
-            "no_such",
-        ):
-            yield "--pipeline-argument", f"{name}=1", (name,)
-        for value in ("latents=1", "eta=0.5", "clip_skip=x", "clip_skip=100", "guidance_rescale=NaN", "height", "=1"):
-            yield "--pipeline-argument", value, (value.split("=")[0] or "NAME=VALUE", "NAME=VALUE")
-        deep = "[" * 100_000
-        for value in (
-            f"height={deep}",
-            f"height={'9' * 5000}",
-            'cross_attention_kwargs={"a": 1}',
-            "negative_prompt=[1]x\0",
-        ):
-            yield "--pipeline-argument", value, ("height", "cross_attention_kwargs", "NUL")
-        for value in (
-            "1.0:0.8@10",
-            "0.5:0.5@10",
-            "0.8:1.2@10",
-            "-1:1@10",
-            "nan:1@10",
-            "0.8:1@99",
-            "0.8:1@8",
-            "auto:nan",
-            "x",
-        ):
-            yield "--relax", value, ("relax",)
-        for value in ("*", "no.such.layer", "[", ""):
-            yield "--exclude", value, ("exclude",)
-        for value in ("no.such.layer", ""):
-            yield "--high-precision", value, ("high_precision",)
-        for value in ("1001", "100000"):
-            yield "--steps", value, ("steps",)
-        for name in ("foreign", "shapes", "ranks", "alpha", "loha", "integers", "nan", "empty", "text"):
-            yield "--lora", self.path(f"{name}.safetensors"), (f"{name}.safetensors",)
-        for scale in ("nan", "inf", "1e300", "x", ""):
-            yield "--lora", f"{self.path('foreign.safetensors')}@{scale}", ("LoRA",)
-        for value in (
-            "model",
-            "model/unet/deeper",
-            "artifact",
-            "prompts.txt",
-            "prompts.txt/below",
-            "n" * 300,
-            "x/" * 2500,
-        ):
-            yield "-o", self.path(value), ("output", value[:40])
-        for value in ("ddpm2", "StableDiffusionPipeline", "flow_euler", "os", "DDIMScheduler2"):
-            yield "--scheduler", value, (value, "scheduler")
-        for name in ("missing", "prompts.txt", "empty-folder", "text-images"):
-            yield "--images", self.path(name), (name,)
-        for name in ("missing.toml", "number.json", "deep.json", "binary.txt", "nul.txt", "unknown.toml"):
-            yield "--recipe", self.path(name), (name, "no_such_key", "KEY=VALUE", "no method")
-        for value in ("tpu", "cuda:99", "cpu:1", ""):
-            yield "--device", value, ("device", value)
-        for value in ("1,1", "1;2", "-1", str(2**64), "1,,2", ""):
-            yield "--seeds", value, ("seeds",)
-        yield "--noise", "0", ("noise",)
-        yield "--noise", "1e9", ("noise",)
-
-    def takes(self, command: str, option: str) -> bool:
-        """Tells whether a command has an option of the meaning that :meth:`meanings` has in mind."""
-        some = {
-            "--relax": ("quantize", "recalibrate"),
-            "--exclude": ("quantize",),
-            "--high-precision": ("quantize",),
-            "--recipe": ("quantize",),
-            "--device": ("quantize", "recalibrate", "sensitivity"),
-            "--seeds": ("bench",),
-            "--noise": ("sensitivity",),
-            "--prompts": ("quantize", "recalibrate", "compare", "bench", "ablate", "plans", "sensitivity"),
-            "--lora": ("quantize", "bench", "sensitivity"),
-            "--images": ("quantize", "compare", "bench"),
-            "--pipeline-argument": ("quantize", "generate"),
-            "--steps": ("quantize", "recalibrate", "generate", "bench", "plans", "ablate", "sensitivity"),
-            "--scheduler": ("quantize", "generate", "ablate"),
-            "-o": ("quantize", "recalibrate", "generate", "bench", "ablate", "plans", "sensitivity"),
-        }
-        return command in some[option]
+    def meanings(self) -> Iterator[tuple[str, str, str, tuple[str, ...]]]:
+        """Yields a command, an option, a bad value, and words of which the message must hold one."""
+        for meaning in MEANINGS:
+            for command in meaning.commands.split():
+                for value in meaning.values:
+                    names = meaning.names or (value.strip("@")[:40],)
+                    yield command, meaning.option, self.path(value) if meaning.is_path else value, names
 
     def whole_lines(self) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
         """Yields whole command lines with arguments that are bad, and words of their messages."""
         model, artifact, new = self.path("model"), self.path("artifact"), ("-o", self.path("new"))
         few = ("--prompts", self.path("prompts.txt"), "--num-images", "3", "--clip", "emoji-clip")
-        for candidate in (
-            "/nosuch",
-            "owner/no-such",
-            self.path("prompts.txt"),
-            self.path("empty-folder"),
-            "NAME=/nosuch",
-            "",
-        ):
+        missing = ("/nosuch", self.path("empty-folder"), self.path("prompts.txt"), "")
+        for candidate in (*missing, "owner/no-such", "NAME=/nosuch"):
             yield ("bench", model, candidate, *new, *few), ("candidate",)
         yield ("bench", artifact, artifact, *new, *few), ("artifact",)
-        for name in (
-            "/nosuch",
-            "emoji-ds",
-            self.path("empty-folder"),
-            self.path("prompts.txt"),
-            artifact,
-            "",
-            "a/b/c",
-            "\udcff/x",
-        ):
+        for name in (*missing, "emoji-ds", artifact, "a/b/c", "\udcff/x"):
             yield ("quantize", name, *new, "--prompts", self.path("prompts.txt")), (name, "model", "artifact")
-        for name in ("/nosuch", self.path("empty-folder"), self.path("prompts.txt"), ""):
+        for name in missing:
             yield ("generate", name, "a cat", *new), (name, "model")
             yield ("inspect", name), (name, "artifact")
         for prompt in ("", "  ", "\n", "a\0b", "\udcff", "x" * 20_000):
@@ -225,8 +192,7 @@ class Folders:
 
 def make_folders(root: Path) -> Folders:
     """Makes the model, its artifact and all files below ``root``."""
-    case = Case(lambda: stable_diffusion(SMALL, PNDM))
-    pipeline(case).save_pretrained(root / "model")
+    pipeline(Case(stable_diffusion("StableDiffusionPipeline", SMALL))).save_pretrained(root / "model")
     _write_texts(root)
     _write_loras(root)
     folders = Folders(root)

@@ -165,10 +165,8 @@ def _type_of(parameter: click.Option) -> str:
 
 def written_by_hand(folders: Folders) -> Iterator[Bad]:
     """Yields what only the meaning of an option makes bad."""
-    for option, value, names in folders.meanings():
-        for command in ("quantize", "recalibrate", "generate", "compare", "bench", "ablate", "plans", "sensitivity"):
-            if folders.takes(command, option):
-                yield Bad((*folders.valid(command, without=(option,)), option, value), names)
+    for command, option, value, names in folders.meanings():
+        yield Bad((*folders.valid(command, without=(option,)), option, value), names)
     yield from (Bad(words, names) for words, names in folders.whole_lines())
 
 
