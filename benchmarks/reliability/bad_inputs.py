@@ -54,7 +54,7 @@ MEANINGS = (
     Meaning(
         "--pipeline-argument",
         "quantize generate",
-        ("height=N", "height=0", "height=-8", "height=8.5", "height=true", "height=1000000000", "height=7", "height"),
+        ("height=N", "height=0", "height=-8", "height=8.5", "height=true", "height=1000000000", "height"),
         ("height",),
     ),
     Meaning(

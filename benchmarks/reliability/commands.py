@@ -6,8 +6,10 @@ command. Others are written by hand, since only a person knows that `--exclude '
 """
 
 import argparse
+import inspect
 import json
 import random
+import shutil
 import signal
 import tempfile
 import time
@@ -38,6 +40,13 @@ HOSTILE = {
     "text": ["\0", "\udcff", "no-such-value"],
     "path": ["\0", "\udcff", "n" * 300],
 }
+OTHER_NAMES = {
+    "methods": ("no-such-value",),
+    "recipes": ("recipe",),
+    "loras": ("LoRA",),
+    "pipeline_arguments": ("NAME=VALUE",),
+}
+"""What messages call an option that has another name than its parameter."""
 REFUSED, TRACEBACK, ACCEPTED, SLOW, WRITTEN, UNNAMED = (
     "refused by name",
     "traceback",
@@ -99,6 +108,7 @@ def outcome_of(bad: Bad, root: Path) -> tuple[str, str]:
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         return TRACEBACK, "".join(traceback.format_exception(result.exception))
     if _listing(root) != before:
+        shutil.rmtree(root / "new", ignore_errors=True)  # so that the next command line meets what this one met
         return WRITTEN, told
     if result.exit_code != 2:
         return ACCEPTED, f"exit {result.exit_code}: {told}"
@@ -142,22 +152,30 @@ def bad_commands(folders: Folders, count: int, seed: int) -> list[Bad]:
 def generated_by_type(folders: Folders) -> Iterator[Bad]:
     """Yields hostile values of every option of every command, by the option's type."""
     group: Any = typer.main.get_command(app)
+    callbacks = {one.callback.__name__: one.callback for one in app.registered_commands if one.callback}
     for name, command in group.commands.items():
+        kinds = {
+            one.name: str(one.annotation)
+            for one in inspect.signature(callbacks[name], eval_str=True).parameters.values()
+        }
         for parameter in command.params:
-            if parameter.param_type_name == "option" and not parameter.is_flag:
-                for value in HOSTILE[_type_of(parameter)]:
-                    flag = parameter.opts[-1]
-                    names = (parameter.name or flag, flag.removeprefix("--"), flag.removeprefix("--").replace("-", "_"))
-                    yield Bad((*folders.valid(name, without=parameter.opts), f"{flag}={value}"), (flag, *names))
+            if parameter.param_type_name == "option" and parameter.name in kinds and not parameter.is_flag:
+                flag, key = parameter.opts[-1], parameter.name
+                for value in HOSTILE[_kind(key, kinds[key])]:
+                    words = (*folders.valid(name, without=parameter.opts), f"{flag}={value}")
+                    yield Bad(
+                        words, (flag, flag.removeprefix("--"), key, key.replace("_", " "), *OTHER_NAMES.get(key, ()))
+                    )
         yield Bad((*folders.valid(name), "--no-such-option"), ("--no-such-option",))
-        yield Bad((*folders.valid(name), "\0"), ("NUL", "argument"))
 
 
-def _type_of(parameter: Any) -> str:
-    kind = parameter.type.name.split()[0]  # "integer range" is an integer, too
-    if kind in ("integer", "float"):
-        return str(kind)
-    return "path" if parameter.name in ("output", "pictures", "markdown") else "text"
+def _kind(name: str, annotation: str) -> str:
+    """Tells which hostile values an option gets, by its annotation."""
+    if "float" in annotation.partition("Option")[0]:
+        return "float"
+    if "int" in annotation.partition(",")[0].partition("Option")[0]:
+        return "integer"
+    return "path" if name in ("output", "pictures", "markdown") else "text"
 
 
 def written_by_hand(folders: Folders) -> Iterator[Bad]:

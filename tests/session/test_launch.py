@@ -22,7 +22,7 @@ def test_nonsense_is_named(name: str, value: str) -> None:
 
 @pytest.mark.parametrize("environment", [{"RANK": "x"}, {"RANK": "1"}, {"WORLD_SIZE": "0"}, {**TWO, "RANK": "2"}])
 def test_numbers_must_agree(environment: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match="the environment variable (RANK|WORLD_SIZE) is"):
+    with pytest.raises(ValueError, match=r"the environment variable (RANK|WORLD_SIZE) is"):
         launched_ranks(environment)
 
 
