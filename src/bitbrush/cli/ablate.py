@@ -84,7 +84,9 @@ def ablate(
     loras: Loras = None,
 ) -> None:
     """Compare recipes at several bit settings under one protocol; run it again to go on, or twice to share the work."""
-    require_output(output, [model, config, images, masks, *lora_files(loras)])
+    read = [model, config, images, masks, *lora_files(loras)]
+    require_output(output, read)
+    require_output(markdown or output, read, option="--markdown")
     require_known(model, revision)
     quiet_libraries()
     from bitbrush.bench.ablation.folder import REPORT

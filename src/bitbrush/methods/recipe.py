@@ -322,7 +322,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     try:
         content = path.read_text(encoding="utf-8")
         keys = json.loads(content) if path.suffix == ".json" else tomllib.loads(content)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"recipe {path} cannot be read: {error}") from error
     if not isinstance(keys, dict):
         raise ValueError(f"recipe {path} holds a {type(keys).__name__}; a table of keys is needed")

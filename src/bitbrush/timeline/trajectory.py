@@ -294,9 +294,23 @@ def planned_timesteps(
         component: Name of its denoiser.
         plan: Sampling plan.
         batch: A batch of the run; its first prompt supplies the inputs that the pipeline requires.
+
+    Raises:
+        ValueError: The pipeline fails on the plan's arguments, in whatever way.
     """
-    with start(pipe, component, batch[:1] if batch else PromptBatch(("",), (0,)), plan) as trajectory:
-        return pending([trajectory])[0].planned
+    try:
+        with start(pipe, component, batch[:1] if batch else PromptBatch(("",), (0,)), plan) as trajectory:
+            return pending([trajectory])[0].planned
+    except torch.OutOfMemoryError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        if not plan.arguments:
+            raise
+        given = ", ".join(f"{name}={value!r}" for name, value in plan.arguments)
+        raise ValueError(
+            f"{type(pipe).__name__} cannot be called with the pipeline arguments {given} "
+            f"({type(error).__name__}: {error}); change them or leave them out"
+        ) from error
 
 
 def lockstep(trajectories: Sequence[Trajectory]) -> Iterator[list[DenoiserCall]]:
