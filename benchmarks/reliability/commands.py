@@ -34,10 +34,12 @@ RESULTS = Path(__file__).parents[1] / "results" / "reliability-commands.json"
 SECONDS = 60
 """Limit of one command; a busy machine loads a tiny model in a few."""
 BIG = str(2**64)
+NO_SUCH = "no-such-value"
+"""Value whose repetition in a message names the thing."""
 HOSTILE = {
     "integer": ["-1", BIG, "1.5", "", "x", "nan", "1e3", "9" * 5000, "0x10", " ", "--", "½"],
     "float": ["nan", "inf", "-inf", "-1", "", "x", "1e400", "--", "1,5", "NaN%"],
-    "text": ["\0", "\udcff", "no-such-value"],
+    "text": ["\0", "\udcff", NO_SUCH],
     "path": ["\0", "\udcff", "n" * 300],
 }
 OTHER_NAMES = {
@@ -164,7 +166,8 @@ def generated_by_type(folders: Folders) -> Iterator[Bad]:
                 for value in HOSTILE[_kind(key, kinds[key])]:
                     words = (*folders.valid(name, without=parameter.opts), f"{flag}={value}")
                     yield Bad(
-                        words, (flag, flag.removeprefix("--"), key, key.replace("_", " "), *OTHER_NAMES.get(key, ()))
+                        words,
+                        (NO_SUCH, flag, flag.removeprefix("--"), key, key.replace("_", " "), *OTHER_NAMES.get(key, ())),
                     )
         yield Bad((*folders.valid(name), "--no-such-option"), ("--no-such-option",))
 

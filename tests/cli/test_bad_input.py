@@ -49,6 +49,22 @@ def test_generate(refused: Callable[..., str], artifact: Path, tmp_path: Path, o
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("digits.json", "9" * 5000),
+        ("deep.json", "[" * 100_000),
+        ("deep.toml", "a=" + "[" * 100_000),
+        ("list.json", "[]"),
+    ],
+)
+def test_recipe_files_are_named(
+    refused: Callable[..., str], model: Path, tmp_path: Path, name: str, content: str
+) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    assert name in refused("quantize", model, "-o", tmp_path / "new", "--recipe", tmp_path / name)
+
+
 @pytest.mark.parametrize("prompt", ["a\0cat", "a \udcff cat", "x" * 20_000])
 def test_prompts_that_are_no_text(refused: Callable[..., str], artifact: Path, tmp_path: Path, prompt: str) -> None:
     assert "prompts" in refused("generate", artifact, prompt, "-o", tmp_path / "new")

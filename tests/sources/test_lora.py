@@ -299,6 +299,7 @@ def test_scales_are_finite_numbers(tmp_path: Path, scale: str) -> None:
 
 
 @pytest.mark.usefixtures("peft")
+@pytest.mark.filterwarnings("ignore:While injecting the PEFT adapters")
 def test_updates_of_layers_by_part_of_their_names_are_refused(
     tiny_pipe: StableDiffusionPipeline, tmp_path: Path
 ) -> None:
