@@ -43,7 +43,6 @@ HOSTILE = {
     "path": ["\0", "\udcff", "n" * 300],
 }
 OTHER_NAMES = {
-    "methods": ("no-such-value",),
     "recipes": ("recipe",),
     "loras": ("LoRA",),
     "pipeline_arguments": ("NAME=VALUE",),

@@ -29,7 +29,7 @@ from bitbrush.numerics.limits import MAX_COUNT, MAX_SEED, MAX_STEPS
 from bitbrush.sources.model_names import require_known
 
 if TYPE_CHECKING:
-    from bitbrush.bench.ablation.recipes import Setting
+    from bitbrush.bench.experiments.ablate.recipes import Setting
 
 
 def ablate(
@@ -89,8 +89,8 @@ def ablate(
     require_output(markdown or output, read, option="--markdown")
     require_known(model, revision)
     quiet_libraries()
-    from bitbrush.bench.ablation.folder import REPORT
-    from bitbrush.bench.ablation.run import (
+    from bitbrush.bench.experiments.ablate.folder import REPORT
+    from bitbrush.bench.experiments.ablate.run import (
         ablation_job,
         compared_with,
         failed_cells,
@@ -147,7 +147,7 @@ def ablate(
 
 def _recipes(methods: str | None, recipes: Sequence[str] | None) -> list[str]:
     """Combines the recipes of both options; the default is all methods but paper."""
-    from bitbrush.bench.ablation.recipes import USUAL_RECIPES
+    from bitbrush.bench.experiments.ablate.recipes import USUAL_RECIPES
 
     named = _parts(methods) if methods is not None else [] if recipes else list(USUAL_RECIPES)
     return [*named, *(recipes or ())]
@@ -169,8 +169,8 @@ def _announcement(model: str, compared: "Sequence[Setting]", pictures: int, sets
 
 
 def _print(document: dict[str, Any]) -> None:
-    from bitbrush.bench.ablation.standing import headline, missing_text
-    from bitbrush.bench.ablation.tables import bits_tables
+    from bitbrush.bench.experiments.ablate.standing import headline, missing_text
+    from bitbrush.bench.experiments.ablate.tables import bits_tables
 
     columns = {0: "PSNR, dB", 1: "median", 2: "latent MSE", 4: f"less\n{document['against']}'s", 5: "times\nits MSE"}
     for one in bits_tables(document):

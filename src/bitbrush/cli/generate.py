@@ -55,7 +55,7 @@ def generate(
     quiet_libraries()
     from bitbrush.artifact.manifest import artifact_folder, is_artifact
     from bitbrush.artifact.store import load_with
-    from bitbrush.bench.pictures import require_pictures, write_pictures
+    from bitbrush.bench.images.gallery import require_pictures, write_pictures
     from bitbrush.sources.early_checks import require_plan, require_plan_of_folder
     from bitbrush.sources.input_images import read_image
     from bitbrush.sources.models import ModelOptions

@@ -27,9 +27,9 @@ from bitbrush.numerics.limits import MAX_COUNT, MAX_SEED, MAX_STEPS
 from bitbrush.sources.model_names import require_known
 
 if TYPE_CHECKING:
+    from bitbrush.bench.experiments.plans.figures import CellFigures
+    from bitbrush.bench.experiments.plans.plan_list import Plan
     from bitbrush.bench.metrics.interval import Interval
-    from bitbrush.bench.plans.figures import CellFigures
-    from bitbrush.bench.plans.plan_list import Plan
 
 
 def plans(
@@ -70,15 +70,15 @@ def plans(
     require_known(model, revision)
     quiet_libraries()
     from bitbrush.artifact.manifest import read_manifest
-    from bitbrush.bench.plans.measure import Recalibration
-    from bitbrush.bench.plans.plan_list import list_plans
-    from bitbrush.bench.plans.run import (
+    from bitbrush.bench.experiments.candidates import plan_for
+    from bitbrush.bench.experiments.plans.measure import Recalibration
+    from bitbrush.bench.experiments.plans.plan_list import list_plans
+    from bitbrush.bench.experiments.plans.run import (
         REPORT,
         open_plans,
         require_plans_folder,
         run_plans,
     )
-    from bitbrush.bench.subjects import plan_for
     from bitbrush.sources.early_checks import require_plan
     from bitbrush.sources.input_images import read_inputs
     from bitbrush.sources.models import find_model
@@ -193,7 +193,7 @@ def _announcement(model: str, artifact: Path, plans: "Sequence[Plan]", pictures:
 
 
 def _print(figures: "Sequence[CellFigures]") -> None:
-    from bitbrush.bench.plans.figures import headline
+    from bitbrush.bench.experiments.plans.figures import headline
 
     columns = ["scheduler", "steps", "latent\nMSE", "PSNR"]
     recalibrated = any(one.recalibrated for one in figures)
@@ -232,6 +232,6 @@ def _again(one: "CellFigures") -> list[str]:
 
 
 def _digits(interval: "Interval") -> str:
-    from bitbrush.bench.number_format import format_number
+    from bitbrush.bench.pages.number_format import format_number
 
     return format_number(interval.mean, digits=3)
