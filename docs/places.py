@@ -9,6 +9,7 @@ PLACES = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
     "training/emoji/README.md": "bundled-models.md",
     "LICENSE": "records/LICENSE.txt",
     "src/bitbrush/zoo/NOTICE": "records/NOTICE.txt",

@@ -1,5 +1,7 @@
 """The model card: figures from the manifest, and the command that makes the artifact again."""
 
+import json
+import re
 import shlex
 from pathlib import Path
 
@@ -27,7 +29,7 @@ def test_the_command_leaves_out_what_is_the_pipelines_own(saved: Path) -> None:
     manifest["recipe"] |= {"scheduler": "own", "exclude": ["a*", "b"], "high_precision": ["c"]}
     command = quantize_command(manifest)
     assert "--scheduler" not in command
-    assert command.endswith("--exclude 'a*' --exclude 'b' --high-precision 'c'")
+    assert command.endswith("--exclude 'a*' --exclude b --high-precision c")
 
 
 def test_the_command_holds_what_the_pipeline_was_given(saved: Path) -> None:
@@ -51,7 +53,7 @@ def test_the_card_says_what_it_is(saved: Path) -> None:
     assert (data.base_model, data.get("base_model_relation")) == ("someone/tiny", "quantized")
     assert (data.library_name, data.pipeline_tag) == ("diffusers", "text-to-image")
     assert data.tags == ["bitbrush", "quantized"]
-    assert "# someone/tiny, pcr W4A8\n" in card
+    assert "# `someone/tiny`, pcr W4A8\n" in card
     assert quantize_command(manifest) in card
     layers = manifest["layers"]
     quantized = len(layers) - sum(layer["excluded"] is not None for layer in layers)
@@ -66,3 +68,78 @@ def test_a_base_model_off_the_hub_is_in_the_text_alone(saved: Path, name: str) -
     assert card.data.base_model is None
     assert card.data.get("base_model_relation") is None
     assert f"The denoiser of `{name}` quantized" in card.text
+
+
+HOSTILE = (
+    "a b; touch owned",
+    "$(touch owned)",
+    "`touch owned`",
+    "'; touch owned; '",
+    '"quoted" \\',
+    "--overwrite",
+    "-h",
+    "```\n# heading\n```",
+    "---\nbase_model: other/model\n---",
+    "{{ tags }}",
+    "line\nbreak",
+    "<script>alert(1)</script>",
+    "*",
+    "null",
+    "é \N{SNOWMAN}",
+)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_shell_reads_back_what_the_manifest_holds(saved: Path, text: str) -> None:
+    manifest = read_manifest(saved)
+    manifest["base_model"] = text
+    manifest["base_model_options"] = {"variant": text, "loras": [{"file": text, "scale": 0.5, "sha256": "0"}]}
+    manifest["recipe"] |= {"exclude": [text], "high_precision": [text], "pipeline_arguments": {"prompt_2": text}}
+    words = shlex.split(quantize_command(manifest))
+    assert words[:3] == ["bitbrush", "quantize", f"./{text}" if text.startswith("-") else text]
+    given = dict(zip(words[3::2], words[4::2], strict=True))
+    assert given["--exclude"] == given["--high-precision"] == given["--variant"] == text
+    assert given["--lora"] == f"{text}@0.5"
+    pair = given["--pipeline-argument"]
+    assert dict(Recipe().updated({"pipeline_arguments": [pair]}).pipeline_arguments) == {"prompt_2": text}
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_recalibration_quotes_both_of_its_commands(saved: Path, text: str) -> None:
+    manifest = read_manifest(saved)
+    changed = {**manifest["recipe"], "pipeline_arguments": {"prompt_2": text}}
+    manifest |= {"base_model": text, "recalibrated_from": {"recipe": manifest["recipe"]}, "recipe": changed}
+    words = shlex.split(quantize_command(manifest))
+    second = words.index("bitbrush", 1)
+    assert words[second : second + 5] == ["bitbrush", "recalibrate", "DIR0", "-o", "DIR"]
+    assert words[second + 5 :] == ["--pipeline-argument", f"prompt_2={json.dumps(text)}"]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_the_cards_metadata_and_blocks_hold_no_more_than_the_plain_cards(saved: Path, text: str) -> None:
+    manifest = read_manifest(saved)
+    manifest["recipe"]["exclude"] = [text]
+    plain, card = (ModelCard(model_card({**manifest, "base_model": name})) for name in ("someone/tiny", text))
+    assert {**card.data.to_dict(), **BASE_MODEL} == {**plain.data.to_dict(), **BASE_MODEL}
+    kinds = [token.split("\n", 1)[0] for token in _blocks(card.text)]
+    assert kinds == [token.split("\n", 1)[0] for token in _blocks(plain.text)]
+    assert quantize_command({**manifest, "base_model": text}) in _blocks(card.text)[-1]
+
+
+BASE_MODEL = {"base_model": None, "base_model_relation": None}
+
+
+def _blocks(markdown: str) -> list[str]:
+    """The fenced blocks, as CommonMark delimits them: a fence is closed by one that is as long, or longer."""
+    blocks, fence, lines = [], "", []
+    for line in markdown.splitlines():
+        ticks = re.match("`{3,}", line)
+        if not fence and ticks:
+            fence, lines = ticks[0], [line.lstrip("`")]
+        elif fence and ticks and len(ticks[0]) >= len(fence) and not line.strip("`"):
+            blocks.append("\n".join(lines))
+            fence = ""
+        elif fence:
+            lines.append(line)
+    assert not fence
+    return blocks

@@ -52,9 +52,11 @@ def many(tmp_path: Path) -> Path:
 def bench(run: Callable[..., Result], model: Path, prompts: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """Runs it on candidates with further options; gives the results."""
 
-    def invoke(*arguments: object, output: Path = tmp_path / "bench", texts: Path = prompts) -> dict[str, Any]:
+    def invoke(
+        *arguments: object, output: Path = tmp_path / "bench", texts: Path = prompts, code: int = 0
+    ) -> dict[str, Any]:
         result = run("bench", model, *SMALL, *arguments, "-o", output, "--prompts", texts)
-        assert result.exit_code == 0, result.output
+        assert result.exit_code == code, result.output
         text = (output / "results.json").read_text(encoding="utf-8")
         return json.loads(text, parse_constant=pytest.fail)  # Infinity and NaN are no JSON
 
@@ -141,11 +143,11 @@ def test_what_cannot_be_measured_is_a_row_and_the_rest_is_there(
     cut = Path(shutil.copytree(artifact, tmp_path / "cut"))
     weights = cut / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    results = bench(artifact, other, cut, "gone=nowhere/model")
+    results = bench(artifact, other, cut, code=1)
     good, *bad = results["candidates"]
     assert good["problem"] is None
     assert good["sets"]
-    for one, problem in zip(bad, ("made of other weights", "altered or truncated", "neither bundled"), strict=True):
+    for one, problem in zip(bad, ("made of other weights", "altered or truncated"), strict=True):
         assert problem in one["problem"]
         assert (one["sets"], one["verdict"]) == ({}, None)
     page = (tmp_path / "bench" / "report.html").read_text(encoding="utf-8")
@@ -160,6 +162,12 @@ def test_bad_input_is_refused_before_anything_is_generated(
         return refused("bench", reference, artifact, "-o", tmp_path / "b", "--prompts", prompts, *SMALL, *arguments)
 
     assert "is a quantized artifact, and a full-precision model is needed" in message(reference=artifact)
+    for gone in ("gone=nowhere/model", tmp_path / "nowhere", prompts):
+        assert "is no artifact, and no model to compare" in message(gone)
+    assert "cannot be given 'strength'" in message("--pipeline-argument", "strength=1")
+    assert "steps is 1001, and PNDMScheduler has at most 1000" in message("--steps", 1001)
+    assert "--pictures is" in message("--pictures", artifact / "pictures")
+    assert f"--output is {artifact / 'bench'}, which is or lies in" in message("-o", artifact / "bench")
     assert "expected whole numbers with commas" in message("--seeds", "1;2")
     assert "each once" in message("--seeds", "1,1")
     assert "CLIP 'emoji-sd' cannot be used" in message("--clip", "emoji-sd")

@@ -79,7 +79,7 @@ def test_a_model_in_one_file(
     )
     made = run("quantize", tmp_path / "m.safetensors", *options, "--config", model)
     assert made.exit_code == 0, made.stderr
-    assert manifest_of(tmp_path / "a")["base_model_options"] == {"config": str(model)}
+    assert manifest_of(tmp_path / "a")["base_model_options"] == {"config": model.name}
     assert manifest_of(tmp_path / "a")["base_model_digest"] == model_digest(load_full_precision(model))
 
 

@@ -97,3 +97,9 @@ def test_set_weight_without_a_bias() -> None:
     kept = linear.bias.clone()
     set_weight(linear, torch.ones(2, 2), None)
     assert torch.equal(linear.bias, kept)
+
+
+@pytest.mark.parametrize("exclude", [("*",), ("conv_*", "*_blocks.*", "mid_block.*", "time_embedding.*")])
+def test_a_layer_must_be_left(tiny_pipe: StableDiffusionPipeline, exclude: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match=r"exclude is '.*', and none of the \d+ layers is left to quantize"):
+        layer_specs(tiny_pipe.unet, UNET, weight_bits=4, exclude=exclude)

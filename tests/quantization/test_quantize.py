@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -64,24 +63,9 @@ def test_prompts_are_any_ordered_texts(kind: Callable[[Any], Any]) -> None:
     assert {type(prompt) for prompt in batch.prompts} == {str}
 
 
-@pytest.mark.parametrize(
-    ("prompts", "message"),
-    [
-        ("a red cat", r"prompts is a str; give a list of texts"),
-        (b"ab", "prompts is a bytes"),
-        (None, "prompts is a NoneType"),
-        (set(PROMPTS), "prompts is a set"),
-        (dict.fromkeys(PROMPTS, 1), "prompts is a dict"),
-        (Path("prompts.txt"), "give a list of texts"),
-        (["a", None], "prompt 1 is None, a NoneType"),
-        ([["a"], ["b"]], r"prompt 0 is \['a'\], a list"),
-        ([b"a", b"b"], "prompt 0 is b'a', a bytes"),
-        (iter(["a"]), "only 1 calibration prompts"),
-    ],
-)
-def test_what_is_no_list_of_texts_is_named(prompts: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        calibration_batches(RTN, prompts)
+def test_too_few_prompts_are_refused() -> None:
+    with pytest.raises(ValueError, match="only 1 calibration prompts"):
+        calibration_batches(RTN, iter(["a"]))
 
 
 def test_only_as_many_prompts_as_asked_for(tiny_pipe: StableDiffusionPipeline) -> None:

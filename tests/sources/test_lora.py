@@ -76,7 +76,7 @@ def test_fused_one_after_the_other_on_loading_and_recorded(tiny_pipe: StableDiff
         {"file": "a.safetensors", "sha256": digests[0], "scale": 0.5},
         {"file": "b c.safetensors", "sha256": digests[1], "scale": 1.0},
     ]
-    assert "--lora a.safetensors@0.5 --lora 'b c.safetensors'@1" in quantize_command(manifest)
+    assert "--lora a.safetensors@0.5 --lora 'b c.safetensors@1'" in quantize_command(manifest)
 
 
 @pytest.mark.usefixtures("peft")
@@ -263,3 +263,49 @@ class TestRefused:
         with pytest.raises(ValueError, match="of which 1 are in"):
             fuse_lora(tiny_pipe, Lora(file))
         assert set(tiny_pipe.unet.state_dict()) == before
+
+
+DOWN, UP = f"unet.{LAYER}.lora_A.weight", f"unet.{LAYER}.lora_B.weight"
+FITTING = {DOWN: torch.ones(2, 16), UP: torch.ones(16, 2)}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({}, "holds no updates of layers among 0 tensors"),
+        ({"unet.conv_in.weight": torch.ones(2, 2)}, "holds no updates of layers among 1 tensors"),
+        ({**FITTING, f"unet.{OTHER}.hada_w1_a": torch.ones(2, 2)}, "hada_w1_a, which cannot be fused"),
+        ({**FITTING, f"unet.{OTHER}.diff": torch.ones(2, 2)}, "diff, which cannot be fused"),
+        ({**FITTING, UP: torch.ones(16, 3)}, r"is damaged: .* is \(2, 16\), and .* is \(16, 3\)"),
+        ({DOWN: torch.ones(0, 16), UP: torch.ones(16, 0)}, "is damaged"),
+        ({**FITTING, DOWN: torch.ones(16)}, r"in the shape \(16,\)"),
+        ({**FITTING, f"unet.{LAYER}.alpha": torch.ones(2)}, r"alpha in the shape \(2,\)"),
+        ({key: tensor.to(torch.int8) for key, tensor in FITTING.items()}, "in I8; give a LoRA in floating point"),
+    ],
+)
+def test_files_that_are_no_lora_are_refused_by_their_header(
+    tmp_path: Path, tensors: dict[str, Tensor], message: str
+) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match=rf"LoRA .*x\.safetensors .*{message}"):
+        Lora(path).require()
+
+
+@pytest.mark.parametrize("scale", ["nan", "inf", "-inf", "1e300", "101", "x"])
+def test_scales_are_finite_numbers(tmp_path: Path, scale: str) -> None:
+    with pytest.raises(ValueError, match=f"LoRA is 'x.safetensors@{scale}'"):
+        Lora.parse(f"x.safetensors@{scale}")
+
+
+@pytest.mark.usefixtures("peft")
+@pytest.mark.filterwarnings("ignore:While injecting the PEFT adapters")
+def test_updates_of_layers_by_part_of_their_names_are_refused(
+    tiny_pipe: StableDiffusionPipeline, tmp_path: Path
+) -> None:
+    """peft adapts every layer whose name ends so, with zeros: nothing of the file would be fused."""
+    before = {key: tensor.clone() for key, tensor in tiny_pipe.unet.state_dict().items()}
+    path = written(tmp_path / "x.safetensors", "attn1.to_q", LAYER)
+    with pytest.raises(ValueError, match=r"x\.safetensors"):
+        fuse_lora(tiny_pipe, Lora(path))
+    assert all(torch.equal(tensor, before[key]) for key, tensor in tiny_pipe.unet.state_dict().items())

@@ -328,3 +328,9 @@ def test_a_pipeline_is_not_called_with_anything_else(tiny_pipe: StableDiffusionP
         call_arguments(tiny_pipe, batch, SamplingPlan(arguments=((name, 1),)))
     with pytest.raises(ValueError, match=f"cannot be given '{name}'"):
         call_arguments(tiny_pipe, PromptBatch(("a cat",), (0,), {name: (1,)}), PLAN)
+
+
+def test_what_a_pipeline_does_not_check_itself_is_a_user_error(tiny_pipe: StableDiffusionPipeline) -> None:
+    plan = SamplingPlan(2, arguments=(("clip_skip", 100),))
+    with pytest.raises(ValueError, match=r"cannot be called with the pipeline arguments clip_skip=100 \(IndexError"):
+        planned_timesteps(tiny_pipe, "unet", plan)

@@ -1,6 +1,7 @@
 """Model card of an artifact."""
 
 import json
+import re
 import shlex
 from contextlib import suppress
 from typing import Any
@@ -17,7 +18,7 @@ _TEXT = """---
 ---
 # {{ base_model }}, {{ method }} W{{ weights }}A{{ activations }}
 
-The denoiser of `{{ base_model }}` quantized by bitbrush: {{ quantized }} of {{ layers }} Conv2d and Linear layers,
+The denoiser of {{ base_model }} quantized by bitbrush: {{ quantized }} of {{ layers }} Conv2d and Linear layers,
 {{ average_bits }} activation bits on average over the denoising steps. Its weights take {{ sizes }}.
 
 ```python
@@ -30,9 +31,7 @@ After `bitbrush.register()`, diffusers' own `DiffusionPipeline.from_pretrained("
 
 Made by (`manifest.json` holds the whole recipe, the layers, the hashes and what each phase cost):
 
-```
 {{ command }}
-```
 """
 
 
@@ -42,7 +41,7 @@ def model_card(manifest: dict[str, Any]) -> str:
     card = ModelCard.from_template(
         _metadata(manifest["base_model"]),
         template_str=_TEXT,
-        base_model=manifest["base_model"],
+        base_model=_code_span(manifest["base_model"]),
         method=recipe["method"],
         weights=recipe["weights"],
         activations=recipe["activations"],
@@ -50,7 +49,7 @@ def model_card(manifest: dict[str, Any]) -> str:
         quantized=sum(layer["excluded"] is None for layer in manifest["layers"]),
         sizes=denoiser_sizes(manifest).text,
         average_bits=f"{manifest['plan']['average_activation_bits']:.2f}",
-        command=quantize_command(manifest),
+        command=_code_block(quantize_command(manifest)),
     )
     return f"{card}\n"
 
@@ -70,35 +69,59 @@ def _metadata(base_model: str) -> ModelCardData:
     )
 
 
+def _code_span(text: str) -> str:
+    """Returns the text as code in a line of Markdown, whatever characters it holds."""
+    line = " ".join(text.split())
+    ticks = _fence(line, 1)
+    pad = " " if line.startswith("`") or line.endswith("`") else ""
+    return f"{ticks}{pad}{line}{pad}{ticks}"
+
+
+def _code_block(text: str) -> str:
+    ticks = _fence(text, 3)
+    return f"{ticks}\n{text}\n{ticks}"
+
+
+def _fence(text: str, least: int) -> str:
+    """Returns more backticks than the text has in a row, and at least ``least``."""
+    return "`" * max(least, 1 + max(map(len, re.findall("`+", text)), default=0))
+
+
 def quantize_command(manifest: dict[str, Any]) -> str:
-    """Returns the command that reproduces the artifact; two lines for a recalibrated artifact."""
+    """Returns the command that reproduces the artifact; two lines for a recalibrated artifact.
+
+    All that the manifest holds is quoted for a shell.
+    """
     if "recalibrated_from" in manifest:
         earlier, recipe = map(without_removed, (manifest["recalibrated_from"]["recipe"], manifest["recipe"]))
         changed = {key: value for key, value in recipe.items() if value != earlier.get(key)}
-        first = _command({**manifest, "recipe": earlier}).replace("-o DIR", "-o DIR0", 1)
-        return f"{first}\nbitbrush recalibrate DIR0 -o DIR {' '.join(_flags(changed))}".rstrip()
-    return _command(manifest)
+        first = _command({**manifest, "recipe": earlier}, output="DIR0")
+        return f"{first}\n{shlex.join(['bitbrush', 'recalibrate', 'DIR0', '-o', 'DIR', *_flags(changed)])}"
+    return _command(manifest, output="DIR")
 
 
-def _command(manifest: dict[str, Any]) -> str:
-    options = dict(manifest.get("base_model_options", {}))
+def _command(manifest: dict[str, Any], *, output: str) -> str:
+    model, options = str(manifest["base_model"]), dict(manifest.get("base_model_options", {}))
     flags = _flags(without_removed(manifest["recipe"]))
-    flags += [f"--lora {shlex.quote(lora['file'])}@{lora['scale']:g}" for lora in options.pop("loras", [])]
-    flags += [f"--{name} {shlex.quote(value)}" for name, value in options.items()]
+    for lora in options.pop("loras", []):
+        flags += ["--lora", f"{lora['file']}@{lora['scale']:g}"]
+    for name, value in options.items():
+        flags += [f"--{name}", str(value)]
     if manifest["denoiser"]["family"] == "generic":
         flags.append("--generic")
-    return f"bitbrush quantize {manifest['base_model']} -o DIR {' '.join(flags)}"
+    argument = f"./{model}" if model.startswith("-") else model  # otherwise it would be an option
+    return shlex.join(["bitbrush", "quantize", argument, "-o", output, *flags])
 
 
 def _flags(recipe: dict[str, Any]) -> list[str]:
+    """Returns the options of a recipe, each name followed by its value."""
     special = ("exclude", "high_precision", "scheduler", "pipeline_arguments")
-    flags = [f"--{key.replace('_', '-')} {value}" for key, value in recipe.items() if key not in special]
-    for key in ("exclude", "high_precision"):
-        flags += [f"--{key.replace('_', '-')} '{pattern}'" for pattern in recipe.get(key, ())]
-    flags += [
-        f"--pipeline-argument {shlex.quote(f'{name}={json.dumps(value)}')}"
+    pairs = [(key, value) for key, value in recipe.items() if key not in special]
+    pairs += [(key, pattern) for key in ("exclude", "high_precision") for pattern in recipe.get(key, ())]
+    pairs += [
+        ("pipeline_argument", f"{name}={json.dumps(value)}")
         for name, value in recipe.get("pipeline_arguments", {}).items()
     ]
     if recipe.get("scheduler", "own") != "own":
-        flags.append(f"--scheduler {recipe['scheduler']}")
-    return flags
+        pairs.append(("scheduler", recipe["scheduler"]))
+    return [word for key, value in pairs for word in (f"--{key.replace('_', '-')}", str(value))]

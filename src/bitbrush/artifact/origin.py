@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from bitbrush.sources.model_names import portable_name
 from bitbrush.sources.models import ModelOptions
 
 OLDER = "none: made by an older bitbrush"
@@ -48,7 +49,7 @@ def require_origin(
 
 
 def _differences(base: str, recorded: Mapping[str, Any], model: str, given: Mapping[str, Any]) -> Iterator[str]:
-    if base != model:
+    if portable_name(base) != portable_name(model):
         yield f"it was made of {base}"
     for name in ("revision", "variant", "config"):
         if recorded.get(name) != given.get(name):

@@ -19,6 +19,7 @@ from torch import nn
 from bitbrush.artifact.card import model_card, quantize_command
 from bitbrush.artifact.denoiser import WEIGHTS, check_denoiser, load_denoiser
 from bitbrush.artifact.from_pretrained import BitbrushConfig
+from bitbrush.artifact.local_paths import remove_local_paths
 from bitbrush.artifact.manifest import (
     CARD,
     FORMAT,
@@ -51,6 +52,7 @@ from bitbrush.session.digests import json_digest
 from bitbrush.session.disk import require_replaceable, writing
 from bitbrush.sources.checkpoint_type import component_types
 from bitbrush.sources.identity import model_digest
+from bitbrush.sources.model_names import portable_name
 from bitbrush.sources.models import ModelOptions
 from bitbrush.sources.networks import MODEL_INDEX, load_networks, load_pipeline
 from bitbrush.sources.savable import refuse_saving, saved_class
@@ -110,7 +112,7 @@ def save(
     """
     target = Path(directory)
     origin = _origin(quantization, base_model, options or ModelOptions())
-    sizes = _model_sizes(quantization, origin["base_model"], options or ModelOptions())
+    sizes = _model_sizes(quantization, base_model, options or ModelOptions())
     require_free(target)
     with writing(target, _most_bytes(quantization)):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -286,16 +288,13 @@ def _origin(quantization: Quantization, base_model: str | None, options: ModelOp
     if quantization.recalibrated is not None:
         manifest = quantization.recalibrated["manifest"]
         earlier = {"digest": quantization.recalibrated["digest"], "recipe": manifest["recipe"]}
-        kept = {key: manifest[key] for key in ("base_model", "base_model_digest") if key in manifest}
-        return {
-            **kept,
-            "base_model_options": manifest.get("base_model_options", {}),
-            "recalibrated_from": manifest.get("recalibrated_from", earlier),
-        }
+        kept = {key: manifest[key] for key in ("base_model_digest", "base_model_options") if key in manifest}
+        origin = {"base_model": portable_name(manifest["base_model"]), "base_model_options": {}, **kept}
+        return {**origin, "recalibrated_from": manifest.get("recalibrated_from", earlier)}
     if base_model is None:
         raise ValueError("base_model is needed: the name, folder or hub id of the full-precision pipeline")
     return {
-        "base_model": base_model,
+        "base_model": portable_name(base_model),
         "base_model_digest": model_digest(quantization.original or quantization.source),
         "base_model_options": options.facts(),
     }
@@ -315,9 +314,9 @@ def _write(quantization: Quantization, root: Path, origin: dict[str, Any], sizes
     layers = {layer.name: layer for layer in quantization.outcome.layers}
     bits = {name: one.weight.qparams.bits for name, one in layers.items()}
     known = [name for name, one in layers.items() if one.first is not None]
-    surgery = split_begins(denoiser), branch_ranks(denoiser)
-    config = BitbrushConfig(bits, *surgery, known)
+    config = BitbrushConfig(bits, split_begins(denoiser), branch_ranks(denoiser), known)
     _write_config(denoiser, config, root / component)
+    remove_local_paths(root)
     tensors = other_tensors(denoiser, layers)
     for layer in layers.values():
         tensors |= layer_tensors(layer)
@@ -356,7 +355,7 @@ def _write_config(denoiser: Any, quantization: BitbrushConfig, directory: Path) 
     path.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
-def _model_sizes(quantization: Quantization, base_model: str, options: ModelOptions) -> dict[str, int]:
+def _model_sizes(quantization: Quantization, base_model: str | None, options: ModelOptions) -> dict[str, int]:
     """Returns the sizes of the input denoiser; a recalibrated artifact inherits them from its predecessor."""
     if quantization.recalibrated is not None:
         earlier = quantization.recalibrated["manifest"]["denoiser"]
@@ -365,7 +364,7 @@ def _model_sizes(quantization: Quantization, base_model: str, options: ModelOpti
     denoiser = getattr(quantization.original or quantization.source, component)
     return {
         "full_precision_bytes": float32_bytes(denoiser),
-        "checkpoint_bytes": checkpoint_bytes(base_model, options, component, denoiser),
+        "checkpoint_bytes": checkpoint_bytes(str(base_model), options, component, denoiser),
     }
 
 

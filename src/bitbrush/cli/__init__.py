@@ -16,6 +16,7 @@ from bitbrush.cli.plans import plans
 from bitbrush.cli.quantize import quantize
 from bitbrush.cli.recalibrate import recalibrate
 from bitbrush.cli.sensitivity import sensitivity
+from bitbrush.cli.signals import ignore_signals, unwind_on_signals
 from bitbrush.session.allocator import allow_tuning
 
 app = typer.Typer(
@@ -47,5 +48,9 @@ def options(
 
 def main() -> None:
     """Runs the command line in its own process."""
+    unwind_on_signals()
     allow_tuning()
-    app()
+    try:
+        app()
+    finally:
+        ignore_signals()

@@ -1,7 +1,5 @@
 """Command ``bitbrush ablate``."""
 
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +10,7 @@ from bitbrush.bench.networks import BUNDLED_CLIP, USUAL_CLIP
 from bitbrush.cli.console import note, quiet_libraries, resumable, say, show, table, warn
 from bitbrush.cli.execution import MemoryOption, RuntimeOption, announce
 from bitbrush.cli.options import (
+    BatchSize,
     Config,
     Generic,
     Images,
@@ -20,9 +19,13 @@ from bitbrush.cli.options import (
     PipelineArguments,
     Revision,
     Variant,
+    command_line,
+    lora_files,
     model_options,
 )
+from bitbrush.cli.outputs import require_output
 from bitbrush.cli.progress import shown
+from bitbrush.numerics.limits import MAX_COUNT, MAX_SEED, MAX_STEPS
 from bitbrush.sources.model_names import require_known
 
 if TYPE_CHECKING:
@@ -50,19 +53,19 @@ def ablate(
     unseen_prompts: Annotated[
         list[str] | None, typer.Option(help="Prompts of another style than the calibration's; repeatable.")
     ] = None,
-    num_images: Annotated[int, typer.Option(help="Pictures of each prompt set.")] = 32,
+    num_images: Annotated[int, typer.Option(min=1, max=MAX_COUNT, help="Pictures of each prompt set.")] = 32,
     calibration: Annotated[
         str | None, typer.Option("--calibration-prompts", help="Prompts to quantize with: a file or a bundled set.")
     ] = None,
-    num_prompts: Annotated[int | None, typer.Option(help="How many of them to use [16].")] = None,
+    num_prompts: Annotated[int | None, typer.Option(min=1, max=MAX_COUNT, help="How many of them to use [16].")] = None,
     clip: Annotated[
         str | None, typer.Option(help=f"CLIP model: bundled name, directory, hub id [{BUNDLED_CLIP} or {USUAL_CLIP}].")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps [50].")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, max=MAX_STEPS, help="Denoising steps [50].")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="Guidance [7.5].")] = None,
     scheduler: Annotated[str | None, typer.Option(help="Scheduler [the model's own].")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the pictures' noise.")] = 1,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts per denoiser call.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the pictures' noise.")] = 1,
+    batch_size: BatchSize = 16,
     markdown: Annotated[
         Path | None, typer.Option(help="File for the tables too, or with a marked section for them.")
     ] = None,
@@ -81,6 +84,9 @@ def ablate(
     loras: Loras = None,
 ) -> None:
     """Compare recipes at several bit settings under one protocol; run it again to go on, or twice to share the work."""
+    read = [model, config, images, masks, *lora_files(loras)]
+    require_output(output, read)
+    require_output(markdown or output, read, option="--markdown")
     require_known(model, revision)
     quiet_libraries()
     from bitbrush.bench.experiments.ablate.folder import REPORT
@@ -92,12 +98,16 @@ def ablate(
         require_ablation_folder,
         run_ablation,
     )
+    from bitbrush.methods.recipe import Recipe
+    from bitbrush.sources.early_checks import require_plan
     from bitbrush.sources.input_images import read_inputs
     from bitbrush.sources.prompts import too_long
 
     require_ablation_folder(output, markdown, model)
     shared: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale, "scheduler": scheduler}
     shared |= {"pipeline_arguments": pipeline_arguments, "num_prompts": num_prompts}
+    options = model_options(revision, variant, config, loras)
+    require_plan(model, options, Recipe().plan_with(shared))
     job = ablation_job(
         model,
         recipes=_recipes(methods, recipes),
@@ -114,7 +124,7 @@ def ablate(
         dtype=dtype,
         memory=memory,
         generic=generic,
-        options=model_options(revision, variant, config, loras),
+        options=options,
         **shared,
     )
     reference, protocol = compared_with(against, job), job.protocol
@@ -122,8 +132,7 @@ def ablate(
     for message in too_long(job.pipe, [prompt for one in protocol.sets for prompt in protocol.prompts(one)]):
         warn(message)
     note(_announcement(model, job.settings, protocol.num_images, [one.name for one in protocol.sets]))
-    command = shlex.join(["bitbrush", *map(_portable, sys.argv[1:])])
-    told: dict[str, Any] = {"against": reference, "command": command, "markdown": markdown}
+    told: dict[str, Any] = {"against": reference, "command": command_line(), "markdown": markdown}
     with resumable():
         document = run_ablation(job, output, **told, progress=shown, tell=note)
     _print(document)
@@ -142,11 +151,6 @@ def _recipes(methods: str | None, recipes: Sequence[str] | None) -> list[str]:
 
     named = _parts(methods) if methods is not None else [] if recipes else list(USUAL_RECIPES)
     return [*named, *(recipes or ())]
-
-
-def _portable(argument: str) -> str:
-    """Reduces an absolute path to its name, so that reports do not reveal paths of this machine."""
-    return Path(argument).name if Path(argument).is_absolute() else argument
 
 
 def _parts(text: str) -> list[str]:

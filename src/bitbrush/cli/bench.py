@@ -1,7 +1,5 @@
 """Command ``bitbrush bench``."""
 
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +9,7 @@ from bitbrush.bench.networks import BUNDLED_CLIP, USUAL_CLIP
 from bitbrush.cli.console import note, quiet_libraries, resumable, say, show, table, warn
 from bitbrush.cli.execution import DtypeOption, MemoryOption, RuntimeOption, announce
 from bitbrush.cli.options import (
+    BatchSize,
     Config,
     Images,
     Loras,
@@ -18,10 +17,15 @@ from bitbrush.cli.options import (
     PipelineArguments,
     Revision,
     Variant,
+    command_line,
+    lora_files,
     model_options,
 )
+from bitbrush.cli.outputs import require_output
 from bitbrush.cli.plans import plans_of_bench
 from bitbrush.cli.progress import shown
+from bitbrush.numerics.limits import MAX_COUNT, MAX_SEED, MAX_STEPS
+from bitbrush.session.launch import launched_ranks
 from bitbrush.session.progress import silent
 from bitbrush.sources.model_names import require_known
 
@@ -46,7 +50,7 @@ def bench(
     unseen_prompts: Annotated[
         list[str] | None, typer.Option(help="Prompts of another style than the calibration's; repeatable.")
     ] = None,
-    num_images: Annotated[int, typer.Option(min=1, help="Pictures of each prompt set and seed.")] = 128,
+    num_images: Annotated[int, typer.Option(min=1, max=MAX_COUNT, help="Pictures of each prompt set and seed.")] = 128,
     seeds: Annotated[str, typer.Option(help="Seeds of the noise, e.g. 1,2,3; as many more make the floor.")] = "1",
     feature_extractor: Annotated[
         str | None,
@@ -56,11 +60,15 @@ def bench(
         str | None, typer.Option(help=f"CLIP model: bundled name, directory, hub id [{BUNDLED_CLIP} or {USUAL_CLIP}].")
     ] = None,
     lpips: Annotated[Path | None, typer.Option(help="Weights of LPIPS, safetensors (docs/benchmark.md).")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps [the first artifact's].")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, max=MAX_STEPS, help="Denoising steps [the first artifact's].")
+    ] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="Guidance [the first artifact's].")] = None,
     scheduler: Annotated[str | None, typer.Option(help="Scheduler [the first artifact's].")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts per denoiser call.")] = 16,
-    latents: Annotated[int, typer.Option(min=0, help="Pictures of a set that keep the latents of every step.")] = 32,
+    batch_size: BatchSize = 16,
+    latents: Annotated[
+        int, typer.Option(min=0, max=MAX_COUNT, help="Pictures of a set that keep the latents of every step.")
+    ] = 32,
     runtime: RuntimeOption = "auto",
     dtype: DtypeOption = None,
     memory: MemoryOption = "expanded",
@@ -81,18 +89,24 @@ def bench(
     if plans is not None:
         plans_of_bench(plans, reference, candidates, output, _given(context))
         return
+    launched_ranks()
     require_known(reference, revision)
     quiet_libraries()
     from bitbrush.bench.experiments.bench.run import bench_protocol, require_bench_folder
     from bitbrush.bench.experiments.candidates import named_candidates
     from bitbrush.bench.networks.chosen import load_networks
+    from bitbrush.sources.early_checks import require_plan
     from bitbrush.sources.input_images import read_inputs
     from bitbrush.sources.models import find_model
 
+    sources = named_candidates(candidates)
+    read = [reference, config, images, masks, *sources.values(), *lora_files(loras)]
+    require_output(output, read)
+    require_output(pictures or output, read, option="--pictures")
     require_bench_folder(output)
     options = model_options(revision, variant, config, loras)
     find_model(reference, options)
-    sources = named_candidates(candidates)
+    _require_candidates(sources)
     plan: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale, "scheduler": scheduler}
     plan["pipeline_arguments"] = pipeline_arguments
     execution: dict[str, Any] = {"runtime": runtime, "dtype": dtype, "memory": memory}
@@ -109,6 +123,7 @@ def bench(
         **plan,
         **execution,
     )
+    require_plan(reference, options, protocol.plan)
     networks = load_networks(reference, clip=clip, feature_extractor=feature_extractor, lpips=lpips)
     _run(reference, options, sources, protocol, networks, output, pictures)
 
@@ -126,7 +141,7 @@ def _run(
     from bitbrush.bench.images.collection import Work
     from bitbrush.session.ranks import ranks
 
-    command = shlex.join(["bitbrush", *sys.argv[1:]])
+    command = command_line()
     with ranks() as own:
         work = Work(own, shown if own.leads else silent)
         if own.leads:
@@ -138,6 +153,25 @@ def _run(
         if own.leads:
             _print(document)
             note(f"{output / REPORT}\nOpen it in a browser.")
+            if any(one["problem"] for one in document["candidates"]):
+                raise typer.Exit(1)
+
+
+def _require_candidates(sources: dict[str, str]) -> None:
+    """Checks that every candidate exists; what is damaged or does not fit becomes a row of the report.
+
+    Raises:
+        ValueError: One is neither an artifact nor a model.
+    """
+    from bitbrush.artifact.manifest import is_artifact
+    from bitbrush.sources.models import find_model
+
+    for name, source in sources.items():
+        if not is_artifact(source):
+            try:
+                find_model(source)
+            except ValueError as error:
+                raise ValueError(f"candidate {name!r} is no artifact, and no model to compare: {error}") from error
 
 
 def _given(context: typer.Context) -> dict[str, Any]:
@@ -152,8 +186,8 @@ def _seeds(text: str) -> tuple[int, ...]:
         seeds = tuple(int(part) for part in text.split(","))
     except ValueError:
         raise ValueError(f"seeds is {text!r}; expected whole numbers with commas between, e.g. 1,2,3") from None
-    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise ValueError(f"seeds is {text!r}; they are numbers from 0 on, each once")
+    if len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) > MAX_SEED - len(seeds):
+        raise ValueError(f"seeds is {text!r}; they are numbers from 0 to {MAX_SEED - len(seeds)}, each once")
     return seeds
 
 

@@ -1,7 +1,7 @@
 """Command ``bitbrush compare``."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,8 +9,19 @@ import typer
 
 from bitbrush.cli.console import note, quiet_libraries, say, show, table, warn
 from bitbrush.cli.execution import DtypeOption, MemoryOption, RuntimeOption, chosen, tell_executions
-from bitbrush.cli.options import Config, Images, Loras, Masks, PipelineArguments, Revision, Variant, model_options
+from bitbrush.cli.options import (
+    BatchSize,
+    Config,
+    Images,
+    Loras,
+    Masks,
+    PipelineArguments,
+    Revision,
+    Variant,
+    model_options,
+)
 from bitbrush.cli.progress import shown
+from bitbrush.numerics.limits import MAX_COUNT, MAX_SEED
 from bitbrush.sources.model_names import require_known
 
 if TYPE_CHECKING:
@@ -26,9 +37,9 @@ def compare(
     prompts: Annotated[
         list[str] | None, typer.Option(help="Prompts: a file, one a line, or a bundled set; repeatable.")
     ] = None,
-    num_prompts: Annotated[int, typer.Option(min=1, help="How many of each set to use.")] = 16,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the initial noise.")] = 1,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts per denoiser call.")] = 16,
+    num_prompts: Annotated[int, typer.Option(min=1, max=MAX_COUNT, help="How many of each set to use.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the initial noise.")] = 1,
+    batch_size: BatchSize = 16,
     runtime: RuntimeOption = "auto",
     dtype: DtypeOption = None,
     memory: MemoryOption = "expanded",
@@ -51,6 +62,7 @@ def compare(
     from bitbrush.bench.experiments.candidates import require_alike
     from bitbrush.bench.experiments.comparison import compare as run
     from bitbrush.methods.recipe import Recipe
+    from bitbrush.sources.early_checks import require_plan
     from bitbrush.sources.identity import model_digest
     from bitbrush.sources.input_images import read_inputs
     from bitbrush.sources.models import find_model, load_full_precision
@@ -62,6 +74,7 @@ def compare(
     plan = recipe.plan_with({"pipeline_arguments": pipeline_arguments})
     options = model_options(revision, variant, config, loras)
     find_model(model, options)
+    require_plan(model, options, replace(plan, scheduler=recipe.scheduler))
     inputs = read_inputs(images, masks)
     sets = {name: texts[:num_prompts] for name, texts in held_out_prompts(prompts or [], model).items()}
     choice = chosen(runtime, dtype, memory)

@@ -15,12 +15,13 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import TextType
 
-from bitbrush.cli.encoding import spell_what_streams_lack, spelled
+from bitbrush.cli.encoding import spell_what_streams_lack, spelled, visible
+from bitbrush.cli.signals import Terminated
 
 P = ParamSpec("P")
 
 PACKAGE = Path(__file__).parents[1]
-USER_ERROR, INTERRUPTED = 2, 130
+USER_ERROR, INTERRUPTED, TERMINATED = 2, 130, 143
 WIDTH_IN_FILES = 180
 _GAP = 2
 """Characters between two columns of a table."""
@@ -39,7 +40,7 @@ def say(text: str) -> None:
 
 def say_unbroken(text: str) -> None:
     """Prints results without line breaks, so that paths and commands can be copied."""
-    out().print(text, soft_wrap=True)
+    out().print(visible(text), soft_wrap=True)
 
 
 def show_facts(facts: Mapping[str, str]) -> None:
@@ -102,7 +103,7 @@ def _table_of(columns: Sequence[Column], title: TextType | None, encoding: str) 
     for own, column in zip(made.columns, columns, strict=True):
         own.justify = column.justify
     for row in zip(*(column.cells for column in columns), strict=True):
-        made.add_row(*(spelled(str(cell), encoding) for cell in row))
+        made.add_row(*(spelled(visible(str(cell)), encoding) for cell in row))
     return made
 
 
@@ -122,7 +123,7 @@ def warn(text: str) -> None:
 
 
 def _tell(text: str, style: str | None = None) -> None:
-    console = err()
+    console, text = err(), visible(text)
     console.print(_wrapped(text, console.width) if console.is_terminal else text, style=style)
 
 
@@ -151,6 +152,7 @@ def reporting_errors(command: Callable[P, None]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         spell_what_streams_lack()
         try:
+            require_texts(kwargs)
             with own_warnings_as_lines():
                 command(*args, **kwargs)
         except (ValueError, OSError) as error:
@@ -158,8 +160,9 @@ def reporting_errors(command: Callable[P, None]) -> Callable[P, None]:
             raise typer.Exit(USER_ERROR) from error
         except KeyboardInterrupt as interrupt:
             notes = [f"; {text}" for text in getattr(interrupt, "__notes__", ())]
-            _tell(f"interrupted; nothing half-written is left behind{''.join(notes)}")
-            raise typer.Exit(INTERRUPTED) from None
+            ended = isinstance(interrupt, Terminated)
+            _tell(f"{'terminated' if ended else 'interrupted'}; nothing half-written is left behind{''.join(notes)}")
+            raise typer.Exit(TERMINATED if ended else INTERRUPTED) from None
         except _gpu_is_full() as error:
             told = ". ".join(str(error).split(". ")[:2])  # then come settings of torch's allocator
             _tell(
@@ -170,6 +173,22 @@ def reporting_errors(command: Callable[P, None]) -> Callable[P, None]:
             raise typer.Exit(USER_ERROR) from error
 
     return run
+
+
+def require_texts(arguments: Mapping[str, Any]) -> None:
+    """Checks that arguments are text that files can hold: records and cards repeat them.
+
+    Raises:
+        ValueError: One holds a NUL byte or is no valid Unicode.
+    """
+    for name, value in arguments.items():
+        for text in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(text, str | Path) and any(map(_is_unreadable, str(text))):
+                raise ValueError(f"{name} is {str(text)!r}, which holds NUL or is no valid Unicode; write it in UTF-8")
+
+
+def _is_unreadable(character: str) -> bool:
+    return character == "\0" or "\ud800" <= character <= "\udfff"
 
 
 @contextmanager

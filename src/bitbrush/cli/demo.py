@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from bitbrush.cli.console import note, quiet_libraries, say_unbroken
+from bitbrush.cli.outputs import require_output
 from bitbrush.cli.progress import shown
 
 
@@ -15,6 +16,7 @@ def demo(
     ] = Path("demo"),
 ) -> None:
     """Quantize the bundled emoji-sd by rtn and pcr to W4A8, and write a page that compares them with full precision."""
+    require_output(output)
     note("bitbrush demo: emoji-sd by rtn and pcr, then pictures and figures on held-out prompts (a few minutes)")
     quiet_libraries()
     from bitbrush.bench.experiments.demo.run import run_demo

@@ -39,6 +39,11 @@ def spell_what_streams_lack() -> None:
             stream.reconfigure(errors=HANDLER)
 
 
+def visible(text: str) -> str:
+    """Escapes control characters, which a file of others might hold to steer a terminal."""
+    return "".join(repr(one)[1:-1] if unicodedata.category(one) == "Cc" and one != "\n" else one for one in text)
+
+
 def spelled(text: str, encoding: str) -> str:
     """Spells the text as :func:`spell_what_streams_lack` does for an encoding; tables are laid out with the result."""
     codecs.register_error(HANDLER, _spelled_run)

@@ -9,7 +9,9 @@ import typer
 from bitbrush.cli.console import note, quiet_libraries, say_unbroken, warn
 from bitbrush.cli.execution import DtypeOption, MemoryOption, RuntimeOption, chosen, tell_executions
 from bitbrush.cli.options import ImageFile, MaskFile, PipelineArguments
+from bitbrush.cli.outputs import require_output
 from bitbrush.cli.progress import shown
+from bitbrush.numerics.limits import MAX_COUNT, MAX_SEED
 from bitbrush.sources.model_names import require_known
 
 if TYPE_CHECKING:
@@ -17,20 +19,27 @@ if TYPE_CHECKING:
 
     from bitbrush.timeline.plan import SamplingPlan
 
+MAX_IMAGES = 100_000
+"""Images per prompt; a later run goes on with further seeds."""
+
 
 def generate(
     model: Annotated[str, typer.Argument(metavar="DIR", help="Artifact, or any full-precision model.")],
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="One or more prompts.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Directory for PNGs and images.json.")],
-    seed: Annotated[int, typer.Option(min=0, help="Image j of a prompt starts from noise of seed + j.")] = 0,
-    num_images: Annotated[int, typer.Option(min=1, help="Images per prompt.")] = 1,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="Image j of a prompt starts from noise of seed + j.")
+    ] = 0,
+    num_images: Annotated[int, typer.Option(min=1, max=MAX_IMAGES, help="Images per prompt.")] = 1,
     steps: Annotated[int | None, typer.Option(help="Denoising steps [as calibrated].")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="Guidance [as calibrated].")] = None,
     scheduler: Annotated[
         str | None,
         typer.Option(help="pndm, ddim, euler, heun, dpmpp_2m, unipc ... or a diffusers class [the model's]."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per denoiser call; changes nothing but speed.")] = 8,
+    batch_size: Annotated[
+        int, typer.Option(min=1, max=MAX_COUNT, help="Images per denoiser call; changes nothing but speed.")
+    ] = 8,
     runtime: RuntimeOption = "auto",
     dtype: DtypeOption = None,
     memory: MemoryOption = "expanded",
@@ -39,19 +48,30 @@ def generate(
     mask: MaskFile = None,
 ) -> None:
     """Generate images from a quantized (or a full-precision) pipeline."""
+    require_output(output, [model, image, mask])
+    if seed + num_images - 1 > MAX_SEED:
+        raise ValueError(f"seed is {seed}, and {num_images} images need seeds up to {MAX_SEED}; lower --seed")
     require_known(model)
     quiet_libraries()
-    from bitbrush.artifact.manifest import is_artifact
+    from bitbrush.artifact.manifest import artifact_folder, is_artifact
     from bitbrush.artifact.store import load_with
     from bitbrush.bench.images.gallery import require_pictures, write_pictures
+    from bitbrush.sources.early_checks import require_plan, require_plan_of_folder
     from bitbrush.sources.input_images import read_image
+    from bitbrush.sources.models import ModelOptions
+    from bitbrush.sources.prompt_texts import prompt_texts
     from bitbrush.sources.prompts import too_long
     from bitbrush.sources.schedulers import with_scheduler
 
     plan = _plan(model, steps, guidance_scale, scheduler, pipeline_arguments or [])
     require_pictures(output)
-    if any(not prompt.strip() for prompt in prompts):
+    inputs = {name: read_image(file) for name, file in (("image", image), ("mask_image", mask)) if file}
+    if any(not prompt.strip() for prompt in prompt_texts(prompts)):
         raise ValueError("a prompt is empty; write what the picture should show")
+    if is_artifact(model):
+        require_plan_of_folder(artifact_folder(model), plan)
+    else:
+        require_plan(model, ModelOptions(), plan)
     loaded = load_with(model, chosen(runtime, dtype, memory)) if is_artifact(model) else _full_precision(model, runtime)
     executor = tell_executions(loaded)
     pipe = with_scheduler(loaded, plan.scheduler)
@@ -70,7 +90,7 @@ def generate(
         seed=seed,
         batch_size=batch_size,
         facts=facts,
-        inputs={name: read_image(file) for name, file in (("image", image), ("mask_image", mask)) if file},
+        inputs=inputs,
         progress=shown,
     )
     for picture in list(pictures):

@@ -11,6 +11,7 @@ import typer
 
 from bitbrush.cli.console import quiet_libraries, say, say_unbroken, show, show_facts, table
 from bitbrush.cli.execution import chosen, fallback_lines, in_integers
+from bitbrush.cli.outputs import require_output
 from bitbrush.cli.progress import shown
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def inspect(
 ) -> None:
     """Show what an artifact holds: recipe, bits, sizes, cost, layers, and activation ranges over the steps."""
     if plot:
+        require_output(plot, [artifact], option="--plot")
         _require_format(plot)
     quiet_libraries()
     from bitbrush.artifact.store import verify

@@ -1,10 +1,14 @@
 """Options that several commands share, and their combined value."""
 
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
+
+from bitbrush.numerics.limits import MAX_COUNT
 
 if TYPE_CHECKING:
     from bitbrush.sources.models import ModelOptions
@@ -29,6 +33,7 @@ Config: TypeAlias = Annotated[
 Loras: TypeAlias = Annotated[
     list[str] | None, typer.Option("--lora", help="FILE[@SCALE] fused into the weights first; repeatable.")
 ]
+BatchSize: TypeAlias = Annotated[int, typer.Option(min=1, max=MAX_COUNT, help="Prompts per denoiser call.")]
 Device: TypeAlias = Annotated[str, typer.Option(help="Where to compute: cpu, or cuda for an NVIDIA card.")]
 Overwrite: TypeAlias = Annotated[
     bool, typer.Option("--overwrite", help="Replace the artifact that stands there, once the new one is complete.")
@@ -45,3 +50,14 @@ def model_options(
     from bitbrush.sources.models import ModelOptions
 
     return ModelOptions(revision, variant, config, tuple(Lora.parse(text) for text in loras or ()))
+
+
+def lora_files(loras: Sequence[str] | None) -> list[str]:
+    """Returns the files of ``FILE[@SCALE]`` texts."""
+    return [text if Path(text).exists() else text.rpartition("@")[0] or text for text in loras or ()]
+
+
+def command_line() -> str:
+    """Returns this command for a report, with absolute paths reduced to their names."""
+    words = (Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:])
+    return shlex.join(["bitbrush", *words])

@@ -1,8 +1,7 @@
 """Command ``bitbrush plans``."""
 
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,8 +9,21 @@ import typer
 
 from bitbrush.cli.console import note, quiet_libraries, resumable, say, show, table, warn
 from bitbrush.cli.execution import DtypeOption, MemoryOption, RuntimeOption, chosen, tell_executions
-from bitbrush.cli.options import Config, Images, Loras, Masks, Revision, Variant, model_options
+from bitbrush.cli.options import (
+    BatchSize,
+    Config,
+    Images,
+    Loras,
+    Masks,
+    Revision,
+    Variant,
+    command_line,
+    lora_files,
+    model_options,
+)
+from bitbrush.cli.outputs import require_output
 from bitbrush.cli.progress import shown
+from bitbrush.numerics.limits import MAX_COUNT, MAX_SEED, MAX_STEPS
 from bitbrush.sources.model_names import require_known
 
 if TYPE_CHECKING:
@@ -34,7 +46,7 @@ def plans(
     prompts: Annotated[
         list[str] | None, typer.Option(help="Held-out prompts: a file, one a line, or a bundled set; repeatable.")
     ] = None,
-    num_prompts: Annotated[int, typer.Option(min=1, help="How many of each set to use.")] = 16,
+    num_prompts: Annotated[int, typer.Option(min=1, max=MAX_COUNT, help="How many of each set to use.")] = 16,
     no_recalibration: Annotated[
         bool, typer.Option("--no-recalibration", help="Measure against full precision alone: half the time.")
     ] = False,
@@ -43,8 +55,8 @@ def plans(
     ] = None,
     images: Images = None,
     masks: Masks = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the initial noise.")] = 1,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts per denoiser call.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the initial noise.")] = 1,
+    batch_size: BatchSize = 16,
     runtime: RuntimeOption = "auto",
     dtype: DtypeOption = None,
     memory: MemoryOption = "expanded",
@@ -54,8 +66,10 @@ def plans(
     loras: Loras = None,
 ) -> None:
     """Run an artifact by other schedulers and steps than it was calibrated for, against recalibrating for each."""
+    require_output(output, [model, artifact, config, images, masks, *lora_files(loras)])
     require_known(model, revision)
     quiet_libraries()
+    from bitbrush.artifact.manifest import read_manifest
     from bitbrush.bench.experiments.candidates import plan_for
     from bitbrush.bench.experiments.plans.measure import Recalibration
     from bitbrush.bench.experiments.plans.plan_list import list_plans
@@ -65,6 +79,7 @@ def plans(
         require_plans_folder,
         run_plans,
     )
+    from bitbrush.sources.early_checks import require_plan
     from bitbrush.sources.input_images import read_inputs
     from bitbrush.sources.models import find_model
     from bitbrush.sources.prompts import calibration_prompts, held_out_prompts, too_long
@@ -74,7 +89,11 @@ def plans(
     counts, names = _numbers(steps), [one.strip() for one in (schedulers or "").split(",") if one.strip()]
     options = model_options(revision, variant, config, loras)
     find_model(model, options)
+    read_manifest(artifact)
     base = plan_for([str(artifact)], {"guidance_scale": guidance_scale})
+    for name in names or (base.scheduler,):
+        for count in counts or [base.steps]:
+            require_plan(model, options, replace(base, scheduler=name, steps=count))
     inputs = read_inputs(images, masks)
     sets = {name: texts[:num_prompts] for name, texts in held_out_prompts(prompts or [], model).items()}
     recalibration = None
@@ -94,9 +113,8 @@ def plans(
         "Prompts": ", ".join(f"{len(one)} of {name}" for name, one in sets.items()),
         "Noise": f"each picture's own, from seed {seed} and prompt; the same for both of a pair",
     }
-    command = shlex.join(["bitbrush", *sys.argv[1:]])
     with resumable():
-        figures = run_plans(job, plans, output, facts, command=command, progress=shown)
+        figures = run_plans(job, plans, output, facts, command=command_line(), progress=shown)
     _print(figures)
     note(f"{output / REPORT}\nOpen it in a browser.")
 
@@ -158,8 +176,8 @@ def _numbers(text: str | None) -> tuple[int, ...]:
         numbers = tuple(int(part) for part in text.split(",")) if text else ()
     except ValueError:
         raise ValueError(f"steps is {text!r}; expected whole numbers with commas between, e.g. 10,20,50") from None
-    if len(set(numbers)) < len(numbers) or min(numbers, default=1) < 1:
-        raise ValueError(f"steps is {text!r}; they are numbers from 1 on, each once")
+    if len(set(numbers)) < len(numbers) or not all(1 <= one <= MAX_STEPS for one in numbers):
+        raise ValueError(f"steps is {text!r}; they are numbers from 1 to {MAX_STEPS}, each once")
     return numbers
 
 

@@ -19,12 +19,15 @@ from bitbrush.cli.options import (
     Overwrite,
     Revision,
     Variant,
+    lora_files,
     model_options,
 )
+from bitbrush.cli.outputs import require_artifact_output
 from bitbrush.cli.progress import shown
 from bitbrush.cli.recipe_options import takes_recipe_keys
 from bitbrush.methods import DEFAULT_METHOD, METHODS
 from bitbrush.methods.recipe import read_recipe
+from bitbrush.session.launch import launched_ranks
 from bitbrush.sources.model_names import require_known
 
 if TYPE_CHECKING:
@@ -63,6 +66,8 @@ def quantize(
     ] = False,
 ) -> None:
     """Quantize MODEL after training and save it as a pipeline folder of packed integers."""
+    require_artifact_output(output, [model, prompts, recipe, config, images, masks, *lora_files(loras)])
+    launched_ranks()
     require_known(model, revision)
     quiet_libraries()
     from bitbrush.artifact.store import require_free
@@ -99,11 +104,13 @@ def _quantize(
     from bitbrush.session.journal import require_same_work, work_folder
     from bitbrush.session.offload import Offload
     from bitbrush.session.ranks import ranks
+    from bitbrush.sources.early_checks import require_plan
     from bitbrush.sources.input_images import read_inputs
     from bitbrush.sources.models import find_model, load_source
     from bitbrush.sources.prompts import calibration_prompts
 
     find_model(model, options)
+    require_plan(model, options, chosen.plan)
     if device.type == "cpu" and has_gpu():
         note("there is a card here: --device cuda computes on it")
     calibration = calibration_prompts(prompts, model)

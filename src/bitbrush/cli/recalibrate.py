@@ -1,5 +1,6 @@
 """Command ``bitbrush recalibrate``."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -7,9 +8,11 @@ import typer
 
 from bitbrush.cli.console import note, quiet_libraries, warn
 from bitbrush.cli.options import Device, Images, Masks, Overwrite
+from bitbrush.cli.outputs import require_artifact_output
 from bitbrush.cli.progress import shown
 from bitbrush.cli.quantize import print_summary
 from bitbrush.cli.recipe_options import RECALIBRATED, takes_recipe_keys
+from bitbrush.session.launch import launched_ranks
 
 
 @takes_recipe_keys(RECALIBRATED)
@@ -26,14 +29,18 @@ def recalibrate(
     overwrite: Overwrite = False,
 ) -> None:
     """Find an artifact's activation ranges anew, for another plan: minutes, and no full-precision model."""
+    read = [prompts, images, masks]
+    require_artifact_output(output, read if output.resolve() == artifact.resolve() else [artifact, *read])
+    launched_ranks()
     quiet_libraries()
-    from bitbrush.artifact.manifest import read_manifest
+    from bitbrush.artifact.manifest import artifact_folder, read_manifest
     from bitbrush.artifact.recalibration import recalibrate as run
     from bitbrush.artifact.store import require_free, save
     from bitbrush.methods.recipe import Recipe
     from bitbrush.session.disk import require_space
     from bitbrush.session.machine import find_device
     from bitbrush.session.ranks import ranks
+    from bitbrush.sources.early_checks import require_plan_of_folder
     from bitbrush.sources.input_images import read_inputs
     from bitbrush.sources.prompts import calibration_prompts, too_long
 
@@ -42,14 +49,15 @@ def recalibrate(
     require_free(output, overwrite=overwrite)
     require_space(output, sum(path.stat().st_size for path in artifact.rglob("*") if path.is_file()))
     place = find_device(device)
-    calibration = calibration_prompts(prompts, manifest["base_model"])
+    require_plan_of_folder(artifact_folder(artifact), replace(recipe.plan, scheduler=keys.get("scheduler")))
+    calibration, inputs = calibration_prompts(prompts, manifest["base_model"]), read_inputs(images, masks)
     with ranks() as own:
         if own.leads:
             note(
                 f"{artifact}: {recipe.name}, for {recipe.scheduler or manifest['plan']['scheduler']}, {recipe.steps} "
                 f"steps, guidance {recipe.guidance_scale:g}, {recipe.num_prompts} prompts"
             )
-        made = run(artifact, keys, calibration, inputs=read_inputs(images, masks), device=place, progress=shown)
+        made = run(artifact, keys, calibration, inputs=inputs, device=place, progress=shown)
         if own.leads:
             for message in too_long(made.source, calibration[: recipe.num_prompts]):
                 warn(message)

@@ -1,8 +1,6 @@
 """Command ``bitbrush sensitivity``."""
 
-import shlex
 import shutil
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +10,7 @@ import typer
 from bitbrush.bench.networks import BUNDLED_CLIP, USUAL_CLIP
 from bitbrush.cli.console import note, quiet_libraries, resumable, say, warn
 from bitbrush.cli.options import (
+    BatchSize,
     Config,
     Device,
     Images,
@@ -20,9 +19,13 @@ from bitbrush.cli.options import (
     PipelineArguments,
     Revision,
     Variant,
+    command_line,
+    lora_files,
     model_options,
 )
+from bitbrush.cli.outputs import require_output
 from bitbrush.cli.progress import shown
+from bitbrush.numerics.limits import MAX_COUNT, MAX_SEED, MAX_STEPS
 from bitbrush.sources.model_names import require_known
 
 if TYPE_CHECKING:
@@ -40,16 +43,16 @@ def sensitivity(
         typer.Option(help="Disturb by noise of this share of the output's size instead of by quantizing, e.g. 0.02."),
     ] = None,
     prompts: Annotated[str | None, typer.Option(help="Prompts: a file, or a bundled set [coco].")] = None,
-    num_prompts: Annotated[int, typer.Option(min=2, help="How many of them to use.")] = 16,
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50,
+    num_prompts: Annotated[int, typer.Option(min=2, max=MAX_COUNT, help="How many of them to use.")] = 16,
+    steps: Annotated[int, typer.Option(min=1, max=MAX_STEPS, help="Denoising steps.")] = 50,
     guidance_scale: Annotated[float, typer.Option(help="Guidance.")] = 7.5,
     scheduler: Annotated[str | None, typer.Option(help="Scheduler [the model's own].")] = None,
-    every: Annotated[int, typer.Option(min=1, help="Disturb every Nth denoiser call only: faster.")] = 1,
+    every: Annotated[int, typer.Option(min=1, max=MAX_COUNT, help="Disturb every Nth denoiser call only: faster.")] = 1,
     clip: Annotated[
         str | None, typer.Option(help=f"CLIP model: bundled name, directory, hub id [{BUNDLED_CLIP} or {USUAL_CLIP}].")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the initial noise.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts per denoiser call.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the initial noise.")] = 0,
+    batch_size: BatchSize = 16,
     pipeline_arguments: PipelineArguments = None,
     images: Images = None,
     masks: Masks = None,
@@ -60,6 +63,7 @@ def sensitivity(
     device: Device = "cpu",
 ) -> None:
     """Disturb each denoising step alone and see what it does to the pictures: which end to relax, and why."""
+    require_output(output, [model, prompts, config, images, masks, *lora_files(loras)])
     require_known(model, revision)
     quiet_libraries()
     from bitbrush.bench.experiments.folders import require_own
@@ -70,6 +74,7 @@ def sensitivity(
     from bitbrush.quantization.work import machine_facts, prompts_digest
     from bitbrush.session.journal import open_journal, require_same_work, work_folder
     from bitbrush.session.machine import find_device
+    from bitbrush.sources.early_checks import require_plan
     from bitbrush.sources.identity import model_digest
     from bitbrush.sources.input_images import read_inputs
     from bitbrush.sources.models import find_model, load_full_precision
@@ -83,6 +88,9 @@ def sensitivity(
     plan = Recipe().updated({**given, "pipeline_arguments": pipeline_arguments or []}).plan
     options = model_options(revision, variant, config, loras)
     find_model(model, options)
+    require_plan(model, options, plan)
+    if noise is not None:
+        RelativeNoise(noise, seed)  # rejects another share
     inputs, place = read_inputs(images, masks), find_device(device)
     used = calibration_prompts(prompts, model)[:num_prompts]
     batches = prompt_batches(used, seed, batch_size, inputs=inputs)
@@ -119,7 +127,7 @@ def _write(found: "list[StepSensitivity]", facts: dict[str, str], clip_name: str
     from bitbrush.session.disk import write_whole
 
     advice = recommend(found)
-    command = shlex.join(["bitbrush", *sys.argv[1:]])
+    command = command_line()
     write_whole(sensitivity_results(found, advice, {"command": command, "facts": facts}), output / RESULTS)
     page = sensitivity_page(found, advice, facts, command=command, clip_name=clip_name)
     write_whole(page, output / REPORT)

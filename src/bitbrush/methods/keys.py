@@ -6,8 +6,9 @@ change the key, and whether the recipes of an ablation share rounded weights.
 """
 
 import json
+import math
+import re
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
 from typing import Any
@@ -86,29 +87,33 @@ def key(
     return field(default=default, metadata={METADATA: declared})
 
 
-def whole(low: int, high: int | None = None) -> Callable[[str, Any], int]:
+def whole(low: int, high: int) -> Callable[[str, Any], int]:
     """Returns a parser of whole numbers from ``low`` to ``high``."""
 
     def parse(name: str, value: Any) -> int:
-        if not isinstance(value, int) or isinstance(value, bool) or value < low or (high is not None and value > high):
-            limit = f"at least {low}" if high is None else f"from {low} to {high}"
-            raise ValueError(f"{name} is {value!r}; it must be a whole number {limit}")
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise ValueError(f"{name} is {value!r}; it must be a whole number from {low} to {high}")
         return value
 
     return parse
 
 
 def number(name: str, value: Any) -> float:
-    """Parses a number; raises ValueError for anything else."""
+    """Parses a finite number; raises ValueError for anything else."""
     try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} is {value!r}; it must be a number") from None
+        parsed = float(value)
+    except (TypeError, ValueError, OverflowError):
+        parsed = math.nan
+    if not math.isfinite(parsed):
+        raise ValueError(f"{name} is {value!r}; it must be a finite number")
+    return parsed
 
 
-def text(_: str, value: Any) -> str:
-    """Parses a text."""
-    return str(value)
+def text(name: str, value: Any) -> str:
+    """Parses a text; raises ValueError for anything else."""
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is {value!r}; it must be a text")
+    return value
 
 
 def choice(choices: type[StrEnum]) -> Callable[[str, Any], StrEnum]:
@@ -128,7 +133,7 @@ def optional(parse: Callable[[str, Any], Any], none: str = "none") -> Callable[[
     def parse_optional(name: str, value: Any) -> Any:
         if value in (None, none):
             return None
-        return parse(name, int(value) if isinstance(value, str) and value.isdecimal() else value)
+        return parse(name, int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,9}", value) else value)
 
     return parse_optional
 
@@ -160,13 +165,19 @@ def named_value(text: str) -> tuple[str, Any] | None:
 
 
 def _json_value(text: str) -> Any:
-    with suppress(json.JSONDecodeError):
+    parsed = read_json(text)
+    if parsed is not None or text == "null":
+        return parsed
+    numbers = read_json(f"[{text}]")
+    return numbers if numbers and all(isinstance(one, int | float) for one in numbers) else text
+
+
+def read_json(text: str) -> Any:
+    """Reads a JSON value; None if the text is none, is nested too deeply or holds a number of too many digits."""
+    try:
         return json.loads(text)
-    with suppress(json.JSONDecodeError):
-        numbers = json.loads(f"[{text}]")
-        if numbers and all(isinstance(one, int | float) for one in numbers):
-            return numbers
-    return text
+    except (ValueError, RecursionError):
+        return None
 
 
 def keys_of(recipe: type) -> Mapping[str, Key]:

@@ -1,6 +1,7 @@
 """Recipes: everything that determines the result of a quantization, except the model and the prompts."""
 
 import json
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -24,7 +25,16 @@ from bitbrush.methods.keys import (
 )
 from bitbrush.methods.registry import METHODS
 from bitbrush.methods.removed import removed_setting, without_removed
-from bitbrush.numerics.limits import MAX_BITS, MAX_WEIGHT_BITS, MIN_WEIGHT_BITS, RangeEstimator, WeightRange
+from bitbrush.numerics.limits import (
+    MAX_BITS,
+    MAX_COUNT,
+    MAX_SEED,
+    MAX_STEPS,
+    MAX_WEIGHT_BITS,
+    MIN_WEIGHT_BITS,
+    RangeEstimator,
+    WeightRange,
+)
 from bitbrush.timeline.plan import PipelineArgument, SamplingPlan, is_prompt_text
 
 MIN_ACTIVATION_BITS = 4
@@ -110,9 +120,13 @@ def _pipeline_argument(name: str, value: Any) -> PipelineArgument:
     values = value if isinstance(value, list | tuple) else (value,)
     if is_prompt_text(name) and not (value is None or (values and all(isinstance(one, str) for one in values))):
         raise ValueError(f"pipeline argument {name} is {value!r}; it must be a text, or a list of texts")
-    if not all(isinstance(one, bool | int | float | str | None) for one in values):
+    numbers = [one for one in values if isinstance(one, float)]
+    if not (
+        all(isinstance(one, bool | int | float | str | None) for one in values) and all(map(math.isfinite, numbers))
+    ):
         raise ValueError(
-            f"pipeline argument {name} is {value!r}; it must be a number, a text, true or false, or a list of these"
+            f"pipeline argument {name} is {value!r}; it must be a number, a text, true or false, or a list of these "
+            "(no infinity or NaN)"
         )
     return tuple(value) if isinstance(value, list) else value
 
@@ -203,7 +217,7 @@ class Recipe:
     high_precision: tuple[str, ...] = key(
         (), patterns, "Pattern of layer names for 8-bit weights and 16-bit activations; repeatable.", option=list[str]
     )
-    steps: int = key(50, whole(1), "Denoising steps to calibrate for.", option=int, recalibrates=True)
+    steps: int = key(50, whole(1, MAX_STEPS), "Denoising steps to calibrate for.", option=int, recalibrates=True)
     guidance_scale: float = key(7.5, number, "Guidance to calibrate for.", option=float, recalibrates=True)
     scheduler: str | None = key(
         None,
@@ -221,9 +235,9 @@ class Recipe:
         recalibrates=True,
         flag="--pipeline-argument",
     )
-    num_prompts: int = key(16, whole(1), "Calibration prompts to use.", option=int, recalibrates=True)
-    batch_size: int = key(16, whole(1), "Prompts per denoiser call.", option=int, recalibrates=True)
-    seed: int = key(0, whole(0), "Seed of the calibration's initial noise.", option=int, recalibrates=True)
+    num_prompts: int = key(16, whole(1, MAX_COUNT), "Calibration prompts to use.", option=int, recalibrates=True)
+    batch_size: int = key(16, whole(1, MAX_COUNT), "Prompts per denoiser call.", option=int, recalibrates=True)
+    seed: int = key(0, whole(0, MAX_SEED), "Seed of the calibration's initial noise.", option=int, recalibrates=True)
     skip_inputs: SkipInputs = key(
         SkipInputs.JOINT,
         choice(SkipInputs),
@@ -308,7 +322,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     try:
         content = path.read_text(encoding="utf-8")
         keys = json.loads(content) if path.suffix == ".json" else tomllib.loads(content)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"recipe {path} cannot be read: {error}") from error
     if not isinstance(keys, dict):
         raise ValueError(f"recipe {path} holds a {type(keys).__name__}; a table of keys is needed")

@@ -25,7 +25,7 @@ def removed_setting(recipe: Mapping[str, Any]) -> str | None:
     """Returns the first unsupported setting as ``key = value``, or None if all are supported."""
     recipe = renamed(recipe)
     kept = without_removed(recipe)
-    changed = [key for key in recipe if key in kept and kept[key] != recipe[key]]
+    changed = [key for key in recipe if key in kept and kept[key] is not recipe[key]]  # NaN differs from itself
     changed += [key for key, neutral in KEYS.items() if recipe.get(key) not in (None, neutral)]
     return f"{changed[0]} = {recipe[changed[0]]}" if changed else None
 

@@ -83,7 +83,7 @@ def layer_specs(
         high_precision: Patterns of layers that are treated like those next to the latents.
 
     Raises:
-        ValueError: A pattern matches no layer, or a weight contains NaN or infinity.
+        ValueError: A pattern matches no layer, no layer is left, or a weight contains NaN or infinity.
     """
     layers = {name: m for name, m in denoiser.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     named = (*layers, *split_begins(denoiser), *branch_ranks(denoiser))
@@ -96,7 +96,12 @@ def layer_specs(
         *family.high_precision_layers(denoiser),
         *(n for n in named if any(fnmatchcase(n, pattern) for pattern in high_precision)),
     }
-    specs = (_spec(name, layer, high_precision_names, weight_bits, exclude) for name, layer in layers.items())
+    specs = [_spec(name, layer, high_precision_names, weight_bits, exclude) for name, layer in layers.items()]
+    if all(spec.excluded is not None for spec in specs):
+        raise ValueError(
+            f"exclude is {', '.join(map(repr, exclude)) or 'empty'}, and none of the {len(layers)} layers is left to "
+            "quantize; exclude fewer"
+        )
     return tuple(_as_factor(spec, weight_bits) if spec.name in factors else spec for spec in specs)
 
 

@@ -1,10 +1,16 @@
-"""Supported bits and the names of range estimators; free of torch, so that command lines start fast."""
+"""Supported bits and counts, and the names of range estimators; free of torch, so that command lines start fast."""
 
 from enum import StrEnum
 
 MIN_BITS, MAX_BITS = 2, 16
 """Bits of affine quantization parameters."""
 MIN_WEIGHT_BITS, MAX_WEIGHT_BITS = 2, 8
+MAX_SEED = 2**63 - 1
+"""Largest seed of torch's generators that a signed integer of 64 bits holds, too."""
+MAX_STEPS = 10_000
+"""Denoising steps; a scheduler has its own limit, most often 1000."""
+MAX_COUNT = 1_000_000
+"""Prompts, images or samples of one run; a typing error, not work, lies above."""
 
 
 class WeightRange(StrEnum):

@@ -49,10 +49,11 @@ from bitbrush.session.progress import (
 from bitbrush.session.ranks import ALONE, Ranks, ranks
 from bitbrush.session.session import Session
 from bitbrush.sources.identity import model_digest
-from bitbrush.sources.prompts import prompt_texts
+from bitbrush.sources.prompt_texts import prompt_texts
 from bitbrush.sources.savable import refuse_saving, require_savable
 from bitbrush.sources.schedulers import with_scheduler
 from bitbrush.timeline.defaults import plain_defaults
+from bitbrush.timeline.pipeline_call import require_callable
 from bitbrush.timeline.trajectory import PromptBatch, planned_timesteps, prompt_batches
 
 
@@ -257,6 +258,7 @@ def prepare(
     _require_float(getattr(pipe, family.component), family.component)
     require_savable(pipe)
     source = _in_float32(with_scheduler(pipe, recipe.scheduler))
+    require_callable(type(source), source.scheduler, recipe.plan, inputs or ())
     session = Session(ranks=ranks, progress=progress if ranks.leads else silent)
     allocated = None
     if rounded is not None and recipe.weight_allocation is WeightAllocation.MEASURED:
@@ -283,9 +285,14 @@ def calibration_batches(
         Batches of prompts with their seeds and inputs.
 
     Raises:
-        ValueError: There are fewer prompts, or they are no texts.
+        ValueError: Fewer than ``num_prompts`` prompts are available, or they are no texts.
     """
     texts = prompt_texts(prompts, recipe.num_prompts)
+    if len(texts) < recipe.num_prompts:
+        raise ValueError(
+            f"num_prompts is {recipe.num_prompts}, but only {len(texts)} calibration prompts are given; "
+            "lower it or give more"
+        )
     return tuple(prompt_batches(texts, recipe.seed, recipe.batch_size, inputs=inputs))
 
 

@@ -13,6 +13,8 @@ from safetensors.torch import load, save
 from torch import Tensor, distributed
 from torch.distributed import ReduceOp
 
+from bitbrush.session.launch import launched_ranks
+
 T = TypeVar("T")
 
 PATIENCE = timedelta(days=7)
@@ -177,7 +179,7 @@ def ranks() -> Iterator[Ranks]:
     A process that was started otherwise is alone.
 
     Raises:
-        ValueError: The group cannot exchange CPU tensors.
+        ValueError: The group cannot exchange CPU tensors, or torchrun's environment variables are damaged.
     """
     if distributed.is_available() and distributed.is_initialized():
         backend = distributed.get_backend_config()
@@ -185,12 +187,13 @@ def ranks() -> Iterator[Ranks]:
             raise ValueError(f"the process group's backend is {backend}; initialize it with gloo: work is on the CPU")
         yield Ranks(distributed.get_rank(), distributed.get_world_size())
         return
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    rank, world = launched_ranks()
     if world == 1:
         yield ALONE
         return
-    distributed.init_process_group("gloo", timeout=PATIENCE)
+    with _reached():
+        distributed.init_process_group("gloo", timeout=PATIENCE)
     try:
-        yield Ranks(distributed.get_rank(), world)
+        yield Ranks(rank, world)
     finally:
         distributed.destroy_process_group()

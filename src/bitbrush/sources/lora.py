@@ -1,6 +1,7 @@
 """LoRA files, fused into the full-precision weights before quantization."""
 
 import importlib.util
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,9 @@ FACTORS = {
 }
 """Names of a layer's two factors, in the files of different programs."""
 
+BESIDE = ("alpha", "lora_B.bias")
+"""Endings of the other tensors of a layer's update."""
+LARGEST_SCALE = 100
 PAIRS = FACTORS | {up: down for down, up in FACTORS.items()}
 PEFT_METADATA = "lora_adapter_metadata"
 """Metadata key under which files of diffusers store ranks and alphas."""
@@ -55,10 +59,16 @@ class Lora:
             return cls(Path(text))
         try:
             return cls(Path(file), float(scale))
-        except ValueError:
+        except ValueError as error:
             if Path(text).exists():
                 return cls(Path(text))
-            raise ValueError(f"LoRA is {text!r}; expected FILE or FILE@SCALE, e.g. style.safetensors@0.8") from None
+            raise ValueError(
+                f"LoRA is {text!r} ({error}); expected FILE or FILE@SCALE, e.g. style.safetensors@0.8"
+            ) from None
+
+    def __post_init__(self) -> None:
+        if not abs(self.scale) <= LARGEST_SCALE:  # NaN is not either
+            raise ValueError(f"scale is {self.scale:g}; it must be from -{LARGEST_SCALE} to {LARGEST_SCALE}")
 
     def require(self) -> None:
         """Checks that the file can be loaded as a LoRA.
@@ -70,15 +80,35 @@ class Lora:
             raise ValueError(f"LoRA {self.path} is no file")
         try:
             with safe_open(self.path, framework="pt") as file:
-                keys = set(file.keys())
-        except SafetensorError as error:
-            raise ValueError(f"LoRA {self.path} is no intact safetensors file: {error}") from error
+                shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+                kinds = {key: file.get_slice(key).get_dtype() for key in shapes}
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"LoRA {self.path} is no intact safetensors file: {error}; download it again") from error
+        keys = set(shapes)
         if single := sorted(key for key in keys if _ending(key) and _other_factor(key) not in keys):
             raise ValueError(f"LoRA {self.path} has {single[0]} without its other factor; download it again")
         if magnitudes := sorted(key for key in keys if key.endswith("dora_scale")):  # diffusers ignores them
             raise ValueError(f"LoRA {self.path} is a DoRA ({magnitudes[0]}), which cannot be fused; give a plain LoRA")
+        self._require_updates(shapes, kinds)
         if importlib.util.find_spec("peft") is None:
             raise ValueError(f"LoRA {self.path} needs the package peft: pip install 'bitbrush[lora]'")
+
+    def _require_updates(self, shapes: Mapping[str, tuple[int, ...]], kinds: Mapping[str, str]) -> None:
+        """Raises ValueError unless all tensors are pairs of factors of one rank, their biases, or alphas."""
+        downs = [key for key in shapes if key.endswith(tuple(FACTORS))]
+        if not downs:
+            raise ValueError(f"LoRA {self.path} holds no updates of layers among {len(shapes)} tensors; give a LoRA")
+        for key, shape in shapes.items():
+            if not (_ending(key) or key.endswith(BESIDE)):
+                raise ValueError(f"LoRA {self.path} holds {key}, which cannot be fused; give a plain LoRA")
+            if not kinds[key].startswith(("F", "BF")):
+                raise ValueError(f"LoRA {self.path} holds {key} in {kinds[key]}; give a LoRA in floating point")
+            if len(shape) not in (2, 4) if _ending(key) else key.endswith("alpha") and math.prod(shape) != 1:
+                raise ValueError(f"LoRA {self.path} holds {key} in the shape {shape}, which no such tensor has")
+        for down in downs:
+            up = _other_factor(down)
+            if shapes[down][0] != shapes[up][1] or not shapes[down][0]:
+                raise ValueError(f"LoRA {self.path} is damaged: {down} is {shapes[down]}, and {up} is {shapes[up]}")
 
     def facts(self) -> dict[str, Any]:
         """Returns the file's name, its SHA-256 and the scale, for the manifest."""
@@ -110,7 +140,7 @@ def fuse_lora(pipe: DiffusionPipeline, lora: Lora) -> int:
     updates = _text_updates(pipe, _unit_scaled(text), lora)
     if rest:
         _attach(pipe, lora, rest)
-    layers, held = len(updates) + _adapted_layers(pipe), sum(key.endswith(tuple(FACTORS)) for key in tensors)
+    layers, held = len(updates) + _adapted_layers(pipe), sum(_is_update(key, tensors) for key in tensors)
     if layers < max(held, 1):
         pipe.unload_lora_weights()
         raise ValueError(
@@ -184,9 +214,16 @@ def _text_layer(encoder: nn.Module | None, path: str) -> nn.Linear | None:
     return linear.get(path) or linear.get(path.removeprefix("text_model_"))
 
 
+def _is_update(key: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Tells whether a tensor is the first factor of an update that changes something."""
+    return key.endswith(tuple(FACTORS)) and bool(tensors[_other_factor(key)].any())
+
+
 def _adapted_layers(pipe: DiffusionPipeline) -> int:
+    """Counts layers with an update; peft also adapts layers of similar names, by zeros."""
     networks = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
-    return sum("fused" in getattr(module, "lora_A", {}) for network in networks for module in network.modules())
+    ups = [getattr(module, "lora_B", {}) for network in networks for module in network.modules()]
+    return sum(bool(up["fused"].weight.any()) for up in ups if "fused" in up)
 
 
 def _other_factor(key: str) -> str:

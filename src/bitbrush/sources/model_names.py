@@ -44,6 +44,14 @@ def require_known(model: str | os.PathLike[str], revision: str | None = None) ->
         raise UnknownModelError(unknown_text(name, asked, reason))
 
 
+def portable_name(model: str | os.PathLike[str]) -> str:
+    """Returns the name under which a model is recorded: a path's last part, so that records hold no local paths."""
+    name = os.fspath(model)
+    path = Path(name)
+    is_local = path.exists() or path.is_absolute() or name.startswith((".", "~"))
+    return path.resolve().name if is_local and model_path(name) is None else name
+
+
 def unknown_text(model: str, asked: str = "", reason: str = "") -> str:
     """Returns the message for a model that is found nowhere.
 

@@ -22,7 +22,14 @@ from bitbrush.session.disk import require_space
 from bitbrush.session.offload import CPU, Offload
 from bitbrush.sources.checkpoint_type import component_types, file_type, variant_files
 from bitbrush.sources.lora import Lora, fuse_lora
-from bitbrush.sources.model_names import SINGLE_FILE, UnknownModelError, did_you_mean, require_known, unknown_text
+from bitbrush.sources.model_names import (
+    SINGLE_FILE,
+    UnknownModelError,
+    did_you_mean,
+    portable_name,
+    require_known,
+    unknown_text,
+)
 from bitbrush.sources.networks import MODEL_INDEX, lacks_weights, load_pipeline
 from bitbrush.sources.single_file import load_single_file
 from bitbrush.zoo import model_path
@@ -54,8 +61,9 @@ class ModelOptions:
     loras: tuple[Lora, ...] = ()
 
     def facts(self) -> dict[str, Any]:
-        """Returns the options that are set, for the manifest; files by their hashes."""
-        given = {"revision": self.revision, "variant": self.variant, "config": self.config}
+        """Returns the options that are set, for the manifest; files by name and hash, without their folders."""
+        config = None if self.config is None else portable_name(self.config)
+        given = {"revision": self.revision, "variant": self.variant, "config": config}
         facts: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         return facts | ({"loras": [lora.facts() for lora in self.loras]} if self.loras else {})
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,11 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+from bitbrush.sources.prompt_texts import require_text
+
 HUB = "hf://datasets/"
+LARGEST = 2**31
+"""Bytes; COCO's captions are 90 MB."""
 COLUMNS = ("prompt", "caption", "text")
 
 
@@ -31,11 +36,13 @@ def read_prompt_file(source: str) -> tuple[str, ...]:
     path = _fetched(source) if source.startswith(HUB) else Path(source)
     readers: dict[str, Callable[[bytes], list[str]]] = {".json": _coco, ".csv": _csv, ".parquet": _parquet}
     try:
-        lines = readers.get(path.suffix, _text)(path.read_bytes())
+        lines = readers.get(path.suffix, _text)(_content(path))
     except FileNotFoundError:
         raise ValueError(f"prompts {source!r}: there is no such file") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"prompts {source!r}: the file is not UTF-8 text ({error}); convert it") from error
+    except (csv.Error, RecursionError, OverflowError) as error:
+        raise ValueError(f"prompts {source!r}: the file is damaged ({error}); write it again") from error
     except OSError as error:
         raise ValueError(f"prompts {source!r}: the file cannot be read ({error.strerror or error})") from error
     except ValueError as error:
@@ -43,7 +50,21 @@ def read_prompt_file(source: str) -> tuple[str, ...]:
     prompts = tuple(line.strip() for line in lines if line.strip())
     if not prompts:
         raise ValueError(f"prompts {source!r}: the file is empty; write one prompt a line")
+    for number, prompt in enumerate(prompts, 1):
+        require_text(prompt, f"prompts {source!r}: prompt {number}")
     return prompts
+
+
+def _content(path: Path) -> bytes:
+    """Reads a regular file; a pipe or device might never end."""
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise ValueError("it is a folder; name a file of prompts in it")
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is no regular file; write the prompts into one")
+    if status.st_size > LARGEST:
+        raise ValueError(f"the file has {status.st_size} bytes; at most {LARGEST} are read")
+    return path.read_bytes()
 
 
 def _text(content: bytes) -> list[str]:
@@ -73,10 +94,13 @@ def _csv(content: bytes) -> list[str]:
 
 def _parquet(content: bytes) -> list[str]:
     try:
-        from pyarrow import parquet
+        from pyarrow import ArrowException, parquet
     except ImportError:
         raise ValueError("a parquet file needs the package pyarrow: pip install 'bitbrush[parquet]'") from None
-    table = parquet.read_table(io.BytesIO(content))
+    try:
+        table = parquet.read_table(io.BytesIO(content))
+    except ArrowException as error:
+        raise ValueError(f"the file is no intact parquet table ({error}); write it again") from error
     return [_line(value) for value in table.column(_column(table.column_names)).to_pylist()]
 
 

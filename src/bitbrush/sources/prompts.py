@@ -1,15 +1,14 @@
 """Prompts from files and bundled sets, and detection of prompts that exceed the text encoder's limit."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from diffusers import DiffusionPipeline
 
 from bitbrush.sources.prompt_files import read_prompt_file
+from bitbrush.sources.prompt_texts import shortened
 from bitbrush.zoo import MODELS, prompt_set, prompt_sets
 
 CALIBRATION, TEST = "calibration", "test"
@@ -48,26 +47,6 @@ def held_out_prompts(sources: Sequence[str], model: str) -> dict[str, tuple[str,
             f"model {model!r} has no prompts of its own; name a file of prompts, one a line, with --prompts"
         )
     return {Path(name).stem: read_prompts(name, model, TEST) for name in names}
-
-
-def prompt_texts(prompts: Iterable[str], count: int) -> tuple[str, ...]:
-    """Reads the first ``count`` prompts of any ordered collection: a list, an array, a column of a table, a generator.
-
-    Raises:
-        ValueError: ``prompts`` is a single text or has no order, an element is no text, or there are too few.
-    """
-    given: Any = prompts
-    if isinstance(given, str | bytes | Mapping | Set) or not isinstance(given, Iterable):
-        raise ValueError(f"prompts is a {type(given).__name__}; give a list of texts, even of one: [text]")
-    texts = tuple(islice(given, count))
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ValueError(f"prompt {index} is {text!r}, a {type(text).__name__}; give texts")
-    if len(texts) < count:
-        raise ValueError(
-            f"num_prompts is {count}, but only {len(texts)} calibration prompts are given; lower it or give more"
-        )
-    return tuple(map(str, texts))
 
 
 class Domain(StrEnum):
@@ -144,10 +123,6 @@ def too_long(pipe: DiffusionPipeline, prompts: Sequence[str]) -> Iterator[str]:
         if len(tokens) > limit:
             dropped = tokenizer.decode(tokens[limit - 1 : -1])
             yield (
-                f"prompt {_shortened(prompt)!r} has {len(tokens)} tokens, the text encoder takes {limit}; "
-                f"dropped: {_shortened(dropped)!r}"
+                f"prompt {shortened(prompt)!r} has {len(tokens)} tokens, the text encoder takes {limit}; "
+                f"dropped: {shortened(dropped)!r}"
             )
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= 80 else f"{text[:77]}..."

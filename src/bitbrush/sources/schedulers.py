@@ -43,33 +43,49 @@ def with_scheduler(pipe: DiffusionPipeline, name: str | None) -> DiffusionPipeli
     """
     if name is None:
         return pipe
-    scheduler_class = getattr(diffusers, class_name(name), None)
-    if not (
-        isinstance(scheduler_class, type)
-        and issubclass(scheduler_class, SchedulerMixin)
-        and issubclass(scheduler_class, ConfigMixin)
-    ):
-        known = ", ".join((*SHORT_NAMES, *FLOW_NAMES))
-        raise ValueError(f"scheduler is {name!r}; known are {known} and diffusers' class names")
-    own = type(pipe.scheduler)
-    if _is_of_flow(scheduler_class) != _is_of_flow(own):
-        kind = "a flow-matching model" if _is_of_flow(own) else "no flow-matching model"
-        raise ValueError(
-            f"scheduler is {name!r}, but {type(pipe).__name__} with its {own.__name__} is {kind}; "
-            f"those that fit are {', '.join(names_for(pipe))}"
-        )
+    kind = scheduler_class(name, type(pipe.scheduler), type(pipe).__name__)
     other = copy.copy(pipe)
     config = dict(pipe.scheduler.config)
-    if "clip_sample" in inspect.signature(scheduler_class).parameters:
+    if "clip_sample" in inspect.signature(kind).parameters:
         # Clipping is for pixels in [-1, 1], on by default; latents are larger. PNDM's configurations do not mention it.
         config.setdefault("clip_sample", False)
-    other.scheduler = scheduler_class.from_config(config)  # type: ignore[attr-defined]
+    other.scheduler = kind.from_config(config)  # type: ignore[attr-defined]
     return other
+
+
+def scheduler_class(name: str | None, own: type, pipeline: str) -> type:
+    """Finds a scheduler's class by its short name or class name.
+
+    Args:
+        name: Short name or class name; None for the pipeline's own.
+        own: Class of the pipeline's scheduler.
+        pipeline: Name of the pipeline's class, for messages.
+
+    Raises:
+        ValueError: The scheduler is unknown, or is for the other kind of model (flow matching or not).
+    """
+    if name is None:
+        return own
+    kind = getattr(diffusers, class_name(name), None)
+    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin) and issubclass(kind, ConfigMixin)):
+        known = ", ".join((*SHORT_NAMES, *FLOW_NAMES))
+        raise ValueError(f"scheduler is {name!r}; known are {known} and diffusers' class names")
+    if _is_of_flow(kind) != _is_of_flow(own):
+        model = "a flow-matching model" if _is_of_flow(own) else "no flow-matching model"
+        raise ValueError(
+            f"scheduler is {name!r}, but {pipeline} with its {own.__name__} is {model}; "
+            f"those that fit are {', '.join(_names_for(own))}"
+        )
+    return kind
 
 
 def names_for(pipe: DiffusionPipeline) -> tuple[str, ...]:
     """Returns the short names of schedulers for the pipeline's kind of model; its call may still require another."""
-    return tuple(FLOW_NAMES if _is_of_flow(type(pipe.scheduler)) else SHORT_NAMES)
+    return _names_for(type(pipe.scheduler))
+
+
+def _names_for(own: type) -> tuple[str, ...]:
+    return tuple(FLOW_NAMES if _is_of_flow(own) else SHORT_NAMES)
 
 
 def class_name(name: str) -> str:

@@ -1,12 +1,13 @@
 """Sampling plan that a quantized denoiser is calibrated for."""
 
-import math
 import re
 from dataclasses import dataclass
 from typing import TypeAlias
 
 PipelineArgument: TypeAlias = bool | int | float | str | tuple[bool | int | float | str, ...] | None
 """Type of a recipe's values for arguments of the pipeline's call."""
+LARGEST_GUIDANCE = 1000
+"""Far above what any model is sampled with, and below what overflows float16 latents at once."""
 _PROMPT_TEXT = re.compile(r"(negative_)?prompt(_\d+)?")
 
 
@@ -26,8 +27,10 @@ class SamplingPlan:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps is {self.steps}; at least 1 is needed")
-        if not math.isfinite(self.guidance_scale) or self.guidance_scale < 0:
-            raise ValueError(f"guidance_scale is {self.guidance_scale}; it must be a finite number >= 0")
+        if not 0 <= self.guidance_scale <= LARGEST_GUIDANCE:  # NaN is not either
+            raise ValueError(
+                f"guidance_scale is {self.guidance_scale}; it must be a number from 0 to {LARGEST_GUIDANCE}"
+            )
 
 
 def is_prompt_text(argument: str) -> bool:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from bitbrush.timeline.module_changes import NO_CHANGES, ChangeTracker, ModuleChanges
+from bitbrush.timeline.pipeline_call import require_callable
 from bitbrush.timeline.plan import PipelineArgument, SamplingPlan, is_prompt_text
 from bitbrush.timeline.suspension import Suspension
 from bitbrush.timeline.tracker import timestep_reader
@@ -57,23 +58,6 @@ class DenoiserCall:
 
 HALF_PRECISION = 2.0**-8
 """Relative error of a timestep that was rounded to bfloat16."""
-
-OWN_ARGUMENTS = frozenset(
-    (
-        "prompt",
-        "num_inference_steps",
-        "guidance_scale",
-        "generator",
-        "output_type",
-        "return_dict",
-        "num_images_per_prompt",
-        "callback",
-        "callback_steps",
-        "callback_on_step_end",
-        "callback_on_step_end_tensor_inputs",
-    )
-)
-"""Arguments of a pipeline's call that follow from the plan and the batch; users cannot set them."""
 
 Trajectory: TypeAlias = Suspension[DenoiserCall, Any, Any]
 
@@ -261,14 +245,11 @@ def call_arguments(pipe: Any, batch: PromptBatch, plan: SamplingPlan) -> dict[st
     """Returns the arguments of ``pipe(...)``; guidance is left out if the pipeline has none.
 
     Raises:
-        ValueError: The pipeline does not take an argument of the plan or an input of the batch; the message names it.
+        ValueError: The pipeline does not take an argument of the plan or an input of the batch, or not its value, or
+            its scheduler has fewer steps; the message names it.
     """
+    require_callable(type(pipe), getattr(pipe, "scheduler", None), plan, batch.inputs)
     taken = inspect.signature(pipe.__call__).parameters
-    given = [*dict(plan.arguments), *batch.inputs]
-    wrong = [name for name in given if name not in taken or name in OWN_ARGUMENTS]
-    if wrong or "prompt" not in taken:
-        free = [name for name in taken if name not in OWN_ARGUMENTS and name != "kwargs"]
-        raise ValueError(f"{type(pipe).__name__} cannot be given {[*wrong, 'prompt'][0]!r}; it takes {', '.join(free)}")
     further = {name: _argument_value(name, value, taken[name].annotation, batch) for name, value in plan.arguments}
     further |= {name: list(values) for name, values in batch.inputs.items()}
     arguments = {
@@ -313,9 +294,23 @@ def planned_timesteps(
         component: Name of its denoiser.
         plan: Sampling plan.
         batch: A batch of the run; its first prompt supplies the inputs that the pipeline requires.
+
+    Raises:
+        ValueError: The pipeline fails on the plan's arguments, in whatever way.
     """
-    with start(pipe, component, batch[:1] if batch else PromptBatch(("",), (0,)), plan) as trajectory:
-        return pending([trajectory])[0].planned
+    try:
+        with start(pipe, component, batch[:1] if batch else PromptBatch(("",), (0,)), plan) as trajectory:
+            return pending([trajectory])[0].planned
+    except torch.OutOfMemoryError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        if not plan.arguments:
+            raise
+        given = ", ".join(f"{name}={value!r}" for name, value in plan.arguments)
+        raise ValueError(
+            f"{type(pipe).__name__} cannot be called with the pipeline arguments {given} "
+            f"({type(error).__name__}: {error}); change them or leave them out"
+        ) from error
 
 
 def lockstep(trajectories: Sequence[Trajectory]) -> Iterator[list[DenoiserCall]]:

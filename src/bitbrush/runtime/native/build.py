@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from bitbrush.session.disk import writing_whole
+from bitbrush.runtime.native.cache import cache_folder, cached_library
 
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
 COMPILERS = ("c++", "g++", "clang++")
@@ -26,20 +26,23 @@ class NativeUnavailable(RuntimeError):
 def native_library() -> ctypes.CDLL:
     """Loads the kernels of all ``.cpp`` files in this folder; the first call compiles them, which takes seconds.
 
-    The cache is ``$BITBRUSH_CACHE``, else ``bitbrush`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
+    The cache is the folder ``kernels`` in ``$BITBRUSH_CACHE``, else in ``bitbrush`` below ``$XDG_CACHE_HOME`` or
+    ``~/.cache``.
 
     Raises:
         NativeUnavailable: There is no compiler, or it fails; the message names what is missing.
     """
     sources = sorted(Path(__file__).parent.glob("*.cpp"))
     compiler = _compiler()
-    target = _cache() / f"kernels-{_key(sources, compiler)}.so"
-    if not target.exists():
-        _compile(compiler, sources, target)
+    folder = cache_folder(_cache())
     try:
-        return ctypes.CDLL(str(target))
+        path = cached_library(folder, _key(sources, compiler), lambda target: _compile(compiler, sources, target))
+        return ctypes.CDLL(str(path))
     except OSError as error:
-        raise NativeUnavailable(f"{target} cannot be loaded ({error}); remove it to have it compiled again") from error
+        raise NativeUnavailable(
+            f"the kernels cannot be written to {folder}, or not loaded from it ({error}); name another folder by "
+            "BITBRUSH_CACHE, on a disk with free space from which programs may run"
+        ) from error
 
 
 def _compiler() -> str:
@@ -53,8 +56,15 @@ def _compiler() -> str:
 
 
 def _cache() -> Path:
-    own = os.environ.get("BITBRUSH_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitbrush"
+    if own := os.environ.get("BITBRUSH_CACHE"):
+        return Path(own) / "kernels"
+    try:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:
+        raise NativeUnavailable(
+            "this user has no home folder for the kernels' cache; name one by BITBRUSH_CACHE"
+        ) from error
+    return caches / "bitbrush" / "kernels"
 
 
 def _key(sources: list[Path], compiler: str) -> str:
@@ -69,18 +79,11 @@ def _key(sources: list[Path], compiler: str) -> str:
 
 
 def _compile(compiler: str, sources: list[Path], target: Path) -> None:
-    """Compiles to a temporary file and renames it, since another process may compile at the same time."""
-    try:
-        with writing_whole(target) as made:
-            command = [compiler, *FLAGS, *map(str, sources), "-o", str(made), *_openmp()]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                last = "\n".join(done.stderr.splitlines()[-SHOWN_LINES:])
-                raise NativeUnavailable(f"{compiler} failed on the kernels:\n{last}")
-    except OSError as error:
-        raise NativeUnavailable(
-            f"the kernels cannot be written to {target.parent} ({error}); name another folder by BITBRUSH_CACHE"
-        ) from error
+    command = [compiler, *FLAGS, *map(str, sources), "-o", str(target), *_openmp()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = "\n".join(done.stderr.splitlines()[-SHOWN_LINES:])
+        raise NativeUnavailable(f"{compiler} failed on the kernels:\n{last}")
 
 
 def _openmp() -> list[str]:

@@ -1,0 +1,50 @@
+"""Checks of a command's output path, before anything is loaded."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from bitbrush.zoo import model_path
+
+LONGEST_NAME, LONGEST_PATH = 180, 3000
+"""Bytes of a name and of a whole path; systems allow 255 and 4096, and files beside and below need some of them."""
+
+
+def require_output(
+    output: Path, inputs: Iterable[str | os.PathLike[str] | None] = (), *, option: str = "--output"
+) -> None:
+    """Checks that files can be named after the output, and that it lies outside of what the command reads.
+
+    Args:
+        output: File or folder to write.
+        inputs: Folders, files or other names that the command reads; None for one that is not given.
+        option: Name of the option, for messages.
+
+    Raises:
+        ValueError: The path is too long, or it is or lies in an input.
+    """
+    if len(os.fsencode(output.name)) > LONGEST_NAME or len(os.fsencode(output.absolute())) > LONGEST_PATH:
+        raise ValueError(
+            f"{option} is {_shortened(str(output))!r}, a path of {len(os.fsencode(output))} bytes; a name has at most "
+            f"{LONGEST_NAME} and a whole path {LONGEST_PATH}: choose a shorter one"
+        )
+    place = output.resolve()
+    for one in (given for given in inputs if given is not None):
+        read = (model_path(os.fspath(one)) or Path(one)).resolve()
+        if read.exists() and (place == read or read in place.parents):
+            raise ValueError(f"{option} is {output}, which is or lies in {one}, an input; choose a place outside of it")
+
+
+def require_artifact_output(output: Path, inputs: Iterable[str | os.PathLike[str] | None] = ()) -> None:
+    """Checks as :func:`require_output` does, and that the output has a name, since an artifact is renamed into place.
+
+    Raises:
+        ValueError: As there, or the output is the current folder or one above it.
+    """
+    require_output(output, inputs)
+    if output.name in ("", ".."):
+        raise ValueError(f"--output is {str(output)!r}; give the artifact's folder by its own name, e.g. ./NAME")
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,128 @@
+"""Checks of a sampling plan against the pipeline's call and the scheduler; they need no weights."""
+
+import inspect
+import types
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Union, get_args, get_origin
+
+from bitbrush.timeline.plan import SamplingPlan, is_prompt_text
+
+OWN_ARGUMENTS = frozenset(
+    (
+        "prompt",
+        "num_inference_steps",
+        "guidance_scale",
+        "generator",
+        "output_type",
+        "return_dict",
+        "num_images_per_prompt",
+        "callback",
+        "callback_steps",
+        "callback_on_step_end",
+        "callback_on_step_end_tensor_inputs",
+    )
+)
+"""Arguments of a pipeline's call that follow from the plan and the batch; users cannot set them."""
+SIDES = ("height", "width")
+LARGEST_SIDE = 16384
+"""Pixels; far above what any model makes, and below what exhausts memory at once."""
+LARGEST_NUMBER = 2**53
+"""Up to which every whole number is exact in floating point; NaN is not below it."""
+OWN_TIMESTEPS = ("timesteps", "sigmas")
+"""Arguments that replace the timesteps which follow from the number of steps."""
+STEP_LIMITS = ("num_train_timesteps", "original_inference_steps")
+"""Entries of a scheduler's configuration that bound the number of its steps."""
+
+
+def require_callable(pipeline: Any, scheduler: Any, plan: SamplingPlan, inputs: Collection[str] = ()) -> None:
+    """Checks that a pipeline can be called by the plan, and obeys all of it.
+
+    Args:
+        pipeline: Class of the pipeline.
+        scheduler: Scheduler that the plan runs; None if unknown.
+        plan: Sampling plan.
+        inputs: Names of further arguments with a value per prompt, such as ``image``.
+
+    Raises:
+        ValueError: The call has no such argument, or one that bitbrush sets; a value has another type, is out of range
+            or would be ignored; or the scheduler has fewer steps.
+    """
+    call = pipeline.__call__
+    require_taken(pipeline.__name__, call, [*dict(plan.arguments), *inputs])
+    taken = inspect.signature(call).parameters
+    for name, value in plan.arguments:
+        _require_value(pipeline.__name__, taken[name], value)
+    if scheduler is not None:
+        _require_obeyed(pipeline.__name__, scheduler, dict(plan.arguments))
+        if not any(name in dict(plan.arguments) for name in OWN_TIMESTEPS):
+            require_steps(scheduler, plan.steps)
+
+
+def require_taken(pipeline: str, call: Callable[..., Any], names: Collection[str]) -> None:
+    """Checks that the pipeline's call has arguments of these names, which bitbrush leaves free.
+
+    Raises:
+        ValueError: It has no such argument; the message names the free ones.
+    """
+    parameters = inspect.signature(call).parameters.values()
+    named = [one.name for one in parameters if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)]
+    free = [name for name in named if name not in OWN_ARGUMENTS and name != "self"]
+    wrong = [name for name in names if name not in free]
+    if wrong or "prompt" not in named:
+        raise ValueError(f"{pipeline} cannot be given {[*wrong, 'prompt'][0]!r}; it takes {', '.join(free)}")
+
+
+def require_steps(scheduler: Any, steps: int) -> None:
+    """Checks that the scheduler has that many steps.
+
+    Raises:
+        ValueError: Its configuration has fewer.
+    """
+    config: Mapping[str, Any] = scheduler.config
+    limits = {name: config[name] for name in STEP_LIMITS if config.get(name)}
+    name = min(limits, key=lambda one: limits[one], default=None)
+    if name is not None and steps > limits[name]:
+        raise ValueError(
+            f"steps is {steps}, and {type(scheduler).__name__} has at most {limits[name]} ({name}); lower --steps"
+        )
+
+
+def _require_value(pipeline: str, parameter: inspect.Parameter, value: Any) -> None:
+    name, kind = parameter.name, parameter.annotation
+    if is_prompt_text(name) or (value is None and parameter.default is None):
+        return
+    if not _fits(value, kind):
+        raise ValueError(
+            f"pipeline argument {name} is {value!r}; {pipeline} takes {inspect.formatannotation(kind)} there, given as "
+            "NAME=VALUE with a number, text or list"
+        )
+    if name in SIDES and not 1 <= value <= LARGEST_SIDE:
+        raise ValueError(f"pipeline argument {name} is {value}; it must be from 1 to {LARGEST_SIDE} pixels")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Tells whether a recipe's value is of the annotated type; an annotation that is unknown takes all."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin in (list, tuple) and isinstance(value, list | tuple):
+        if origin is tuple and Ellipsis not in parts:
+            return len(value) == len(parts) and all(map(_fits, value, parts))
+        return all(_fits(one, parts[0]) for one in value)
+    if kind is inspect.Parameter.empty or kind is Any or isinstance(kind, str):
+        return True
+    if kind in (int, float):
+        number = int if kind is int else int | float
+        return isinstance(value, number) and not isinstance(value, bool) and abs(value) <= LARGEST_NUMBER
+    if kind is list:
+        return isinstance(value, list | tuple)
+    return isinstance(kind, type) and isinstance(value, kind)
+
+
+def _require_obeyed(pipeline: str, scheduler: Any, arguments: Mapping[str, Any]) -> None:
+    """Rejects ``eta`` for a scheduler that does not take it, since pipelines then leave it out silently."""
+    if "eta" in arguments and "eta" not in inspect.signature(scheduler.step).parameters:
+        raise ValueError(
+            f"pipeline argument eta is {arguments['eta']}, which {pipeline} ignores with {type(scheduler).__name__}; "
+            "leave it out, or give a scheduler that takes it, e.g. --scheduler ddim"
+        )

@@ -1,0 +1,136 @@
+"""Input that only its meaning makes bad is refused by name before any weights are loaded, and nothing is written."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bitbrush.cli.encoding import visible
+from bitbrush.cli.options import command_line, lora_files
+
+PLAN = (
+    (("--pipeline-argument", "height=N"), "pipeline argument height is 'N'; StableDiffusionPipeline takes int | None"),
+    (("--pipeline-argument", "kwargs=1"), "cannot be given 'kwargs'"),
+    (("--pipeline-argument", "strength=0.5"), "cannot be given 'strength'"),
+    (("--pipeline-argument", "num_inference_steps=3"), "cannot be given 'num_inference_steps'"),
+    (("--pipeline-argument", "eta=0.5"), "eta is 0.5, which StableDiffusionPipeline ignores with PNDMScheduler"),
+    (("--steps", 1001), "steps is 1001, and PNDMScheduler has at most 1000"),
+    (("--scheduler", "lcm", "--steps", 51), "steps is 51, and LCMScheduler has at most 50"),
+    (("--scheduler", "flow_euler"), "scheduler is 'flow_euler', but StableDiffusionPipeline"),
+    (("--guidance-scale", "nan"), "guidance_scale is nan"),
+    (("--guidance-scale", 1e9), "guidance_scale is"),
+    (("--seed", 2**64), "--seed"),
+)
+
+
+@pytest.fixture(autouse=True)
+def _loads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("weights are loaded")
+
+    for place in ("bitbrush.sources.models.load_pipeline", "bitbrush.artifact.store.load_pipeline"):
+        monkeypatch.setattr(place, fail)
+
+
+@pytest.mark.parametrize(("options", "message"), PLAN)
+def test_quantize(
+    refused: Callable[..., str], model: Path, prompts: Path, tmp_path: Path, options: tuple, message: str
+) -> None:
+    given = ("--prompts", prompts, "--num-prompts", 2)
+    told = refused("quantize", model, "-o", tmp_path / "new", *given, *options)
+    assert message.replace("--seed", "seed") in told.replace("--seed", "seed")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("options", "message"), PLAN)
+def test_generate(refused: Callable[..., str], artifact: Path, tmp_path: Path, options: tuple, message: str) -> None:
+    told = refused("generate", artifact, "a cat", "-o", tmp_path / "new", *options)
+    assert message in told
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("digits.json", "9" * 5000),
+        ("deep.json", "[" * 100_000),
+        ("deep.toml", "a=" + "[" * 100_000),
+        ("list.json", "[]"),
+    ],
+)
+def test_recipe_files_are_named(
+    refused: Callable[..., str], model: Path, tmp_path: Path, name: str, content: str
+) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    assert name in refused("quantize", model, "-o", tmp_path / "new", "--recipe", tmp_path / name)
+
+
+@pytest.mark.parametrize("prompt", ["a\0cat", "a \udcff cat", "x" * 20_000])
+def test_prompts_that_are_no_text(refused: Callable[..., str], artifact: Path, tmp_path: Path, prompt: str) -> None:
+    assert "prompts" in refused("generate", artifact, prompt, "-o", tmp_path / "new")
+
+
+def test_outputs_within_inputs_are_refused(
+    refused: Callable[..., str], model: Path, artifact: Path, prompts: Path, tmp_path: Path
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    inside = (
+        ("quantize", model, "--prompts", prompts, "-o", model / "new"),
+        ("quantize", model, "--prompts", prompts, "-o", model),
+        ("recalibrate", artifact, "--prompts", prompts, "-o", artifact / "unet" / "new"),
+        ("generate", artifact, "a cat", "-o", artifact / "images"),
+        ("plans", model, artifact, "--prompts", prompts, "-o", artifact / "plans"),
+        ("sensitivity", model, "--prompts", prompts, "-o", model / "s"),
+        ("ablate", model, "--prompts", prompts, "-o", model / "a"),
+        ("quantize", "emoji-sd", "-o", prompts, "--prompts", prompts),
+    )
+    for words in inside:
+        assert "which is or lies in" in refused(*words)
+    assert "--plot is" in refused("inspect", artifact, "--plot", artifact / "bits.svg")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "x/" * 2000 + "x", "é" * 120])
+def test_names_that_no_disk_takes(refused: Callable[..., str], model: Path, tmp_path: Path, name: str) -> None:
+    assert "choose a shorter one" in refused("quantize", model, "-o", tmp_path / name)
+
+
+@pytest.mark.parametrize("name", [".", "..", ""])
+def test_an_artifact_needs_a_name(refused: Callable[..., str], model: Path, name: str) -> None:
+    assert "give the artifact's folder by its own name" in refused("quantize", model, "-o", name)
+
+
+@pytest.mark.parametrize("command", ["quantize", "bench"])
+def test_nonsense_of_a_launcher(
+    refused: Callable[..., str],
+    model: Path,
+    artifact: Path,
+    prompts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+) -> None:
+    monkeypatch.setenv("RANK", "x")
+    words = (command, model, *([artifact] if command == "bench" else []), "--prompts", prompts, "-o", tmp_path / "new")
+    assert "the environment variable RANK is 'x'" in refused(*words)
+
+
+def test_seeds_of_all_images_fit(refused: Callable[..., str], artifact: Path, tmp_path: Path) -> None:
+    words = ("generate", artifact, "a cat", "-o", tmp_path / "new", "--seed", 2**63 - 1, "--num-images", 2)
+    assert "lower --seed" in refused(*words)
+
+
+def test_control_characters_are_shown_not_sent() -> None:
+    assert visible("a\x1b[2Jb\x07\x9b\n é") == "a\\x1b[2Jb\\x07\\x9b\n é"
+
+
+def test_reports_hold_no_absolute_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("sys.argv", ["bitbrush", "bench", str(tmp_path / "my model"), "-o", "x", "NAME=DIR"])
+    assert command_line() == "bitbrush bench 'my model' -o x NAME=DIR"
+
+
+def test_files_of_loras(tmp_path: Path) -> None:
+    odd = tmp_path / "a@b"
+    odd.touch()
+    assert lora_files([str(odd), "x.safetensors@0.5", "y.safetensors"]) == [str(odd), "x.safetensors", "y.safetensors"]
+    assert lora_files(None) == []
