@@ -24,7 +24,8 @@ from bitbrush.methods import DEFAULT_METHOD
 from bitbrush.methods.recipe import Rounding
 from bitbrush.methods.stages.round_weights import PROCEDURES
 from bitbrush.rounding.learned import Procedure
-from bitbrush.session.journal import Journal, work_folder
+from bitbrush.session.journal import Journal
+from bitbrush.session.outputs import work_folder
 from bitbrush.session.progress import Advance
 from tests.artifact.pipelines import CASES, PROMPTS, picture, pipeline
 

@@ -11,7 +11,6 @@ from huggingface_hub.errors import HFValidationError
 from torch import nn
 
 from bitbrush.artifact.tensor_file import TensorFile
-from bitbrush.network.lazy_weights import count_lazy_weights
 from bitbrush.network.narrow import narrow_bytes
 from bitbrush.sources.checkpoint_type import variant_files
 from bitbrush.sources.model_names import SINGLE_FILE
@@ -51,11 +50,6 @@ def denoiser_sizes(manifest: Mapping[str, Any]) -> DenoiserSizes:
     """Returns the sizes that an artifact's manifest records."""
     told = manifest["denoiser"]
     return DenoiserSizes(told["bytes"], told["full_precision_bytes"], told.get("checkpoint_bytes"))
-
-
-def float32_bytes(denoiser: nn.Module) -> int:
-    """Returns the size of all parameters in float32, regardless of their current type."""
-    return 4 * (sum(parameter.numel() for parameter in denoiser.parameters()) + count_lazy_weights(denoiser))
 
 
 def checkpoint_bytes(model: str | os.PathLike[str], options: ModelOptions, component: str, denoiser: nn.Module) -> int:

@@ -32,8 +32,7 @@ from bitbrush.artifact.manifest import (
     require_intact,
 )
 from bitbrush.artifact.narrow import narrow_files
-from bitbrush.artifact.replacing import complete_folder
-from bitbrush.artifact.sizes import checkpoint_bytes, float32_bytes
+from bitbrush.artifact.sizes import checkpoint_bytes
 from bitbrush.artifact.tensors import layer_from_tensors, layer_tensors, other_tensors
 from bitbrush.artifact.vocabulary import save_vocabulary
 from bitbrush.methods.recipe import Recipe
@@ -42,13 +41,17 @@ from bitbrush.network.families import FAMILY_NAMES
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.network.lazy_weights import materialized
 from bitbrush.network.low_rank import branch_ranks
+from bitbrush.network.narrow import float32_bytes, narrow_bytes, saving_bytes
 from bitbrush.network.narrow_weight import compute_in_float32
 from bitbrush.network.skip_inputs import split_begins
 from bitbrush.quantization.quantize import Quantization
 from bitbrush.runtime.choose import Choice, runtime_named
 from bitbrush.runtime.onednn.weights import Memory
-from bitbrush.session.digests import json_digest
-from bitbrush.session.disk import require_replaceable, writing
+from bitbrush.session.digests import file_digest, json_digest
+from bitbrush.session.disk import require_replaceable, require_space, writing
+from bitbrush.session.journal import mark_saved, remove_saved
+from bitbrush.session.outputs import claimed
+from bitbrush.session.replacing import complete_folder, remove_folder
 from bitbrush.sources.checkpoint_type import component_types
 from bitbrush.sources.identity import model_digest
 from bitbrush.sources.models import ModelOptions
@@ -90,6 +93,7 @@ def save(
     *,
     base_model: str | None = None,
     options: ModelOptions | None = None,
+    work: Path | None = None,
 ) -> Path:
     """Saves a quantized pipeline as an artifact and replaces an existing one.
 
@@ -100,24 +104,37 @@ def save(
         directory: Path of the artifact.
         base_model: Hub id, bundled name or path of the full-precision pipeline; a recalibrated artifact inherits it.
         options: Further loading options of that pipeline: revision, variant, LoRAs.
+        work: Folder of the finished work, which is removed when the artifact is in place.
 
     Returns:
         Path of the artifact.
 
     Raises:
-        ValueError: The base model is unknown, or the directory holds something else.
+        ValueError: The base model is unknown, or the directory holds something else, or another process writes there.
         DiskError: The disk is full or read-only.
     """
     target = Path(directory)
     origin = _origin(quantization, base_model, options or ModelOptions())
     sizes = _model_sizes(quantization, origin["base_model"], options or ModelOptions())
-    require_free(target)
-    with writing(target, _most_bytes(quantization)):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with complete_folder(target) as fresh:
+    size = _most_bytes(quantization)
+    require_replaceable(target)
+    with claimed(target):
+        require_free(target)
+        require_space(target, size)
+        with writing(target, size), complete_folder(target) as fresh:
             _write(quantization, fresh, origin, sizes)
             _require_loadable(fresh, quantization.family.component)
+            if work is not None:
+                mark_saved(work, file_digest(fresh / MANIFEST))
+        if work is not None:
+            remove_folder(work)
     return target
+
+
+def remove_finished_work(directory: Path, work: Path) -> None:
+    """Removes work of which the artifact in ``directory`` is the result: its process was killed before it could."""
+    if (directory / MANIFEST).is_file():
+        remove_saved(work, file_digest(directory / MANIFEST))
 
 
 def load(
@@ -234,12 +251,13 @@ def verify(source: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _most_bytes(quantization: Quantization) -> int:
-    """Bytes that saving takes at most: other networks are written in float32 before they are narrowed."""
+    """Returns the bytes that saving takes at most."""
     component, pipe, layers = quantization.family.component, quantization.source, quantization.outcome.layers
     others = [part for name, part in pipe.components.items() if name != component and isinstance(part, nn.Module)]
     rest = other_tensors(getattr(pipe, component), {layer.name: layer for layer in layers})
     integers = sum(layer.weight.w_q.numel() * layer.weight.qparams.bits // 8 for layer in layers)
-    return sum(map(float32_bytes, others)) + integers + sum(tensor.nbytes for tensor in rest.values())
+    sizes = [(float32_bytes(part), narrow_bytes(part)) for part in others]
+    return saving_bytes(sizes, integers + sum(tensor.nbytes for tensor in rest.values()))
 
 
 def _require_loadable(root: Path, component: str) -> None:

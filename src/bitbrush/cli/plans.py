@@ -65,6 +65,7 @@ def plans(
         require_plans_folder,
         run_plans,
     )
+    from bitbrush.session.outputs import claimed
     from bitbrush.sources.input_images import read_inputs
     from bitbrush.sources.models import find_model
     from bitbrush.sources.prompts import calibration_prompts, held_out_prompts, too_long
@@ -95,7 +96,7 @@ def plans(
         "Noise": f"each picture's own, from seed {seed} and prompt; the same for both of a pair",
     }
     command = shlex.join(["bitbrush", *sys.argv[1:]])
-    with resumable():
+    with claimed(output), resumable():
         figures = run_plans(job, plans, output, facts, command=command, progress=shown)
     _print(figures)
     note(f"{output / REPORT}\nOpen it in a browser.")

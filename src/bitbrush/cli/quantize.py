@@ -1,7 +1,7 @@
 """Command ``bitbrush quantize``."""
 
-import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,7 +74,17 @@ def quantize(
     if dry_run and place.type != "cpu":
         raise ValueError(f"--dry-run estimates memory of the CPU, not of {device}; leave --device out")
     _quantize(
-        model, options, output, chosen, prompts, place, images=images, masks=masks, generic=generic, dry_run=dry_run
+        model,
+        options,
+        output,
+        chosen,
+        prompts,
+        place,
+        images=images,
+        masks=masks,
+        generic=generic,
+        overwrite=overwrite,
+        dry_run=dry_run,
     )
 
 
@@ -89,15 +99,17 @@ def _quantize(
     images: Path | None,
     masks: Path | None,
     generic: bool,
+    overwrite: bool,
     dry_run: bool,
 ) -> None:
-    from bitbrush.artifact.store import save
+    from bitbrush.artifact.store import remove_finished_work, require_free, save
     from bitbrush.quantization.quantize import calibration_batches, prepare, run
     from bitbrush.quantization.work import early_facts
     from bitbrush.runtime.cuda.package import has_gpu
     from bitbrush.session.disk import nearest_folder
-    from bitbrush.session.journal import require_same_work, work_folder
+    from bitbrush.session.journal import require_same_work
     from bitbrush.session.offload import Offload
+    from bitbrush.session.outputs import claimed, work_folder
     from bitbrush.session.ranks import ranks
     from bitbrush.sources.input_images import read_inputs
     from bitbrush.sources.models import find_model, load_source
@@ -109,10 +121,13 @@ def _quantize(
     calibration = calibration_prompts(prompts, model)
     inputs, work = read_inputs(images, masks), work_folder(output)
     batches = calibration_batches(chosen, calibration, inputs)
-    if not dry_run:
-        require_same_work(work, early_facts(chosen, batches, device))
-    pipe = load_source(model, options, offload=Offload(nearest_folder(output)), device=device)
-    with ranks() as own, own.together():
+    with ranks() as own, nullcontext() if dry_run else claimed(output, own), own.together():
+        if not dry_run:
+            if own.leads:
+                remove_finished_work(output, work)
+            require_free(output, overwrite=overwrite)  # another process may have saved one meanwhile
+            require_same_work(work, early_facts(chosen, batches, device))
+        pipe = load_source(model, options, offload=Offload(nearest_folder(output) if dry_run else work), device=device)
         state = prepare(pipe, chosen, calibration, inputs=inputs, generic=generic, progress=shown, ranks=own)
         own.wait()  # until all ranks have loaded, since the estimate reads the memory that is left
         if own.leads:
@@ -123,16 +138,16 @@ def _quantize(
         with resumable():
             quantization = run(state, work)
             if own.leads:
-                save(quantization, output, base_model=model, options=options)
+                save(quantization, output, base_model=model, options=options, work=work)
         if own.leads:
-            shutil.rmtree(work)
             print_summary(quantization, output)
 
 
 def _look_ahead(state: "QuantizationState", calibration: Sequence[str], output: Path, *, dry_run: bool) -> None:
     """Reports or refuses what is known before long work starts."""
     from bitbrush.quantization.estimate import estimate, require_disk, require_memory, short_on_gpu
-    from bitbrush.session.journal import Journal, work_folder
+    from bitbrush.session.journal import Journal
+    from bitbrush.session.outputs import work_folder
     from bitbrush.sources.prompts import too_long
 
     for message in too_long(state.pipe, calibration[: state.recipe.num_prompts]):

@@ -33,6 +33,7 @@ def recalibrate(
     from bitbrush.methods.recipe import Recipe
     from bitbrush.session.disk import require_space
     from bitbrush.session.machine import find_device
+    from bitbrush.session.outputs import claimed
     from bitbrush.session.ranks import ranks
     from bitbrush.sources.input_images import read_inputs
     from bitbrush.sources.prompts import calibration_prompts, too_long
@@ -43,7 +44,8 @@ def recalibrate(
     require_space(output, sum(path.stat().st_size for path in artifact.rglob("*") if path.is_file()))
     place = find_device(device)
     calibration = calibration_prompts(prompts, manifest["base_model"])
-    with ranks() as own:
+    with ranks() as own, claimed(output, own):
+        require_free(output, overwrite=overwrite)  # another process may have saved one meanwhile
         if own.leads:
             note(
                 f"{artifact}: {recipe.name}, for {recipe.scheduler or manifest['plan']['scheduler']}, {recipe.steps} "

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from bitbrush.artifact.replacing import complete_folder
+from bitbrush.session.replacing import complete_folder
 
 KILLED = """
 import os, shutil, sys
 from pathlib import Path
-from bitbrush.artifact.replacing import complete_folder
+from bitbrush.session.replacing import complete_folder
 
 target, left = Path(sys.argv[1]), int(sys.argv[2])
 
