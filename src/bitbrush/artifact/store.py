@@ -14,7 +14,6 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from bitbrush.artifact.card import model_card, quantize_command
 from bitbrush.artifact.denoiser import WEIGHTS, check_denoiser, load_denoiser
@@ -32,7 +31,7 @@ from bitbrush.artifact.manifest import (
     require_intact,
 )
 from bitbrush.artifact.narrow import narrow_files
-from bitbrush.artifact.sizes import checkpoint_bytes
+from bitbrush.artifact.sizes import bytes_to_save, checkpoint_bytes
 from bitbrush.artifact.tensors import layer_from_tensors, layer_tensors, other_tensors
 from bitbrush.artifact.vocabulary import save_vocabulary
 from bitbrush.methods.recipe import Recipe
@@ -41,15 +40,15 @@ from bitbrush.network.families import FAMILY_NAMES
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.network.lazy_weights import materialized
 from bitbrush.network.low_rank import branch_ranks
-from bitbrush.network.narrow import float32_bytes, narrow_bytes, saving_bytes
+from bitbrush.network.narrow import float32_bytes
 from bitbrush.network.narrow_weight import compute_in_float32
 from bitbrush.network.skip_inputs import split_begins
 from bitbrush.quantization.quantize import Quantization
 from bitbrush.runtime.choose import Choice, runtime_named
 from bitbrush.runtime.onednn.weights import Memory
-from bitbrush.session.digests import file_digest, json_digest
+from bitbrush.session.digests import json_digest
 from bitbrush.session.disk import require_replaceable, require_space, writing
-from bitbrush.session.journal import mark_saved, remove_saved
+from bitbrush.session.journal import mark_saved
 from bitbrush.session.outputs import claimed
 from bitbrush.session.replacing import complete_folder, remove_folder
 from bitbrush.sources.checkpoint_type import component_types
@@ -116,8 +115,7 @@ def save(
     target = Path(directory)
     origin = _origin(quantization, base_model, options or ModelOptions())
     sizes = _model_sizes(quantization, origin["base_model"], options or ModelOptions())
-    size = _most_bytes(quantization)
-    require_replaceable(target)
+    size = bytes_to_save(quantization)
     with claimed(target):
         require_free(target)
         require_space(target, size)
@@ -125,16 +123,10 @@ def save(
             _write(quantization, fresh, origin, sizes)
             _require_loadable(fresh, quantization.family.component)
             if work is not None:
-                mark_saved(work, file_digest(fresh / MANIFEST))
+                mark_saved(work, fresh / MANIFEST)
         if work is not None:
             remove_folder(work)
     return target
-
-
-def remove_finished_work(directory: Path, work: Path) -> None:
-    """Removes work of which the artifact in ``directory`` is the result: its process was killed before it could."""
-    if (directory / MANIFEST).is_file():
-        remove_saved(work, file_digest(directory / MANIFEST))
 
 
 def load(
@@ -248,16 +240,6 @@ def verify(source: str | os.PathLike[str]) -> dict[str, Any]:
     _require_known_settings(root, manifest)
     require_intact(root, manifest)
     return manifest
-
-
-def _most_bytes(quantization: Quantization) -> int:
-    """Returns the bytes that saving takes at most."""
-    component, pipe, layers = quantization.family.component, quantization.source, quantization.outcome.layers
-    others = [part for name, part in pipe.components.items() if name != component and isinstance(part, nn.Module)]
-    rest = other_tensors(getattr(pipe, component), {layer.name: layer for layer in layers})
-    integers = sum(layer.weight.w_q.numel() * layer.weight.qparams.bits // 8 for layer in layers)
-    sizes = [(float32_bytes(part), narrow_bytes(part)) for part in others]
-    return saving_bytes(sizes, integers + sum(tensor.nbytes for tensor in rest.values()))
 
 
 def _require_loadable(root: Path, component: str) -> None:

@@ -102,12 +102,13 @@ def _quantize(
     overwrite: bool,
     dry_run: bool,
 ) -> None:
-    from bitbrush.artifact.store import remove_finished_work, require_free, save
+    from bitbrush.artifact.manifest import MANIFEST
+    from bitbrush.artifact.store import require_free, save
     from bitbrush.quantization.quantize import calibration_batches, prepare, run
     from bitbrush.quantization.work import early_facts
     from bitbrush.runtime.cuda.package import has_gpu
     from bitbrush.session.disk import nearest_folder
-    from bitbrush.session.journal import require_same_work
+    from bitbrush.session.journal import remove_saved, require_same_work
     from bitbrush.session.offload import Offload
     from bitbrush.session.outputs import claimed, work_folder
     from bitbrush.session.ranks import ranks
@@ -124,7 +125,7 @@ def _quantize(
     with ranks() as own, nullcontext() if dry_run else claimed(output, own), own.together():
         if not dry_run:
             if own.leads:
-                remove_finished_work(output, work)
+                remove_saved(work, output / MANIFEST)
             require_free(output, overwrite=overwrite)  # another process may have saved one meanwhile
             require_same_work(work, early_facts(chosen, batches, device))
         pipe = load_source(model, options, offload=Offload(nearest_folder(output) if dry_run else work), device=device)

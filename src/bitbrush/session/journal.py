@@ -14,7 +14,7 @@ from typing import Any
 from safetensors.torch import load, save
 from torch import Tensor
 
-from bitbrush.session.digests import json_digest
+from bitbrush.session.digests import file_digest, json_digest
 from bitbrush.session.disk import write_whole
 from bitbrush.session.ranks import ALONE, Ranks
 from bitbrush.session.replacing import remove_folder
@@ -153,20 +153,23 @@ def require_same_work(folder: Path, facts: Mapping[str, Any]) -> None:
         )
 
 
-def mark_saved(folder: Path, digest: str) -> None:
-    """Records the digest of the result that is about to be put in place, so that the work is then known as finished.
+def mark_saved(folder: Path, result: Path) -> None:
+    """Records the digest of a result that is about to be put in place: from then on the work is finished.
 
     Raises:
         DiskError: The disk is full or read-only.
     """
     if folder.exists():
-        write_whole(digest, folder / SAVED)
+        write_whole(file_digest(result), folder / SAVED)
 
 
-def remove_saved(folder: Path, digest: str) -> None:
-    """Removes work whose result, of this ``digest``, is in place: its process was killed before it could."""
+def remove_saved(folder: Path, result: Path) -> None:
+    """Removes work whose result, the file that :func:`mark_saved` recorded, is in place.
+
+    Its process was killed between the two.
+    """
     path = folder / SAVED
-    if path.exists() and path.read_bytes() == digest.encode():
+    if path.exists() and result.is_file() and path.read_bytes() == file_digest(result).encode():
         remove_folder(folder)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import lock_descriptor
 
-from bitbrush.session.disk import writing
+from bitbrush.session.disk import require_replaceable, writing
 from bitbrush.session.journal import remove_temporary, remove_unstarted
 from bitbrush.session.ranks import ALONE, Ranks
 from bitbrush.session.replacing import recover
@@ -48,6 +48,7 @@ def claimed(output: Path, ranks: Ranks = ALONE, *, work: Path | None = None) -> 
     Raises:
         OutputBusyError: Another process or thread writes there; the message names it.
         DiskError: The disk is full or read-only.
+        ValueError: A file is in the place of a folder.
     """
     work = work or work_folder(output)
     path = output.absolute().with_name(f".{output.absolute().name}.lock")
@@ -55,6 +56,7 @@ def claimed(output: Path, ranks: Ranks = ALONE, *, work: Path | None = None) -> 
     if claim in _claims:
         yield
         return
+    require_replaceable(output)
     missing = [folder for folder in path.parents if not folder.exists()]
     with ExitStack() as stack:
         stack.callback(_remove_empty, work, *missing)
