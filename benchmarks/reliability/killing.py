@@ -12,7 +12,7 @@ from typing import Any
 from bitbrush.session import replacing
 
 CHANGES = ("mkdir", "rename", "replace", "unlink", "rmdir", "fsync")
-"""Functions of ``os`` through which Python, pathlib and shutil change folders. Exchanges of folders are counted, too."""
+"""Functions of ``os`` through which Python, pathlib and shutil change folders; exchanges of folders count, too."""
 RENAMES = ("rename", "replace", "exchange")
 FAILED = 70
 

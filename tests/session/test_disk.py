@@ -39,7 +39,7 @@ LARGE = {"a": torch.zeros(1 << 16)}
 @pytest.mark.usefixtures("_small_files")
 def test_a_piece_of_work_that_does_not_fit_is_none(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
-    with pytest.raises(DiskError, match=r"block\.safetensors cannot be written: the disk has .* left of the 257 KiB"):
+    with pytest.raises(DiskError, match=r"block\.piece cannot be written: the disk has .* left of the 257 KiB"):
         journal.write("block", LARGE)
     assert journal.pieces() == ()
     assert list(tmp_path.iterdir()) == []

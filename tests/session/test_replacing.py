@@ -1,19 +1,25 @@
 """Folders that appear whole, whatever ends the process that writes them."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from bitbrush.session.replacing import complete_folder
+from benchmarks.reliability.killing import run
+from bitbrush.session import replacing
+from bitbrush.session.replacing import complete_folder, recover, remove_folder
 
 KILLED = """
 import os, shutil, sys
 from pathlib import Path
+from bitbrush.session import replacing
 from bitbrush.session.replacing import complete_folder
 
-target, left = Path(sys.argv[1]), int(sys.argv[2])
+target, left, way = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+if way == "two renames":
+    replacing._exchange = lambda *_: False
 
 def counted(function):
     def call(*args, **kwargs):
@@ -24,7 +30,7 @@ def counted(function):
         return function(*args, **kwargs)
     return call
 
-for name in ("rename", "replace", "unlink", "rmdir", "mkdir"):
+for name in ("rename", "replace", "unlink", "rmdir", "mkdir", "fsync"):
     setattr(os, name, counted(getattr(os, name)))
 with complete_folder(target) as fresh:
     fresh.mkdir()
@@ -47,32 +53,40 @@ def write(target: Path, text: str) -> None:
 OLD, NEW = ({"a": text, "b": text} for text in ("old", "new"))
 
 
-@pytest.mark.parametrize("calls", range(8))
-def test_killed_at_any_moment_the_old_or_the_new_is_whole(tmp_path: Path, calls: int) -> None:
-    """Killed after so many renames, removals and folders made, which is more than there are for the last ones."""
-    target = tmp_path / "artifact"
-    write(target, "old")
-    done = subprocess.run([sys.executable, "-c", KILLED, target, str(calls)], check=False)
-    assert done.returncode in (0, 9)
-    place = target if target.exists() else tmp_path / ".artifact.old"
-    assert content(place) in (OLD, NEW)
-    (tmp_path / "seen").touch()
-    with pytest.raises(RuntimeError), complete_folder(target):
-        raise RuntimeError
-    assert content(target) in (OLD, NEW)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["artifact", "seen"]
+WAYS = ("exchange", "two renames")
 
 
-def test_the_kills_reach_every_state(tmp_path: Path) -> None:
-    """Of the test above: the old one in place, put aside, and the new one in place."""
-    found = set()
-    for calls in range(8):
+@pytest.mark.parametrize("way", WAYS)
+def test_killed_at_any_moment_the_old_or_the_new_is_whole(tmp_path: Path, way: str) -> None:
+    """Killed before each rename, removal, new folder and fsync, until the process comes to its end."""
+    found, ended, calls = set(), False, 0
+    while not ended:
         target = tmp_path / str(calls) / "artifact"
         target.parent.mkdir()
         write(target, "old")
-        subprocess.run([sys.executable, "-c", KILLED, target, str(calls)], check=False)
-        found.add(content(target)["b"] if target.exists() else "aside")
-    assert found == {"old", "aside", "new"}
+        done = subprocess.run([sys.executable, "-c", KILLED, target, str(calls), way], check=False)
+        assert done.returncode in (0, 9)
+        place = target if target.exists() else target.with_name(".artifact.old")
+        assert content(place) in (OLD, NEW)
+        found.add(content(place)["b"] if target.exists() else "aside")
+        recover(target)
+        assert content(target) in (OLD, NEW)
+        assert [path.name for path in target.parent.iterdir()] == ["artifact"]
+        ended, calls = done.returncode == 0, calls + 1
+    assert calls > 10
+    assert found == ({"old", "new"} if way == "exchange" else {"old", "aside", "new"})
+
+
+@pytest.mark.parametrize("calls", range(5))
+def test_a_folder_is_removed_in_one_step(tmp_path: Path, calls: int) -> None:
+    """Whatever ends the removal, the folder is whole or absent."""
+    write(tmp_path / "work", "old")
+    status = run(lambda: remove_folder(tmp_path / "work"), before=calls)
+    assert status == (-signal.SIGKILL if calls < 4 else 0)  # a rename, two files and the folder
+    assert (tmp_path / "work").exists() == (calls == 0)
+    assert calls or content(tmp_path / "work") == OLD
+    recover(tmp_path / "work")
+    assert [path.name for path in tmp_path.iterdir()] == ["work"] * (calls == 0)
 
 
 @pytest.mark.parametrize("error", [OSError("no"), KeyboardInterrupt()])
@@ -100,3 +114,12 @@ def test_replaces_what_stands_there(tmp_path: Path) -> None:
         write(target, text)
     assert content(target) == NEW
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_linux_exchanges_folders_in_one_step(tmp_path: Path) -> None:
+    write(tmp_path / "a", "old")
+    write(tmp_path / "b", "new")
+    exchanged = replacing._exchange(tmp_path / "a", tmp_path / "b")
+    assert exchanged == (sys.platform == "linux")
+    assert content(tmp_path / "a") == (NEW if exchanged else OLD)
+    assert not replacing._exchange(tmp_path / "a", tmp_path / "absent")
