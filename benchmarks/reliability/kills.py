@@ -32,7 +32,7 @@ from bitbrush.session.outputs import work_folder
 
 RECORD = Path(__file__).parents[1] / "results" / "reliability-kills.json"
 MODEL, PROMPTS, SOURCE, OUTPUT = "model", "prompts.txt", "source", "artifact"
-TINY = ("--prompts", PROMPTS, "--steps", "3", "--num-prompts", "2", "--batch-size", "2", "--method", "pcr")
+TINY = ("--prompts", PROMPTS, "--steps", "2", "--num-prompts", "2", "--batch-size", "2", "--method", "pcr")
 NEAREST, LEARNED = ("--rounding", "nearest"), ("--exclude", "up_blocks.*", "--exclude", "down_blocks.*")
 SMALL = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -66,8 +66,8 @@ SCENARIOS = (
     Scenario("quantize", (*QUANTIZE, *TINY, *NEAREST), 10),
     Scenario("quantize, learned rounding", (*QUANTIZE, *TINY, *LEARNED), 10),
     Scenario("quantize --overwrite", (*QUANTIZE, *TINY, *NEAREST, "--overwrite"), 12, replaces=True),
-    Scenario("recalibrate", (*RECALIBRATE, "--prompts", PROMPTS, "--steps", "2"), 6),
-    Scenario("recalibrate --overwrite", (*RECALIBRATE, "--prompts", PROMPTS, "--steps", "2", "--overwrite"), 8, True),
+    Scenario("recalibrate", (*RECALIBRATE, "--prompts", PROMPTS, "--steps", "1"), 6),
+    Scenario("recalibrate --overwrite", (*RECALIBRATE, "--prompts", PROMPTS, "--steps", "1", "--overwrite"), 8, True),
     Scenario("quantize emoji-sd", ("quantize", "emoji-sd", "-o", OUTPUT, *EMOJI), 4),
 )
 

@@ -117,9 +117,7 @@ def in_thread(function: Callable[[], object]) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP])
-def test_a_file_system_without_locks_is_told_of(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
+def test_a_file_system_without_locks_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     def unsupported(*_: object, **__: object) -> bool:
         raise OSError(number, os.strerror(number))
 

@@ -65,10 +65,10 @@ def quantize(
     """Quantize MODEL after training and save it as a pipeline folder of packed integers."""
     require_known(model, revision)
     quiet_libraries()
-    from bitbrush.artifact.store import require_free
+    from bitbrush.session.disk import require_replaceable
     from bitbrush.session.machine import find_device
 
-    require_free(output, overwrite=overwrite or dry_run)
+    require_replaceable(output)
     chosen, options = _recipe(recipe, keys), model_options(revision, variant, config, loras)
     place = find_device(device)
     if dry_run and place.type != "cpu":
@@ -123,10 +123,10 @@ def _quantize(
     inputs, work = read_inputs(images, masks), work_folder(output)
     batches = calibration_batches(chosen, calibration, inputs)
     with ranks() as own, nullcontext() if dry_run else claimed(output, own), own.together():
+        if own.leads and not dry_run:
+            remove_saved(work, output / MANIFEST)
+        require_free(output, overwrite=overwrite or dry_run)
         if not dry_run:
-            if own.leads:
-                remove_saved(work, output / MANIFEST)
-            require_free(output, overwrite=overwrite)  # another process may have saved one meanwhile
             require_same_work(work, early_facts(chosen, batches, device))
         pipe = load_source(model, options, offload=Offload(nearest_folder(output) if dry_run else work), device=device)
         state = prepare(pipe, chosen, calibration, inputs=inputs, generic=generic, progress=shown, ranks=own)

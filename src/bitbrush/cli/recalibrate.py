@@ -40,12 +40,11 @@ def recalibrate(
 
     manifest = read_manifest(artifact)
     recipe = Recipe().updated(manifest["recipe"]).updated(keys)
-    require_free(output, overwrite=overwrite)
     require_space(output, sum(path.stat().st_size for path in artifact.rglob("*") if path.is_file()))
     place = find_device(device)
     calibration = calibration_prompts(prompts, manifest["base_model"])
     with ranks() as own, claimed(output, own):
-        require_free(output, overwrite=overwrite)  # another process may have saved one meanwhile
+        require_free(output, overwrite=overwrite)
         if own.leads:
             note(
                 f"{artifact}: {recipe.name}, for {recipe.scheduler or manifest['plan']['scheduler']}, {recipe.steps} "
