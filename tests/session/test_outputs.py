@@ -4,7 +4,7 @@ import errno
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -42,12 +42,9 @@ def elsewhere(output: Path) -> Iterator[int]:
 def test_a_second_process_is_told_who_writes(tmp_path: Path) -> None:
     output, before = tmp_path / "artifact", set(tmp_path.iterdir())
     with elsewhere(output) as process:
-        with pytest.raises(
-            OutputBusyError,
-            match=rf"artifact is in use: process {process} on \S+ has written since \d{{4}}-\d\d-\d\d \S+; wait until it",
-        ):
-            with claimed(output):
-                raise AssertionError
+        told = rf"artifact is in use: process {process} on \S+ has written since 2\d{{3}}-\d\d-\d\d \S+; wait until it"
+        with pytest.raises(OutputBusyError, match=told), claimed(output):
+            raise AssertionError
         with claimed(tmp_path / "another"):
             pass
     with claimed(output):  # the system has released the lock of the killed one
@@ -59,61 +56,53 @@ def test_an_owner_that_has_not_named_itself_is_busy_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outputs, "_write_owner", lambda _: None)
-    with elsewhere(tmp_path / "a"), pytest.raises(OutputBusyError, match="another process has just begun"):
-        with claimed(tmp_path / "a"):
-            raise AssertionError
+    busy = pytest.raises(OutputBusyError, match="another process has just begun")
+    with elsewhere(tmp_path / "a"), busy, claimed(tmp_path / "a"):
+        raise AssertionError
 
 
-def test_a_thread_may_claim_again_and_another_may_not(tmp_path: Path) -> None:
-    refused: list[OutputBusyError] = []
+def claimed_in_a_thread(output: Path) -> str:
+    """Claims the output in another thread and returns what it was told, or nothing."""
+    said = [""]
 
     def other() -> None:
         try:
-            with claimed(tmp_path / "a"):
+            with claimed(output):
                 pass
         except OutputBusyError as error:
-            refused.append(error)
+            said.append(str(error))
 
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join()
+    return said[-1]
+
+
+def test_a_thread_may_claim_again_and_another_may_not(tmp_path: Path) -> None:
     with claimed(tmp_path / "a"):
         with claimed(tmp_path / "a"):
             pass
-        thread = threading.Thread(target=other)
-        thread.start()
-        thread.join()
         assert (tmp_path / ".a.lock").exists()
-    assert f"process {os.getpid()} on" in str(refused[0])
+        assert f"process {os.getpid()} on" in claimed_in_a_thread(tmp_path / "a")
+    assert not claimed_in_a_thread(tmp_path / "a")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_lock_on_a_removed_file_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The owner removes the file after this process has opened it, and ends before this one locks it."""
-    lock, removed = outputs.lock_descriptor, []
+    lock, calls = outputs.lock_descriptor, 0
 
     def late(descriptor: int, **given: bool) -> bool:
-        if not removed:
-            removed.append((tmp_path / ".a.lock").unlink())
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            (tmp_path / ".a.lock").unlink()
         return lock(descriptor, **given)
 
     monkeypatch.setattr(outputs, "lock_descriptor", late)
-    with claimed(tmp_path / "a"), pytest.raises(OutputBusyError):
-        in_thread(lambda: claimed(tmp_path / "a").__enter__())
-    assert removed
-
-
-def in_thread(function: Callable[[], object]) -> None:
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            function()
-        except OutputBusyError as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    for error in errors:
-        raise error
+    with claimed(tmp_path / "a"):
+        assert calls == 2
+        assert claimed_in_a_thread(tmp_path / "a")
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP])
@@ -122,9 +111,9 @@ def test_a_file_system_without_locks_is_told_of(tmp_path: Path, monkeypatch: pyt
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(outputs, "lock_descriptor", unsupported)
-    with pytest.warns(UserWarning, match="a is on a file system without locks .*; *|nothing keeps a second process"):
-        with claimed(tmp_path / "a"):
-            pass
+    told = r"a is on a file system without locks \(.*\), so nothing keeps a second process from writing there"
+    with pytest.warns(UserWarning, match=told), claimed(tmp_path / "a"):
+        pass
     assert list(tmp_path.iterdir()) == []
 
 
@@ -139,14 +128,14 @@ def test_other_errors_of_locks_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="file is a file; choose another output"), claimed(tmp_path / "file" / "a"):
+    with pytest.raises(ValueError, match=r"file is a file; choose another output"), claimed(tmp_path / "file" / "a"):
         raise AssertionError
 
     def read_only(*_: object) -> int:
         raise OSError(errno.EROFS, "read-only")
 
     monkeypatch.setattr(os, "open", read_only)
-    with pytest.raises(DiskError, match="a cannot be written: .* is read-only"), claimed(tmp_path / "a"):
+    with pytest.raises(DiskError, match=r"a cannot be written: .* is read-only"), claimed(tmp_path / "a"):
         raise AssertionError
 
 

@@ -1,7 +1,6 @@
 """Folders that appear whole, whatever ends the process that writes them."""
 
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,32 +10,7 @@ from benchmarks.reliability.killing import run
 from bitbrush.session import replacing
 from bitbrush.session.replacing import complete_folder, recover, remove_folder
 
-KILLED = """
-import os, shutil, sys
-from pathlib import Path
-from bitbrush.session import replacing
-from bitbrush.session.replacing import complete_folder
-
-target, left, way = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-if way == "two renames":
-    replacing._exchange = lambda *_: False
-
-def counted(function):
-    def call(*args, **kwargs):
-        global left
-        left -= 1
-        if left < 0:
-            os._exit(9)
-        return function(*args, **kwargs)
-    return call
-
-for name in ("rename", "replace", "unlink", "rmdir", "mkdir", "fsync"):
-    setattr(os, name, counted(getattr(os, name)))
-with complete_folder(target) as fresh:
-    fresh.mkdir()
-    for name in ("a", "b"):
-        (fresh / name).write_text("new")
-"""
+KILLED = -signal.SIGKILL
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -53,28 +27,29 @@ def write(target: Path, text: str) -> None:
 OLD, NEW = ({"a": text, "b": text} for text in ("old", "new"))
 
 
-WAYS = ("exchange", "two renames")
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_killed_at_any_moment_the_old_or_the_new_is_whole(tmp_path: Path, way: str) -> None:
+@pytest.mark.parametrize("exchanges", [True, False], ids=["exchange", "two renames"])
+def test_killed_at_any_moment_the_old_or_the_new_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanges: bool
+) -> None:
     """Killed before each rename, removal, new folder and fsync, until the process comes to its end."""
-    found, ended, calls = set(), False, 0
-    while not ended:
+    if not exchanges:
+        monkeypatch.setattr(replacing, "_exchange", lambda *_: False)
+    found, status, calls = set(), KILLED, 0
+    while status == KILLED:
         target = tmp_path / str(calls) / "artifact"
         target.parent.mkdir()
         write(target, "old")
-        done = subprocess.run([sys.executable, "-c", KILLED, target, str(calls), way], check=False)
-        assert done.returncode in (0, 9)
+        status = run(lambda target=target: write(target, "new"), before=calls)
         place = target if target.exists() else target.with_name(".artifact.old")
         assert content(place) in (OLD, NEW)
         found.add(content(place)["b"] if target.exists() else "aside")
         recover(target)
         assert content(target) in (OLD, NEW)
         assert [path.name for path in target.parent.iterdir()] == ["artifact"]
-        ended, calls = done.returncode == 0, calls + 1
-    assert calls > 10
-    assert found == ({"old", "new"} if way == "exchange" else {"old", "aside", "new"})
+        calls += 1
+    assert status == 0
+    assert calls > 8
+    assert found == ({"old", "new"} if exchanges else {"old", "aside", "new"})
 
 
 @pytest.mark.parametrize("calls", range(5))
@@ -82,7 +57,7 @@ def test_a_folder_is_removed_in_one_step(tmp_path: Path, calls: int) -> None:
     """Whatever ends the removal, the folder is whole or absent."""
     write(tmp_path / "work", "old")
     status = run(lambda: remove_folder(tmp_path / "work"), before=calls)
-    assert status == (-signal.SIGKILL if calls < 4 else 0)  # a rename, two files and the folder
+    assert status == (KILLED if calls < 4 else 0)  # a rename, two files and the folder
     assert (tmp_path / "work").exists() == (calls == 0)
     assert calls or content(tmp_path / "work") == OLD
     recover(tmp_path / "work")
