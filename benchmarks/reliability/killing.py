@@ -1,4 +1,4 @@
-"""Processes that are killed by SIGKILL before their n-th change of the disk, or after some seconds."""
+"""Processes that are killed by SIGKILL before a change of the disk, or after some seconds."""
 
 import os
 import signal
@@ -29,10 +29,10 @@ class Change:
 
 
 class Counter:
-    """Counts changes of the disk in this process, and kills it before change number ``limit``."""
+    """Counts changes of the disk in this process, and kills it before the one with this number or name."""
 
-    def __init__(self, limit: int | None, log: Path | None = None) -> None:
-        self._left, self._log = limit, log
+    def __init__(self, last: int | Change | None, log: Path | None = None) -> None:
+        self._last, self._log, self._count = last, log, 0
 
     def install(self) -> None:
         for name in CHANGES:
@@ -41,13 +41,13 @@ class Counter:
 
     def _counted(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(path: Any, *args: Any, **kwargs: Any) -> Any:
-            if self._left == 0:
+            change = Change(name, self._name(path))
+            if self._last in (self._count, change):
                 os.kill(os.getpid(), signal.SIGKILL)
-            if self._left is not None:
-                self._left -= 1
+            self._count += 1
             if self._log is not None:
                 with self._log.open("a", encoding="utf-8") as file:
-                    file.write(f"{name} {self._name(path)}\n")
+                    file.write(f"{change}\n")
             return function(path, *args, **kwargs)
 
         return call
@@ -60,7 +60,7 @@ class Counter:
 def run(
     function: Callable[[], Any],
     *,
-    before: int | None = None,
+    before: int | Change | None = None,
     after: float | None = None,
     log: Path | None = None,
     output: Path | None = None,
@@ -69,7 +69,7 @@ def run(
 
     Args:
         function: Code to run; a SystemExit sets the status.
-        before: Number of the change of the disk before which the process is killed.
+        before: Change of the disk before which the process is killed, or its number.
         after: Seconds until the process is killed.
         log: File for a line per change.
         output: File for what it prints.

@@ -1,19 +1,20 @@
 """Work is never lost: commands killed at the end, two at once, damaged folders, small disks."""
 
-import os
 import resource
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import Result
+from typer.testing import CliRunner
 
-from benchmarks.reliability.killing import changes
-from benchmarks.reliability.killing import run as forked
+from benchmarks.reliability import killing
+from benchmarks.reliability.killing import Change
 from bitbrush.artifact.store import verify
-from bitbrush.session.disk import available_disk
+from bitbrush.cli import app
 from bitbrush.session.journal import Journal
 from bitbrush.session.outputs import work_folder
 from tests.session.test_outputs import elsewhere
@@ -26,14 +27,21 @@ def command(model: Path, prompts: Path, tmp_path: Path) -> tuple[object, ...]:
     return ("quantize", model, "-o", tmp_path / "new", "--prompts", prompts, *FAST)
 
 
-@pytest.fixture
-def unfinished(run: Callable[..., Result], command: tuple[object, ...], tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def _unfinished(model: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The work folder of a quantization that was interrupted while it was saved."""
+    folder = tmp_path_factory.mktemp("unfinished")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("bitbrush.artifact.store.complete_folder", interrupted)
-        assert run(*command).exit_code == 130
-    assert [path.name for path in tmp_path.iterdir()] == [".new.work"]
-    return work_folder(tmp_path / "new")
+        arguments = ["quantize", str(model), "-o", str(folder / "new"), "--prompts", str(prompts), *FAST]
+        assert CliRunner().invoke(app, arguments).exit_code == 130
+    assert [path.name for path in folder.iterdir()] == [".new.work"]
+    return work_folder(folder / "new")
+
+
+@pytest.fixture
+def unfinished(_unfinished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(_unfinished, work_folder(tmp_path / "new")))
 
 
 def interrupted(*_: object) -> None:
@@ -44,21 +52,10 @@ def weights(artifact: Path) -> bytes:
     return (artifact / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
 
 
-def killed_in(run: Callable[..., Result], command: tuple[object, ...], function: str, name: str, log: Path) -> None:
-    """Runs the command in another process, and kills it before ``function`` changes the file or folder ``name``."""
-    shutil.copytree(log.parent, saved := log.parents[1] / "before", dirs_exist_ok=True)
-    assert forked(lambda: run(*command), log=log) == 0
-    places = [place for place, one in enumerate(changes(log)) if (one.function, one.name) == (function, name)]
-    log.unlink()
-    for path in log.parent.iterdir():
-        shutil.rmtree(path)
-    shutil.copytree(saved, log.parent, dirs_exist_ok=True)
-    shutil.rmtree(saved)
-    assert forked(lambda: run(*command), before=places[0]) == -9
-
-
 @pytest.mark.parametrize(
-    ("function", "name"), [("replace", ".new.work"), ("unlink", "step-0000.piece"), ("unlink", ".new.lock")]
+    "change",
+    [Change("replace", ".new.work"), Change("unlink", "step-0000.piece"), Change("unlink", ".new.lock")],
+    ids=str,
 )
 def test_killed_after_the_artifact_is_in_place_the_rest_is_removed(
     run: Callable[..., Result],
@@ -66,16 +63,30 @@ def test_killed_after_the_artifact_is_in_place_the_rest_is_removed(
     command: tuple[object, ...],
     unfinished: Path,
     tmp_path: Path,
-    function: str,
-    name: str,
+    change: Change,
 ) -> None:
     """Before the folder of work is renamed, while it is removed, and before the lock is given back."""
-    killed_in(run, command, function, name, tmp_path / "changes.txt")
+    assert killing.run(lambda: run(*command), before=change) == -signal.SIGKILL
     assert verify(tmp_path / "new")
+    assert (change.name == ".new.work") == unfinished.exists()
     assert "holds an artifact; give --overwrite to replace it" in refused(*command)
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
-    assert run(*command, "--weights", 3, "--overwrite").exit_code == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+@pytest.mark.parametrize("change", [Change("exchange", ".new.new"), Change("unlink", "manifest.json")], ids=str)
+def test_killed_around_the_exchange_one_artifact_is_valid(
+    run: Callable[..., Result], command: tuple[object, ...], unfinished: Path, artifact: Path, change: Change
+) -> None:
+    """Before the new artifact takes the place of the old one, and while the old one is removed."""
+    output = Path(str(command[3]))
+    old = weights(artifact)
+    artifact.rename(output)
+    assert killing.run(lambda: run(*command, "--overwrite"), before=change) == -signal.SIGKILL
+    assert verify(output)
+    assert (weights(output) == old) == (change.function == "exchange")
+    assert run(*command, "--overwrite").exit_code == 0
+    assert weights(output) != old
+    assert [path.name for path in output.parent.iterdir()] == ["new"]
 
 
 def test_two_at_once(
@@ -110,7 +121,7 @@ def test_a_damaged_piece_is_named_and_done_anew(
     assert f"{piece} is damaged" in refused(*command)
     piece.unlink()
     assert "going on with the 2 pieces of work" in run(*command).stderr
-    assert run(*(part if part != tmp_path / "new" else tmp_path / "whole" for part in command)).exit_code == 0
+    assert run(*command[:3], tmp_path / "whole", *command[4:]).exit_code == 0
     assert weights(tmp_path / "new") == weights(tmp_path / "whole")
 
 
@@ -151,7 +162,7 @@ def test_too_small_a_disk_is_told_before_anything_is_written(
     assert list(place.iterdir()) == []
 
 
-@pytest.mark.parametrize("size", [96, 200, 400, 800, 1600, 2000])
+@pytest.mark.parametrize("size", [200, 800, 1600])
 def test_a_disk_that_fills_up_is_told_and_the_work_goes_on(
     run: Callable[..., Result],
     command: tuple[object, ...],
@@ -177,7 +188,7 @@ def test_a_disk_that_fills_up_is_told_and_the_work_goes_on(
     assert [path.name for path in place.iterdir()] == ["new"]
 
 
-@pytest.mark.parametrize("limit", [1 << 9, 1 << 11, 1 << 13, 1 << 15, 1 << 17, 1 << 19])
+@pytest.mark.parametrize("limit", [1 << 10, 1 << 12, 1 << 14, 1 << 17, 1 << 19])
 def test_files_larger_than_the_limit_leave_nothing_of_an_artifact(
     refused: Callable[..., str], command: tuple[object, ...], unfinished: Path, tmp_path: Path, limit: int
 ) -> None:
@@ -191,4 +202,4 @@ def test_files_larger_than_the_limit_leave_nothing_of_an_artifact(
     assert "cannot be written: the disk has" in said
     assert "see ulimit -f" in said
     assert [path.name for path in tmp_path.iterdir()] == [".new.work"]
-    assert available_disk(tmp_path) and os.listdir(unfinished)
+    assert len(Journal(unfinished).pieces()) == 3
