@@ -4,6 +4,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -203,3 +204,20 @@ def test_files_larger_than_the_limit_leave_nothing_of_an_artifact(
     assert "see ulimit -f" in said
     assert [path.name for path in tmp_path.iterdir()] == [".new.work"]
     assert len(Journal(unfinished).pieces()) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_killed_at_random_and_at_renames(tmp_path: Path) -> None:
+    """A shorter run of the kills that docs/reliability.md tells of."""
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.reliability.kills",
+        "--kills",
+        "12",
+        "--output",
+        tmp_path / "kills.json",
+    ]
+    ended = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout
