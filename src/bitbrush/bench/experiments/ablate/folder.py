@@ -12,9 +12,9 @@ from filelock import FileLock, Timeout
 
 from bitbrush.artifact.manifest import is_artifact, read_manifest
 from bitbrush.artifact.store import read_layers
-from bitbrush.bench.array_file import damaged
 from bitbrush.bench.experiments.ablate.recipes import Setting, given_keys
 from bitbrush.bench.experiments.folders import require_own
+from bitbrush.bench.images.array_file import damaged
 from bitbrush.methods import METHODS
 from bitbrush.methods.keys import Decides
 from bitbrush.methods.recipe import KEYS, Recipe, WeightAllocation
