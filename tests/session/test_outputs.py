@@ -191,3 +191,12 @@ def test_the_first_process_holds_the_lock_for_all(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(RankError), claimed(tmp_path / "a", OneFails(1, 2)):
         raise AssertionError
+
+
+def test_the_current_folder_may_be_an_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    with claimed(Path()):
+        assert claimed_in_a_thread(tmp_path / "a")
+    assert work_folder(Path()) == tmp_path / ".a.work"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -30,7 +30,12 @@ class OutputBusyError(ValueError):
 
 def work_folder(output: Path) -> Path:
     """Returns the folder of unfinished work for ``output``: hidden, beside it."""
-    return output.with_name(f".{output.name}.work")
+    return _hidden(output, "work")
+
+
+def _hidden(output: Path, ending: str) -> Path:
+    named = output.resolve() if output.name in ("", "..") else output  # the current folder, or the one above it
+    return named.with_name(f".{named.name}.{ending}")
 
 
 @contextmanager
@@ -51,7 +56,7 @@ def claimed(output: Path, ranks: Ranks = ALONE, *, work: Path | None = None) -> 
         ValueError: A file is in the place of a folder.
     """
     work = work or work_folder(output)
-    path = output.absolute().with_name(f".{output.absolute().name}.lock")
+    path = _hidden(output, "lock").absolute()
     claim = (path, threading.get_ident())
     if claim in _claims:
         yield

@@ -39,6 +39,7 @@ def complete_folder(target: Path) -> Iterator[Path]:
 
 def recover(target: Path) -> None:
     """Restores a folder whose replacement was interrupted, and removes what killed processes left beside it."""
+    target = target.absolute()
     fresh, aside = _temporary(target)
     if aside.exists() and not target.exists():
         aside.replace(target)
