@@ -194,12 +194,14 @@ def main() -> None:
 
 
 def _row(trial: Trial, number: int, moment: dict[str, Any]) -> dict[str, Any]:
-    if "before" in moment:
-        told = f"before {trial.changes[moment['before']]}"
-    else:
-        told = f"after {moment['after']:.0%} of the time"
-        moment = {"after": moment["after"] * trial.seconds}
-    row = {"command": trial.scenario.name, "kill": number, "moment": told, **trial.kill(**moment)}
+    share = moment.get("after")
+    result = trial.kill(**moment if share is None else {"after": share * trial.seconds})
+    while not result["killed"]:  # it was faster than the undisturbed run
+        assert share is not None
+        share /= 2
+        result = trial.kill(after=share * trial.seconds)
+    told = f"before {trial.changes[moment['before']]}" if share is None else f"after {share:.0%} of the time"
+    row = {"command": trial.scenario.name, "kill": number, "moment": told, **result}
     print(json.dumps(row), flush=True)
     return row
 
