@@ -65,10 +65,10 @@ def quantize(
     """Quantize MODEL after training and save it as a pipeline folder of packed integers."""
     require_known(model, revision)
     quiet_libraries()
-    from bitbrush.session.disk import require_replaceable
+    from bitbrush.artifact.store import require_free
     from bitbrush.session.machine import find_device
 
-    require_replaceable(output)
+    require_free(output)
     chosen, options = _recipe(recipe, keys), model_options(revision, variant, config, loras)
     place = find_device(device)
     if dry_run and place.type != "cpu":

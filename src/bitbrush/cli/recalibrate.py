@@ -40,6 +40,7 @@ def recalibrate(
 
     manifest = read_manifest(artifact)
     recipe = Recipe().updated(manifest["recipe"]).updated(keys)
+    require_free(output)
     require_space(output, sum(path.stat().st_size for path in artifact.rglob("*") if path.is_file()))
     place = find_device(device)
     calibration = calibration_prompts(prompts, manifest["base_model"])
