@@ -198,8 +198,9 @@ def test_work_of_another_model_or_machine_is_left_alone(
         bitbrush.quantize(tiny_pipe, brief, PROMPTS, work=tmp_path / "work")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()
-    with pytest.raises(ValueError, match=r"mine exists and holds no fingerprint\.json"):
+    with pytest.raises(ValueError, match=r"mine holds no fingerprint\.json: it is half removed, or no folder of work"):
         bitbrush.quantize(tiny_pipe, brief, PROMPTS, work=tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
 def test_a_folder_without_a_finished_piece_is_anyones(
