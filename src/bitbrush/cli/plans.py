@@ -85,19 +85,20 @@ def plans(
     texts = [prompt for one in sets.values() for prompt in one]
     batches = prompt_batches(texts, seed, batch_size, inputs=inputs)
     choice = chosen(runtime, dtype, memory)
-    job = open_plans(model, artifact, batches, choice, options=options, recalibration=recalibration)
-    tell_executions(job.quantized)
-    for message in (*job.subject.notes, *too_long(job.full, texts)):
-        warn(message)
-    plans = list_plans(job.full, base, names, counts, batches[0])
-    note(_announcement(model, artifact, plans, len(texts), job.recalibration is not None))
-    facts = {
-        "Prompts": ", ".join(f"{len(one)} of {name}" for name, one in sets.items()),
-        "Noise": f"each picture's own, from seed {seed} and prompt; the same for both of a pair",
-    }
-    command = shlex.join(["bitbrush", *sys.argv[1:]])
-    with claimed(output), resumable():
-        figures = run_plans(job, plans, output, facts, command=command, progress=shown)
+    with claimed(output):
+        job = open_plans(model, artifact, batches, choice, options=options, recalibration=recalibration)
+        tell_executions(job.quantized)
+        for message in (*job.subject.notes, *too_long(job.full, texts)):
+            warn(message)
+        plans = list_plans(job.full, base, names, counts, batches[0])
+        note(_announcement(model, artifact, plans, len(texts), job.recalibration is not None))
+        facts = {
+            "Prompts": ", ".join(f"{len(one)} of {name}" for name, one in sets.items()),
+            "Noise": f"each picture's own, from seed {seed} and prompt; the same for both of a pair",
+        }
+        command = shlex.join(["bitbrush", *sys.argv[1:]])
+        with resumable():
+            figures = run_plans(job, plans, output, facts, command=command, progress=shown)
     _print(figures)
     note(f"{output / REPORT}\nOpen it in a browser.")
 
