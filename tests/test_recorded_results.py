@@ -35,6 +35,16 @@ def test_quantizing_large_denoisers_took_no_more_than_a_modest_machine_has() -> 
             assert list(row["calls_per_batch"].values())[-1] == calls * row["steps"], (key, name)
 
 
+def test_after_every_recorded_kill_work_goes_on_to_the_same_bits() -> None:
+    document = json.loads((RESULTS / "reliability-kills.json").read_text(encoding="utf-8"))
+    assert document["right"] == document["total"] == len(document["kills"]) >= 50
+    assert all(kill["right"] and kill["same bits"] for kill in document["kills"])
+    text = (DOCS / "reliability.md").read_text(encoding="utf-8")
+    assert f"{document['total']} kills" in text
+    for left, count in document["left"].items():
+        assert f"| {left} | {count} |" in text
+
+
 ABLATION, DOCS = RESULTS / "ablation-emoji-sd.json", RESULTS.parents[1] / "docs"
 TABLES = {
     "ablation-emoji-sd": "results.md",

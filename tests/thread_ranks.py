@@ -35,6 +35,9 @@ class ThreadRanks(Ranks):
         self.table.barrier.wait()
         return everyone
 
+    def wait(self) -> None:
+        self._exchange(None)
+
     def sum(self, x: Tensor) -> Tensor:
         return torch.stack(self._exchange(x.clone())).sum(0)
 

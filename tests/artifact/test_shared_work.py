@@ -22,7 +22,8 @@ from bitbrush.artifact.tensors import layer_tensors
 from bitbrush.numerics.weights import QuantizedWeight, WeightQParams
 from bitbrush.rounding import reconstruction
 from bitbrush.rounding.nearest import RoundedLayer, with_weights
-from bitbrush.session.journal import Journal, work_folder
+from bitbrush.session.journal import Journal
+from bitbrush.session.outputs import work_folder
 from bitbrush.session.ranks import RankError
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.trajectory import carried, pending, prompt_batches

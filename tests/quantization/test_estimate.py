@@ -171,7 +171,7 @@ def test_too_little_disk_is_refused(
     tiny_pipe: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planned = estimate(state_of(tiny_pipe, steps=3))
-    monkeypatch.setattr(estimates, "available_disk", lambda _: max(planned.artifact, planned.offloaded))
+    monkeypatch.setattr(estimates, "available_disk", lambda _: max(planned.saving, planned.offloaded))
     with pytest.raises(ValueError, match=r"of disk.* for unfinished work beside it, \d+ [KMG]iB are free; make room"):
         require_memory(planned, tmp_path / "new")
     require_memory(planned, tmp_path / "new", kept=planned.work)

@@ -24,7 +24,8 @@ from bitbrush.methods import DEFAULT_METHOD
 from bitbrush.methods.recipe import Rounding
 from bitbrush.methods.stages.round_weights import PROCEDURES
 from bitbrush.rounding.learned import Procedure
-from bitbrush.session.journal import Journal, work_folder
+from bitbrush.session.journal import Journal
+from bitbrush.session.outputs import work_folder
 from bitbrush.session.progress import Advance
 from tests.artifact.pipelines import CASES, PROMPTS, picture, pipeline
 
@@ -197,8 +198,9 @@ def test_work_of_another_model_or_machine_is_left_alone(
         bitbrush.quantize(tiny_pipe, brief, PROMPTS, work=tmp_path / "work")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()
-    with pytest.raises(ValueError, match=r"mine exists and holds no fingerprint\.json"):
+    with pytest.raises(ValueError, match=r"mine holds no fingerprint\.json: it is half removed, or no folder of work"):
         bitbrush.quantize(tiny_pipe, brief, PROMPTS, work=tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
 def test_a_folder_without_a_finished_piece_is_anyones(

@@ -4,11 +4,13 @@ import errno
 import resource
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from tokenizers.models import BPE
 
 from bitbrush.session import disk
 from bitbrush.session.disk import (
@@ -39,7 +41,7 @@ LARGE = {"a": torch.zeros(1 << 16)}
 @pytest.mark.usefixtures("_small_files")
 def test_a_piece_of_work_that_does_not_fit_is_none(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
-    with pytest.raises(DiskError, match=r"block\.safetensors cannot be written: the disk has .* left of the 257 KiB"):
+    with pytest.raises(DiskError, match=r"block\.piece cannot be written: the disk has .* left of the 257 KiB"):
         journal.write("block", LARGE)
     assert journal.pieces() == ()
     assert list(tmp_path.iterdir()) == []
@@ -58,6 +60,39 @@ def test_tensors_that_cannot_be_put_away_stay_as_they_are(tmp_path: Path) -> Non
 def test_safetensors_own_errors_are_told_alike(tmp_path: Path) -> None:
     with pytest.raises(DiskError, match=r"the disk has .*see ulimit -f"), writing(tmp_path / "weights"):
         save_file(LARGE, tmp_path / "weights")
+
+
+@pytest.mark.usefixtures("_small_files")
+def test_tokenizers_own_errors_are_told_alike(tmp_path: Path) -> None:
+    model = BPE({f"token {number}": number for number in range(10_000)}, [])
+    with pytest.raises(DiskError, match=r"the disk has .*see ulimit -f"), writing(tmp_path / "vocabulary"):
+        model.save(str(tmp_path))
+
+
+def test_a_quota_is_told_of(tmp_path: Path) -> None:
+    with pytest.raises(DiskError, match="your quota there is used up, see quota -s"), writing(tmp_path):
+        raise OSError(errno.EDQUOT, "quota")
+
+
+def test_files_reach_the_disk_before_they_replace_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    sync, replace = disk.sync, Path.replace
+    monkeypatch.setattr(disk, "sync", lambda path: (order.append(f"sync {path.suffix}"), sync(path)))
+    monkeypatch.setattr(Path, "replace", lambda path, to: (order.append(f"replace {path.suffix}"), replace(path, to)))
+    write_whole("new", tmp_path / "file")
+    assert order == ["sync .part", "replace .part"]
+
+
+@pytest.mark.parametrize(("number", "raised"), [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EIO, True)])
+def test_folders_that_cannot_be_written_through_are_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, raised: bool
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(number, "no")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="no") if raised else nullcontext():
+        disk.sync(tmp_path)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

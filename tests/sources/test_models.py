@@ -10,6 +10,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from bitbrush import ModelOptions, load_full_precision
+from bitbrush.network.lazy_weights import layer_bytes
 from bitbrush.session import disk
 from bitbrush.session.disk import DiskError
 from bitbrush.session.offload import Offload
@@ -114,8 +115,16 @@ def test_a_disk_without_room_for_the_weights_is_known_before_they_are_loaded(
     tiny_pipe.save_pretrained(tmp_path / "tiny", variant="fp16")  # counts nothing: it is not loaded
     (file,) = (tmp_path / "tiny" / "unet").glob("diffusion_pytorch_model.safetensors")
     size = file.stat().st_size
-    monkeypatch.setattr(disk, "available_disk", lambda _: size)
+    networks = (tiny_pipe.unet, tiny_pipe.vae, tiny_pipe.text_encoder)
+    every = sum(map(layer_bytes, networks))
+    assert every > size
+    monkeypatch.setattr(disk, "available_disk", lambda _: every)
     assert load_source(tmp_path / "tiny", offload=Offload(tmp_path)).unet is not None
+    monkeypatch.setattr(disk, "available_disk", lambda _: every - 1)
+    with monkeypatch.context() as patched:
+        patched.setattr("bitbrush.sources.models.offload_weights", None)
+        with pytest.raises(DiskError, match="that the model's weights take while it is quantized; make room"):
+            load_source(tmp_path / "tiny", offload=Offload(tmp_path))
     monkeypatch.setattr(disk, "available_disk", lambda _: size - 1)
     monkeypatch.setattr("bitbrush.sources.models._load_folder", None)
     with pytest.raises(

@@ -19,8 +19,8 @@ class Text(str):
     """A text of a subclass, as numpy's are."""
 
 
-@pytest.mark.parametrize("make", [list, tuple, np.array, lambda texts: [Text(one) for one in texts]])
-def test_sequences_of_texts(make: Callable[[Iterable[str]], Any]) -> None:
+@pytest.mark.parametrize("make", [list, tuple, np.array, iter, lambda texts: [Text(text) for text in texts]])
+def test_ordered_collections_of_texts(make: Callable[[Iterable[str]], Any]) -> None:
     texts = prompt_texts(make(["a cat", "", "ein Hündchen", "two\nlines"]))
     assert texts == ("a cat", "", "ein Hündchen", "two\nlines")
     assert {type(one) for one in texts} == {str}

@@ -11,8 +11,9 @@ from huggingface_hub.errors import HFValidationError
 from torch import nn
 
 from bitbrush.artifact.tensor_file import TensorFile
-from bitbrush.network.lazy_weights import count_lazy_weights
-from bitbrush.network.narrow import narrow_bytes
+from bitbrush.artifact.tensors import other_tensors
+from bitbrush.network.narrow import float32_bytes, narrow_bytes, saving_bytes
+from bitbrush.quantization.quantize import Quantization
 from bitbrush.sources.checkpoint_type import variant_files
 from bitbrush.sources.model_names import SINGLE_FILE
 from bitbrush.sources.models import ModelOptions
@@ -53,9 +54,14 @@ def denoiser_sizes(manifest: Mapping[str, Any]) -> DenoiserSizes:
     return DenoiserSizes(told["bytes"], told["full_precision_bytes"], told.get("checkpoint_bytes"))
 
 
-def float32_bytes(denoiser: nn.Module) -> int:
-    """Returns the size of all parameters in float32, regardless of their current type."""
-    return 4 * (sum(parameter.numel() for parameter in denoiser.parameters()) + count_lazy_weights(denoiser))
+def bytes_to_save(quantization: Quantization) -> int:
+    """Returns the disk space that saving an artifact takes at most."""
+    component, pipe, layers = quantization.family.component, quantization.source, quantization.outcome.layers
+    others = [part for name, part in pipe.components.items() if name != component and isinstance(part, nn.Module)]
+    rest = other_tensors(getattr(pipe, component), {layer.name: layer for layer in layers})
+    integers = sum(layer.weight.w_q.numel() * layer.weight.qparams.bits // 8 for layer in layers)
+    sizes = [(float32_bytes(part), narrow_bytes(part)) for part in others]
+    return saving_bytes(sizes, integers + sum(tensor.nbytes for tensor in rest.values()))
 
 
 def checkpoint_bytes(model: str | os.PathLike[str], options: ModelOptions, component: str, denoiser: nn.Module) -> int:

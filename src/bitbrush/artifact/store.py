@@ -14,7 +14,6 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from bitbrush.artifact.card import model_card, quantize_command
 from bitbrush.artifact.denoiser import WEIGHTS, check_denoiser, load_denoiser
@@ -33,8 +32,7 @@ from bitbrush.artifact.manifest import (
     require_intact,
 )
 from bitbrush.artifact.narrow import narrow_files
-from bitbrush.artifact.replacing import complete_folder
-from bitbrush.artifact.sizes import checkpoint_bytes, float32_bytes
+from bitbrush.artifact.sizes import bytes_to_save, checkpoint_bytes
 from bitbrush.artifact.tensors import layer_from_tensors, layer_tensors, other_tensors
 from bitbrush.artifact.vocabulary import save_vocabulary
 from bitbrush.methods.recipe import Recipe
@@ -43,13 +41,17 @@ from bitbrush.network.families import FAMILY_NAMES
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.network.lazy_weights import materialized
 from bitbrush.network.low_rank import branch_ranks
+from bitbrush.network.narrow import float32_bytes
 from bitbrush.network.narrow_weight import compute_in_float32
 from bitbrush.network.skip_inputs import split_begins
 from bitbrush.quantization.quantize import Quantization
 from bitbrush.runtime.choose import Choice, runtime_named
 from bitbrush.runtime.onednn.weights import Memory
 from bitbrush.session.digests import json_digest
-from bitbrush.session.disk import require_replaceable, writing
+from bitbrush.session.disk import require_replaceable, require_space, writing
+from bitbrush.session.journal import mark_saved
+from bitbrush.session.outputs import claimed
+from bitbrush.session.replacing import complete_folder, remove_folder
 from bitbrush.sources.checkpoint_type import component_types
 from bitbrush.sources.identity import model_digest
 from bitbrush.sources.model_names import portable_name
@@ -92,6 +94,7 @@ def save(
     *,
     base_model: str | None = None,
     options: ModelOptions | None = None,
+    work: Path | None = None,
 ) -> Path:
     """Saves a quantized pipeline as an artifact and replaces an existing one.
 
@@ -102,23 +105,29 @@ def save(
         directory: Path of the artifact.
         base_model: Hub id, bundled name or path of the full-precision pipeline; a recalibrated artifact inherits it.
         options: Further loading options of that pipeline: revision, variant, LoRAs.
+        work: Folder of the finished work, which is removed when the artifact is in place.
 
     Returns:
         Path of the artifact.
 
     Raises:
-        ValueError: The base model is unknown, or the directory holds something else.
+        ValueError: The base model is unknown, or the directory holds something else, or another process writes there.
         DiskError: The disk is full or read-only.
     """
     target = Path(directory)
     origin = _origin(quantization, base_model, options or ModelOptions())
     sizes = _model_sizes(quantization, base_model, options or ModelOptions())
-    require_free(target)
-    with writing(target, _most_bytes(quantization)):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with complete_folder(target) as fresh:
+    size = bytes_to_save(quantization)
+    with claimed(target):
+        require_free(target)
+        require_space(target, size)
+        with writing(target, size), complete_folder(target) as fresh:
             _write(quantization, fresh, origin, sizes)
             _require_loadable(fresh, quantization.family.component)
+            if work is not None:
+                mark_saved(work, fresh / MANIFEST)
+        if work is not None:
+            remove_folder(work)
     return target
 
 
@@ -233,15 +242,6 @@ def verify(source: str | os.PathLike[str]) -> dict[str, Any]:
     _require_known_settings(root, manifest)
     require_intact(root, manifest)
     return manifest
-
-
-def _most_bytes(quantization: Quantization) -> int:
-    """Bytes that saving takes at most: other networks are written in float32 before they are narrowed."""
-    component, pipe, layers = quantization.family.component, quantization.source, quantization.outcome.layers
-    others = [part for name, part in pipe.components.items() if name != component and isinstance(part, nn.Module)]
-    rest = other_tensors(getattr(pipe, component), {layer.name: layer for layer in layers})
-    integers = sum(layer.weight.w_q.numel() * layer.weight.qparams.bits // 8 for layer in layers)
-    return sum(map(float32_bytes, others)) + integers + sum(tensor.nbytes for tensor in rest.values())
 
 
 def _require_loadable(root: Path, component: str) -> None:

@@ -139,10 +139,11 @@ def _run(
 ) -> None:
     from bitbrush.bench.experiments.bench.run import REPORT, run_bench
     from bitbrush.bench.images.collection import Work
+    from bitbrush.session.outputs import claimed
     from bitbrush.session.ranks import ranks
 
     command = command_line()
-    with ranks() as own:
+    with ranks() as own, claimed(output, own):
         work = Work(own, shown if own.leads else silent)
         if own.leads:
             announce(protocol.choice)

@@ -79,6 +79,7 @@ def plans(
         require_plans_folder,
         run_plans,
     )
+    from bitbrush.session.outputs import claimed
     from bitbrush.sources.early_checks import require_plan
     from bitbrush.sources.input_images import read_inputs
     from bitbrush.sources.models import find_model
@@ -103,18 +104,19 @@ def plans(
     texts = [prompt for one in sets.values() for prompt in one]
     batches = prompt_batches(texts, seed, batch_size, inputs=inputs)
     choice = chosen(runtime, dtype, memory)
-    job = open_plans(model, artifact, batches, choice, options=options, recalibration=recalibration)
-    tell_executions(job.quantized)
-    for message in (*job.subject.notes, *too_long(job.full, texts)):
-        warn(message)
-    plans = list_plans(job.full, base, names, counts, batches[0])
-    note(_announcement(model, artifact, plans, len(texts), job.recalibration is not None))
-    facts = {
-        "Prompts": ", ".join(f"{len(one)} of {name}" for name, one in sets.items()),
-        "Noise": f"each picture's own, from seed {seed} and prompt; the same for both of a pair",
-    }
-    with resumable():
-        figures = run_plans(job, plans, output, facts, command=command_line(), progress=shown)
+    with claimed(output):
+        job = open_plans(model, artifact, batches, choice, options=options, recalibration=recalibration)
+        tell_executions(job.quantized)
+        for message in (*job.subject.notes, *too_long(job.full, texts)):
+            warn(message)
+        plans = list_plans(job.full, base, names, counts, batches[0])
+        note(_announcement(model, artifact, plans, len(texts), job.recalibration is not None))
+        facts = {
+            "Prompts": ", ".join(f"{len(one)} of {name}" for name, one in sets.items()),
+            "Noise": f"each image's own, from seed {seed} and prompt; the same for both of a pair",
+        }
+        with resumable():
+            figures = run_plans(job, plans, output, facts, command=command_line(), progress=shown)
     _print(figures)
     note(f"{output / REPORT}\nOpen it in a browser.")
 

@@ -1,7 +1,7 @@
 """Command ``bitbrush quantize``."""
 
-import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -73,13 +73,23 @@ def quantize(
     from bitbrush.artifact.store import require_free
     from bitbrush.session.machine import find_device
 
-    require_free(output, overwrite=overwrite or dry_run)
+    require_free(output)
     chosen, options = _recipe(recipe, keys), model_options(revision, variant, config, loras)
     place = find_device(device)
     if dry_run and place.type != "cpu":
         raise ValueError(f"--dry-run estimates memory of the CPU, not of {device}; leave --device out")
     _quantize(
-        model, options, output, chosen, prompts, place, images=images, masks=masks, generic=generic, dry_run=dry_run
+        model,
+        options,
+        output,
+        chosen,
+        prompts,
+        place,
+        images=images,
+        masks=masks,
+        generic=generic,
+        overwrite=overwrite,
+        dry_run=dry_run,
     )
 
 
@@ -94,15 +104,18 @@ def _quantize(
     images: Path | None,
     masks: Path | None,
     generic: bool,
+    overwrite: bool,
     dry_run: bool,
 ) -> None:
-    from bitbrush.artifact.store import save
+    from bitbrush.artifact.manifest import MANIFEST
+    from bitbrush.artifact.store import require_free, save
     from bitbrush.quantization.quantize import calibration_batches, prepare, run
     from bitbrush.quantization.work import early_facts
     from bitbrush.runtime.cuda.package import has_gpu
     from bitbrush.session.disk import nearest_folder
-    from bitbrush.session.journal import require_same_work, work_folder
+    from bitbrush.session.journal import remove_saved, require_same_work
     from bitbrush.session.offload import Offload
+    from bitbrush.session.outputs import claimed, work_folder
     from bitbrush.session.ranks import ranks
     from bitbrush.sources.early_checks import require_plan
     from bitbrush.sources.input_images import read_inputs
@@ -116,10 +129,13 @@ def _quantize(
     calibration = calibration_prompts(prompts, model)
     inputs, work = read_inputs(images, masks), work_folder(output)
     batches = calibration_batches(chosen, calibration, inputs)
-    if not dry_run:
-        require_same_work(work, early_facts(chosen, batches, device))
-    pipe = load_source(model, options, offload=Offload(nearest_folder(output)), device=device)
-    with ranks() as own, own.together():
+    with ranks() as own, nullcontext() if dry_run else claimed(output, own), own.together():
+        if own.leads and not dry_run:
+            remove_saved(work, output / MANIFEST)
+        require_free(output, overwrite=overwrite or dry_run)
+        if not dry_run:
+            require_same_work(work, early_facts(chosen, batches, device))
+        pipe = load_source(model, options, offload=Offload(nearest_folder(output) if dry_run else work), device=device)
         state = prepare(pipe, chosen, calibration, inputs=inputs, generic=generic, progress=shown, ranks=own)
         own.wait()  # until all ranks have loaded, since the estimate reads the memory that is left
         if own.leads:
@@ -130,16 +146,16 @@ def _quantize(
         with resumable():
             quantization = run(state, work)
             if own.leads:
-                save(quantization, output, base_model=model, options=options)
+                save(quantization, output, base_model=model, options=options, work=work)
         if own.leads:
-            shutil.rmtree(work)
             print_summary(quantization, output)
 
 
 def _look_ahead(state: "QuantizationState", calibration: Sequence[str], output: Path, *, dry_run: bool) -> None:
     """Reports or refuses what is known before long work starts."""
     from bitbrush.quantization.estimate import estimate, require_disk, require_memory, short_on_gpu
-    from bitbrush.session.journal import Journal, work_folder
+    from bitbrush.session.journal import Journal
+    from bitbrush.session.outputs import work_folder
     from bitbrush.sources.prompts import too_long
 
     for message in too_long(state.pipe, calibration[: state.recipe.num_prompts]):

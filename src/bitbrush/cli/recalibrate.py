@@ -39,6 +39,7 @@ def recalibrate(
     from bitbrush.methods.recipe import Recipe
     from bitbrush.session.disk import require_space
     from bitbrush.session.machine import find_device
+    from bitbrush.session.outputs import claimed
     from bitbrush.session.ranks import ranks
     from bitbrush.sources.early_checks import require_plan_of_folder
     from bitbrush.sources.input_images import read_inputs
@@ -46,12 +47,13 @@ def recalibrate(
 
     manifest = read_manifest(artifact)
     recipe = Recipe().updated(manifest["recipe"]).updated(keys)
-    require_free(output, overwrite=overwrite)
+    require_free(output)
     require_space(output, sum(path.stat().st_size for path in artifact.rglob("*") if path.is_file()))
     place = find_device(device)
     require_plan_of_folder(artifact_folder(artifact), replace(recipe.plan, scheduler=keys.get("scheduler")))
     calibration, inputs = calibration_prompts(prompts, manifest["base_model"]), read_inputs(images, masks)
-    with ranks() as own:
+    with ranks() as own, claimed(output, own):
+        require_free(output, overwrite=overwrite)
         if own.leads:
             note(
                 f"{artifact}: {recipe.name}, for {recipe.scheduler or manifest['plan']['scheduler']}, {recipe.steps} "

@@ -1,6 +1,5 @@
 """Command ``bitbrush sensitivity``."""
 
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -72,8 +71,10 @@ def sensitivity(
     from bitbrush.bench.networks.chosen import judge_of
     from bitbrush.methods.recipe import Recipe, check_activation_bits
     from bitbrush.quantization.work import machine_facts, prompts_digest
-    from bitbrush.session.journal import open_journal, require_same_work, work_folder
+    from bitbrush.session.journal import open_journal, require_same_work
     from bitbrush.session.machine import find_device
+    from bitbrush.session.outputs import claimed, work_folder
+    from bitbrush.session.replacing import remove_folder
     from bitbrush.sources.early_checks import require_plan
     from bitbrush.sources.identity import model_digest
     from bitbrush.sources.input_images import read_inputs
@@ -98,27 +99,30 @@ def sensitivity(
     decisive = {"disturbance": disturbance, "plan": asdict(plan), "prompts": prompts_digest(batches)}
     decisive |= {"device": place.type, **machine_facts()}
     work = work_folder(output)
-    require_same_work(work, decisive)
-    judge = judge_of(model, clip)
-    pipe = with_scheduler(load_full_precision(model, options).to(place), scheduler)
-    disturb = QuantizedActivations(pipe, activations) if noise is None else RelativeNoise(noise, seed)
-    for message in too_long(pipe, used):
-        warn(message)
-    note(f"{model}: {disturb.description}, {steps} steps, guidance {guidance_scale:g}, {len(used)} prompts")
-    journal = open_journal(work, {"model": model_digest(pipe), **decisive})
-    if done := journal.pieces():
-        note(f"going on with the {len(done)} runs of the pipeline that {work} holds")
-    with resumable():
-        found = step_sensitivities(pipe, batches, plan, disturb, judge, every=every, progress=shown, journal=journal)
-    facts = {
-        "Model": model + "".join(f", LoRA {lora.path.name}@{lora.scale:g}" for lora in options.loras),
-        "Disturbed": disturb.description,
-        "Plan": f"{type(pipe.scheduler).__name__}, {steps} steps, guidance {guidance_scale:g}",
-        "Prompts": f"{len(used)} of {prompts or 'the calibration set'}, seed {seed}",
-        "CLIP": f"{judge.name}, sha256 {judge.digest[:16]}",
-    }
-    _write(found, facts, judge.name, output)
-    shutil.rmtree(work)
+    with claimed(output):
+        require_same_work(work, decisive)
+        judge = judge_of(model, clip)
+        pipe = with_scheduler(load_full_precision(model, options).to(place), scheduler)
+        disturb = QuantizedActivations(pipe, activations) if noise is None else RelativeNoise(noise, seed)
+        for message in too_long(pipe, used):
+            warn(message)
+        note(f"{model}: {disturb.description}, {steps} steps, guidance {guidance_scale:g}, {len(used)} prompts")
+        journal = open_journal(work, {"model": model_digest(pipe), **decisive})
+        if done := journal.pieces():
+            note(f"going on with the {len(done)} runs of the pipeline that {work} holds")
+        with resumable():
+            found = step_sensitivities(
+                pipe, batches, plan, disturb, judge, every=every, progress=shown, journal=journal
+            )
+        facts = {
+            "Model": model + "".join(f", LoRA {lora.path.name}@{lora.scale:g}" for lora in options.loras),
+            "Disturbed": disturb.description,
+            "Plan": f"{type(pipe.scheduler).__name__}, {steps} steps, guidance {guidance_scale:g}",
+            "Prompts": f"{len(used)} of {prompts or 'the calibration set'}, seed {seed}",
+            "CLIP": f"{judge.name}, sha256 {judge.digest[:16]}",
+        }
+        _write(found, facts, judge.name, output)
+        remove_folder(work)
 
 
 def _write(found: "list[StepSensitivity]", facts: dict[str, str], clip_name: str, output: Path) -> None:

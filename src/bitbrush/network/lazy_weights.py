@@ -108,6 +108,11 @@ def in_float32(network: nn.Module) -> nn.Module:
     return wide.float()
 
 
+def layer_bytes(network: nn.Module) -> int:
+    """Returns the bytes of the weights of all Conv2d and Linear layers."""
+    return sum(int(layer.weight.nbytes) for layer in _layers(network))
+
+
 def offload_weights(network: nn.Module, offload: Offload) -> None:
     """Offloads the weight of every Conv2d and Linear; each call reads it from disk. The rest becomes float32."""
     for layer in _layers(network):

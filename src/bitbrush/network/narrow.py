@@ -22,6 +22,25 @@ def lossless_type(tensors: Iterable[Tensor]) -> torch.dtype:
     return left[0] if left else torch.float32
 
 
+def float32_bytes(network: nn.Module) -> int:
+    """Returns the size of all parameters in float32, regardless of their current type."""
+    return 4 * (sum(parameter.numel() for parameter in network.parameters()) + count_lazy_weights(network))
+
+
+def saving_bytes(networks: Iterable[tuple[int, int]], others: int) -> int:
+    """Returns the bytes that a disk needs to save networks one after another, and ``others`` bytes at the end.
+
+    Args:
+        networks: Bytes of each in float32, which are written first, and in its lossless dtype, which replaces it.
+        others: Bytes that are written last.
+    """
+    finished, most = 0, 0
+    for wide, narrow in networks:
+        most = max(most, finished + wide + (narrow if narrow < wide else 0))
+        finished += narrow
+    return max(most, finished + others)
+
+
 def narrow_bytes(network: nn.Module) -> int:
     """Returns the bytes of the network's tensors in their lossless dtype."""
     dtype = lossless_type(read() for read in state_readers(network).values())

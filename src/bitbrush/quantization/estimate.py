@@ -19,7 +19,7 @@ from bitbrush.methods.stages.round_weights import RECORD_TRAJECTORIES
 from bitbrush.methods.state import QuantizationState
 from bitbrush.network.layers import LayerSpec
 from bitbrush.network.lazy_weights import count_lazy_weights, weight_shape
-from bitbrush.network.narrow import narrow_bytes
+from bitbrush.network.narrow import float32_bytes, narrow_bytes, saving_bytes
 from bitbrush.numerics.histogram import BINS
 from bitbrush.quantization.trace import PipelineTrace, sample_bytes, trace_pipeline
 from bitbrush.rounding.blocks import reconstruction_blocks
@@ -63,6 +63,7 @@ class Estimate:
         memory: Upper bound on the additional memory of the stages.
         offloaded: Upper bound on the temporary disk space of offloaded samples, beyond what stays in memory.
         artifact: Size of the artifact.
+        saving: Disk space that saving the artifact takes at most.
         work: Disk space of intermediate results, additional to the artifact until it is complete.
     """
 
@@ -72,6 +73,7 @@ class Estimate:
     memory: int
     offloaded: int
     artifact: int
+    saving: int
     work: int
 
 
@@ -106,13 +108,15 @@ def estimate(state: QuantizationState) -> Estimate:
         _graph_bytes(state, trace) + FLOAT * max(integers, count_lazy_weights(state.denoiser)) if has_gradients else 0
     )
     working = _call_bytes(state, trace) + max(rounding, backward)
+    quantized, others = _quantized_bytes(state, trace), _other_networks(state)
     return Estimate(
         specs=state.specs,
         stages=tuple(StageEstimate(name, len(one.batches), one.per_batch) for name, one in calls.items()),
         resident=resident_memory(),
         memory=integers + histograms + searched + working + min(working, FRAGMENTATION),
         offloaded=max(0, learned + waiting - BUDGET_BYTES),
-        artifact=_artifact_bytes(state, trace),
+        artifact=quantized + sum(narrow for _, narrow in others),
+        saving=saving_bytes(others, quantized),
         work=(integers if learned else 0) + (histograms if progressive else 0),
     )
 
@@ -149,10 +153,15 @@ def _offloaded_bytes(state: QuantizationState, trace: PipelineTrace) -> int:
     return len(sample_bytes(state, trace)) * held + (matrix if matrix >= WAITING_BYTES else 0)
 
 
-def _artifact_bytes(state: QuantizationState, trace: PipelineTrace) -> int:
-    """Sums packed integers, scales and activation parameters, and all other tensors in their stored types."""
+def _other_networks(state: QuantizationState) -> list[tuple[int, int]]:
+    """Returns the bytes of each network beside the denoiser, in float32 and in its lossless dtype."""
     others = [part for name, part in state.pipe.components.items() if name != state.family.component]
-    size = _state_bytes(state.denoiser) + sum(narrow_bytes(part) for part in others if isinstance(part, nn.Module))
+    return [(float32_bytes(part), narrow_bytes(part)) for part in others if isinstance(part, nn.Module)]
+
+
+def _quantized_bytes(state: QuantizationState, trace: PipelineTrace) -> int:
+    """Sums the denoiser's packed integers, scales and activation parameters, and its other tensors."""
+    size = _state_bytes(state.denoiser)
     for spec in state.calibration.layers:
         weights = math.prod(spec.shape)
         size += -(-weights * spec.weight_bits // 8) - FLOAT * weights
@@ -200,9 +209,9 @@ def require_disk(estimate: Estimate, output: Path, *, kept: int = 0, processes: 
         ValueError: The disk lacks space; the message names the amounts and the remedies.
     """
     work, disk = max(0, estimate.work - kept), available_disk(output)
-    most = max(estimate.artifact, processes * estimate.offloaded)  # samples are deleted before the artifact is written
+    most = max(estimate.saving, processes * estimate.offloaded)  # samples are deleted before the artifact is written
     if most + work > disk:
-        samples = "" if most == estimate.artifact else " for samples (fewer with a lower num_prompts)"
+        samples = "" if most == estimate.saving else " for samples (fewer with a lower num_prompts)"
         raise ValueError(
             f"{output} takes about {size_text(most)} of disk{samples} and {size_text(work)} for unfinished work beside "
             f"it, {size_text(disk)} are free; make room there, or choose another output"

@@ -4,6 +4,7 @@ import copy
 import inspect
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from bitbrush.session.allocator import share_heap
 from bitbrush.session.costs import PhaseCost
 from bitbrush.session.journal import Journal, open_journal
 from bitbrush.session.offload import BUDGET_BYTES, CPU, Offload, OffloadBudget
+from bitbrush.session.outputs import claimed
 from bitbrush.session.progress import (
     PlannedWork,
     Progress,
@@ -158,12 +160,17 @@ def quantize(
             prompts, or fewer than processes; ``rounded`` weights of other layers or bits; ``work`` of another
             quantization; missing or unknown pipeline inputs; several processes on a GPU; NaN in checkpoint or
             activations.
+        OutputBusyError: Another process works in ``work``.
     """
-    with ranks() as own, own.together(), plain_defaults():
+    with ranks() as own, _claimed(work, own), own.together(), plain_defaults():
         state = prepare(
             pipe, recipe, prompts, inputs=inputs, generic=generic, rounded=rounded, progress=progress, ranks=own
         )
         return run(state, work)
+
+
+def _claimed(work: Path | None, ranks: Ranks) -> AbstractContextManager[None]:
+    return nullcontext() if work is None else claimed(work, ranks, work=work)
 
 
 def run(state: QuantizationState, work: Path | None = None) -> Quantization:

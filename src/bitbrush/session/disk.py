@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+_LIMITS = {
+    errno.EDQUOT: "; your quota there is used up, see quota -s",
+    errno.EFBIG: "; the size of a file is limited here, see ulimit -f",
+}
 _NUMBER = re.compile(r"os error (\d+)")
-"""Pattern of the system's error number in safetensors' messages."""
+"""Pattern of the system's error number in messages of safetensors and tokenizers."""
 
 
 class DiskError(OSError, ValueError):
@@ -36,11 +38,10 @@ def writing(path: Path, size: int | None = None) -> Iterator[None]:
         yield
     except DiskError:
         raise
-    except (OSError, SafetensorError) as error:
+    except Exception as error:  # safetensors and tokenizers name the system's error in exceptions of their own
         number = _error_number(error)
         if number in FULL:
-            limit = "; the size of a file is limited here, see ulimit -f" if number == errno.EFBIG else ""
-            raise DiskError(full_text(path, size) + limit) from error
+            raise DiskError(full_text(path, size) + _LIMITS.get(number, "")) from error
         if number in READ_ONLY:
             raise DiskError(read_only_text(path, nearest_folder(path.parent))) from error
         raise
@@ -51,7 +52,7 @@ def writing_whole(path: Path, size: int | None = None) -> Iterator[Path]:
     """Yields a temporary path that replaces ``path`` at the end, so nobody reads half a file.
 
     It is in the same folder, since a rename must not cross disks, and no two threads share it. A failure removes it and
-    leaves the old file.
+    leaves the old file. A power failure leaves the old file or the new one.
 
     Args:
         path: File to write.
@@ -65,6 +66,7 @@ def writing_whole(path: Path, size: int | None = None) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield partial
+            sync(partial)
             partial.replace(path)
         except BaseException:
             partial.unlink(missing_ok=True)
@@ -80,6 +82,20 @@ def write_whole(content: str | bytes, path: Path) -> None:
     data = content.encode() if isinstance(content, str) else content
     with writing_whole(path, len(data)) as partial:
         partial.write_bytes(data)
+
+
+def sync(path: Path) -> None:
+    """Writes a file or folder through to the disk; does nothing where the system cannot."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # folders of some network file systems
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def require_writable(path: Path) -> None:

@@ -105,6 +105,7 @@ class Offload:
         # A write fails with an error on a full disk; a copy into the mapping would kill the process.
         assert self.folder is not None
         with writing(self.folder, data.nbytes):
+            self.folder.mkdir(parents=True, exist_ok=True)
             descriptor, name = tempfile.mkstemp(_SUFFIX, dir=self.folder)
         try:
             with writing(self.folder, data.nbytes), os.fdopen(descriptor, "wb") as file:

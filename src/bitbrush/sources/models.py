@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from bitbrush.network.families import DENOISERS
-from bitbrush.network.lazy_weights import offload_weights
+from bitbrush.network.lazy_weights import layer_bytes, offload_weights
 from bitbrush.session.allocator import return_freed_memory
 from bitbrush.session.disk import require_space
 from bitbrush.session.offload import CPU, Offload
@@ -37,6 +37,7 @@ from bitbrush.zoo import model_path
 HALF_VARIANT = "fp16"
 ARTIFACT_MANIFEST, ARTIFACT_FORMAT = "manifest.json", "bitbrush-artifact"
 """File and format name that mark an artifact (``artifact/manifest.py``)."""
+_NEED = "that the model's weights take while it is quantized"
 LARGE = 256 << 20
 """Bytes of a checkpoint from which freed memory returns to the system at once.
 
@@ -118,7 +119,7 @@ def load_source(
     source = find_model(model, options)
     size = _bytes_on_disk(source, options.variant)
     if device == CPU and offload.folder is not None and size < math.inf:
-        require_space(offload.folder, int(size), "that the model's weights take while it is quantized")
+        require_space(offload.folder, int(size), _NEED)
     if size >= LARGE:
         return_freed_memory()  # before the first large allocation, as the heap would keep its size
     if options.loras:
@@ -128,9 +129,11 @@ def load_source(
     else:
         pipe = _load_folder(model, source, options, own_type=True)
     if device == CPU:
-        for part in pipe.components.values():
-            if isinstance(part, nn.Module):
-                offload_weights(part, offload)
+        networks = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+        if offload.folder is not None:  # in the loaded types, and text encoders included
+            require_space(offload.folder, sum(map(layer_bytes, networks)), _NEED)
+        for network in networks:
+            offload_weights(network, offload)
     gc.collect()  # loaders leave reference cycles, which keep checkpoint files mapped
     return _finished(pipe, replace(options, loras=())).to(device)
 

@@ -7,7 +7,7 @@ from typing import Any
 LONGEST = 10_000
 """Characters of a prompt; text encoders read a few hundred tokens."""
 
-_NO_TEXTS = bytes | bytearray | memoryview | range | Mapping | Set
+_NO_TEXTS = (bytes, bytearray, memoryview, range, Mapping, Set)
 
 
 def prompt_texts(prompts: Any, count: int | None = None, name: str = "prompts") -> tuple[str, ...]:

@@ -12,11 +12,12 @@ from torch import nn
 
 from bitbrush.artifact.manifest import is_artifact, read_manifest
 from bitbrush.artifact.origin import require_origin
-from bitbrush.artifact.sizes import MIB, checkpoint_bytes, denoiser_sizes, float32_bytes
+from bitbrush.artifact.sizes import MIB, checkpoint_bytes, denoiser_sizes
 from bitbrush.artifact.store import artifact_digest, load_with
 from bitbrush.methods.recipe import Recipe
 from bitbrush.network.families import denoiser_name
 from bitbrush.network.layers import HIGH_PRECISION_ACTIVATION_BITS
+from bitbrush.network.narrow import float32_bytes
 from bitbrush.runtime.choose import Choice
 from bitbrush.runtime.interface import layers_by_fallback
 from bitbrush.runtime.lowered import lowered_of

@@ -31,8 +31,8 @@ from bitbrush.methods.stages.branches import branch_weight_bits
 from bitbrush.methods.state import AllocatedBits, QuantizationState
 from bitbrush.network.lazy_weights import materialized, weight_shape
 from bitbrush.numerics.allocation import allocate
-from bitbrush.session.journal import Journal
 from bitbrush.session.progress import PlannedWork
+from bitbrush.session.ranks import ALONE
 
 NAME = "sensitivity"
 
@@ -94,7 +94,9 @@ def _measured(state: QuantizationState) -> dict[str, Tensor]:
         activation_range=recipe.activation_range,
         weight_range=recipe.weight_range,
     )
-    own = replace(state.session, journal=Journal(state.session.journal.folder))  # the others wait for what it finds
+    own = replace(
+        state.session, journal=replace(state.session.journal, ranks=ALONE)
+    )  # the others wait for what it finds
     found = measure_sensitivities(measurement, measured_batch(state.batches), own)
     tensors = {"inputs": found.inputs, "weights": found.weights, "products": found.products}
     return {"timesteps": torch.tensor(found.timesteps, dtype=torch.float64), **tensors}

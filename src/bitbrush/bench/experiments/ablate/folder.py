@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from bitbrush.artifact.manifest import is_artifact, read_manifest
 from bitbrush.artifact.store import read_layers
 from bitbrush.bench.experiments.ablate.recipes import Setting, given_keys
 from bitbrush.bench.experiments.folders import require_own
+from bitbrush.bench.images.array_file import damaged
 from bitbrush.methods import METHODS
 from bitbrush.methods.keys import Decides
 from bitbrush.methods.recipe import KEYS, Recipe, WeightAllocation
@@ -23,6 +23,7 @@ from bitbrush.methods.stages.round_weights import ROUND_WEIGHTS
 from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.session.digests import json_digest
 from bitbrush.session.disk import write_whole, writing_whole
+from bitbrush.session.replacing import remove_folder
 
 FINGERPRINT, CELLS, ARTIFACTS, REFERENCE = "ablation.json", "cells", "artifacts", "full-precision"
 RESULTS, REPORT, MARKDOWN, PLOTS = "results.json", "report.html", "ablation.md", "plots"
@@ -50,7 +51,10 @@ class Folder:
         if not path.exists():
             write_whole(json.dumps(facts, indent=1) + "\n", path)
             return
-        theirs = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            theirs = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise damaged(path, error) from error
         unlike = [name for name in facts if facts[name] != theirs.get(name)]
         if unlike:
             raise ValueError(
@@ -69,7 +73,7 @@ class Folder:
 
     def clear_work(self, setting: Setting) -> None:
         for path in (self.root / _WORK).glob(f"{setting.file_name}-*"):
-            shutil.rmtree(path)
+            remove_folder(path)
 
     @contextmanager
     def claimed(self, name: str) -> Iterator[bool]:
