@@ -12,13 +12,13 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import bitbrush
+from bitbrush.artifact.folder import TEXT_SUFFIXES
 from bitbrush.artifact.manifest import (
-    TEXT_SUFFIXES,
     ArtifactError,
     artifact_folder,
     is_artifact,
 )
-from bitbrush.artifact.store import artifact_digest, verify
+from bitbrush.artifact.verification import artifact_digest, verify
 
 COMMIT = "0" * 40
 
@@ -92,7 +92,7 @@ def test_artifacts_of_older_versions_load(artifact: Path) -> None:
 COMMANDS = """
 import sys
 import bitbrush
-from bitbrush.artifact.store import verify
+from bitbrush.artifact.verification import verify
 from bitbrush.artifact.manifest import artifact_folder, is_artifact
 from bitbrush.cli import app
 

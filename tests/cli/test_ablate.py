@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import bitbrush
 from bitbrush.artifact.manifest import read_manifest
-from bitbrush.artifact.store import artifact_digest
+from bitbrush.artifact.verification import artifact_digest
 from bitbrush.bench.ablation import measure
 from bitbrush.bench.ablation.cells import Cell, read_cell
 from bitbrush.bench.ablation.folder import Folder

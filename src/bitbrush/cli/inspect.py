@@ -39,7 +39,7 @@ def inspect(
     if plot:
         _require_format(plot)
     quiet_libraries()
-    from bitbrush.artifact.store import verify
+    from bitbrush.artifact.verification import verify
 
     manifest = verify(artifact)
     if layer:
