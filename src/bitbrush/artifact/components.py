@@ -160,8 +160,8 @@ def _require_configuration(folder: VerifiedFolder, name: str, kind: Any, *, quan
 def _arguments(kind: Any) -> dict[str, tuple[Any, Any]]:
     """Returns annotation and default of each argument that a class is configured with."""
     try:
-        hints = get_type_hints(kind.__init__)
-    except NameError:  # annotations under TYPE_CHECKING
+        hints = get_type_hints(kind.__init__, localns={"torch": torch})
+    except NameError:  # a name that its module imports for type checkers alone
         hints = {}
     parameters = inspect.signature(kind).parameters
     return {name: (hints.get(name, one.annotation), one.default) for name, one in parameters.items()}
@@ -209,6 +209,8 @@ def _expected(allowed: set[Any]) -> str:
 def _flat(annotation: Any) -> Iterator[Any]:
     """Yields the plain types, containers and literal values of an annotation."""
     origin = get_origin(annotation)
+    if isinstance(annotation, str):
+        return  # unresolved
     if origin is Literal:
         yield from get_args(annotation)
         return

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
-from bitbrush.artifact.denoiser import read_denoiser
 from bitbrush.artifact.building import building
+from bitbrush.artifact.denoiser import read_denoiser
 from bitbrush.artifact.manifest import reading_tensors
 from bitbrush.artifact.verification import artifact_digest, reading
 from bitbrush.methods import METHODS

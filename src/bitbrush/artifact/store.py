@@ -20,9 +20,9 @@ from bitbrush.artifact.building import building
 from bitbrush.artifact.card import model_card
 from bitbrush.artifact.components import require_steps
 from bitbrush.artifact.denoiser import WEIGHTS, check_denoiser, load_denoiser
-from bitbrush.artifact.from_pretrained import BitbrushConfig
 from bitbrush.artifact.documents import ArtifactError
 from bitbrush.artifact.folder import CARD, MANIFEST, file_digests
+from bitbrush.artifact.from_pretrained import BitbrushConfig
 from bitbrush.artifact.manifest import (
     FORMAT,
     SCHEMA_VERSION,

@@ -86,10 +86,8 @@ def layer_from_tensors(name: str, shape: tuple[int, ...], bits: int, tensors: Ma
     channels = shape[0]
     scale = read.positive("weight_scale", channels)
     zero_point = read("weight_zero_point", torch.uint8, channels)
-    if int(zero_point.max()) >> bits:
-        raise ValueError(
-            f"{name}.weight_zero_point is {int(zero_point.max())}; with {bits} bits it is below {1 << bits}"
-        )
+    if (largest := int(zero_point.max())) >> bits:
+        raise ValueError(f"{name}.weight_zero_point is {largest}; with {bits} bits it is below {1 << bits}")
     packed = read("weight", torch.uint8, -(-math.prod(shape) * bits // 8))
     weight = QuantizedWeight(unpack(packed, bits, shape), WeightQParams(scale, zero_point, bits))
     bias = read.finite("bias", channels) if f"{name}.bias" in tensors else None

@@ -16,6 +16,7 @@ from bitbrush.cli.plans import plans
 from bitbrush.cli.quantize import quantize
 from bitbrush.cli.recalibrate import recalibrate
 from bitbrush.cli.sensitivity import sensitivity
+from bitbrush.cli.verify import verify
 from bitbrush.session.allocator import allow_tuning
 
 app = typer.Typer(
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (quantize, recalibrate, generate, compare, bench, plans, ablate, sensitivity, inspect, demo):
+for command in (quantize, recalibrate, generate, compare, bench, plans, ablate, sensitivity, inspect, verify, demo):
     app.command()(reporting_errors(command))
 
 

@@ -170,7 +170,7 @@ def _announcement(model: str, recipe: "Recipe", processes: int) -> str:
 
 def print_summary(quantization: "Quantization", output: Path) -> None:
     """Prints the result, its cost and the next command."""
-    from bitbrush.artifact.manifest import read_manifest
+    from bitbrush.artifact.manifest import manifest_digest, read_manifest
     from bitbrush.artifact.sizes import denoiser_sizes
 
     manifest = read_manifest(output)
@@ -191,4 +191,6 @@ def print_summary(quantization: "Quantization", output: Path) -> None:
         f"{quantization.average_activation_bits:.2f} activation bits on average\n"
         f"denoiser: {denoiser_sizes(manifest).text}"
     )
-    say_unbroken(f'saved: {output}\nnext: bitbrush generate {output} "a prompt" -o images')
+    say_unbroken(
+        f'saved: {output}\nsha256: {manifest_digest(output)}\nnext: bitbrush generate {output} "a prompt" -o images'
+    )
