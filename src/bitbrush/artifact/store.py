@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -115,7 +114,7 @@ def save(
         target.parent.mkdir(parents=True, exist_ok=True)
         with complete_folder(target) as fresh:
             _write(quantization, fresh, origin, sizes)
-            _require_loadable(fresh, quantization.family.component)
+            _require_loadable(fresh)
     return target
 
 
@@ -187,6 +186,23 @@ def _load(root: Path, manifest: dict[str, Any], choice: Choice) -> DiffusionPipe
     return placed
 
 
+def verify_tensors(source: str | os.PathLike[str]) -> dict[str, Any]:
+    """Verifies an artifact as loading does, tensors included, with one network in memory at a time.
+
+    Args:
+        source: Folder or hub id.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ArtifactError: A file, document or tensor is not what it should be; the message names it.
+    """
+    with plain_defaults(), reading(source) as (root, manifest):
+        _read_all(root, manifest)
+        return manifest
+
+
 def read_layer(directory: str | os.PathLike[str], name: str) -> QuantizedLayer:
     """Reads one quantized layer of an artifact.
 
@@ -221,17 +237,27 @@ def _most_bytes(quantization: Quantization) -> int:
     return sum(map(float32_bytes, others)) + integers + sum(tensor.nbytes for tensor in rest.values())
 
 
-def _require_loadable(root: Path, component: str) -> None:
-    """Checks that the artifact loads, with one network in memory at a time and without computing anything.
+def _read_all(root: Path, manifest: dict[str, Any]) -> None:
+    """Reads every tensor, with one network in memory at a time and without computing anything."""
+    component = manifest["denoiser"]["component"]
+    with reading_tensors(root):
+        denoiser = check_denoiser(root / component)
+    with building(root):
+        networks = load_networks(root, component_types(root), omit=(component,))
+        empty = {name: network.to("meta") for name, network in networks}
+        pipe = load_pipeline(root, components={**empty, component: denoiser})
+        require_steps(pipe.scheduler, Recipe().updated(manifest["recipe"]).steps)
+
+
+def _require_loadable(root: Path) -> None:
+    """Checks that the artifact loads.
 
     Raises:
         ValueError: The artifact does not load.
     """
     try:
-        networks = load_networks(root, component_types(root), omit=(component,))
-        empty = {name: network.to("meta") for name, network in networks}
-        load_pipeline(root, components={**empty, component: check_denoiser(root / component)})
-    except (ImportError, KeyError, ValueError, RuntimeError, OSError, SafetensorError) as error:
+        verify_tensors(root)
+    except (ImportError, ArtifactError) as error:
         raise ValueError(f"the artifact was not kept, as it does not load: {error}") from error
 
 

@@ -11,7 +11,7 @@ def verify(
     artifact: Annotated[str, typer.Argument(metavar="DIR", help="Folder or hub id of an artifact.")],
     sha256: Annotated[
         str | None,
-        typer.Option(metavar="DIGEST", help="Digest that `bitbrush quantize` printed, from a source you trust."),
+        typer.Option(metavar="DIGEST", help="Digest to expect, as `bitbrush quantize` printed it."),
     ] = None,
 ) -> None:
     """Check every file and every tensor of an artifact, and print its digest."""
