@@ -4,7 +4,6 @@ diffusers and transformers check few values. What they would run, download or al
 another type is named by file and field.
 """
 
-import copy
 import inspect
 import math
 import types
@@ -21,9 +20,9 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from bitbrush.artifact.documents import ArtifactError, require_schema
 from bitbrush.artifact.folder import VerifiedFolder
-from bitbrush.artifact.schema import QuantizationEntry, WeightIndex
+from bitbrush.artifact.schema import QuantizationEntry, TokenizerConfiguration, WeightIndex
 from bitbrush.artifact.tensor_file import TensorFile
-from bitbrush.sources.networks import MODEL_INDEX, component_class, is_finite
+from bitbrush.sources.networks import MODEL_INDEX, component_class
 
 NETWORKS = (ModelMixin, PreTrainedModel)
 KINDS = (
@@ -83,6 +82,8 @@ def require_fitting(folder: VerifiedFolder, component: str) -> None:
         _require_inert(document, folder.root / name, allowed=QUANTIZATION if name == f"{component}/config.json" else "")
         if name.endswith(".safetensors.index.json"):
             _require_shards(folder, name, document)
+        if name.endswith("/tokenizer_config.json"):
+            require_schema(document, TokenizerConfiguration, folder.root / name)
 
 
 def component_classes(folder: VerifiedFolder) -> dict[str, type]:
@@ -264,25 +265,3 @@ def _require_shards(folder: VerifiedFolder, name: str, index: Mapping[str, Any])
             held[tensor] = file.name
     if unlike := [key for key in {**held, **index["weight_map"]} if held.get(key) != index["weight_map"].get(key)]:
         raise ArtifactError(f"{path} does not list what its files hold: {unlike[0]}; quantize or copy it again")
-
-
-def require_steps(scheduler: Any, steps: int) -> None:
-    """Runs the first step of a plan on zeros, because schedulers check most settings only there.
-
-    Args:
-        scheduler: Scheduler of the loaded pipeline; it is not changed.
-        steps: Number of steps.
-
-    Raises:
-        ArtifactError: The step's result is not finite. Other errors are the scheduler's own.
-    """
-    trial = copy.deepcopy(scheduler)
-    shifting = {"mu": 1.0} if trial.config.get("use_dynamic_shifting") else {}
-    trial.set_timesteps(steps, **shifting)
-    zeros = torch.zeros(1, 4, 1, 1)
-    timestep = trial.timesteps[0]
-    if hasattr(trial, "scale_model_input"):
-        zeros = trial.scale_model_input(zeros, timestep)
-    result = trial.step(zeros, timestep, zeros).prev_sample
-    if not (is_finite(result) and is_finite(trial.timesteps)):
-        raise ArtifactError(f"the {type(scheduler).__name__}'s configuration gives NaN or infinity; quantize again")

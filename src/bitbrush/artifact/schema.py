@@ -1,6 +1,6 @@
 """Schema of an artifact's manifest and of the quantization entry in its denoiser's configuration."""
 
-from typing import Annotated, Any, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from msgspec import Meta
 
@@ -118,3 +118,43 @@ class WeightIndex(TypedDict):
 
     metadata: NotRequired[dict[str, Any]]
     weight_map: Annotated[dict[Name, Name], Meta(min_length=1, max_length=100_000)]
+
+
+class Token(TypedDict):
+    """Token that a tokenizer treats by itself."""
+
+    content: str
+    lstrip: NotRequired[bool]
+    normalized: NotRequired[bool]
+    rstrip: NotRequired[bool]
+    single_word: NotRequired[bool]
+    special: NotRequired[bool]
+
+
+Side = Literal["left", "right"]
+SpecialToken = str | Token | None
+
+
+class TokenizerConfiguration(TypedDict):
+    """Entries of ``tokenizer_config.json`` that decide what a tokenizer gives."""
+
+    model_max_length: NotRequired[Annotated[int, Meta(ge=1)] | Annotated[float, Meta(ge=1)]]
+    tokenizer_class: NotRequired[str]
+    model_input_names: NotRequired[list[str]]
+    padding_side: NotRequired[Side]
+    truncation_side: NotRequired[Side]
+    added_tokens_decoder: NotRequired[dict[Annotated[str, Meta(pattern="^[0-9]{1,7}$")], Token]]
+    extra_ids: NotRequired[Annotated[int, Meta(ge=0, le=10_000)]]
+    bos_token: NotRequired[SpecialToken]
+    eos_token: NotRequired[SpecialToken]
+    unk_token: NotRequired[SpecialToken]
+    pad_token: NotRequired[SpecialToken]
+    sep_token: NotRequired[SpecialToken]
+    cls_token: NotRequired[SpecialToken]
+    mask_token: NotRequired[SpecialToken]
+    add_prefix_space: NotRequired[bool | None]
+    add_bos_token: NotRequired[bool | None]
+    add_eos_token: NotRequired[bool | None]
+    clean_up_tokenization_spaces: NotRequired[bool | None]
+    do_lower_case: NotRequired[bool | None]
+    split_special_tokens: NotRequired[bool | None]

@@ -17,7 +17,6 @@ from torch import nn
 
 from bitbrush.artifact.building import building
 from bitbrush.artifact.card import model_card
-from bitbrush.artifact.components import require_steps
 from bitbrush.artifact.denoiser import WEIGHTS, check_denoiser, load_denoiser
 from bitbrush.artifact.documents import ArtifactError
 from bitbrush.artifact.folder import CARD, MANIFEST, file_digests
@@ -35,6 +34,7 @@ from bitbrush.artifact.replacing import complete_folder
 from bitbrush.artifact.sizes import checkpoint_bytes, float32_bytes
 from bitbrush.artifact.tensor_file import TensorFile
 from bitbrush.artifact.tensors import layer_from_tensors, layer_tensors, other_tensors
+from bitbrush.artifact.usable import require_usable
 from bitbrush.artifact.verification import reading
 from bitbrush.artifact.vocabulary import save_vocabulary
 from bitbrush.methods.recipe import Recipe
@@ -170,7 +170,7 @@ def _load(root: Path, manifest: dict[str, Any], choice: Choice) -> DiffusionPipe
         with building(root):
             types = component_types(root) if choice.memory is Memory.LOW else torch.float32
             pipe = load_pipeline(root, types, components={component: denoiser})
-            require_steps(pipe.scheduler, Recipe().updated(manifest["recipe"]).steps)
+            require_usable(pipe, Recipe().updated(manifest["recipe"]).steps)
     except ImportError as error:  # a tokenizer class of another version may need further packages
         saved_with = manifest["versions"].get("transformers", "of another version")
         raise ArtifactError(
@@ -246,7 +246,7 @@ def _read_all(root: Path, manifest: dict[str, Any]) -> None:
         networks = load_networks(root, component_types(root), omit=(component,))
         empty = {name: network.to("meta") for name, network in networks}
         pipe = load_pipeline(root, components={**empty, component: denoiser})
-        require_steps(pipe.scheduler, Recipe().updated(manifest["recipe"]).steps)
+        require_usable(pipe, Recipe().updated(manifest["recipe"]).steps)
 
 
 def _require_loadable(root: Path) -> None:

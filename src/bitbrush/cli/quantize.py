@@ -191,6 +191,5 @@ def print_summary(quantization: "Quantization", output: Path) -> None:
         f"{quantization.average_activation_bits:.2f} activation bits on average\n"
         f"denoiser: {denoiser_sizes(manifest).text}"
     )
-    say_unbroken(
-        f'saved: {output}\nsha256: {manifest_digest(output)}\nnext: bitbrush generate {output} "a prompt" -o images'
-    )
+    say_unbroken(f"saved: {output}\nsha256: {manifest_digest(output)}")
+    say_unbroken(f'next: bitbrush generate {output} "a prompt" -o images')
