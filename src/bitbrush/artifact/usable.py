@@ -5,13 +5,15 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel, PreTrainedTokenizerBase
 
 from bitbrush.artifact.documents import ArtifactError
 from bitbrush.sources.networks import is_finite
 
 TEXTS = ["a red cat", ""]
 TOKENS = 77
+CLIP = (CLIPTextModel, CLIPTextModelWithProjection)
+"""Encoders with an embedding per position."""
 
 
 def require_usable(pipe: DiffusionPipeline, steps: int) -> None:
@@ -50,6 +52,12 @@ def _require_tokens(name: str, tokenizer: PreTrainedTokenizerBase, encoder: Any)
     tokenizer(TEXTS, padding="longest")
     if not isinstance(encoder, PreTrainedModel):
         return
+    positions = encoder.config.max_position_embeddings if isinstance(encoder, CLIP) else tokenizer.model_max_length
+    if tokenizer.model_max_length > positions:
+        raise ArtifactError(
+            f"{name} has model_max_length {tokenizer.model_max_length}, and its text encoder {positions} positions; "
+            "quantize again"
+        )
     largest = max([int(tokens.max()), *tokenizer.all_special_ids, *tokenizer.get_vocab().values()])
     embeddings = encoder.get_input_embeddings().num_embeddings
     if largest >= embeddings:
