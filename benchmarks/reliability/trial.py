@@ -46,6 +46,9 @@ REFUSED, SAME, OTHER = "ArtifactError", "loads, same image", "loads, other diges
 TRACEBACK, HANG, SILENT = "traceback", "hang", "silently accepted"
 FAILURES = (TRACEBACK, HANG, SILENT)
 """Outcomes that must not occur."""
+FINE = (REFUSED, SAME, OTHER)
+LETTERS = dict(zip("ASOTHX", (REFUSED, SAME, OTHER, TRACEBACK, HANG, SILENT), strict=True))
+"""Outcomes by the letter that stands for them in a record."""
 
 Tamper = Callable[[Path], None]
 
@@ -136,44 +139,46 @@ def rehash(folder: Path) -> None:
 
 
 class Record:
-    """Counts and failures of a run, written after every case, so that a killed run goes on.
+    """Outcome of every case, written after each, so that a killed run goes on; failures are repeated by the next run.
 
-    A case that was begun and not ended when the process died counts as a hang.
+    A case during which the process died counts as a hang.
     """
 
-    def __init__(self, name: str, command: str, facts: dict[str, Any]) -> None:
+    def __init__(self, name: str, facts: dict[str, Any], kinds: list[str]) -> None:
         self.path = RESULTS / f"reliability-{name}.json"
-        self.document = {"command": command, **facts, "done": 0, "outcomes": {}, "by_kind": {}, "failures": []}
+        self.kinds = kinds
+        self.head = {"command": f"python -m benchmarks.reliability.{name}", **facts}
+        self.each, self.messages = ["."] * len(kinds), {}
         if self.path.exists():
             earlier = json.loads(self.path.read_text(encoding="utf-8"))
-            if all(earlier.get(key) == value for key, value in facts.items()):
-                self.document = earlier
-        if "begun" in self.document:
-            self.add(self.document["begun"], HANG, "the process died")
+            if all(earlier.get(key) == value for key, value in self.head.items()):
+                self.each = list(earlier["each"])
+                self.messages = {int(number): message for number, message in earlier["failures"].items()}
 
-    @property
-    def done(self) -> int:
-        """Number of cases that ended."""
-        return int(self.document["done"])
+    def open_cases(self) -> list[int]:
+        """Returns the numbers of cases without an outcome, or with one that must not occur."""
+        return [number for number, letter in enumerate(self.each) if LETTERS.get(letter) not in FINE]
 
-    def begin(self, kind: str) -> None:
-        """Notes the case that runs now."""
-        self.document["begun"] = kind
-        self._write()
-
-    def add(self, kind: str, outcome: str, message: str) -> None:
-        """Adds the outcome of the next case."""
-        self.document.pop("begun", None)
-        for counts in (self.document["outcomes"], self.document["by_kind"].setdefault(kind, {})):
-            counts[outcome] = counts.get(outcome, 0) + 1
+    def set(self, number: int, outcome: str, message: str) -> None:
+        """Notes the outcome of a case."""
+        self.each[number] = next(letter for letter, name in LETTERS.items() if name == outcome)
+        self.messages.pop(number, None)
         if outcome in FAILURES:
-            self.document["failures"].append({"case": self.done, "kind": kind, "outcome": outcome, "message": message})
-        self.document["done"] = self.done + 1
-        self._write()
-
-    def _write(self) -> None:
+            self.messages[number] = f"{self.kinds[number]}: {outcome}: {message}"
+        counts = Counter(LETTERS.get(letter, "to do") for letter in self.each)
+        by_kind: dict[str, Counter[str]] = {}
+        for kind, letter in zip(self.kinds, self.each, strict=True):
+            by_kind.setdefault(kind.partition(",")[0], Counter())[LETTERS.get(letter, "to do")] += 1
+        document = {
+            **self.head,
+            "outcomes": dict(counts),
+            "by_kind": by_kind,
+            "failures": self.messages,
+            "letters": LETTERS,
+            "each": "".join(self.each),
+        }
         fresh = self.path.with_suffix(".part")
-        fresh.write_text(json.dumps(self.document, indent=1) + "\n", encoding="utf-8")
+        fresh.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         fresh.replace(self.path)
 
 
@@ -192,15 +197,15 @@ def run(name: str, cases: list[tuple[str, Tamper]], facts: dict[str, Any], judge
         judge: Outcome of a kind, given the outcome of its trial.
     """
     quiet()
-    record = Record(name, f"python -m benchmarks.reliability.{name}", facts)
+    record = Record(name, facts, [kind for kind, _ in cases])
     with tempfile.TemporaryDirectory() as folder:
         trials = Trials(make_artifact(Path(folder) / "artifact"))
-        for kind, tamper in cases[record.done :]:
-            record.begin(kind)
+        for number in record.open_cases():
+            kind, tamper = cases[number]
+            record.set(number, HANG, "the process died")
             outcome, message = trials.outcome(tamper)
-            judged = judge(kind, outcome)
-            record.add(kind, judged, message or outcome)
-            if judged in FAILURES:
-                print(f"{record.done - 1} {kind}: {judged}: {message[-300:]}", flush=True)
-    print(dict(Counter(record.document["outcomes"])))
-    return len(record.document["failures"])
+            record.set(number, judge(kind, outcome), message or outcome)
+            if number in record.messages:
+                print(number, record.messages[number][-400:], flush=True)
+    print(dict(Counter(LETTERS[letter] for letter in record.each)))
+    return len(record.messages)

@@ -55,6 +55,7 @@ LARGEST = 2**24
 """Largest integer in a configuration; vocabularies and positions are smaller."""
 LONGEST = 4096
 """Most elements of a list, and characters of a text, in a configuration."""
+FLOATS = ("F64", "F32", "F16", "BF16")
 QUANTIZATION = "quantization_config"
 
 
@@ -78,6 +79,8 @@ def require_fitting(folder: VerifiedFolder, component: str) -> None:
             raise ArtifactError(f"{folder.root / name} belongs to no component of {MODEL_INDEX}; remove it")
     for name, kind in classes.items():
         _require_configuration(folder, name, kind, quantized=name == component)
+        if issubclass(kind, NETWORKS) and name != component:
+            _require_floats(folder.root / name)
     for name, document in folder.documents.items():
         _require_inert(document, folder.root / name, allowed=QUANTIZATION if name == f"{component}/config.json" else "")
         if name.endswith(".safetensors.index.json"):
@@ -240,6 +243,14 @@ def _leaves(value: Any, place: str) -> Iterator[Any]:
     if isinstance(value, str) and len(value) > LONGEST:
         raise ArtifactError(f"{place} has {len(value)} characters; at most {LONGEST} are expected")
     yield value
+
+
+def _require_floats(place: Path) -> None:
+    """Rejects weights and biases of whole numbers, which a library would convert without a word."""
+    for file in sorted(place.glob("*.safetensors")):
+        for name, entry in TensorFile(file).entries.items():
+            if name.endswith((".weight", ".bias")) and entry.dtype not in FLOATS:
+                raise ArtifactError(f"{file}: tensor {name} has dtype {entry.dtype}; expected is {' or '.join(FLOATS)}")
 
 
 def _require_inert(document: Any, path: Path, *, allowed: str) -> None:
