@@ -52,7 +52,11 @@ RUNNING = frozenset(
 """Keys that make a library run code of the folder or of the hub, or pass tensors to another one."""
 INDEX_SETTINGS = ("_class_name", "_diffusers_version", "_name_or_path")
 LARGEST = 2**24
-"""Largest integer in a configuration; vocabularies and positions are smaller."""
+"""Largest number in a configuration; vocabularies and positions are smaller."""
+SMALLEST = 1e-15
+"""Smallest magnitude of a number that is not zero; epsilons of 1e-12 exist."""
+POSITIVE = ("scaling_factor", "scale_factor", "eps", "epsilon")
+"""Endings of settings by which is divided."""
 LONGEST = 4096
 """Most elements of a list, and characters of a text, in a configuration."""
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -184,8 +188,10 @@ def _require_value(value: Any, argument: tuple[Any, Any], place: str) -> None:
         raise ArtifactError(f"{place} is {value!r}; one of {', '.join(sorted(texts))} is expected")
     infinite = isinstance(default, float) and math.isinf(default)
     for one in _leaves(value, place):
-        if isinstance(one, float) and not math.isfinite(one) and not (infinite and one == default):
-            raise ArtifactError(f"{place} is {value!r}; a finite number is expected")
+        if isinstance(one, float) and not SMALLEST <= abs(one or 1) <= LARGEST and not (infinite and one == default):
+            raise ArtifactError(f"{place} is {value!r:.80}; a finite number of a usual magnitude is expected")
+        if place.endswith(POSITIVE) and isinstance(one, int | float) and one <= 0:
+            raise ArtifactError(f"{place} is {value!r:.80}; a positive number is expected")
         if one is None and (default is None or type(None) in allowed or bool in allowed):
             continue
         if allowed and not _is_one_of(one, allowed):

@@ -162,7 +162,7 @@ def _require_inside(path: Path, root: Path) -> None:
     """Rejects links that lead out of the folder; those of a snapshot in the hub's cache lead to its ``blobs``."""
     if not path.is_symlink():
         return
-    target, home = path.resolve(), root.resolve()
+    target, home = Path(os.path.realpath(path)), root.resolve()  # resolve() raises for a loop, by Python's version
     allowed = [home, home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [home]
     if not any(target.is_relative_to(one) for one in allowed):
         raise ArtifactError(f"{path} is a link that leads out of the artifact; {_AGAIN}")
