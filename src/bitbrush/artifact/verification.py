@@ -99,6 +99,6 @@ def _require_agreement(folder: VerifiedFolder, manifest: dict[str, Any]) -> None
         packed_shape = [-(-math.prod(shape) * layer["weight_bits"] // 8)]
         if stored is None or stored.shape != (packed_shape if layer["excluded"] is None else shape):
             raise ArtifactError(
-                f"{path.with_name(WEIGHTS)} does not hold what {MANIFEST} lists: layer {name} of shape {shape}; "
+                f"{path.with_name(WEIGHTS)} does not hold what {MANIFEST} lists: {name}.weight of shape {shape}; "
                 "quantize again"
             )
