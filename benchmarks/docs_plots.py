@@ -7,10 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from bitbrush.bench.ablation.plots import quality_plots, step_plots
-from bitbrush.bench.files import write_whole
-from bitbrush.bench.plot_files import plot_file
-from bitbrush.bench.plots import STEP_AXIS, Axis, LinePlot, Scale, Series
+from bitbrush.bench.experiments.ablate.plots import quality_plots, step_plots
+from bitbrush.bench.pages.plot_files import plot_file
+from bitbrush.bench.pages.plots import (
+    STEP_AXIS,
+    Axis,
+    LinePlot,
+    Scale,
+    Series,
+)
+from bitbrush.session.disk import write_whole
 
 ROOT = Path(__file__).parents[1]
 ABLATIONS = {

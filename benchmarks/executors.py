@@ -12,7 +12,7 @@ import sys
 import numpy as np
 
 import bitbrush
-from bitbrush.bench.generation import Generated, generate
+from bitbrush.bench.images.generation import Generated, generate
 from bitbrush.bench.metrics.psnr import psnr
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.trajectory import prompt_batches

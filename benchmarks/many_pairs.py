@@ -21,12 +21,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from bitbrush.bench.chunks import CHUNK, chunks, compute_chunks
-from bitbrush.bench.collection import Collection, Work
-from bitbrush.bench.figures import bench_figures
-from bitbrush.bench.image_set import ImageSet
+from bitbrush.bench.experiments.bench.figures import bench_figures
+from bitbrush.bench.experiments.bench.qdiffbench import (
+    FLOOR,
+    Entry,
+    Pictures,
+    compute_all,
+)
+from bitbrush.bench.images.chunks import CHUNK, chunks, compute_chunks
+from bitbrush.bench.images.collection import Collection, Work
+from bitbrush.bench.images.image_set import ImageSet
 from bitbrush.bench.networks.chosen import load_networks
-from bitbrush.bench.qdiffbench import FLOOR, Entry, Pictures, compute_all
 from bitbrush.session.costs import CostLedger
 from bitbrush.session.memory import peak_resident_mib
 from bitbrush.session.progress import silent

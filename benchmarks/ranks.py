@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 import bitbrush
 from bitbrush.artifact.denoiser import WEIGHTS
 from bitbrush.artifact.tensors import layer_from_tensors
-from bitbrush.bench.generation import generate
+from bitbrush.bench.images.generation import generate
 from bitbrush.methods.recipe import Recipe
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.sources.schedulers import with_scheduler

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 import bitbrush
-from bitbrush.bench.generation import generate
+from bitbrush.bench.images.generation import generate
 from bitbrush.bench.metrics.interval import bootstrap_mean
 from bitbrush.bench.metrics.psnr import psnr
 from bitbrush.calibration.observe import (

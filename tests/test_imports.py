@@ -176,7 +176,7 @@ def test_the_checker_sees(module: str, source: str, reason: str) -> None:
             '"""Doc."""\nfrom diffusers import UNet2DConditionModel\nfrom ..timeline.tracker import TRACKER',
         ),
         ("methods.pcr", "from bitbrush.rounding import adaround\nfrom bitbrush.calibration import ranges"),
-        ("cli", "import bitbrush.bench.report\napp.add_typer(other)"),
+        ("cli", "import bitbrush.bench.experiments.bench.report\napp.add_typer(other)"),
         ("timeline.tracker", "import diffusers_like_name_but_another\nX, Y = 1, 2\nZ: int = 3"),
         ("bench.clip", "from transformers import CLIPModel\ndef keep(model):\n    model.save(1)"),
     ],

@@ -8,8 +8,8 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from benchmarks.docs_plots import docs_plots
-from bitbrush.bench.ablation.markdown import ablation_markdown, marks
-from bitbrush.bench.number_format import format_number
+from bitbrush.bench.experiments.ablate.markdown import ablation_markdown, marks
+from bitbrush.bench.pages.number_format import format_number
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 CANDIDATES = ["pcr W8A8", "pcr W4A8", "rtn W4A8"]

@@ -10,7 +10,7 @@ import tempfile
 import numpy as np
 
 import bitbrush
-from bitbrush.bench.generation import generate
+from bitbrush.bench.images.generation import generate
 from bitbrush.bench.metrics.psnr import psnr
 from bitbrush.timeline.trajectory import prompt_batches
 from bitbrush.zoo import prompt_set

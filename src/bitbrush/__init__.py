@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from bitbrush.artifact.from_pretrained import register
     from bitbrush.artifact.manifest import read_manifest
     from bitbrush.artifact.store import load, save
-    from bitbrush.bench.ablation.run import ablate
-    from bitbrush.bench.run import benchmark
+    from bitbrush.bench.experiments.ablate.run import ablate
+    from bitbrush.bench.experiments.bench.run import benchmark
     from bitbrush.methods import METHODS, register_method
     from bitbrush.methods.recipe import Recipe
     from bitbrush.sources.lora import Lora
@@ -41,8 +41,8 @@ _HOMES = {
     "ModelOptions": "bitbrush.sources.models",
     "Quantization": "bitbrush.api",
     "Recipe": "bitbrush.methods.recipe",
-    "ablate": "bitbrush.bench.ablation.run",
-    "benchmark": "bitbrush.bench.run",
+    "ablate": "bitbrush.bench.experiments.ablate.run",
+    "benchmark": "bitbrush.bench.experiments.bench.run",
     "load": "bitbrush.artifact.store",
     "load_full_precision": "bitbrush.sources.models",
     "quantize": "bitbrush.api",

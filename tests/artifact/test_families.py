@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 import bitbrush
-from bitbrush.bench.collection import Work
-from bitbrush.bench.disturbance import QuantizedActivations
+from bitbrush.bench.experiments.bench.qdiffbench import Protocol
+from bitbrush.bench.experiments.bench.run import run_bench
+from bitbrush.bench.experiments.sensitivity.analysis import step_sensitivities
+from bitbrush.bench.experiments.sensitivity.disturbance import QuantizedActivations
+from bitbrush.bench.images.collection import Work
 from bitbrush.bench.networks import BUNDLED_CLIP
 from bitbrush.bench.networks.chosen import Networks, load_networks
-from bitbrush.bench.qdiffbench import Protocol
-from bitbrush.bench.run import run_bench
-from bitbrush.bench.sensitivity import step_sensitivities
 from bitbrush.network.families import family_of
 from bitbrush.rounding.blocks import reconstruction_blocks
 from bitbrush.runtime.choose import runtime_named
@@ -26,11 +26,6 @@ from tests.artifact.pipelines import CASES, generated, pipeline, quantized
 
 FEW = ("a red cat", "two blue dogs on the left", "a green owl")
 FAMILIES = {"pixart": "pixart", "sd3": "sd3", "flux-dev": "flux", "flux-schnell": "flux"}
-
-
-@pytest.fixture(autouse=True)
-def _brief(brief_rounding: None) -> None:
-    pass
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from diffusers import StableDiffusionPipeline
 from typer.testing import CliRunner
 
 import bitbrush
-from bitbrush.bench.generation import generate
+from bitbrush.bench.images.generation import generate
 from bitbrush.cli import app
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.trajectory import prompt_batches

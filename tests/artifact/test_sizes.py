@@ -16,7 +16,7 @@ from bitbrush.artifact.card import model_card
 from bitbrush.artifact.manifest import read_manifest
 from bitbrush.artifact.sizes import DenoiserSizes, checkpoint_bytes, denoiser_sizes, float32_bytes
 from bitbrush.artifact.store import save
-from bitbrush.bench.subjects import open_reference
+from bitbrush.bench.experiments.candidates import open_reference
 from bitbrush.session.offload import Offload
 from bitbrush.sources import models
 from tests.artifact.original_layout import original_layout

@@ -12,15 +12,10 @@ from diffusers import StableDiffusionPipeline
 
 import bitbrush
 from bitbrush import Quantization
-from bitbrush.bench.generation import generate
+from bitbrush.bench.images.generation import generate
 from bitbrush.network.families import UnknownDenoiserError
 from bitbrush.timeline.trajectory import prompt_batches
 from tests.artifact.pipelines import CASES, PROMPTS, UNKNOWN, generated, picture, pipeline, quantized
-
-
-@pytest.fixture(autouse=True)
-def _brief(brief_rounding: None) -> None:
-    pass
 
 
 def relaxed(quantization: Quantization) -> set[float]:

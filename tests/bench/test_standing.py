@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bitbrush.bench.ablation.standing import headline, missing_text
+from bitbrush.bench.experiments.ablate.standing import headline, missing_text
 
 BITS = ("W8A8", "W4A8")
 

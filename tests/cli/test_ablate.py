@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 import bitbrush
 from bitbrush.artifact.manifest import read_manifest
 from bitbrush.artifact.verification import artifact_digest
-from bitbrush.bench.ablation import measure
-from bitbrush.bench.ablation.cells import Cell, read_cell
-from bitbrush.bench.ablation.folder import Folder
-from bitbrush.bench.ablation.markdown import ablation_markdown
-from bitbrush.bench.ablation.standing import headline
+from bitbrush.bench.experiments.ablate import measure
+from bitbrush.bench.experiments.ablate.cells import Cell, read_cell
+from bitbrush.bench.experiments.ablate.folder import Folder
+from bitbrush.bench.experiments.ablate.markdown import ablation_markdown
+from bitbrush.bench.experiments.ablate.standing import headline
 from bitbrush.cli import app
 from tests.artifact.pipelines import CASES, picture, pipeline
 

@@ -16,8 +16,8 @@ import torch
 from click.testing import Result
 
 import bitbrush
-from bitbrush.bench.generation import generate_batch
-from bitbrush.bench.subjects import named_candidates
+from bitbrush.bench.experiments.candidates import named_candidates
+from bitbrush.bench.images.generation import generate_batch
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.numerics.affine import QParams
 from tests.recorded_progress import RecordedProgress
@@ -117,7 +117,7 @@ def test_a_second_run_generates_nothing_and_finds_the_same(
     lost.unlink()  # a killed run
     assert figures(bench(artifact)) == figures(first)
     assert lost.read_bytes() == before
-    monkeypatch.setattr("bitbrush.bench.filling.generate_batch", None)  # to call it would fail
+    monkeypatch.setattr("bitbrush.bench.images.filling.generate_batch", None)  # to call it would fail
     assert figures(bench(artifact)) == figures(first)
 
 
@@ -126,7 +126,7 @@ def test_pictures_are_shared_between_benchmarks(
 ) -> None:
     shared = tmp_path / "shared"
     first = bench(artifact, "--pictures", shared)
-    monkeypatch.setattr("bitbrush.bench.filling.generate_batch", None)
+    monkeypatch.setattr("bitbrush.bench.images.filling.generate_batch", None)
     again = bench(artifact, "--pictures", shared, output=tmp_path / "other")
     assert figures(again) == figures(first)
     assert not (tmp_path / "other" / "pictures").exists()
@@ -264,7 +264,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
             raise KeyboardInterrupt
         return generate_batch(*arguments)
 
-    monkeypatch.setattr("bitbrush.bench.filling.generate_batch", killed)
+    monkeypatch.setattr("bitbrush.bench.images.filling.generate_batch", killed)
     command = ("bench", model, artifact, "-o", tmp_path / "cut", "--prompts", prompts, *SMALL)
     assert run(*command).exit_code == 130
     assert not (tmp_path / "cut" / "results.json").exists()

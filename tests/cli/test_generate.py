@@ -9,7 +9,7 @@ import pytest
 from click.testing import Result
 from PIL import Image
 
-from bitbrush.bench.pictures import slug
+from bitbrush.bench.images.gallery import slug
 
 
 def pixels(folder: Path) -> dict[tuple[str, int], np.ndarray]:
@@ -75,7 +75,7 @@ def test_full_precision_models_too(run: Callable[..., Result], model: Path, tmp_
 def test_a_picture_of_one_colour_is_told(
     run: Callable[..., Result], artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bitbrush.bench.generation.np.round", np.zeros_like)
+    monkeypatch.setattr("bitbrush.bench.images.generation.np.round", np.zeros_like)
     result = run("generate", artifact, "a cat", "-o", tmp_path / "images", "--steps", 1)
     assert "(prompt 'a cat', seed 0) is all of one colour" in " ".join(result.stderr.split())
 
@@ -83,7 +83,7 @@ def test_a_picture_of_one_colour_is_told(
 def test_latents_that_break_are_told_with_their_prompt(
     refused: Callable[..., str], artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bitbrush.bench.generation.np.isfinite", lambda x: np.zeros_like(x, dtype=bool))
+    monkeypatch.setattr("bitbrush.bench.images.generation.np.isfinite", lambda x: np.zeros_like(x, dtype=bool))
     said = refused("generate", artifact, "a cat", "-o", tmp_path / "images")
     assert "the latents of prompt 'a cat' (seed 0) hold NaN or infinity after denoiser call 0" in said
     assert not list(tmp_path.glob("images/*"))

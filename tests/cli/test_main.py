@@ -52,6 +52,6 @@ def test_interrupted(run: Callable[..., Result], artifact: Path, monkeypatch: py
 def test_demo_says_where_its_page_is(
     run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bitbrush.bench.demo.run_demo", lambda folder, progress: folder / "index.html")
+    monkeypatch.setattr("bitbrush.bench.experiments.demo.run.run_demo", lambda folder, progress: folder / "index.html")
     result = run("demo", "-o", tmp_path / "demo")
     assert result.stdout.splitlines()[0] == str(tmp_path / "demo" / "index.html")

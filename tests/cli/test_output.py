@@ -14,16 +14,16 @@ import pytest
 from rich.cells import cell_len
 from typer.testing import CliRunner
 
-from bitbrush.bench.comparison import Comparison
-from bitbrush.bench.metrics.interval import Interval
-from bitbrush.bench.plans.figures import (
+from bitbrush.bench.experiments.comparison import Comparison
+from bitbrush.bench.experiments.plans.figures import (
     CellFigures,
     FidelityFigures,
     Ratios,
     Spread,
 )
-from bitbrush.bench.plans.plan_list import Plan
-from bitbrush.bench.sensitivity import StepSensitivity
+from bitbrush.bench.experiments.plans.plan_list import Plan
+from bitbrush.bench.experiments.sensitivity.analysis import StepSensitivity
+from bitbrush.bench.metrics.interval import Interval
 from bitbrush.cli import app
 from bitbrush.cli.ablate import _print as print_ablation
 from bitbrush.cli.bench import _print as print_benchmark

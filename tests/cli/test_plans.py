@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from click.testing import Result
 
-from bitbrush.bench.metrics.interval import Interval
-from bitbrush.bench.plans import measure as measuring
-from bitbrush.bench.plans.cells import FailedCell, read_cell, write_cell
-from bitbrush.bench.plans.figures import (
+from bitbrush.bench.experiments.plans import measure as measuring
+from bitbrush.bench.experiments.plans.cells import FailedCell, read_cell, write_cell
+from bitbrush.bench.experiments.plans.figures import (
     CellFigures,
     Ratios,
     cell_figures,
     headline,
 )
-from bitbrush.bench.plans.plan_list import Plan
+from bitbrush.bench.experiments.plans.plan_list import Plan
+from bitbrush.bench.metrics.interval import Interval
 from bitbrush.timeline.plan import SamplingPlan
 from tests.artifact.pipelines import CASES, pipeline
 from tests.cli.conftest import FAST
@@ -198,7 +198,7 @@ def test_schedulers_that_do_not_fit(
     ],
 )
 def test_what_a_family_can_run_is_found_out(name: str, wrong: str, message: str) -> None:
-    from bitbrush.bench.plans.plan_list import list_plans
+    from bitbrush.bench.experiments.plans.plan_list import list_plans
     from bitbrush.timeline.trajectory import prompt_batches
 
     case = CASES[name]

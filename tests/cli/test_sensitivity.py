@@ -13,7 +13,8 @@ from click.testing import Result
 from diffusers import StableDiffusionPipeline
 from numpy.typing import NDArray
 
-from bitbrush.bench.disturbance import (
+from bitbrush.bench.experiments.sensitivity.analysis import StepSensitivity, recommend, step_sensitivities
+from bitbrush.bench.experiments.sensitivity.disturbance import (
     DisturbedPictures,
     QuantizedActivations,
     RelativeNoise,
@@ -21,7 +22,6 @@ from bitbrush.bench.disturbance import (
 )
 from bitbrush.bench.metrics.interval import Interval
 from bitbrush.bench.networks.clip import load_clip
-from bitbrush.bench.sensitivity import StepSensitivity, recommend, step_sensitivities
 from bitbrush.session.journal import NO_JOURNAL, Journal
 from bitbrush.session.progress import Advance, Progress, silent
 from bitbrush.timeline.plan import SamplingPlan

@@ -190,7 +190,7 @@ def _require_value(value: Any, argument: tuple[Any, Any], place: str) -> None:
     for one in _leaves(value, place):
         if isinstance(one, float) and not SMALLEST <= abs(one or 1) <= LARGEST and not (infinite and one == default):
             raise ArtifactError(f"{place} is {value!r:.80}; a finite number of a usual magnitude is expected")
-        if place.endswith(POSITIVE) and isinstance(one, int | float) and one <= 0:
+        if place.endswith(POSITIVE) and default is not None and (one is None or (_is_number(one) and one <= 0)):
             raise ArtifactError(f"{place} is {value!r:.80}; a positive number is expected")
         if one is None and (default is None or type(None) in allowed or bool in allowed):
             continue
@@ -202,6 +202,11 @@ def _require_value(value: Any, argument: tuple[Any, Any], place: str) -> None:
         raise ArtifactError(f"{place} is {value!r:.80}; {_expected(allowed)} is expected")
     if value == [] and isinstance(default, tuple | list) and default:
         raise ArtifactError(f"{place} is empty")
+
+
+def _is_number(value: Any) -> bool:
+    """Tells whether a value is a number and no truth value."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_one_of(value: Any, allowed: set[Any]) -> bool:

@@ -26,7 +26,7 @@ from bitbrush.cli.progress import shown
 from bitbrush.sources.model_names import require_known
 
 if TYPE_CHECKING:
-    from bitbrush.bench.ablation.recipes import Setting
+    from bitbrush.bench.experiments.ablate.recipes import Setting
 
 
 def ablate(
@@ -83,8 +83,8 @@ def ablate(
     """Compare recipes at several bit settings under one protocol; run it again to go on, or twice to share the work."""
     require_known(model, revision)
     quiet_libraries()
-    from bitbrush.bench.ablation.folder import REPORT
-    from bitbrush.bench.ablation.run import (
+    from bitbrush.bench.experiments.ablate.folder import REPORT
+    from bitbrush.bench.experiments.ablate.run import (
         ablation_job,
         compared_with,
         failed_cells,
@@ -138,7 +138,7 @@ def ablate(
 
 def _recipes(methods: str | None, recipes: Sequence[str] | None) -> list[str]:
     """Combines the recipes of both options; the default is all methods but paper."""
-    from bitbrush.bench.ablation.recipes import USUAL_RECIPES
+    from bitbrush.bench.experiments.ablate.recipes import USUAL_RECIPES
 
     named = _parts(methods) if methods is not None else [] if recipes else list(USUAL_RECIPES)
     return [*named, *(recipes or ())]
@@ -165,8 +165,8 @@ def _announcement(model: str, compared: "Sequence[Setting]", pictures: int, sets
 
 
 def _print(document: dict[str, Any]) -> None:
-    from bitbrush.bench.ablation.standing import headline, missing_text
-    from bitbrush.bench.ablation.tables import bits_tables
+    from bitbrush.bench.experiments.ablate.standing import headline, missing_text
+    from bitbrush.bench.experiments.ablate.tables import bits_tables
 
     columns = {0: "PSNR, dB", 1: "median", 2: "latent MSE", 4: f"less\n{document['against']}'s", 5: "times\nits MSE"}
     for one in bits_tables(document):

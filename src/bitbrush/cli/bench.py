@@ -26,8 +26,8 @@ from bitbrush.session.progress import silent
 from bitbrush.sources.model_names import require_known
 
 if TYPE_CHECKING:
+    from bitbrush.bench.experiments.bench.qdiffbench import Protocol
     from bitbrush.bench.networks.chosen import Networks
-    from bitbrush.bench.qdiffbench import Protocol
     from bitbrush.sources.models import ModelOptions
 
 
@@ -83,9 +83,9 @@ def bench(
         return
     require_known(reference, revision)
     quiet_libraries()
+    from bitbrush.bench.experiments.bench.run import bench_protocol, require_bench_folder
+    from bitbrush.bench.experiments.candidates import named_candidates
     from bitbrush.bench.networks.chosen import load_networks
-    from bitbrush.bench.run import bench_protocol, require_bench_folder
-    from bitbrush.bench.subjects import named_candidates
     from bitbrush.sources.input_images import read_inputs
     from bitbrush.sources.models import find_model
 
@@ -122,8 +122,8 @@ def _run(
     output: Path,
     pictures: Path | None,
 ) -> None:
-    from bitbrush.bench.collection import Work
-    from bitbrush.bench.run import REPORT, run_bench
+    from bitbrush.bench.experiments.bench.run import REPORT, run_bench
+    from bitbrush.bench.images.collection import Work
     from bitbrush.session.ranks import ranks
 
     command = shlex.join(["bitbrush", *sys.argv[1:]])
@@ -167,8 +167,8 @@ def _announcement(reference: str, names: list[str], protocol: "Protocol") -> str
 
 
 def _print(document: dict[str, Any]) -> None:
-    from bitbrush.bench.number_format import format_interval
-    from bitbrush.bench.results import interval_of
+    from bitbrush.bench.experiments.bench.results import interval_of
+    from bitbrush.bench.pages.number_format import format_interval
 
     entries = [document["floor"], *(one for one in document["candidates"] if one["sets"])]
     tables = {name: [one["sets"][name]["figures"] for one in entries] for name in document["reference"]["sets"]}

@@ -14,7 +14,7 @@ from bitbrush.cli.progress import shown
 from bitbrush.sources.model_names import require_known
 
 if TYPE_CHECKING:
-    from bitbrush.bench.comparison import Comparison
+    from bitbrush.bench.experiments.comparison import Comparison
     from bitbrush.bench.metrics.interval import Interval
 
 SCHEMA_VERSION = 1
@@ -48,8 +48,8 @@ def compare(
     from bitbrush.artifact.origin import require_origin
     from bitbrush.artifact.sizes import denoiser_sizes
     from bitbrush.artifact.store import load_with
-    from bitbrush.bench.comparison import compare as run
-    from bitbrush.bench.subjects import require_alike
+    from bitbrush.bench.experiments.candidates import require_alike
+    from bitbrush.bench.experiments.comparison import compare as run
     from bitbrush.methods.recipe import Recipe
     from bitbrush.sources.identity import model_digest
     from bitbrush.sources.input_images import read_inputs
@@ -88,7 +88,7 @@ def compare(
 
 
 def _document(compared: "dict[str, Comparison]", facts: dict[str, Any]) -> dict[str, Any]:
-    from bitbrush.bench.results import finite
+    from bitbrush.bench.experiments.bench.results import finite
 
     sets = {
         name: {
@@ -115,7 +115,7 @@ def _print(compared: "dict[str, Comparison]", name: str) -> None:
 
 
 def _text(interval: "Interval") -> str:
-    from bitbrush.bench.number_format import format_interval
+    from bitbrush.bench.pages.number_format import format_interval
 
     mean, between = format_interval(interval)
     return f"{mean} ({between})" if between else mean

@@ -17,7 +17,7 @@ def demo(
     """Quantize the bundled emoji-sd by rtn and pcr to W4A8, and write a page that compares them with full precision."""
     note("bitbrush demo: emoji-sd by rtn and pcr, then pictures and figures on held-out prompts (a few minutes)")
     quiet_libraries()
-    from bitbrush.bench.demo import run_demo
+    from bitbrush.bench.experiments.demo.run import run_demo
 
     page = run_demo(output, shown)
     say_unbroken(f"{page}\nOpen it in a browser.")

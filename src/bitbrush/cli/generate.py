@@ -43,7 +43,7 @@ def generate(
     quiet_libraries()
     from bitbrush.artifact.manifest import is_artifact
     from bitbrush.artifact.store import load_with
-    from bitbrush.bench.pictures import require_pictures, write_pictures
+    from bitbrush.bench.images.gallery import require_pictures, write_pictures
     from bitbrush.sources.input_images import read_image
     from bitbrush.sources.prompts import too_long
     from bitbrush.sources.schedulers import with_scheduler

@@ -14,7 +14,7 @@ from bitbrush.cli.execution import chosen, fallback_lines, in_integers
 from bitbrush.cli.progress import shown
 
 if TYPE_CHECKING:
-    from bitbrush.bench.plots import LinePlot
+    from bitbrush.bench.pages.plots import LinePlot
     from bitbrush.runtime.interface import Execution
     from bitbrush.timeline.schedule import Activations, ActivationSchedule, DynamicRanges
 
@@ -56,7 +56,7 @@ def inspect(
 
 
 def _require_format(plot: Path) -> None:
-    from bitbrush.bench.plot_files import require_format
+    from bitbrush.bench.pages.plot_files import require_format
 
     require_format(plot)
 
@@ -235,7 +235,13 @@ def _bar(ends: tuple[float, float], low: float, high: float, width: int = 30) ->
 
 def _bits_plot(schedules: "Sequence[ActivationSchedule]") -> "LinePlot":
     """Plots the largest, mean and smallest activation bits of the layers at each step."""
-    from bitbrush.bench.plots import STEP_AXIS, Axis, LinePlot, Scale, Series
+    from bitbrush.bench.pages.plots import (
+        STEP_AXIS,
+        Axis,
+        LinePlot,
+        Scale,
+        Series,
+    )
 
     by_step = list(zip(*((qparams.bits for qparams in one.qparams) for one in schedules), strict=True))
     steps = list(range(len(by_step)))
@@ -248,7 +254,12 @@ def _bits_plot(schedules: "Sequence[ActivationSchedule]") -> "LinePlot":
 
 
 def _range_plot(name: str, schedule: "ActivationSchedule") -> "LinePlot":
-    from bitbrush.bench.plots import STEP_AXIS, Axis, LinePlot, Series
+    from bitbrush.bench.pages.plots import (
+        STEP_AXIS,
+        Axis,
+        LinePlot,
+        Series,
+    )
 
     steps = list(range(len(schedule.qparams)))
     lows, highs = zip(*(qparams.range for qparams in schedule.qparams), strict=True)
@@ -257,7 +268,7 @@ def _range_plot(name: str, schedule: "ActivationSchedule") -> "LinePlot":
 
 
 def _write_plot(plot: "LinePlot", path: Path) -> None:
-    from bitbrush.bench.files import write_whole
-    from bitbrush.bench.plot_files import plot_file
+    from bitbrush.bench.pages.plot_files import plot_file
+    from bitbrush.session.disk import write_whole
 
     write_whole(plot_file(plot, path), path)

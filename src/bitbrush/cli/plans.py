@@ -15,9 +15,9 @@ from bitbrush.cli.progress import shown
 from bitbrush.sources.model_names import require_known
 
 if TYPE_CHECKING:
+    from bitbrush.bench.experiments.plans.figures import CellFigures
+    from bitbrush.bench.experiments.plans.plan_list import Plan
     from bitbrush.bench.metrics.interval import Interval
-    from bitbrush.bench.plans.figures import CellFigures
-    from bitbrush.bench.plans.plan_list import Plan
 
 
 def plans(
@@ -56,15 +56,15 @@ def plans(
     """Run an artifact by other schedulers and steps than it was calibrated for, against recalibrating for each."""
     require_known(model, revision)
     quiet_libraries()
-    from bitbrush.bench.plans.measure import Recalibration
-    from bitbrush.bench.plans.plan_list import list_plans
-    from bitbrush.bench.plans.run import (
+    from bitbrush.bench.experiments.candidates import plan_for
+    from bitbrush.bench.experiments.plans.measure import Recalibration
+    from bitbrush.bench.experiments.plans.plan_list import list_plans
+    from bitbrush.bench.experiments.plans.run import (
         REPORT,
         open_plans,
         require_plans_folder,
         run_plans,
     )
-    from bitbrush.bench.subjects import plan_for
     from bitbrush.sources.input_images import read_inputs
     from bitbrush.sources.models import find_model
     from bitbrush.sources.prompts import calibration_prompts, held_out_prompts, too_long
@@ -175,7 +175,7 @@ def _announcement(model: str, artifact: Path, plans: "Sequence[Plan]", pictures:
 
 
 def _print(figures: "Sequence[CellFigures]") -> None:
-    from bitbrush.bench.plans.figures import headline
+    from bitbrush.bench.experiments.plans.figures import headline
 
     columns = ["scheduler", "steps", "latent\nMSE", "PSNR"]
     recalibrated = any(one.recalibrated for one in figures)
@@ -214,6 +214,6 @@ def _again(one: "CellFigures") -> list[str]:
 
 
 def _digits(interval: "Interval") -> str:
-    from bitbrush.bench.number_format import format_number
+    from bitbrush.bench.pages.number_format import format_number
 
     return format_number(interval.mean, digits=3)

@@ -26,7 +26,7 @@ from bitbrush.cli.progress import shown
 from bitbrush.sources.model_names import require_known
 
 if TYPE_CHECKING:
-    from bitbrush.bench.sensitivity import StepSensitivity
+    from bitbrush.bench.experiments.sensitivity.analysis import StepSensitivity
 
 RESULTS, REPORT = "results.json", "report.html"
 
@@ -62,10 +62,10 @@ def sensitivity(
     """Disturb each denoising step alone and see what it does to the pictures: which end to relax, and why."""
     require_known(model, revision)
     quiet_libraries()
-    from bitbrush.bench.disturbance import QuantizedActivations, RelativeNoise
-    from bitbrush.bench.files import require_own
+    from bitbrush.bench.experiments.folders import require_own
+    from bitbrush.bench.experiments.sensitivity.analysis import step_sensitivities
+    from bitbrush.bench.experiments.sensitivity.disturbance import QuantizedActivations, RelativeNoise
     from bitbrush.bench.networks.chosen import judge_of
-    from bitbrush.bench.sensitivity import step_sensitivities
     from bitbrush.methods.recipe import Recipe, check_activation_bits
     from bitbrush.quantization.work import machine_facts, prompts_digest
     from bitbrush.session.journal import open_journal, require_same_work, work_folder
@@ -114,9 +114,9 @@ def sensitivity(
 
 
 def _write(found: "list[StepSensitivity]", facts: dict[str, str], clip_name: str, output: Path) -> None:
-    from bitbrush.bench.files import write_whole
-    from bitbrush.bench.sensitivity import recommend
-    from bitbrush.bench.sensitivity_page import sensitivity_page, sensitivity_results
+    from bitbrush.bench.experiments.sensitivity.analysis import recommend
+    from bitbrush.bench.experiments.sensitivity.page import sensitivity_page, sensitivity_results
+    from bitbrush.session.disk import write_whole
 
     advice = recommend(found)
     command = shlex.join(["bitbrush", *sys.argv[1:]])

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from bitbrush.bench.generation import Generated
+from bitbrush.bench.images.generation import Generated
 from bitbrush.bench.metrics.image_mse import image_mse
 from bitbrush.bench.metrics.interval import Interval, bootstrap_mean, median_interval
 from bitbrush.bench.metrics.latent_mse import geometric_mean, latent_mse

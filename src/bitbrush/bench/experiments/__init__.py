@@ -1,0 +1,1 @@
+"""One folder per experiment: its measurement, results file and page."""

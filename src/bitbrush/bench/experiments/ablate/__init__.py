@@ -1,0 +1,1 @@
+"""Recipes compared at equal bits (``bitbrush ablate``)."""

@@ -1,0 +1,103 @@
+"""The tables of an ablation as Markdown: a file of its own, or a marked section of one."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from bitbrush.bench.experiments.ablate.plots import quality_plots, step_plots, write_plots
+from bitbrush.bench.experiments.ablate.standing import headline, missing_text
+from bitbrush.bench.experiments.ablate.tables import (
+    Document,
+    Table,
+    bits_tables,
+    fallback_lines,
+    set_tables,
+)
+from bitbrush.session.disk import write_whole
+
+
+def ablation_markdown(document: Document) -> str:
+    """A function of what ``results.json`` holds alone."""
+    return "\n".join(_lines(document)) + "\n"
+
+
+def protocol_text(document: Document) -> str:
+    """What was compared, in a few sentences."""
+    told = document["protocol"]
+    sets = " and ".join(f"{one['prompts']} of {one['name']} ({one['domain']})" for one in told["prompt_sets"])
+    prompts = " or ".join(map(str, told["calibration_prompts"]))
+    return (
+        f"{told['model']}, {told['scheduler']}, {told['steps']} steps, guidance {told['guidance_scale']:g}; quantized "
+        f"with {prompts} calibration prompts; held-out prompts: {sets}; every picture from the noise that full "
+        f"precision had for it, seed {told['seed']}. Executed by {told['execution']}. Intervals: 95 % bootstrap "
+        "over prompts, of medians by order statistics. Averages of bits leave out the layers next to the latents. "
+        f"CLIP score ({told['clip']['name']}) less full precision's. Seconds of single "
+        "runs, calls for each batch of prompts."
+    )
+
+
+def write_markdown(document: Document, path: Path) -> None:
+    """Writes ``path``, and its plots beside it; of a file that is there, what lies between the section's marks.
+
+    Raises ValueError as :func:`section_of`.
+    """
+    text, around = ablation_markdown(document), section_of(path, document["protocol"]["model"])
+    write_plots(document, path)
+    write_whole(text if around is None else f"{around[0]}{text}{around[1]}", path)
+
+
+def section_of(path: Path, model: str) -> tuple[str, str] | None:
+    """What a file has before and after the tables of ``model``, marks included; None where there is no file yet.
+
+    Raises ValueError for a file without the marks.
+    """
+    if not path.exists():
+        return None
+    begin, end = marks(model)
+    before, found, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(
+            f"{path} has no section to write into; put these two lines where the tables are to be: {begin} {end}"
+        )
+    return f"{before}{begin}\n", f"{end}{after}"
+
+
+def marks(model: str) -> tuple[str, str]:
+    """The lines around the section of this model's ablation in a longer file."""
+    return f"<!-- bitbrush ablate {model} -->", f"<!-- end of bitbrush ablate {model} -->"
+
+
+def _lines(document: Document) -> Iterator[str]:
+    yield from ("```sh", document["command"], "```", "", protocol_text(document), "")
+    if missing := missing_text(document):
+        yield from (f"{headline(document)}. {missing}", "")
+    if not document["cells"]:
+        return
+    for name, plot in quality_plots(document).items():
+        yield from (f"![{plot.title}]({name})", "")
+    if steps := [f"[{plot.title.rpartition(' ')[2]}]({name})" for name, plot in step_plots(document).items()]:
+        yield from (f"Error over the steps: {', '.join(steps)}.", "")
+    for table in bits_tables(document):
+        yield from (f"**{table.name}**", "", *_table(table), "")
+        for problem in table.problems:
+            yield from (f"Failed. {problem}", "")
+    for line in fallback_lines(document):
+        yield from (f"Not in integers: {line}", "")
+    tables = list(set_tables(document))
+    if tables:
+        yield from ("By prompt set:", "")
+    for table in tables:
+        yield from (f"**{table.name}**", "", *_table(table), "")
+
+
+def _table(table: Table) -> Iterator[str]:
+    yield _row(["recipe", *table.columns])
+    yield "|" + "---|" * (len(table.columns) + 1)
+    for row in table.rows:
+        yield _row(
+            [row.name, *(f"{one[0]} ({one[1]})" if one and one[1] else one[0] if one else "" for one in row.cells)]
+        )
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,0 +1,117 @@
+"""The plots of an ablation, of what ``results.json`` holds."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bitbrush.bench.experiments.ablate.folder import PLOTS
+from bitbrush.bench.experiments.ablate.tables import Document, of_all, ranked
+from bitbrush.bench.images.gallery import slug
+from bitbrush.bench.metrics.paired import PSNR
+from bitbrush.bench.pages.plot_files import plot_file
+from bitbrush.bench.pages.plots import (
+    STEP_AXIS,
+    Axis,
+    LinePlot,
+    Scale,
+    Series,
+)
+from bitbrush.session.disk import write_whole
+
+TOGETHER = 5
+"""So many recipes share a plot, and the one that all are compared with is in each."""
+PRODUCT = Axis("weight bits × activation bits, averages")
+FIDELITY = Axis(f"{PSNR} to full precision")
+ERROR = Axis("latent MSE to full precision", Scale.LOG)
+
+
+def quality_plots(document: Document) -> dict[str, LinePlot]:
+    """By the path that a text beside the folder of plots names them by."""
+    return {f"{_prefix(document)}-quality-{index}.svg": one for index, one in enumerate(_quality(document), start=1)}
+
+
+def step_plots(document: Document) -> dict[str, LinePlot]:
+    """As :func:`quality_plots`, for each bit setting the error over the steps."""
+    return {f"{_prefix(document)}-steps-{bits}.svg": one for bits, one in _steps(document)}
+
+
+def write_plots(document: Document, beside: Path) -> None:
+    """All of them, into the folder of plots where ``beside`` is, the text that shows them."""
+    for name, plot in (quality_plots(document) | step_plots(document)).items():
+        path = beside.parent / name
+        write_whole(plot_file(plot, path), path)
+
+
+def _prefix(document: Document) -> str:
+    return f"{PLOTS}/ablation-{slug(document['protocol']['model'])}"
+
+
+def _quality(document: Document) -> Iterator[LinePlot]:
+    """PSNR over bits, a line for each recipe: those nearest to full precision first."""
+    by_recipe: dict[str, list[Mapping[str, Any]]] = {}
+    for cell in ranked(document["cells"]):
+        by_recipe.setdefault(cell["recipe"], []).append(cell)
+    groups = list(_groups(_ordered(by_recipe), document["against"]))
+    for index, names in enumerate(groups):
+        title = "Quality over bits" + (f", {index + 1} of {len(groups)}" if len(groups) > 1 else "")
+        series = [_quality_line(name, by_recipe[name]) for name in names]
+        caption = "Mean over the pictures of all prompt sets, with 95 % intervals. " + _places(document)
+        yield LinePlot(title, series, PRODUCT, FIDELITY, caption)
+
+
+def _ordered(by_recipe: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """By mean PSNR over their cells; those that lack a bit setting behind those that have more."""
+
+    def place(name: str) -> tuple[int, float]:
+        levels = [of_all(cell)["psnr"]["mean"] for cell in by_recipe[name]]
+        return -len(levels), -sum(levels) / len(levels)
+
+    return sorted(by_recipe, key=place)
+
+
+def _groups(names: Sequence[str], against: str) -> Iterator[list[str]]:
+    if len(names) <= TOGETHER + 1:
+        if names:
+            yield list(names)
+        return
+    others = [name for name in names if name != against]
+    for begin in range(0, len(others), TOGETHER):
+        group = {*others[begin : begin + TOGETHER], against}
+        yield [name for name in names if name in group]
+
+
+def _quality_line(name: str, cells: Sequence[Mapping[str, Any]]) -> Series:
+    points = sorted(((_product(cell), of_all(cell)["psnr"]) for cell in cells), key=lambda point: point[0])
+    x, levels = [at for at, _ in points], [level for _, level in points]
+    low, mean, high = ([level[key] for level in levels] for key in ("low", "mean", "high"))
+    return Series(name, x, mean, low, high)
+
+
+def _places(document: Document) -> str:
+    """Where the bit settings are on the axis."""
+    told = []
+    for bits in document["bits"]:
+        found = [round(_product(cell)) for cell in ranked(document["cells"]) if cell["bits"] == bits]
+        ends = dict.fromkeys([min(found), max(found)]) if found else ()
+        told += [f"{bits} at {' to '.join(map(str, ends))}"] if ends else []
+    return f"Bit settings: {', '.join(told)}."
+
+
+def _product(cell: Mapping[str, Any]) -> float:
+    return float(cell["weight_bits"] * cell["activation_bits"])
+
+
+def _steps(document: Document) -> Iterator[tuple[str, LinePlot]]:
+    """The error over the denoiser calls, of each bit setting's first recipes and the one compared with."""
+    against = document["against"]
+    for bits in document["bits"]:
+        cells = ranked([one for one in document["cells"] if one["bits"] == bits])
+        shown = [one for one in cells if one["recipe"] != against][:TOGETHER]
+        series = []
+        for one in cells:
+            errors = of_all(one)["latent_mse_by_step"]
+            if (one in shown or one["recipe"] == against) and min(errors) > 0:
+                series.append(Series(one["recipe"], list(range(len(errors))), errors))
+        if series:
+            caption = "Mean over the images after each denoiser call."
+            yield bits, LinePlot(f"Error over the steps, {bits}", series, STEP_AXIS, ERROR, caption)

@@ -1,0 +1,136 @@
+"""What an ablation compares: named recipes, each at every bit setting."""
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from bitbrush.bench.images.gallery import slug
+from bitbrush.methods import METHODS
+from bitbrush.methods.keys import named_value
+from bitbrush.methods.recipe import Recipe
+from bitbrush.session.digests import json_digest
+
+USUAL_BITS = ("W8A8", "W4A8", "W4A6", "W4A4")
+USUAL_RECIPES = tuple(name for name in METHODS if name != "paper")
+"""All methods but the one whose rounding alone takes longer than all others together."""
+OF_ALL = ("weights", "activations", "steps", "guidance_scale", "scheduler", "pipeline_arguments")
+"""Keys that an ablation gives all recipes alike, by its own options."""
+
+
+@dataclass(frozen=True)
+class Bits:
+    """A bit setting: of weights on average, and of activations before any are relaxed."""
+
+    weights: int
+    activations: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From ``W4A8``. Raises ValueError for another form, or bits that no recipe can have."""
+        match = re.fullmatch(r"[Ww](\d+)[Aa](\d+)", text.strip())
+        if match is None:
+            raise ValueError(f"bits is {text!r}; expected W and A with their numbers, e.g. W4A8")
+        bits = cls(int(match[1]), int(match[2]))
+        METHODS["rtn"].recipe({"weights": bits.weights, "activations": bits.activations})
+        return bits
+
+    def __str__(self) -> str:
+        return f"W{self.weights}A{self.activations}"
+
+
+@dataclass(frozen=True)
+class NamedRecipe:
+    """A method with keys as in a recipe file; ``name`` is what the tables call it.
+
+    A ``relax`` that ends in ``+N`` is told from each setting's activation bits: ``0:0.2@+2``, ``auto:+0.4``.
+    """
+
+    name: str
+    method: str
+    keys: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From ``METHOD KEY=VALUE ...`` with an optional ``NAME:`` before; without, the text itself is the name.
+
+        Values are read as JSON, or else as they stand; quotes as in a shell. Raises ValueError for what is no method,
+        or a key that is unknown or that all recipes share.
+        """
+        named = re.match(r"\s*([^:=]+):\s+(.+)", text)
+        name, rest = (named[1].strip(), named[2]) if named else (" ".join(text.split()), text)
+        method, *pairs = shlex.split(rest) or [""]
+        keys = dict(_pair(pair, text) for pair in pairs)
+        if method not in METHODS:
+            raise ValueError(f"recipe {text!r}: {method!r} is no method; known are {', '.join(METHODS)}")
+        if shared := [key for key in keys if key in OF_ALL]:
+            raise ValueError(
+                f"recipe {text!r}: {shared[0]} is the same for all recipes; give it by the option "
+                f"{_OPTIONS.get(shared[0], '--' + shared[0].replace('_', '-'))}"
+            )
+        return cls(name, method, keys)
+
+    def at(self, bits: Bits, shared: Mapping[str, Any]) -> Recipe:
+        """The recipe at a bit setting; ``shared``: keys that all recipes of the ablation have.
+
+        Raises ValueError, naming recipe and bits, for a key or value that does not fit.
+        """
+        keys = {**shared, **self.keys, "weights": bits.weights, "activations": bits.activations}
+        if "relax" in keys:
+            keys["relax"] = _absolute(keys["relax"], bits.activations)
+        try:
+            return METHODS[self.method].recipe(keys)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"recipe {self.name!r} at {bits}: {error}") from error
+
+
+_OPTIONS = {"weights": "--bits", "activations": "--bits", "pipeline_arguments": "--pipeline-argument"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One cell's recipe."""
+
+    bits: Bits
+    name: str
+    recipe: Recipe
+
+    @property
+    def title(self) -> str:
+        return f"{self.bits} {self.name}"
+
+    @property
+    def file_name(self) -> str:
+        """Of what is kept of it; another recipe of the same name has another."""
+        digest = json_digest(given_keys(self.recipe))
+        return f"{self.bits}-{slug(self.name)}-{digest[:10]}"
+
+
+def settings(recipes: Sequence[NamedRecipe], bits: Sequence[Bits], shared: Mapping[str, Any]) -> tuple[Setting, ...]:
+    """Every recipe at every bit setting, bits outermost. Raises ValueError for two of one name, or none."""
+    names = [one.name for one in recipes]
+    if not (recipes and bits):
+        raise ValueError("there is nothing to compare: give recipes and bits")
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two recipes are called {name!r}; give one a name of its own: 'NAME: {name}'")
+    return tuple(Setting(setting, one.name, one.at(setting, shared)) for setting in bits for one in recipes)
+
+
+def given_keys(recipe: Recipe) -> dict[str, Any]:
+    """The keys in which the recipe differs from a plain one: a key that a later version adds changes nothing."""
+    plain = Recipe().to_dict()
+    return {key: value for key, value in recipe.to_dict().items() if value != plain[key]}
+
+
+def _pair(text: str, of: str) -> tuple[str, Any]:
+    pair = named_value(text)
+    if pair is None:
+        raise ValueError(f"recipe {of!r}: {text!r} is no KEY=VALUE; e.g. pcr relax=none rounding=nearest")
+    return pair
+
+
+def _absolute(relax: Any, activations: int) -> Any:
+    match = re.fullmatch(r"(.*[@:])\+([\d.]+)", relax) if isinstance(relax, str) else None
+    return f"{match[1]}{activations + float(match[2]):g}" if match else relax

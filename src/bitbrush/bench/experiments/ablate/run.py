@@ -1,0 +1,186 @@
+"""A whole ablation: its cells, ``results.json``, ``ablation.md``, ``report.html``."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bitbrush.bench.experiments.ablate.folder import (
+    KNOWN,
+    MARKDOWN,
+    REPORT,
+    RESULTS,
+    Folder,
+)
+from bitbrush.bench.experiments.ablate.job import AblationJob, Protocol
+from bitbrush.bench.experiments.ablate.markdown import ablation_markdown, section_of, write_markdown
+from bitbrush.bench.experiments.ablate.measure import Ablation, Tell
+from bitbrush.bench.experiments.ablate.page import Samples, ablation_page
+from bitbrush.bench.experiments.ablate.plots import write_plots
+from bitbrush.bench.experiments.ablate.recipes import (
+    USUAL_BITS,
+    USUAL_RECIPES,
+    Bits,
+    NamedRecipe,
+    settings,
+)
+from bitbrush.bench.experiments.ablate.results import ablation_results
+from bitbrush.bench.experiments.bench.results import results_text
+from bitbrush.bench.experiments.candidates import open_reference
+from bitbrush.bench.experiments.folders import require_own
+from bitbrush.bench.networks.chosen import judge_of
+from bitbrush.quantization.quantize import require_inputs
+from bitbrush.runtime.choose import dtype_name, runtime_named
+from bitbrush.session.disk import write_whole
+from bitbrush.session.progress import Progress, silent
+from bitbrush.sources.models import ModelOptions, find_model
+from bitbrush.sources.prompts import bench_sets
+from bitbrush.sources.prompts import calibration_prompts as read_calibration
+from bitbrush.sources.schedulers import with_scheduler
+
+USUAL = "pcr"
+"""The recipe that the others are compared with where none is named, as far as it is there."""
+
+
+def ablate(
+    model: str,
+    directory: str | os.PathLike[str],
+    *,
+    against: str | None = None,
+    markdown: str | os.PathLike[str] | None = None,
+    progress: Progress = silent,
+    tell: Tell = lambda line: None,
+    **given: Any,
+) -> dict[str, Any]:
+    """``bitbrush ablate`` from Python, its options under the same names: writes ``directory`` and gives the results.
+
+    ``given``: what :func:`ablation_job` takes. A recipe that fails is a cell with its ``problem``. Raises ValueError as
+    that and :func:`run_ablation`.
+    """
+    root, tables = Path(directory), None if markdown is None else Path(markdown)
+    require_ablation_folder(root, tables, model)
+    job = ablation_job(model, **given)
+    return run_ablation(job, root, against=compared_with(against, job), markdown=tables, progress=progress, tell=tell)
+
+
+def ablation_job(
+    model: str,
+    *,
+    recipes: Sequence[str] = USUAL_RECIPES,
+    bits: Sequence[str] = USUAL_BITS,
+    prompts: Sequence[str] = (),
+    unseen_prompts: Sequence[str] = (),
+    num_images: int = 32,
+    calibration_prompts: str | None = None,
+    clip: str | None = None,
+    seed: int = 1,
+    batch_size: int = 16,
+    inputs: Mapping[str, Sequence[Any]] | None = None,
+    runtime: str = "auto",
+    dtype: str | torch.dtype = "float32",
+    memory: str = "expanded",
+    generic: bool = False,
+    options: ModelOptions | None = None,
+    **shared: Any,
+) -> AblationJob:
+    """Everything checked and the full-precision model loaded; nothing is computed yet.
+
+    ``recipes``: ``"METHOD KEY=VALUE ..."`` or ``"NAME: METHOD ..."``; ``prompts``: bundled sets or files, those of the
+    model where neither these nor ``unseen_prompts`` are given; ``calibration_prompts``: the same, one. ``shared``: keys
+    that all recipes have (steps, guidance_scale, scheduler, pipeline_arguments, num_prompts), None for the usual.
+    Raises ValueError for whatever does not fit, UnknownModelError where there is no such model.
+    """
+    options = options or ModelOptions()
+    known = {key: value for key, value in shared.items() if value is not None}
+    of_each = [NamedRecipe.parse(text) for text in recipes]
+    compared = settings(of_each, list(dict.fromkeys(Bits.parse(text) for text in bits)), known)
+    find_model(model, options)
+    choice = runtime_named(runtime, dtype, memory)
+    protocol = Protocol(
+        plan=compared[0].recipe.plan,
+        sets=bench_sets(prompts, unseen_prompts, model),
+        num_images=num_images,
+        calibration=read_calibration(calibration_prompts, model, option="--calibration-prompts"),
+        judge=judge_of(model, clip),
+        choice=choice,
+        execution=f"{choice.runtime.name}, {dtype_name(dtype)}",
+        seed=seed,
+        batch_size=batch_size,
+        inputs=inputs or {},
+        generic=generic,
+    )
+    reference, pipe = open_reference(model, options)
+    require_inputs(pipe, protocol.inputs)
+    return AblationJob(model, options, reference, with_scheduler(pipe, protocol.plan.scheduler), compared, protocol)
+
+
+def compared_with(given: str | None, job: AblationJob) -> str:
+    """The name of the recipe that all are compared with. Raises ValueError for one that is not there."""
+    names = list(dict.fromkeys(one.name for one in job.settings))
+    if given is not None and given not in names:
+        raise ValueError(f"against is {given!r}, which is not compared; the recipes are {', '.join(names)}")
+    return given or (USUAL if USUAL in names else names[0])
+
+
+def require_ablation_folder(directory: Path, markdown: Path | None, model: str) -> None:
+    """Raises ValueError where results cannot be written: before anything long starts."""
+    require_own(directory, KNOWN, "ablation")
+    if markdown is not None:
+        section_of(markdown, model)
+
+
+def run_ablation(
+    job: AblationJob,
+    directory: Path,
+    *,
+    against: str,
+    command: str = "",
+    markdown: Path | None = None,
+    progress: Progress = silent,
+    tell: Tell = lambda line: None,
+) -> dict[str, Any]:
+    """Makes the cells that are not there and that no other process makes; gives what ``results.json`` holds.
+
+    Results and report are written anew after every cell, with all that are there. ``markdown``: a further file for the
+    tables, as :func:`write_markdown`. Raises ValueError if ``directory`` is another ablation's.
+    """
+    ablation = Ablation(job, Folder(directory), progress, tell)
+    ablation.prepare()
+    document = _write(ablation, against, command)
+    for _ in ablation.work():
+        document = _write(ablation, against, command)
+    document = _write(ablation, against, command)  # another process may have ended meanwhile
+    if markdown is not None:
+        write_markdown(document, markdown)
+    return document
+
+
+def missing_cells(job: AblationJob, directory: Path) -> list[str]:
+    """Names of those that are not there: another process is making them."""
+    ablation = Ablation(job, Folder(directory), silent, lambda line: None)
+    return [one.title for one in job.settings if not ablation.path(one).exists()]
+
+
+def failed_cells(document: dict[str, Any]) -> list[str]:
+    return [f"{one['bits']} {one['recipe']}: {one['problem']}" for one in document["cells"] if one["problem"]]
+
+
+def _write(ablation: Ablation, against: str, command: str) -> dict[str, Any]:
+    root, cells = ablation.folder.root, ablation.found()
+    document = ablation_results(
+        ablation.job, ablation.reference.clip_scores(), ablation.floor(), cells, compared_with=against, command=command
+    )
+    write_whole(results_text(document), root / RESULTS)
+    write_whole(ablation_markdown(document), root / MARKDOWN)
+    write_plots(document, root / MARKDOWN)
+    write_whole(ablation_page(document, cells, list(_samples(ablation))), root / REPORT)
+    return document
+
+
+def _samples(ablation: Ablation) -> Iterator[Samples]:
+    protocol = ablation.job.protocol
+    for one in protocol.sets:
+        first = ablation.reference.samples(one)
+        yield Samples(one.name, protocol.prompts(one)[: len(first)], first)

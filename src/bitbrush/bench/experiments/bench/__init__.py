@@ -1,0 +1,1 @@
+"""QDiffBench: candidates against full precision (``bitbrush bench``)."""

@@ -1,0 +1,249 @@
+"""All figures of a benchmark, by candidate and prompt set, from what was computed of the pictures."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitbrush.bench.experiments.bench.qdiffbench import Entry, Pictures
+from bitbrush.bench.experiments.bench.verdict import (
+    ALIKE_SSIM,
+    Evidence,
+    Verdict,
+    verdict,
+)
+from bitbrush.bench.images.collection import Collection, Pairs
+from bitbrush.bench.metrics.clip_score import clip_score
+from bitbrush.bench.metrics.cmmd import cmmd
+from bitbrush.bench.metrics.counts import share_interval
+from bitbrush.bench.metrics.frechet import frechet_interval
+from bitbrush.bench.metrics.interval import Interval, bootstrap_difference, bootstrap_gap, bootstrap_mean
+from bitbrush.bench.metrics.kid import kid
+from bitbrush.bench.metrics.paired import PSNR, SSIM, latent_mse_figures
+from bitbrush.bench.networks.chosen import Networks
+from bitbrush.session.progress import Progress
+from bitbrush.sources.prompts import Domain, PromptSet
+
+WORST = 10
+ALIKE = f"pairs alike (SSIM ≥ {ALIKE_SSIM:g})"
+NAN = "NaN latents"
+
+
+@dataclass(frozen=True)
+class SetFigures:
+    """Of one candidate and prompt set.
+
+    ``figures`` by metric; ``latent_mse`` ``(T,)`` intervals over the pictures that kept their latents; ``defects`` by
+    picture; ``worst`` pictures, least alike first; ``values`` of the paired metrics, ``(N,)`` each.
+    """
+
+    figures: Mapping[str, Interval]
+    latent_mse: Sequence[Interval]
+    defects: Mapping[int, str]
+    worst: tuple[int, ...]
+    values: Mapping[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class EntryFigures:
+    """Of one candidate.
+
+    ``together``: figures over the pictures of all prompt sets, where there are several. ``gaps``: of paired metrics,
+    unseen style minus calibration style, where both are measured.
+    """
+
+    entry: Entry
+    sets: Mapping[str, SetFigures] = field(default_factory=dict)
+    together: Mapping[str, Interval] = field(default_factory=dict)
+    gaps: Mapping[str, Interval] = field(default_factory=dict)
+    verdict: Verdict | None = None
+
+
+@dataclass(frozen=True)
+class BenchFigures:
+    """``reference``: the CLIP score and defects of full precision, by prompt set; ``together`` as a candidate's."""
+
+    reference: Mapping[str, SetFigures]
+    together: Mapping[str, Interval]
+    floor: EntryFigures
+    candidates: tuple[EntryFigures, ...]
+
+
+def bench_figures(
+    pictures: Pictures, sets: Sequence[PromptSet], networks: Networks, progress: Progress
+) -> BenchFigures:
+    """Everything; each distance, of which bootstrapping takes the time, is a piece of progress."""
+    names = _Names(networks)
+    reference = {name: _of_reference(one, networks, names) for name, one in pictures.reference.pictures.items()}
+    several = len(reference) > 1
+    entries = list(pictures.measurable())
+    measured: dict[str, EntryFigures] = {}
+    with progress("figures", len(entries) * (len(reference) + several)) as advance:
+        for entry in entries:
+            parts, own = [], {}
+            for name, collection in entry.pictures.items():
+                pairs = Pairs(pictures.reference.pictures[name], collection)
+                parts.append(_measured(pairs, networks))
+                own[name] = _of_set(parts[-1], pairs, names)
+                advance()
+            together = _figures(_joined(parts), names) if several else {}
+            measured[entry.name] = EntryFigures(entry, own, together, _gaps(own, sets))
+            if several:
+                advance()
+    floor = measured[pictures.floor.name]
+    candidates = [
+        _judged(measured[entry.name], reference, floor, names) if entry.name in measured else EntryFigures(entry)
+        for entry in pictures.candidates
+    ]
+    scores = np.concatenate([one.values[names.clip_score] for one in reference.values()])
+    together = {names.clip_score: bootstrap_mean(scores)} if several else {}
+    return BenchFigures(reference, together, floor, tuple(candidates))
+
+
+@dataclass(frozen=True)
+class _Names:
+    networks: Networks
+
+    @property
+    def distance(self) -> str:
+        return self.networks.extractor.distance_name
+
+    @property
+    def kid(self) -> str:
+        return f"KID ({self.networks.extractor.name})"
+
+    @property
+    def cmmd(self) -> str:
+        return f"CMMD ({self.networks.clip.name})"
+
+    @property
+    def clip_score(self) -> str:
+        return f"CLIP score ({self.networks.clip.name})"
+
+    @property
+    def match(self) -> str:
+        return f"CLIP score difference ({self.networks.clip.name})"
+
+    @property
+    def change(self) -> str:
+        return f"CLIP score change ({self.networks.clip.name})"
+
+
+def higher_is_better(metric: str) -> bool:
+    """Of any figure here."""
+    return metric.startswith((PSNR, SSIM, "CLIP score", "pairs alike")) and not metric.startswith("CLIP score change")
+
+
+def _of_reference(collection: Collection, networks: Networks, names: _Names) -> SetFigures:
+    scores = clip_score(collection.features(networks.clip), collection.texts(networks.clip))
+    figures = {names.clip_score: bootstrap_mean(scores)}
+    return SetFigures(figures, (), collection.defects(), (), {names.clip_score: scores})
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Of pairs, reference first: ``values`` ``(N,)`` by metric, ``features``, CLIP's ``clips`` and ``scores``.
+
+    ``errors``: the latent MSE after every denoiser call, ``(K, T)``, of the pairs that kept finite latents.
+    """
+
+    values: Mapping[str, NDArray[np.float64]]
+    features: tuple[NDArray[np.float32], NDArray[np.float32]]
+    clips: tuple[NDArray[np.float32], NDArray[np.float32]]
+    scores: tuple[NDArray[np.float64], NDArray[np.float64]]
+    errors: NDArray[np.float64]
+
+
+def _measured(pairs: Pairs, networks: Networks) -> _Measured:
+    reference, candidate = pairs.reference, pairs.candidate
+    texts = reference.texts(networks.clip)
+    clips = (reference.features(networks.clip), candidate.features(networks.clip))
+    finite = [error for error in pairs.latent_mse_by_step().values() if np.isfinite(error).all()]
+    return _Measured(
+        values=pairs.metrics(networks.lpips),
+        features=(reference.features(networks.extractor), candidate.features(networks.extractor)),
+        clips=clips,
+        scores=(clip_score(clips[0], texts), clip_score(clips[1], texts)),
+        errors=np.array(finite) if finite else np.empty((0, 0)),
+    )
+
+
+def _joined(parts: Sequence[_Measured]) -> _Measured:
+    """The pairs of all parts, one after the other."""
+
+    def both(name: str) -> Any:
+        return tuple(np.concatenate([getattr(part, name)[side] for part in parts]) for side in (0, 1))
+
+    errors = [part.errors for part in parts if part.errors.size]
+    return _Measured(
+        values={metric: np.concatenate([part.values[metric] for part in parts]) for metric in parts[0].values},
+        features=both("features"),
+        clips=both("clips"),
+        scores=both("scores"),
+        errors=np.concatenate(errors) if errors else np.empty((0, 0)),
+    )
+
+
+def _figures(measured: _Measured, names: _Names) -> dict[str, Interval]:
+    figures = {name: bootstrap_mean(of_pairs) for name, of_pairs in measured.values.items()}
+    alike = measured.values[SSIM] >= ALIKE_SSIM
+    figures[ALIKE] = share_interval(int(alike.sum()), alike.size)
+    if measured.errors.size:
+        figures |= latent_mse_figures(measured.errors[:, -1])
+    figures[names.distance] = frechet_interval(*measured.features)
+    figures[names.kid] = kid(*measured.features)
+    figures[names.cmmd] = cmmd(*measured.clips)
+    reference, candidate = measured.scores
+    figures[names.clip_score] = bootstrap_mean(candidate)
+    figures[names.match] = bootstrap_difference(reference, candidate)
+    figures[names.change] = bootstrap_mean(np.abs(candidate - reference))
+    return figures
+
+
+def _of_set(measured: _Measured, pairs: Pairs, names: _Names) -> SetFigures:
+    found = dict(pairs.candidate.defects())
+    errors = pairs.latent_mse_by_step()
+    found |= {index: NAN for index, error in errors.items() if not np.isfinite(error).all()}
+    reference, candidate = measured.scores
+    return SetFigures(
+        figures=_figures(measured, names),
+        latent_mse=[bootstrap_mean(step, resamples=2000) for step in measured.errors.T],
+        defects=found,
+        worst=tuple(int(index) for index in np.argsort(measured.values[SSIM], kind="stable")[:WORST]),
+        values={**measured.values, names.match: candidate - reference},
+    )
+
+
+def _judged(own: EntryFigures, reference: Mapping[str, SetFigures], floor: EntryFigures, names: _Names) -> EntryFigures:
+    evidence = {name: _evidence(one, reference[name], floor.sets[name], names) for name, one in own.sets.items()}
+    return replace(own, verdict=verdict(evidence))
+
+
+def _evidence(own: SetFigures, reference: SetFigures, floor: SetFigures, names: _Names) -> Evidence:
+    own_alone = [own.defects[index] for index in own.defects.keys() - reference.defects.keys()]
+    return Evidence(
+        alike=own.figures[ALIKE],
+        distance=own.figures[names.distance],
+        floor=floor.figures[names.distance],
+        match=own.figures[names.match],
+        reference_match=reference.figures[names.clip_score].mean,
+        broken=len(own_alone) - own_alone.count(NAN),
+        reference_broken=len(reference.defects.keys() - own.defects.keys()),
+        nan=own_alone.count(NAN),
+    )
+
+
+def _gaps(own: Mapping[str, SetFigures], sets: Sequence[PromptSet]) -> dict[str, Interval]:
+    def pooled(metric: str, domain: Domain) -> NDArray[np.float64]:
+        parts = [own[one.name].values[metric] for one in sets if one.domain is domain]
+        return np.concatenate(parts) if parts else np.empty(0)
+
+    metrics = next(iter(own.values())).values
+    gaps = {}
+    for metric in metrics:
+        seen, unseen = pooled(metric, Domain.CALIBRATION), pooled(metric, Domain.UNSEEN)
+        if seen.size and unseen.size:
+            gaps[metric] = bootstrap_gap(seen, unseen)
+    return gaps

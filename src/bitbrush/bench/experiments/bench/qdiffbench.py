@@ -1,0 +1,235 @@
+"""QDiffBench (arXiv 2311.06322, section 4): what quantized pipelines kept of their full-precision model.
+
+Pictures of the reference, of the reference from other seeds (the floor of every distance) and of all candidates, in
+image sets that later runs share; and what the figures need of all of them: features, paired metrics, defects.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+from bitbrush.bench.experiments.candidates import (
+    Subject,
+    open_candidate,
+    open_reference,
+    require_alike,
+    with_scheduler_of,
+)
+from bitbrush.bench.images.collection import Collection, Pairs, Work
+from bitbrush.bench.images.filling import fill
+from bitbrush.bench.images.generation import denoiser_calls, generating_work
+from bitbrush.bench.images.image_set import ImageSet
+from bitbrush.bench.networks.chosen import Networks
+from bitbrush.quantization.quantize import require_inputs
+from bitbrush.runtime.choose import Choice, choose_runtime
+from bitbrush.session.progress import PlannedWork, planned
+from bitbrush.session.ranks import Ranks
+from bitbrush.sources.input_images import inputs_digest
+from bitbrush.sources.models import ModelOptions
+from bitbrush.sources.prompts import PromptSet
+from bitbrush.sources.schedulers import with_scheduler
+from bitbrush.timeline.plan import SamplingPlan
+from bitbrush.timeline.trajectory import prompt_batches
+
+FLOOR = "another seed"
+FEWEST = 3
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What decides the pictures and figures.
+
+    ``num_images`` of each prompt set and seed; the floor uses as many seeds above the highest. ``with_latents``: how
+    many pictures of each keep their latents of every step. ``batch_size``: prompts per denoiser call; it changes no
+    picture's noise. ``choice``: what executes the artifacts. ``inputs``: what the pipeline is given beside prompts,
+    used in turn for them: ``{"image": [...], "mask_image": [...]}``.
+    """
+
+    plan: SamplingPlan
+    sets: tuple[PromptSet, ...]
+    num_images: int
+    seeds: tuple[int, ...] = (1,)
+    batch_size: int = 16
+    with_latents: int = 32
+    choice: Choice = field(default_factory=choose_runtime)
+    inputs: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for one in self.sets:
+            pictures = self.count(one) * len(self.seeds)
+            if pictures < FEWEST:
+                raise ValueError(
+                    f"prompt set {one.name!r} makes {pictures} pictures ({self.count(one)} prompts, {len(self.seeds)} "
+                    f"seeds); intervals need at least {FEWEST}, and figures that tell something need hundreds"
+                )
+
+    @property
+    def floor_seeds(self) -> tuple[int, ...]:
+        return tuple(max(self.seeds) + 1 + index for index in range(len(self.seeds)))
+
+    def facts(self, pipe: DiffusionPipeline) -> dict[str, Any]:
+        """What decides the pictures beside weights, prompts and seed, as JSON values; ``pipe`` has the scheduler."""
+        facts: dict[str, Any] = {"plan": plan_facts(pipe, self.plan)}
+        return {**facts, "inputs": inputs_digest(self.inputs)} if self.inputs else facts
+
+    def count(self, prompts: PromptSet) -> int:
+        return min(self.num_images, len(prompts.prompts))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A pipeline with its pictures by prompt set; ``problem``: why there are none."""
+
+    subject: Subject | None
+    name: str
+    pictures: Mapping[str, Collection] = field(default_factory=dict)
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Everything that was generated; ``calls`` of the denoiser for each picture."""
+
+    reference: Entry
+    floor: Entry
+    candidates: tuple[Entry, ...]
+    scheduler: str
+    calls: int
+
+    def measurable(self) -> Iterator[Entry]:
+        """The floor and the candidates that have pictures."""
+        return (entry for entry in (self.floor, *self.candidates) if entry.problem is None)
+
+
+def generate_all(
+    reference: str,
+    candidates: Mapping[str, str],
+    protocol: Protocol,
+    root: Path,
+    work: Work,
+    *,
+    options: ModelOptions | None = None,
+) -> Pictures:
+    """Generates, or finds below ``root``, all pictures. ``candidates``: sources by name.
+
+    ``options``: with which the reference is loaded.
+
+    A candidate that cannot be measured (damaged, made of other weights, of another shape) becomes an entry with the
+    problem; the others are unaffected. Raises ValueError if the reference cannot be.
+    """
+    subject, pipe = open_reference(reference, options)
+    require_inputs(pipe, protocol.inputs)
+    pipe = protocol.choice.place(with_scheduler(pipe, protocol.plan.scheduler))
+    work = replace(
+        work, progress=planned(work.progress, lambda: _works(pipe, protocol, work.ranks, 2 + len(candidates)))
+    )
+    made_by = {"model": subject.digest, **protocol.facts(pipe)}
+    entries = [
+        Entry(subject, name, _fill(pipe, made_by, protocol, seeds, root / "full-precision", work))
+        for name, seeds in (("full precision", protocol.seeds), (FLOOR, protocol.floor_seeds))
+    ]
+    (one,) = prompt_batches(protocol.sets[0].prompts[:1], 0, 1, inputs=protocol.inputs)
+    calls = denoiser_calls(pipe, protocol.plan, one)
+    others = [
+        _candidate(name, source, subject, pipe, protocol, root, work, options=options)
+        for name, source in candidates.items()
+    ]
+    return Pictures(entries[0], entries[1], tuple(others), type(pipe.scheduler).__name__, calls)
+
+
+def _works(pipe: DiffusionPipeline, protocol: Protocol, ranks: Ranks, entries: int) -> list[PlannedWork]:
+    """The pictures that this process will generate: of full precision, of the floor, and of each candidate."""
+    works = []
+    for prompts in protocol.sets:
+        chosen = prompts.prompts[: protocol.count(prompts)]
+        batches = ranks.share(prompt_batches(chosen, 0, protocol.batch_size, inputs=protocol.inputs))
+        works += [generating_work(pipe, batches, protocol.plan)] * len(protocol.seeds)
+    return works * entries
+
+
+def compute_all(pictures: Pictures, networks: Networks, work: Work) -> None:
+    """Everything that the figures need of the pictures, this process's share; waits for the others' at the end."""
+    for collection in pictures.reference.pictures.values():
+        collection.compute_texts(networks.clip, work)
+    for entry in (pictures.reference, *pictures.measurable()):
+        for name, collection in entry.pictures.items():
+            collection.compute_features(networks.extractor, work)
+            collection.compute_features(networks.clip, work)
+            collection.compute_defects(work)
+            if entry is not pictures.reference:
+                Pairs(pictures.reference.pictures[name], collection).compute(networks.lpips, work)
+    work.ranks.wait()
+
+
+def _candidate(
+    name: str,
+    source: str,
+    reference: Subject,
+    pipe: DiffusionPipeline,
+    protocol: Protocol,
+    root: Path,
+    work: Work,
+    *,
+    options: ModelOptions | None,
+) -> Entry:
+    try:
+        subject, own = open_candidate(name, source, reference, protocol.plan, protocol.choice, options=options)
+        require_alike(pipe, own)
+    except ValueError as error:
+        return Entry(None, name, problem=str(error))
+    own = protocol.choice.place(with_scheduler_of(own, pipe))
+    made_by = {"model": subject.digest, "runtime": subject.runtime, **protocol.facts(pipe)}
+    return Entry(subject, name, _fill(own, made_by, protocol, protocol.seeds, root / _folder(name), work))
+
+
+def _fill(
+    pipe: DiffusionPipeline,
+    made_by: Mapping[str, Any],
+    protocol: Protocol,
+    seeds: Sequence[int],
+    root: Path,
+    work: Work,
+) -> dict[str, Collection]:
+    collections = {}
+    for prompts in protocol.sets:
+        count = protocol.count(prompts)
+        opened = [ImageSet.open(root, prompts.name, prompts.prompts, seed=seed, made_by=made_by) for seed in seeds]
+        for images in opened:
+            fill(
+                images,
+                pipe,
+                protocol.plan,
+                count=count,
+                with_latents=min(protocol.with_latents, count),
+                batch_size=protocol.batch_size,
+                inputs=protocol.inputs,
+                ranks=work.ranks,
+                progress=work.progress,
+            )
+        collections[prompts.name] = Collection(tuple(opened), count)
+    work.ranks.wait()
+    return collections
+
+
+def _folder(name: str) -> str:
+    """A candidate's name as a folder's: letters, digits, dot and hyphen."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "candidate"
+
+
+def plan_facts(pipe: DiffusionPipeline, plan: SamplingPlan) -> dict[str, Any]:
+    """What of a plan decides pictures, as JSON values.
+
+    Of the scheduler, its configuration too: two of one class may step differently.
+    """
+    scheduler = {key: value for key, value in dict(pipe.scheduler.config).items() if not key.startswith("_")}
+    return {
+        "steps": plan.steps,
+        "guidance_scale": plan.guidance_scale,
+        "scheduler": type(pipe.scheduler).__name__,
+        "scheduler_config": scheduler,
+        "arguments": dict(plan.arguments),
+    }

@@ -1,0 +1,73 @@
+"""A quantized pipeline against full precision on prompt sets, pair by pair from the same initial noise."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from diffusers import DiffusionPipeline
+from numpy.typing import NDArray
+
+from bitbrush.bench.experiments.candidates import require_alike
+from bitbrush.bench.images.generation import Generated, generate, generating_work
+from bitbrush.bench.metrics.interval import Interval
+from bitbrush.bench.metrics.paired import latent_mse_by_step, paired_figures, paired_metrics
+from bitbrush.quantization.quantize import require_inputs
+from bitbrush.session.progress import Progress, planned, silent
+from bitbrush.timeline.plan import SamplingPlan
+from bitbrush.timeline.trajectory import prompt_batches
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Of one prompt set: every paired metric of the candidate, and of full precision with other noise.
+
+    The second tells how far apart two right pictures of one prompt are. ``latent_mse_by_step`` ``(T,)``, mean over the
+    pairs of the candidate.
+    """
+
+    candidate: Mapping[str, Interval]
+    other_seed: Mapping[str, Interval]
+    latent_mse_by_step: NDArray[np.float64]
+
+
+def compare(
+    full: DiffusionPipeline,
+    candidate: DiffusionPipeline,
+    prompts: Mapping[str, Sequence[str]],
+    plan: SamplingPlan,
+    *,
+    seed: int,
+    batch_size: int = 16,
+    inputs: Mapping[str, Sequence[Any]] | None = None,
+    progress: Progress = silent,
+) -> dict[str, Comparison]:
+    """By name of the prompt set; ``inputs``: what the pipelines are given beside prompts, used in turn.
+
+    Raises ValueError if the two pipelines are not of the same shape.
+    """
+    require_alike(full, candidate)
+    require_inputs(full, inputs or {})
+    progress = planned(
+        progress,
+        lambda: [
+            generating_work(full, prompt_batches(texts, seed, batch_size, inputs=inputs), plan)
+            for texts in prompts.values()
+            for _ in range(3)
+        ],
+    )
+    compared = {}
+    for name, texts in prompts.items():
+        batches = prompt_batches(texts, seed, batch_size, inputs=inputs)
+        reference = generate(full, batches, plan, progress=progress)
+        elsewhere = prompt_batches(texts, seed + 1, batch_size, inputs=inputs)
+        other = generate(full, elsewhere, plan, progress=progress)
+        own = generate(candidate, batches, plan, progress=progress)
+        compared[name] = Comparison(
+            _intervals(reference, own), _intervals(reference, other), latent_mse_by_step(reference, own).mean(0)
+        )
+    return compared
+
+
+def _intervals(reference: Generated, other: Generated) -> dict[str, Interval]:
+    return paired_figures(paired_metrics(reference, other))

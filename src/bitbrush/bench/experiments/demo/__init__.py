@@ -1,0 +1,1 @@
+"""The bundled pipeline quantized, generated and shown (``bitbrush demo``)."""

@@ -1,0 +1,1 @@
+"""An artifact under other sampling plans than its own (``bitbrush plans``)."""

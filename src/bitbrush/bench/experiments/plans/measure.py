@@ -1,0 +1,173 @@
+"""An artifact run by other plans than the one it was calibrated for, against one recalibrated for each.
+
+Both have the same integers as weights; activation ranges are looked up by the nearest noise level in the one, and were
+found on the very steps in the other. What lies between them is the price of portability.
+"""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from diffusers import DiffusionPipeline
+from numpy.typing import NDArray
+
+from bitbrush.artifact.manifest import read_manifest
+from bitbrush.artifact.recalibration import recalibrate
+from bitbrush.artifact.store import load_with, save
+from bitbrush.bench.experiments.bench.qdiffbench import plan_facts
+from bitbrush.bench.experiments.candidates import Subject, require_alike, with_scheduler_of
+from bitbrush.bench.experiments.plans.cells import (
+    WORST,
+    FailedCell,
+    Fidelity,
+    PlanCell,
+    read_cell,
+    write_cell,
+)
+from bitbrush.bench.experiments.plans.plan_list import Plan
+from bitbrush.bench.images.generation import NonFiniteLatents, generate_each
+from bitbrush.bench.metrics.latent_mse import latent_mse
+from bitbrush.bench.metrics.psnr import psnr
+from bitbrush.methods.recipe import Recipe
+from bitbrush.runtime.choose import Choice
+from bitbrush.session.digests import json_digest
+from bitbrush.session.progress import Advance, Progress, part_of
+from bitbrush.sources.input_images import inputs_digest
+from bitbrush.sources.schedulers import with_scheduler
+from bitbrush.timeline.trajectory import PromptBatch
+
+SCHEMA_VERSION = 1
+CELLS = "cells"
+
+
+@dataclass(frozen=True)
+class Recalibration:
+    """Prompts and further pipeline arguments that an artifact is recalibrated with."""
+
+    prompts: Sequence[str]
+    inputs: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PlansJob:
+    """``full`` and ``quantized``: the pairs' pipelines, with what is told of each.
+
+    ``batches``: the prompts measured on; ``recalibration`` None: measured against full precision alone. ``choice``
+    executes the artifact, and what is recalibrated.
+    """
+
+    full: DiffusionPipeline
+    reference: Subject
+    quantized: DiffusionPipeline
+    subject: Subject
+    batches: Sequence[PromptBatch]
+    recalibration: Recalibration | None
+    choice: Choice
+
+    @property
+    def artifact(self) -> Path:
+        return Path(self.subject.source)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Final latents ``(N, ...)`` and pictures ``(N, H, W, 3)``."""
+
+    latents: NDArray[np.float32]
+    images: NDArray[np.uint8]
+
+
+def measure_plans(
+    job: PlansJob, plans: Sequence[Plan], directory: Path, progress: Progress
+) -> list[PlanCell | FailedCell]:
+    """Every cell, in the order of the plans; those that ``directory`` holds are not measured again.
+
+    A cell's file belongs to everything that decides its figures, so another artifact, plan, prompt or runtime is never
+    taken for it. Pictures that become NaN make a FailedCell. Raises ValueError where the pipelines are of another
+    shape, or a file is damaged.
+    """
+    require_alike(job.full, job.quantized)
+    manifest = read_manifest(job.artifact)
+    paths = {one: directory / CELLS / f"{one.name}-{_digest(job, one)[:12]}.safetensors" for one in plans}
+    own = {one: _is_calibrated(one, manifest) for one in plans}
+    missing = [one for one in plans if not paths[one].exists()]
+    if missing:
+        with progress("measuring plans", sum(_cost(job, one, is_own=own[one]) for one in missing)) as advance:
+            for one in missing:
+                write_cell(_measured(job, one, advance, is_own=own[one]), paths[one])
+    return [read_cell(one, paths[one], is_calibrated=own[one]) for one in plans]
+
+
+def _is_calibrated(planned: Plan, manifest: Mapping[str, Any]) -> bool:
+    recipe = Recipe().updated(manifest["recipe"])
+    own = (manifest["plan"]["scheduler"], replace(recipe.plan, scheduler=None))
+    return (planned.scheduler_class, replace(planned.plan, scheduler=None)) == own
+
+
+def _cost(job: PlansJob, planned: Plan, *, is_own: bool) -> int:
+    """Denoiser calls for pictures, and one for each step of a calibration."""
+    pictures = planned.calls * len(job.batches)
+    return 2 * pictures if job.recalibration is None or is_own else 3 * pictures + planned.calls
+
+
+def _measured(job: PlansJob, planned: Plan, advance: Advance, *, is_own: bool) -> PlanCell | FailedCell:
+    """``is_own``: the artifact is calibrated for this plan, so there is nothing to find anew."""
+    reference = job.choice.place(with_scheduler(job.full, planned.plan.scheduler))
+    try:
+        full = _make(reference, job, planned, advance)
+        own = _make(job.choice.place(with_scheduler_of(job.quantized, reference)), job, planned, advance)
+        again = None
+        if job.recalibration is not None and not is_own:
+            with _recalibrated(job, job.recalibration, planned, advance) as pipe:
+                again = _make(job.choice.place(with_scheduler_of(pipe, reference)), job, planned, advance)
+    except NonFiniteLatents as error:
+        return FailedCell(planned, is_own, str(error))
+    errors = latent_mse(full.latents, own.latents)
+    worst = np.argsort(-errors, kind="stable")[:WORST].astype(np.int64)
+    return PlanCell(
+        planned=planned,
+        is_calibrated=is_own,
+        artifact=_fidelity(full, own, worst),
+        recalibrated=None if again is None else _fidelity(full, again, worst),
+        worst=worst,
+        full=full.images[worst],
+    )
+
+
+def _make(pipe: DiffusionPipeline, job: PlansJob, planned: Plan, advance: Advance) -> _Made:
+    """Keeps the last latents of every batch; those of all steps of a large model would fill the memory."""
+    parts = generate_each(pipe, job.batches, planned.plan, progress=part_of(advance))
+    made = [(part.latents.copy(), part.images) for part in parts]
+    return _Made(np.concatenate([latents for latents, _ in made]), np.concatenate([images for _, images in made]))
+
+
+@contextmanager
+def _recalibrated(job: PlansJob, given: Recalibration, planned: Plan, advance: Advance) -> Iterator[DiffusionPipeline]:
+    plan = planned.plan
+    keys = {"scheduler": planned.scheduler_class, "steps": plan.steps, "guidance_scale": plan.guidance_scale}
+    made = recalibrate(job.artifact, keys, given.prompts, inputs=given.inputs, progress=part_of(advance))
+    with tempfile.TemporaryDirectory() as folder:  # the runtime reads an artifact, not a quantization in memory
+        yield load_with(save(made, Path(folder) / "artifact"), job.choice)
+
+
+def _fidelity(full: _Made, own: _Made, worst: NDArray[np.int64]) -> Fidelity:
+    return Fidelity(latent_mse(full.latents, own.latents), psnr(full.images, own.images), own.images[worst])
+
+
+def _digest(job: PlansJob, planned: Plan) -> str:
+    """Digest of everything that determines the figures of a cell."""
+    again = job.recalibration
+    facts = {
+        "schema_version": SCHEMA_VERSION,
+        "model": job.reference.digest,
+        "artifact": job.subject.digest,
+        "runtime": job.subject.runtime,
+        "plan": plan_facts(with_scheduler(job.full, planned.plan.scheduler), planned.plan),
+        "batches": [[one.prompts, one.seeds, inputs_digest(one.inputs)] for one in job.batches],
+        "recalibration": again and [list(again.prompts), inputs_digest(again.inputs)],
+    }
+    return json_digest(facts)

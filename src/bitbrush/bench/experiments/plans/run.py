@@ -1,0 +1,100 @@
+"""A whole comparison of plans: its cells, ``results.json``, ``report.html``."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from bitbrush.artifact.manifest import read_manifest
+from bitbrush.bench.experiments.candidates import open_candidate, open_reference, plan_for
+from bitbrush.bench.experiments.folders import require_own
+from bitbrush.bench.experiments.plans.figures import CellFigures, cell_figures
+from bitbrush.bench.experiments.plans.measure import (
+    CELLS,
+    PlansJob,
+    Recalibration,
+    measure_plans,
+)
+from bitbrush.bench.experiments.plans.page import plans_page
+from bitbrush.bench.experiments.plans.plan_list import Plan
+from bitbrush.bench.experiments.plans.results import plans_results
+from bitbrush.quantization.quantize import require_inputs
+from bitbrush.runtime.choose import Choice
+from bitbrush.session.disk import write_whole
+from bitbrush.session.progress import Progress, silent
+from bitbrush.sources.models import ModelOptions
+from bitbrush.timeline.trajectory import PromptBatch
+
+RESULTS, REPORT = "results.json", "report.html"
+
+
+def require_plans_folder(directory: Path) -> None:
+    """Raises ValueError if something stands at ``directory`` that `bitbrush plans` did not write."""
+    require_own(directory, (RESULTS, REPORT, CELLS), "comparison of plans")
+
+
+def open_plans(
+    model: str,
+    artifact: str | os.PathLike[str],
+    batches: Sequence[PromptBatch],
+    choice: Choice,
+    *,
+    options: ModelOptions | None = None,
+    recalibration: Recalibration | None = None,
+) -> PlansJob:
+    """The artifact beside its full-precision model, both loaded.
+
+    Raises ArtifactError or UnknownModelError where one cannot be, and ValueError where the artifact is of another model
+    or ``recalibration`` has fewer prompts than it was calibrated with.
+    """
+    source = os.fspath(artifact)
+    wanted = read_manifest(source)["recipe"]["num_prompts"]
+    if recalibration is not None:
+        recalibration = replace(recalibration, prompts=tuple(recalibration.prompts[:wanted]))
+        if len(recalibration.prompts) < wanted:
+            raise ValueError(
+                f"{source} was calibrated with {wanted} prompts, but {len(recalibration.prompts)} are given to "
+                "recalibrate it with"
+            )
+    reference, full = open_reference(model, options)
+    require_inputs(full, batches[0].inputs)
+    subject, quantized = open_candidate(
+        Path(source).name, source, reference, plan_for([source], {}), choice, options=options
+    )
+    return PlansJob(full, reference, quantized, subject, batches, recalibration, choice)
+
+
+def run_plans(
+    job: PlansJob,
+    plans: Sequence[Plan],
+    directory: Path,
+    facts: Mapping[str, str],
+    *,
+    command: str = "",
+    progress: Progress = silent,
+) -> list[CellFigures]:
+    """Measures what is not measured yet and writes ``directory``; gives the figures. ``facts`` tell of the prompts."""
+    require_plans_folder(directory)
+    cells = measure_plans(job, plans, directory, progress)
+    figures = [cell_figures(cell) for cell in cells]
+    described = {**_facts(job), **facts}
+    write_whole(plans_results(figures, job, {"command": command, "facts": described}), directory / RESULTS)
+    prompts = [prompt for batch in job.batches for prompt in batch.prompts]
+    write_whole(plans_page(job.subject.name, figures, cells, prompts, described, command), directory / REPORT)
+    return figures
+
+
+def _facts(job: PlansJob) -> dict[str, str]:
+    manifest = read_manifest(job.artifact)
+    recipe, own = manifest["recipe"], manifest["plan"]["scheduler"]
+    again = job.recalibration
+    facts = {
+        "Model": f"{job.reference.source}, sha256 {job.reference.digest[:16]}",
+        "Artifact": f"{job.subject.source}, {recipe['method']} W{recipe['weights']}A{recipe['activations']}, "
+        f"sha256 {job.subject.digest[:16]}",
+        "Calibrated for": f"{own}, {recipe['steps']} steps, guidance {recipe['guidance_scale']:g}",
+        "Executed by": job.subject.runtime,
+        "Recalibrated with": f"{recipe['num_prompts']} prompts, for each plan; the weights stay" if again else "not",
+    }
+    notes = [*job.reference.notes, *job.subject.notes]
+    return facts | ({"Notes": "\n".join(notes)} if notes else {})

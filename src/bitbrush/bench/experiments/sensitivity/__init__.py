@@ -1,0 +1,1 @@
+"""Sensitivity of images to each denoising step (``bitbrush sensitivity``)."""

@@ -1,0 +1,1 @@
+"""Generates images, keeps them on disk, and keeps the numbers computed from them."""

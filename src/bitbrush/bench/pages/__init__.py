@@ -1,0 +1,1 @@
+"""Templates, plots and number formats that all pages share."""

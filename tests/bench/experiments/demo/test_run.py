@@ -1,0 +1,83 @@
+"""The demo from end to end on the bundled pipeline, with few steps and pairs; its page and its figures."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import bitbrush
+from bitbrush.artifact.sizes import denoiser_sizes
+from bitbrush.bench.experiments.demo.run import (
+    MODEL,
+    PAGE,
+    RESULTS,
+    run_demo,
+)
+from tests.recorded_progress import RecordedProgress
+
+SMALL = {"steps": 2, "num_prompts": 1, "rounding": "nearest"}
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("demo") / "a new folder"
+    progress = RecordedProgress()
+    assert run_demo(directory, progress, keys=SMALL, pairs=2) == directory / PAGE
+    progress.require_as_planned()
+    return directory
+
+
+def test_makes_page_results_and_artifacts_alone(demo: Path) -> None:
+    assert {path.name for path in demo.iterdir()} == {PAGE, RESULTS, f"{MODEL}-rtn", f"{MODEL}-pcr"}
+
+
+def test_artifacts_can_be_loaded(demo: Path) -> None:
+    assert bitbrush.read_manifest(demo / f"{MODEL}-pcr")["recipe"]["method"] == "pcr"
+    pipe = bitbrush.load(demo / f"{MODEL}-rtn")
+    assert pipe("a red apple", num_inference_steps=1).images[0].size == (64, 64)
+
+
+def test_results_hold_every_figure(demo: Path) -> None:
+    results = json.loads((demo / RESULTS).read_text(encoding="utf-8"))
+    assert set(results["metrics"]) == {"rtn", "pcr", "one-shot", "other seed"}
+    for styles in results["metrics"].values():
+        assert set(styles) == {"coco", "sdp"}
+        for metrics in styles.values():
+            assert set(metrics) == {"PSNR (dB)", "SSIM", "image MSE", "latent MSE"}
+            assert all(m["low"] <= m["mean"] <= m["high"] and m["n"] == 2 for m in metrics.values())
+    assert all(len(errors) == 3 and min(errors) > 0 for errors in results["latent_mse_by_step"].values())
+    assert results["recipes"]["one-shot"]["relax"] == results["recipes"]["pcr"]["relax"]
+
+
+def test_page_says_what_the_results_say(demo: Path) -> None:
+    page = (demo / PAGE).read_text(encoding="utf-8")
+    metrics = json.loads((demo / RESULTS).read_text(encoding="utf-8"))["metrics"]
+    rtn, pcr = (
+        np.mean([metrics[name][style]["PSNR (dB)"]["mean"] for style in ("coco", "sdp")]) for name in ("rtn", "pcr")
+    )
+    assert f"{pcr:.1f} dB against {rtn:.1f} dB PSNR over 4 held-out prompts" in page
+    assert "4 images are too few to tell PCR from round-to-nearest" in page
+    assert page.count("<svg") == 2
+    assert page.count('<article class="row"') == 4
+
+
+def test_sizes_are_those_of_the_artifacts(demo: Path) -> None:
+    told = json.loads((demo / RESULTS).read_text(encoding="utf-8"))["denoiser_bytes"]
+    page = (demo / PAGE).read_text(encoding="utf-8")
+    for name in ("rtn", "pcr"):
+        sizes = denoiser_sizes(bitbrush.read_manifest(demo / f"{MODEL}-{name}"))
+        assert told[name] == asdict(sizes)
+        assert f"{sizes.packed / 2**20:.3g}<small> MiB denoiser</small>" in page
+    assert sizes.checkpoint is not None
+    assert f"{sizes.checkpoint / 2**20:.3g}<small> MiB denoiser</small>" in page
+    assert f"{sizes.packed / sizes.checkpoint:.2g} of the checkpoint" in page
+    assert f"{sizes.float32 / 2**20:.1f} in float32" in page
+
+
+def test_nothing_of_someone_else_is_touched(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("all I have", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"holds thesis\.txt, which no demo wrote"):
+        run_demo(tmp_path, keys=SMALL, pairs=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

@@ -1,0 +1,71 @@
+"""What is computed of pictures is computed piece by piece: memory does not grow with their number."""
+
+import tracemalloc
+from pathlib import Path
+from threading import Event
+
+import numpy as np
+import pytest
+import torch
+
+from bitbrush.bench.images.chunks import CHUNK, compute_chunks
+from bitbrush.bench.images.collection import Collection, Pairs, Work
+from bitbrush.bench.images.image_set import ImageSet
+from bitbrush.bench.networks.clip import Clip, load_clip
+from bitbrush.session.progress import silent
+from bitbrush.session.ranks import Ranks
+
+ALONE = Work(Ranks(), silent)
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def clip() -> Clip:
+    return load_clip("emoji-clip", torch.device("cpu"))
+
+
+def collection(root: Path, name: str, count: int) -> Collection:
+    images = ImageSet.open(root, name, [f"picture {i}" for i in range(count)], seed=1, made_by={"model": name})
+    rng = np.random.default_rng(len(name))
+    for index in range(count):
+        images.add(index, rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8), None)
+    return Collection((images,), count)
+
+
+def peak_bytes(root: Path, count: int, clip: Clip) -> int:
+    """Most that numpy held at once while all there is was computed of ``count`` pairs."""
+    reference, candidate = (collection(root, name, count) for name in ("first", "second"))
+    tracemalloc.start()
+    try:
+        for one in (reference, candidate):
+            one.compute_features(clip, ALONE)
+            one.compute_texts(clip, ALONE)
+            one.compute_defects(ALONE)
+        Pairs(reference, candidate).compute(None, ALONE)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_memory_does_not_grow_with_the_number_of_pairs(tmp_path: Path, clip: Clip) -> None:
+    peak_bytes(tmp_path / "warm", 2 * CHUNK, clip)  # imports and caches count once
+    few = peak_bytes(tmp_path / "few", 2 * CHUNK, clip)
+    # What happens to run once in this process (a late import, a collection) is no growth: it does not come again.
+    many = min(peak_bytes(tmp_path / name, 10 * CHUNK, clip) for name in ("many", "again"))
+    of_pictures = 8 * CHUNK * SIZE * SIZE * 3  # of one side alone, as bytes
+    assert many - few < of_pictures / 2  # a chunk or two may be read ahead
+
+
+def test_pictures_are_read_while_the_network_computes(tmp_path: Path) -> None:
+    second_is_read = Event()
+
+    def load(chunk: range) -> range:
+        if chunk.start:
+            second_is_read.set()
+        return chunk
+
+    def compute(chunk: range) -> np.ndarray:
+        assert second_is_read.wait(30)  # it would never be, were it read after the first is computed
+        return np.array(chunk)
+
+    compute_chunks(tmp_path, 2 * CHUNK, load, compute, phase="x", ranks=Ranks(), progress=silent)
