@@ -18,7 +18,8 @@ from bitbrush.artifact.manifest import (
     artifact_folder,
     is_artifact,
 )
-from bitbrush.artifact.verification import artifact_digest, verify
+from bitbrush.artifact.store import verify
+from bitbrush.artifact.verification import artifact_digest
 
 COMMIT = "0" * 40
 
@@ -92,7 +93,7 @@ def test_artifacts_of_older_versions_load(artifact: Path) -> None:
 COMMANDS = """
 import sys
 import bitbrush
-from bitbrush.artifact.verification import verify
+from bitbrush.artifact.store import verify
 from bitbrush.artifact.manifest import artifact_folder, is_artifact
 from bitbrush.cli import app
 

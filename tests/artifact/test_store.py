@@ -24,8 +24,8 @@ from bitbrush.artifact.store import (
     load,
     require_free,
     save,
+    verify,
 )
-from bitbrush.artifact.verification import verify
 from bitbrush.sources.identity import model_digest
 
 WEIGHTS = Path("unet") / store.WEIGHTS

@@ -20,8 +20,7 @@ from bitbrush.artifact import folder as folder_module
 from bitbrush.artifact.documents import MAX_DEPTH, ArtifactError, parse
 from bitbrush.artifact.folder import verified
 from bitbrush.artifact.manifest import manifest_digest, read_manifest
-from bitbrush.artifact.store import verify_tensors
-from bitbrush.artifact.verification import verify
+from bitbrush.artifact.store import verify
 from bitbrush.sources import networks
 
 
@@ -231,7 +230,7 @@ def test_a_diffusers_that_runs_code_from_folders_is_refused(artifact: Path, monk
 def test_the_digest_is_that_of_the_manifest(artifact: Path) -> None:
     before = manifest_digest(artifact)
     assert before in (artifact / "README.md").read_text(encoding="utf-8")
-    assert verify_tensors(artifact)["files"]
+    assert verify(artifact)["files"]
     with edited(artifact, "manifest.json") as manifest:
         manifest["recipe"]["guidance_scale"] = 3.0
     assert manifest_digest(artifact) != before

@@ -186,7 +186,7 @@ def _load(root: Path, manifest: dict[str, Any], choice: Choice) -> DiffusionPipe
     return placed
 
 
-def verify_tensors(source: str | os.PathLike[str]) -> dict[str, Any]:
+def verify(source: str | os.PathLike[str]) -> dict[str, Any]:
     """Verifies an artifact as loading does, tensors included, with one network in memory at a time.
 
     Args:
@@ -256,7 +256,7 @@ def _require_loadable(root: Path) -> None:
         ValueError: The artifact does not load.
     """
     try:
-        verify_tensors(root)
+        verify(root)
     except (ImportError, ArtifactError) as error:
         raise ValueError(f"the artifact was not kept, as it does not load: {error}") from error
 

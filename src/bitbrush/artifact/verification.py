@@ -46,7 +46,7 @@ def reading(source: str | os.PathLike[str]) -> Iterator[tuple[Path, dict[str, An
         yield root, manifest
 
 
-def verify(source: str | os.PathLike[str]) -> dict[str, Any]:
+def verified_manifest(source: str | os.PathLike[str]) -> dict[str, Any]:
     """Returns the manifest of an artifact (folder or hub id) after the checks of :func:`reading`.
 
     Raises:

@@ -39,9 +39,9 @@ def inspect(
     if plot:
         _require_format(plot)
     quiet_libraries()
-    from bitbrush.artifact.verification import verify
+    from bitbrush.artifact.verification import verified_manifest
 
-    manifest = verify(artifact)
+    manifest = verified_manifest(artifact)
     if layer:
         _show_layer(artifact, manifest, layer, plot, as_json=as_json)
     elif as_json:

@@ -16,11 +16,11 @@ def verify(
 ) -> None:
     """Check every file and every tensor of an artifact, and print its digest."""
     quiet_libraries()
+    from bitbrush.artifact import store
     from bitbrush.artifact.manifest import manifest_digest
-    from bitbrush.artifact.store import verify_tensors
 
     digest = manifest_digest(artifact)
     if sha256 is not None and sha256.lower() != digest:
         raise ValueError(f"{artifact} has digest {digest} instead of {sha256}: it is another artifact, or was altered")
-    files = verify_tensors(artifact)["files"]
+    files = store.verify(artifact)["files"]
     say_unbroken(f"verified: {artifact}, {len(files)} files\nsha256: {digest}")
