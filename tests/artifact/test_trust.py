@@ -140,6 +140,8 @@ def test_a_field_of_the_manifest_is_named(artifact: Path, change: Callable[[Any]
         ("vae/config.json", {"scaling_factor": 0}, "scaling_factor is 0; a positive number"),
         ("vae/config.json", {"scaling_factor": 1e-300}, "scaling_factor is 1e-300; a finite number of a usual"),
         ("text_encoder/config.json", {"layer_norm_eps": -0.5}, "layer_norm_eps is -0.5; a positive"),
+        ("text_encoder/config.json", {"vocab_size": 10}, "10|embeddings"),
+        ("text_encoder/config.json", {"attention_dropout": 1, "initializer_range": 1}, "initializer_range"),
         ("text_encoder/config.json", {"layer_norm_eps": None}, "layer_norm_eps is None; a positive"),
         ("vae/config.json", {"norm_num_groups": 0}, "ZeroDivisionError|num_groups"),
         ("text_encoder/config.json", {"model_type": "t5"}, "model_type is 't5'"),

@@ -34,20 +34,22 @@ Made by (`manifest.json` holds the whole recipe, the layers, the hashes and what
 {{ command }}
 ```
 
+{% if digest %}
 `bitbrush verify THIS_DIRECTORY --sha256 DIGEST` checks every file. The digest when this card was written:
 
 ```
 {{ digest }}
 ```
+{% endif %}
 """
 
 
-def model_card(manifest: dict[str, Any], digest: str) -> str:
+def model_card(manifest: dict[str, Any], digest: str | None = None) -> str:
     """Returns the text of the model card, with metadata for the Hugging Face hub.
 
     Args:
         manifest: Manifest of the artifact.
-        digest: SHA-256 of the manifest.
+        digest: SHA-256 of the manifest, to print on the card.
     """
     recipe = manifest["recipe"]
     card = ModelCard.from_template(
