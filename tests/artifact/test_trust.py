@@ -239,7 +239,10 @@ def test_the_digest_is_that_of_the_manifest(artifact: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFO here")
-def test_a_manifest_that_never_ends_is_refused(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "manifest.json")
-    with pytest.raises(ArtifactError, match="no regular file"):
-        read_manifest(tmp_path)
+@pytest.mark.parametrize("name", ["manifest.json", "model_index.json", "unet/config.json"])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_regular_file_is_refused(artifact: Path, name: str, make: Callable[[Path], None]) -> None:
+    (artifact / name).unlink()
+    make(artifact / name)
+    with pytest.raises(ArtifactError, match=r"no regular file|is not listed|is missing|leads out"):
+        verify(artifact)

@@ -37,9 +37,10 @@ def opening(path: Path) -> Iterator[io.BufferedReader]:
         raise
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ArtifactError(f"{path} is no regular file; quantize or copy the artifact again")
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ArtifactError(f"{path} is no regular file; quantize or copy the artifact again")
         yield file
 
 
