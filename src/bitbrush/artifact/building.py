@@ -12,10 +12,11 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from bitbrush.artifact.documents import ArtifactError
 from bitbrush.artifact.folder import WEIGHT_SUFFIX
-from bitbrush.artifact.tensor_file import TensorFile
+from bitbrush.artifact.tensor_file import header_bytes
 
 ELEMENTS_PER_BYTE = 64
 PARAMETERS_PER_TENSOR, FURTHER_PARAMETERS = 16, 1000
+BYTES_PER_ENTRY = 60
 """Bounds on what constructors register: libraries register a parameter a few times while they load it."""
 UNFIT = (
     ArithmeticError,
@@ -62,7 +63,7 @@ def building(place: Path) -> Iterator[None]:
 def _bounded(place: Path) -> Iterator[None]:
     files = sorted(place.rglob(f"*{WEIGHT_SUFFIX}"))
     elements = ELEMENTS_PER_BYTE * sum(path.stat().st_size for path in files)
-    parameters = FURTHER_PARAMETERS + PARAMETERS_PER_TENSOR * sum(len(TensorFile(path)) for path in files)
+    parameters = FURTHER_PARAMETERS + PARAMETERS_PER_TENSOR * sum(map(header_bytes, files)) // BYTES_PER_ENTRY
     own = threading.get_ident()
 
     def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:

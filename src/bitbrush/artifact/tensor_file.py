@@ -37,6 +37,13 @@ class Entry(msgspec.Struct, forbid_unknown_fields=True):
     data_offsets: tuple[_Size, _Size]
 
 
+def header_bytes(path: Path) -> int:
+    """Returns the length of a file's header, at most the file's own."""
+    with opening(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        return min(size, int.from_bytes(file.read(_LENGTH_BYTES), "little"))
+
+
 class TensorFile(Mapping[str, Tensor]):
     """Mapping of a file's tensors by name; each access reads the tensor into newly allocated memory.
 
