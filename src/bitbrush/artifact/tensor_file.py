@@ -106,6 +106,9 @@ class TensorFile(Mapping[str, Tensor]):
         offsets = [entry.data_offsets for name, entry in self.entries.items() if name.startswith(prefix)]
         return sum(end - begin for begin, end in offsets)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.entries  # without reading the tensor
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
 

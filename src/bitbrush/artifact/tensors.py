@@ -81,8 +81,6 @@ def layer_from_tensors(name: str, shape: tuple[int, ...], bits: int, tensors: Ma
             scales, as in earlier versions.
     """
     read = _LayerReader(name, tensors)
-    if (scale := tensors[f"{name}.weight_scale"]).dim() == 2:
-        raise ValueError(f"layer {name} has scales for groups of its inputs (group_size); quantize again without them")
     channels = shape[0]
     scale = read.positive("weight_scale", channels)
     zero_point = read("weight_zero_point", torch.uint8, channels)
@@ -98,9 +96,9 @@ def layer_from_tensors(name: str, shape: tuple[int, ...], bits: int, tensors: Ma
 
 
 def _activations(read: "_LayerReader") -> Activations:
-    steps = len(read.any("activation_timesteps"))
+    timesteps = read.finite("activation_timesteps").tolist()
+    steps = len(timesteps)
     activation_bits = read("activation_bits", torch.uint8, max(steps, 1)).tolist()
-    timesteps = read.finite("activation_timesteps", steps).tolist()
     scales = read.positive("activation_scale", steps).tolist()
     zero_points = read("activation_zero_point", torch.int32, steps).tolist()
     if not timesteps:
@@ -116,23 +114,21 @@ class _LayerReader:
     name: str
     tensors: Mapping[str, Tensor]
 
-    def any(self, key: str) -> Tensor:
-        """Reads a tensor of one dimension."""
+    def __call__(self, key: str, dtype: torch.dtype, length: int | None) -> Tensor:
+        """Reads a tensor of one dimension, with ``length`` elements unless that is None."""
         tensor = self.tensors[f"{self.name}.{key}"]
-        if tensor.dim() != 1:
-            raise ValueError(f"{self.name}.{key} has shape {tuple(tensor.shape)}; one dimension is expected")
-        return tensor
-
-    def __call__(self, key: str, dtype: torch.dtype, length: int) -> Tensor:
-        """Reads a tensor of ``length`` elements."""
-        tensor = self.any(key)
-        if (tensor.dtype, len(tensor)) != (dtype, length):
+        if key == "weight_scale" and tensor.dim() == 2:
             raise ValueError(
-                f"{self.name}.{key} has {len(tensor)} elements of {tensor.dtype}; expected are {length} of {dtype}"
+                f"layer {self.name} has scales for groups of its inputs (group_size); quantize again without them"
+            )
+        expected = (tensor.numel() if length is None else length,)
+        if tensor.dtype != dtype or tensor.shape != expected:
+            raise ValueError(
+                f"{self.name}.{key} has shape {tuple(tensor.shape)} of {tensor.dtype}; {expected} of {dtype} is due"
             )
         return tensor
 
-    def finite(self, key: str, length: int) -> Tensor:
+    def finite(self, key: str, length: int | None = None) -> Tensor:
         """Reads finite float32 values."""
         tensor = self(key, torch.float32, length)
         if not is_finite(tensor):
