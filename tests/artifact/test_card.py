@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 
 from bitbrush import Recipe, read_manifest
 from bitbrush.artifact.card import model_card, quantize_command
+from bitbrush.artifact.manifest import manifest_digest
 
 
 def test_the_command_holds_every_key_of_the_recipe(saved: Path) -> None:
@@ -48,7 +49,8 @@ def test_the_command_holds_what_the_pipeline_was_given(saved: Path) -> None:
 def test_the_card_says_what_it_is(saved: Path) -> None:
     manifest = read_manifest(saved)
     card = (saved / "README.md").read_text(encoding="utf-8")
-    assert card == model_card(manifest)
+    assert card == model_card(manifest, manifest_digest(saved))
+    assert manifest_digest(saved) in card
     data = ModelCard(card).data
     assert (data.base_model, data.get("base_model_relation")) == ("someone/tiny", "quantized")
     assert (data.library_name, data.pipeline_tag) == ("diffusers", "text-to-image")

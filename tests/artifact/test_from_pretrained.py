@@ -11,7 +11,8 @@ from torch import Tensor
 
 import bitbrush
 from bitbrush.artifact.denoiser import WEIGHTS
-from bitbrush.artifact.manifest import ArtifactError, file_digests
+from bitbrush.artifact.documents import ArtifactError
+from bitbrush.artifact.folder import file_digests
 from bitbrush.sources.checkpoint_type import in_type
 
 

@@ -47,7 +47,7 @@ def test_an_artifact_holds_no_local_path(
     [
         ("emoji-sd", "emoji-sd"),
         ("owner/model", "owner/model"),
-        ("/home/someone/models/sd15", "sd15"),
+        ("/srv/someone/models/sd15", "sd15"),
         ("../models/sd15/", "sd15"),
         ("~/sd15.safetensors", "sd15.safetensors"),
     ],
@@ -76,12 +76,12 @@ def test_only_paths_are_removed(tmp_path: Path) -> None:
     paths = {
         "_name_or_path": "owner/model",
         "name_or_path": "../x",
-        "special_tokens_map_file": "/home/someone/x.json",
+        "special_tokens_map_file": "/srv/someone/x.json",
         "tokenizer_file": "C:\\Users\\someone\\x.json",
     }
     path = tmp_path / "tokenizer" / "tokenizer_config.json"
     path.parent.mkdir()
-    path.write_text(json.dumps({**kept, **paths, "deep": {"file": "/home/x", "kept": 1}}), encoding="utf-8")
+    path.write_text(json.dumps({**kept, **paths, "deep": {"file": "/srv/x", "kept": 1}}), encoding="utf-8")
     vocabulary = tmp_path / "tokenizer" / "vocab.json"
     vocabulary.write_text('{"/home": 1}', encoding="utf-8")
     remove_local_paths(tmp_path)

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 import bitbrush
 from bitbrush import Quantization
 from bitbrush.artifact.card import quantize_command
-from bitbrush.artifact.store import WEIGHTS, artifact_digest
+from bitbrush.artifact.store import WEIGHTS
+from bitbrush.artifact.verification import artifact_digest
 from bitbrush.calibration.relaxing import Relaxation
 from bitbrush.sources.schedulers import with_scheduler
 from bitbrush.timeline.plan import SamplingPlan

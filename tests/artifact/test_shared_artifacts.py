@@ -12,13 +12,14 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import bitbrush
+from bitbrush.artifact.folder import TEXT_SUFFIXES
 from bitbrush.artifact.manifest import (
-    TEXT_SUFFIXES,
     ArtifactError,
     artifact_folder,
     is_artifact,
 )
-from bitbrush.artifact.store import artifact_digest, verify
+from bitbrush.artifact.store import verify
+from bitbrush.artifact.verification import artifact_digest
 
 COMMIT = "0" * 40
 

@@ -29,7 +29,7 @@ def test_a_cut_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "cut.safetensors"
     save_file({"a": torch.ones(100)}, path)
     path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(ValueError, match=r"cut.safetensors ends before the tensor a does"):
+    with pytest.raises(ValueError, match=r"cut.safetensors ends before its tensors do"):
         TensorFile(path)["a"]
     path.write_bytes(b"\x05\x00\x00\x00\x00\x00\x00\x00hello")
     with pytest.raises(ValueError, match="is no safetensors file"):

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import bitbrush
 from bitbrush.artifact.manifest import read_manifest
-from bitbrush.artifact.store import artifact_digest
+from bitbrush.artifact.verification import artifact_digest
 from bitbrush.bench.experiments.ablate import measure
 from bitbrush.bench.experiments.ablate.cells import Cell, read_cell
 from bitbrush.bench.experiments.ablate.folder import Folder

@@ -263,13 +263,14 @@ def test_an_unknown_model_is_refused(refused: Callable[..., str], prompts: Path,
 
 def test_prompts_that_cannot_be_had_are_refused(refused: Callable[..., str], model: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text(" \n\n", encoding="utf-8")
+    (tmp_path / "folder").mkdir()
     (tmp_path / "latin.txt").write_bytes("ein gr\xfcner Apfel".encode("latin-1"))
     new = tmp_path / "new"
     for name, message in {
         "empty.txt": "the file is empty; write one prompt a line",
         "latin.txt": "the file is not UTF-8 text",
         "none.txt": "there is no such file",
-        ".": "the file cannot be read",
+        "folder": "it is a folder",
     }.items():
         assert message in refused("quantize", model, "-o", new, "--prompts", tmp_path / name)
     assert "has no prompts of its own; name a file of prompts" in refused("quantize", model, "-o", new)

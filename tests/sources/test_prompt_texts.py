@@ -38,7 +38,7 @@ def test_ordered_collections_of_texts(make: Callable[[Iterable[str]], Any]) -> N
         (range(2), "prompts is a range"),
         (np.array([["a"]]), r"prompts\[0\] is array"),
         (np.array(["a", None], dtype=object), r"prompts\[1\] is None, a NoneType"),
-        (np.arange(2), r"prompts\[0\] is 0, a int"),
+        (np.arange(2), r"prompts\[0\] is np.int64\(0\), a int64"),
         ([b"a"], r"prompts\[0\] is b'a', a bytes"),
         (["a", ["b"]], r"prompts\[1\] is \['b'\], a list"),
         (["a\0b"], r"prompts\[0\] holds a NUL byte"),

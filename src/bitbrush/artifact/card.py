@@ -32,11 +32,24 @@ After `bitbrush.register()`, diffusers' own `DiffusionPipeline.from_pretrained("
 Made by (`manifest.json` holds the whole recipe, the layers, the hashes and what each phase cost):
 
 {{ command }}
+
+{% if digest %}
+`bitbrush verify THIS_DIRECTORY --sha256 DIGEST` checks every file. The digest when this card was written:
+
+```
+{{ digest }}
+```
+{% endif %}
 """
 
 
-def model_card(manifest: dict[str, Any]) -> str:
-    """Returns the text of the model card, with metadata for the Hugging Face hub."""
+def model_card(manifest: dict[str, Any], digest: str | None = None) -> str:
+    """Returns the text of the model card, with metadata for the Hugging Face hub.
+
+    Args:
+        manifest: Manifest of the artifact.
+        digest: SHA-256 of the manifest, to print on the card.
+    """
     recipe = manifest["recipe"]
     card = ModelCard.from_template(
         _metadata(manifest["base_model"]),
@@ -50,6 +63,7 @@ def model_card(manifest: dict[str, Any]) -> str:
         sizes=denoiser_sizes(manifest).text,
         average_bits=f"{manifest['plan']['average_activation_bits']:.2f}",
         command=_code_block(quantize_command(manifest)),
+        digest=digest,
     )
     return f"{card}\n"
 

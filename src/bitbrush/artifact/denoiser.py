@@ -1,7 +1,6 @@
 """Quantized denoiser read from its folder, layer by layer."""
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,9 @@ import diffusers
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
+from bitbrush.artifact.building import building
+from bitbrush.artifact.documents import parse, read_whole, require_schema
+from bitbrush.artifact.schema import QuantizationEntry
 from bitbrush.artifact.tensor_file import TensorFile
 from bitbrush.artifact.tensors import LAYER_KEYS, layer_from_tensors
 from bitbrush.network.layers import QuantizedLayer
@@ -40,7 +42,7 @@ def load_denoiser(folder: Path, choice: Choice) -> nn.Module:
         KeyError: A tensor is missing.
     """
     return_freed_memory()  # before large allocations: the heap would keep its peak size
-    denoiser, layers = _read_denoiser(folder)
+    denoiser, layers = read_denoiser(folder)
     lower(denoiser, choice, layers)
     return denoiser.eval().requires_grad_(False)
 
@@ -58,27 +60,55 @@ def check_denoiser(folder: Path) -> nn.Module:
         ValueError: The folder's tensors do not match its configuration, or hold NaN or infinity.
         KeyError: A tensor is missing.
     """
-    denoiser, layers = _read_denoiser(folder)
+    denoiser, layers = read_denoiser(folder)
     for _ in layers:
         pass
-    tensors = TensorFile(folder / WEIGHTS)
-    if bad := [name for name in tensors if not is_finite(tensors[name])]:
-        raise ValueError(f"the denoiser holds NaN or infinity in {', '.join(bad[:KEYS_SHOWN])}")
     return denoiser.to("meta")
 
 
-def _read_denoiser(folder: Path) -> tuple[nn.Module, Iterator[QuantizedLayer]]:
-    """Returns the denoiser with its full-precision values, and an iterator that reads the quantized layers lazily."""
+def read_denoiser(folder: Path) -> tuple[nn.Module, Iterator[QuantizedLayer]]:
+    """Reads a denoiser's tensors that are not quantized.
+
+    Args:
+        folder: Folder of the denoiser within the artifact.
+
+    Returns:
+        The denoiser with these values, and an iterator that reads the quantized layers lazily.
+
+    Raises:
+        ValueError: The folder's tensors do not match its configuration, or hold NaN or infinity.
+    """
     denoiser, quantization = _empty_denoiser(folder)
     bits: dict[str, int] = quantization["weight_bits"]
     tensors = TensorFile(folder / WEIGHTS)
+    _require_first_tokens(bits, quantization.get("first_tokens", ()), tensors)
     quantized = {f"{name}.{key}" for name in bits for key in LAYER_KEYS}
     rest = {name: tensors[name] for name in tensors if name not in quantized}
+    require_values(denoiser, rest)
     missing, unexpected = denoiser.load_state_dict(rest, strict=False, assign=True)
     lacking = [name for name in missing if name.rpartition(".")[0] not in bits]
     if lacking or unexpected:
         raise ValueError(f"its tensors are not the configuration's: {', '.join((lacking or unexpected)[:3])}")
     return denoiser, quantized_layers(denoiser, bits, tensors)
+
+
+def require_values(denoiser: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Checks dtypes and values of tensors that are not quantized.
+
+    Raises:
+        ValueError: A tensor has another dtype than the denoiser's, or holds NaN or infinity.
+    """
+    for name, expected in denoiser.state_dict().items():
+        if name in tensors and tensors[name].dtype != expected.dtype:
+            raise ValueError(f"tensor {name} is of {tensors[name].dtype}; the denoiser's is of {expected.dtype}")
+    if bad := [name for name, tensor in tensors.items() if not is_finite(tensor)]:
+        raise ValueError(f"the denoiser holds NaN or infinity in {', '.join(bad[:KEYS_SHOWN])}")
+
+
+def _require_first_tokens(bits: Mapping[str, int], listed: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
+    held = {name for name in bits if f"{name}.first_input" in tensors}
+    if unlike := sorted(held ^ set(listed)):
+        raise ValueError(f"first_tokens of its configuration is not what its tensors have: {unlike[0]}")
 
 
 def denoiser_executions(folder: Path, choice: Choice, progress: Progress = silent) -> tuple[Execution, ...]:
@@ -102,18 +132,20 @@ def denoiser_executions(folder: Path, choice: Choice, progress: Progress = silen
     return tuple(found)
 
 
-def denoiser_of(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Builds a denoiser with an artifact's layers and the initial values of its class.
+def _empty_denoiser(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Builds a denoiser with an artifact's layers and all parameters on the meta device.
 
     Returns:
         The denoiser, and the quantization configuration from its ``config.json``.
     """
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    config = parse(read_whole(folder / CONFIG), folder / CONFIG)
     packed = config.pop("quantization_config")
     require_uncorrected(packed)
-    denoiser: nn.Module = getattr(diffusers, config["_class_name"]).from_config(config)
-    split_(denoiser, packed.get("split_skips", {}))
-    branch_(denoiser, packed.get("low_ranks", {}))
+    require_schema(packed, QuantizationEntry, folder / CONFIG)
+    with building(folder), init_empty_weights(include_buffers=False):
+        denoiser: nn.Module = getattr(diffusers, config["_class_name"]).from_config(config)
+        split_(denoiser, packed.get("split_skips", {}))
+        branch_(denoiser, packed.get("low_ranks", {}))
     return denoiser, packed
 
 
@@ -125,12 +157,6 @@ def require_uncorrected(packed: Mapping[str, Any]) -> None:
     """
     if packed.get("correction") is not None:
         raise ValueError("its output is corrected (output_means), which this bitbrush has no more; quantize again")
-
-
-def _empty_denoiser(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Builds the denoiser of :func:`denoiser_of` with all parameters on the meta device."""
-    with init_empty_weights(include_buffers=False):
-        return denoiser_of(folder)
 
 
 def quantized_layers(
@@ -161,5 +187,6 @@ def quantized_layers(
 
 
 def _shape(layer: nn.Module) -> tuple[int, ...]:
-    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    if not isinstance(layer, nn.Conv2d | nn.Linear):
+        raise ValueError(f"a {type(layer).__name__} is listed as quantized; Conv2d and Linear are")
     return tuple(layer.weight.shape)

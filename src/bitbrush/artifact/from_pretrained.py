@@ -12,7 +12,9 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import Tensor, nn
 
-from bitbrush.artifact.denoiser import require_uncorrected
+from bitbrush.artifact.denoiser import require_uncorrected, require_values
+from bitbrush.artifact.documents import require_schema
+from bitbrush.artifact.schema import QuantizationEntry
 from bitbrush.artifact.tensors import LAYER_KEYS, layer_from_tensors
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.network.low_rank import branch_
@@ -84,6 +86,7 @@ class BitbrushConfig(QuantizationConfigMixin):
         self.split_skips = split_skips or {}
         self.low_ranks = low_ranks or {}
         self.first_tokens = first_tokens
+        require_schema(self.to_dict(), QuantizationEntry, "quantization_config of config.json")
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the configuration as JSON values, without empty entries."""
@@ -181,6 +184,8 @@ class BitbrushQuantizer(DiffusersQuantizer):
                 f"the artifact's {type(model).__name__} lacks {len(missing)} of its {len(state)} tensors "
                 f"({', '.join(missing[:KEYS_SHOWN])}); quantize or copy it again"
             )
+        quantized = self.quantization_config.weight_bits
+        require_values(model, {key: value for key, value in state.items() if key.rpartition(".")[0] not in quantized})
 
     def _restore(self, model: nn.Module, name: str, bits: int) -> QuantizedLayer:
         expected = model.get_submodule(name)

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from safetensors.torch import load_file
 
-from bitbrush.artifact.denoiser import WEIGHTS, denoiser_of, quantized_layers
-from bitbrush.artifact.manifest import artifact_folder, reading_tensors
-from bitbrush.artifact.store import artifact_digest, verify
+from bitbrush.artifact.building import building
+from bitbrush.artifact.denoiser import read_denoiser
+from bitbrush.artifact.manifest import reading_tensors
+from bitbrush.artifact.verification import artifact_digest, reading
 from bitbrush.methods import METHODS
 from bitbrush.methods.recipe import KEYS, Recipe
 from bitbrush.network import generic
@@ -62,18 +62,10 @@ def recalibrate(
         ArtifactError: The artifact is not intact.
         ValueError: The weights depend on a key.
     """
-    root = artifact_folder(directory)
-    manifest = verify(root)
-    fixed = [key for key in keys if key not in RECALIBRATED]
-    if fixed:
-        raise ValueError(
-            f"{fixed[0]} is not to be changed without rounding anew; recalibrate takes {', '.join(RECALIBRATED)}"
-        )
-    if keys.get("scheduler") == "own" != manifest["recipe"]["scheduler"]:
-        raise ValueError(f"{root} holds {manifest['plan']['scheduler']}, not the base model's own; name a scheduler")
-    recipe = Recipe().updated(manifest["recipe"]).updated(keys)
-    with reading_tensors(root):
+    with reading(directory) as (root, manifest):
+        recipe = _recipe(root, manifest, keys)
         pipe, rounded = load_rounded(root, manifest)
+        digest = artifact_digest(root)
     pipe.to(device)
     is_generic = manifest["denoiser"]["family"] == generic.NAME
     with ranks() as own, own.together():
@@ -85,7 +77,18 @@ def recalibrate(
         require_same_work(state)
         stages = METHODS[recipe.method].stages
         made = finish(tuple(stage for stage in stages if not stage.changes_network), state)
-    return replace(made, recalibrated={"manifest": manifest, "digest": artifact_digest(root)})
+    return replace(made, recalibrated={"manifest": manifest, "digest": digest})
+
+
+def _recipe(root: Path, manifest: Mapping[str, Any], keys: Mapping[str, Any]) -> Recipe:
+    fixed = [key for key in keys if key not in RECALIBRATED]
+    if fixed:
+        raise ValueError(
+            f"{fixed[0]} is not to be changed without rounding anew; recalibrate takes {', '.join(RECALIBRATED)}"
+        )
+    if keys.get("scheduler") == "own" != manifest["recipe"].get("scheduler"):
+        raise ValueError(f"{root} holds {manifest['plan']['scheduler']}, not the base model's own; name a scheduler")
+    return Recipe().updated(manifest["recipe"]).updated(keys)
 
 
 def load_rounded(root: Path, manifest: Mapping[str, Any]) -> tuple[DiffusionPipeline, dict[str, RoundedLayer]]:
@@ -99,15 +102,12 @@ def load_rounded(root: Path, manifest: Mapping[str, Any]) -> tuple[DiffusionPipe
         The pipeline, and the rounded layers by name.
     """
     component = manifest["denoiser"]["component"]
-    tensors = load_file(root / component / WEIGHTS)
-    denoiser, packed = denoiser_of(root / component)
-    layers = quantized_layers(denoiser, packed["weight_bits"], tensors)
-    rounded = {layer.name: RoundedLayer(layer.weight, layer.bias, layer.first) for layer in layers}
-    expected = denoiser.state_dict().keys()
-    others = {key: tensors[key] for key in expected if key.rpartition(".")[0] not in rounded}
-    denoiser.load_state_dict(others, strict=False)
+    with reading_tensors(root):
+        denoiser, layers = read_denoiser(root / component)
+        rounded = {layer.name: RoundedLayer(layer.weight, layer.bias, layer.first) for layer in layers}
     for name, layer in rounded.items():
         set_weight(denoiser.get_submodule(name), layer.weight.dequantize(), layer.bias)
-    pipe = load_pipeline(root, components={component: denoiser.eval()})
+    with building(root):
+        pipe = load_pipeline(root, components={component: denoiser.eval()})
     pipe.set_progress_bar_config(disable=True)
     return pipe, rounded

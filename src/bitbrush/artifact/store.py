@@ -12,32 +12,31 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from bitbrush.artifact.card import model_card, quantize_command
+from bitbrush.artifact.building import building
+from bitbrush.artifact.card import model_card
 from bitbrush.artifact.denoiser import WEIGHTS, check_denoiser, load_denoiser
+from bitbrush.artifact.documents import ArtifactError
+from bitbrush.artifact.folder import CARD, MANIFEST, file_digests
 from bitbrush.artifact.from_pretrained import BitbrushConfig
 from bitbrush.artifact.local_paths import remove_local_paths
 from bitbrush.artifact.manifest import (
-    CARD,
     FORMAT,
-    MANIFEST,
     SCHEMA_VERSION,
-    ArtifactError,
     artifact_folder,
-    file_digests,
+    manifest_digest,
     read_manifest,
     reading_tensors,
-    require_intact,
 )
 from bitbrush.artifact.narrow import narrow_files
 from bitbrush.artifact.sizes import bytes_to_save, checkpoint_bytes
+from bitbrush.artifact.tensor_file import TensorFile
 from bitbrush.artifact.tensors import layer_from_tensors, layer_tensors, other_tensors
+from bitbrush.artifact.usable import require_usable
+from bitbrush.artifact.verification import reading
 from bitbrush.artifact.vocabulary import save_vocabulary
 from bitbrush.methods.recipe import Recipe
-from bitbrush.methods.removed import removed_setting
-from bitbrush.network.families import FAMILY_NAMES
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.network.lazy_weights import materialized
 from bitbrush.network.low_rank import branch_ranks
@@ -47,7 +46,6 @@ from bitbrush.network.skip_inputs import split_begins
 from bitbrush.quantization.quantize import Quantization
 from bitbrush.runtime.choose import Choice, runtime_named
 from bitbrush.runtime.onednn.weights import Memory
-from bitbrush.session.digests import json_digest
 from bitbrush.session.disk import require_replaceable, require_space, writing
 from bitbrush.session.journal import mark_saved
 from bitbrush.session.outputs import claimed
@@ -123,7 +121,7 @@ def save(
         require_space(target, size)
         with writing(target, size), complete_folder(target) as fresh:
             _write(quantization, fresh, origin, sizes)
-            _require_loadable(fresh, quantization.family.component)
+            _require_loadable(fresh)
             if work is not None:
                 mark_saved(work, fresh / MANIFEST)
         if work is not None:
@@ -171,22 +169,21 @@ def load_with(directory: str | os.PathLike[str], choice: Choice) -> DiffusionPip
         ArtifactError: The directory is no artifact, has a newer schema, or is incomplete or altered; or this version
             of transformers cannot read it.
     """
-    with plain_defaults():
-        return _load(artifact_folder(directory), choice)
+    with plain_defaults(), reading(directory) as (root, manifest):
+        return _load(root, manifest, choice)
 
 
-def _load(root: Path, choice: Choice) -> DiffusionPipeline:
-    manifest = verify(root)
+def _load(root: Path, manifest: dict[str, Any], choice: Choice) -> DiffusionPipeline:
     component = manifest["denoiser"]["component"]
-    _require_known_family(manifest["denoiser"]["family"])
-    _require_agreement(root, manifest)
     try:
         with reading_tensors(root):
             denoiser = load_denoiser(root / component, choice)
+        with building(root):
             types = component_types(root) if choice.memory is Memory.LOW else torch.float32
             pipe = load_pipeline(root, types, components={component: denoiser})
+            require_usable(pipe, Recipe().updated(manifest["recipe"]).steps)
     except ImportError as error:  # a tokenizer class of another version may need further packages
-        saved_with = manifest["versions"]["transformers"]
+        saved_with = manifest["versions"].get("transformers", "of another version")
         raise ArtifactError(
             f"{root} was saved with transformers {saved_with}, and {importlib.metadata.version('transformers')} does "
             f"not read all of it without more packages; install transformers>={saved_with}, or those ({error})"
@@ -200,10 +197,21 @@ def _load(root: Path, choice: Choice) -> DiffusionPipeline:
     return placed
 
 
-def artifact_digest(source: str | os.PathLike[str]) -> str:
-    """Computes SHA-256 over the hashes of all files that affect images; the model card does not."""
-    files = {name: digest for name, digest in read_manifest(source)["files"].items() if name != CARD}
-    return json_digest(files)
+def verify(source: str | os.PathLike[str]) -> dict[str, Any]:
+    """Verifies an artifact as loading does, tensors included, with one network in memory at a time.
+
+    Args:
+        source: Folder or hub id.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ArtifactError: A file, document or tensor is not what it should be; the message names it.
+    """
+    with plain_defaults(), reading(source) as (root, manifest):
+        _read_all(root, manifest)
+        return manifest
 
 
 def read_layer(directory: str | os.PathLike[str], name: str) -> QuantizedLayer:
@@ -217,7 +225,7 @@ def read_layer(directory: str | os.PathLike[str], name: str) -> QuantizedLayer:
     (entry,) = [layer for layer in manifest["layers"] if layer["name"] == name] or [None]
     if entry is None or entry["excluded"] is not None:
         raise KeyError(name)
-    tensors = load_file(root / manifest["denoiser"]["component"] / WEIGHTS)
+    tensors = TensorFile(root / manifest["denoiser"]["component"] / WEIGHTS)
     return layer_from_tensors(name, tuple(entry["shape"]), entry["weight_bits"], tensors)
 
 
@@ -225,62 +233,34 @@ def read_layers(directory: str | os.PathLike[str]) -> Iterator[QuantizedLayer]:
     """Yields all quantized layers of an artifact, in order."""
     root = artifact_folder(directory)
     manifest = read_manifest(root)
-    tensors = load_file(root / manifest["denoiser"]["component"] / WEIGHTS)
+    tensors = TensorFile(root / manifest["denoiser"]["component"] / WEIGHTS)
     for entry in manifest["layers"]:
         if entry["excluded"] is None:
             yield layer_from_tensors(entry["name"], tuple(entry["shape"]), entry["weight_bits"], tensors)
 
 
-def verify(source: str | os.PathLike[str]) -> dict[str, Any]:
-    """Returns the manifest of an artifact (folder or hub id) after verifying the hash of every file.
+def _read_all(root: Path, manifest: dict[str, Any]) -> None:
+    """Reads every tensor, with one network in memory at a time and without computing anything."""
+    component = manifest["denoiser"]["component"]
+    with reading_tensors(root):
+        denoiser = check_denoiser(root / component)
+    with building(root):
+        networks = load_networks(root, component_types(root), omit=(component,))
+        empty = {name: network.to("meta") for name, network in networks}
+        pipe = load_pipeline(root, components={**empty, component: denoiser})
+        require_usable(pipe, Recipe().updated(manifest["recipe"]).steps)
 
-    Raises:
-        ArtifactError: A file differs, or this version no longer supports a setting; the message names it.
-    """
-    root = artifact_folder(source)
-    manifest = read_manifest(root)
-    _require_known_settings(root, manifest)
-    require_intact(root, manifest)
-    return manifest
 
-
-def _require_loadable(root: Path, component: str) -> None:
-    """Checks that the artifact loads, with one network in memory at a time and without computing anything.
+def _require_loadable(root: Path) -> None:
+    """Checks that the artifact loads.
 
     Raises:
         ValueError: The artifact does not load.
     """
     try:
-        networks = load_networks(root, component_types(root), omit=(component,))
-        empty = {name: network.to("meta") for name, network in networks}
-        load_pipeline(root, components={**empty, component: check_denoiser(root / component)})
-    except (ImportError, KeyError, ValueError, RuntimeError, OSError, SafetensorError) as error:
+        verify(root)
+    except (ImportError, ArtifactError) as error:
         raise ValueError(f"the artifact was not kept, as it does not load: {error}") from error
-
-
-def _require_known_settings(root: Path, manifest: dict[str, Any]) -> None:
-    if (removed := removed_setting(manifest["recipe"])) is not None:
-        raise ArtifactError(
-            f"{root} was made with {removed}, which this bitbrush has no more; quantize again without it:\n"
-            f"{quantize_command(manifest)}"
-        )
-
-
-def _require_known_family(family: str) -> None:
-    if family not in FAMILY_NAMES:
-        raise ArtifactError(
-            f"the denoiser is of family {family!r}; this bitbrush knows {', '.join(FAMILY_NAMES)}: upgrade bitbrush"
-        )
-
-
-def _require_agreement(root: Path, manifest: dict[str, Any]) -> None:
-    """Checks that the manifest's layer bits, which users read, equal the configuration's, which the loader reads."""
-    path = root / manifest["denoiser"]["component"] / "config.json"
-    packed = json.loads(path.read_text(encoding="utf-8")).get("quantization_config", {}).get("weight_bits", {})
-    listed = {entry["name"]: entry["weight_bits"] for entry in manifest["layers"] if entry["excluded"] is None}
-    unlike = [name for name in {**listed, **packed} if listed.get(name) != packed.get(name)]
-    if unlike:
-        raise ArtifactError(f"{path} does not hold what {MANIFEST} lists: layer {unlike[0]}; quantize again")
 
 
 def _origin(quantization: Quantization, base_model: str | None, options: ModelOptions) -> dict[str, Any]:
@@ -322,9 +302,9 @@ def _write(quantization: Quantization, root: Path, origin: dict[str, Any], sizes
         tensors |= layer_tensors(layer)
     save_file(tensors, root / component / WEIGHTS, metadata={"format": "pt"})
     manifest = _manifest(quantization, origin, sizes, root)
-    (root / CARD).write_text(model_card(manifest), encoding="utf-8")
     manifest["files"] = file_digests(root)
     (root / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    (root / CARD).write_text(model_card(manifest, manifest_digest(root)), encoding="utf-8")
     mode = (root / MANIFEST).stat().st_mode
     for name in manifest["files"]:
         (root / name).chmod(mode)  # safetensors creates files that only their owner can read

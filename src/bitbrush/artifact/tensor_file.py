@@ -1,14 +1,19 @@
 """Safetensors file read tensor by tensor."""
 
-import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Annotated
 
+import msgspec
 import torch
+from msgspec import Meta
 from torch import Tensor
 
-_DTYPES = {
+from bitbrush.artifact.documents import MAX_BYTES, ArtifactError, opening, parse, require_schema
+
+DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -21,6 +26,22 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 _LENGTH_BYTES = 8
+_Size = Annotated[int, Meta(ge=0, lt=2**62)]
+
+
+class Entry(msgspec.Struct, forbid_unknown_fields=True):
+    """Entry of a tensor in the header."""
+
+    dtype: str
+    shape: Annotated[list[_Size], Meta(max_length=16)]
+    data_offsets: tuple[_Size, _Size]
+
+
+def header_bytes(path: Path) -> int:
+    """Returns the length of a file's header, at most the file's own."""
+    with opening(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        return min(size, int.from_bytes(file.read(_LENGTH_BYTES), "little"))
 
 
 class TensorFile(Mapping[str, Tensor]):
@@ -31,40 +52,65 @@ class TensorFile(Mapping[str, Tensor]):
     """
 
     def __init__(self, path: Path) -> None:
-        """Reads the header.
+        """Reads and checks the header.
 
         Raises:
-            ValueError: The file has no safetensors header.
+            ArtifactError: The file has no safetensors header, or its tensors overlap, leave gaps or exceed the file.
         """
         self._path = path
-        with path.open("rb") as file:
+        with opening(path) as file:
+            size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-            try:
-                header = json.loads(file.read(length))
-            except (json.JSONDecodeError, UnicodeDecodeError, OverflowError, MemoryError) as error:
-                raise ValueError(f"{path} is no safetensors file: {error}") from error
+            if length > min(size, MAX_BYTES):
+                raise ArtifactError(f"{path} is no safetensors file: its header has {length} of {size} bytes")
+            content = file.read(length)
+        try:
+            header = parse(content, path)
+        except ArtifactError as error:
+            raise ArtifactError(f"{path} is no safetensors file: {error}") from error
+        if isinstance(header, dict):
+            header.pop("__metadata__", None)
+        self.entries: dict[str, Entry] = require_schema(header, dict[str, Entry], f"{path}, its header,")
         self._begin = _LENGTH_BYTES + length
-        self._entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        self._require_gapless(size)
+
+    def _require_gapless(self, size: int) -> None:
+        """Checks that the tensors fill the file in some order, so that none overlaps another or exceeds the file."""
+        end = 0
+        for name, entry in sorted(self.entries.items(), key=lambda item: item[1].data_offsets):
+            begin, following = entry.data_offsets
+            dtype = DTYPES.get(entry.dtype)
+            if begin != end or following < begin:
+                raise ArtifactError(f"{self._path}: tensor {name} overlaps another or leaves a gap; fetch it again")
+            if dtype is not None and math.prod(entry.shape) * dtype.itemsize != following - begin:
+                raise ArtifactError(f"{self._path}: tensor {name} has {following - begin} bytes for {entry.shape}")
+            end = following
+        if self._begin + end != size:
+            ending = "ends before its tensors do" if self._begin + end > size else "has bytes after its tensors"
+            raise ArtifactError(f"{self._path} {ending}; fetch it again")
 
     def __getitem__(self, name: str) -> Tensor:
-        entry = self._entries[name]
-        begin, end = entry["data_offsets"]
+        entry = self.entries[name]
+        if entry.dtype not in DTYPES:
+            raise ArtifactError(f"{self._path}: tensor {name} has dtype {entry.dtype}; known are {', '.join(DTYPES)}")
+        begin, end = entry.data_offsets
         data = torch.empty(end - begin, dtype=torch.uint8)
         with self._path.open("rb") as file:
             file.seek(self._begin + begin)
             if file.readinto(data.numpy().data) != end - begin:
-                raise ValueError(f"{self._path} ends before the tensor {name} does")
-        dtype = _DTYPES[entry["dtype"]]
-        assert end - begin == math.prod(entry["shape"]) * dtype.itemsize
-        return data.view(dtype).view(entry["shape"])
+                raise ArtifactError(f"{self._path} ends before the tensor {name} does")
+        return data.view(DTYPES[entry.dtype]).view(entry.shape)
 
     def stored_bytes(self, prefix: str) -> int:
         """Returns the stored size of all tensors whose names start with ``prefix``, without reading them."""
-        offsets = [entry["data_offsets"] for name, entry in self._entries.items() if name.startswith(prefix)]
+        offsets = [entry.data_offsets for name, entry in self.entries.items() if name.startswith(prefix)]
         return sum(end - begin for begin, end in offsets)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.entries  # without reading the tensor
+
     def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
+        return iter(self.entries)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.entries)

@@ -1,6 +1,8 @@
 """Conversion of a quantized denoiser to named tensors and back."""
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from bitbrush.network.lazy_weights import state_readers
 from bitbrush.numerics.affine import QParams
 from bitbrush.numerics.packing import pack, unpack
 from bitbrush.numerics.weights import QuantizedWeight, WeightQParams
+from bitbrush.sources.networks import is_finite
 from bitbrush.timeline.schedule import Activations, ActivationSchedule, DynamicRanges
 
 LAYER_KEYS = frozenset(
@@ -61,7 +64,7 @@ def layer_tensors(layer: QuantizedLayer) -> dict[str, Tensor]:
 
 
 def layer_from_tensors(name: str, shape: tuple[int, ...], bits: int, tensors: Mapping[str, Tensor]) -> QuantizedLayer:
-    """Restores a layer from the tensors of :func:`layer_tensors`.
+    """Restores a layer from the tensors of :func:`layer_tensors` and checks each one's dtype, shape and values.
 
     Args:
         name: Layer name.
@@ -74,29 +77,70 @@ def layer_from_tensors(name: str, shape: tuple[int, ...], bits: int, tensors: Ma
 
     Raises:
         KeyError: A tensor is missing.
-        ValueError: The weight has group-wise scales, as in earlier versions, or a wrong number of scales.
+        ValueError: A tensor has another dtype or shape, or values that no quantization has; the weight has group-wise
+            scales, as in earlier versions.
     """
+    read = _LayerReader(name, tensors)
+    channels = shape[0]
+    scale = read.positive("weight_scale", channels)
+    zero_point = read("weight_zero_point", torch.uint8, channels)
+    if (largest := int(zero_point.max())) >> bits:
+        raise ValueError(f"{name}.weight_zero_point is {largest}; with {bits} bits it is below {1 << bits}")
+    packed = read("weight", torch.uint8, -(-math.prod(shape) * bits // 8))
+    weight = QuantizedWeight(unpack(packed, bits, shape), WeightQParams(scale, zero_point, bits))
+    bias = read.finite("bias", channels) if f"{name}.bias" in tensors else None
+    first = None
+    if f"{name}.first_input" in tensors or f"{name}.first_output" in tensors:
+        first = FirstToken(read.finite("first_input", math.prod(shape[1:])), read.finite("first_output", channels))
+    return QuantizedLayer(name, weight, bias, _activations(read), first)
 
-    def entry(key: str) -> Tensor:
-        return tensors[f"{name}.{key}"]
 
-    timesteps, activation_bits = entry("activation_timesteps").tolist(), entry("activation_bits").tolist()
-    activations: Activations
-    if timesteps:
-        scales, zero_points = entry("activation_scale").tolist(), entry("activation_zero_point").tolist()
-        all_qparams = (QParams(*values) for values in zip(scales, zero_points, activation_bits, strict=True))
-        activations = ActivationSchedule(tuple(timesteps), tuple(all_qparams))
-    else:
-        activations = DynamicRanges(*activation_bits)
-    if entry("weight_scale").dim() != 1:
-        raise ValueError(f"layer {name} has scales for groups of its inputs (group_size); quantize again without them")
-    qparams = WeightQParams(entry("weight_scale"), entry("weight_zero_point"), bits)
-    if not len(qparams.scale) == len(qparams.zero_point) == shape[0]:
-        raise ValueError(f"layer {name} has {len(qparams.scale)} weight scales for {shape[0]} output channels")
-    weight = QuantizedWeight(unpack(entry("weight"), bits, shape), qparams)
-    known = f"{name}.first_input" in tensors
-    first = FirstToken(entry("first_input"), entry("first_output")) if known else None
-    return QuantizedLayer(name, weight, tensors.get(f"{name}.bias"), activations, first)
+def _activations(read: "_LayerReader") -> Activations:
+    timesteps = read.finite("activation_timesteps").tolist()
+    steps = len(timesteps)
+    activation_bits = read("activation_bits", torch.uint8, max(steps, 1)).tolist()
+    scales = read.positive("activation_scale", steps).tolist()
+    zero_points = read("activation_zero_point", torch.int32, steps).tolist()
+    if not timesteps:
+        return DynamicRanges(*activation_bits)
+    all_qparams = (QParams(*values) for values in zip(scales, zero_points, activation_bits, strict=True))
+    return ActivationSchedule(tuple(timesteps), tuple(all_qparams))
+
+
+@dataclass(frozen=True)
+class _LayerReader:
+    """Reader of a layer's tensors that checks dtype, shape and values."""
+
+    name: str
+    tensors: Mapping[str, Tensor]
+
+    def __call__(self, key: str, dtype: torch.dtype, length: int | None) -> Tensor:
+        """Reads a tensor of one dimension, with ``length`` elements unless that is None."""
+        tensor = self.tensors[f"{self.name}.{key}"]
+        if key == "weight_scale" and tensor.dim() == 2:
+            raise ValueError(
+                f"layer {self.name} has scales for groups of its inputs (group_size); quantize again without them"
+            )
+        expected = (tensor.numel() if length is None else length,)
+        if tensor.dtype != dtype or tensor.shape != expected:
+            raise ValueError(
+                f"{self.name}.{key} has shape {tuple(tensor.shape)} of {tensor.dtype}; {expected} of {dtype} is due"
+            )
+        return tensor
+
+    def finite(self, key: str, length: int | None = None) -> Tensor:
+        """Reads finite float32 values."""
+        tensor = self(key, torch.float32, length)
+        if not is_finite(tensor):
+            raise ValueError(f"{self.name}.{key} holds NaN or infinity")
+        return tensor
+
+    def positive(self, key: str, length: int) -> Tensor:
+        """Reads positive finite float32 values."""
+        tensor = self.finite(key, length)
+        if length and float(tensor.min()) <= 0:
+            raise ValueError(f"{self.name}.{key} holds {float(tensor.min()):g}; scales are positive")
+        return tensor
 
 
 def other_tensors(denoiser: nn.Module, layers: Mapping[str, Any]) -> dict[str, Tensor]:

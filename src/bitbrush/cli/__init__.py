@@ -17,6 +17,7 @@ from bitbrush.cli.quantize import quantize
 from bitbrush.cli.recalibrate import recalibrate
 from bitbrush.cli.sensitivity import sensitivity
 from bitbrush.cli.signals import ignore_signals, unwind_on_signals
+from bitbrush.cli.verify import verify
 from bitbrush.session.allocator import allow_tuning
 
 app = typer.Typer(
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (quantize, recalibrate, generate, compare, bench, plans, ablate, sensitivity, inspect, demo):
+for command in (quantize, recalibrate, generate, compare, bench, plans, ablate, sensitivity, inspect, verify, demo):
     app.command()(reporting_errors(command))
 
 

@@ -41,9 +41,9 @@ def inspect(
         require_output(plot, [artifact], option="--plot")
         _require_format(plot)
     quiet_libraries()
-    from bitbrush.artifact.store import verify
+    from bitbrush.artifact.verification import verified_manifest
 
-    manifest = verify(artifact)
+    manifest = verified_manifest(artifact)
     if layer:
         _show_layer(artifact, manifest, layer, plot, as_json=as_json)
     elif as_json:

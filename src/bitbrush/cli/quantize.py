@@ -107,7 +107,7 @@ def _quantize(
     overwrite: bool,
     dry_run: bool,
 ) -> None:
-    from bitbrush.artifact.manifest import MANIFEST
+    from bitbrush.artifact.folder import MANIFEST
     from bitbrush.artifact.store import require_free, save
     from bitbrush.quantization.quantize import calibration_batches, prepare, run
     from bitbrush.quantization.work import early_facts
@@ -193,7 +193,7 @@ def _announcement(model: str, recipe: "Recipe", processes: int) -> str:
 
 def print_summary(quantization: "Quantization", output: Path) -> None:
     """Prints the result, its cost and the next command."""
-    from bitbrush.artifact.manifest import read_manifest
+    from bitbrush.artifact.manifest import manifest_digest, read_manifest
     from bitbrush.artifact.sizes import denoiser_sizes
 
     manifest = read_manifest(output)
@@ -214,4 +214,5 @@ def print_summary(quantization: "Quantization", output: Path) -> None:
         f"{quantization.average_activation_bits:.2f} activation bits on average\n"
         f"denoiser: {denoiser_sizes(manifest).text}"
     )
-    say_unbroken(f'saved: {output}\nnext: bitbrush generate {output} "a prompt" -o images')
+    say_unbroken(f"saved: {output}\nsha256: {manifest_digest(output)}")
+    say_unbroken(f'next: bitbrush generate {output} "a prompt" -o images')

@@ -96,8 +96,12 @@ def sensitivity(
     used = calibration_prompts(prompts, model)[:num_prompts]
     batches = prompt_batches(used, seed, batch_size, inputs=inputs)
     disturbance = {"activations": activations} if noise is None else {"noise": noise, "seed": seed}
-    decisive = {"disturbance": disturbance, "plan": asdict(plan), "prompts": prompts_digest(batches)}
-    decisive |= {"device": place.type, **machine_facts()}
+    decisive = {
+        "device": place.type,
+        "disturbance": disturbance,
+        "plan": asdict(plan),
+        "prompts": prompts_digest(batches),
+    } | machine_facts()
     work = work_folder(output)
     with claimed(output):
         require_same_work(work, decisive)
@@ -108,8 +112,8 @@ def sensitivity(
             warn(message)
         note(f"{model}: {disturb.description}, {steps} steps, guidance {guidance_scale:g}, {len(used)} prompts")
         journal = open_journal(work, {"model": model_digest(pipe), **decisive})
-        if done := journal.pieces():
-            note(f"going on with the {len(done)} runs of the pipeline that {work} holds")
+        if pieces := journal.pieces():
+            note(f"going on with the {len(pieces)} runs of the pipeline that {work} holds")
         with resumable():
             found = step_sensitivities(
                 pipe, batches, plan, disturb, judge, every=every, progress=shown, journal=journal

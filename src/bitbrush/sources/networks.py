@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import diffusers
 import torch
 import transformers
 from diffusers import DiffusionPipeline, ModelMixin, pipelines
@@ -26,6 +27,8 @@ _REPORTING = ("diffusers.models.modeling_utils", "transformers.modeling_utils")
 """Modules whose ``from_pretrained`` reports the tensors it found. Containers of several networks have their own."""
 _UNUSABLE = (ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, StrictDataclassError)
 """Errors of libraries that read a configuration or an index of shards with unexpected content."""
+OLDEST_DIFFUSERS = "0.38"
+"""First version that runs no Python files of a local pipeline folder."""
 _TRANSFORMERS_ARGUMENT = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
 
 
@@ -49,6 +52,7 @@ def load_pipeline(
             another shape, is NaN or infinite, or belongs to no part of its network.
         OSError: A file is missing or cannot be read.
     """
+    require_diffusers()
     entries = {name: entry for name, entry in _components(folder) if name not in components}
     _require_variant(folder, entries, variant)
     parts: dict[str, Any] = {name: None for name, (library, _) in entries.items() if library is None}
@@ -57,11 +61,26 @@ def load_pipeline(
         if name not in parts:
             _require_folder(folder, name, kind)
     parts |= load_networks(folder, dtype, variant=variant, omit=parts)
-    pipe = DiffusionPipeline.from_pretrained(folder, **in_type(dtype), **parts)
+    pipe = DiffusionPipeline.from_pretrained(
+        folder, **in_type(dtype), **parts, local_files_only=True, trust_remote_code=False
+    )
     for name, part in pipe.components.items():
         if isinstance(part, nn.Module) and name not in parts:
             require_whole(part, name)
     return pipe
+
+
+def require_diffusers() -> None:
+    """Rejects versions of diffusers that run code found in a pipeline's folder.
+
+    Raises:
+        ValueError: The installed version is one of them.
+    """
+    if Version(diffusers.__version__) < Version(OLDEST_DIFFUSERS):
+        raise ValueError(
+            f"diffusers is {diffusers.__version__}, which runs Python files that lie in a pipeline's folder; install "
+            f"diffusers>={OLDEST_DIFFUSERS}"
+        )
 
 
 def load_networks(
@@ -198,6 +217,8 @@ def _load_network(folder: Path, name: str, kind: Any, dtype: torch.dtype, varian
         network, report = kind.from_pretrained(
             place,
             variant=weights_variant(place, variant),
+            use_safetensors=True if variant_files(place, variant) else None,  # others only where there are none
+            local_files_only=True,
             low_cpu_mem_usage=True,
             output_loading_info=True,
             **options,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Self, TypeAlias
 
 from bitbrush.numerics.affine import QParams
+from bitbrush.numerics.limits import MAX_BITS, MIN_BITS
 from bitbrush.timeline.tracker import TRACKER
 
 
@@ -23,7 +24,7 @@ class ActivationSchedule:
     def __post_init__(self) -> None:
         if len(self.timesteps) != len(self.qparams) or not self.qparams:
             raise ValueError(f"{len(self.timesteps)} timesteps for {len(self.qparams)} grids; one each, at least one")
-        if any(a <= b for a, b in zip(self.timesteps, self.timesteps[1:], strict=False)):
+        if not all(a > b for a, b in zip(self.timesteps, self.timesteps[1:], strict=False)):  # NaN is in no order
             raise ValueError(f"timesteps are {self.timesteps}; they must strictly descend")
 
     @classmethod
@@ -58,6 +59,10 @@ class DynamicRanges:
     """
 
     bits: int
+
+    def __post_init__(self) -> None:
+        if not MIN_BITS <= self.bits <= MAX_BITS:
+            raise ValueError(f"bits is {self.bits}; supported are {MIN_BITS} to {MAX_BITS}")
 
 
 Activations: TypeAlias = ActivationSchedule | DynamicRanges

@@ -13,7 +13,8 @@ from torch import nn
 from bitbrush.artifact.manifest import is_artifact, read_manifest
 from bitbrush.artifact.origin import require_origin
 from bitbrush.artifact.sizes import MIB, checkpoint_bytes, denoiser_sizes
-from bitbrush.artifact.store import artifact_digest, load_with
+from bitbrush.artifact.store import load_with
+from bitbrush.artifact.verification import artifact_digest
 from bitbrush.methods.recipe import Recipe
 from bitbrush.network.families import denoiser_name
 from bitbrush.network.layers import HIGH_PRECISION_ACTIVATION_BITS

@@ -23,6 +23,8 @@ def native_attention(library: ctypes.CDLL) -> AttentionKernel:
     def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
         n, queries, channels = query.shape
         width = channels // heads
+        if key.shape != value.shape or (key.shape[0], key.shape[2]) != (n, channels) or channels % heads:
+            raise ValueError(f"attention of {heads} heads got {query.shape}, {key.shape} and {value.shape}")
         if query.dtype != torch.bfloat16 or width % 2:
             return torch_attention(query, key, value, heads)
         query, key, value = query.contiguous(), key.contiguous(), value.contiguous()

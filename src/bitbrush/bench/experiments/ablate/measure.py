@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from bitbrush.artifact.manifest import is_artifact, read_manifest
-from bitbrush.artifact.store import artifact_digest, save
+from bitbrush.artifact.store import save
+from bitbrush.artifact.verification import artifact_digest
 from bitbrush.bench.experiments.ablate.cells import (
     Cell,
     FailedCell,

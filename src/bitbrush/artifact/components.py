@@ -1,0 +1,289 @@
+"""Documents of a pipeline checked against the classes that read them, before those do.
+
+diffusers and transformers check few values. What they would run, download or allocate is refused here, and a value of
+another type is named by file and field.
+"""
+
+import inspect
+import math
+import types
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+from transformers import FeatureExtractionMixin, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.image_processing_base import ImageProcessingMixin
+
+from bitbrush.artifact.documents import ArtifactError, require_schema
+from bitbrush.artifact.folder import VerifiedFolder
+from bitbrush.artifact.schema import QuantizationEntry, TokenizerConfiguration, WeightIndex
+from bitbrush.artifact.tensor_file import TensorFile
+from bitbrush.sources.networks import MODEL_INDEX, component_class
+
+NETWORKS = (ModelMixin, PreTrainedModel)
+KINDS = (
+    *NETWORKS,
+    SchedulerMixin,
+    PreTrainedTokenizerBase,
+    FeatureExtractionMixin,
+    ImageProcessingMixin,
+    ProcessorMixin,
+)
+RUNNING = frozenset(
+    (
+        "auto_map",
+        "custom_pipelines",
+        "custom_pipeline",
+        "trust_remote_code",
+        "attn_implementation",
+        "_attn_implementation",
+        "_attn_implementation_internal",
+        "experts_implementation",
+        "_experts_implementation",
+        "use_kernels",
+        "kernel_config",
+        "quantization_config",
+    )
+)
+"""Keys that make a library run code of the folder or of the hub, or pass tensors to another one."""
+INDEX_SETTINGS = ("_class_name", "_diffusers_version", "_name_or_path")
+LARGEST = 2**24
+"""Largest number in a configuration; vocabularies and positions are smaller."""
+SMALLEST = 1e-15
+"""Smallest magnitude of a number that is not zero; epsilons of 1e-12 exist."""
+POSITIVE = ("scaling_factor", "scale_factor", "eps", "epsilon")
+"""Endings of settings by which is divided."""
+LONGEST = 4096
+"""Most elements of a list, and characters of a text, in a configuration."""
+FLOATS = ("F64", "F32", "F16", "BF16")
+QUANTIZATION = "quantization_config"
+
+
+def require_fitting(folder: VerifiedFolder, component: str) -> None:
+    """Checks the documents of an artifact against each other and against the classes of its components.
+
+    Args:
+        folder: Folder with verified hashes.
+        component: Name of the denoiser.
+
+    Raises:
+        ArtifactError: A document is of another class, or has a value of another type or size; the message names the
+            file and the field.
+    """
+    classes = component_classes(folder)
+    if component not in classes:
+        raise ArtifactError(f"{folder.root / MODEL_INDEX} lists no {component}, the denoiser; quantize again")
+    for name in folder.documents:
+        owner = PurePosixPath(name).parent.name
+        if owner and owner not in classes:
+            raise ArtifactError(f"{folder.root / name} belongs to no component of {MODEL_INDEX}; remove it")
+    for name, kind in classes.items():
+        _require_configuration(folder, name, kind, quantized=name == component)
+        if issubclass(kind, NETWORKS) and name != component:
+            _require_floats(folder.root / name)
+    for name, document in folder.documents.items():
+        _require_inert(document, folder.root / name, allowed=QUANTIZATION if name == f"{component}/config.json" else "")
+        if name.endswith(".safetensors.index.json"):
+            _require_shards(folder, name, document)
+        if name.endswith("/tokenizer_config.json"):
+            require_schema(document, TokenizerConfiguration, folder.root / name)
+
+
+def component_classes(folder: VerifiedFolder) -> dict[str, type]:
+    """Returns the classes of the components that ``model_index.json`` lists.
+
+    Raises:
+        ArtifactError: The index is no table of texts, or a class is no pipeline, network, scheduler or processor of
+            diffusers and transformers.
+    """
+    path = folder.root / MODEL_INDEX
+    index = folder.documents.get(MODEL_INDEX)
+    if not isinstance(index, dict):
+        raise ArtifactError(f"{path} is no table of components; quantize again")
+    name = index.get("_class_name")
+    pipeline = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not (isinstance(pipeline, type) and issubclass(pipeline, DiffusionPipeline)):
+        raise ArtifactError(f"{path}: _class_name is {name!r}, which is no pipeline of this diffusers")
+    arguments = inspect.signature(pipeline).parameters
+    classes = {}
+    for key, entry in index.items():
+        if key.startswith("_"):
+            if key not in INDEX_SETTINGS or not isinstance(entry, str):
+                raise ArtifactError(f"{path}: {key} is {entry!r}; a text is expected of {', '.join(INDEX_SETTINGS)}")
+        elif key not in arguments:
+            raise ArtifactError(f"{path}: {key} is no argument of {name}")
+        elif isinstance(entry, list):
+            if entry != [None, None]:
+                classes[key] = _class(path, key, entry)
+        elif not isinstance(entry, bool | int | float | str | None):
+            raise ArtifactError(f"{path}: {key} is {entry!r}; a component is a list of library and class")
+    return classes
+
+
+def _class(path: Path, key: str, entry: list[Any]) -> type:
+    if len(entry) != 2 or not all(isinstance(text, str) for text in entry):
+        raise ArtifactError(f"{path}: {key} is {entry!r}; a component is a list of library and class")
+    library, name = entry
+    kind = component_class(library, name) if library.isidentifier() and name.isidentifier() else None
+    if kind is None or not issubclass(kind, KINDS):
+        raise ArtifactError(
+            f"{path}: {key} is {name!r} of {library!r}, which is no network, scheduler, tokenizer or processor of "
+            "diffusers and transformers"
+        )
+    return kind
+
+
+def _require_configuration(folder: VerifiedFolder, name: str, kind: Any, *, quantized: bool) -> None:
+    """Checks a component's configuration against the arguments of its class."""
+    file = "scheduler_config.json" if issubclass(kind, SchedulerMixin) else "config.json"
+    if not issubclass(kind, (*NETWORKS, SchedulerMixin)):
+        return
+    path = folder.root / name / file
+    document = folder.documents.get(f"{name}/{file}")
+    if not isinstance(document, dict):
+        raise ArtifactError(f"{path} is missing or no table; quantize or copy the artifact again")
+    if issubclass(kind, PreTrainedModel):
+        model_type = getattr(kind.config_class, "model_type", None)
+        if document.get("model_type") != model_type:
+            raise ArtifactError(f"{path}: model_type is {document.get('model_type')!r}; {kind.__name__}'s {model_type}")
+        hints = _arguments(kind.config_class)
+    else:
+        if document.get("_class_name") != kind.__name__:
+            raise ArtifactError(
+                f"{path}: _class_name is {document.get('_class_name')!r}; {MODEL_INDEX} lists {kind.__name__}"
+            )
+        hints = _arguments(kind)
+    if quantized:
+        require_schema(document.get(QUANTIZATION), QuantizationEntry, f"{path}, {QUANTIZATION}")
+    for key, value in document.items():
+        if key in hints:
+            _require_value(value, hints[key], f"{path}: {key}")
+
+
+@cache
+def _arguments(kind: Any) -> dict[str, tuple[Any, Any]]:
+    """Returns annotation and default of each argument that a class is configured with."""
+    try:
+        hints = get_type_hints(kind.__init__, localns={"torch": torch})
+    except NameError:  # a name that its module imports for type checkers alone
+        hints = {}
+    parameters = inspect.signature(kind).parameters
+    return {name: (hints.get(name, one.annotation), one.default) for name, one in parameters.items()}
+
+
+def _require_value(value: Any, argument: tuple[Any, Any], place: str) -> None:
+    """Checks a value against an argument's annotation, or the type of its default where that says nothing."""
+    annotation, default = argument
+    allowed = set(_flat(annotation)) - {Any, inspect.Parameter.empty}
+    if not allowed:
+        allowed = {type(default)} if isinstance(default, bool | int | float | str | list | tuple | dict) else set()
+        if allowed & {list, tuple, dict}:
+            allowed = set()
+    texts = {one for one in allowed if isinstance(one, str)}
+    if texts and isinstance(value, str) and value not in texts and str not in allowed:
+        raise ArtifactError(f"{place} is {value!r}; one of {', '.join(sorted(texts))} is expected")
+    infinite = isinstance(default, float) and math.isinf(default)
+    for one in _leaves(value, place):
+        if isinstance(one, float) and not SMALLEST <= abs(one or 1) <= LARGEST and not (infinite and one == default):
+            raise ArtifactError(f"{place} is {value!r:.80}; a finite number of a usual magnitude is expected")
+        if place.endswith(POSITIVE) and default is not None and (one is None or (_is_number(one) and one <= 0)):
+            raise ArtifactError(f"{place} is {value!r:.80}; a positive number is expected")
+        if one is None and (default is None or type(None) in allowed or bool in allowed):
+            continue
+        if allowed and not _is_one_of(one, allowed):
+            raise ArtifactError(f"{place} is {value!r:.80}; {_expected(allowed)} is expected")
+    if isinstance(value, list) and allowed and not allowed & {list, tuple}:
+        raise ArtifactError(f"{place} is {value!r:.80}; {_expected(allowed)} is expected")
+    if isinstance(value, dict) and allowed and dict not in allowed:
+        raise ArtifactError(f"{place} is {value!r:.80}; {_expected(allowed)} is expected")
+    if value == [] and isinstance(default, tuple | list) and default:
+        raise ArtifactError(f"{place} is empty")
+
+
+def _is_number(value: Any) -> bool:
+    """Tells whether a value is a number and no truth value."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_one_of(value: Any, allowed: set[Any]) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int):
+        kinds = allowed | ({str} if any(isinstance(one, str) for one in allowed) else set())
+        return type(value) in kinds
+    return bool({int, float} & allowed)
+
+
+def _expected(allowed: set[Any]) -> str:
+    names = ("null" if one is type(None) else getattr(one, "__name__", repr(one)) for one in allowed)
+    return " or ".join(sorted(names))
+
+
+def _flat(annotation: Any) -> Iterator[Any]:
+    """Yields the plain types, containers and literal values of an annotation."""
+    origin = get_origin(annotation)
+    if isinstance(annotation, str):
+        return  # unresolved
+    if origin is Literal:
+        yield from get_args(annotation)
+        return
+    if origin in (Union, types.UnionType) or origin is None:
+        inner = get_args(annotation)
+        if not inner:
+            yield annotation
+    else:
+        yield origin
+        inner = get_args(annotation)
+    for one in inner:
+        if one is not Ellipsis:
+            yield from _flat(one)
+
+
+def _leaves(value: Any, place: str) -> Iterator[Any]:
+    """Yields the scalars of a value and checks their sizes."""
+    if isinstance(value, list | dict):
+        if len(value) > LONGEST:
+            raise ArtifactError(f"{place} has {len(value)} elements; at most {LONGEST} are expected")
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(one, place)
+        return
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise ArtifactError(f"{place} is {value:.6g}; at most {LARGEST} is expected")
+    if isinstance(value, str) and len(value) > LONGEST:
+        raise ArtifactError(f"{place} has {len(value)} characters; at most {LONGEST} are expected")
+    yield value
+
+
+def _require_floats(place: Path) -> None:
+    """Rejects weights and biases of whole numbers, which a library would convert without a word."""
+    for file in sorted(place.glob("*.safetensors")):
+        for name, entry in TensorFile(file).entries.items():
+            if name.endswith((".weight", ".bias")) and entry.dtype not in FLOATS:
+                raise ArtifactError(f"{file}: tensor {name} has dtype {entry.dtype}; expected is {' or '.join(FLOATS)}")
+
+
+def _require_inert(document: Any, path: Path, *, allowed: str) -> None:
+    """Rejects keys that make a library run code, in a document and its first two levels."""
+    level = [document]
+    for _ in range(3):
+        tables = [one for one in level if isinstance(one, dict)]
+        for table in tables:
+            if found := (RUNNING - {allowed}) & table.keys():
+                raise ArtifactError(f"{path}: {min(found)} is set, which runs other code; remove it or quantize again")
+        level = [one for table in tables for one in table.values()]
+
+
+def _require_shards(folder: VerifiedFolder, name: str, index: Mapping[str, Any]) -> None:
+    """Checks that a network's files hold exactly the tensors that their index lists."""
+    path = folder.root / name
+    require_schema(index, WeightIndex, path)
+    held: dict[str, str] = {}
+    for file in sorted(path.parent.glob("*.safetensors")):
+        for tensor in TensorFile(file):
+            if tensor in held:
+                raise ArtifactError(f"{path.parent} holds the tensor {tensor} twice; quantize or copy it again")
+            held[tensor] = file.name
+    if unlike := [key for key in {**held, **index["weight_map"]} if held.get(key) != index["weight_map"].get(key)]:
+        raise ArtifactError(f"{path} does not list what its files hold: {unlike[0]}; quantize or copy it again")

@@ -1,0 +1,26 @@
+"""Command ``bitbrush verify``."""
+
+from typing import Annotated
+
+import typer
+
+from bitbrush.cli.console import quiet_libraries, say_unbroken
+
+
+def verify(
+    artifact: Annotated[str, typer.Argument(metavar="DIR", help="Folder or hub id of an artifact.")],
+    sha256: Annotated[
+        str | None,
+        typer.Option(metavar="DIGEST", help="Digest to expect, as `bitbrush quantize` printed it."),
+    ] = None,
+) -> None:
+    """Check every file and every tensor of an artifact, and print its digest."""
+    quiet_libraries()
+    from bitbrush.artifact import store
+    from bitbrush.artifact.manifest import manifest_digest
+
+    digest = manifest_digest(artifact)
+    if sha256 is not None and sha256.lower() != digest:
+        raise ValueError(f"{artifact} has digest {digest} instead of {sha256}: it is another artifact, or was altered")
+    files = store.verify(artifact)["files"]
+    say_unbroken(f"verified: {artifact}, {len(files)} files\nsha256: {digest}")
