@@ -1,7 +1,5 @@
 """Explanations of prompt sets, where their short names stand on a page."""
 
-from collections.abc import Sequence
-
 _STYLES = {
     "coco": "sentences in the style of COCO's captions",
     "sdp": "lists of keywords in the style of Stable Diffusion prompts",
@@ -23,6 +21,7 @@ def explained(name: str, domain: str = "") -> str:
     return "; ".join(part for part in parts if part)
 
 
-def explained_names(names: Sequence[str]) -> str:
-    """Returns a sentence on each set that is known: `coco: sentences ...; sdp: lists ...`."""
-    return "; ".join(f"{name}: {_STYLES[name]}" for name in names if name in _STYLES)
+def counted(name: str, prompts: int) -> str:
+    """Returns the number of prompts of a set and what they are: `32 of sdp: lists of keywords ...`."""
+    style = explained(name)
+    return f"{prompts} of {name}{f': {style}' if style else ''}"

@@ -14,10 +14,22 @@ from bitbrush.bench.experiments.ablate.plots import quality_plots, step_plots
 from bitbrush.bench.experiments.ablate.recipes import Setting
 from bitbrush.bench.experiments.ablate.standing import headline, missing_text
 from bitbrush.bench.experiments.ablate.tables import Document, ranked
-from bitbrush.bench.pages import page as pages
 from bitbrush.bench.pages.images import size_note
 from bitbrush.bench.pages.number_format import format_number
-from bitbrush.bench.pages.page import Gallery, ImageGroup, ImageRow, Page, PlotSection, Row, Table, TableSection, Tile
+from bitbrush.bench.pages.page import Cell as TableCell
+from bitbrush.bench.pages.page import (
+    Gallery,
+    ImageGroup,
+    ImageRow,
+    Page,
+    PlotSection,
+    Row,
+    Table,
+    TableSection,
+    Tile,
+    render_page,
+)
+from bitbrush.bench.pages.plots import LinePlot
 from bitbrush.bench.pages.prompt_sets import explained
 
 _FIGURES_ABOUT = (
@@ -65,7 +77,7 @@ def ablation_page(document: Document, cells: Mapping[Setting, Cell | FailedCell]
         tables=list(_table_sections(document)),
         plots=_plot_section("Error over the steps", steps),
     )
-    return pages.render_page(page)
+    return render_page(page)
 
 
 def _about(document: Document) -> str:
@@ -77,7 +89,7 @@ def _about(document: Document) -> str:
     )
 
 
-def _plot_section(heading: str, plots: Sequence[pages.LinePlot]) -> PlotSection | None:
+def _plot_section(heading: str, plots: Sequence[LinePlot]) -> PlotSection | None:
     return PlotSection(heading, plots) if plots else None
 
 
@@ -126,7 +138,7 @@ def _table_sections(document: Document) -> Iterator[TableSection]:
 
 
 def _table(table: tables.Table) -> Table:
-    rows = [Row(row.name, [None if text is None else pages.Cell(*text) for text in row.cells]) for row in table.rows]
+    rows = [Row(row.name, [None if text is None else TableCell(*text) for text in row.cells]) for row in table.rows]
     notes = [f"Failed. {problem}" for problem in table.problems]
     return Table(table.name, table.columns, rows, corner="recipe", notes=notes)
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-
 from bitbrush.bench.experiments.bench.figures import BenchFigures, EntryFigures, higher_is_better
 from bitbrush.bench.experiments.bench.qdiffbench import Pictures
 from bitbrush.bench.experiments.bench.verdict import Level
@@ -97,7 +96,7 @@ def _galleries(document: Mapping[str, Any], measured: Sequence[EntryFigures], pi
         rows = _Rows(prompt_set["name"], measured, pictures)
         groups = [
             ImageGroup("Usual pairs", "the first prompts, not chosen", list(rows.usual())),
-            ImageGroup("Worst pairs", "lowest SSIM of each candidate, and broken images", list(rows.worst())),
+            ImageGroup("Worst pairs", "the lowest SSIM of each candidate, and broken images", list(rows.worst())),
         ]
         yield Gallery(prompt_set["name"], explained(prompt_set["name"], prompt_set["domain"]), groups)
 
@@ -121,7 +120,7 @@ class _Rows:
             for index in dict.fromkeys((*figures.defects, *figures.worst)):
                 labels.setdefault(index, []).append(candidate.entry.name)
         for index in sorted(labels, key=lambda index: min(self._similarities(index, labels[index]))):
-            yield self._row(index, f"among the worst of {', '.join(labels[index])}")
+            yield self._row(index, f"worst of {', '.join(labels[index])}")
 
     def _similarities(self, index: int, names: Sequence[str]) -> list[float]:
         return [

@@ -8,8 +8,7 @@ from typing import Any
 from bitbrush.bench.experiments.sensitivity.analysis import Recommendation, StepSensitivity
 from bitbrush.bench.metrics.interval import Interval
 from bitbrush.bench.metrics.paired import PSNR
-from bitbrush.bench.pages.page import Page, PlotSection, Row, Table, TableSection, interval_cell, render_page
-from bitbrush.bench.pages.page import Cell as TableCell
+from bitbrush.bench.pages.page import Cell, Page, PlotSection, Row, Table, TableSection, interval_cell, render_page
 from bitbrush.bench.pages.plots import STEP_AXIS, Axis, LinePlot, Scale, Series
 
 SCHEMA_VERSION = 1
@@ -62,7 +61,7 @@ def _table_section(sensitivities: Sequence[StepSensitivity], match: str) -> Tabl
     rows = []
     for step in sensitivities:
         intervals = (step.psnr, step.image_mse, step.match)
-        rows.append(Row(str(step.step), [TableCell(f"{step.timestep:g}"), *map(interval_cell, intervals)]))
+        rows.append(Row(str(step.step), [Cell(f"{step.timestep:g}"), *map(interval_cell, intervals)]))
     table = Table("", columns, rows, corner="step")
     about = "Mean over the images, and below it its 95 % interval."
     return TableSection("All steps", about, [table], folded=len(rows) > 12)
