@@ -203,7 +203,7 @@ def _draw(axes: Axes, series: Series, index: int) -> None:
 
 
 def _set_ticks(artist: AxisArtist, axis: Axis, values: Sequence[float]) -> None:
-    """Sets ticks at 1, 2 or 5 times a power of ten; on a logarithmic axis of three decades and more at powers of ten."""
+    """Sets ticks at 1, 2 or 5 times a power of ten; at powers of ten on a logarithmic axis of three or more decades."""
     low, high = min(values), max(values)
     small = 1e-4
     if axis.scale is not Scale.LOG or high < 3 * low:  # too short for several powers

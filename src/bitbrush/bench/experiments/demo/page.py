@@ -29,11 +29,15 @@ from bitbrush.sources.prompts import DEFAULT_CALIBRATION_SET, Domain
 
 COMMAND = "bitbrush demo"
 FULL = "full precision"
-ROWS = 3
+_PLACES = ("lowest", "2nd lowest", "3rd lowest")
+ROWS = len(_PLACES)
 """Number of usual and of worst pairs that are shown of each style."""
 METHODS = (BASELINE, METHOD)
 
-_MACHINES = "TODO"
+_MACHINES = (
+    "Sums are added up in another order on another processor, and single images move: TODO. "
+    "Means over many images stay."
+)
 
 
 def demo_page(run: DemoRun) -> Page:
@@ -84,8 +88,8 @@ def _gallery(run: DemoRun, style: str) -> Gallery:
             "Worst pairs",
             f"lowest PSNR of {METHOD} among {len(fidelity)}",
             [
-                _image_row(run, style, index, f"place {place} from the end")
-                for place, index in enumerate(worst, start=1)
+                _image_row(run, style, index, _PLACES[place])
+                for place, index in enumerate(worst)
             ],
         ),
     ]

@@ -40,7 +40,7 @@ from bitbrush.zoo import prompt_set
 MODEL = "emoji-sd"
 STYLES = ("coco", "sdp")
 SEED = 1
-BATCH_SIZE = 24
+BATCH_SIZE = 16
 PAGE, RESULTS = "index.html", "results.json"
 
 
@@ -49,7 +49,7 @@ def run_demo(
     progress: Progress = silent,
     *,
     keys: Mapping[str, Any] = MappingProxyType({}),
-    pairs: int = 24,
+    pairs: int = 16,
 ) -> Path:
     """Writes two artifacts, ``results.json`` and the page into ``directory``; an earlier demo there is replaced.
 
