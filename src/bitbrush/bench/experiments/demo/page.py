@@ -87,10 +87,7 @@ def _gallery(run: DemoRun, style: str) -> Gallery:
         ImageGroup(
             "Worst pairs",
             f"lowest PSNR of {METHOD} among {len(fidelity)}",
-            [
-                _image_row(run, style, index, _PLACES[place])
-                for place, index in enumerate(worst)
-            ],
+            [_image_row(run, style, index, _PLACES[place]) for place, index in enumerate(worst)],
         ),
     ]
     return Gallery(style, explained(style, _domain(style)), groups)
