@@ -129,8 +129,8 @@ def test_says_how_much_and_how_many() -> None:
     psnr[-2:] = 50.0
     psnr[0, :3] = 22
     told = recommend(curve(psnr)).reason
-    assert "costs the usual picture 10.0 dB" in told
-    assert "pictures below 30 dB: 3 of 8 by the first fifth, 0 of 8 by the last" in told
+    assert "costs the usual image 10.0 dB" in told
+    assert "images below 30 dB: 3 of 8 by the first fifth, 0 of 8 by the last" in told
 
 
 class Killed(BaseException):

@@ -50,7 +50,7 @@ def bench(
     unseen_prompts: Annotated[
         list[str] | None, typer.Option(help="Prompts of another style than the calibration's; repeatable.")
     ] = None,
-    num_images: Annotated[int, typer.Option(min=1, max=MAX_COUNT, help="Pictures of each prompt set and seed.")] = 128,
+    num_images: Annotated[int, typer.Option(min=1, max=MAX_COUNT, help="Images of each prompt set and seed.")] = 128,
     seeds: Annotated[str, typer.Option(help="Seeds of the noise, e.g. 1,2,3; as many more make the floor.")] = "1",
     feature_extractor: Annotated[
         str | None,
@@ -67,12 +67,12 @@ def bench(
     scheduler: Annotated[str | None, typer.Option(help="Scheduler [the first artifact's].")] = None,
     batch_size: BatchSize = 16,
     latents: Annotated[
-        int, typer.Option(min=0, max=MAX_COUNT, help="Pictures of a set that keep the latents of every step.")
+        int, typer.Option(min=0, max=MAX_COUNT, help="Images of a set that keep the latents of every step.")
     ] = 32,
     runtime: RuntimeOption = "auto",
     dtype: DtypeOption = None,
     memory: MemoryOption = "expanded",
-    pictures: Annotated[Path | None, typer.Option(help="Folder of pictures, shared by benchmarks [in output].")] = None,
+    pictures: Annotated[Path | None, typer.Option(help="Folder of images, shared by benchmarks [in output].")] = None,
     plans: Annotated[
         str | None,
         typer.Option(help="steps,scheduler or one of them: tabulate over these instead, as `bitbrush plans` does."),

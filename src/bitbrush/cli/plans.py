@@ -79,6 +79,7 @@ def plans(
         require_plans_folder,
         run_plans,
     )
+    from bitbrush.bench.pages.prompt_sets import counted
     from bitbrush.session.outputs import claimed
     from bitbrush.sources.early_checks import require_plan
     from bitbrush.sources.input_images import read_inputs
@@ -112,7 +113,7 @@ def plans(
         plans = list_plans(job.full, base, names, counts, batches[0])
         note(_announcement(model, artifact, plans, len(texts), job.recalibration is not None))
         facts = {
-            "Prompts": ", ".join(f"{len(one)} of {name}" for name, one in sets.items()),
+            "Prompts": "\n".join(counted(name, len(texts)) for name, texts in sets.items()),
             "Noise": f"each image's own, from seed {seed} and prompt; the same for both of a pair",
         }
         with resumable():
@@ -183,14 +184,14 @@ def _numbers(text: str | None) -> tuple[int, ...]:
     return numbers
 
 
-def _announcement(model: str, artifact: Path, plans: "Sequence[Plan]", pictures: int, recalibrates: bool) -> str:
+def _announcement(model: str, artifact: Path, plans: "Sequence[Plan]", images: int, recalibrates: bool) -> str:
     plan = plans[0].plan
     names = ", ".join(dict.fromkeys(str(one.plan.scheduler) for one in plans))
     steps = ", ".join(dict.fromkeys(str(one.plan.steps) for one in plans))
     again = "recalibrated for each" if recalibrates else "not recalibrated"
     return (
         f"{artifact} against {model}: {names} with {steps} steps, guidance {plan.guidance_scale:g}, "
-        f"{pictures} pictures each, {again}"
+        f"{images} images each, {again}"
     )
 
 
@@ -206,7 +207,7 @@ def _print(figures: "Sequence[CellFigures]") -> None:
         shown_figures.add_row(*_row(one), *(_again(one) if recalibrated else ()))
     show(shown_figures)
     told = "; recal.: the artifact recalibrated for the plan" if recalibrated else ""
-    say(f"\nMSE and PSNR to full precision, medians over the pictures{told}")
+    say(f"\nMSE and PSNR to full precision, medians over the images{told}")
     say(headline(figures))
     if any(one.is_calibrated for one in figures):
         say("*: the plan that the artifact is calibrated for")

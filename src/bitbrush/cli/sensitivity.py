@@ -61,7 +61,7 @@ def sensitivity(
     loras: Loras = None,
     device: Device = "cpu",
 ) -> None:
-    """Disturb each denoising step alone and see what it does to the pictures: which end to relax, and why."""
+    """Disturb each denoising step alone and see what it does to the images: which end to relax, and why."""
     require_output(output, [model, prompts, config, images, masks, *lora_files(loras)])
     require_known(model, revision)
     quiet_libraries()

@@ -88,8 +88,8 @@ def recommend(sensitivities: Sequence[StepSensitivity]) -> Recommendation:
         few = f"{first.shape[1]} prompts are too few to tell; {FEWEST_DECIDING} or more bound a median"
         return Recommendation(None, few)
     told = (
-        f"disturbing a step of the last fifth (x0) costs the usual picture {median:.1f} dB ({low:.1f} to {high:.1f}) "
-        f"more than one of the first fifth (xT); pictures below {ANOTHER_PICTURE:g} dB: {turned[0]} by the first "
+        f"disturbing a step of the last fifth (x0) costs the usual image {median:.1f} dB ({low:.1f} to {high:.1f}) "
+        f"more than one of the first fifth (xT); images below {ANOTHER_PICTURE:g} dB: {turned[0]} by the first "
         f"fifth, {turned[1]} by the last; change of the CLIP score: {match[0]:+.2f} and {match[1]:+.2f}"
     )
     if low <= 0 <= high:
