@@ -29,8 +29,8 @@ from bitbrush.bench.experiments.bench.qdiffbench import (
     compute_all,
 )
 from bitbrush.bench.images.chunks import CHUNK, chunks, compute_chunks
-from bitbrush.bench.images.collection import Collection, Work
 from bitbrush.bench.images.image_set import ImageSet
+from bitbrush.bench.images.image_values import ImageSets, Work
 from bitbrush.bench.networks.chosen import load_networks
 from bitbrush.session.costs import CostLedger
 from bitbrush.session.memory import peak_resident_mib
@@ -51,12 +51,12 @@ def picture(index: int, *, noisy: bool) -> NDArray[np.uint8]:
     return np.clip(smooth + grain, 0, 255).astype(np.uint8)
 
 
-def made(root: Path, name: str, count: int, *, noisy: bool) -> Collection:
+def made(root: Path, name: str, count: int, *, noisy: bool) -> ImageSets:
     prompts = [f"picture {index}" for index in range(count)]
     images = ImageSet.open(root, name, prompts, seed=1, made_by={"model": name})
     for index in range(count):
         images.add(index, picture(index, noisy=noisy), None)
-    return Collection((images,), count)
+    return ImageSets((images,), count)
 
 
 def memory(count: int) -> None:

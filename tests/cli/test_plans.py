@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from click.testing import Result
 
+from bitbrush.bench.experiments.cell_store import FailedCell
 from bitbrush.bench.experiments.plans import measure as measuring
-from bitbrush.bench.experiments.plans.cells import FailedCell, read_cell, write_cell
+from bitbrush.bench.experiments.plans.cells import read_cell, write_cell
 from bitbrush.bench.experiments.plans.figures import (
     CellFigures,
     Ratios,
@@ -142,11 +143,12 @@ def test_a_damaged_cell_is_named(
 
 def test_a_plan_whose_latents_break_is_kept_as_such(tmp_path: Path) -> None:
     planned = Plan(SamplingPlan(1, 7.5, "ddim"), "DDIMScheduler", 1)
-    failed = FailedCell(planned, is_calibrated=False, problem="the latents of prompt 'a cat' hold NaN")
+    failed = FailedCell("the latents of prompt 'a cat' hold NaN")
     write_cell(failed, tmp_path / "cell")
-    assert read_cell(planned, tmp_path / "cell", is_calibrated=False) == failed
-    assert cell_figures(failed).problem == failed.problem
-    assert headline([cell_figures(failed)]) == "No plan could be measured"
+    assert read_cell(planned, tmp_path / "cell") == failed
+    figures = cell_figures(planned, failed, calibrated=False)
+    assert figures.problem == failed.problem
+    assert headline([figures]) == "No plan could be measured"
 
 
 def measured_cell(ratio: Interval) -> CellFigures:

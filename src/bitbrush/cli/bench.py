@@ -123,7 +123,7 @@ def _run(
     pictures: Path | None,
 ) -> None:
     from bitbrush.bench.experiments.bench.run import REPORT, run_bench
-    from bitbrush.bench.images.collection import Work
+    from bitbrush.bench.images.image_values import Work
     from bitbrush.session.ranks import ranks
 
     command = shlex.join(["bitbrush", *sys.argv[1:]])
@@ -167,7 +167,7 @@ def _announcement(reference: str, names: list[str], protocol: "Protocol") -> str
 
 
 def _print(document: dict[str, Any]) -> None:
-    from bitbrush.bench.experiments.bench.results import interval_of
+    from bitbrush.bench.experiments.results import interval_of
     from bitbrush.bench.pages.number_format import format_interval
 
     entries = [document["floor"], *(one for one in document["candidates"] if one["sets"])]

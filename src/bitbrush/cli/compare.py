@@ -88,7 +88,7 @@ def compare(
 
 
 def _document(compared: "dict[str, Comparison]", facts: dict[str, Any]) -> dict[str, Any]:
-    from bitbrush.bench.experiments.bench.results import finite
+    from bitbrush.bench.experiments.results import finite
 
     sets = {
         name: {

@@ -56,7 +56,6 @@ def plans(
     """Run an artifact by other schedulers and steps than it was calibrated for, against recalibrating for each."""
     require_known(model, revision)
     quiet_libraries()
-    from bitbrush.bench.experiments.candidates import plan_for
     from bitbrush.bench.experiments.plans.measure import Recalibration
     from bitbrush.bench.experiments.plans.plan_list import list_plans
     from bitbrush.bench.experiments.plans.run import (
@@ -65,6 +64,7 @@ def plans(
         require_plans_folder,
         run_plans,
     )
+    from bitbrush.bench.experiments.protocol import plan_for
     from bitbrush.sources.input_images import read_inputs
     from bitbrush.sources.models import find_model
     from bitbrush.sources.prompts import calibration_prompts, held_out_prompts, too_long

@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,13 +108,6 @@ def require_alike(full: DiffusionPipeline, candidate: DiffusionPipeline) -> None
             f"the model is {shapes[0]} and the artifact {shapes[1]} (pipeline, latent channels, latent size); "
             "compare an artifact with the model it was made of"
         )
-
-
-def plan_for(sources: Iterable[str], given: Mapping[str, Any]) -> SamplingPlan:
-    """What is ``given`` (steps, guidance_scale, scheduler, pipeline_arguments), then the first artifact's own plan."""
-    artifact = next((source for source in sources if is_artifact(source)), None)
-    recipe = Recipe().updated(read_manifest(artifact)["recipe"]) if artifact else Recipe()
-    return recipe.plan_with(given)
 
 
 def named_candidates(given: Sequence[str]) -> dict[str, str]:

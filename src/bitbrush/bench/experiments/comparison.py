@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from bitbrush.bench.experiments.candidates import require_alike
 from bitbrush.bench.images.generation import Generated, generate, generating_work
+from bitbrush.bench.images.paired_runs import latent_mse_by_step, paired_metrics
 from bitbrush.bench.metrics.interval import Interval
-from bitbrush.bench.metrics.paired import latent_mse_by_step, paired_figures, paired_metrics
+from bitbrush.bench.metrics.paired import paired_figures
 from bitbrush.quantization.quantize import require_inputs
 from bitbrush.session.progress import Progress, planned, silent
 from bitbrush.timeline.plan import SamplingPlan

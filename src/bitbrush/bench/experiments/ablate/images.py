@@ -8,19 +8,14 @@ import numpy as np
 from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
 
-from bitbrush.bench.experiments.ablate.cells import (
-    SAMPLES,
-    Cell,
-    Made,
-    SetValues,
-)
+from bitbrush.bench.experiments.ablate.cells import SAMPLES, Cell, Provenance, SetValues
 from bitbrush.bench.experiments.ablate.folder import REFERENCE, Folder
 from bitbrush.bench.experiments.ablate.job import AblationJob
-from bitbrush.bench.images.array_file import read_arrays, write_arrays
+from bitbrush.bench.experiments.cell_store import FailedCell, StoredCell, read_cell, write_cell
 from bitbrush.bench.images.gallery import slug
 from bitbrush.bench.images.generation import Generated, denoiser_calls, generate_each
+from bitbrush.bench.images.paired_runs import latent_mse_by_step
 from bitbrush.bench.metrics.clip_score import clip_score
-from bitbrush.bench.metrics.paired import latent_mse_by_step
 from bitbrush.bench.metrics.psnr import psnr
 from bitbrush.bench.networks.clip import Clip
 from bitbrush.session.progress import Progress, part_of
@@ -55,12 +50,14 @@ class Reference:
             for path, batch in missing:
                 (made,) = generate_each(pipe, [batch], job.protocol.plan, progress=part_of(advance))
                 scores = _scores(job.protocol.judge, made, batch)
-                write_arrays({"images": made.images, "steps": made.steps, "clip": scores}, {}, path)
+                write_cell(StoredCell({"": {"images": made.images, "steps": made.steps, "clip": scores}}), path)
         job.pipe.to("cpu")  # where it is quantized
 
     def parts(self, one: PromptSet) -> Iterator[ReferencePart]:
         for path, _ in self._files(one):
-            arrays, _told = read_arrays(path)
+            stored = read_cell(path)
+            assert not isinstance(stored, FailedCell)
+            arrays = stored.groups[""]
             yield ReferencePart(Generated(arrays["images"], arrays["steps"]), arrays["clip"])
 
     def clip_scores(self) -> dict[str, NDArray[np.float64]]:
@@ -73,13 +70,18 @@ class Reference:
         return pictures[:SAMPLES]
 
     def _files(self, one: PromptSet) -> Iterator[tuple[Path, PromptBatch]]:
-        root = self.folder.root / REFERENCE / f"{slug(one.name)}-{self.job.pictures_digest()[:10]}"
+        root = self.folder.root / REFERENCE / f"{slug(one.name)}-{self.job.images_digest()[:10]}"
         for index, batch in enumerate(self.job.protocol.batches(one, self.job.protocol.seed)):
             yield root / f"{index:04d}.safetensors", batch
 
 
 def measured(
-    pipe: DiffusionPipeline, reference: Reference, progress: Progress, *, seed: int, made: Made | None = None
+    pipe: DiffusionPipeline,
+    reference: Reference,
+    progress: Progress,
+    *,
+    seed: int,
+    provenance: Provenance | None = None,
 ) -> Cell:
     """Pictures of ``pipe`` with ``seed``, against full precision's.
 
@@ -97,7 +99,7 @@ def measured(
                 for part, generated, batch in zip(reference.parts(one), own, batches[one.name], strict=True)
             ]
             sets[one.name] = _joined(parts)
-    return Cell(sets, made)
+    return Cell(sets, provenance)
 
 
 def _against(full: Generated, own: Generated, clip: NDArray[np.float64]) -> SetValues:
@@ -107,7 +109,7 @@ def _against(full: Generated, own: Generated, clip: NDArray[np.float64]) -> SetV
 
 def _joined(parts: list[SetValues]) -> SetValues:
     joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])}
-    return SetValues(**{**joined, "pictures": joined["pictures"][:SAMPLES]})
+    return SetValues(**{**joined, "images": joined["images"][:SAMPLES]})
 
 
 def _scores(judge: Clip, made: Generated, batch: PromptBatch) -> NDArray[np.float64]:

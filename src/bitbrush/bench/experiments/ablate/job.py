@@ -7,8 +7,8 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from bitbrush.bench.experiments.ablate.recipes import Setting, given_keys
-from bitbrush.bench.experiments.bench.qdiffbench import FEWEST, plan_facts
 from bitbrush.bench.experiments.candidates import Subject
+from bitbrush.bench.experiments.protocol import FEWEST_IMAGES, plan_facts
 from bitbrush.bench.networks.clip import Clip
 from bitbrush.runtime.choose import Choice
 from bitbrush.session.digests import json_digest
@@ -19,7 +19,9 @@ from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.trajectory import PromptBatch, prompt_batches
 
 SCHEMA_VERSION = 1
-FLOOR = "another seed"
+"""Version of how full precision's images are made and stored."""
+CELL_VERSION = 2
+"""Version of a cell's file and of how its values are computed."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,10 @@ class Protocol:
                     f"prompt set {one.name!r} has {len(one.prompts)} prompts, num_images is {self.num_images}; "
                     "lower --num-images or give more prompts"
                 )
-        if self.num_images < FEWEST:
-            raise ValueError(f"num_images is {self.num_images}; intervals need at least {FEWEST} prompts of each set")
+        if self.num_images < FEWEST_IMAGES:
+            raise ValueError(
+                f"num_images is {self.num_images}; intervals need at least {FEWEST_IMAGES} prompts of each set"
+            )
         both = [prompt for one in self.sets for prompt in self.prompts(one) if prompt in set(self.calibration)]
         if both:
             raise ValueError(
@@ -85,12 +89,14 @@ class AblationJob:
             "way to choose layers": "generic" if protocol.generic else "by family",
         }
 
-    def pictures_digest(self) -> str:
-        """Of all that decides the pictures and figures beside an artifact."""
+    def images_digest(self) -> str:
+        """Returns a digest of everything that determines images and values beside an artifact."""
         protocol = self.protocol
         told = [[one.name, one.domain.value, *protocol.prompts(one)] for one in protocol.sets]
         network = protocol.judge.digest
         return json_digest([SCHEMA_VERSION, self.facts(), told, protocol.seed, protocol.batch_size, network])
 
-    def cell_digest(self, setting: Setting) -> str:
-        return json_digest([self.pictures_digest(), given_keys(setting.recipe), self.protocol.execution])
+    def cell_digest(self, setting: Setting | None) -> str:
+        """Returns a digest of everything that determines a cell's values; None is the cell of another seed."""
+        recipe = setting and [given_keys(setting.recipe), self.protocol.execution]
+        return json_digest([CELL_VERSION, self.images_digest(), recipe])

@@ -10,24 +10,15 @@ import torch
 
 from bitbrush.artifact.manifest import is_artifact, read_manifest
 from bitbrush.artifact.store import artifact_digest, save
-from bitbrush.bench.experiments.ablate.cells import (
-    Cell,
-    FailedCell,
-    Made,
-    read_cell,
-    write_cell,
-)
-from bitbrush.bench.experiments.ablate.folder import (
-    CELLS,
-    Folder,
-    rounded_of,
-    weights_key,
-)
+from bitbrush.bench.experiments.ablate.cells import Cell, Provenance, read_cell, write_cell
+from bitbrush.bench.experiments.ablate.folder import CELLS, Folder, rounded_of, weights_key
 from bitbrush.bench.experiments.ablate.images import Reference, measured
-from bitbrush.bench.experiments.ablate.job import FLOOR, AblationJob
+from bitbrush.bench.experiments.ablate.job import AblationJob
 from bitbrush.bench.experiments.ablate.recipes import Setting
-from bitbrush.bench.experiments.bench.results import versions
 from bitbrush.bench.experiments.candidates import open_candidate, with_scheduler_of
+from bitbrush.bench.experiments.cell_store import FailedCell
+from bitbrush.bench.experiments.protocol import ANOTHER_SEED
+from bitbrush.bench.experiments.results import versions
 from bitbrush.bench.images.gallery import slug
 from bitbrush.methods.stages.round_weights import RECORD_TRAJECTORIES, ROUND_WEIGHTS
 from bitbrush.quantization.quantize import quantize
@@ -65,7 +56,7 @@ class Ablation:
 
     @property
     def floor_path(self) -> Path:
-        return self.folder.root / CELLS / f"{slug(FLOOR)}-{self.job.pictures_digest()[:10]}.safetensors"
+        return self.folder.root / CELLS / f"{slug(ANOTHER_SEED)}-{self.job.cell_digest(None)[:10]}.safetensors"
 
     def floor(self) -> Cell:
         cell = read_cell(self.floor_path)
@@ -124,7 +115,7 @@ class Ablation:
         return f"{shares}, {self._seconds_text(cell)}"
 
     def _seconds_text(self, cell: Cell) -> str:
-        return f"quantized in {cell.made.seconds:.0f} s" if cell.made else ""
+        return f"quantized in {cell.provenance.seconds:.0f} s" if cell.provenance else ""
 
     def _time_left(self, cells: int) -> str:
         if not cells:
@@ -149,7 +140,7 @@ class Ablation:
             setting.title, source, job.reference, protocol.plan, protocol.choice, options=job.options
         )
         manifest = read_manifest(artifact)
-        made = Made(
+        provenance = Provenance(
             artifact=artifact_digest(artifact),
             weight_bits=_average_weight_bits(manifest),
             activation_bits=subject.activation_bits,
@@ -160,7 +151,7 @@ class Ablation:
             fallbacks=subject.fallbacks,
         )
         own = protocol.choice.place(with_scheduler_of(pipe, job.pipe))
-        return measured(own, self.reference, self.progress, seed=protocol.seed, made=made)
+        return measured(own, self.reference, self.progress, seed=protocol.seed, provenance=provenance)
 
     def _quantize(self, setting: Setting) -> None:
         """The weights of one recipe serve all with the same, as they would come out of rounding them again."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bitbrush.bench.experiments.ablate.cells import Cell, FailedCell
+from bitbrush.bench.experiments.ablate.cells import Cell
 from bitbrush.bench.experiments.ablate.markdown import protocol_text
 from bitbrush.bench.experiments.ablate.plots import quality_plots, step_plots
 from bitbrush.bench.experiments.ablate.recipes import Setting
@@ -20,6 +20,7 @@ from bitbrush.bench.experiments.ablate.tables import (
     set_tables,
 )
 from bitbrush.bench.experiments.bench.report import SHOWN, WIDEST, picture_uri
+from bitbrush.bench.experiments.cell_store import FailedCell
 from bitbrush.bench.pages.number_format import format_number
 from bitbrush.bench.pages.templating import environment
 
@@ -85,7 +86,7 @@ def _strips(
                 cell = by_name[name]
                 assert isinstance(cell, Cell)
                 own = cell.sets[of_set.name]
-                pictures.append((name, f"{own.psnr[index]:.1f} dB", picture_uri(own.pictures[index])))
+                pictures.append((name, f"{own.psnr[index]:.1f} dB", picture_uri(own.images[index])))
             yield _Strip(prompt, f"{of_set.name} {index}", pictures)
 
 

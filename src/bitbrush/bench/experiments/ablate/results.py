@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bitbrush.bench.experiments.ablate.cells import Cell, FailedCell
+from bitbrush.bench.experiments.ablate.cells import Cell
 from bitbrush.bench.experiments.ablate.figures import (
     TOGETHER,
     VALUES,
@@ -17,9 +17,11 @@ from bitbrush.bench.experiments.ablate.figures import (
     figures,
     gap,
 )
-from bitbrush.bench.experiments.ablate.job import FLOOR, AblationJob
+from bitbrush.bench.experiments.ablate.job import AblationJob
 from bitbrush.bench.experiments.ablate.recipes import Setting
-from bitbrush.bench.experiments.bench.results import finite, versions
+from bitbrush.bench.experiments.cell_store import FailedCell
+from bitbrush.bench.experiments.protocol import ANOTHER_SEED
+from bitbrush.bench.experiments.results import finite, versions
 
 SCHEMA_VERSION = 1
 DIGITS = 4
@@ -48,7 +50,7 @@ def ablation_results(
             "protocol": _protocol(job),
             "against": compared_with,
             "reference": asdict(job.reference),
-            "floor": {"name": FLOOR, **_measured(job, by_set(floor.sets), clip, None)},
+            "floor": {"name": ANOTHER_SEED, **_measured(job, by_set(floor.sets), clip, None)},
             "bits": list(dict.fromkeys(str(one.bits) for one in job.settings)),
             "recipes": list(dict.fromkeys(one.name for one in job.settings)),
             "cells": [{**told[setting], **_cell(job, setting, cells, clip, compared_with)} for setting in cells],
@@ -88,11 +90,12 @@ def _cell(
     cell = cells[setting]
     if isinstance(cell, FailedCell):
         return {"problem": cell.problem}
-    assert cell.made is not None
-    made = {**asdict(cell.made), "seconds": cell.made.seconds, "denoiser_calls_per_batch": cell.made.calls}
+    made = cell.provenance
+    assert made is not None
+    provenance = {**asdict(made), "seconds": made.seconds, "denoiser_calls_per_batch": made.calls}
     other = next((one for key, one in cells.items() if (key.bits, key.name) == (setting.bits, compared_with)), None)
     paired = by_set(other.sets) if isinstance(other, Cell) and other is not cell else None
-    return {"problem": None, **made, **_measured(job, by_set(cell.sets), clip, paired)}
+    return {"problem": None, **provenance, **_measured(job, by_set(cell.sets), clip, paired)}
 
 
 def _measured(

@@ -27,9 +27,9 @@ from bitbrush.bench.experiments.ablate.recipes import (
     settings,
 )
 from bitbrush.bench.experiments.ablate.results import ablation_results
-from bitbrush.bench.experiments.bench.results import results_text
 from bitbrush.bench.experiments.candidates import open_reference
 from bitbrush.bench.experiments.folders import require_own
+from bitbrush.bench.experiments.results import results_text
 from bitbrush.bench.networks.chosen import judge_of
 from bitbrush.quantization.quantize import require_inputs
 from bitbrush.runtime.choose import dtype_name, runtime_named

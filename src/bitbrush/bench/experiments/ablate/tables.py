@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bitbrush.bench.experiments.ablate.figures import TOGETHER
-from bitbrush.bench.experiments.bench.results import interval_of
+from bitbrush.bench.experiments.results import interval_of
 from bitbrush.bench.pages.number_format import format_interval, format_number
 
 Document = Mapping[str, Any]

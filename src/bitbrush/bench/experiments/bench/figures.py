@@ -14,7 +14,7 @@ from bitbrush.bench.experiments.bench.verdict import (
     Verdict,
     verdict,
 )
-from bitbrush.bench.images.collection import Collection, Pairs
+from bitbrush.bench.images.image_values import ImagePairs, ImageSets
 from bitbrush.bench.metrics.clip_score import clip_score
 from bitbrush.bench.metrics.cmmd import cmmd
 from bitbrush.bench.metrics.counts import share_interval
@@ -84,7 +84,7 @@ def bench_figures(
         for entry in entries:
             parts, own = [], {}
             for name, collection in entry.pictures.items():
-                pairs = Pairs(pictures.reference.pictures[name], collection)
+                pairs = ImagePairs(pictures.reference.pictures[name], collection)
                 parts.append(_measured(pairs, networks))
                 own[name] = _of_set(parts[-1], pairs, names)
                 advance()
@@ -136,7 +136,7 @@ def higher_is_better(metric: str) -> bool:
     return metric.startswith((PSNR, SSIM, "CLIP score", "pairs alike")) and not metric.startswith("CLIP score change")
 
 
-def _of_reference(collection: Collection, networks: Networks, names: _Names) -> SetFigures:
+def _of_reference(collection: ImageSets, networks: Networks, names: _Names) -> SetFigures:
     scores = clip_score(collection.features(networks.clip), collection.texts(networks.clip))
     figures = {names.clip_score: bootstrap_mean(scores)}
     return SetFigures(figures, (), collection.defects(), (), {names.clip_score: scores})
@@ -156,7 +156,7 @@ class _Measured:
     errors: NDArray[np.float64]
 
 
-def _measured(pairs: Pairs, networks: Networks) -> _Measured:
+def _measured(pairs: ImagePairs, networks: Networks) -> _Measured:
     reference, candidate = pairs.reference, pairs.candidate
     texts = reference.texts(networks.clip)
     clips = (reference.features(networks.clip), candidate.features(networks.clip))
@@ -202,7 +202,7 @@ def _figures(measured: _Measured, names: _Names) -> dict[str, Interval]:
     return figures
 
 
-def _of_set(measured: _Measured, pairs: Pairs, names: _Names) -> SetFigures:
+def _of_set(measured: _Measured, pairs: ImagePairs, names: _Names) -> SetFigures:
     found = dict(pairs.candidate.defects())
     errors = pairs.latent_mse_by_step()
     found |= {index: NAN for index, error in errors.items() if not np.isfinite(error).all()}

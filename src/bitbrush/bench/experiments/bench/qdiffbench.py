@@ -19,10 +19,11 @@ from bitbrush.bench.experiments.candidates import (
     require_alike,
     with_scheduler_of,
 )
-from bitbrush.bench.images.collection import Collection, Pairs, Work
+from bitbrush.bench.experiments.protocol import ANOTHER_SEED, FEWEST_IMAGES, plan_facts
 from bitbrush.bench.images.filling import fill
 from bitbrush.bench.images.generation import denoiser_calls, generating_work
 from bitbrush.bench.images.image_set import ImageSet
+from bitbrush.bench.images.image_values import ImagePairs, ImageSets, Work
 from bitbrush.bench.networks.chosen import Networks
 from bitbrush.quantization.quantize import require_inputs
 from bitbrush.runtime.choose import Choice, choose_runtime
@@ -34,9 +35,6 @@ from bitbrush.sources.prompts import PromptSet
 from bitbrush.sources.schedulers import with_scheduler
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.trajectory import prompt_batches
-
-FLOOR = "another seed"
-FEWEST = 3
 
 
 @dataclass(frozen=True)
@@ -61,10 +59,10 @@ class Protocol:
     def __post_init__(self) -> None:
         for one in self.sets:
             pictures = self.count(one) * len(self.seeds)
-            if pictures < FEWEST:
+            if pictures < FEWEST_IMAGES:
                 raise ValueError(
                     f"prompt set {one.name!r} makes {pictures} pictures ({self.count(one)} prompts, {len(self.seeds)} "
-                    f"seeds); intervals need at least {FEWEST}, and figures that tell something need hundreds"
+                    f"seeds); intervals need at least {FEWEST_IMAGES}, and figures that tell something need hundreds"
                 )
 
     @property
@@ -86,7 +84,7 @@ class Entry:
 
     subject: Subject | None
     name: str
-    pictures: Mapping[str, Collection] = field(default_factory=dict)
+    pictures: Mapping[str, ImageSets] = field(default_factory=dict)
     problem: str | None = None
 
 
@@ -130,7 +128,7 @@ def generate_all(
     made_by = {"model": subject.digest, **protocol.facts(pipe)}
     entries = [
         Entry(subject, name, _fill(pipe, made_by, protocol, seeds, root / "full-precision", work))
-        for name, seeds in (("full precision", protocol.seeds), (FLOOR, protocol.floor_seeds))
+        for name, seeds in (("full precision", protocol.seeds), (ANOTHER_SEED, protocol.floor_seeds))
     ]
     (one,) = prompt_batches(protocol.sets[0].prompts[:1], 0, 1, inputs=protocol.inputs)
     calls = denoiser_calls(pipe, protocol.plan, one)
@@ -161,7 +159,7 @@ def compute_all(pictures: Pictures, networks: Networks, work: Work) -> None:
             collection.compute_features(networks.clip, work)
             collection.compute_defects(work)
             if entry is not pictures.reference:
-                Pairs(pictures.reference.pictures[name], collection).compute(networks.lpips, work)
+                ImagePairs(pictures.reference.pictures[name], collection).compute(networks.lpips, work)
     work.ranks.wait()
 
 
@@ -193,7 +191,7 @@ def _fill(
     seeds: Sequence[int],
     root: Path,
     work: Work,
-) -> dict[str, Collection]:
+) -> dict[str, ImageSets]:
     collections = {}
     for prompts in protocol.sets:
         count = protocol.count(prompts)
@@ -210,7 +208,7 @@ def _fill(
                 ranks=work.ranks,
                 progress=work.progress,
             )
-        collections[prompts.name] = Collection(tuple(opened), count)
+        collections[prompts.name] = ImageSets(tuple(opened), count)
     work.ranks.wait()
     return collections
 
@@ -218,18 +216,3 @@ def _fill(
 def _folder(name: str) -> str:
     """A candidate's name as a folder's: letters, digits, dot and hyphen."""
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "candidate"
-
-
-def plan_facts(pipe: DiffusionPipeline, plan: SamplingPlan) -> dict[str, Any]:
-    """What of a plan decides pictures, as JSON values.
-
-    Of the scheduler, its configuration too: two of one class may step differently.
-    """
-    scheduler = {key: value for key, value in dict(pipe.scheduler.config).items() if not key.startswith("_")}
-    return {
-        "steps": plan.steps,
-        "guidance_scale": plan.guidance_scale,
-        "scheduler": type(pipe.scheduler).__name__,
-        "scheduler_config": scheduler,
-        "arguments": dict(plan.arguments),
-    }

@@ -1,19 +1,14 @@
 """``results.json``: everything a benchmark found, and what one has to know to find it again."""
 
-import json
-import math
-import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import Any
-
-import torch
 
 from bitbrush.bench.experiments.bench.figures import BenchFigures, EntryFigures, SetFigures
 from bitbrush.bench.experiments.bench.qdiffbench import Entry, Pictures, Protocol
 from bitbrush.bench.experiments.bench.verdict import RULE
 from bitbrush.bench.experiments.candidates import Subject
+from bitbrush.bench.experiments.results import finite, versions
 from bitbrush.bench.metrics.interval import Interval
 from bitbrush.bench.networks.chosen import Networks
 
@@ -57,10 +52,6 @@ def results_document(
     }
     found: dict[str, Any] = finite(document)  # the median of few images has no interval
     return found
-
-
-def results_text(document: Mapping[str, Any]) -> str:
-    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 
 
 def _networks(networks: Networks) -> list[dict[str, str]]:
@@ -110,31 +101,3 @@ def _intervals(figures: Mapping[str, Interval]) -> dict[str, dict[str, float]]:
 
 def _interval(interval: Interval) -> dict[str, float]:
     return asdict(interval)
-
-
-def versions() -> dict[str, str]:
-    packages: Sequence[str] = ("bitbrush", "torch", "diffusers", "transformers", "numpy")
-    return {
-        **{name: version(name) for name in packages},
-        "python": platform.python_version(),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-    }
-
-
-def finite(value: Any) -> Any:
-    """JSON values of ``value``, numbers that are not finite (ends of intervals that do not exist) being None."""
-    match value:
-        case float():
-            return value if math.isfinite(value) else None
-        case dict():
-            return {key: finite(one) for key, one in value.items()}
-        case list() | tuple():
-            return [finite(one) for one in value]
-        case _:
-            return value
-
-
-def interval_of(told: Mapping[str, Any]) -> Interval:
-    """An interval of ``results.json``, in which :func:`finite` left out ends that do not exist."""
-    low, high = told["low"], told["high"]
-    return Interval(told["mean"], -math.inf if low is None else low, math.inf if high is None else high, told["n"])

@@ -10,10 +10,11 @@ import torch
 from bitbrush.bench.experiments.bench.figures import bench_figures
 from bitbrush.bench.experiments.bench.qdiffbench import Protocol, compute_all, generate_all
 from bitbrush.bench.experiments.bench.report import render_report
-from bitbrush.bench.experiments.bench.results import results_document, results_text
-from bitbrush.bench.experiments.candidates import plan_for
+from bitbrush.bench.experiments.bench.results import results_document
 from bitbrush.bench.experiments.folders import require_own
-from bitbrush.bench.images.collection import Work
+from bitbrush.bench.experiments.protocol import plan_for
+from bitbrush.bench.experiments.results import results_text
+from bitbrush.bench.images.image_values import Work
 from bitbrush.bench.networks.chosen import Networks, load_networks
 from bitbrush.runtime.choose import runtime_named
 from bitbrush.session.disk import write_whole

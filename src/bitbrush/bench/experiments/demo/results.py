@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from bitbrush.artifact.sizes import MIB, DenoiserSizes
 from bitbrush.bench.experiments.demo.page import CandidateRow, DemoPage, GalleryRow
 from bitbrush.bench.images.generation import Generated
+from bitbrush.bench.images.paired_runs import latent_mse_by_step, paired_metrics
 from bitbrush.bench.metrics.counts import FEWEST_DECIDING
 from bitbrush.bench.metrics.interval import Interval, bootstrap_difference, bootstrap_mean
-from bitbrush.bench.metrics.paired import LATENT_MSE, PSNR, latent_mse_by_step, paired_metrics
+from bitbrush.bench.metrics.paired import LATENT_MSE, PSNR
 from bitbrush.bench.pages.plots import (
     STEP_AXIS,
     Axis,

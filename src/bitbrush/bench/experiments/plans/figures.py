@@ -8,7 +8,8 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from bitbrush.bench.experiments.plans.cells import FailedCell, Fidelity, PlanCell
+from bitbrush.bench.experiments.cell_store import FailedCell
+from bitbrush.bench.experiments.plans.cells import Fidelity, PlanCell
 from bitbrush.bench.experiments.plans.plan_list import Plan
 from bitbrush.bench.metrics.counts import FEWEST_DECIDING
 from bitbrush.bench.metrics.interval import Interval, bootstrap_mean, bootstrap_ratio, median_interval
@@ -59,13 +60,14 @@ class CellFigures:
     problem: str | None = None
 
 
-def cell_figures(cell: PlanCell | FailedCell) -> CellFigures:
+def cell_figures(planned: Plan, cell: PlanCell | FailedCell, *, calibrated: bool) -> CellFigures:
+    """Computes the figures of a plan's cell; ``calibrated``: the artifact is calibrated for this plan."""
     if isinstance(cell, FailedCell):
-        return CellFigures(cell.planned, cell.is_calibrated, problem=cell.problem)
+        return CellFigures(planned, calibrated, problem=cell.problem)
     again = cell.recalibrated
     return CellFigures(
-        cell.planned,
-        cell.is_calibrated,
+        planned,
+        calibrated,
         artifact=_figures(cell.artifact),
         recalibrated=None if again is None else _figures(again),
         ratios=None if again is None else _ratios(cell.artifact.latent_mse, again.latent_mse),

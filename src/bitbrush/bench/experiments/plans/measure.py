@@ -18,17 +18,11 @@ from numpy.typing import NDArray
 from bitbrush.artifact.manifest import read_manifest
 from bitbrush.artifact.recalibration import recalibrate
 from bitbrush.artifact.store import load_with, save
-from bitbrush.bench.experiments.bench.qdiffbench import plan_facts
 from bitbrush.bench.experiments.candidates import Subject, require_alike, with_scheduler_of
-from bitbrush.bench.experiments.plans.cells import (
-    WORST,
-    FailedCell,
-    Fidelity,
-    PlanCell,
-    read_cell,
-    write_cell,
-)
+from bitbrush.bench.experiments.cell_store import FailedCell
+from bitbrush.bench.experiments.plans.cells import WORST, Fidelity, PlanCell, read_cell, write_cell
 from bitbrush.bench.experiments.plans.plan_list import Plan
+from bitbrush.bench.experiments.protocol import plan_facts
 from bitbrush.bench.images.generation import NonFiniteLatents, generate_each
 from bitbrush.bench.metrics.latent_mse import latent_mse
 from bitbrush.bench.metrics.psnr import psnr
@@ -40,7 +34,8 @@ from bitbrush.sources.input_images import inputs_digest
 from bitbrush.sources.schedulers import with_scheduler
 from bitbrush.timeline.trajectory import PromptBatch
 
-SCHEMA_VERSION = 1
+CELL_VERSION = 2
+"""Version of a cell's file and of how its figures are computed."""
 CELLS = "cells"
 
 
@@ -93,44 +88,46 @@ def measure_plans(
     require_alike(job.full, job.quantized)
     manifest = read_manifest(job.artifact)
     paths = {one: directory / CELLS / f"{one.name}-{_digest(job, one)[:12]}.safetensors" for one in plans}
-    own = {one: _is_calibrated(one, manifest) for one in plans}
+    calibrated = {one: is_calibrated(one, manifest) for one in plans}
     missing = [one for one in plans if not paths[one].exists()]
     if missing:
-        with progress("measuring plans", sum(_cost(job, one, is_own=own[one]) for one in missing)) as advance:
+        with progress(
+            "measuring plans", sum(_cost(job, one, calibrated=calibrated[one]) for one in missing)
+        ) as advance:
             for one in missing:
-                write_cell(_measured(job, one, advance, is_own=own[one]), paths[one])
-    return [read_cell(one, paths[one], is_calibrated=own[one]) for one in plans]
+                write_cell(_measured(job, one, advance, calibrated=calibrated[one]), paths[one])
+    return [read_cell(one, paths[one]) for one in plans]
 
 
-def _is_calibrated(planned: Plan, manifest: Mapping[str, Any]) -> bool:
+def is_calibrated(planned: Plan, manifest: Mapping[str, Any]) -> bool:
+    """Whether an artifact with this manifest is calibrated for the plan."""
     recipe = Recipe().updated(manifest["recipe"])
     own = (manifest["plan"]["scheduler"], replace(recipe.plan, scheduler=None))
     return (planned.scheduler_class, replace(planned.plan, scheduler=None)) == own
 
 
-def _cost(job: PlansJob, planned: Plan, *, is_own: bool) -> int:
+def _cost(job: PlansJob, planned: Plan, *, calibrated: bool) -> int:
     """Denoiser calls for pictures, and one for each step of a calibration."""
     pictures = planned.calls * len(job.batches)
-    return 2 * pictures if job.recalibration is None or is_own else 3 * pictures + planned.calls
+    return 2 * pictures if job.recalibration is None or calibrated else 3 * pictures + planned.calls
 
 
-def _measured(job: PlansJob, planned: Plan, advance: Advance, *, is_own: bool) -> PlanCell | FailedCell:
-    """``is_own``: the artifact is calibrated for this plan, so there is nothing to find anew."""
+def _measured(job: PlansJob, planned: Plan, advance: Advance, *, calibrated: bool) -> PlanCell | FailedCell:
+    """Measures a plan; an artifact that is calibrated for it is not recalibrated."""
     reference = job.choice.place(with_scheduler(job.full, planned.plan.scheduler))
     try:
         full = _make(reference, job, planned, advance)
         own = _make(job.choice.place(with_scheduler_of(job.quantized, reference)), job, planned, advance)
         again = None
-        if job.recalibration is not None and not is_own:
+        if job.recalibration is not None and not calibrated:
             with _recalibrated(job, job.recalibration, planned, advance) as pipe:
                 again = _make(job.choice.place(with_scheduler_of(pipe, reference)), job, planned, advance)
     except NonFiniteLatents as error:
-        return FailedCell(planned, is_own, str(error))
+        return FailedCell(str(error))
     errors = latent_mse(full.latents, own.latents)
     worst = np.argsort(-errors, kind="stable")[:WORST].astype(np.int64)
     return PlanCell(
         planned=planned,
-        is_calibrated=is_own,
         artifact=_fidelity(full, own, worst),
         recalibrated=None if again is None else _fidelity(full, again, worst),
         worst=worst,
@@ -162,7 +159,7 @@ def _digest(job: PlansJob, planned: Plan) -> str:
     """Digest of everything that determines the figures of a cell."""
     again = job.recalibration
     facts = {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": CELL_VERSION,
         "model": job.reference.digest,
         "artifact": job.subject.digest,
         "runtime": job.subject.runtime,

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bitbrush.bench.experiments.bench.report import SHOWN, WIDEST, picture_uri
-from bitbrush.bench.experiments.plans.cells import FailedCell, PlanCell
+from bitbrush.bench.experiments.cell_store import FailedCell
+from bitbrush.bench.experiments.plans.cells import PlanCell
 from bitbrush.bench.experiments.plans.figures import (
     TOLERATED,
     CellFigures,
@@ -153,9 +154,9 @@ def _pairs(cell: PlanCell, prompts: Sequence[str]) -> Iterator[dict[str, Any]]:
     again = cell.recalibrated
     for place, index in enumerate(cell.worst.tolist()):
         pictures = [("full precision", picture_uri(cell.full[place]))]
-        pictures.append((f"artifact, {cell.artifact.psnr[index]:.1f} dB", picture_uri(cell.artifact.pictures[place])))
+        pictures.append((f"artifact, {cell.artifact.psnr[index]:.1f} dB", picture_uri(cell.artifact.images[place])))
         if again is not None:
-            pictures.append((f"recalibrated, {again.psnr[index]:.1f} dB", picture_uri(again.pictures[place])))
+            pictures.append((f"recalibrated, {again.psnr[index]:.1f} dB", picture_uri(again.images[place])))
         yield {
             "prompt": prompts[index],
             "about": f"{cell.planned.plan.scheduler}, {cell.planned.plan.steps} steps",

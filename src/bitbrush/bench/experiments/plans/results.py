@@ -1,13 +1,12 @@
 """``results.json`` of `plans`."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from bitbrush.bench.experiments.bench.results import finite, versions
 from bitbrush.bench.experiments.plans.figures import CellFigures, headline
 from bitbrush.bench.experiments.plans.measure import PlansJob
+from bitbrush.bench.experiments.results import finite, results_text, versions
 
 SCHEMA_VERSION = 1
 
@@ -23,7 +22,7 @@ def plans_results(figures: Sequence[CellFigures], job: PlansJob, facts: Mapping[
         "cells": [_cell(one) for one in figures],
         "versions": versions(),
     }
-    return json.dumps(finite(document), indent=1, ensure_ascii=False) + "\n"
+    return results_text(finite(document))
 
 
 def _cell(one: CellFigures) -> dict[str, Any]:

@@ -6,18 +6,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from bitbrush.artifact.manifest import read_manifest
-from bitbrush.bench.experiments.candidates import open_candidate, open_reference, plan_for
+from bitbrush.bench.experiments.candidates import open_candidate, open_reference
 from bitbrush.bench.experiments.folders import require_own
 from bitbrush.bench.experiments.plans.figures import CellFigures, cell_figures
 from bitbrush.bench.experiments.plans.measure import (
     CELLS,
     PlansJob,
     Recalibration,
+    is_calibrated,
     measure_plans,
 )
 from bitbrush.bench.experiments.plans.page import plans_page
 from bitbrush.bench.experiments.plans.plan_list import Plan
 from bitbrush.bench.experiments.plans.results import plans_results
+from bitbrush.bench.experiments.protocol import plan_for
 from bitbrush.quantization.quantize import require_inputs
 from bitbrush.runtime.choose import Choice
 from bitbrush.session.disk import write_whole
@@ -76,7 +78,11 @@ def run_plans(
     """Measures what is not measured yet and writes ``directory``; gives the figures. ``facts`` tell of the prompts."""
     require_plans_folder(directory)
     cells = measure_plans(job, plans, directory, progress)
-    figures = [cell_figures(cell) for cell in cells]
+    manifest = read_manifest(job.artifact)
+    figures = [
+        cell_figures(planned, cell, calibrated=is_calibrated(planned, manifest))
+        for planned, cell in zip(plans, cells, strict=True)
+    ]
     described = {**_facts(job), **facts}
     write_whole(plans_results(figures, job, {"command": command, "facts": described}), directory / RESULTS)
     prompts = [prompt for batch in job.batches for prompt in batch.prompts]

@@ -35,7 +35,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Collection:
+class ImageSets:
     """One pipeline's pictures for one prompt set: ``count`` of each of its image sets, which are one per seed."""
 
     sets: tuple[ImageSet, ...]
@@ -91,11 +91,11 @@ class Collection:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class ImagePairs:
     """A candidate's pictures with the reference's of the same prompts and noise."""
 
-    reference: Collection
-    candidate: Collection
+    reference: ImageSets
+    candidate: ImageSets
 
     def compute(self, lpips: Lpips | None, work: Work) -> None:
         def metrics(images: tuple[NDArray[np.uint8], NDArray[np.uint8]]) -> NDArray[np.float64]:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from bitbrush.bench.images.chunks import CHUNK, compute_chunks
-from bitbrush.bench.images.collection import Collection, Pairs, Work
 from bitbrush.bench.images.image_set import ImageSet
+from bitbrush.bench.images.image_values import ImagePairs, ImageSets, Work
 from bitbrush.bench.networks.clip import Clip, load_clip
 from bitbrush.session.progress import silent
 from bitbrush.session.ranks import Ranks
@@ -24,12 +24,12 @@ def clip() -> Clip:
     return load_clip("emoji-clip", torch.device("cpu"))
 
 
-def collection(root: Path, name: str, count: int) -> Collection:
+def collection(root: Path, name: str, count: int) -> ImageSets:
     images = ImageSet.open(root, name, [f"picture {i}" for i in range(count)], seed=1, made_by={"model": name})
     rng = np.random.default_rng(len(name))
     for index in range(count):
         images.add(index, rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8), None)
-    return Collection((images,), count)
+    return ImageSets((images,), count)
 
 
 def peak_bytes(root: Path, count: int, clip: Clip) -> int:
@@ -41,7 +41,7 @@ def peak_bytes(root: Path, count: int, clip: Clip) -> int:
             one.compute_features(clip, ALONE)
             one.compute_texts(clip, ALONE)
             one.compute_defects(ALONE)
-        Pairs(reference, candidate).compute(None, ALONE)
+        ImagePairs(reference, candidate).compute(None, ALONE)
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
