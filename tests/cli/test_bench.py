@@ -20,6 +20,7 @@ from bitbrush.bench.experiments.candidates import named_candidates
 from bitbrush.bench.images.generation import generate_batch
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.numerics.affine import QParams
+from tests.bench.results_files import read_results
 from tests.recorded_progress import RecordedProgress
 
 SMALL = ("--clip", "emoji-clip", "--num-images", 3, "--batch-size", 2, "--latents", 2)
@@ -55,8 +56,7 @@ def bench(run: Callable[..., Result], model: Path, prompts: Path, tmp_path: Path
     def invoke(*arguments: object, output: Path = tmp_path / "bench", texts: Path = prompts) -> dict[str, Any]:
         result = run("bench", model, *SMALL, *arguments, "-o", output, "--prompts", texts)
         assert result.exit_code == 0, result.output
-        text = (output / "results.json").read_text(encoding="utf-8")
-        return json.loads(text, parse_constant=pytest.fail)  # Infinity and NaN are no JSON
+        return read_results(output)
 
     return invoke
 
@@ -70,7 +70,7 @@ def test_results_hold_every_figure_of_every_set(
     bench: Callable[..., dict[str, Any]], model: Path, artifact: Path, unseen: Path, tmp_path: Path
 ) -> None:
     results = bench(f"quantized={artifact}", f"same={model}", "--unseen-prompts", unseen)
-    assert results["schema_version"] == 1
+    assert results["experiment"] == "bench"
     assert [(one["name"], one["domain"]) for one in results["protocol"]["prompt_sets"]] == [
         ("animals", "calibration style"),
         ("styled", "unseen style"),

@@ -24,6 +24,7 @@ from bitbrush.bench.experiments.plans.plan_list import Plan
 from bitbrush.bench.metrics.interval import Interval
 from bitbrush.timeline.plan import SamplingPlan
 from tests.artifact.pipelines import CASES, pipeline
+from tests.bench.results_files import read_results
 from tests.cli.conftest import FAST
 
 PLANS = ("--steps", "2,3", "--schedulers", "pndm,ddim")
@@ -39,7 +40,7 @@ def measure(run: Callable[..., Result], model: Path, prompts: Path) -> Callable[
         assert result.exit_code == 0, result.output
         figures = takewhile(str.strip, result.stdout.splitlines())
         assert max(len(line.rstrip()) for line in figures) <= 80
-        return json.loads((output / "results.json").read_text(encoding="utf-8"))
+        return read_results(output)
 
     return invoke
 

@@ -26,6 +26,7 @@ from bitbrush.session.journal import NO_JOURNAL, Journal
 from bitbrush.session.progress import Advance, Progress, silent
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.trajectory import DenoiserCall, prompt_batches
+from tests.bench.results_files import read_results
 from tests.recorded_progress import RecordedProgress
 
 SMALL = ("--clip", "emoji-clip", "--steps", 4, "--num-prompts", 2)
@@ -34,7 +35,7 @@ SMALL = ("--clip", "emoji-clip", "--steps", 4, "--num-prompts", 2)
 def test_writes_curves_and_a_page(run: Callable[..., Result], model: Path, prompts: Path, tmp_path: Path) -> None:
     result = run("sensitivity", model, "-o", tmp_path / "s", "--prompts", prompts, "--activations", 4, *SMALL)
     assert result.exit_code == 0, result.output
-    results = json.loads((tmp_path / "s" / "results.json").read_text())
+    results = read_results(tmp_path / "s")
     assert [one["step"] for one in results["steps"]] == [0, 1, 2, 3, 4]
     assert all(one["image_mse"]["n"] == 2 for one in results["steps"])
     assert all(one["image_mse"]["mean"] > 0 for one in results["steps"])
@@ -47,7 +48,7 @@ def test_writes_curves_and_a_page(run: Callable[..., Result], model: Path, promp
 def test_every_second_step_and_noise(run: Callable[..., Result], model: Path, prompts: Path, tmp_path: Path) -> None:
     options = ("--noise", 0.1, "--every", 2, *SMALL)
     assert run("sensitivity", model, "-o", tmp_path / "s", "--prompts", prompts, *options).exit_code == 0
-    results = json.loads((tmp_path / "s" / "results.json").read_text())
+    results = read_results(tmp_path / "s")
     assert [one["step"] for one in results["steps"]] == [0, 2, 4]
 
 

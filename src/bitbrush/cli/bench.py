@@ -38,7 +38,7 @@ def bench(
         list[str],
         typer.Argument(help="Artifacts made of it (or models), each DIR or NAME=DIR.", metavar="CANDIDATE..."),
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Directory for results.json and report.html.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Directory for results (JSON, CSV) and report.html.")],
     prompts: Annotated[
         list[str] | None,
         typer.Option(help="Held-out prompts of the calibration's style: text, COCO json, csv, parquet; repeatable."),

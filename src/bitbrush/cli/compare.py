@@ -1,6 +1,8 @@
 """Command ``bitbrush compare``."""
 
 import json
+import shlex
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,8 +18,6 @@ from bitbrush.sources.model_names import require_known
 if TYPE_CHECKING:
     from bitbrush.bench.experiments.comparison import Comparison
     from bitbrush.bench.metrics.interval import Interval
-
-SCHEMA_VERSION = 1
 
 
 def compare(
@@ -79,16 +79,27 @@ def compare(
     told: dict[str, Any] = {"inputs": inputs, "seed": seed, "batch_size": batch_size, "progress": shown}
     compared = run(full, candidate, sets, plan, **told)
     if as_json:
-        facts = {"model": model, "artifact": str(artifact), "recipe": recipe.to_dict(), "seed": seed}
-        facts |= {"runtime": executor, "pipeline_arguments": dict(plan.arguments), "denoiser_bytes": asdict(sizes)}
-        print(json.dumps(_document(compared, facts), indent=1))
+        facts = {"artifact": str(artifact), "recipe": recipe.to_dict(), "denoiser_bytes": asdict(sizes)}
+        protocol = {
+            "model": model,
+            "model_options": options.facts(),
+            "scheduler": type(full.scheduler).__name__,
+            "steps": plan.steps,
+            "guidance_scale": plan.guidance_scale,
+            "arguments": dict(plan.arguments),
+            "seed": seed,
+            "batch_size": batch_size,
+            "execution": executor,
+            "prompt_sets": [{"name": name, "prompts": len(texts)} for name, texts in sets.items()],
+        }
+        print(json.dumps(_document(compared, facts, protocol), indent=1))
     else:
         _print(compared, recipe.name)
         say(f"denoiser: {sizes.text}")
 
 
-def _document(compared: "dict[str, Comparison]", facts: dict[str, Any]) -> dict[str, Any]:
-    from bitbrush.bench.experiments.results import finite
+def _document(compared: "dict[str, Comparison]", facts: dict[str, Any], protocol: dict[str, Any]) -> dict[str, Any]:
+    from bitbrush.bench.experiments.results import results_document
 
     sets = {
         name: {
@@ -98,8 +109,8 @@ def _document(compared: "dict[str, Comparison]", facts: dict[str, Any]) -> dict[
         }
         for name, one in compared.items()
     }
-    document: dict[str, Any] = finite({"schema_version": SCHEMA_VERSION, **facts, "sets": sets})
-    return document
+    command = shlex.join(["bitbrush", *sys.argv[1:]])
+    return results_document("compare", command=command, protocol=protocol, content={**facts, "sets": sets})
 
 
 def _print(compared: "dict[str, Comparison]", name: str) -> None:

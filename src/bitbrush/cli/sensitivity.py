@@ -5,7 +5,7 @@ import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -25,15 +25,10 @@ from bitbrush.cli.options import (
 from bitbrush.cli.progress import shown
 from bitbrush.sources.model_names import require_known
 
-if TYPE_CHECKING:
-    from bitbrush.bench.experiments.sensitivity.analysis import StepSensitivity
-
-RESULTS, REPORT = "results.json", "report.html"
-
 
 def sensitivity(
     model: Annotated[str, typer.Argument(help="Full-precision model: bundled name, directory or hub id.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Directory for results.json and report.html.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Directory for results (JSON, CSV) and report.html.")],
     activations: Annotated[int, typer.Option(help="Bits of the disturbed step's activations, 4 to 16.")] = 8,
     noise: Annotated[
         float | None,
@@ -65,6 +60,7 @@ def sensitivity(
     from bitbrush.bench.experiments.folders import require_own
     from bitbrush.bench.experiments.sensitivity.analysis import step_sensitivities
     from bitbrush.bench.experiments.sensitivity.disturbance import QuantizedActivations, RelativeNoise
+    from bitbrush.bench.experiments.sensitivity.results import KNOWN, REPORT, write_sensitivity
     from bitbrush.bench.networks.chosen import judge_of
     from bitbrush.methods.recipe import Recipe, check_activation_bits
     from bitbrush.quantization.work import machine_facts, prompts_digest
@@ -77,7 +73,7 @@ def sensitivity(
     from bitbrush.sources.schedulers import with_scheduler
     from bitbrush.timeline.trajectory import prompt_batches
 
-    require_own(output, (RESULTS, REPORT), "sensitivity analysis")
+    require_own(output, KNOWN, "sensitivity analysis")
     check_activation_bits(activations)
     given = {"steps": steps, "guidance_scale": guidance_scale, "scheduler": scheduler}
     plan = Recipe().updated({**given, "pipeline_arguments": pipeline_arguments or []}).plan
@@ -109,19 +105,22 @@ def sensitivity(
         "Prompts": f"{len(used)} of {prompts or 'the calibration set'}, seed {seed}",
         "CLIP": f"{judge.name}, sha256 {judge.digest[:16]}",
     }
-    _write(found, facts, judge.name, output)
-    shutil.rmtree(work)
-
-
-def _write(found: "list[StepSensitivity]", facts: dict[str, str], clip_name: str, output: Path) -> None:
-    from bitbrush.bench.experiments.sensitivity.analysis import recommend
-    from bitbrush.bench.experiments.sensitivity.page import sensitivity_page, sensitivity_results
-    from bitbrush.session.disk import write_whole
-
-    advice = recommend(found)
+    protocol = {
+        "model": model,
+        "model_options": options.facts(),
+        "disturbance": disturb.description,
+        "scheduler": type(pipe.scheduler).__name__,
+        "steps": steps,
+        "guidance_scale": guidance_scale,
+        "arguments": dict(plan.arguments),
+        "every": every,
+        "seed": seed,
+        "batch_size": batch_size,
+        "prompt_sets": [{"name": prompts or "calibration", "prompts": len(used)}],
+        "clip": {"name": judge.name, "sha256": judge.digest},
+    }
     command = shlex.join(["bitbrush", *sys.argv[1:]])
-    write_whole(sensitivity_results(found, advice, {"command": command, "facts": facts}), output / RESULTS)
-    page = sensitivity_page(found, advice, facts, command=command, clip_name=clip_name)
-    write_whole(page, output / REPORT)
+    advice = write_sensitivity(found, output, facts=facts, protocol=protocol, prompts=used, command=command)
     say(f"{f'relax {advice.relax}' if advice.relax else 'no end to relax'}: {advice.reason}")
     note(f"{output / REPORT}\nOpen it in a browser.")
+    shutil.rmtree(work)

@@ -1,4 +1,4 @@
-"""Results files of experiments: JSON text, package versions, and intervals whose ends may not exist."""
+"""Results files of experiments: one envelope around their content, as ``bench/schemas/results.schema.json`` says."""
 
 import json
 import math
@@ -11,7 +11,36 @@ import torch
 
 from bitbrush.bench.metrics.interval import Interval
 
+SCHEMA_VERSION = 2
+"""Version of the envelope; documents of version 1 lack ``experiment``, and some ``protocol`` or ``versions``."""
 PACKAGES: Sequence[str] = ("bitbrush", "torch", "diffusers", "transformers", "numpy")
+
+
+def results_document(
+    experiment: str, *, command: str, protocol: Mapping[str, Any], content: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Puts the content of an experiment's results into the envelope that all share.
+
+    Args:
+        experiment: Name of the command.
+        command: Command line, or empty when called from Python.
+        protocol: Settings that the figures depend on.
+        content: The experiment's own entries.
+
+    Returns:
+        The document as JSON values; numbers that are not finite are None.
+    """
+    document: dict[str, Any] = finite(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "experiment": experiment,
+            "command": command,
+            "protocol": dict(protocol),
+            **content,
+            "versions": versions(),
+        }
+    )
+    return document
 
 
 def results_text(document: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from bitbrush.artifact.manifest import is_artifact, read_manifest
 from bitbrush.artifact.store import read_layers
 from bitbrush.bench.experiments.ablate.recipes import Setting, given_keys
 from bitbrush.bench.experiments.folders import require_own
+from bitbrush.bench.experiments.value_table import VALUES
 from bitbrush.methods import METHODS
 from bitbrush.methods.keys import Decides
 from bitbrush.methods.recipe import KEYS, Recipe, WeightAllocation
@@ -27,7 +28,7 @@ from bitbrush.session.disk import write_whole, writing_whole
 FINGERPRINT, CELLS, ARTIFACTS, REFERENCE = "ablation.json", "cells", "artifacts", "full-precision"
 RESULTS, REPORT, MARKDOWN, PLOTS = "results.json", "report.html", "ablation.md", "plots"
 _CLAIMS, _WORK = "claims", "work"
-KNOWN = (FINGERPRINT, CELLS, ARTIFACTS, REFERENCE, RESULTS, REPORT, MARKDOWN, PLOTS, _CLAIMS, _WORK)
+KNOWN = (FINGERPRINT, CELLS, ARTIFACTS, REFERENCE, RESULTS, VALUES, REPORT, MARKDOWN, PLOTS, _CLAIMS, _WORK)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""``results.json`` of an ablation: everything the tables and the page are made of, pictures apart."""
+"""``results.json`` and ``results.csv`` of an ablation: all that the tables and the page show, apart from images."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -21,9 +21,12 @@ from bitbrush.bench.experiments.ablate.job import AblationJob
 from bitbrush.bench.experiments.ablate.recipes import Setting
 from bitbrush.bench.experiments.cell_store import FailedCell
 from bitbrush.bench.experiments.protocol import ANOTHER_SEED
-from bitbrush.bench.experiments.results import finite, versions
+from bitbrush.bench.experiments.results import results_document
+from bitbrush.bench.experiments.value_table import Row, TableImages, value_rows
+from bitbrush.bench.metrics.paired import LATENT_MSE, PSNR
+from bitbrush.sources.prompts import PromptSet
 
-SCHEMA_VERSION = 1
+EXPERIMENT = "ablate"
 DIGITS = 4
 """Significant digits of the values picture by picture."""
 
@@ -43,21 +46,46 @@ def ablation_results(
         setting: {"bits": str(setting.bits), "recipe": setting.name, "keys": setting.recipe.to_dict()}
         for setting in cells
     }
-    document: dict[str, Any] = finite(
-        {
-            "schema_version": SCHEMA_VERSION,
-            "command": command,
-            "protocol": _protocol(job),
-            "against": compared_with,
-            "reference": asdict(job.reference),
-            "floor": {"name": ANOTHER_SEED, **_measured(job, by_set(floor.sets), clip, None)},
-            "bits": list(dict.fromkeys(str(one.bits) for one in job.settings)),
-            "recipes": list(dict.fromkeys(one.name for one in job.settings)),
-            "cells": [{**told[setting], **_cell(job, setting, cells, clip, compared_with)} for setting in cells],
-            "versions": versions(),
-        }
-    )
-    return document
+    content = {
+        "against": compared_with,
+        "reference": asdict(job.reference),
+        "floor": {"name": ANOTHER_SEED, **_measured(job, by_set(floor.sets), clip, None)},
+        "bits": list(dict.fromkeys(str(one.bits) for one in job.settings)),
+        "recipes": list(dict.fromkeys(one.name for one in job.settings)),
+        "cells": [{**told[setting], **_cell(job, setting, cells, clip, compared_with)} for setting in cells],
+    }
+    return results_document(EXPERIMENT, command=command, protocol=_protocol(job), content=content)
+
+
+def ablation_rows(
+    job: AblationJob,
+    full_clip: Mapping[str, NDArray[np.float64]],
+    floor: Cell,
+    cells: Mapping[Setting, Cell | FailedCell],
+) -> Iterator[Row]:
+    """Yields a row for each image, recipe and metric, full precision and another seed included."""
+    protocol = job.protocol
+    clip_score = f"CLIP score ({protocol.judge.name})"
+
+    def rows(name: str, cell: Cell, seed: int, setting: str = "") -> Iterator[Row]:
+        for prompt_set in protocol.sets:
+            values = cell.sets[prompt_set.name]
+            metrics = {PSNR: values.psnr, LATENT_MSE: values.latent_mse, clip_score: values.clip}
+            by_metric = {metric: of_images.tolist() for metric, of_images in metrics.items()}
+            yield from value_rows(EXPERIMENT, name, _images(job, prompt_set, seed), by_metric, setting=setting)
+
+    for prompt_set in protocol.sets:
+        scores = {clip_score: full_clip[prompt_set.name].tolist()}
+        yield from value_rows(EXPERIMENT, job.reference.name, _images(job, prompt_set, protocol.seed), scores)
+    yield from rows(ANOTHER_SEED, floor, protocol.seed + 1)
+    for setting, cell in cells.items():
+        if isinstance(cell, Cell):
+            yield from rows(setting.name, cell, protocol.seed, str(setting.bits))
+
+
+def _images(job: AblationJob, prompt_set: PromptSet, seed: int) -> TableImages:
+    prompts = job.protocol.prompts(prompt_set)
+    return TableImages(prompt_set.name, prompts, [seed] * len(prompts))
 
 
 def _protocol(job: AblationJob) -> dict[str, Any]:
@@ -70,6 +98,7 @@ def _protocol(job: AblationJob) -> dict[str, Any]:
         "guidance_scale": protocol.plan.guidance_scale,
         "arguments": dict(protocol.plan.arguments),
         "seed": protocol.seed,
+        "batch_size": protocol.batch_size,
         "execution": protocol.execution,
         "prompt_sets": [
             {"name": one.name, "domain": one.domain.value, "prompts": protocol.num_images, "of": len(one.prompts)}

@@ -26,10 +26,11 @@ from bitbrush.bench.experiments.ablate.recipes import (
     NamedRecipe,
     settings,
 )
-from bitbrush.bench.experiments.ablate.results import ablation_results
+from bitbrush.bench.experiments.ablate.results import ablation_results, ablation_rows
 from bitbrush.bench.experiments.candidates import open_reference
 from bitbrush.bench.experiments.folders import require_own
 from bitbrush.bench.experiments.results import results_text
+from bitbrush.bench.experiments.value_table import VALUES, write_values
 from bitbrush.bench.networks.chosen import judge_of
 from bitbrush.quantization.quantize import require_inputs
 from bitbrush.runtime.choose import dtype_name, runtime_named
@@ -169,9 +170,9 @@ def failed_cells(document: dict[str, Any]) -> list[str]:
 
 def _write(ablation: Ablation, against: str, command: str) -> dict[str, Any]:
     root, cells = ablation.folder.root, ablation.found()
-    document = ablation_results(
-        ablation.job, ablation.reference.clip_scores(), ablation.floor(), cells, compared_with=against, command=command
-    )
+    measured = (ablation.job, ablation.reference.clip_scores(), ablation.floor(), cells)
+    document = ablation_results(*measured, compared_with=against, command=command)
+    write_values(ablation_rows(*measured), root / VALUES)
     write_whole(results_text(document), root / RESULTS)
     write_whole(ablation_markdown(document), root / MARKDOWN)
     write_plots(document, root / MARKDOWN)

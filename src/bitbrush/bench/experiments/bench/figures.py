@@ -21,7 +21,7 @@ from bitbrush.bench.metrics.counts import share_interval
 from bitbrush.bench.metrics.frechet import frechet_interval
 from bitbrush.bench.metrics.interval import Interval, bootstrap_difference, bootstrap_gap, bootstrap_mean
 from bitbrush.bench.metrics.kid import kid
-from bitbrush.bench.metrics.paired import PSNR, SSIM, latent_mse_figures
+from bitbrush.bench.metrics.paired import LATENT_MSE, PSNR, SSIM, latent_mse_figures
 from bitbrush.bench.networks.chosen import Networks
 from bitbrush.session.progress import Progress
 from bitbrush.sources.prompts import Domain, PromptSet
@@ -36,7 +36,8 @@ class SetFigures:
     """Of one candidate and prompt set.
 
     ``figures`` by metric; ``latent_mse`` ``(T,)`` intervals over the pictures that kept their latents; ``defects`` by
-    picture; ``worst`` pictures, least alike first; ``values`` of the paired metrics, ``(N,)`` each.
+    picture; ``worst`` pictures, least alike first; ``values`` of the paired metrics, ``(N,)`` each; ``image_values``:
+    all values image by image, None where an image was not measured.
     """
 
     figures: Mapping[str, Interval]
@@ -44,6 +45,7 @@ class SetFigures:
     defects: Mapping[int, str]
     worst: tuple[int, ...]
     values: Mapping[str, NDArray[np.float64]]
+    image_values: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,8 @@ def higher_is_better(metric: str) -> bool:
 def _of_reference(collection: ImageSets, networks: Networks, names: _Names) -> SetFigures:
     scores = clip_score(collection.features(networks.clip), collection.texts(networks.clip))
     figures = {names.clip_score: bootstrap_mean(scores)}
-    return SetFigures(figures, (), collection.defects(), (), {names.clip_score: scores})
+    values = {names.clip_score: scores}
+    return SetFigures(figures, (), collection.defects(), (), values, {names.clip_score: scores.tolist()})
 
 
 @dataclass(frozen=True)
@@ -213,6 +216,12 @@ def _of_set(measured: _Measured, pairs: ImagePairs, names: _Names) -> SetFigures
         defects=found,
         worst=tuple(int(index) for index in np.argsort(measured.values[SSIM], kind="stable")[:WORST]),
         values={**measured.values, names.match: candidate - reference},
+        image_values={
+            **{metric: values.tolist() for metric, values in measured.values.items()},
+            LATENT_MSE: [float(errors[index][-1]) if index in errors else None for index in range(candidate.size)],
+            names.clip_score: candidate.tolist(),
+            names.match: (candidate - reference).tolist(),
+        },
     )
 
 

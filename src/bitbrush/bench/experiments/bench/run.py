@@ -10,10 +10,11 @@ import torch
 from bitbrush.bench.experiments.bench.figures import bench_figures
 from bitbrush.bench.experiments.bench.qdiffbench import Protocol, compute_all, generate_all
 from bitbrush.bench.experiments.bench.report import render_report
-from bitbrush.bench.experiments.bench.results import results_document
+from bitbrush.bench.experiments.bench.results import bench_results, bench_rows
 from bitbrush.bench.experiments.folders import require_own
 from bitbrush.bench.experiments.protocol import plan_for
 from bitbrush.bench.experiments.results import results_text
+from bitbrush.bench.experiments.value_table import VALUES, write_values
 from bitbrush.bench.images.image_values import Work
 from bitbrush.bench.networks.chosen import Networks, load_networks
 from bitbrush.runtime.choose import runtime_named
@@ -99,7 +100,7 @@ def bench_protocol(
 
 def require_bench_folder(directory: Path) -> None:
     """Raises ValueError if something stands at ``directory`` that no benchmark wrote."""
-    require_own(directory, (RESULTS, REPORT, PICTURES), "benchmark")
+    require_own(directory, (RESULTS, VALUES, REPORT, PICTURES), "benchmark")
 
 
 def run_bench(
@@ -127,7 +128,8 @@ def run_bench(
     document: dict[str, Any] = {}
     if work.ranks.leads:
         figures = bench_figures(made, protocol.sets, networks, work.progress)
-        document = results_document(figures, made, protocol, networks, command)
+        document = bench_results(figures, made, protocol, networks, command)
+        write_values(bench_rows(figures, made), directory / VALUES)
         write_whole(results_text(document), directory / RESULTS)
         write_whole(render_report(document, figures, made), directory / REPORT)
     work.ranks.wait()

@@ -1,6 +1,5 @@
 """What the demo's page and its ``results.json`` say of the runs that were compared."""
 
-import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +11,8 @@ from numpy.typing import NDArray
 
 from bitbrush.artifact.sizes import MIB, DenoiserSizes
 from bitbrush.bench.experiments.demo.page import CandidateRow, DemoPage, GalleryRow
+from bitbrush.bench.experiments.results import results_document, results_text
+from bitbrush.bench.experiments.value_table import Row, TableImages, value_rows
 from bitbrush.bench.images.generation import Generated
 from bitbrush.bench.images.paired_runs import latent_mse_by_step, paired_metrics
 from bitbrush.bench.metrics.counts import FEWEST_DECIDING
@@ -29,7 +30,7 @@ from bitbrush.quantization.quantize import Quantization
 GALLERY_ROWS = 4
 COMMAND = "bitbrush demo"
 SHOWN = ("rtn", "pcr")
-SCHEMA_VERSION = 1
+EXPERIMENT = "demo"
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,7 @@ def demo_page(contest: Contest) -> DemoPage:
 
 def demo_results(contest: Contest) -> str:
     """All figures of the page and those behind it, as JSON."""
-    results = {
-        "schema_version": SCHEMA_VERSION,
-        "model": contest.model,
-        "seed": contest.seed,
-        "pairs": {style: len(prompts) for style, prompts in contest.prompts.items()},
+    content = {
         "denoiser_bytes": {name: asdict(one) for name, one in contest.sizes.items()},
         "recipes": {name: one.recipe.to_dict() for name, one in contest.quantized.items()},
         "metrics": {
@@ -99,9 +96,28 @@ def demo_results(contest: Contest) -> str:
         "cost": {
             name: {phase: vars(cost) for phase, cost in one.costs.items()} for name, one in contest.quantized.items()
         },
-        "versions": _versions(),
     }
-    return json.dumps(results, indent=1) + "\n"
+    pcr = contest.quantized["pcr"]
+    protocol = {
+        "model": contest.model,
+        "scheduler": type(pcr.source.scheduler).__name__,
+        "steps": pcr.recipe.steps,
+        "guidance_scale": pcr.recipe.guidance_scale,
+        "seed": contest.seed,
+        "prompt_sets": [{"name": style, "prompts": len(prompts)} for style, prompts in contest.prompts.items()],
+    }
+    return results_text(results_document(EXPERIMENT, command=COMMAND, protocol=protocol, content=content))
+
+
+def demo_rows(contest: Contest) -> Iterator[Row]:
+    """Yields a row for each image, candidate and metric, another seed included."""
+    for name, styles in contest.metrics.items():
+        for style, by_metric in styles.items():
+            prompts = contest.prompts[style]
+            seed = contest.seed + (name not in contest.candidates)
+            images = TableImages(style, prompts, [seed] * len(prompts))
+            values = {metric: of_images.tolist() for metric, of_images in by_metric.items()}
+            yield from value_rows(EXPERIMENT, name, images, values)
 
 
 def _interval(values: NDArray[np.float64]) -> dict[str, float]:

@@ -17,8 +17,10 @@ from bitbrush.bench.experiments.demo.results import (
     Contest,
     demo_page,
     demo_results,
+    demo_rows,
 )
 from bitbrush.bench.experiments.folders import require_own
+from bitbrush.bench.experiments.value_table import VALUES, write_values
 from bitbrush.bench.images.generation import Generated, generate, generating_work
 from bitbrush.methods import METHODS
 from bitbrush.methods.recipe import Recipe
@@ -60,7 +62,7 @@ def run_demo(
     pcr's weights, so that these two differ in the calibration alone. ``keys`` change the recipes of all three. A demo
     that stands there is replaced; raises ValueError if something else does.
     """
-    require_own(directory, (PAGE, RESULTS, f"{MODEL}-rtn", f"{MODEL}-pcr"), "demo")
+    require_own(directory, (PAGE, RESULTS, VALUES, f"{MODEL}-rtn", f"{MODEL}-pcr"), "demo")
     directory.mkdir(parents=True, exist_ok=True)
     pipe, recipes = load_full_precision(MODEL), _recipes(keys)
     progress = planned(progress, lambda: _works(pipe, recipes, pairs))
@@ -80,6 +82,7 @@ def run_demo(
         other_seed=_generate(pipe, _batches(pairs, SEED + 1), plan, progress),
         candidates={name: _generate(other, batches, plan, progress) for name, other in pipes.items()},
     )
+    write_values(demo_rows(contest), directory / VALUES)
     write_whole(demo_results(contest), directory / RESULTS)
     write_page(demo_page(contest), directory / PAGE)
     return directory / PAGE

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from bitbrush.session.digests import json_digest
 from bitbrush.session.progress import Advance, Progress, part_of
 from bitbrush.sources.input_images import inputs_digest
 from bitbrush.sources.schedulers import with_scheduler
-from bitbrush.timeline.trajectory import PromptBatch
+from bitbrush.timeline.trajectory import PromptBatch, prompt_batches
 
 CELL_VERSION = 2
 """Version of a cell's file and of how its figures are computed."""
@@ -48,18 +49,51 @@ class Recalibration:
 
 
 @dataclass(frozen=True)
-class PlansJob:
-    """``full`` and ``quantized``: the pairs' pipelines, with what is told of each.
+class HeldOutPrompts:
+    """Prompts that images are compared on.
 
-    ``batches``: the prompts measured on; ``recalibration`` None: measured against full precision alone. ``choice``
-    executes the artifact, and what is recalibrated.
+    Args:
+        sets: Prompts by name of the prompt set.
+        seed: Seed of the run.
+        batch_size: Prompts per denoiser call.
+        inputs: Further pipeline arguments, used in turn.
+    """
+
+    sets: Mapping[str, Sequence[str]]
+    seed: int = 1
+    batch_size: int = 16
+    inputs: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+    @property
+    def texts(self) -> list[str]:
+        """Prompts of all sets."""
+        return [prompt for prompts in self.sets.values() for prompt in prompts]
+
+    @cached_property
+    def batches(self) -> list[PromptBatch]:
+        """Batches of all sets together."""
+        return prompt_batches(self.texts, self.seed, self.batch_size, inputs=self.inputs)
+
+
+@dataclass(frozen=True)
+class PlansJob:
+    """Artifact and full-precision model to compare under several plans.
+
+    Args:
+        full: Full-precision pipeline.
+        reference: Description of the full-precision model.
+        quantized: Pipeline of the artifact.
+        subject: Description of the artifact.
+        prompts: Held-out prompts.
+        recalibration: Prompts to recalibrate with; None compares with full precision alone.
+        choice: Runtime of the artifact and of its recalibrated forms.
     """
 
     full: DiffusionPipeline
     reference: Subject
     quantized: DiffusionPipeline
     subject: Subject
-    batches: Sequence[PromptBatch]
+    prompts: HeldOutPrompts
     recalibration: Recalibration | None
     choice: Choice
 
@@ -108,7 +142,7 @@ def is_calibrated(planned: Plan, manifest: Mapping[str, Any]) -> bool:
 
 def _cost(job: PlansJob, planned: Plan, *, calibrated: bool) -> int:
     """Denoiser calls for pictures, and one for each step of a calibration."""
-    pictures = planned.calls * len(job.batches)
+    pictures = planned.calls * len(job.prompts.batches)
     return 2 * pictures if job.recalibration is None or calibrated else 3 * pictures + planned.calls
 
 
@@ -137,7 +171,7 @@ def _measured(job: PlansJob, planned: Plan, advance: Advance, *, calibrated: boo
 
 def _make(pipe: DiffusionPipeline, job: PlansJob, planned: Plan, advance: Advance) -> _Made:
     """Keeps the last latents of every batch; those of all steps of a large model would fill the memory."""
-    parts = generate_each(pipe, job.batches, planned.plan, progress=part_of(advance))
+    parts = generate_each(pipe, job.prompts.batches, planned.plan, progress=part_of(advance))
     made = [(part.latents.copy(), part.images) for part in parts]
     return _Made(np.concatenate([latents for latents, _ in made]), np.concatenate([images for _, images in made]))
 
@@ -164,7 +198,7 @@ def _digest(job: PlansJob, planned: Plan) -> str:
         "artifact": job.subject.digest,
         "runtime": job.subject.runtime,
         "plan": plan_facts(with_scheduler(job.full, planned.plan.scheduler), planned.plan),
-        "batches": [[one.prompts, one.seeds, inputs_digest(one.inputs)] for one in job.batches],
+        "batches": [[one.prompts, one.seeds, inputs_digest(one.inputs)] for one in job.prompts.batches],
         "recalibration": again and [list(again.prompts), inputs_digest(again.inputs)],
     }
     return json_digest(facts)

@@ -11,6 +11,7 @@ from bitbrush.bench.experiments.folders import require_own
 from bitbrush.bench.experiments.plans.figures import CellFigures, cell_figures
 from bitbrush.bench.experiments.plans.measure import (
     CELLS,
+    HeldOutPrompts,
     PlansJob,
     Recalibration,
     is_calibrated,
@@ -18,27 +19,28 @@ from bitbrush.bench.experiments.plans.measure import (
 )
 from bitbrush.bench.experiments.plans.page import plans_page
 from bitbrush.bench.experiments.plans.plan_list import Plan
-from bitbrush.bench.experiments.plans.results import plans_results
+from bitbrush.bench.experiments.plans.results import plans_results, plans_rows
 from bitbrush.bench.experiments.protocol import plan_for
+from bitbrush.bench.experiments.results import results_text
+from bitbrush.bench.experiments.value_table import VALUES, write_values
 from bitbrush.quantization.quantize import require_inputs
 from bitbrush.runtime.choose import Choice
 from bitbrush.session.disk import write_whole
 from bitbrush.session.progress import Progress, silent
 from bitbrush.sources.models import ModelOptions
-from bitbrush.timeline.trajectory import PromptBatch
 
 RESULTS, REPORT = "results.json", "report.html"
 
 
 def require_plans_folder(directory: Path) -> None:
     """Raises ValueError if something stands at ``directory`` that `bitbrush plans` did not write."""
-    require_own(directory, (RESULTS, REPORT, CELLS), "comparison of plans")
+    require_own(directory, (RESULTS, VALUES, REPORT, CELLS), "comparison of plans")
 
 
 def open_plans(
     model: str,
     artifact: str | os.PathLike[str],
-    batches: Sequence[PromptBatch],
+    prompts: HeldOutPrompts,
     choice: Choice,
     *,
     options: ModelOptions | None = None,
@@ -59,11 +61,11 @@ def open_plans(
                 "recalibrate it with"
             )
     reference, full = open_reference(model, options)
-    require_inputs(full, batches[0].inputs)
+    require_inputs(full, prompts.inputs)
     subject, quantized = open_candidate(
         Path(source).name, source, reference, plan_for([source], {}), choice, options=options
     )
-    return PlansJob(full, reference, quantized, subject, batches, recalibration, choice)
+    return PlansJob(full, reference, quantized, subject, prompts, recalibration, choice)
 
 
 def run_plans(
@@ -84,9 +86,10 @@ def run_plans(
         for planned, cell in zip(plans, cells, strict=True)
     ]
     described = {**_facts(job), **facts}
-    write_whole(plans_results(figures, job, {"command": command, "facts": described}), directory / RESULTS)
-    prompts = [prompt for batch in job.batches for prompt in batch.prompts]
-    write_whole(plans_page(job.subject.name, figures, cells, prompts, described, command), directory / REPORT)
+    write_values(plans_rows(job, cells), directory / VALUES)
+    write_whole(results_text(plans_results(figures, job, described, command=command)), directory / RESULTS)
+    page = plans_page(job.subject.name, figures, cells, job.prompts.texts, described, command)
+    write_whole(page, directory / REPORT)
     return figures
 
 

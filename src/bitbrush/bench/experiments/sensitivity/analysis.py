@@ -35,10 +35,11 @@ class StepSensitivity:
 
     step: int
     timestep: float
-    psnr_by_picture: tuple[float, ...]
+    psnr_by_image: tuple[float, ...]
     psnr: Interval
     image_mse: Interval
     match: Interval
+    clip_by_image: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def recommend(sensitivities: Sequence[StepSensitivity]) -> Recommendation:
 
 def _psnr(end: Sequence[StepSensitivity]) -> NDArray[np.float64]:
     """(steps, pictures)."""
-    return np.array([one.psnr_by_picture for one in end])
+    return np.array([one.psnr_by_image for one in end])
 
 
 def _sensitivity(
@@ -111,12 +112,13 @@ def _sensitivity(
     matching: NDArray[np.float64],
     clip: Clip,
 ) -> StepSensitivity:
-    fidelity = psnr(reference, images)
+    fidelity, scores = psnr(reference, images), clip_score(clip.features(images), texts)
     return StepSensitivity(
         step=step,
         timestep=timestep,
-        psnr_by_picture=tuple(fidelity.tolist()),
+        psnr_by_image=tuple(fidelity.tolist()),
         psnr=bootstrap_mean(fidelity, resamples=2000),
         image_mse=bootstrap_mean(image_mse(reference, images), resamples=2000),
-        match=bootstrap_difference(matching, clip_score(clip.features(images), texts), resamples=2000),
+        match=bootstrap_difference(matching, scores, resamples=2000),
+        clip_by_image=tuple(scores.tolist()),
     )

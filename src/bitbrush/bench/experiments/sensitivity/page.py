@@ -1,9 +1,6 @@
-"""What ``bitbrush sensitivity`` writes: ``results.json`` and a page with the curves."""
+"""``report.html`` of a sensitivity analysis: the recommendation, the curves, and a table of all steps."""
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
 
 from bitbrush.bench.experiments.sensitivity.analysis import Recommendation, StepSensitivity
 from bitbrush.bench.metrics.interval import Interval
@@ -17,21 +14,6 @@ from bitbrush.bench.pages.plots import (
     Series,
 )
 from bitbrush.bench.pages.templating import environment
-
-SCHEMA_VERSION = 1
-
-
-def sensitivity_results(
-    sensitivities: Sequence[StepSensitivity], recommendation: Recommendation, facts: Mapping[str, Any]
-) -> str:
-    """As JSON; ``facts`` tell how it was measured."""
-    document = {
-        "schema_version": SCHEMA_VERSION,
-        **facts,
-        "recommendation": asdict(recommendation),
-        "steps": [asdict(one) for one in sensitivities],
-    }
-    return json.dumps(document, indent=1) + "\n"
 
 
 def sensitivity_page(
