@@ -29,6 +29,7 @@ GROUPS = {
     "Save and load": ("save", "load", "register", "read_manifest"),
     "Recipes": ("Recipe",),
     "Measure": ("benchmark", "ablate"),
+    "Metrics": ("register_metric", "PairedMetric", "ImageMetric"),
     "Options of loading a model": ("ModelOptions", "Lora"),
 }
 """Public names by heading; those that no group lists get a heading of their own."""
@@ -151,7 +152,7 @@ def command_section(name: str, command: Any) -> str:
 def api_page() -> str:
     """Returns the reference of the public names, which mkdocstrings fills in."""
     grouped = set(chain.from_iterable(GROUPS.values()))
-    others = {name: (name,) for name in bitbrush.__all__ if name not in {*grouped, "METHODS", "register_method"}}
+    others = {name: (name,) for name in bitbrush.__all__ if name not in {*grouped, "METHODS", "METRICS", "register_method"}}
     sections = {
         heading: [entry(f"bitbrush.{name}", SHOWN.get(name)) for name in names]
         for heading, names in (GROUPS | others).items()

@@ -1,8 +1,8 @@
 """Reads the table of a benchmark with pandas: a row per image, candidate and metric.
 
-Run: python examples/read_results.py [DIRECTORY], a folder that `bitbrush bench` wrote; without one, a small benchmark runs
+Run: python examples/read_results.py [DIRECTORY], a folder that `bitbrush bench` wrote
 
-Needs pandas, which bitbrush itself does not.
+Without a folder it first runs a small benchmark of what quantize_and_save.py made. It needs pandas.
 """
 
 import sys

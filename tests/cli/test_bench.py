@@ -20,7 +20,7 @@ from bitbrush.bench.experiments.candidates import named_candidates
 from bitbrush.bench.images.generation import generate_batch
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.numerics.affine import QParams
-from tests.bench.results_files import read_results
+from tests.bench.results_files import read_results, read_values
 from tests.recorded_progress import RecordedProgress
 
 SMALL = ("--clip", "emoji-clip", "--num-images", 3, "--batch-size", 2, "--latents", 2)
@@ -311,6 +311,23 @@ def test_damaged_files_beside_the_pictures_are_named(
     said = refused("bench", model, artifact, "-o", tmp_path / "bench", "--prompts", prompts, *SMALL)
     assert f"{damaged.name} is damaged" in said
     assert "delete it" in said
+
+
+def test_metrics_from_outside_are_measured_like_others(
+    bench: Callable[..., dict[str, Any]], artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bitbrush.METRICS, "_metrics", {})
+    bitbrush.register_metric(bitbrush.PairedMetric("error", lambda a, b: abs(a - 1.0 * b).mean((1, 2, 3))))
+    bitbrush.register_metric(bitbrush.ImageMetric("light", lambda images: images.mean((1, 2, 3))))
+    results = bench(artifact)
+    figures = results["candidates"][0]["sets"]["animals"]["figures"]
+    light = results["reference"]["sets"]["animals"]["figures"]["light"]["mean"]
+    assert figures["error"]["low"] <= figures["error"]["mean"] <= figures["error"]["high"]
+    assert figures["light, difference"]["mean"] == pytest.approx(figures["light"]["mean"] - light)
+    rows = [row for row in read_values(tmp_path / "bench") if row["metric"] in ("error", "light")]
+    assert {(row["candidate"], row["metric"]) for row in rows} >= {("artifact", "error"), ("full precision", "light")}
+    page = (tmp_path / "bench" / "report.html").read_text(encoding="utf-8")
+    assert all(name in page for name in ("error", "light", "light, difference"))
 
 
 def test_candidates_have_names(tmp_path: Path) -> None:

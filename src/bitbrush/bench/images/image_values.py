@@ -1,6 +1,6 @@
 """What is computed from pictures and kept beside them: features, paired metrics, defects."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ from bitbrush.bench.metrics.image_mse import image_mse
 from bitbrush.bench.metrics.latent_mse import latent_mse
 from bitbrush.bench.metrics.paired import IMAGE_MSE, PSNR, SSIM
 from bitbrush.bench.metrics.psnr import psnr
+from bitbrush.bench.metrics.registry import ImageMetric, PairedMetric
 from bitbrush.bench.metrics.ssim import ssim
 from bitbrush.bench.networks.clip import Clip
 from bitbrush.bench.networks.extractor import FeatureExtractor
-from bitbrush.bench.networks.lpips import Lpips
 from bitbrush.session.progress import Progress
 from bitbrush.session.ranks import Ranks
 
@@ -61,6 +61,16 @@ class ImageSets:
         """``(N, D)``"""
         return np.concatenate([read_chunks(_features(one, network), self.count) for one in self.sets])
 
+    def compute_metric(self, metric: ImageMetric, work: Work) -> None:
+        """Computes a metric of single images."""
+        for one in self.sets:
+            directory = one.directory / f"metric-{metric.key}"
+            compute_chunks(directory, self.count, one.images, metric.values, **_told(work, metric.name))
+
+    def metric(self, metric: ImageMetric) -> NDArray[np.float64]:
+        """Reads the values of a metric of single images, (N,)."""
+        return np.concatenate([read_chunks(one.directory / f"metric-{metric.key}", self.count) for one in self.sets])
+
     def compute_texts(self, clip: Clip, work: Work) -> None:
         for one in self.sets:
             compute_chunks(
@@ -97,8 +107,10 @@ class ImagePairs:
     reference: ImageSets
     candidate: ImageSets
 
-    def compute(self, lpips: Lpips | None, work: Work) -> None:
-        def metrics(images: tuple[NDArray[np.uint8], NDArray[np.uint8]]) -> NDArray[np.float64]:
+    def compute(self, further: Sequence[PairedMetric], work: Work) -> None:
+        """Computes the built-in paired metrics and ``further`` ones."""
+
+        def built_in(images: tuple[NDArray[np.uint8], NDArray[np.uint8]]) -> NDArray[np.float64]:
             return np.stack([metric(*images) for metric in PAIRED.values()], axis=1)
 
         for first, second in self._sets():
@@ -107,21 +119,23 @@ class ImagePairs:
                 return first.images(chunk), second.images(chunk)
 
             count = self.reference.count
-            compute_chunks(_paired(first, second), count, load, metrics, **_told(work, "pairs"))
-            if lpips is not None:
-                directory = _paired(first, second) / lpips.digest[:12]
-                compute_chunks(
-                    directory, count, load, lambda images: lpips.distances(*images), **_told(work, lpips.name)
-                )
+            compute_chunks(_paired(first, second), count, load, built_in, **_told(work, "pairs"))
+            for metric in further:
 
-    def metrics(self, lpips: Lpips | None) -> Mapping[str, NDArray[np.float64]]:
-        """By name, ``(N,)`` each."""
+                def values(images: Any, metric: PairedMetric = metric) -> NDArray[np.float64]:
+                    return metric.values(*images)
+
+                directory = _paired(first, second) / metric.key
+                compute_chunks(directory, count, load, values, **_told(work, metric.name))
+
+    def metrics(self, further: Sequence[PairedMetric]) -> Mapping[str, NDArray[np.float64]]:
+        """Reads all paired metrics by name, (N,) each."""
         count = self.reference.count
         columns = np.concatenate([read_chunks(_paired(*pair), count) for pair in self._sets()])
         values = dict(zip(PAIRED, columns.T, strict=True))
-        if lpips is not None:
-            parts = [read_chunks(_paired(*pair) / lpips.digest[:12], count) for pair in self._sets()]
-            values[lpips.name] = np.concatenate(parts)
+        for metric in further:
+            parts = [read_chunks(_paired(*pair) / metric.key, count) for pair in self._sets()]
+            values[metric.name] = np.concatenate(parts)
         return values
 
     def latent_mse_by_step(self) -> dict[int, NDArray[np.float64]]:

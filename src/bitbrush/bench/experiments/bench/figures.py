@@ -1,7 +1,8 @@
 """All figures of a benchmark, by candidate and prompt set, from what was computed of the pictures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from bitbrush.bench.metrics.frechet import frechet_interval
 from bitbrush.bench.metrics.interval import Interval, bootstrap_difference, bootstrap_gap, bootstrap_mean
 from bitbrush.bench.metrics.kid import kid
 from bitbrush.bench.metrics.paired import LATENT_MSE, PSNR, SSIM, latent_mse_figures
+from bitbrush.bench.metrics.registry import METRICS
 from bitbrush.bench.networks.chosen import Networks
 from bitbrush.session.progress import Progress
 from bitbrush.sources.prompts import Domain, PromptSet
@@ -29,6 +31,8 @@ from bitbrush.sources.prompts import Domain, PromptSet
 WORST = 10
 ALIKE = f"pairs alike (SSIM ≥ {ALIKE_SSIM:g})"
 NAN = "NaN latents"
+DIFFERENCE = ", difference"
+"""Ending of the paired difference of a further metric of single images."""
 
 
 @dataclass(frozen=True)
@@ -134,22 +138,27 @@ class _Names:
 
 
 def higher_is_better(metric: str) -> bool:
-    """Of any figure here."""
+    """Whether more is better of a figure of `bench`."""
+    further = METRICS.get(metric.removesuffix(DIFFERENCE))
+    if further is not None:
+        return further.higher_is_better
     return metric.startswith((PSNR, SSIM, "CLIP score", "pairs alike")) and not metric.startswith("CLIP score change")
 
 
 def _of_reference(collection: ImageSets, networks: Networks, names: _Names) -> SetFigures:
     scores = clip_score(collection.features(networks.clip), collection.texts(networks.clip))
-    figures = {names.clip_score: bootstrap_mean(scores)}
-    values = {names.clip_score: scores}
-    return SetFigures(figures, (), collection.defects(), (), values, {names.clip_score: scores.tolist()})
+    values = {names.clip_score: scores} | {metric.name: collection.metric(metric) for metric in networks.of_images}
+    figures = {name: bootstrap_mean(of_images) for name, of_images in values.items()}
+    by_image = {name: of_images.tolist() for name, of_images in values.items()}
+    return SetFigures(figures, (), collection.defects(), (), values, by_image)
 
 
 @dataclass(frozen=True)
 class _Measured:
     """Of pairs, reference first: ``values`` ``(N,)`` by metric, ``features``, CLIP's ``clips`` and ``scores``.
 
-    ``errors``: the latent MSE after every denoiser call, ``(K, T)``, of the pairs that kept finite latents.
+    ``errors``: the latent MSE after every denoiser call, ``(K, T)``, of the pairs that kept finite latents;
+    ``of_images``: further metrics of single images.
     """
 
     values: Mapping[str, NDArray[np.float64]]
@@ -157,6 +166,7 @@ class _Measured:
     clips: tuple[NDArray[np.float32], NDArray[np.float32]]
     scores: tuple[NDArray[np.float64], NDArray[np.float64]]
     errors: NDArray[np.float64]
+    of_images: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
 
 
 def _measured(pairs: ImagePairs, networks: Networks) -> _Measured:
@@ -165,28 +175,34 @@ def _measured(pairs: ImagePairs, networks: Networks) -> _Measured:
     clips = (reference.features(networks.clip), candidate.features(networks.clip))
     finite = [error for error in pairs.latent_mse_by_step().values() if np.isfinite(error).all()]
     return _Measured(
-        values=pairs.metrics(networks.lpips),
+        values=pairs.metrics(networks.paired),
         features=(reference.features(networks.extractor), candidate.features(networks.extractor)),
         clips=clips,
         scores=(clip_score(clips[0], texts), clip_score(clips[1], texts)),
         errors=np.array(finite) if finite else np.empty((0, 0)),
+        of_images={one.name: (reference.metric(one), candidate.metric(one)) for one in networks.of_images},
     )
 
 
 def _joined(parts: Sequence[_Measured]) -> _Measured:
     """The pairs of all parts, one after the other."""
 
-    def both(name: str) -> Any:
-        return tuple(np.concatenate([getattr(part, name)[side] for part in parts]) for side in (0, 1))
+    def both(sides: Callable[[_Measured], tuple[NDArray[Any], NDArray[Any]]]) -> Any:
+        return tuple(np.concatenate([sides(part)[side] for part in parts]) for side in (0, 1))
 
     errors = [part.errors for part in parts if part.errors.size]
     return _Measured(
         values={metric: np.concatenate([part.values[metric] for part in parts]) for metric in parts[0].values},
-        features=both("features"),
-        clips=both("clips"),
-        scores=both("scores"),
+        features=both(lambda part: part.features),
+        clips=both(lambda part: part.clips),
+        scores=both(lambda part: part.scores),
         errors=np.concatenate(errors) if errors else np.empty((0, 0)),
+        of_images={name: both(partial(_image_values, name)) for name in parts[0].of_images},
     )
+
+
+def _image_values(name: str, measured: _Measured) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    return measured.of_images[name]
 
 
 def _figures(measured: _Measured, names: _Names) -> dict[str, Interval]:
@@ -202,6 +218,9 @@ def _figures(measured: _Measured, names: _Names) -> dict[str, Interval]:
     figures[names.clip_score] = bootstrap_mean(candidate)
     figures[names.match] = bootstrap_difference(reference, candidate)
     figures[names.change] = bootstrap_mean(np.abs(candidate - reference))
+    for name, (full, quantized) in measured.of_images.items():
+        figures[name] = bootstrap_mean(quantized)
+        figures[f"{name}{DIFFERENCE}"] = bootstrap_difference(full, quantized)
     return figures
 
 
@@ -221,6 +240,7 @@ def _of_set(measured: _Measured, pairs: ImagePairs, names: _Names) -> SetFigures
             LATENT_MSE: [float(errors[index][-1]) if index in errors else None for index in range(candidate.size)],
             names.clip_score: candidate.tolist(),
             names.match: (candidate - reference).tolist(),
+            **{metric: values.tolist() for metric, (_, values) in measured.of_images.items()},
         },
     )
 

@@ -158,8 +158,10 @@ def compute_all(pictures: Pictures, networks: Networks, work: Work) -> None:
             collection.compute_features(networks.extractor, work)
             collection.compute_features(networks.clip, work)
             collection.compute_defects(work)
+            for metric in networks.of_images:
+                collection.compute_metric(metric, work)
             if entry is not pictures.reference:
-                ImagePairs(pictures.reference.pictures[name], collection).compute(networks.lpips, work)
+                ImagePairs(pictures.reference.pictures[name], collection).compute(networks.paired, work)
     work.ranks.wait()
 
 

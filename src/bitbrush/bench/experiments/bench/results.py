@@ -11,6 +11,7 @@ from bitbrush.bench.experiments.candidates import Subject
 from bitbrush.bench.experiments.results import results_document
 from bitbrush.bench.experiments.value_table import Row, TableImages, value_rows
 from bitbrush.bench.metrics.interval import Interval
+from bitbrush.bench.metrics.registry import Metric, PairedMetric
 from bitbrush.bench.networks.chosen import Networks
 
 EXPERIMENT = "bench"
@@ -27,6 +28,7 @@ def bench_results(
     assert reference is not None
     content = {
         "networks": _networks(networks),
+        "metrics": [_metric(metric) for metric in networks.metrics],
         "absent": [] if networks.lpips else ["LPIPS: no weights were given (--lpips)"],
         "reference": {
             **_subject(reference),
@@ -83,6 +85,15 @@ def _networks(networks: Networks) -> list[dict[str, str]]:
     if networks.lpips:
         entries.append({"use": "perceptual distance", "name": networks.lpips.name, "sha256": networks.lpips.digest})
     return entries
+
+
+def _metric(metric: Metric) -> dict[str, Any]:
+    return {
+        "name": metric.name,
+        "kind": "paired" if isinstance(metric, PairedMetric) else "image",
+        "higher_is_better": metric.higher_is_better,
+        "version": metric.version,
+    }
 
 
 def _candidate(figures: EntryFigures) -> dict[str, Any]:
