@@ -99,7 +99,7 @@ def test_noise_is_of_the_size_it_says(tiny_pipe: StableDiffusionPipeline) -> Non
 def curve(psnr: NDArray[np.float64]) -> list[StepSensitivity]:
     """Of the PSNR (steps, pictures)."""
     none = Interval(0, 0, 0, 8)
-    return [StepSensitivity(step, 0.0, tuple(one.tolist()), none, none, none) for step, one in enumerate(psnr)]
+    return [StepSensitivity(step, 0.0, tuple(one.tolist()), none, none, none, ()) for step, one in enumerate(psnr)]
 
 
 def test_recommends_the_end_that_stands_out() -> None:

@@ -5,7 +5,7 @@ import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,6 +24,9 @@ from bitbrush.cli.options import (
 )
 from bitbrush.cli.progress import shown
 from bitbrush.sources.model_names import require_known
+
+if TYPE_CHECKING:
+    from bitbrush.bench.experiments.sensitivity.analysis import Recommendation
 
 
 def sensitivity(
@@ -60,7 +63,7 @@ def sensitivity(
     from bitbrush.bench.experiments.folders import require_own
     from bitbrush.bench.experiments.sensitivity.analysis import step_sensitivities
     from bitbrush.bench.experiments.sensitivity.disturbance import QuantizedActivations, RelativeNoise
-    from bitbrush.bench.experiments.sensitivity.results import KNOWN, REPORT, write_sensitivity
+    from bitbrush.bench.experiments.sensitivity.results import KNOWN, write_sensitivity
     from bitbrush.bench.networks.chosen import judge_of
     from bitbrush.methods.recipe import Recipe, check_activation_bits
     from bitbrush.quantization.work import machine_facts, prompts_digest
@@ -121,6 +124,12 @@ def sensitivity(
     }
     command = shlex.join(["bitbrush", *sys.argv[1:]])
     advice = write_sensitivity(found, output, facts=facts, protocol=protocol, prompts=used, command=command)
+    _print(advice, output)
+    shutil.rmtree(work)
+
+
+def _print(advice: "Recommendation", output: Path) -> None:
+    from bitbrush.bench.experiments.sensitivity.results import REPORT
+
     say(f"{f'relax {advice.relax}' if advice.relax else 'no end to relax'}: {advice.reason}")
     note(f"{output / REPORT}\nOpen it in a browser.")
-    shutil.rmtree(work)

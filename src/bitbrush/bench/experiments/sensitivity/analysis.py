@@ -39,7 +39,7 @@ class StepSensitivity:
     psnr: Interval
     image_mse: Interval
     match: Interval
-    clip_by_image: tuple[float, ...] = ()
+    clip_by_image: tuple[float, ...]
 
 
 @dataclass(frozen=True)
