@@ -37,7 +37,10 @@ def ablate(
     ] = None,
     recipes: Annotated[
         list[str] | None,
-        typer.Option("--recipe", help="'NAME: METHOD KEY=VALUE ...', NAME: may be left out; repeatable."),
+        typer.Option(
+            "--recipe",
+            help="'[NAME:] METHOD KEY=VALUE ...', or a recipe file for METHOD; repeatable.",
+        ),
     ] = None,
     bits: Annotated[str, typer.Option(help="Bit settings.")] = "W8A8,W4A8,W4A6,W4A4",
     against: Annotated[
@@ -145,8 +148,8 @@ def _recipes(methods: str | None, recipes: Sequence[str] | None) -> list[str]:
 
 
 def _portable(argument: str) -> str:
-    """Reduces an absolute path to its name, so that reports do not reveal paths of this machine."""
-    return Path(argument).name if Path(argument).is_absolute() else argument
+    """Reduces absolute paths to their names, so that reports do not reveal paths of this machine."""
+    return " ".join(Path(word).name if Path(word).is_absolute() else word for word in argument.split(" "))
 
 
 def _parts(text: str) -> list[str]:

@@ -4,17 +4,19 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
 from bitbrush.bench.images.gallery import slug
-from bitbrush.methods import METHODS
+from bitbrush.methods import DEFAULT_METHOD, METHODS
 from bitbrush.methods.keys import named_value
-from bitbrush.methods.recipe import Recipe
+from bitbrush.methods.recipe import Recipe, read_recipe
 from bitbrush.session.digests import json_digest
 
 USUAL_BITS = ("W8A8", "W4A8", "W4A6", "W4A4")
 USUAL_RECIPES = tuple(name for name in METHODS if name != "paper")
 """All methods but the one whose rounding alone takes longer than all others together."""
+RECIPE_SUFFIXES = (".toml", ".json")
 OF_ALL = ("weights", "activations", "steps", "guidance_scale", "scheduler", "pipeline_arguments")
 """Keys that an ablation gives all recipes alike, by its own options."""
 
@@ -53,21 +55,36 @@ class NamedRecipe:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """From ``METHOD KEY=VALUE ...`` with an optional ``NAME:`` before; without, the text itself is the name.
+        """Parses ``METHOD KEY=VALUE ...`` or ``FILE KEY=VALUE ...``, with an optional ``NAME:`` before.
 
-        Values are read as JSON, or else as they stand; quotes as in a shell. Raises ValueError for what is no method,
-        or a key that is unknown or that all recipes share.
+        Values are read as JSON, or else as they stand; quotes are those of a shell. A FILE is a recipe file, TOML or
+        JSON; the keys after it override its own. Without ``NAME:`` the name is the text, of a file alone its stem.
+
+        Args:
+            text: A recipe as the command line has it.
+
+        Raises:
+            ValueError: There is no such method or file, a file cannot be read, or a key is unknown or one that all
+                recipes share.
         """
         named = re.match(r"\s*([^:=]+):\s+(.+)", text)
         name, rest = (named[1].strip(), named[2]) if named else (" ".join(text.split()), text)
-        method, *pairs = shlex.split(rest) or [""]
-        keys = dict(_pair(pair, text) for pair in pairs)
+        first, *pairs = shlex.split(rest) or [""]
+        keys: dict[str, Any] = {"method": first}
+        if Path(first).suffix in RECIPE_SUFFIXES:
+            keys = {"method": DEFAULT_METHOD, **_file_keys(first, text)}
+            name = name if named or pairs else Path(first).stem
+        keys |= dict(_pair(pair, text) for pair in pairs)
+        method = keys.pop("method")
         if method not in METHODS:
-            raise ValueError(f"recipe {text!r}: {method!r} is no method; known are {', '.join(METHODS)}")
+            raise ValueError(
+                f"recipe {text!r}: {method!r} is no method; known are {', '.join(METHODS)}. "
+                f"A file of keys ends in {' or '.join(RECIPE_SUFFIXES)}"
+            )
         if shared := [key for key in keys if key in OF_ALL]:
             raise ValueError(
                 f"recipe {text!r}: {shared[0]} is the same for all recipes; give it by the option "
-                f"{_OPTIONS.get(shared[0], '--' + shared[0].replace('_', '-'))}"
+                f"{_OPTIONS.get(shared[0], '--' + shared[0].replace('_', '-'))}, and leave it out here"
             )
         return cls(name, method, keys)
 
@@ -122,6 +139,13 @@ def given_keys(recipe: Recipe) -> dict[str, Any]:
     """The keys in which the recipe differs from a plain one: a key that a later version adds changes nothing."""
     plain = Recipe().to_dict()
     return {key: value for key, value in recipe.to_dict().items() if value != plain[key]}
+
+
+def _file_keys(path: str, text: str) -> dict[str, Any]:
+    try:
+        return read_recipe(Path(path))
+    except ValueError as error:
+        raise ValueError(f"recipe {text!r}: {error}") from error
 
 
 def _pair(text: str, of: str) -> tuple[str, Any]:

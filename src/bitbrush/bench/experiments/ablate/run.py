@@ -86,12 +86,35 @@ def ablation_job(
     options: ModelOptions | None = None,
     **shared: Any,
 ) -> AblationJob:
-    """Everything checked and the full-precision model loaded; nothing is computed yet.
+    """Checks everything and loads the full-precision model; nothing is computed yet.
 
-    ``recipes``: ``"METHOD KEY=VALUE ..."`` or ``"NAME: METHOD ..."``; ``prompts``: bundled sets or files, those of the
-    model where neither these nor ``unseen_prompts`` are given; ``calibration_prompts``: the same, one. ``shared``: keys
-    that all recipes have (steps, guidance_scale, scheduler, pipeline_arguments, num_prompts), None for the usual.
-    Raises ValueError for whatever does not fit, UnknownModelError where there is no such model.
+    Args:
+        model: Full-precision model: bundled name, folder or hub id.
+        recipes: ``"METHOD KEY=VALUE ..."`` or ``"NAME: METHOD ..."``; a recipe file may stand in place of METHOD.
+        bits: Bit settings, e.g. ``"W4A8"``.
+        prompts: Held-out prompts of the calibration style: bundled sets or files. The model's own sets are used where
+            neither these nor ``unseen_prompts`` are given.
+        unseen_prompts: Prompts of another style.
+        num_images: Images of each prompt set.
+        calibration_prompts: Bundled set or file of prompts to quantize with.
+        clip: CLIP model of the CLIP scores.
+        seed: Seed of the images.
+        batch_size: Prompts per denoiser call.
+        inputs: Further pipeline arguments, used in turn for the prompts.
+        runtime: Runtime that executes the artifacts.
+        dtype: Type between the integer products.
+        memory: Whether weights are expanded or stay packed.
+        generic: Whether to quantize the layers of any denoiser without knowledge of its architecture.
+        options: Loading options of the model.
+        **shared: Keys that all recipes have: steps, guidance_scale, scheduler, pipeline_arguments, num_prompts.
+            None keeps the default.
+
+    Returns:
+        The job for :func:`run_ablation`.
+
+    Raises:
+        ValueError: An argument is invalid.
+        UnknownModelError: There is no such model.
     """
     options = options or ModelOptions()
     known = {key: value for key, value in shared.items() if value is not None}
