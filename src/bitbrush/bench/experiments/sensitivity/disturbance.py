@@ -1,7 +1,6 @@
 """Pictures of which one denoising step was disturbed: by quantizing its activations, or by noise."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -13,11 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bitbrush.bench.images.generation import denoiser_calls
-from bitbrush.calibration.observe import ActivationBits, Calibration
+from bitbrush.calibration.observe import ActivationBits, Calibration, quantized_inputs
 from bitbrush.network.families import denoiser_name, family_of
-from bitbrush.network.inputs import InputObserver, fake_quantize_input
+from bitbrush.network.inputs import InputObserver
 from bitbrush.network.layers import layer_specs
-from bitbrush.numerics.affine import QParams
 from bitbrush.numerics.limits import RangeEstimator
 from bitbrush.session.journal import Journal
 from bitbrush.session.progress import (
@@ -27,7 +25,8 @@ from bitbrush.session.progress import (
     planned,
 )
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.trajectory import DenoiserCall, PromptBatch, start
+from bitbrush.timeline.replay import Answer, disturbed_answer, run_answered
+from bitbrush.timeline.trajectory import DenoiserCall, PromptBatch
 
 UNDISTURBED, DISTURBING = "undisturbed", "disturbing"
 """Titles under which progress is reported."""
@@ -67,7 +66,7 @@ class QuantizedActivations:
         with observer.watching(denoiser, names):
             call.run(denoiser)
         all_qparams = self._calibration.qparams(observer, call.timestep, (call.timestep,))
-        with _quantized(denoiser, all_qparams):
+        with quantized_inputs(denoiser, names, all_qparams.get):
             return call.run(denoiser)
 
 
@@ -219,52 +218,36 @@ class _Run:
     disturb: Disturbance
 
     def clean(self, batch: PromptBatch, advance: Advance) -> _Clean:
-        timesteps, outputs = [], []
-        with start(self.pipe, self.component, batch, self.plan, output_type="np") as trajectory:
-            while (call := trajectory.request) is not None:
-                timesteps.append(call.timestep)
-                outputs.append(call.run(getattr(self.pipe, self.component)))
-                trajectory.answer(_copied(outputs[-1]))
+        timesteps: list[float] = []
+        outputs: list[Any] = []
+
+        def answer(index: int, call: DenoiserCall) -> Any:
+            timesteps.append(call.timestep)
+            outputs.append(self._undisturbed(advance, index, call))
+            return outputs[-1]
+
+        return _Clean(self._images(batch, answer), timesteps, outputs)
+
+    def disturbed(self, batch: PromptBatch, clean: _Clean, step: int, advance: Advance) -> NDArray[np.uint8]:
+        def disturbed(index: int, call: DenoiserCall) -> Any:
+            output = self.disturb(getattr(self.pipe, self.component), call, clean.outputs[index])
+            for _ in range(self.disturb.calls):
                 advance()
-            return _Clean(_pixels(trajectory.result), timesteps, outputs)
+            return output
 
-    def disturbed(self, batch: PromptBatch, clean: _Clean, disturbed: int, advance: Advance) -> NDArray[np.uint8]:
-        denoiser = getattr(self.pipe, self.component)
-        with start(self.pipe, self.component, batch, self.plan, output_type="np") as trajectory:
-            step = 0
-            while (call := trajectory.request) is not None:
-                if step < disturbed:
-                    output = _copied(clean.outputs[step])
-                elif step == disturbed:
-                    output = self.disturb(denoiser, call, clean.outputs[step])
-                    for _ in range(self.disturb.calls):
-                        advance()
-                else:
-                    output = call.run(denoiser)
-                    advance()
-                trajectory.answer(output)
-                step += 1
-            return _pixels(trajectory.result)
+        undisturbed = partial(self._undisturbed, advance)
+        return self._images(batch, disturbed_answer(clean.outputs, range(step, step + 1), disturbed, undisturbed))
 
+    def _undisturbed(self, advance: Advance, _: int, call: DenoiserCall) -> Any:
+        output = call.run(getattr(self.pipe, self.component))
+        advance()
+        return output
 
-def _copied(output: Any) -> Any:
-    """The pipeline may write into what it is given."""
-    return tuple(part.clone() for part in output)
+    def _images(self, batch: PromptBatch, answer: Answer) -> NDArray[np.uint8]:
+        return _pixels(run_answered(self.pipe, self.component, batch, self.plan, answer, output_type="np"))
 
 
 def _pixels(images: Any) -> NDArray[np.uint8]:
     """Of the pipeline's own pictures in [0, 1]; NaN becomes black."""
     pixels: NDArray[np.uint8] = np.round(np.nan_to_num(images) * 255).astype(np.uint8)
     return pixels
-
-
-@contextmanager
-def _quantized(denoiser: nn.Module, all_qparams: dict[str, QParams]) -> Iterator[None]:
-    with ExitStack() as stack:
-        for name, qparams in all_qparams.items():
-            stack.callback(fake_quantize_input(denoiser.get_submodule(name), partial(_constant, qparams)).remove)
-        yield
-
-
-def _constant(qparams: QParams) -> QParams:
-    return qparams
