@@ -290,7 +290,7 @@ def test_python_has_the_same_names_and_figures(
     )
     assert figures(results) == figures(bench(artifact))
     progress.require_as_planned("generating")
-    assert {"picture features", "pairs", "figures"} <= {phase for phase, _ in progress.reported}
+    assert {"image features", "pairs", "figures"} <= {phase for phase, _ in progress.reported}
     with pytest.raises(TypeError, match="num_pictures"):
         bitbrush.benchmark(str(model), {}, tmp_path / "python", num_pictures=3)
 

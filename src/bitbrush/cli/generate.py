@@ -43,13 +43,13 @@ def generate(
     quiet_libraries()
     from bitbrush.artifact.manifest import is_artifact
     from bitbrush.artifact.store import load_with
-    from bitbrush.bench.images.gallery import require_pictures, write_pictures
+    from bitbrush.bench.images.gallery import require_image_folder, write_images
     from bitbrush.sources.input_images import read_image
     from bitbrush.sources.prompts import too_long
     from bitbrush.sources.schedulers import with_scheduler
 
     plan = _plan(model, steps, guidance_scale, scheduler, pipeline_arguments or [])
-    require_pictures(output)
+    require_image_folder(output)
     if any(not prompt.strip() for prompt in prompts):
         raise ValueError("a prompt is empty; write what the picture should show")
     loaded = load_with(model, chosen(runtime, dtype, memory)) if is_artifact(model) else _full_precision(model, runtime)
@@ -61,7 +61,7 @@ def generate(
     note(f"{model}: {used}, {plan.steps} steps, guidance {plan.guidance_scale:g}")
     facts = {"model": model, "steps": plan.steps, "guidance_scale": plan.guidance_scale, "scheduler": used}
     facts["runtime"] = executor
-    pictures = write_pictures(
+    pictures = write_images(
         pipe,
         prompts,
         plan,

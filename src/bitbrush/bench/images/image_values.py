@@ -1,4 +1,4 @@
-"""What is computed from pictures and kept beside them: features, paired metrics, defects."""
+"""Values computed from images and stored beside them: features, metrics, defects."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,81 +28,89 @@ _DEFECTS = ("", "black", "constant")
 
 @dataclass(frozen=True)
 class Work:
-    """Who computes, and who is told."""
+    """Processes that share the computation, and the callback that receives progress reports."""
 
     ranks: Ranks
     progress: Progress
 
+    def phase(self, title: str) -> dict[str, Any]:
+        """Returns the arguments of :func:`compute_chunks` for a phase of this title."""
+        return {"phase": title, "ranks": self.ranks, "progress": self.progress}
+
 
 @dataclass(frozen=True)
 class ImageSets:
-    """One pipeline's pictures for one prompt set: ``count`` of each of its image sets, which are one per seed."""
+    """Images of one pipeline for one prompt set: the first ``count`` of its image sets, which are one per seed."""
 
     sets: tuple[ImageSet, ...]
     count: int
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """Of every picture, in the order of all figures: all of the first seed, then of the second."""
-        return tuple(prompt for one in self.sets for prompt in one.prompts[: self.count])
+        """Prompt of every image in the order of all values: those of the first seed, then those of the second."""
+        return tuple(prompt for images in self.sets for prompt in images.prompts[: self.count])
 
     def image(self, index: int) -> NDArray[np.uint8]:
+        """Reads an image, (H, W, 3)."""
         return self.sets[index // self.count].image(index % self.count)
 
     def seed(self, index: int) -> int:
+        """Returns the seed of an image's run."""
         return self.sets[index // self.count].seed
 
     def compute_features(self, network: FeatureExtractor, work: Work) -> None:
-        for one in self.sets:
-            directory = _features(one, network)
-            compute_chunks(directory, self.count, one.images, network.features, **_told(work, "picture features"))
+        """Computes the features of all images."""
+        for images in self.sets:
+            directory = _features(images, network)
+            compute_chunks(directory, self.count, images.images, network.features, **work.phase("image features"))
 
     def features(self, network: FeatureExtractor) -> NDArray[np.float32]:
-        """``(N, D)``"""
-        return np.concatenate([read_chunks(_features(one, network), self.count) for one in self.sets])
+        """Reads the features, (N, D)."""
+        return np.concatenate([read_chunks(_features(images, network), self.count) for images in self.sets])
 
     def compute_metric(self, metric: ImageMetric, work: Work) -> None:
         """Computes a metric of single images."""
-        for one in self.sets:
-            directory = one.directory / f"metric-{metric.key}"
-            compute_chunks(directory, self.count, one.images, metric.values, **_told(work, metric.name))
+        for images in self.sets:
+            directory = _metric(images, metric)
+            compute_chunks(directory, self.count, images.images, metric.values, **work.phase(metric.name))
 
     def metric(self, metric: ImageMetric) -> NDArray[np.float64]:
         """Reads the values of a metric of single images, (N,)."""
-        return np.concatenate([read_chunks(one.directory / f"metric-{metric.key}", self.count) for one in self.sets])
+        return np.concatenate([read_chunks(_metric(images, metric), self.count) for images in self.sets])
 
     def compute_texts(self, clip: Clip, work: Work) -> None:
-        for one in self.sets:
-            compute_chunks(
-                _texts(one, clip),
-                self.count,
-                lambda chunk, one=one: [one.prompts[index] for index in chunk],  # type: ignore[misc]
-                clip.text_features,
-                **_told(work, "text features"),
-            )
+        """Computes the CLIP embeddings of all prompts."""
+        for images in self.sets:
+
+            def texts(chunk: range, images: ImageSet = images) -> list[str]:
+                return [images.prompts[index] for index in chunk]
+
+            directory = _texts(images, clip)
+            compute_chunks(directory, self.count, texts, clip.text_features, **work.phase("text features"))
 
     def texts(self, clip: Clip) -> NDArray[np.float32]:
-        """``(N, D)``"""
-        return np.concatenate([read_chunks(_texts(one, clip), self.count) for one in self.sets])
+        """Reads the CLIP embeddings of the prompts, (N, D)."""
+        return np.concatenate([read_chunks(_texts(images, clip), self.count) for images in self.sets])
 
     def compute_defects(self, work: Work) -> None:
+        """Looks for black and constant images."""
+
         def codes(images: NDArray[np.uint8]) -> NDArray[np.int8]:
             return np.array([_DEFECTS.index(defect) for defect in defects(images)], dtype=np.int8)
 
-        for one in self.sets:
-            compute_chunks(
-                one.directory / "defects", self.count, one.images, codes, **_told(work, "looking for defects")
-            )
+        for images in self.sets:
+            directory = images.directory / "defects"
+            compute_chunks(directory, self.count, images.images, codes, **work.phase("looking for defects"))
 
     def defects(self) -> dict[int, str]:
-        """By index, of those pictures that have one."""
-        codes = np.concatenate([read_chunks(one.directory / "defects", self.count) for one in self.sets])
+        """Reads the defect of each image that has one, by index."""
+        codes = np.concatenate([read_chunks(images.directory / "defects", self.count) for images in self.sets])
         return {int(index): _DEFECTS[codes[index]] for index in np.flatnonzero(codes)}
 
 
 @dataclass(frozen=True)
 class ImagePairs:
-    """A candidate's pictures with the reference's of the same prompts and noise."""
+    """Images of a candidate with the reference's of the same prompts and noise."""
 
     reference: ImageSets
     candidate: ImageSets
@@ -113,20 +121,20 @@ class ImagePairs:
         def built_in(images: tuple[NDArray[np.uint8], NDArray[np.uint8]]) -> NDArray[np.float64]:
             return np.stack([metric(*images) for metric in PAIRED.values()], axis=1)
 
+        count = self.reference.count
         for first, second in self._sets():
 
             def load(chunk: range, first: ImageSet = first, second: ImageSet = second) -> Any:
                 return first.images(chunk), second.images(chunk)
 
-            count = self.reference.count
-            compute_chunks(_paired(first, second), count, load, built_in, **_told(work, "pairs"))
+            compute_chunks(_paired(first, second), count, load, built_in, **work.phase("pairs"))
             for metric in further:
 
                 def values(images: Any, metric: PairedMetric = metric) -> NDArray[np.float64]:
                     return metric.values(*images)
 
                 directory = _paired(first, second) / metric.key
-                compute_chunks(directory, count, load, values, **_told(work, metric.name))
+                compute_chunks(directory, count, load, values, **work.phase(metric.name))
 
     def metrics(self, further: Sequence[PairedMetric]) -> Mapping[str, NDArray[np.float64]]:
         """Reads all paired metrics by name, (N,) each."""
@@ -139,7 +147,10 @@ class ImagePairs:
         return values
 
     def latent_mse_by_step(self) -> dict[int, NDArray[np.float64]]:
-        """``(T,)`` of every picture whose latents both sides kept, by index; NaN where a latent is."""
+        """Computes the latent MSE after each denoiser call, (T,), of each image with stored latents, by index.
+
+        It is NaN where a latent is.
+        """
         return {
             number * self.reference.count + index: latent_mse(first.latents(index), second.latents(index))
             for number, (first, second) in enumerate(self._sets())
@@ -151,16 +162,16 @@ class ImagePairs:
         return list(zip(self.reference.sets, self.candidate.sets, strict=True))
 
 
-def _told(work: Work, phase: str) -> dict[str, Any]:
-    return {"phase": phase, "ranks": work.ranks, "progress": work.progress}
+def _features(images: ImageSet, network: FeatureExtractor) -> Path:
+    return images.directory / f"features-{network.digest[:12]}"
 
 
-def _features(one: ImageSet, network: FeatureExtractor) -> Path:
-    return one.directory / f"features-{network.digest[:12]}"
+def _metric(images: ImageSet, metric: ImageMetric) -> Path:
+    return images.directory / f"metric-{metric.key}"
 
 
-def _texts(one: ImageSet, clip: Clip) -> Path:
-    return one.directory / f"texts-{clip.digest[:12]}"
+def _texts(images: ImageSet, clip: Clip) -> Path:
+    return images.directory / f"texts-{clip.digest[:12]}"
 
 
 def _paired(reference: ImageSet, candidate: ImageSet) -> Path:
