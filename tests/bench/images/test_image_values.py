@@ -1,4 +1,4 @@
-"""What is computed of pictures is computed piece by piece: memory does not grow with their number."""
+"""Values of images are computed chunk by chunk: memory does not grow with the number of images."""
 
 import tracemalloc
 from pathlib import Path
@@ -52,11 +52,11 @@ def test_memory_does_not_grow_with_the_number_of_pairs(tmp_path: Path, clip: Cli
     few = peak_bytes(tmp_path / "few", 2 * CHUNK, clip)
     # What happens to run once in this process (a late import, a collection) is no growth: it does not come again.
     many = min(peak_bytes(tmp_path / name, 10 * CHUNK, clip) for name in ("many", "again"))
-    of_pictures = 8 * CHUNK * SIZE * SIZE * 3  # of one side alone, as bytes
-    assert many - few < of_pictures / 2  # a chunk or two may be read ahead
+    of_images = 8 * CHUNK * SIZE * SIZE * 3  # of one side alone, as bytes
+    assert many - few < of_images / 2  # a chunk or two may be read ahead
 
 
-def test_pictures_are_read_while_the_network_computes(tmp_path: Path) -> None:
+def test_images_are_read_while_the_network_computes(tmp_path: Path) -> None:
     second_is_read = Event()
 
     def load(chunk: range) -> range:
