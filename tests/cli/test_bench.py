@@ -165,7 +165,7 @@ def test_bad_input_is_refused_before_anything_is_generated(
     assert "CLIP 'emoji-sd' cannot be used" in message("--clip", "emoji-sd")
     assert "LPIPS weights" in message("--lpips", tmp_path / "none.safetensors")
     assert "torch-fidelity" in message("--feature-extractor", tmp_path / "inception.pth")
-    assert "makes 2 pictures" in message("--num-images", 2)
+    assert "makes 2 images" in message("--num-images", 2)
     assert "two prompt sets are called 'animals'" in message("--unseen-prompts", prompts)
     assert not (tmp_path / "b").exists()
     (tmp_path / "b").mkdir()

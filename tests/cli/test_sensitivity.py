@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from bitbrush.bench.experiments.sensitivity.analysis import StepSensitivity, recommend, step_sensitivities
 from bitbrush.bench.experiments.sensitivity.disturbance import (
-    DisturbedPictures,
+    DisturbedImages,
     QuantizedActivations,
     RelativeNoise,
-    disturbed_pictures,
+    disturbed_images,
 )
 from bitbrush.bench.metrics.interval import Interval
 from bitbrush.bench.networks.clip import load_clip
@@ -130,8 +130,8 @@ def test_says_how_much_and_how_many() -> None:
     psnr[-2:] = 50.0
     psnr[0, :3] = 22
     told = recommend(curve(psnr)).reason
-    assert "costs the usual picture 10.0 dB" in told
-    assert "pictures below 30 dB: 3 of 8 by the first fifth, 0 of 8 by the last" in told
+    assert "costs the usual image 10.0 dB" in told
+    assert "images below 30 dB: 3 of 8 by the first fifth, 0 of 8 by the last" in told
 
 
 class Killed(BaseException):
@@ -139,19 +139,19 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def runs(tiny_pipe: StableDiffusionPipeline) -> Callable[..., DisturbedPictures]:
+def runs(tiny_pipe: StableDiffusionPipeline) -> Callable[..., DisturbedImages]:
     """The disturbed runs of two batches, with a journal and progress."""
     batches = prompt_batches(("a cat", "a dog", "an owl"), 0, 2)
     disturb = QuantizedActivations(tiny_pipe, 4)
 
-    def run(journal: Journal = NO_JOURNAL, progress: Progress = silent) -> DisturbedPictures:
+    def run(journal: Journal = NO_JOURNAL, progress: Progress = silent) -> DisturbedImages:
         plan = SamplingPlan(steps=2)
-        return disturbed_pictures(tiny_pipe, batches, plan, disturb, every=2, progress=progress, journal=journal)
+        return disturbed_images(tiny_pipe, batches, plan, disturb, every=2, progress=progress, journal=journal)
 
     return run
 
 
-def test_ended_anywhere_it_comes_to_the_same(runs: Callable[..., DisturbedPictures], tmp_path: Path) -> None:
+def test_ended_anywhere_it_comes_to_the_same(runs: Callable[..., DisturbedImages], tmp_path: Path) -> None:
     """Ended after each report in turn; and what is there is not made again."""
     whole, journal, ends, reports = runs(), Journal(tmp_path), 0, 0
     made = None
@@ -184,7 +184,7 @@ def test_ended_anywhere_it_comes_to_the_same(runs: Callable[..., DisturbedPictur
     assert reports == 0
 
 
-def test_the_plan_is_what_is_reported(runs: Callable[..., DisturbedPictures]) -> None:
+def test_the_plan_is_what_is_reported(runs: Callable[..., DisturbedImages]) -> None:
     progress = RecordedProgress()
     runs(progress=progress)
     progress.require_as_planned()

@@ -1,7 +1,7 @@
-"""QDiffBench (arXiv 2311.06322, section 4): what quantized pipelines kept of their full-precision model.
+"""QDiffBench (arXiv 2311.06322, section 4): images of quantized pipelines and of their full-precision model.
 
-Pictures of the reference, of the reference from other seeds (the floor of every distance) and of all candidates, in
-image sets that later runs share; and what the figures need of all of them: features, paired metrics, defects.
+Images of the reference, of the reference from other seeds (the floor of every distance) and of all candidates are
+stored in image sets that later runs share, with the values that figures need: features, paired metrics, defects.
 """
 
 import re
@@ -39,12 +39,17 @@ from bitbrush.timeline.trajectory import prompt_batches
 
 @dataclass(frozen=True)
 class Protocol:
-    """What decides the pictures and figures.
+    """Settings that determine images and figures.
 
-    ``num_images`` of each prompt set and seed; the floor uses as many seeds above the highest. ``with_latents``: how
-    many pictures of each keep their latents of every step. ``batch_size``: prompts per denoiser call; it changes no
-    picture's noise. ``choice``: what executes the artifacts. ``inputs``: what the pipeline is given beside prompts,
-    used in turn for them: ``{"image": [...], "mask_image": [...]}``.
+    Args:
+        plan: Sampling plan.
+        sets: Prompt sets.
+        num_images: Images of each prompt set and seed.
+        seeds: Seeds; the floor uses as many seeds above the highest.
+        batch_size: Prompts per denoiser call; it changes no image's noise.
+        with_latents: Images of each set that store their latents of every step.
+        choice: Runtime of the artifacts.
+        inputs: Further pipeline arguments, used in turn: ``{"image": [...], "mask_image": [...]}``.
     """
 
     plan: SamplingPlan
@@ -57,30 +62,32 @@ class Protocol:
     inputs: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for one in self.sets:
-            pictures = self.count(one) * len(self.seeds)
-            if pictures < FEWEST_IMAGES:
+        for prompts in self.sets:
+            images = self.count(prompts) * len(self.seeds)
+            if images < FEWEST_IMAGES:
                 raise ValueError(
-                    f"prompt set {one.name!r} makes {pictures} pictures ({self.count(one)} prompts, {len(self.seeds)} "
-                    f"seeds); intervals need at least {FEWEST_IMAGES}, and figures that tell something need hundreds"
+                    f"prompt set {prompts.name!r} makes {images} images ({self.count(prompts)} prompts, "
+                    f"{len(self.seeds)} seeds); intervals need at least {FEWEST_IMAGES}, and figures that tell something need hundreds"
                 )
 
     @property
     def floor_seeds(self) -> tuple[int, ...]:
+        """Seeds of the floor."""
         return tuple(max(self.seeds) + 1 + index for index in range(len(self.seeds)))
 
     def facts(self, pipe: DiffusionPipeline) -> dict[str, Any]:
-        """What decides the pictures beside weights, prompts and seed, as JSON values; ``pipe`` has the scheduler."""
+        """Lists what determines images beside weights, prompts and seed, as JSON values; ``pipe`` has the scheduler."""
         facts: dict[str, Any] = {"plan": plan_facts(pipe, self.plan)}
         return {**facts, "inputs": inputs_digest(self.inputs)} if self.inputs else facts
 
     def count(self, prompts: PromptSet) -> int:
+        """Counts the images of a prompt set for each seed."""
         return min(self.num_images, len(prompts.prompts))
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A pipeline with its pictures by prompt set; ``problem``: why there are none."""
+    """Pipeline with its images by prompt set; ``problem`` says why there are none."""
 
     subject: Subject | None
     name: str
@@ -90,7 +97,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Everything that was generated; ``calls`` of the denoiser for each picture."""
+    """All images; ``calls`` counts the denoiser calls of each."""
 
     reference: Entry
     floor: Entry
@@ -99,7 +106,7 @@ class Pictures:
     calls: int
 
     def measurable(self) -> Iterator[Entry]:
-        """The floor and the candidates that have pictures."""
+        """Iterates over the floor and the candidates that have images."""
         return (entry for entry in (self.floor, *self.candidates) if entry.problem is None)
 
 
@@ -112,12 +119,24 @@ def generate_all(
     *,
     options: ModelOptions | None = None,
 ) -> Pictures:
-    """Generates, or finds below ``root``, all pictures. ``candidates``: sources by name.
+    """Generates the images that are not yet below ``root``.
 
-    ``options``: with which the reference is loaded.
+    A candidate that cannot be measured (damaged, made of other weights, of another shape) becomes an entry with its
+    problem and does not affect the others.
 
-    A candidate that cannot be measured (damaged, made of other weights, of another shape) becomes an entry with the
-    problem; the others are unaffected. Raises ValueError if the reference cannot be.
+    Args:
+        reference: Full-precision model.
+        candidates: Sources by name.
+        protocol: Settings.
+        root: Folder of the images.
+        work: Processes and progress.
+        options: Loading options of the reference.
+
+    Returns:
+        All images.
+
+    Raises:
+        ValueError: The reference cannot be measured.
     """
     subject, pipe = open_reference(reference, options)
     require_inputs(pipe, protocol.inputs)
@@ -130,8 +149,8 @@ def generate_all(
         Entry(subject, name, _fill(pipe, made_by, protocol, seeds, root / "full-precision", work))
         for name, seeds in (("full precision", protocol.seeds), (ANOTHER_SEED, protocol.floor_seeds))
     ]
-    (one,) = prompt_batches(protocol.sets[0].prompts[:1], 0, 1, inputs=protocol.inputs)
-    calls = denoiser_calls(pipe, protocol.plan, one)
+    (batch,) = prompt_batches(protocol.sets[0].prompts[:1], 0, 1, inputs=protocol.inputs)
+    calls = denoiser_calls(pipe, protocol.plan, batch)
     others = [
         _candidate(name, source, subject, pipe, protocol, root, work, options=options)
         for name, source in candidates.items()
@@ -140,7 +159,7 @@ def generate_all(
 
 
 def _works(pipe: DiffusionPipeline, protocol: Protocol, ranks: Ranks, entries: int) -> list[PlannedWork]:
-    """The pictures that this process will generate: of full precision, of the floor, and of each candidate."""
+    """Lists the images that this process generates: of full precision, of the floor, and of each candidate."""
     works = []
     for prompts in protocol.sets:
         chosen = prompts.prompts[: protocol.count(prompts)]
@@ -150,7 +169,7 @@ def _works(pipe: DiffusionPipeline, protocol: Protocol, ranks: Ranks, entries: i
 
 
 def compute_all(pictures: Pictures, networks: Networks, work: Work) -> None:
-    """Everything that the figures need of the pictures, this process's share; waits for the others' at the end."""
+    """Computes this process's share of the values that figures need, and waits for the other processes."""
     for collection in pictures.reference.pictures.values():
         collection.compute_texts(networks.clip, work)
     for entry in (pictures.reference, *pictures.measurable()):
@@ -177,13 +196,13 @@ def _candidate(
     options: ModelOptions | None,
 ) -> Entry:
     try:
-        subject, own = open_candidate(name, source, reference, protocol.plan, protocol.choice, options=options)
-        require_alike(pipe, own)
+        subject, quantized = open_candidate(name, source, reference, protocol.plan, protocol.choice, options=options)
+        require_alike(pipe, quantized)
     except ValueError as error:
         return Entry(None, name, problem=str(error))
-    own = protocol.choice.place(with_scheduler_of(own, pipe))
+    quantized = protocol.choice.place(with_scheduler_of(quantized, pipe))
     made_by = {"model": subject.digest, "runtime": subject.runtime, **protocol.facts(pipe)}
-    return Entry(subject, name, _fill(own, made_by, protocol, protocol.seeds, root / _folder(name), work))
+    return Entry(subject, name, _fill(quantized, made_by, protocol, protocol.seeds, root / _folder(name), work))
 
 
 def _fill(
@@ -216,5 +235,5 @@ def _fill(
 
 
 def _folder(name: str) -> str:
-    """A candidate's name as a folder's: letters, digits, dot and hyphen."""
+    """Turns a candidate's name into a folder's: letters, digits, dot and hyphen."""
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "candidate"
