@@ -1,4 +1,4 @@
-"""What an ablation is to find out, and whose its cells are."""
+"""Job of an ablation: its settings, and the digests that its cells are named by."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,10 +26,20 @@ CELL_VERSION = 2
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is the same for every recipe.
+    """Settings that all recipes share.
 
-    ``num_images`` held-out prompts of each set are drawn with ``seed``, and once more with the next (the floor);
-    ``calibration``: prompts to quantize with; ``execution``: names of what executes, beside the ``choice`` itself.
+    Args:
+        plan: Sampling plan.
+        sets: Prompt sets.
+        num_images: Held-out prompts of each set.
+        calibration: Prompts to quantize with.
+        judge: CLIP of the CLIP scores.
+        choice: Runtime of the artifacts.
+        execution: Name of the runtime and its type.
+        seed: Seed of the images; the floor has the next one.
+        batch_size: Prompts per denoiser call.
+        inputs: Further pipeline arguments, used in turn for the prompts.
+        generic: Whether to quantize the layers of any denoiser without knowledge of its architecture.
     """
 
     plan: SamplingPlan
@@ -45,32 +55,44 @@ class Protocol:
     generic: bool = False
 
     def __post_init__(self) -> None:
-        for one in self.sets:
-            if len(one.prompts) < self.num_images:
+        for prompts in self.sets:
+            if len(prompts.prompts) < self.num_images:
                 raise ValueError(
-                    f"prompt set {one.name!r} has {len(one.prompts)} prompts, num_images is {self.num_images}; "
+                    f"prompt set {prompts.name!r} has {len(prompts.prompts)} prompts, num_images is {self.num_images}; "
                     "lower --num-images or give more prompts"
                 )
         if self.num_images < FEWEST_IMAGES:
             raise ValueError(
                 f"num_images is {self.num_images}; intervals need at least {FEWEST_IMAGES} prompts of each set"
             )
-        both = [prompt for one in self.sets for prompt in self.prompts(one) if prompt in set(self.calibration)]
+        calibration = set(self.calibration)
+        both = [text for prompts in self.sets for text in self.prompts(prompts) if text in calibration]
         if both:
             raise ValueError(
                 f"prompt {both[0]!r} is to be measured on and to calibrate with ({len(both)} such); give held-out ones"
             )
 
-    def prompts(self, one: PromptSet) -> tuple[str, ...]:
-        return one.prompts[: self.num_images]
+    def prompts(self, prompts: PromptSet) -> tuple[str, ...]:
+        """Returns the prompts of a set that are used."""
+        return prompts.prompts[: self.num_images]
 
-    def batches(self, one: PromptSet, seed: int) -> list[PromptBatch]:
-        return prompt_batches(self.prompts(one), seed, self.batch_size, inputs=self.inputs)
+    def batches(self, prompts: PromptSet, seed: int) -> list[PromptBatch]:
+        """Returns the batches of a prompt set."""
+        return prompt_batches(self.prompts(prompts), seed, self.batch_size, inputs=self.inputs)
 
 
 @dataclass(frozen=True)
 class AblationJob:
-    """``pipe``: the full-precision model with the plan's scheduler; ``reference``: what is told of it."""
+    """Ablation of one model.
+
+    Args:
+        model: Full-precision model.
+        options: Loading options of the model.
+        reference: Description of the model.
+        pipe: Full-precision pipeline with the plan's scheduler.
+        settings: Recipes at every bit setting.
+        protocol: Settings that all recipes share.
+    """
 
     model: str
     options: ModelOptions
@@ -80,7 +102,7 @@ class AblationJob:
     protocol: Protocol
 
     def facts(self) -> dict[str, Any]:
-        """What the artifacts depend on beside their recipes, as JSON values."""
+        """Lists what artifacts depend on beside their recipes, as JSON values."""
         protocol = self.protocol
         return {
             "model": self.reference.digest,
@@ -92,9 +114,9 @@ class AblationJob:
     def images_digest(self) -> str:
         """Returns a digest of everything that determines images and values beside an artifact."""
         protocol = self.protocol
-        told = [[one.name, one.domain.value, *protocol.prompts(one)] for one in protocol.sets]
+        sets = [[prompts.name, prompts.domain.value, *protocol.prompts(prompts)] for prompts in protocol.sets]
         network = protocol.judge.digest
-        return json_digest([SCHEMA_VERSION, self.facts(), told, protocol.seed, protocol.batch_size, network])
+        return json_digest([SCHEMA_VERSION, self.facts(), sets, protocol.seed, protocol.batch_size, network])
 
     def cell_digest(self, setting: Setting | None) -> str:
         """Returns a digest of everything that determines a cell's values; None is the cell of another seed."""
