@@ -28,7 +28,7 @@ from bitbrush.sources.prompts import PromptSet
 
 EXPERIMENT = "ablate"
 DIGITS = 4
-"""Significant digits of the values picture by picture."""
+"""Significant digits of the values per image."""
 
 
 def ablation_results(
@@ -40,9 +40,18 @@ def ablation_results(
     compared_with: str,
     command: str,
 ) -> dict[str, Any]:
-    """As JSON values; cells that are not there yet are left out. ``full_clip``: full precision's CLIP scores by set."""
+    """Returns the results as JSON values; missing cells are left out.
+
+    Args:
+        job: The ablation.
+        full_clip: CLIP scores of full precision's images by prompt set, (N,) each.
+        floor: Cell of another seed.
+        cells: Finished cells.
+        compared_with: Name of the recipe that the others are compared with.
+        command: Command line.
+    """
     clip = dict(full_clip) if len(full_clip) == 1 else {TOGETHER: np.concatenate([*full_clip.values()]), **full_clip}
-    told = {
+    recipes = {
         setting: {"bits": str(setting.bits), "recipe": setting.name, "keys": setting.recipe.to_dict()}
         for setting in cells
     }
@@ -50,9 +59,9 @@ def ablation_results(
         "against": compared_with,
         "reference": asdict(job.reference),
         "floor": {"name": ANOTHER_SEED, **_measured(job, by_set(floor.sets), clip, None)},
-        "bits": list(dict.fromkeys(str(one.bits) for one in job.settings)),
-        "recipes": list(dict.fromkeys(one.name for one in job.settings)),
-        "cells": [{**told[setting], **_cell(job, setting, cells, clip, compared_with)} for setting in cells],
+        "bits": list(dict.fromkeys(str(setting.bits) for setting in job.settings)),
+        "recipes": list(dict.fromkeys(setting.name for setting in job.settings)),
+        "cells": [{**recipes[setting], **_cell(job, setting, cells, clip, compared_with)} for setting in cells],
     }
     return results_document(EXPERIMENT, command=command, protocol=_protocol(job), content=content)
 
@@ -101,10 +110,15 @@ def _protocol(job: AblationJob) -> dict[str, Any]:
         "batch_size": protocol.batch_size,
         "execution": protocol.execution,
         "prompt_sets": [
-            {"name": one.name, "domain": one.domain.value, "prompts": protocol.num_images, "of": len(one.prompts)}
-            for one in protocol.sets
+            {
+                "name": prompts.name,
+                "domain": prompts.domain.value,
+                "prompts": protocol.num_images,
+                "of": len(prompts.prompts),
+            }
+            for prompts in protocol.sets
         ],
-        "calibration_prompts": sorted({one.recipe.num_prompts for one in job.settings}),
+        "calibration_prompts": sorted({setting.recipe.num_prompts for setting in job.settings}),
         "clip": {"name": protocol.judge.name, "sha256": protocol.judge.digest},
     }
 
@@ -122,26 +136,26 @@ def _cell(
     made = cell.provenance
     assert made is not None
     provenance = {**asdict(made), "seconds": made.seconds, "denoiser_calls_per_batch": made.calls}
-    other = next((one for key, one in cells.items() if (key.bits, key.name) == (setting.bits, compared_with)), None)
+    other = next((value for key, value in cells.items() if (key.bits, key.name) == (setting.bits, compared_with)), None)
     paired = by_set(other.sets) if isinstance(other, Cell) and other is not cell else None
     return {"problem": None, **provenance, **_measured(job, by_set(cell.sets), clip, paired)}
 
 
 def _measured(
     job: AblationJob,
-    own: Mapping[str, Paired],
+    sets: Mapping[str, Paired],
     clip: Mapping[str, NDArray[np.float64]],
     other: Mapping[str, Paired] | None,
 ) -> dict[str, Any]:
-    found = {name: asdict(figures(values, clip[name])) for name, values in own.items()}
-    compared = {name: asdict(against(other[name], values)) for name, values in own.items()} if other else {}
-    between = gap(own, {one.name: one.domain for one in job.protocol.sets})
+    by_name = {name: asdict(figures(values, clip[name])) for name, values in sets.items()}
+    compared = {name: asdict(against(other[name], values)) for name, values in sets.items()} if other else {}
+    between = gap(sets, {prompts.name: prompts.domain for prompts in job.protocol.sets})
     return {
-        "figures": found,
+        "figures": by_name,
         "against": compared,
         "gap": asdict(between) if between else None,
         "values": {
-            name: {key: _rounded(values[key]) for key in VALUES} for name, values in own.items() if name != TOGETHER
+            name: {key: _rounded(values[key]) for key in VALUES} for name, values in sets.items() if name != TOGETHER
         },
     }
 
