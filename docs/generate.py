@@ -152,7 +152,8 @@ def command_section(name: str, command: Any) -> str:
 def api_page() -> str:
     """Returns the reference of the public names, which mkdocstrings fills in."""
     grouped = set(chain.from_iterable(GROUPS.values()))
-    others = {name: (name,) for name in bitbrush.__all__ if name not in {*grouped, "METHODS", "METRICS", "register_method"}}
+    elsewhere = {*grouped, "METHODS", "METRICS", "register_method"}
+    others = {name: (name,) for name in bitbrush.__all__ if name not in elsewhere}
     sections = {
         heading: [entry(f"bitbrush.{name}", SHOWN.get(name)) for name in names]
         for heading, names in (GROUPS | others).items()

@@ -67,7 +67,8 @@ class Protocol:
             if images < FEWEST_IMAGES:
                 raise ValueError(
                     f"prompt set {prompts.name!r} makes {images} images ({self.count(prompts)} prompts, "
-                    f"{len(self.seeds)} seeds); intervals need at least {FEWEST_IMAGES}, and figures that tell something need hundreds"
+                    f"{len(self.seeds)} seeds); intervals need at least {FEWEST_IMAGES}, and figures that "
+                    "tell something need hundreds"
                 )
 
     @property
