@@ -23,11 +23,11 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from bitbrush.bench.experiments.bench.figures import bench_figures
 from bitbrush.bench.experiments.bench.qdiffbench import (
-    FLOOR,
     Entry,
     Pictures,
     compute_all,
 )
+from bitbrush.bench.experiments.protocol import ANOTHER_SEED
 from bitbrush.bench.images.chunks import CHUNK, chunks, compute_chunks
 from bitbrush.bench.images.image_set import ImageSet
 from bitbrush.bench.images.image_values import ImageSets, Work
@@ -67,7 +67,7 @@ def memory(count: int) -> None:
         before = peak_resident_mib()
         with costs.phase("pictures written"):
             reference, candidate = (made(Path(folder), str(noisy), count, noisy=noisy) for noisy in (False, True))
-        entries = [Entry(None, name, {"set": one}) for name, one in ((FLOOR, candidate), ("noisy", candidate))]
+        entries = [Entry(None, name, {"set": one}) for name, one in ((ANOTHER_SEED, candidate), ("noisy", candidate))]
         pictures = Pictures(Entry(None, "smooth", {"set": reference}), entries[0], (entries[1],), "none", 0)
         with costs.phase("features, pairs, defects"):
             compute_all(pictures, networks, ALONE)

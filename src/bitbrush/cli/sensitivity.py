@@ -5,7 +5,7 @@ import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -101,13 +101,6 @@ def sensitivity(
         note(f"going on with the {len(done)} runs of the pipeline that {work} holds")
     with resumable():
         found = step_sensitivities(pipe, batches, plan, disturb, judge, every=every, progress=shown, journal=journal)
-    facts = {
-        "Model": model + "".join(f", LoRA {lora.path.name}@{lora.scale:g}" for lora in options.loras),
-        "Disturbed": disturb.description,
-        "Plan": f"{type(pipe.scheduler).__name__}, {steps} steps, guidance {guidance_scale:g}",
-        "Prompts": f"{len(used)} of {prompts or 'the calibration set'}, seed {seed}",
-        "CLIP": f"{judge.name}, sha256 {judge.digest[:16]}",
-    }
     protocol = {
         "model": model,
         "model_options": options.facts(),
@@ -119,13 +112,26 @@ def sensitivity(
         "every": every,
         "seed": seed,
         "batch_size": batch_size,
-        "prompt_sets": [{"name": prompts or "calibration", "prompts": len(used)}],
+        "prompt_sets": [{"name": Path(prompts).stem if prompts else "calibration", "prompts": len(used)}],
         "clip": {"name": judge.name, "sha256": judge.digest},
     }
+    fused = "".join(f", LoRA {lora.path.name}@{lora.scale:g}" for lora in options.loras)
+    facts = _facts(protocol, f"{model}{fused}")
     command = shlex.join(["bitbrush", *sys.argv[1:]])
     advice = write_sensitivity(found, output, facts=facts, protocol=protocol, prompts=used, command=command)
     _print(advice, output)
     shutil.rmtree(work)
+
+
+def _facts(protocol: dict[str, Any], model: str) -> dict[str, str]:
+    (prompts,), clip = protocol["prompt_sets"], protocol["clip"]
+    return {
+        "Model": model,
+        "Disturbed": protocol["disturbance"],
+        "Plan": f"{protocol['scheduler']}, {protocol['steps']} steps, guidance {protocol['guidance_scale']:g}",
+        "Prompts": f"{prompts['prompts']} of {prompts['name']}, seed {protocol['seed']}",
+        "CLIP": f"{clip['name']}, sha256 {clip['sha256'][:16]}",
+    }
 
 
 def _print(advice: "Recommendation", output: Path) -> None:
