@@ -50,6 +50,7 @@ def compare(
     from bitbrush.artifact.store import load_with
     from bitbrush.bench.experiments.candidates import require_alike
     from bitbrush.bench.experiments.comparison import compare as run
+    from bitbrush.bench.experiments.protocol import plan_entries
     from bitbrush.methods.recipe import Recipe
     from bitbrush.sources.identity import model_digest
     from bitbrush.sources.input_images import read_inputs
@@ -83,10 +84,7 @@ def compare(
         protocol = {
             "model": model,
             "model_options": options.facts(),
-            "scheduler": type(full.scheduler).__name__,
-            "steps": plan.steps,
-            "guidance_scale": plan.guidance_scale,
-            "arguments": dict(plan.arguments),
+            **plan_entries(full, plan),
             "seed": seed,
             "batch_size": batch_size,
             "execution": executor,

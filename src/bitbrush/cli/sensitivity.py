@@ -26,6 +26,7 @@ from bitbrush.cli.progress import shown
 from bitbrush.sources.model_names import require_known
 
 if TYPE_CHECKING:
+    from bitbrush.bench.experiments.protocol import plan_entries
     from bitbrush.bench.experiments.sensitivity.analysis import Recommendation
 
 
@@ -61,6 +62,7 @@ def sensitivity(
     require_known(model, revision)
     quiet_libraries()
     from bitbrush.bench.experiments.folders import require_own
+    from bitbrush.bench.experiments.protocol import plan_entries
     from bitbrush.bench.experiments.sensitivity.analysis import step_sensitivities
     from bitbrush.bench.experiments.sensitivity.disturbance import QuantizedActivations, RelativeNoise
     from bitbrush.bench.experiments.sensitivity.results import KNOWN, write_sensitivity
@@ -105,10 +107,7 @@ def sensitivity(
         "model": model,
         "model_options": options.facts(),
         "disturbance": disturb.description,
-        "scheduler": type(pipe.scheduler).__name__,
-        "steps": steps,
-        "guidance_scale": guidance_scale,
-        "arguments": dict(plan.arguments),
+        **plan_entries(pipe, plan),
         "every": every,
         "seed": seed,
         "batch_size": batch_size,

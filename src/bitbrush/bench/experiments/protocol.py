@@ -39,10 +39,14 @@ def plan_facts(pipe: DiffusionPipeline, plan: SamplingPlan) -> dict[str, Any]:
     The scheduler's configuration is included, because two schedulers of one class may step differently.
     """
     scheduler = {key: value for key, value in dict(pipe.scheduler.config).items() if not key.startswith("_")}
+    return {**plan_entries(pipe, plan), "scheduler_config": scheduler}
+
+
+def plan_entries(pipe: DiffusionPipeline, plan: SamplingPlan) -> dict[str, Any]:
+    """Lists a plan's entries in the protocol of a results document."""
     return {
+        "scheduler": type(pipe.scheduler).__name__,
         "steps": plan.steps,
         "guidance_scale": plan.guidance_scale,
-        "scheduler": type(pipe.scheduler).__name__,
-        "scheduler_config": scheduler,
         "arguments": dict(plan.arguments),
     }

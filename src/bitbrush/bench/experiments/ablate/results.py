@@ -20,7 +20,7 @@ from bitbrush.bench.experiments.ablate.figures import (
 from bitbrush.bench.experiments.ablate.job import AblationJob
 from bitbrush.bench.experiments.ablate.recipes import Setting
 from bitbrush.bench.experiments.cell_store import FailedCell
-from bitbrush.bench.experiments.protocol import ANOTHER_SEED
+from bitbrush.bench.experiments.protocol import ANOTHER_SEED, plan_entries
 from bitbrush.bench.experiments.results import results_document
 from bitbrush.bench.experiments.value_table import Row, TableImages, value_rows
 from bitbrush.bench.metrics.paired import LATENT_MSE, PSNR
@@ -102,10 +102,7 @@ def _protocol(job: AblationJob) -> dict[str, Any]:
     return {
         "model": job.model,
         "model_options": job.options.facts(),
-        "scheduler": type(job.pipe.scheduler).__name__,
-        "steps": protocol.plan.steps,
-        "guidance_scale": protocol.plan.guidance_scale,
-        "arguments": dict(protocol.plan.arguments),
+        **plan_entries(job.pipe, protocol.plan),
         "seed": protocol.seed,
         "batch_size": protocol.batch_size,
         "execution": protocol.execution,
