@@ -26,8 +26,8 @@ from bitbrush.cli.progress import shown
 from bitbrush.sources.model_names import require_known
 
 if TYPE_CHECKING:
-    from bitbrush.bench.experiments.protocol import plan_entries
     from bitbrush.bench.experiments.sensitivity.analysis import Recommendation
+    from bitbrush.sources.models import ModelOptions
 
 
 def sensitivity(
@@ -114,18 +114,17 @@ def sensitivity(
         "prompt_sets": [{"name": Path(prompts).stem if prompts else "calibration", "prompts": len(used)}],
         "clip": {"name": judge.name, "sha256": judge.digest},
     }
-    fused = "".join(f", LoRA {lora.path.name}@{lora.scale:g}" for lora in options.loras)
-    facts = _facts(protocol, f"{model}{fused}")
-    command = shlex.join(["bitbrush", *sys.argv[1:]])
-    advice = write_sensitivity(found, output, facts=facts, protocol=protocol, prompts=used, command=command)
+    described: dict[str, Any] = {"facts": _facts(protocol, options), "protocol": protocol, "prompts": used}
+    advice = write_sensitivity(found, output, **described, command=shlex.join(["bitbrush", *sys.argv[1:]]))
     _print(advice, output)
     shutil.rmtree(work)
 
 
-def _facts(protocol: dict[str, Any], model: str) -> dict[str, str]:
+def _facts(protocol: dict[str, Any], options: "ModelOptions") -> dict[str, str]:
+    fused = "".join(f", LoRA {lora.path.name}@{lora.scale:g}" for lora in options.loras)
     (prompts,), clip = protocol["prompt_sets"], protocol["clip"]
     return {
-        "Model": model,
+        "Model": f"{protocol['model']}{fused}",
         "Disturbed": protocol["disturbance"],
         "Plan": f"{protocol['scheduler']}, {protocol['steps']} steps, guidance {protocol['guidance_scale']:g}",
         "Prompts": f"{prompts['prompts']} of {prompts['name']}, seed {protocol['seed']}",
