@@ -37,8 +37,6 @@ BENCH_MAY_IMPORT: dict[str, set[str]] = {
     "experiments": {"metrics", "networks", "images", "pages"},
 }
 """Rooms of `bench/`; a folder of `experiments/` may import no other one, but what stands beside the folders."""
-SHARE_IMAGE_URIS = {f"bench.experiments.{name}" for name in ("ablate.page", "bench.report", "plans.page")}
-"""Until the pages of all experiments take `image_uri` from `bench.pages`."""
 FACES = {"__init__", "__main__", "api", "cli"}  # may import everything
 KNOW_DIFFUSERS = {"network", "sources", "quantization", "artifact", "bench"} | FACES
 PICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
@@ -54,7 +52,7 @@ def violations(source: str, module: str) -> list[str]:
         return [f"{module}: room {room!r} is not in the table MAY_IMPORT; add it there and to docs/architecture.md"]
     problems = [f"{module}:{line}: {reason}" for line, reason in _import_violations(tree, module, room)]
     problems += [f"{module}:{line}: {reason}" for line, reason in _pickling(tree)]
-    if room == "bench" and module not in SHARE_IMAGE_URIS:
+    if room == "bench":
         problems += [f"{module}:{line}: {reason}" for line, reason in _bench_violations(tree, module)]
     if room not in FACES:
         problems += [f"{module}:{line}: runs at import" for line in _import_effects(tree)]

@@ -53,7 +53,7 @@ def ablate(
     unseen_prompts: Annotated[
         list[str] | None, typer.Option(help="Prompts of another style than the calibration's; repeatable.")
     ] = None,
-    num_images: Annotated[int, typer.Option(help="Pictures of each prompt set.")] = 32,
+    num_images: Annotated[int, typer.Option(help="Images of each prompt set.")] = 32,
     calibration: Annotated[
         str | None, typer.Option("--calibration-prompts", help="Prompts to quantize with: a file or a bundled set.")
     ] = None,
@@ -64,7 +64,7 @@ def ablate(
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps [50].")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="Guidance [7.5].")] = None,
     scheduler: Annotated[str | None, typer.Option(help="Scheduler [the model's own].")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the pictures' noise.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the images' noise.")] = 1,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts per denoiser call.")] = 16,
     markdown: Annotated[
         Path | None, typer.Option(help="File for the tables too, or with a marked section for them.")
@@ -161,10 +161,10 @@ def _listed(sources: Sequence[str] | None) -> list[str]:
     return [part for one in sources or () for part in ([one] if Path(one).exists() else _parts(one))]
 
 
-def _announcement(model: str, compared: "Sequence[Setting]", pictures: int, sets: Sequence[str]) -> str:
+def _announcement(model: str, compared: "Sequence[Setting]", images: int, sets: Sequence[str]) -> str:
     names = ", ".join(dict.fromkeys(one.name for one in compared))
     bits = ", ".join(dict.fromkeys(str(one.bits) for one in compared))
-    return f"{model}: {names} at {bits}; {pictures} held-out prompts of each of {', '.join(sets)}"
+    return f"{model}: {names} at {bits}; {images} held-out prompts of each of {', '.join(sets)}"
 
 
 def _print(document: dict[str, Any]) -> None:

@@ -46,7 +46,7 @@ def bench(
     unseen_prompts: Annotated[
         list[str] | None, typer.Option(help="Prompts of another style than the calibration's; repeatable.")
     ] = None,
-    num_images: Annotated[int, typer.Option(min=1, help="Pictures of each prompt set and seed.")] = 128,
+    num_images: Annotated[int, typer.Option(min=1, help="Images of each prompt set and seed.")] = 128,
     seeds: Annotated[str, typer.Option(help="Seeds of the noise, e.g. 1,2,3; as many more make the floor.")] = "1",
     feature_extractor: Annotated[
         str | None,
@@ -60,11 +60,11 @@ def bench(
     guidance_scale: Annotated[float | None, typer.Option(help="Guidance [the first artifact's].")] = None,
     scheduler: Annotated[str | None, typer.Option(help="Scheduler [the first artifact's].")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts per denoiser call.")] = 16,
-    latents: Annotated[int, typer.Option(min=0, help="Pictures of a set that keep the latents of every step.")] = 32,
+    latents: Annotated[int, typer.Option(min=0, help="Images of a set that keep the latents of every step.")] = 32,
     runtime: RuntimeOption = "auto",
     dtype: DtypeOption = None,
     memory: MemoryOption = "expanded",
-    pictures: Annotated[Path | None, typer.Option(help="Folder of pictures, shared by benchmarks [in output].")] = None,
+    pictures: Annotated[Path | None, typer.Option(help="Folder of images, shared by benchmarks [in output].")] = None,
     plans: Annotated[
         str | None,
         typer.Option(help="steps,scheduler or one of them: tabulate over these instead, as `bitbrush plans` does."),

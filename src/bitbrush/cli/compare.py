@@ -120,7 +120,7 @@ def _print(compared: "dict[str, Comparison]", name: str) -> None:
             figures.add_row(metric, _text(own) if own else "-", _text(other))
         show(figures)
         say("")
-    say("another seed: full precision against itself from other noise, as far apart as two right pictures are")
+    say("another seed: full precision against itself from other noise, as far apart as two right images are")
 
 
 def _text(interval: "Interval") -> str:

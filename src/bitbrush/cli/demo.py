@@ -14,8 +14,8 @@ def demo(
         Path, typer.Option("-o", "--output", help="Directory for the page, its figures and artifacts.")
     ] = Path("demo"),
 ) -> None:
-    """Quantize the bundled emoji-sd by rtn and pcr to W4A8, and write a page that compares them with full precision."""
-    note("bitbrush demo: emoji-sd by rtn and pcr, then pictures and figures on held-out prompts (a few minutes)")
+    """Quantize the bundled emoji-sd by rtn and best to W4A8; write a page that compares them with full precision."""
+    note("bitbrush demo: emoji-sd by rtn and best, then images and figures on held-out prompts (a few minutes)")
     quiet_libraries()
     from bitbrush.bench.experiments.demo.run import run_demo
 

@@ -65,6 +65,7 @@ def plans(
         run_plans,
     )
     from bitbrush.bench.experiments.protocol import plan_for
+    from bitbrush.bench.pages.prompt_sets import counted
     from bitbrush.sources.input_images import read_inputs
     from bitbrush.sources.models import find_model
     from bitbrush.sources.prompts import calibration_prompts, held_out_prompts, too_long
@@ -89,8 +90,8 @@ def plans(
     plans = list_plans(job.full, base, names, counts, held_out.batches[0])
     note(_announcement(model, artifact, plans, len(held_out.texts), job.recalibration is not None))
     facts = {
-        "Prompts": ", ".join(f"{len(one)} of {name}" for name, one in sets.items()),
-        "Noise": f"each picture's own, from seed {seed} and prompt; the same for both of a pair",
+        "Prompts": "\n".join(counted(name, len(texts)) for name, texts in sets.items()),
+        "Noise": f"each image's own, from seed {seed} and prompt; the same for both of a pair",
     }
     command = shlex.join(["bitbrush", *sys.argv[1:]])
     with resumable():
@@ -161,14 +162,14 @@ def _numbers(text: str | None) -> tuple[int, ...]:
     return numbers
 
 
-def _announcement(model: str, artifact: Path, plans: "Sequence[Plan]", pictures: int, recalibrates: bool) -> str:
+def _announcement(model: str, artifact: Path, plans: "Sequence[Plan]", images: int, recalibrates: bool) -> str:
     plan = plans[0].plan
     names = ", ".join(dict.fromkeys(str(one.plan.scheduler) for one in plans))
     steps = ", ".join(dict.fromkeys(str(one.plan.steps) for one in plans))
     again = "recalibrated for each" if recalibrates else "not recalibrated"
     return (
         f"{artifact} against {model}: {names} with {steps} steps, guidance {plan.guidance_scale:g}, "
-        f"{pictures} pictures each, {again}"
+        f"{images} images each, {again}"
     )
 
 
@@ -184,7 +185,7 @@ def _print(figures: "Sequence[CellFigures]") -> None:
         shown_figures.add_row(*_row(one), *(_again(one) if recalibrated else ()))
     show(shown_figures)
     told = "; recal.: the artifact recalibrated for the plan" if recalibrated else ""
-    say(f"\nMSE and PSNR to full precision, medians over the pictures{told}")
+    say(f"\nMSE and PSNR to full precision, medians over the images{told}")
     say(headline(figures))
     if any(one.is_calibrated for one in figures):
         say("*: the plan that the artifact is calibrated for")

@@ -58,7 +58,7 @@ def sensitivity(
     loras: Loras = None,
     device: Device = "cpu",
 ) -> None:
-    """Disturb each denoising step alone and see what it does to the pictures: which end to relax, and why."""
+    """Disturb each denoising step alone and see what it does to the images: which end to relax, and why."""
     require_known(model, revision)
     quiet_libraries()
     from bitbrush.bench.experiments.folders import require_own

@@ -1,4 +1,4 @@
-"""Numbers as people read them: no more digits than the interval supports, powers of ten instead of `e-05`."""
+"""Number formats of pages and tables: no more digits than the interval supports, powers of ten instead of `e-05`."""
 
 import math
 
@@ -9,9 +9,12 @@ _SMALL, _LARGE = 1e-4, 1e6  # outside, a number is written with a power of ten
 
 
 def format_number(value: float, *, digits: int = 6, small: float = _SMALL) -> str:
-    """`value` with up to `digits` significant digits: `35.2`, `0.004`, `3×10⁻⁵`, `10⁻⁶`, with a true minus sign.
+    """Formats `value` with up to `digits` significant digits and a true minus sign: `35.2`, `0.004`, `3×10⁻⁵`, `10⁻⁶`.
 
-    Numbers smaller than `small` get a power of ten; an axis whose ticks should look alike raises it.
+    Args:
+        value: Number.
+        digits: Most significant digits.
+        small: Limit below which numbers get a power of ten; an axis whose ticks should look alike raises it.
     """
     if value == 0 or small <= abs(value) < _LARGE:
         return f"{value + 0.0:.{digits}g}".replace("-", "−")  # + 0.0 turns -0.0 into 0.0
@@ -20,11 +23,11 @@ def format_number(value: float, *, digits: int = 6, small: float = _SMALL) -> st
 
 
 def format_interval(interval: Interval) -> tuple[str, str]:
-    """The mean and `low to high`, with one number of decimals and one power of ten: `("35.21", "34.80 to 35.62")`.
+    """Formats mean and range with the same decimals and power of ten: `("35.21", "34.80 to 35.62")`.
 
-    Two digits of the interval's half width are kept, as further ones would be noise. An interval of no width gets three
-    significant digits, and one of a single value an empty range, as it does not have one. Nor do the few values whose
-    median nothing bounds: their interval is infinite.
+    Decimals end at the second digit of the interval's half width; further ones would be noise. An interval of no width
+    gets three significant digits. The range is empty for a single value and for an infinite interval, which the median
+    of few values has.
     """
     if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
         return format_number(interval.mean, digits=3), ""

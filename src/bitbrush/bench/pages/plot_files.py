@@ -33,12 +33,16 @@ _STYLES = (
 
 
 def page_svg(plot: LinePlot) -> str:
-    """Returns an `<svg>` element for a page, which says the title itself."""
+    """Returns an `<svg>` element without title for a page, which has the title as text."""
     return _text(_converted(plot, titled=False))
 
 
 def require_format(path: Path) -> None:
-    """Raises ValueError unless the suffix of `path` is one of `FORMATS`."""
+    """Checks that the suffix of `path` is one of `FORMATS`.
+
+    Raises:
+        ValueError: It is not.
+    """
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"plot {path} has no known format; let its name end in {', '.join(FORMATS)}")
 
@@ -47,7 +51,7 @@ def plot_file(plot: LinePlot, path: Path) -> bytes:
     """Returns the plot with its title, in the format that the suffix of `path` names.
 
     Raises:
-        ValueError: for a suffix other than those of `FORMATS`.
+        ValueError: The suffix is none of `FORMATS`.
     """
     require_format(path)
     suffix = path.suffix.lower()
@@ -64,7 +68,7 @@ def _text(root: ET.Element) -> str:
 
 
 def _own_style() -> ET.Element:
-    """White paper, or the dark as the reader prefers."""
+    """Returns the style of white paper, or dark if the reader prefers it."""
     variables = "".join(f"--series-{index}:{colour};" for index, colour in enumerate(DARK, start=1))
     style = ET.Element("style")
     style.text = (
@@ -98,13 +102,13 @@ def _converted(plot: LinePlot, *, titled: bool) -> ET.Element:
 
 
 def _label(plot: LinePlot) -> str:
-    names = ", ".join(one.name for one in plot.series)
+    names = ", ".join(series.name for series in plot.series)
     return f"{plot.title}. Lines: {names}. Across: {plot.x_axis.label}. Up: {plot.y_axis.label}."
 
 
 def _children(element: ET.Element, plot: LinePlot) -> list[ET.Element]:
-    """What is drawn within an element of matplotlib's, without definitions and groups that nothing needs."""
-    return [made for child in element for made in _drawn(child, plot)]
+    """Returns the drawings within an element of matplotlib's, without definitions and superfluous groups."""
+    return [drawing for child in element for drawing in _drawn(child, plot)]
 
 
 def _drawn(element: ET.Element, plot: LinePlot) -> Iterator[ET.Element]:
@@ -122,14 +126,14 @@ def _drawn(element: ET.Element, plot: LinePlot) -> Iterator[ET.Element]:
     elif tag in {"path", "text"}:
         attributes = _attributes(element)
         if tag == "text" or attributes.get("fill") != "none" or "stroke" in attributes:
-            made = ET.Element(tag, attributes)
-            made.text = element.text
-            yield made
+            drawing = ET.Element(tag, attributes)
+            drawing.text = element.text
+            yield drawing
 
 
 def _series_group(element: ET.Element, plot: LinePlot, index: int) -> ET.Element:
-    """The line, and a circle for every marker, which tells its values."""
-    one = plot.series[index]
+    """Returns the line, and a circle for every marker; its title shows the values."""
+    series = plot.series[index]
     group = ET.Element("g", {"class": "series", **_colour(COLOURS[index])})
     group.extend(_children(element, plot))
     for path in group:  # whose colour is the group's
@@ -137,20 +141,20 @@ def _series_group(element: ET.Element, plot: LinePlot, index: int) -> ET.Element
         path.attrib.pop("style", None)
     points = ET.SubElement(group, "g", {"stroke": "transparent", "stroke-width": "9"})  # for the pointer to hit
     for i, mark in enumerate(mark for mark in element.iter() if mark.tag.endswith("}use")):
-        centre = {"cx": _rounded(mark.attrib["x"]), "cy": _rounded(mark.attrib["y"]), "r": f"{one.radius:g}"}
-        ET.SubElement(ET.SubElement(points, "circle", centre), "title").text = _values(one, i)
+        centre = {"cx": _rounded(mark.attrib["x"]), "cy": _rounded(mark.attrib["y"]), "r": f"{series.radius:g}"}
+        ET.SubElement(ET.SubElement(points, "circle", centre), "title").text = _values(series, i)
     return group
 
 
-def _values(one: Series, i: int) -> str:
+def _values(series: Series, i: int) -> str:
     band = ""
-    if one.low is not None and one.high is not None:
-        band = f" ({format_number(one.low[i], digits=4)} to {format_number(one.high[i], digits=4)})"
-    return f"{one.name}\n{format_number(one.x[i])}: {format_number(one.y[i], digits=4)}{band}"
+    if series.low is not None and series.high is not None:
+        band = f" ({format_number(series.low[i], digits=4)} to {format_number(series.high[i], digits=4)})"
+    return f"{series.name}\n{format_number(series.x[i])}: {format_number(series.y[i], digits=4)}{band}"
 
 
 def _attributes(element: ET.Element) -> dict[str, str]:
-    """The element's geometry to a hundredth of a pixel, and its style as attributes, in the page's colours."""
+    """Returns geometry to a hundredth of a pixel, and style as attributes, in the page's colours."""
     attributes = {key: _rounded(element.attrib[key]) for key in _ATTRIBUTES if key in element.attrib}
     if attributes.get("transform", "").startswith("rotate(-0"):
         del attributes["transform"]
@@ -169,7 +173,7 @@ def _attributes(element: ET.Element) -> dict[str, str]:
 
 
 def _colour(value: str) -> dict[str, str]:
-    """`color` as attribute for programs that know no CSS variables; none for ink, which is the page's colour."""
+    """Returns the colour also as attribute, for programs without CSS variables; nothing for ink, the page's colour."""
     if value == INK:
         return {}
     return {"color": value, "style": f"color: var(--series-{COLOURS.index(value) + 1}, {value})"}

@@ -44,7 +44,7 @@ _SETTINGS = {
 
 
 class Scale(Enum):
-    """How values are laid out along an axis."""
+    """Layout of values along an axis."""
 
     LINEAR = auto()
     LOG = auto()
@@ -54,7 +54,7 @@ class Scale(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """What an axis shows, unit included: `latent MSE`, `size (MiB)`."""
+    """Label of an axis, unit included, and its scale: `latent MSE`, `size (MiB)`."""
 
     label: str
     scale: Scale = Scale.LINEAR
@@ -65,10 +65,10 @@ STEP_AXIS = Axis("denoising step (0 = noisiest)", Scale.WHOLE)
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """A line through the points `(x, y)`, with a shaded band from `low` to `high` where these are given.
+    """Line through the points `(x, y)`, with a shaded band from `low` to `high` if both are set.
 
-    Raises ValueError where the lengths differ, there are no points, a value is not finite, or only one side of the band
-    is given.
+    Raises:
+        ValueError: Lengths differ, there are no points, a value is not finite, or the band has one side only.
     """
 
     name: str
@@ -98,7 +98,7 @@ class Series:
 
     @property
     def radius(self) -> float:
-        """Radius of the points, of which a single one must be seen without a line."""
+        """Radius of the points; a single point is larger, as it has no line."""
         return 4.0 if len(self.x) == 1 else 1.8
 
     def y_values(self) -> list[float]:
@@ -108,11 +108,12 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class LinePlot:
-    """A title, up to six lines with their axes, and a sentence on what to see in them.
+    """Title, up to six lines with their axes, and a sentence on what to see in them.
 
     Pages have the title and the caption as text beside the plot. A file has the title above the lines.
 
-    Raises ValueError for no series or more than six, and for values that are not positive on a logarithmic axis.
+    Raises:
+        ValueError: There are no series or more than six, or a logarithmic axis has a value that is not positive.
     """
 
     title: str
@@ -133,15 +134,15 @@ class LinePlot:
 
     def x_values(self) -> list[float]:
         """Returns everything the x axis has to cover."""
-        return [value for one in self.series for value in one.x]
+        return [value for series in self.series for value in series.x]
 
     def y_values(self) -> list[float]:
         """Returns everything the y axis has to cover."""
-        return [value for one in self.series for value in one.y_values()]
+        return [value for series in self.series for value in series.y_values()]
 
 
 def rendered(plot: LinePlot, kind: str, *, titled: bool) -> bytes:
-    """Returns the plot as matplotlib writes it: the same bytes every time, as no date and no version is in them."""
+    """Renders the plot by matplotlib; the same bytes every time, without date and version."""
     metadata = {
         "svg": dict.fromkeys(("Date", "Creator", "Format", "Type")),
         "png": {"Software": None},
@@ -160,8 +161,8 @@ def rendered(plot: LinePlot, kind: str, *, titled: bool) -> bytes:
 def _figure(plot: LinePlot, *, titled: bool) -> Figure:
     figure = Figure(figsize=(_WIDTH / 72, _HEIGHT / 72), dpi=72)
     axes = figure.subplots()
-    for index, one in enumerate(plot.series):
-        _draw(axes, one, index)
+    for index, series in enumerate(plot.series):
+        _draw(axes, series, index)
     for axis, set_scale in ((plot.x_axis, axes.set_xscale), (plot.y_axis, axes.set_yscale)):
         set_scale("log" if axis.scale is Scale.LOG else "linear")
     _set_ticks(axes.xaxis, plot.x_axis, plot.x_values())
@@ -179,30 +180,30 @@ def _figure(plot: LinePlot, *, titled: bool) -> Figure:
     return figure
 
 
-def _draw(axes: Axes, one: Series, index: int) -> None:
+def _draw(axes: Axes, series: Series, index: int) -> None:
     colour = COLOURS[index]
-    if one.low is not None and one.high is not None:
-        if len(one.x) == 1:
-            axes.plot([*one.x, *one.x], [*one.low, *one.high], color=colour, linewidth=2)
+    if series.low is not None and series.high is not None:
+        if len(series.x) == 1:
+            axes.plot([*series.x, *series.x], [*series.low, *series.high], color=colour, linewidth=2)
         else:
-            edge = ([*one.x, *reversed(one.x)], [*one.high, *reversed(one.low)])
+            edge = ([*series.x, *reversed(series.x)], [*series.high, *reversed(series.low)])
             axes.fill(*edge, color=colour, alpha=0.16, linewidth=0)
     axes.plot(
-        one.x,
-        one.y,
-        label=one.name,
+        series.x,
+        series.y,
+        label=series.name,
         gid=f"series-{index}",
         clip_on=False,
         color=colour,
         linestyle=_DASHES[index],
         linewidth=2,
         marker="o",
-        markersize=2 * one.radius,
+        markersize=2 * series.radius,
     )
 
 
 def _set_ticks(artist: AxisArtist, axis: Axis, values: Sequence[float]) -> None:
-    """Ticks at 1, 2 or 5 times a power of ten; on a logarithmic axis of three decades and more at powers of ten."""
+    """Sets ticks at 1, 2 or 5 times a power of ten; at powers of ten on a logarithmic axis of three or more decades."""
     low, high = min(values), max(values)
     small = 1e-4
     if axis.scale is not Scale.LOG or high < 3 * low:  # too short for several powers
@@ -216,9 +217,9 @@ def _set_ticks(artist: AxisArtist, axis: Axis, values: Sequence[float]) -> None:
 
 
 def _head(figure: Figure, plot: LinePlot, *, titled: bool) -> None:
-    """The legend above the lines and the title above that; the figure grows by both."""
-    needed = any(one.name != plot.y_axis.label for one in plot.series)
-    legend = _legend(figure) if needed else None
+    """Adds the legend above the lines and the title above that; the figure grows by both."""
+    has_legend = any(series.name != plot.y_axis.label for series in plot.series)
+    legend = _legend(figure) if has_legend else None
     legend_height = 0 if legend is None else math.ceil(legend.get_window_extent().height)
     title_height = _LINE if titled else 0
     height = _HEIGHT + legend_height + title_height
@@ -232,7 +233,7 @@ def _head(figure: Figure, plot: LinePlot, *, titled: bool) -> None:
 
 
 def _legend(figure: Figure) -> Legend:
-    """In as many columns as fit, or in smaller letters where not even one does."""
+    """Adds the legend in as many columns as fit, or in smaller letters if one column is too wide."""
     (axes,) = figure.axes
     lines = [line for line in axes.lines if line.get_gid() is not None]
     for columns in (3, 2, 1):
@@ -257,6 +258,6 @@ def _legend(figure: Figure) -> Legend:
 
 
 def _shrink(texts: Sequence[Text], width: float, limit: float) -> None:
-    """Makes letters so small that what is `width` wide goes into the limit."""
+    """Shrinks letters by the factor that makes `width` fit the limit."""
     for text in texts:
         text.set_fontsize(float(text.get_fontsize()) * min(1.0, limit / width))

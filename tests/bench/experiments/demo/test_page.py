@@ -1,171 +1,113 @@
-"""The demo's page: everything in one file, nothing unescaped, and written whole or not at all."""
+"""The demo's page: the default method beside round-to-nearest, its worst pairs beside usual ones, honest sentences."""
 
-import base64
-import io
-import re
+from collections.abc import Mapping
 from dataclasses import replace
-from html.parser import HTMLParser
-from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from bitbrush.bench.experiments.demo.page import (
-    CandidateRow,
-    DemoPage,
-    GalleryRow,
-    png_uri,
-    render_page,
-    write_page,
-)
-from bitbrush.bench.metrics.interval import Interval
-from bitbrush.bench.pages.plots import (
-    STEP_AXIS,
-    Axis,
-    LinePlot,
-    Series,
-)
+from bitbrush.artifact.sizes import DenoiserSizes
+from bitbrush.bench.experiments.demo.page import ROWS, demo_page
+from bitbrush.bench.experiments.demo.results import DemoRun
+from bitbrush.bench.images.generation import Generated
+from bitbrush.bench.pages.page import render_page
+from bitbrush.methods import METHODS
+from tests.bench.pages.document import Document
 
-NASTY = """a "fox" </p><script>alert('x')</script> & 'owl'"""
-STYLES = ("coco", "sdp")
-NAMES = ("full", "rtn", "pcr")
-VOID = {"meta", "img", "input", "br"}
+STYLES, PAIRS, STEPS = ("coco", "sdp"), 8, 3
 
 
-class Document(HTMLParser):
-    """Tags with attributes, all text, and a check that every element is closed in its turn."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.open: list[str] = []
-        self.feed(html)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
-
-
-def pictures(seed: int) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return {name: rng.integers(0, 256, size=(8, 8, 3), dtype=np.uint8) for name in NAMES}
-
-
-@pytest.fixture
-def page() -> DemoPage:
-    gallery = [
-        GalleryRow(f"{NASTY} {style} {seed}", style, seed, pictures(seed), {"rtn": 21.25, "pcr": 35.0 + seed})
-        for style in STYLES
-        for seed in range(2)
-    ]
-    figures = {style: {"PSNR (dB)": Interval(35.2, 34.8, 35.6, 64)} for style in STYLES}
-    candidates = [
-        CandidateRow("full", "full precision", 32, 32, 20.0, 40.0, {}),
-        CandidateRow("rtn", "rtn", 4, 8, 6.0, 40.0, {"coco": figures["coco"]}),
-        CandidateRow("pcr", "pcr", 4, 8.4, 6.0, 40.0, figures | {"coco": {"SSIM": Interval(0.5, 0.5, 0.5, 1)}}),
-    ]
-    series = [Series("a & b", [0, 1], [1, 2]), Series(NASTY, [0, 1], [2, 1])]
-    return DemoPage(
-        title="Demo of <b>",
-        verdict="It kept 35 dB & more.",
-        command='bitbrush demo -o "a b" && true',
-        facts={"Plan": "PNDM, 50 steps", "Cost <i>": "ranges 3 s\nrounding 9 s"},
-        gallery=gallery,
-        candidates=candidates,
-        plots=[LinePlot("Error over the steps", series, STEP_AXIS, Axis("MSE"), "It grows.")],
+def quantized(method: str) -> Any:
+    """What the page reads of a Quantization."""
+    qparams = [SimpleNamespace(range=(-1.0 - step, 2.0 + step)) for step in range(STEPS)]
+    layer = SimpleNamespace(name="conv_in", schedule=SimpleNamespace(qparams=qparams))
+    return SimpleNamespace(
+        recipe=METHODS[method].recipe({"weights": 4, "activations": 8}),
+        average_activation_bits=8.4,
+        source=SimpleNamespace(scheduler=object()),
+        outcome=SimpleNamespace(layers=[layer]),
+        costs={"rounding": SimpleNamespace(seconds=9.0, peak_mib=600.0)},
     )
 
 
-def test_needs_nothing_from_outside(page: DemoPage) -> None:
-    html = render_page(page)
-    assert set(re.findall(r"\w+://[^\s\"'<)]*", html)) == {"http://www.w3.org/2000/svg"}
-    assert not re.search(r"@import|<link|src=\"(?!data:)|url\((?!data:)", html)
+def generated(noise: float, seed: int) -> dict[str, Generated]:
+    """Images near those of full precision, the first one the farthest."""
+    rng = np.random.default_rng(seed)
+    scale = noise * np.linspace(2, 1, PAIRS)[:, None, None, None]
+    base = np.random.default_rng(7).integers(60, 190, size=(PAIRS, 16, 16, 3))
+    runs = {}
+    for style in STYLES:
+        images = (base + scale * rng.normal(size=base.shape)).clip(0, 255).astype(np.uint8)
+        steps = np.ones((PAIRS, STEPS, 4, 2, 2), np.float32) + noise * rng.normal(size=(PAIRS, STEPS, 4, 2, 2))
+        runs[style] = Generated(images, steps.astype(np.float32))
+    return runs
 
 
-def test_every_row_picture_and_figure_is_there(page: DemoPage) -> None:
-    document = Document(render_page(page))
-    images = document.all("img")
-    assert [image["src"] for image in images] == [png_uri(row.images[name]) for row in page.gallery for name in NAMES]
-    assert [image["alt"] for image in images][:3] == [
-        f"{label}: {NASTY} coco 0" for label in ("full precision", "rtn", "pcr")
-    ]
-    assert len(document.all("button")) == 8
-    for text in (page.title, page.verdict, page.command, "21.2 dB", "36.0 dB", "35.20", "34.80 to 35.60", "8.4-bit"):
-        assert text in document.text
+@pytest.fixture
+def run() -> DemoRun:
+    sizes = DenoiserSizes(packed=6 << 20, float32=40 << 20, checkpoint=20 << 20)
+    return DemoRun(
+        model="emoji-sd",
+        seed=1,
+        prompts={style: [f"a <b>fox</b> {style} {index}" for index in range(PAIRS)] for style in STYLES},
+        quantized={name: quantized(name) for name in ("rtn", "best")},
+        sizes={"rtn": sizes, "best": sizes},
+        reference=generated(0, 0),
+        other_seed=generated(60, 1),
+        candidates={"rtn": generated(20, 2), "best": generated(4, 3)},
+    )
+
+
+def first_two(images: Mapping[str, Generated]) -> dict[str, Generated]:
+    return {"coco": Generated(images["coco"].images[:2], images["coco"].steps[:2])}
+
+
+def test_says_how_much_nearer_the_default_method_is(run: DemoRun) -> None:
+    page = demo_page(run)
+    rtn, best = (run.all_pairs(name, "PSNR (dB)").mean() for name in ("rtn", "best"))
+    assert page.verdict == f"best stays {best - rtn:.1f} dB nearer to full precision than round-to-nearest."
+    assert f"{best:.1f} dB against {rtn:.1f} dB PSNR over 16 held-out prompts" in page.about[0]
+    assert "in 6.0 MiB instead of the checkpoint's 20.0 (40.0 in float32)" in page.about[0]
+
+
+def test_does_not_claim_what_the_images_do_not_show(run: DemoRun) -> None:
+    equal = replace(run, candidates={"rtn": generated(4, 2), "best": generated(4, 2)})
+    assert "best is not measurably nearer to full precision" in demo_page(equal).verdict
+    few = replace(
+        run,
+        prompts={"coco": run.prompts["coco"][:2]},
+        reference=first_two(run.reference),
+        other_seed=first_two(run.other_seed),
+        candidates={name: first_two(images) for name, images in run.candidates.items()},
+    )
+    assert demo_page(few).verdict == "2 images are too few to tell best from round-to-nearest."
+
+
+def test_worst_pairs_stand_beside_usual_ones(run: DemoRun) -> None:
+    for gallery in demo_page(run).galleries:
+        usual, worst = gallery.groups
+        assert [row.prompt for row in usual.rows] == list(run.prompts[gallery.heading][:ROWS])
+        fidelity = run.metrics["best"][gallery.heading]["PSNR (dB)"]
+        order = [run.prompts[gallery.heading][index] for index in np.argsort(fidelity)]
+        assert [row.prompt for row in worst.rows] == order[:ROWS]
+        assert worst.about == f"lowest PSNR of best among {PAIRS}"
+        assert all([tile.name for tile in row.tiles] == ["full precision", "rtn", "best"] for row in usual.rows)
+
+
+def test_shows_images_sizes_figures_and_how_far_machines_are_apart(run: DemoRun) -> None:
+    html = render_page(demo_page(run))
+    document = Document(html)
+    assert len(document.all("img")) == 2 * 2 * ROWS * 3
+    assert len(document.all("svg")) == 3
     for text in (
-        "64",
-        "not measured",
-        "ranges 3 s\nrounding 9 s",
-        "Cost <i>",
-        "It grows.",
+        "6 MiB denoiser",
         "0.3 of the checkpoint's size",
+        "4-bit weights, 8.4-bit activations",
+        "rounding 9 s",
     ):
         assert text in document.text
-    assert len(document.all("svg")) == 1
-
-
-def test_prompts_are_escaped(page: DemoPage) -> None:
-    html = render_page(page)
-    document = Document(html)
-    assert html.count("<script") == 1  # our own
-    assert document.text.count(NASTY) == 4 + 3  # a series is named in the legend and at its two points
-    assert "Demo of <b>" not in html
-
-
-def test_works_without_plots_and_gallery(page: DemoPage) -> None:
-    assert "Over the steps" not in Document(render_page(replace(page, plots=[], gallery=[]))).text
-
-
-def test_pictures_keep_every_pixel() -> None:
-    image = pictures(0)["full"]
-    payload = base64.b64decode(png_uri(image).removeprefix("data:image/png;base64,"))
-    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(payload))), image)
-
-
-def test_written_whole(page: DemoPage, tmp_path: Path) -> None:
-    path = tmp_path / "new folder" / "page.html"
-    write_page(page, path)
-    assert path.read_text(encoding="utf-8") == render_page(page)
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_a_failure_leaves_the_old_page(page: DemoPage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "page.html"
-    path.write_text("old", encoding="utf-8")
-    with monkeypatch.context() as patched:
-        patched.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-        with pytest.raises(OSError, match="disk full"):
-            write_page(page, path)
-    assert path.read_text(encoding="utf-8") == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_refusals(page: DemoPage) -> None:
-    row = page.gallery[0]
-    with pytest.raises(ValueError, match=r"candidates are \[\]"):
-        replace(page, candidates=[])
-    with pytest.raises(ValueError, match=r"\['full', 'full'\]"):
-        replace(page, candidates=[page.candidates[0]] * 2)
-    with pytest.raises(ValueError, match=r"images of \['full'\]"):
-        replace(page, gallery=[replace(row, images={"full": row.images["full"]})])
-    with pytest.raises(ValueError, match=r"no PSNR of \['pcr'\]"):
-        replace(page, gallery=[replace(row, psnr={"rtn": 20.0})])
-    with pytest.raises(ValueError, match=r"'pcr' is float32 \(8, 8, 3\)"):
-        replace(page, gallery=[replace(row, images=row.images | {"pcr": np.zeros((8, 8, 3), np.float32)})])
+    assert "calibration saw no prompt of this style" in document.text
+    assert "on another processor" in document.text
+    assert html.count("<b>fox</b>") == 0

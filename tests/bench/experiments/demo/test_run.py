@@ -32,48 +32,48 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_makes_page_results_and_artifacts_alone(demo: Path) -> None:
-    assert {path.name for path in demo.iterdir()} == {PAGE, RESULTS, VALUES, f"{MODEL}-rtn", f"{MODEL}-pcr"}
+    assert {path.name for path in demo.iterdir()} == {PAGE, RESULTS, VALUES, f"{MODEL}-rtn", f"{MODEL}-best"}
 
 
 def test_artifacts_can_be_loaded(demo: Path) -> None:
-    assert bitbrush.read_manifest(demo / f"{MODEL}-pcr")["recipe"]["method"] == "pcr"
+    assert bitbrush.read_manifest(demo / f"{MODEL}-best")["recipe"]["method"] == "best"
     pipe = bitbrush.load(demo / f"{MODEL}-rtn")
     assert pipe("a red apple", num_inference_steps=1).images[0].size == (64, 64)
 
 
 def test_results_hold_every_figure(demo: Path) -> None:
     results = read_results(demo)
-    assert set(results["metrics"]) == {"rtn", "pcr", "one-shot", "other seed"}
+    assert set(results["metrics"]) == {"rtn", "best", "other seed"}
     for styles in results["metrics"].values():
         assert set(styles) == {"coco", "sdp"}
         for metrics in styles.values():
             assert set(metrics) == {"PSNR (dB)", "SSIM", "image MSE", "latent MSE"}
             assert all(m["low"] <= m["mean"] <= m["high"] and m["n"] == 2 for m in metrics.values())
     assert all(len(errors) == 3 and min(errors) > 0 for errors in results["latent_mse_by_step"].values())
-    assert results["recipes"]["one-shot"]["relax"] == results["recipes"]["pcr"]["relax"]
+    assert {name: recipe["method"] for name, recipe in results["recipes"].items()} == {"rtn": "rtn", "best": "best"}
 
 
 def test_page_says_what_the_results_say(demo: Path) -> None:
     page = (demo / PAGE).read_text(encoding="utf-8")
     metrics = json.loads((demo / RESULTS).read_text(encoding="utf-8"))["metrics"]
-    rtn, pcr = (
-        np.mean([metrics[name][style]["PSNR (dB)"]["mean"] for style in ("coco", "sdp")]) for name in ("rtn", "pcr")
+    rtn, best = (
+        np.mean([metrics[name][style]["PSNR (dB)"]["mean"] for style in ("coco", "sdp")]) for name in ("rtn", "best")
     )
-    assert f"{pcr:.1f} dB against {rtn:.1f} dB PSNR over 4 held-out prompts" in page
-    assert "4 images are too few to tell PCR from round-to-nearest" in page
-    assert page.count("<svg") == 2
-    assert page.count('<article class="row"') == 4
+    assert f"{best:.1f} dB against {rtn:.1f} dB PSNR over 4 held-out prompts" in page
+    assert "4 images are too few to tell best from round-to-nearest" in page
+    assert page.count("<svg") == 3
+    assert page.count('<article class="image-row"') == 2 * (2 + 2)  # usual and worst pairs of each style
 
 
 def test_sizes_are_those_of_the_artifacts(demo: Path) -> None:
     told = json.loads((demo / RESULTS).read_text(encoding="utf-8"))["denoiser_bytes"]
     page = (demo / PAGE).read_text(encoding="utf-8")
-    for name in ("rtn", "pcr"):
+    for name in ("rtn", "best"):
         sizes = denoiser_sizes(bitbrush.read_manifest(demo / f"{MODEL}-{name}"))
         assert told[name] == asdict(sizes)
-        assert f"{sizes.packed / 2**20:.3g}<small> MiB denoiser</small>" in page
+        assert f"{sizes.packed / 2**20:.3g} MiB denoiser" in page
     assert sizes.checkpoint is not None
-    assert f"{sizes.checkpoint / 2**20:.3g}<small> MiB denoiser</small>" in page
+    assert f"{sizes.checkpoint / 2**20:.3g} MiB denoiser" in page
     assert f"{sizes.packed / sizes.checkpoint:.2g} of the checkpoint" in page
     assert f"{sizes.float32 / 2**20:.1f} in float32" in page
 

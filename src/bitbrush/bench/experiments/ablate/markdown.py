@@ -27,7 +27,7 @@ def protocol_text(document: Document) -> str:
     prompts = " or ".join(map(str, told["calibration_prompts"]))
     return (
         f"{told['model']}, {told['scheduler']}, {told['steps']} steps, guidance {told['guidance_scale']:g}; quantized "
-        f"with {prompts} calibration prompts; held-out prompts: {sets}; every picture from the noise that full "
+        f"with {prompts} calibration prompts; held-out prompts: {sets}; every image from the noise that full "
         f"precision had for it, seed {told['seed']}. Executed by {told['execution']}. Intervals: 95 % bootstrap "
         "over prompts, of medians by order statistics. Averages of bits leave out the layers next to the latents. "
         f"CLIP score ({told['clip']['name']}) less full precision's. Seconds of single "

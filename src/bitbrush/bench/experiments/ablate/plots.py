@@ -55,7 +55,7 @@ def _quality(document: Document) -> Iterator[LinePlot]:
     for index, names in enumerate(groups):
         title = "Quality over bits" + (f", {index + 1} of {len(groups)}" if len(groups) > 1 else "")
         series = [_quality_line(name, by_recipe[name]) for name in names]
-        caption = "Mean over the pictures of all prompt sets, with 95 % intervals. " + _places(document)
+        caption = "Mean over the images of all prompt sets, with 95 % intervals. " + _places(document)
         yield LinePlot(title, series, PRODUCT, FIDELITY, caption)
 
 

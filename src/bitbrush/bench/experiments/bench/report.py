@@ -1,116 +1,88 @@
-"""``report.html``: what a benchmark found, for people; one file that asks the network for nothing."""
+"""Page of a benchmark: verdicts, usual and worst pairs, quality against size, all figures."""
 
-import base64
-import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from bitbrush.bench.experiments.bench.figures import BenchFigures, EntryFigures, higher_is_better
 from bitbrush.bench.experiments.bench.qdiffbench import Pictures
 from bitbrush.bench.experiments.bench.verdict import Level
-from bitbrush.bench.experiments.demo.page import png_uri
 from bitbrush.bench.metrics.interval import Interval
-from bitbrush.bench.metrics.paired import PSNR, SSIM
-from bitbrush.bench.pages.number_format import format_interval, format_number
-from bitbrush.bench.pages.plots import (
-    MOST_SERIES,
-    STEP_AXIS,
-    Axis,
-    LinePlot,
-    Scale,
-    Series,
+from bitbrush.bench.metrics.paired import LATENT_MSE, PSNR, SSIM
+from bitbrush.bench.pages.images import size_note
+from bitbrush.bench.pages.number_format import format_number
+from bitbrush.bench.pages.page import (
+    Card,
+    Cell,
+    Gallery,
+    ImageGroup,
+    ImageRow,
+    Page,
+    PlotSection,
+    Row,
+    Table,
+    TableSection,
+    Tile,
+    Tone,
+    interval_cell,
+    render_page,
 )
-from bitbrush.bench.pages.templating import environment
+from bitbrush.bench.pages.plots import MOST_SERIES, STEP_AXIS, Axis, LinePlot, Scale, Series
+from bitbrush.bench.pages.prompt_sets import explained
 
-FIRST = 8
-"""So many pairs of every set are shown as they are listed, beside the worst ones."""
-WIDEST = 128
-"""Pictures of more pixels are shown smaller, and as WebP: a page with hundreds of PNG files would not open."""
-SHOWN = 384
+USUAL = 8
+"""Number of pairs of every prompt set that are shown in the order of the prompts, beside the worst ones."""
+FULL = "full precision"
 
-
-@dataclass(frozen=True)
-class _Card:
-    name: str
-    level: str
-    size: str
-    share: float
-    reasons: Sequence[str]
-
-
-@dataclass(frozen=True)
-class _Row:
-    metric: str
-    better: str
-    cells: Sequence[tuple[str, str] | None]
-
-
-@dataclass(frozen=True)
-class _Table:
-    name: str
-    about: str
-    columns: Sequence[str]
-    rows: Sequence[_Row]
-
-
-@dataclass(frozen=True)
-class _Pair:
-    candidate: str
-    set: str
-    place: int
-    prompt: str
-    about: str
-    ssim: float
-    first: bool
-    worst: bool
-    defect: str
-    reference: str
-    picture: str
-
-
-def render_report(document: Mapping[str, Any], figures: BenchFigures, pictures: Pictures) -> str:
-    """The page as HTML, of the document that ``results.json`` holds and of the pictures it was made of."""
-    measured = [one for one in figures.candidates if one.sets]
-    pairs = list(_pairs(measured, pictures))
-    first = next(iter(pictures.reference.pictures.values())).image(0)
-    small = max(first.shape[:2]) <= WIDEST
-    report = {
-        "title": f"QDiffBench: {document['reference']['source']}",
-        "headline": _headline(figures.candidates),
-        "cards": [_card(one, document) for one in figures.candidates],
-        "rule": document["protocol"]["verdict_rule"],
-        "tables": list(_tables(document, figures)),
-        "absent": document["absent"],
-        "dot_plots": list(_dot_plots(document, measured)),
-        "plots": list(_plots(document, figures, measured)),
-        "pairs": pairs,
-        "shown_candidates": [one.entry.name for one in measured],
-        "shown_sets": list(pictures.reference.pictures),
-        "small_pictures": small,
-        "pictures_note": "" if small else f"Shown at {SHOWN} pixels; the figures are of the PNG files themselves.",
-        "facts": dict(_facts(document)),
-        "command": document["command"],
-    }
-    return environment().get_template("bench.html.j2").render(report=report)
-
-
-_SIZES = ("denoiser_mib", "float32_mib")
+_TONES = {
+    Level.INDISTINGUISHABLE: Tone.GOOD,
+    Level.AT_MOST_SLIGHTLY_WORSE: Tone.FAIR,
+    Level.SLIGHTLY_WORSE: Tone.FAIR,
+    Level.AT_LEAST_SLIGHTLY_WORSE: Tone.BAD,
+    Level.CLEARLY_WORSE: Tone.BAD,
+    Level.TOO_FEW: Tone.NEUTRAL,
+}
 _SENTENCES = {
     Level.INDISTINGUISHABLE: "{} {} indistinguishable from full precision",
     Level.TOO_FEW: "{} {} not graded, for the images are too few to tell",
     None: "{} {} not measured",
 }
+_FIGURES_ABOUT = (
+    "Mean, and below it its 95 % interval. Another seed: full precision against itself from other noise, as far apart "
+    "as two right images of one prompt are, and the floor of the distances between sets at this number of images. The "
+    "latent MSE's geometric mean and median describe the usual image; its mean is that of the few that turn into "
+    "other ones."
+)
 
 
-def _headline(candidates: Sequence[EntryFigures]) -> str:
+def render_report(document: Mapping[str, Any], figures: BenchFigures, pictures: Pictures) -> str:
+    """Renders the page as HTML.
+
+    Args:
+        document: Content of ``results.json``.
+        figures: Figures that it was made of.
+        pictures: Images that they were computed from.
+    """
+    measured = [one for one in figures.candidates if one.sets]
+    first_image = next(iter(pictures.reference.pictures.values())).image(0)
+    page = Page(
+        title=f"QDiffBench: {document['reference']['source']}",
+        verdict=_verdict(figures.candidates),
+        facts=dict(_facts(document)),
+        command=document["command"],
+        images_about=f"Each row starts from the same noise. {size_note(first_image)}".strip(),
+        galleries=list(_galleries(document, measured, pictures)) if measured else [],
+        quality=_quality(document, figures, measured),
+        tables=[_table_section(document, figures, measured)],
+        plots=PlotSection("Error over the steps", list(_step_plots(figures, measured))),
+    )
+    return render_page(page)
+
+
+def _verdict(candidates: Sequence[EntryFigures]) -> str:
     by_level: dict[Level | None, list[str]] = {}
-    for one in candidates:
-        by_level.setdefault(one.verdict.level if one.verdict else None, []).append(one.entry.name)
+    for candidate in candidates:
+        level = candidate.verdict.level if candidate.verdict else None
+        by_level.setdefault(level, []).append(candidate.entry.name)
     parts = []
     for level, names in by_level.items():
         joined = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
@@ -119,218 +91,223 @@ def _headline(candidates: Sequence[EntryFigures]) -> str:
     return "; ".join(parts) + "."
 
 
-def _card(one: EntryFigures, document: Mapping[str, Any]) -> _Card:
-    subject = one.entry.subject
-    if one.verdict is None or subject is None:
-        return _Card(one.entry.name, "not measured", "", 0.0, [one.entry.problem or ""])
-    full = document["reference"]["denoiser_mib"]
+def _galleries(document: Mapping[str, Any], measured: Sequence[EntryFigures], pictures: Pictures) -> Iterator[Gallery]:
+    for prompt_set in document["protocol"]["prompt_sets"]:
+        rows = _Rows(prompt_set["name"], measured, pictures)
+        groups = [
+            ImageGroup("Usual pairs", "the first prompts, not chosen", list(rows.usual())),
+            ImageGroup("Worst pairs", "the lowest SSIM of each candidate, and broken images", list(rows.worst())),
+        ]
+        yield Gallery(prompt_set["name"], explained(prompt_set["name"], prompt_set["domain"]), groups)
+
+
+class _Rows:
+    """Rows of images of one prompt set."""
+
+    def __init__(self, name: str, measured: Sequence[EntryFigures], pictures: Pictures) -> None:
+        self._name, self._measured = name, measured
+        self._reference = pictures.reference.pictures[name]
+
+    def usual(self) -> Iterator[ImageRow]:
+        for index in range(min(USUAL, len(self._reference.prompts))):
+            yield self._row(index)
+
+    def worst(self) -> Iterator[ImageRow]:
+        """Yields each pair that is among the worst of a candidate once, the lowest SSIM first."""
+        labels: dict[int, list[str]] = {}
+        for candidate in self._measured:
+            figures = candidate.sets[self._name]
+            for index in dict.fromkeys((*figures.defects, *figures.worst)):
+                labels.setdefault(index, []).append(candidate.entry.name)
+        for index in sorted(labels, key=lambda index: min(self._similarities(index, labels[index]))):
+            yield self._row(index, f"worst of {', '.join(labels[index])}")
+
+    def _similarities(self, index: int, names: Sequence[str]) -> list[float]:
+        return [
+            float(candidate.sets[self._name].values[SSIM][index])
+            for candidate in self._measured
+            if candidate.entry.name in names
+        ]
+
+    def _row(self, index: int, label: str = "") -> ImageRow:
+        tiles = [Tile(FULL, self._reference.image(index))]
+        for candidate in self._measured:
+            figures = candidate.sets[self._name]
+            decibels, similarity = (float(figures.values[metric][index]) for metric in (PSNR, SSIM))
+            image = candidate.entry.pictures[self._name].image(index)
+            note = f"{decibels:.1f} dB · SSIM {similarity:.3f}"
+            tiles.append(Tile(candidate.entry.name, image, note, figures.defects.get(index, "")))
+        note = f"{self._name} {index}, seed {self._reference.seed(index)}"
+        return ImageRow(self._reference.prompts[index], note, tiles, label)
+
+
+def _quality(document: Mapping[str, Any], figures: BenchFigures, measured: Sequence[EntryFigures]) -> PlotSection:
+    cards = [_card(candidate, document) for candidate in figures.candidates]
+    plots = [_size_plot(document, figures, measured)] if measured else []
+    return PlotSection("Quality against size", plots, cards, document["protocol"]["verdict_rule"])
+
+
+def _card(candidate: EntryFigures, document: Mapping[str, Any]) -> Card:
+    subject = candidate.entry.subject
+    if candidate.verdict is None or subject is None:
+        return Card(candidate.entry.name, "not measured", [candidate.entry.problem or ""], Tone.BAD)
+    share = subject.denoiser_mib / document["reference"]["denoiser_mib"]
     size = (
-        f"{format_number(subject.denoiser_mib, digits=3)} MiB denoiser, {subject.denoiser_mib / full:.2f} of the "
+        f"{format_number(subject.denoiser_mib, digits=3)} MiB denoiser, {share:.2f} of the "
         f"checkpoint's ({format_number(subject.float32_mib, digits=3)} MiB in float32), "
         f"{format_number(subject.weight_bits, digits=3)}-bit weights, "
         f"{format_number(subject.activation_bits, digits=3)}-bit activations"
     )
-    return _Card(
-        one.entry.name,
-        one.verdict.level.value,
-        size,
-        subject.denoiser_mib / full,
-        [*one.verdict.reasons, *subject.notes],
+    level = candidate.verdict.level
+    lines = [size, *candidate.verdict.reasons, *subject.notes]
+    return Card(candidate.entry.name, level.value, lines, _TONES[level], share)
+
+
+def _size_plot(document: Mapping[str, Any], figures: BenchFigures, measured: Sequence[EntryFigures]) -> LinePlot:
+    """Plots the PSNR over all prompt sets; a line marks that of another seed."""
+    series = []
+    for candidate in measured[: MOST_SERIES - 1]:
+        interval, subject = _over_all_sets(candidate)[PSNR], candidate.entry.subject
+        assert subject is not None
+        point = ([value] for value in (subject.denoiser_mib, interval.mean, interval.low, interval.high))
+        series.append(Series(candidate.entry.name, *point))
+    floor, checkpoint = _over_all_sets(figures.floor)[PSNR], document["reference"]["denoiser_mib"]
+    ends = [min(checkpoint, *(x for one in series for x in one.x)), checkpoint]
+    series.append(Series(figures.floor.entry.name, ends, [floor.mean] * 2, [floor.low] * 2, [floor.high] * 2))
+    float32 = format_number(document["reference"]["float32_mib"], digits=3)
+    caption = (
+        f"Mean and 95 % interval. {figures.floor.entry.name.capitalize()} ends at the size of the checkpoint, "
+        f"{format_number(checkpoint, digits=3)} MiB ({float32} in float32)."
+    )
+    size = Axis("size of the denoiser's weights (MiB)", Scale.LOG)
+    title, fidelity = f"{floor.n} images of all prompt sets", Axis(f"{PSNR} to full precision")
+    return LinePlot(title, series, size, fidelity, caption + _left_out(len(measured), MOST_SERIES - 1))
+
+
+def _over_all_sets(candidate: EntryFigures) -> Mapping[str, Interval]:
+    return candidate.together or next(iter(candidate.sets.values())).figures
+
+
+def _step_plots(figures: BenchFigures, measured: Sequence[EntryFigures]) -> Iterator[LinePlot]:
+    for name in figures.reference:
+        series = [
+            _step_series(candidate.entry.name, candidate.sets[name].latent_mse)
+            for candidate in (*measured, figures.floor)
+            if candidate.sets[name].latent_mse and all(step.mean > 0 for step in candidate.sets[name].latent_mse)
+        ]
+        if series:
+            pairs = next(iter(measured or [figures.floor])).sets[name].latent_mse[0].n
+            caption = f"After each denoiser call, with 95 % intervals over the {pairs} images that kept their latents."
+            axis = Axis(f"{LATENT_MSE} to full precision", Scale.LOG)
+            yield LinePlot(name, series[:MOST_SERIES], STEP_AXIS, axis, caption + _left_out(len(series), MOST_SERIES))
+
+
+def _step_series(name: str, intervals: Sequence[Interval]) -> Series:
+    means, lows, highs = zip(*((one.mean, max(one.low, 1e-12), one.high) for one in intervals), strict=True)
+    return Series(name, list(range(len(intervals))), means, lows, highs)
+
+
+def _left_out(count: int, shown: int) -> str:
+    return f" The first {shown} of {count} are shown." if count > shown else ""
+
+
+def _table_section(
+    document: Mapping[str, Any], figures: BenchFigures, measured: Sequence[EntryFigures]
+) -> TableSection:
+    tables = [*_figure_tables(document, figures, measured), *_gap_tables(measured)]
+    return TableSection(
+        "All figures", _FIGURES_ABOUT, tables, notes=[f"Not measured. {line}" for line in document["absent"]]
     )
 
 
-def _tables(document: Mapping[str, Any], figures: BenchFigures) -> Iterator[_Table]:
-    """All prompt sets together, then one by one: metrics down, full precision, its floor and the candidates across."""
-    measured = [one for one in figures.candidates if one.sets]
-    columns = ["full precision", figures.floor.entry.name, *(one.entry.name for one in measured)]
-    yield _Table("sizes, costs, execution", "", columns, list(_costs(document, measured)))
-    seeds, sets = len(document["protocol"]["seeds"]), document["protocol"]["prompt_sets"]
+def _figure_tables(
+    document: Mapping[str, Any], figures: BenchFigures, measured: Sequence[EntryFigures]
+) -> Iterator[Table]:
+    """Yields all prompt sets together, then each: metrics down, full precision, its floor and candidates across."""
+    columns = [FULL, figures.floor.entry.name, *(candidate.entry.name for candidate in measured)]
+    seeds, prompt_sets = len(document["protocol"]["seeds"]), document["protocol"]["prompt_sets"]
     if figures.floor.together:
-        sources = [figures.together, figures.floor.together, *(one.together for one in measured)]
-        count = sum(told["prompts"] for told in sets) * seeds
-        yield _Table("all prompt sets together", f"{count} pictures", columns, _rows(sources))
-    for told in sets:
-        name = told["name"]
+        sources = [figures.together, figures.floor.together, *(candidate.together for candidate in measured)]
+        count = sum(prompt_set["prompts"] for prompt_set in prompt_sets) * seeds
+        yield Table("all prompt sets together", columns, _rows(sources), f"{count} images")
+    for prompt_set in prompt_sets:
+        name = prompt_set["name"]
         sources = [figures.reference[name].figures, figures.floor.sets[name].figures]
-        sources += [one.sets[name].figures for one in measured]
-        yield _Table(name, f"{told['domain']}, {told['prompts'] * seeds} pictures", columns, _rows(sources))
+        sources += [candidate.sets[name].figures for candidate in measured]
+        about = f"{prompt_set['prompts'] * seeds} images; {explained(name, prompt_set['domain'])}"
+        yield Table(name, columns, _rows(sources), about)
+    yield Table("sizes, costs, execution", columns, list(_costs(document, measured)))
 
 
-def _costs(document: Mapping[str, Any], measured: Sequence[EntryFigures]) -> Iterator[_Row]:
-    """What each pipeline takes; the floor is full precision again."""
-    candidates = {told["name"]: told for told in document["candidates"]}
-    told = [document["reference"]] * 2 + [candidates[one.entry.name] for one in measured]
-    facts = {
-        "denoiser's files, MiB": "denoiser_mib",
-        "in float32, MiB": "float32_mib",
-        "weight bits": "weight_bits",
-        "activation bits": "activation_bits",
-    }
-    for name, key in facts.items():
-        yield _Row(name, "↓", [(format_number(one[key], digits=3), "") for one in told])
-    yield _Row("runtime", "", [(one["runtime"].partition(":")[0], "") for one in told])
-    yield _Row("layers in 8-bit integers", "", [(str(one["int8_layers"]), "") for one in told])
-    if any(one["fallbacks"] for one in told):
-        counts = [sum(map(len, one["fallbacks"].values())) for one in told]
-        yield _Row("quantized, yet in floating point", "↓", [(str(count), "") for count in counts])
-    calls = format_number(document["protocol"]["denoiser_calls"], digits=3)
-    yield _Row("denoiser calls a picture", "↓", [(calls, "")] * len(told))
-
-
-def _rows(sources: Sequence[Mapping[str, Interval]]) -> list[_Row]:
+def _rows(sources: Sequence[Mapping[str, Interval]]) -> list[Row]:
     metrics = dict.fromkeys(metric for source in sources[1:] for metric in source)
     return [
-        _Row(metric, _better(metric), [format_interval(s[metric]) if metric in s else None for s in sources])
+        Row(
+            f"{metric} {'↑' if higher_is_better(metric) else '↓'}",
+            [interval_cell(source[metric]) if metric in source else None for source in sources],
+        )
         for metric in metrics
     ]
 
 
-def _better(metric: str) -> str:
-    return "↑" if higher_is_better(metric) else "↓"
-
-
-def _dot_plots(document: Mapping[str, Any], measured: Sequence[EntryFigures]) -> Iterator[dict[str, Any]]:
-    """Interval plots of the paired metrics that tell most, a line per candidate and prompt set."""
-    domains = {told["name"]: told["domain"] for told in document["protocol"]["prompt_sets"]}
-    metrics = list(dict.fromkeys(metric for one in measured for metric in one.gaps)) or [PSNR, SSIM]
-    for metric in metrics if measured else []:
-        intervals = {
-            (one.entry.name, name): of_set.figures[metric] for one in measured for name, of_set in one.sets.items()
-        }
-        low = min(interval.low for interval in intervals.values())
-        high = max(interval.high for interval in intervals.values())
-        if low == high:
-            continue
-        yield {
-            "metric": metric,
-            "better": _better(metric),
-            "left": format_number(low, digits=3),
-            "right": format_number(high, digits=3),
-            "lines": [_dots(*key, interval, domains, (low, high)) for key, interval in intervals.items()],
-            "gaps": [f"{one.entry.name}: {_gap(one.gaps[metric])}" for one in measured if metric in one.gaps],
-        }
-
-
-def _dots(
-    candidate: str, name: str, interval: Interval, domains: Mapping[str, str], limits: tuple[float, float]
-) -> dict[str, Any]:
-    low, high = limits
-
-    def place(value: float) -> float:
-        return round(100 * (value - low) / (high - low), 2)
-
-    return {
-        "name": candidate,
-        "set": name,
-        "style": "seen" if domains[name].startswith("calibration") else "unseen",
-        "low": place(interval.low),
-        "width": round(place(interval.high) - place(interval.low), 2),
-        "at": place(interval.mean),
-        "text": format_interval(interval)[0],
+def _costs(document: Mapping[str, Any], measured: Sequence[EntryFigures]) -> Iterator[Row]:
+    """Yields what each pipeline takes; the floor is full precision again."""
+    candidates = {subject["name"]: subject for subject in document["candidates"]}
+    subjects = [document["reference"]] * 2 + [candidates[candidate.entry.name] for candidate in measured]
+    sizes = {
+        "denoiser's files, MiB ↓": "denoiser_mib",
+        "in float32, MiB ↓": "float32_mib",
+        "weight bits ↓": "weight_bits",
+        "activation bits ↓": "activation_bits",
     }
+    for name, key in sizes.items():
+        yield _text_row(name, [format_number(subject[key], digits=3) for subject in subjects])
+    yield _text_row("runtime", [subject["runtime"].partition(":")[0] for subject in subjects])
+    yield _text_row("layers in 8-bit integers", [str(subject["int8_layers"]) for subject in subjects])
+    if any(subject["fallbacks"] for subject in subjects):
+        counts = [sum(map(len, subject["fallbacks"].values())) for subject in subjects]
+        yield _text_row("quantized, yet in floating point ↓", [str(count) for count in counts])
+    calls = format_number(document["protocol"]["denoiser_calls"], digits=3)
+    yield _text_row("denoiser calls per image ↓", [calls] * len(subjects))
 
 
-def _gap(gap: Interval) -> str:
-    mean, between = format_interval(gap)
-    separated = "" if gap.low > 0 or gap.high < 0 else ", which holds 0"
-    return f"unseen minus calibration style {mean} ({between}{separated})"
+def _text_row(name: str, texts: Sequence[str]) -> Row:
+    return Row(name, [Cell(text) for text in texts])
 
 
-def _plots(document: Mapping[str, Any], figures: BenchFigures, measured: Sequence[EntryFigures]) -> Iterator[LinePlot]:
-    if measured:
-        for name in figures.reference:
-            yield _size_plot(name, document, measured)
-    for name in figures.reference:
-        series = [
-            Series(
-                one.entry.name,
-                list(range(len(steps))),
-                [step.mean for step in steps],
-                [max(step.low, 1e-12) for step in steps],
-                [step.high for step in steps],
-            )
-            for one in (*measured, figures.floor)
-            if (steps := one.sets[name].latent_mse) and all(step.mean > 0 for step in steps)
-        ]
-        if series:
-            axis = Axis("latent MSE to full precision", Scale.LOG)
-            pairs = next(iter(measured or [figures.floor])).sets[name].latent_mse[0].n
-            caption = (
-                f"After each denoiser call, with 95 % intervals over the {pairs} pictures that kept their latents."
-            )
-            title = f"Error over the steps, {name}"
-            yield LinePlot(title, series[:MOST_SERIES], STEP_AXIS, axis, caption + _left_out(len(series)))
-
-
-def _size_plot(name: str, document: Mapping[str, Any], measured: Sequence[EntryFigures]) -> LinePlot:
-    series = []
-    for one in measured[:MOST_SERIES]:
-        interval, subject = one.sets[name].figures[PSNR], one.entry.subject
-        assert subject is not None
-        point = ([value] for value in (subject.denoiser_mib, interval.mean, interval.low, interval.high))
-        series.append(Series(one.entry.name, *point))
-    checkpoint, float32 = (format_number(document["reference"][key], digits=3) for key in _SIZES)
-    caption = f"Mean and 95 % interval. The checkpoint has {checkpoint} MiB, which are {float32} in float32."
-    size = Axis("size of the denoiser's weights (MiB)", Scale.LOG)
-    title, fidelity = f"Quality against size, {name}", Axis(f"{PSNR} to full precision")
-    return LinePlot(title, series, size, fidelity, caption + _left_out(len(measured)))
-
-
-def _left_out(count: int) -> str:
-    return f" The first {MOST_SERIES} of {count} are shown." if count > MOST_SERIES else ""
-
-
-def _pairs(measured: Sequence[EntryFigures], pictures: Pictures) -> Iterator[_Pair]:
-    """The first of every set and the worst of every candidate."""
-    for one in measured:
-        for name, own in one.sets.items():
-            reference, candidate = pictures.reference.pictures[name], one.entry.pictures[name]
-            first = range(min(FIRST, len(reference.prompts)))
-            for index in sorted({*first, *own.worst, *own.defects}):
-                decibels, similarity = (float(own.values[metric][index]) for metric in (PSNR, SSIM))
-                yield _Pair(
-                    candidate=one.entry.name,
-                    set=name,
-                    place=index,
-                    prompt=reference.prompts[index],
-                    about=f"{name} {index}, seed {reference.seed(index)} · {decibels:.1f} dB · SSIM {similarity:.3f}",
-                    ssim=round(similarity, 5),
-                    first=index in first,
-                    worst=index in own.worst or index in own.defects,
-                    defect=own.defects.get(index, ""),
-                    reference=picture_uri(reference.image(index)),
-                    picture=picture_uri(candidate.image(index)),
-                )
-
-
-def picture_uri(image: NDArray[np.uint8]) -> str:
-    """The image `(H, W, 3)` as a `data:` URI: every pixel as PNG up to WIDEST, else smaller and as WebP."""
-    if max(image.shape[:2]) <= WIDEST:
-        return png_uri(image)
-    shown = Image.fromarray(image)
-    shown.thumbnail((SHOWN, SHOWN))
-    buffer = io.BytesIO()
-    shown.save(buffer, format="WEBP", quality=88)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+def _gap_tables(measured: Sequence[EntryFigures]) -> Iterator[Table]:
+    metrics = dict.fromkeys(metric for candidate in measured for metric in candidate.gaps)
+    if not metrics:
+        return
+    rows = [
+        Row(metric, [interval_cell(one.gaps[metric]) if metric in one.gaps else None for one in measured])
+        for metric in metrics
+    ]
+    about = "Where the interval leaves out 0, quality depends on prompts looking like those of calibration."
+    yield Table("unseen style minus calibration style", [candidate.entry.name for candidate in measured], rows, about)
 
 
 def _facts(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     protocol = document["protocol"]
     steps = f"{protocol['steps']} steps ({protocol['denoiser_calls']} denoiser calls)"
     yield "Plan", f"{protocol['scheduler']}, {steps}, guidance {protocol['guidance_scale']:g}"
-    yield "Seeds", f"{_listed(protocol['seeds'])}; of the floor {_listed(protocol['floor_seeds'])}"
-    sets = protocol["prompt_sets"]
-    lines = [f"{one['name']}: {one['prompts']} of {one['of']} prompts, {one['domain']}" for one in sets]
+    seeds, floor_seeds = (", ".join(map(str, protocol[key])) for key in ("seeds", "floor_seeds"))
+    yield "Seeds", f"{seeds}; of the floor {floor_seeds}"
+    lines = [
+        f"{prompt_set['name']}: {prompt_set['prompts']} of {prompt_set['of']} prompts; "
+        f"{explained(prompt_set['name'], prompt_set['domain'])}"
+        for prompt_set in protocol["prompt_sets"]
+    ]
     yield "Prompt sets", "\n".join(lines)
     yield (
         "Noise",
-        "Each picture's own, from seed and prompt; batch size, order and number of processes do not change it.",
+        "Each image's own, from seed and prompt; batch size, order and number of processes do not change it.",
     )
     for subject in (document["reference"], *document["candidates"]):
         if "operators" in subject:
-            lines = [f"{count} × {what}" for what, count in subject["operators"].items()]
-            told = [f"{subject['source']}, sha256 {subject['digest'][:16]}", *lines]
-            yield f"Layers of {subject['name']}", "\n".join(told)
+            layers = [f"{count} × {operator}" for operator, count in subject["operators"].items()]
+            source = f"{subject['source']}, sha256 {subject['digest'][:16]}"
+            yield f"Layers of {subject['name']}", "\n".join([source, *layers])
             yield f"Execution of {subject['name']}", "\n".join(_execution(subject))
     yield "In floating point everywhere", "attention's matrix products, norms, activations, text encoder, VAE"
     for network in document["networks"]:
@@ -344,7 +321,3 @@ def _execution(subject: Mapping[str, Any]) -> Iterator[str]:
         yield f"{subject['int8_layers']} layers really in 8-bit integers"
     for how, names in subject["fallbacks"].items():
         yield f"{len(names)} as {how}: {', '.join(names)}"
-
-
-def _listed(values: Sequence[int]) -> str:
-    return ", ".join(map(str, values))

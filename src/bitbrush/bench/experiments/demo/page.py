@@ -1,123 +1,227 @@
-"""The demo's page: one HTML file that holds everything it shows and asks the network for nothing."""
+"""Page of the demo: the default method beside round-to-nearest and full precision."""
 
-import base64
-import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
-from bitbrush.bench.metrics.interval import Interval
-from bitbrush.bench.pages.plots import LinePlot
-from bitbrush.bench.pages.templating import environment
-from bitbrush.session.disk import write_whole
+from bitbrush.artifact.sizes import MIB
+from bitbrush.bench.experiments.demo.results import BASELINE, METHOD, OTHER_SEED, DemoRun
+from bitbrush.bench.experiments.results import versions
+from bitbrush.bench.metrics.counts import FEWEST_DECIDING
+from bitbrush.bench.metrics.interval import Interval, bootstrap_difference, bootstrap_mean
+from bitbrush.bench.metrics.paired import LATENT_MSE, PSNR
+from bitbrush.bench.pages.number_format import format_number
+from bitbrush.bench.pages.page import (
+    Card,
+    Gallery,
+    ImageGroup,
+    ImageRow,
+    Page,
+    PlotSection,
+    Row,
+    Table,
+    TableSection,
+    Tile,
+    interval_cell,
+)
+from bitbrush.bench.pages.plots import STEP_AXIS, Axis, LinePlot, Scale, Series
+from bitbrush.bench.pages.prompt_sets import explained
+from bitbrush.sources.prompts import DEFAULT_CALIBRATION_SET, Domain
 
+COMMAND = "bitbrush demo"
+FULL = "full precision"
+_PLACES = ("lowest", "2nd lowest", "3rd lowest")
+ROWS = len(_PLACES)
+"""Number of usual and of worst pairs that are shown of each style."""
+METHODS = (BASELINE, METHOD)
 
-@dataclass(frozen=True, slots=True)
-class GalleryRow:
-    """One prompt with every candidate's picture of it, all from the same initial noise.
-
-    `images` maps candidate names to uint8 `(H, W, 3)`, full precision included; `psnr` gives those of the others in dB.
-    """
-
-    prompt: str
-    style: str
-    seed: int
-    images: Mapping[str, NDArray[np.uint8]]
-    psnr: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class CandidateRow:
-    """What one candidate weighs and how near it comes to full precision.
-
-    `name` is its key in the gallery, `label` what people read. `weight_bits` and `activation_bits` are averages.
-    `denoiser_mib` is the size of the denoiser's weight files, `float32_mib` of its parameters in float32. `figures`
-    maps a prompt style to metrics, each called by its name and unit ("PSNR (dB)"); it is empty for full precision,
-    which would be compared with itself.
-    """
-
-    name: str
-    label: str
-    weight_bits: float
-    activation_bits: float
-    denoiser_mib: float
-    float32_mib: float
-    figures: Mapping[str, Mapping[str, Interval]]
+_MACHINES = (
+    "Sums are added up in another order on another processor, and single images move: TODO. "
+    "Means over many images stay."
+)
 
 
-@dataclass(frozen=True, slots=True)
-class DemoPage:
-    """Everything the page says. The first of `candidates` is full precision; the gallery's columns keep their order.
-
-    `verdict` is one sentence, `command` makes the page again, `facts` tell how it was made (plan, prompts, versions,
-    cost of each phase). All text is escaped.
-
-    Raises ValueError where candidates are missing or called alike, or a gallery row does not have an image of each and
-    a PSNR of all but the first.
-    """
-
-    title: str
-    verdict: str
-    command: str
-    facts: Mapping[str, str]
-    gallery: Sequence[GalleryRow]
-    candidates: Sequence[CandidateRow]
-    plots: Sequence[LinePlot]
-
-    def __post_init__(self) -> None:
-        names = [candidate.name for candidate in self.candidates]
-        if not names or len(set(names)) < len(names):
-            raise ValueError(f"candidates are {names}; a page needs full precision first, and names that differ")
-        for row in self.gallery:
-            if set(row.images) != set(names):
-                raise ValueError(f"prompt {row.prompt!r} has images of {sorted(row.images)}; candidates are {names}")
-            if missing := set(names[1:]) - set(row.psnr):
-                raise ValueError(f"prompt {row.prompt!r} has no PSNR of {sorted(missing)}")
-            for name, image in row.images.items():
-                if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-                    raise ValueError(
-                        f"prompt {row.prompt!r}: the image of {name!r} is {image.dtype} {image.shape}; pictures are "
-                        "uint8 (H, W, 3)"
-                    )
-
-
-def render_page(page: DemoPage) -> str:
-    """The page as HTML: verdict, gallery, table, plots, facts."""
-    return (
-        environment()
-        .get_template("demo.html.j2")
-        .render(
-            page=page,
-            reference=page.candidates[0],
-            others=page.candidates[1:],
-            styles=list(dict.fromkeys(row.style for row in page.gallery)),
-            tables=_tables(page.candidates),
-            png_uri=png_uri,
-        )
+def demo_page(run: DemoRun) -> Page:
+    """Builds the page of a run."""
+    recipe = run.quantized[METHOD].recipe
+    return Page(
+        title=f"bitbrush demo: {run.model} in {recipe.weights}-bit weights and {recipe.activations}-bit activations",
+        verdict=_verdict(run),
+        facts=dict(_facts(run)),
+        command=COMMAND,
+        about=[_about(run)],
+        images_about=(
+            f"Each row starts from the same noise: {FULL}, {BASELINE} (round-to-nearest with static ranges) and "
+            f"{METHOD} (the default method)."
+        ),
+        galleries=[_gallery(run, style) for style in run.prompts],
+        quality=PlotSection("Quality against size", [_size_plot(run)], _cards(run)),
+        tables=[_table_section(run)],
+        plots=PlotSection("Over the denoising steps", [_error_plot(run), _range_plot(run)]),
     )
 
 
-def write_page(page: DemoPage, path: Path) -> None:
-    """Writes the page to `path`, all of it or nothing."""
-    write_whole(render_page(page), path)
+def _verdict(run: DemoRun) -> str:
+    gain = bootstrap_difference(run.all_pairs(BASELINE, PSNR), run.all_pairs(METHOD, PSNR))
+    if gain.n < FEWEST_DECIDING:
+        return f"{gain.n} images are too few to tell {METHOD} from round-to-nearest."
+    if gain.low > 0:
+        return f"{METHOD} stays {gain.mean:.1f} dB nearer to {FULL} than round-to-nearest."
+    return f"{METHOD} is not measurably nearer to {FULL} than round-to-nearest ({gain.mean:+.1f} dB)."
 
 
-def png_uri(image: NDArray[np.uint8]) -> str:
-    """The image `(H, W, 3)` as a `data:` URI of a PNG, every pixel kept."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+def _about(run: DemoRun) -> str:
+    baseline, method = run.all_pairs(BASELINE, PSNR), run.all_pairs(METHOD, PSNR)
+    packed, checkpoint, float32 = _mib(run, METHOD)
+    return (
+        f"{method.mean():.1f} dB against {baseline.mean():.1f} dB PSNR over {len(method)} held-out prompts, in "
+        f"{packed:.1f} MiB instead of the checkpoint's {checkpoint:.1f} ({float32:.1f} in float32)."
+    )
 
 
-def _tables(candidates: Sequence[CandidateRow]) -> dict[str, list[str]]:
-    """Per prompt style, its metrics in the order in which they first come up."""
-    tables: dict[str, list[str]] = {}
-    for candidate in candidates:
-        for style, figures in candidate.figures.items():
-            known = tables.setdefault(style, [])
-            known += [metric for metric in figures if metric not in known]
-    return tables
+def _gallery(run: DemoRun, style: str) -> Gallery:
+    fidelity = run.metrics[METHOD][style][PSNR]
+    worst = [int(index) for index in np.argsort(fidelity, kind="stable")[:ROWS]]
+    usual = [_image_row(run, style, index) for index in range(min(ROWS, len(fidelity)))]
+    groups = [
+        ImageGroup("Usual pairs", "the first prompts, not chosen", usual),
+        ImageGroup(
+            "Worst pairs",
+            f"lowest PSNR of {METHOD} among {len(fidelity)}",
+            [_image_row(run, style, index, _PLACES[place]) for place, index in enumerate(worst)],
+        ),
+    ]
+    return Gallery(style, explained(style, _domain(style)), groups)
+
+
+def _domain(style: str) -> Domain:
+    return Domain.CALIBRATION if style == DEFAULT_CALIBRATION_SET else Domain.UNSEEN
+
+
+def _image_row(run: DemoRun, style: str, index: int, label: str = "") -> ImageRow:
+    tiles = [Tile(FULL, run.reference[style].images[index])]
+    for name in METHODS:
+        decibels = run.metrics[name][style][PSNR][index]
+        tiles.append(Tile(name, run.candidates[name][style].images[index], f"{decibels:.1f} dB"))
+    return ImageRow(run.prompts[style][index], f"seed {run.seed}", tiles, label)
+
+
+def _cards(run: DemoRun) -> list[Card]:
+    _, checkpoint, float32 = _mib(run, METHOD)
+    text = f"in its checkpoint; {format_number(float32, digits=3)} MiB in float32"
+    cards = [Card(FULL, _size(checkpoint), [text], share=1)]
+    for name in METHODS:
+        quantization, packed = run.quantized[name], _mib(run, name)[0]
+        share = packed / checkpoint
+        lines = [
+            f"{share:.2g} of the checkpoint's size",
+            f"{format_number(quantization.recipe.weights, digits=3)}-bit weights, "
+            f"{format_number(quantization.average_activation_bits, digits=3)}-bit activations",
+        ]
+        cards.append(Card(name, _size(packed), lines, share=share))
+    return cards
+
+
+def _size(mib: float) -> str:
+    return f"{format_number(mib, digits=3)} MiB denoiser"
+
+
+def _mib(run: DemoRun, name: str) -> tuple[float, float, float]:
+    """Returns the denoiser's size in the artifact, in the checkpoint and in float32."""
+    sizes = run.sizes[name]
+    assert sizes.checkpoint is not None  # which an artifact made here records
+    return sizes.packed / MIB, sizes.checkpoint / MIB, sizes.float32 / MIB
+
+
+def _size_plot(run: DemoRun) -> LinePlot:
+    """Plots the PSNR over all pairs; a line marks that of another seed."""
+    checkpoint = _mib(run, METHOD)[1]
+    series = []
+    for name in METHODS:
+        fidelity = bootstrap_mean(run.all_pairs(name, PSNR))
+        point = ([value] for value in (_mib(run, name)[0], fidelity.mean, fidelity.low, fidelity.high))
+        series.append(Series(name, *point))
+    floor = bootstrap_mean(run.all_pairs(OTHER_SEED, PSNR))
+    ends = [min(_mib(run, name)[0] for name in METHODS), checkpoint]
+    series.append(Series(OTHER_SEED, ends, [floor.mean] * 2, [floor.low] * 2, [floor.high] * 2))
+    caption = (
+        f"Mean and 95 % interval. The line is {FULL} against itself from other noise, as far apart as two right images "
+        "of one prompt are; it ends at the checkpoint's size. An image as low as this is another image."
+    )
+    axis = Axis("size of the denoiser's weights (MiB)", Scale.LOG)
+    return LinePlot(f"{floor.n} images", series, axis, Axis(f"{PSNR} to {FULL}"), caption)
+
+
+def _table_section(run: DemoRun) -> TableSection:
+    tables = []
+    for style, prompts in run.prompts.items():
+        metrics = list(run.metrics[METHOD][style])
+        rows = [
+            Row(name, [interval_cell(_interval(run, name, style, metric)) for metric in metrics])
+            for name in (BASELINE, METHOD, OTHER_SEED)
+        ]
+        about = f"{len(prompts)} images; {explained(style, _domain(style))}"
+        tables.append(Table(style, metrics, rows, about))
+    about = "Distance to full precision, pair by pair: the mean, and below it its 95 % interval."
+    return TableSection("All figures", about, tables)
+
+
+def _interval(run: DemoRun, name: str, style: str, metric: str) -> Interval:
+    return bootstrap_mean(run.metrics[name][style][metric])
+
+
+def _error_plot(run: DemoRun) -> LinePlot:
+    series = []
+    for name in METHODS:
+        errors = run.error_by_step(name)
+        intervals = [bootstrap_mean(errors[:, step], resamples=2000) for step in range(errors.shape[1])]
+        means, lows, highs = zip(*((one.mean, one.low, one.high) for one in intervals), strict=True)
+        series.append(Series(name, list(range(len(means))), means, lows, highs))
+    caption = (
+        f"Distance of the latents from those of {FULL} after each denoiser call, with 95 % intervals over "
+        f"{len(run.all_pairs(METHOD, PSNR))} prompts."
+    )
+    return LinePlot("Error of the latents", series, STEP_AXIS, Axis(f"{LATENT_MSE} to {FULL}", Scale.LOG), caption)
+
+
+def _range_plot(run: DemoRun) -> LinePlot:
+    """Plots the layer whose range changes most over the steps."""
+    ranges = {
+        layer.name: np.array([qparams.range for qparams in layer.schedule.qparams])
+        for layer in run.quantized[METHOD].outcome.layers
+    }
+    name = max(ranges, key=lambda layer: np.ptp(ranges[layer], axis=1).max() / np.ptp(ranges[layer], axis=1).min())
+    static = next(layer for layer in run.quantized[BASELINE].outcome.layers if layer.name == name)
+    low, high = static.schedule.qparams[0].range
+    steps = list(range(len(ranges[name])))
+    series = [
+        Series(f"{METHOD}, highest", steps, ranges[name][:, 1].tolist()),
+        Series(f"{METHOD}, lowest", steps, ranges[name][:, 0].tolist()),
+        Series(f"{BASELINE}, highest", steps, [high] * len(steps)),
+        Series(f"{BASELINE}, lowest", steps, [low] * len(steps)),
+    ]
+    caption = (
+        f"The input of {name}, the layer whose range changes most. One static range has to hold the values of every "
+        f"step; {METHOD} has a range for each step."
+    )
+    return LinePlot("A layer's range", series, STEP_AXIS, Axis("value of the layer's input"), caption)
+
+
+def _facts(run: DemoRun) -> Iterator[tuple[str, str]]:
+    method = run.quantized[METHOD]
+    recipe = method.recipe
+    yield "Plan", f"{type(method.source.scheduler).__name__}, {recipe.steps} steps, guidance {recipe.guidance_scale:g}"
+    yield "Calibration", f"{recipe.num_prompts} prompts of style {DEFAULT_CALIBRATION_SET}"
+    pairs = ", ".join(f"{len(prompts)} of style {style}" for style, prompts in run.prompts.items())
+    yield "Held out", f"{pairs}; no combination of objects, colour and position is in both"
+    yield "Activations", f"relaxed {recipe.relax or 'nowhere'}: {method.average_activation_bits:.2f} bits on average"
+    yield "Another machine", _MACHINES
+    for name in METHODS:
+        costs = run.quantized[name].costs
+        yield (
+            f"Cost of {name}",
+            "\n".join(f"{stage.replace('_', ' ')} {cost.seconds:.0f} s" for stage, cost in costs.items()),
+        )
+    peak = max(cost.peak_mib for quantization in run.quantized.values() for cost in quantization.costs.values())
+    yield "Peak memory", f"{peak:.0f} MiB while quantizing"
+    yield "Versions", ", ".join(f"{name} {number}" for name, number in versions().items())

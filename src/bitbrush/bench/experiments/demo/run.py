@@ -1,4 +1,4 @@
-"""The demo: the bundled pipeline quantized three ways, its pictures side by side, and what the figures say."""
+"""The demo: the bundled pipeline quantized by two methods, images side by side, and their figures."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,17 +11,12 @@ from diffusers import DiffusionPipeline
 from bitbrush.artifact.manifest import read_manifest
 from bitbrush.artifact.sizes import denoiser_sizes
 from bitbrush.artifact.store import load, save
-from bitbrush.bench.experiments.demo.page import write_page
-from bitbrush.bench.experiments.demo.results import (
-    SHOWN,
-    Contest,
-    demo_page,
-    demo_results,
-    demo_rows,
-)
+from bitbrush.bench.experiments.demo.page import demo_page
+from bitbrush.bench.experiments.demo.results import BASELINE, METHOD, DemoRun, demo_results, demo_rows
 from bitbrush.bench.experiments.folders import require_own
 from bitbrush.bench.experiments.value_table import VALUES, write_values
 from bitbrush.bench.images.generation import Generated, generate, generating_work
+from bitbrush.bench.pages.page import render_page
 from bitbrush.methods import METHODS
 from bitbrush.methods.recipe import Recipe
 from bitbrush.quantization.quantize import (
@@ -38,6 +33,7 @@ from bitbrush.session.progress import (
     silent,
 )
 from bitbrush.sources.models import load_full_precision
+from bitbrush.sources.prompts import DEFAULT_CALIBRATION_SET
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.trajectory import PromptBatch, prompt_batches
 from bitbrush.zoo import prompt_set
@@ -45,7 +41,7 @@ from bitbrush.zoo import prompt_set
 MODEL = "emoji-sd"
 STYLES = ("coco", "sdp")
 SEED = 1
-BATCH_SIZE = 24
+BATCH_SIZE = 16
 PAGE, RESULTS = "index.html", "results.json"
 
 
@@ -54,63 +50,63 @@ def run_demo(
     progress: Progress = silent,
     *,
     keys: Mapping[str, Any] = MappingProxyType({}),
-    pairs: int = 24,
+    pairs: int = 16,
 ) -> Path:
-    """Makes ``directory``: two artifacts, ``results.json`` and the page, whose path is the result.
+    """Writes two artifacts, ``results.json`` and the page into ``directory``; an earlier demo there is replaced.
 
-    Compares full precision, ``rtn`` and ``pcr`` W4A8 on ``pairs`` held-out prompts of each style, and ``one-shot`` with
-    pcr's weights, so that these two differ in the calibration alone. ``keys`` change the recipes of all three. A demo
-    that stands there is replaced; raises ValueError if something else does.
+    Full precision, ``rtn`` and ``best`` at W4A8 are compared on held-out prompts of each style.
+
+    Args:
+        directory: Folder of the demo.
+        progress: Receives what was done.
+        keys: Recipe keys that both methods get.
+        pairs: Number of prompts of each style.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        ValueError: ``directory`` holds something else than a demo.
     """
-    require_own(directory, (PAGE, RESULTS, VALUES, f"{MODEL}-rtn", f"{MODEL}-pcr"), "demo")
+    artifacts = {name: directory / f"{MODEL}-{name}" for name in (BASELINE, METHOD)}
+    require_own(directory, (PAGE, RESULTS, VALUES, *(path.name for path in artifacts.values())), "demo")
     directory.mkdir(parents=True, exist_ok=True)
     pipe, recipes = load_full_precision(MODEL), _recipes(keys)
     progress = planned(progress, lambda: _works(pipe, recipes, pairs))
-    quantized = _quantize(pipe, recipes, progress)
-    plan = recipes["pcr"].plan
-    artifacts = {name: directory / f"{MODEL}-{name}" for name in SHOWN}
-    pipes = {name: _saved(quantized[name], artifact) for name, artifact in artifacts.items()}
-    pipes["one-shot"] = quantized["one-shot"].pipeline()
-    batches = _batches(pairs, SEED)
-    contest = Contest(
+    prompts = prompt_set(MODEL, DEFAULT_CALIBRATION_SET, "calibration")
+    quantized = {name: quantize(pipe, recipe, prompts, progress=progress) for name, recipe in recipes.items()}
+    pipes = {name: _saved(quantized[name], path) for name, path in artifacts.items()}
+    batches, plan = _batches(pairs, SEED), recipes[METHOD].plan
+    run = DemoRun(
         model=MODEL,
         seed=SEED,
         prompts={style: prompt_set(MODEL, style, "test")[:pairs] for style in STYLES},
         quantized=quantized,
-        sizes={name: denoiser_sizes(read_manifest(artifact)) for name, artifact in artifacts.items()},
+        sizes={name: denoiser_sizes(read_manifest(path)) for name, path in artifacts.items()},
         reference=_generate(pipe, batches, plan, progress),
         other_seed=_generate(pipe, _batches(pairs, SEED + 1), plan, progress),
         candidates={name: _generate(other, batches, plan, progress) for name, other in pipes.items()},
     )
-    write_values(demo_rows(contest), directory / VALUES)
-    write_whole(demo_results(contest), directory / RESULTS)
-    write_page(demo_page(contest), directory / PAGE)
+    write_values(demo_rows(run), directory / VALUES)
+    write_whole(demo_results(run), directory / RESULTS)
+    write_whole(render_page(demo_page(run)), directory / PAGE)
     return directory / PAGE
 
 
 def _recipes(keys: Mapping[str, Any]) -> dict[str, Recipe]:
-    rtn, pcr = (METHODS[name].recipe({"weights": 4, "activations": 8, **keys}) for name in ("rtn", "pcr"))
-    return {"rtn": rtn, "pcr": pcr, "one-shot": pcr.updated({"method": "one-shot"})}
+    return {name: METHODS[name].recipe({"weights": 4, "activations": 8, **keys}) for name in (BASELINE, METHOD)}
 
 
 def _works(pipe: DiffusionPipeline, recipes: Mapping[str, Recipe], pairs: int) -> list[PlannedWork]:
-    """What the demo will report of: three quantizations, and pictures of them and two of full precision."""
-    prompts = prompt_set(MODEL, "coco", "calibration")
-    rtn, pcr, one_shot = (planned_work(prepare(pipe, one, prompts)) for one in recipes.values())
+    """Lists the work that will be reported: two quantizations, and images of them and two of full precision."""
+    prompts = prompt_set(MODEL, DEFAULT_CALIBRATION_SET, "calibration")
+    works = [work for recipe in recipes.values() for work in planned_work(prepare(pipe, recipe, prompts))]
     batches = [batch for style in _batches(pairs, SEED).values() for batch in style]
-    pictures = generating_work(pipe, batches, recipes["pcr"].plan)
-    return [*rtn, *pcr, one_shot[-1], *[pictures] * (2 + len(recipes))]  # one-shot has pcr's weights
-
-
-def _quantize(pipe: DiffusionPipeline, recipes: Mapping[str, Recipe], progress: Progress) -> dict[str, Quantization]:
-    prompts = prompt_set(MODEL, "coco", "calibration")
-    made = {name: quantize(pipe, recipes[name], prompts, progress=progress) for name in ("rtn", "pcr")}
-    weights = made["pcr"].rounded
-    return made | {"one-shot": quantize(pipe, recipes["one-shot"], prompts, rounded=weights, progress=progress)}
+    return [*works, *[generating_work(pipe, batches, recipes[METHOD].plan)] * (2 + len(recipes))]
 
 
 def _saved(quantization: Quantization, directory: Path) -> DiffusionPipeline:
-    """The pipeline as anyone who is given the artifact will run it."""
+    """Saves the artifact and loads it as anyone who has it will run it."""
     return load(save(quantization, directory, base_model=MODEL))
 
 
