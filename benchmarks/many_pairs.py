@@ -24,7 +24,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from bitbrush.bench.experiments.bench.figures import bench_figures
 from bitbrush.bench.experiments.bench.qdiffbench import (
     Entry,
-    Pictures,
+    GeneratedImages,
     compute_all,
 )
 from bitbrush.bench.experiments.protocol import ANOTHER_SEED
@@ -68,11 +68,11 @@ def memory(count: int) -> None:
         with costs.phase("pictures written"):
             reference, candidate = (made(Path(folder), str(noisy), count, noisy=noisy) for noisy in (False, True))
         entries = [Entry(None, name, {"set": one}) for name, one in ((ANOTHER_SEED, candidate), ("noisy", candidate))]
-        pictures = Pictures(Entry(None, "smooth", {"set": reference}), entries[0], (entries[1],), "none", 0)
+        generated = GeneratedImages(Entry(None, "smooth", {"set": reference}), entries[0], (entries[1],), "none", 0)
         with costs.phase("features, pairs, defects"):
-            compute_all(pictures, networks, ALONE)
+            compute_all(generated, networks, ALONE)
         with costs.phase("figures"):
-            bench_figures(pictures, [PromptSet("set", Domain.CALIBRATION, reference.prompts)], networks, silent)
+            bench_figures(generated, [PromptSet("set", Domain.CALIBRATION, reference.prompts)], networks, silent)
     print(f"{count} pairs: {before:.0f} MiB before")
     for phase, cost in costs.phases.items():
         print(f"  {phase}: {cost.seconds:.0f} s, peak {cost.peak_mib:.0f} MiB")

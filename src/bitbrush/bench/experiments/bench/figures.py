@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bitbrush.bench.experiments.bench.qdiffbench import Entry, Pictures
+from bitbrush.bench.experiments.bench.qdiffbench import Entry, GeneratedImages
 from bitbrush.bench.experiments.bench.verdict import (
     ALIKE_SSIM,
     Evidence,
@@ -93,19 +93,19 @@ class BenchFigures:
 
 
 def bench_figures(
-    pictures: Pictures, sets: Sequence[PromptSet], networks: Networks, progress: Progress
+    generated: GeneratedImages, sets: Sequence[PromptSet], networks: Networks, progress: Progress
 ) -> BenchFigures:
     """Computes all figures; each candidate's prompt set is a step of progress, because bootstrapping takes time."""
     names = _Names(networks)
-    reference = {name: _of_reference(images, networks, names) for name, images in pictures.reference.pictures.items()}
+    reference = {name: _of_reference(images, networks, names) for name, images in generated.reference.images.items()}
     several = len(reference) > 1
-    entries = list(pictures.measurable())
+    entries = list(generated.measurable())
     measured: dict[str, EntryFigures] = {}
     with progress("figures", len(entries) * (len(reference) + several)) as advance:
         for entry in entries:
             parts, of_sets = [], {}
-            for name, images in entry.pictures.items():
-                pairs = ImagePairs(pictures.reference.pictures[name], images)
+            for name, images in entry.images.items():
+                pairs = ImagePairs(generated.reference.images[name], images)
                 parts.append(_measured(pairs, networks))
                 of_sets[name] = _of_set(parts[-1], pairs, names)
                 advance()
@@ -113,10 +113,10 @@ def bench_figures(
             measured[entry.name] = EntryFigures(entry, of_sets, together, _gaps(of_sets, sets))
             if several:
                 advance()
-    floor = measured[pictures.floor.name]
+    floor = measured[generated.floor.name]
     candidates = [
         _judged(measured[entry.name], reference, floor, names) if entry.name in measured else EntryFigures(entry)
-        for entry in pictures.candidates
+        for entry in generated.candidates
     ]
     scores = np.concatenate([of_set.values[names.clip_score] for of_set in reference.values()])
     together = {names.clip_score: bootstrap_mean(scores)} if several else {}

@@ -92,12 +92,12 @@ class Entry:
 
     subject: Subject | None
     name: str
-    pictures: Mapping[str, ImageSets] = field(default_factory=dict)
+    images: Mapping[str, ImageSets] = field(default_factory=dict)
     problem: str | None = None
 
 
 @dataclass(frozen=True)
-class Pictures:
+class GeneratedImages:
     """All images; ``calls`` counts the denoiser calls of each."""
 
     reference: Entry
@@ -119,7 +119,7 @@ def generate_all(
     work: Work,
     *,
     options: ModelOptions | None = None,
-) -> Pictures:
+) -> GeneratedImages:
     """Generates the images that are not yet below ``root``.
 
     A candidate that cannot be measured (damaged, made of other weights, of another shape) becomes an entry with its
@@ -156,7 +156,7 @@ def generate_all(
         _candidate(name, source, subject, pipe, protocol, root, work, options=options)
         for name, source in candidates.items()
     ]
-    return Pictures(entries[0], entries[1], tuple(others), type(pipe.scheduler).__name__, calls)
+    return GeneratedImages(entries[0], entries[1], tuple(others), type(pipe.scheduler).__name__, calls)
 
 
 def _works(pipe: DiffusionPipeline, protocol: Protocol, ranks: Ranks, entries: int) -> list[PlannedWork]:
@@ -169,19 +169,19 @@ def _works(pipe: DiffusionPipeline, protocol: Protocol, ranks: Ranks, entries: i
     return works * entries
 
 
-def compute_all(pictures: Pictures, networks: Networks, work: Work) -> None:
+def compute_all(generated: GeneratedImages, networks: Networks, work: Work) -> None:
     """Computes this process's share of the values that figures need, and waits for the other processes."""
-    for collection in pictures.reference.pictures.values():
+    for collection in generated.reference.images.values():
         collection.compute_texts(networks.clip, work)
-    for entry in (pictures.reference, *pictures.measurable()):
-        for name, collection in entry.pictures.items():
+    for entry in (generated.reference, *generated.measurable()):
+        for name, collection in entry.images.items():
             collection.compute_features(networks.extractor, work)
             collection.compute_features(networks.clip, work)
             collection.compute_defects(work)
             for metric in networks.of_images:
                 collection.compute_metric(metric, work)
-            if entry is not pictures.reference:
-                ImagePairs(pictures.reference.pictures[name], collection).compute(networks.paired, work)
+            if entry is not generated.reference:
+                ImagePairs(generated.reference.images[name], collection).compute(networks.paired, work)
     work.ranks.wait()
 
 

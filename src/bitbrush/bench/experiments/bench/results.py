@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from bitbrush.bench.experiments.bench.figures import BenchFigures, EntryFigures, SetFigures
-from bitbrush.bench.experiments.bench.qdiffbench import Entry, Pictures, Protocol
+from bitbrush.bench.experiments.bench.qdiffbench import Entry, GeneratedImages, Protocol
 from bitbrush.bench.experiments.bench.verdict import RULE
 from bitbrush.bench.experiments.candidates import Subject
 from bitbrush.bench.experiments.results import results_document
@@ -18,13 +18,13 @@ EXPERIMENT = "bench"
 
 
 def bench_results(
-    figures: BenchFigures, pictures: Pictures, protocol: Protocol, networks: Networks, command: str
+    figures: BenchFigures, generated: GeneratedImages, protocol: Protocol, networks: Networks, command: str
 ) -> dict[str, Any]:
     """Returns the results as JSON values.
 
     The figures depend on images and networks alone, not on which process computed them.
     """
-    reference = pictures.reference.subject
+    reference = generated.reference.subject
     assert reference is not None
     content = {
         "networks": _networks(networks),
@@ -35,33 +35,33 @@ def bench_results(
             "sets": _sets(figures.reference),
             "together": _intervals(figures.together),
         },
-        "floor": {"name": pictures.floor.name, **_figures(figures.floor)},
+        "floor": {"name": generated.floor.name, **_figures(figures.floor)},
         "candidates": [_candidate(candidate) for candidate in figures.candidates],
     }
-    facts = _protocol(reference.source, pictures, protocol)
+    facts = _protocol(reference.source, generated, protocol)
     return results_document(EXPERIMENT, command=command, protocol=facts, content=content)
 
 
-def bench_rows(figures: BenchFigures, pictures: Pictures) -> Iterator[Row]:
+def bench_rows(figures: BenchFigures, generated: GeneratedImages) -> Iterator[Row]:
     """Yields a row for each image, candidate and metric, full precision and another seed included."""
-    measured = [(pictures.reference.name, pictures.reference, figures.reference)]
+    measured = [(generated.reference.name, generated.reference, figures.reference)]
     measured += [(entry.entry.name, entry.entry, entry.sets) for entry in (figures.floor, *figures.candidates)]
     for name, entry, sets in measured:
         for prompt_set, of_set in sets.items():
-            collection = entry.pictures[prompt_set]
+            collection = entry.images[prompt_set]
             seeds = [collection.seed(index) for index in range(len(collection.prompts))]
             images = TableImages(prompt_set, collection.prompts, seeds)
             yield from value_rows(EXPERIMENT, name, images, of_set.image_values)
 
 
-def _protocol(model: str, pictures: Pictures, protocol: Protocol) -> dict[str, Any]:
+def _protocol(model: str, generated: GeneratedImages, protocol: Protocol) -> dict[str, Any]:
     return {
         "model": model,
         "steps": protocol.plan.steps,
         "guidance_scale": protocol.plan.guidance_scale,
-        "scheduler": pictures.scheduler,
+        "scheduler": generated.scheduler,
         "arguments": dict(protocol.plan.arguments),
-        "denoiser_calls": pictures.calls,
+        "denoiser_calls": generated.calls,
         "seeds": list(protocol.seeds),
         "floor_seeds": list(protocol.floor_seeds),
         "batch_size": protocol.batch_size,

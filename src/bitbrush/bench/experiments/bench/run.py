@@ -179,14 +179,14 @@ def run_bench(
         ValueError: The reference cannot be loaded, or ``directory`` contains something else.
     """
     require_bench_folder(directory)
-    made = generate_all(reference, candidates, protocol, pictures or directory / PICTURES, work, options=options)
-    compute_all(made, networks, work)
+    generated = generate_all(reference, candidates, protocol, pictures or directory / PICTURES, work, options=options)
+    compute_all(generated, networks, work)
     document: dict[str, Any] = {}
     if work.ranks.leads:
-        figures = bench_figures(made, protocol.sets, networks, work.progress)
-        document = bench_results(figures, made, protocol, networks, command)
-        write_values(bench_rows(figures, made), directory / VALUES)
+        figures = bench_figures(generated, protocol.sets, networks, work.progress)
+        document = bench_results(figures, generated, protocol, networks, command)
+        write_values(bench_rows(figures, generated), directory / VALUES)
         write_whole(results_text(document), directory / RESULTS)
-        write_whole(render_report(document, figures, made), directory / REPORT)
+        write_whole(render_report(document, figures, generated), directory / REPORT)
     work.ranks.wait()
     return document
