@@ -41,7 +41,7 @@ def peak_bytes(root: Path, count: int, clip: Clip) -> int:
             one.compute_features(clip, ALONE)
             one.compute_texts(clip, ALONE)
             one.compute_defects(ALONE)
-        ImagePairs(reference, candidate).compute(None, ALONE)
+        ImagePairs(reference, candidate).compute((), ALONE)
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
