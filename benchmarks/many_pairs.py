@@ -23,14 +23,14 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from bitbrush.bench.experiments.bench.figures import bench_figures
 from bitbrush.bench.experiments.bench.qdiffbench import (
-    FLOOR,
     Entry,
-    Pictures,
+    GeneratedImages,
     compute_all,
 )
+from bitbrush.bench.experiments.protocol import ANOTHER_SEED
 from bitbrush.bench.images.chunks import CHUNK, chunks, compute_chunks
-from bitbrush.bench.images.collection import Collection, Work
 from bitbrush.bench.images.image_set import ImageSet
+from bitbrush.bench.images.image_values import ImageSets, Work
 from bitbrush.bench.networks.chosen import load_networks
 from bitbrush.session.costs import CostLedger
 from bitbrush.session.memory import peak_resident_mib
@@ -51,12 +51,12 @@ def picture(index: int, *, noisy: bool) -> NDArray[np.uint8]:
     return np.clip(smooth + grain, 0, 255).astype(np.uint8)
 
 
-def made(root: Path, name: str, count: int, *, noisy: bool) -> Collection:
+def made(root: Path, name: str, count: int, *, noisy: bool) -> ImageSets:
     prompts = [f"picture {index}" for index in range(count)]
     images = ImageSet.open(root, name, prompts, seed=1, made_by={"model": name})
     for index in range(count):
         images.add(index, picture(index, noisy=noisy), None)
-    return Collection((images,), count)
+    return ImageSets((images,), count)
 
 
 def memory(count: int) -> None:
@@ -67,12 +67,12 @@ def memory(count: int) -> None:
         before = peak_resident_mib()
         with costs.phase("pictures written"):
             reference, candidate = (made(Path(folder), str(noisy), count, noisy=noisy) for noisy in (False, True))
-        entries = [Entry(None, name, {"set": one}) for name, one in ((FLOOR, candidate), ("noisy", candidate))]
-        pictures = Pictures(Entry(None, "smooth", {"set": reference}), entries[0], (entries[1],), "none", 0)
+        entries = [Entry(None, name, {"set": one}) for name, one in ((ANOTHER_SEED, candidate), ("noisy", candidate))]
+        generated = GeneratedImages(Entry(None, "smooth", {"set": reference}), entries[0], (entries[1],), "none", 0)
         with costs.phase("features, pairs, defects"):
-            compute_all(pictures, networks, ALONE)
+            compute_all(generated, networks, ALONE)
         with costs.phase("figures"):
-            bench_figures(pictures, [PromptSet("set", Domain.CALIBRATION, reference.prompts)], networks, silent)
+            bench_figures(generated, [PromptSet("set", Domain.CALIBRATION, reference.prompts)], networks, silent)
     print(f"{count} pairs: {before:.0f} MiB before")
     for phase, cost in costs.phases.items():
         print(f"  {phase}: {cost.seconds:.0f} s, peak {cost.peak_mib:.0f} MiB")

@@ -16,6 +16,8 @@ import typer
 
 import bitbrush
 import bitbrush.bench.metrics
+from bitbrush.bench.experiments.value_table import COLUMNS, VALUES
+from bitbrush.bench.schemas import results_schema
 from bitbrush.cli import app
 from bitbrush.methods import DEFAULT_METHOD, METHODS
 from bitbrush.methods.method import Method
@@ -27,6 +29,7 @@ GROUPS = {
     "Save and load": ("save", "load", "register", "read_manifest"),
     "Recipes": ("Recipe",),
     "Measure": ("benchmark", "ablate"),
+    "Metrics": ("register_metric", "PairedMetric", "ImageMetric"),
     "Options of loading a model": ("ModelOptions", "Lora"),
 }
 """Public names by heading; those that no group lists get a heading of their own."""
@@ -47,6 +50,7 @@ def pages() -> dict[str, str]:
         "reference/commands.md": commands_page(),
         "reference/api.md": api_page(),
         "reference/metrics.md": metrics_page(),
+        "reference/results.md": results_page(),
         "examples.md": examples_page(),
     }
 
@@ -148,7 +152,8 @@ def command_section(name: str, command: Any) -> str:
 def api_page() -> str:
     """Returns the reference of the public names, which mkdocstrings fills in."""
     grouped = set(chain.from_iterable(GROUPS.values()))
-    others = {name: (name,) for name in bitbrush.__all__ if name not in {*grouped, "METHODS", "register_method"}}
+    elsewhere = {*grouped, "METHODS", "METRICS", "register_method"}
+    others = {name: (name,) for name in bitbrush.__all__ if name not in elsewhere}
     sections = {
         heading: [entry(f"bitbrush.{name}", SHOWN.get(name)) for name in names]
         for heading, names in (GROUPS | others).items()
@@ -180,6 +185,74 @@ Functions from two equally long sets of images or features to numbers. [QDiffBen
 a benchmark reports, and how they are read.
 
 {text}"""
+
+
+def results_page() -> str:
+    """Returns the description of results files from their JSON Schema, and of the table beside them."""
+    schema = results_schema()
+    definitions = schema["$defs"]
+    experiments = schema["properties"]["experiment"]["enum"]
+    order = [*experiments, *(name for name in definitions if name not in experiments)]
+    sections = "\n".join(schema_section(name, definitions[name]) for name in order)
+    columns = table(("column", "meaning"), ((code(name), text) for name, text in COLUMNS.items()))
+    return f"""# Results files
+
+Every experiment writes `results.json` and `{VALUES}`, each completely or not at all; `bitbrush compare --json` prints
+the same kind of document. `bitbrush.bench.schemas.results_schema()` returns the
+[JSON Schema](https://json-schema.org/draft/2020-12/schema) that this page describes.
+
+## The table
+
+`{VALUES}` has a row per image, candidate and metric. [`read_results.py`](../examples.md) reads it with pandas.
+
+{columns}
+
+## The document
+
+{schema["description"]}
+
+{properties_table(schema)}
+
+{sections}"""
+
+
+def schema_section(name: str, definition: Mapping[str, Any]) -> str:
+    """Returns the section of one definition of a JSON Schema."""
+    return f"## `{name}`\n\n{definition.get('description', '')}\n\n{properties_table(definition)}\n"
+
+
+def properties_table(definition: Mapping[str, Any]) -> str:
+    """Returns the table of an object's properties; of another definition, its type."""
+    properties = {name: value for name, value in definition.get("properties", {}).items() if value is not True}
+    if not properties:
+        return f"Type: {schema_type(definition)}."
+    required = definition.get("required", ())
+    rows = (
+        (code(name) + ("" if name in required else " (optional)"), schema_type(value), value.get("description", ""))
+        for name, value in properties.items()
+    )
+    return table(("entry", "type", "meaning"), rows)
+
+
+def schema_type(definition: Mapping[str, Any]) -> str:
+    """Returns the type of a definition in words, as Markdown."""
+    match definition:
+        case {"$ref": reference}:
+            name = reference.rpartition("/")[2]
+            return f"[{name}](#{name})"
+        case {"anyOf": choices}:
+            return " or ".join(schema_type(choice) for choice in choices)
+        case {"enum": values}:
+            return ", ".join(code(value) for value in values)
+        case {"const": value}:
+            return code(value)
+        case {"type": "array", "items": items}:
+            return f"list of {schema_type(items)}"
+        case {"type": "object", "additionalProperties": Mapping() as values}:
+            return f"table of {schema_type(values)}"
+        case {"type": list() as types}:
+            return " or ".join(types)
+    return str(definition.get("type", "any value"))
 
 
 def examples_page() -> str:

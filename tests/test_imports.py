@@ -29,6 +29,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bench": _TO_QUANTIZATION | {"artifact", "zoo"},
     "zoo": set(),
 }
+BENCH_MAY_IMPORT: dict[str, set[str]] = {
+    "metrics": set(),
+    "networks": {"metrics"},
+    "images": {"metrics", "networks"},
+    "pages": {"metrics"},
+    "experiments": {"metrics", "networks", "images", "pages"},
+}
+"""Rooms of `bench/`; a folder of `experiments/` may import no other one, but what stands beside the folders."""
 FACES = {"__init__", "__main__", "api", "cli"}  # may import everything
 KNOW_DIFFUSERS = {"network", "sources", "quantization", "artifact", "bench"} | FACES
 PICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
@@ -44,6 +52,8 @@ def violations(source: str, module: str) -> list[str]:
         return [f"{module}: room {room!r} is not in the table MAY_IMPORT; add it there and to docs/architecture.md"]
     problems = [f"{module}:{line}: {reason}" for line, reason in _import_violations(tree, module, room)]
     problems += [f"{module}:{line}: {reason}" for line, reason in _pickling(tree)]
+    if room == "bench":
+        problems += [f"{module}:{line}: {reason}" for line, reason in _bench_violations(tree, module)]
     if room not in FACES:
         problems += [f"{module}:{line}: runs at import" for line in _import_effects(tree)]
     return problems
@@ -71,6 +81,18 @@ def _import_violations(tree: ast.AST, module: str, room: str) -> Iterator[tuple[
             yield line, f"{room} may not import {top}; only {', '.join(sorted(KNOW_DIFFUSERS - FACES))} may"
         if top in PICKLERS:
             yield line, f"{top}: no pickle anywhere"
+
+
+def _bench_violations(tree: ast.AST, module: str) -> Iterator[tuple[int, str]]:
+    _, room, *inner = module.split(".")
+    for line, name in _imports(tree, module):
+        target, *deeper = name.removeprefix("bitbrush.bench.").split(".") if "bitbrush.bench." in name else [room]
+        if room in BENCH_MAY_IMPORT and target not in BENCH_MAY_IMPORT[room] | {room}:
+            yield line, f"bench.{room} may not import bench.{target}"
+        experiment = deeper[0] if room == target == "experiments" and deeper else ""
+        is_experiment = (PACKAGE / "bench" / "experiments" / experiment / "__init__.py").exists()
+        if is_experiment and experiment not in ("", *inner[:-1]):
+            yield line, f"{module} may not import the experiment {experiment}"
 
 
 def _pickling(tree: ast.AST) -> Iterator[tuple[int, str]]:
@@ -160,6 +182,10 @@ def test_the_table_has_no_cycle() -> None:
         ("network.unet", "torch.manual_seed(0)", "runs at import"),
         ("network.unet", "REGISTRY['unet'] = 1", "runs at import"),
         ("network.unet", "for x in range(3):\n    pass", "runs at import"),
+        ("bench.metrics.psnr", "import bitbrush.bench.images.generation", "bench.metrics may not import bench.images"),
+        ("bench.pages.plots", "from bitbrush.bench.experiments import demo", "bench.pages may not import bench.exp"),
+        ("bench.experiments.ablate.run", "from ..bench import run", "may not import the experiment bench"),
+        ("bench.experiments.results", "from .bench import run", "may not import the experiment bench"),
         ("helpers", "X = 1", "not in the table"),
     ],
 )
@@ -178,6 +204,7 @@ def test_the_checker_sees(module: str, source: str, reason: str) -> None:
         ("methods.pcr", "from bitbrush.rounding import adaround\nfrom bitbrush.calibration import ranges"),
         ("cli", "import bitbrush.bench.experiments.bench.report\napp.add_typer(other)"),
         ("timeline.tracker", "import diffusers_like_name_but_another\nX, Y = 1, 2\nZ: int = 3"),
+        ("bench.experiments.ablate.run", "from ..results import finite\nfrom .cells import Cell"),
         ("bench.clip", "from transformers import CLIPModel\ndef keep(model):\n    model.save(1)"),
     ],
 )

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.reliability.killing import RENAMES, Change, changes, run
-from bitbrush.artifact.manifest import CARD, MANIFEST
+from bitbrush.artifact.folder import CARD, MANIFEST
 from bitbrush.artifact.store import verify
 from bitbrush.session.digests import file_digest, json_digest
 from bitbrush.session.disk import write_whole

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from bitbrush.artifact.store import load, save
     from bitbrush.bench.experiments.ablate.run import ablate
     from bitbrush.bench.experiments.bench.run import benchmark
+    from bitbrush.bench.metrics.registry import METRICS, ImageMetric, PairedMetric, register_metric
     from bitbrush.methods import METHODS, register_method
     from bitbrush.methods.recipe import Recipe
     from bitbrush.sources.lora import Lora
@@ -19,8 +20,11 @@ if TYPE_CHECKING:
 __version__ = version("bitbrush")
 __all__ = [
     "METHODS",
+    "METRICS",
+    "ImageMetric",
     "Lora",
     "ModelOptions",
+    "PairedMetric",
     "Quantization",
     "Recipe",
     "ablate",
@@ -32,13 +36,17 @@ __all__ = [
     "recalibrate",
     "register",
     "register_method",
+    "register_metric",
     "save",
 ]
 
 _HOMES = {
     "METHODS": "bitbrush.methods",
+    "METRICS": "bitbrush.bench.metrics.registry",
+    "ImageMetric": "bitbrush.bench.metrics.registry",
     "Lora": "bitbrush.sources.lora",
     "ModelOptions": "bitbrush.sources.models",
+    "PairedMetric": "bitbrush.bench.metrics.registry",
     "Quantization": "bitbrush.api",
     "Recipe": "bitbrush.methods.recipe",
     "ablate": "bitbrush.bench.experiments.ablate.run",
@@ -50,6 +58,7 @@ _HOMES = {
     "recalibrate": "bitbrush.api",
     "register": "bitbrush.artifact.from_pretrained",
     "register_method": "bitbrush.methods",
+    "register_metric": "bitbrush.bench.metrics.registry",
     "save": "bitbrush.artifact.store",
 }
 

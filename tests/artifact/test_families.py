@@ -12,7 +12,7 @@ from bitbrush.bench.experiments.bench.qdiffbench import Protocol
 from bitbrush.bench.experiments.bench.run import run_bench
 from bitbrush.bench.experiments.sensitivity.analysis import step_sensitivities
 from bitbrush.bench.experiments.sensitivity.disturbance import QuantizedActivations
-from bitbrush.bench.images.collection import Work
+from bitbrush.bench.images.image_values import Work
 from bitbrush.bench.networks import BUNDLED_CLIP
 from bitbrush.bench.networks.chosen import Networks, load_networks
 from bitbrush.network.families import family_of

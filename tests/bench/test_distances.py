@@ -142,7 +142,7 @@ def test_refuses_what_cannot_be_compared(metric: type) -> None:
         metric(np.ones((5, 4), dtype=np.int64), np.ones((5, 4), dtype=np.int64))
     broken = x.copy()
     broken[3, 1] = np.nan
-    with pytest.raises(ValueError, match="picture 3 are not finite"):
+    with pytest.raises(ValueError, match="image 3 are not finite"):
         metric(x, broken)
 
 

@@ -79,7 +79,7 @@ def test_agrees_with_the_network_written_with_torch_nn(name: str, tmp_path: Path
     assert lpips.name == f"LPIPS ({name})"
     np.testing.assert_allclose(lpips.distances(*pair), expected(network, slices, weights, pair), rtol=1e-4)
     assert (lpips.distances(pair[0], pair[0]) == 0).all()
-    with pytest.raises(ValueError, match="takes pictures from"):
+    with pytest.raises(ValueError, match="takes images from"):
         lpips.distances(pair[0][:, :8], pair[1][:, :8])
 
 

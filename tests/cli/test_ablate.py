@@ -21,6 +21,7 @@ from bitbrush.bench.experiments.ablate.markdown import ablation_markdown
 from bitbrush.bench.experiments.ablate.standing import headline
 from bitbrush.cli import app
 from tests.artifact.pipelines import CASES, picture, pipeline
+from tests.bench.results_files import read_results
 
 SMALL = ("--steps", 2, "--num-prompts", 2, "--num-images", 3, "--batch-size", 2, "--clip", "emoji-clip")
 FAST = (
@@ -60,7 +61,7 @@ def measured(invoke: Callable[..., Result]) -> Callable[..., dict[str, Any]]:
     def of(output: Path, *options: object) -> dict[str, Any]:
         result = invoke(output, *options)
         assert result.exit_code == 0, result.output
-        return json.loads((output / "results.json").read_text(encoding="utf-8"))
+        return read_results(output)
 
     return of
 
@@ -77,7 +78,7 @@ def whole(model: Path, prompts: Path, held_out: list[object], tmp_path_factory: 
 
 @pytest.fixture
 def results(whole: Path) -> dict[str, Any]:
-    return json.loads((whole / "results.json").read_text(encoding="utf-8"))
+    return read_results(whole)
 
 
 def cells(results: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:

@@ -20,6 +20,7 @@ from bitbrush.bench.experiments.candidates import named_candidates
 from bitbrush.bench.images.generation import generate_batch
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.numerics.affine import QParams
+from tests.bench.results_files import read_results, read_values
 from tests.recorded_progress import RecordedProgress
 
 SMALL = ("--clip", "emoji-clip", "--num-images", 3, "--batch-size", 2, "--latents", 2)
@@ -57,8 +58,7 @@ def bench(run: Callable[..., Result], model: Path, prompts: Path, tmp_path: Path
     ) -> dict[str, Any]:
         result = run("bench", model, *SMALL, *arguments, "-o", output, "--prompts", texts)
         assert result.exit_code == code, result.output
-        text = (output / "results.json").read_text(encoding="utf-8")
-        return json.loads(text, parse_constant=pytest.fail)  # Infinity and NaN are no JSON
+        return read_results(output)
 
     return invoke
 
@@ -72,7 +72,7 @@ def test_results_hold_every_figure_of_every_set(
     bench: Callable[..., dict[str, Any]], model: Path, artifact: Path, unseen: Path, tmp_path: Path
 ) -> None:
     results = bench(f"quantized={artifact}", f"same={model}", "--unseen-prompts", unseen)
-    assert results["schema_version"] == 1
+    assert results["experiment"] == "bench"
     assert [(one["name"], one["domain"]) for one in results["protocol"]["prompt_sets"]] == [
         ("animals", "calibration style"),
         ("styled", "unseen style"),
@@ -173,7 +173,7 @@ def test_bad_input_is_refused_before_anything_is_generated(
     assert "CLIP 'emoji-sd' cannot be used" in message("--clip", "emoji-sd")
     assert "LPIPS weights" in message("--lpips", tmp_path / "none.safetensors")
     assert "torch-fidelity" in message("--feature-extractor", tmp_path / "inception.pth")
-    assert "makes 2 pictures" in message("--num-images", 2)
+    assert "makes 2 images" in message("--num-images", 2)
     assert "two prompt sets are called 'animals'" in message("--unseen-prompts", prompts)
     assert not (tmp_path / "b").exists()
     (tmp_path / "b").mkdir()
@@ -298,7 +298,7 @@ def test_python_has_the_same_names_and_figures(
     )
     assert figures(results) == figures(bench(artifact))
     progress.require_as_planned("generating")
-    assert {"picture features", "pairs", "figures"} <= {phase for phase, _ in progress.reported}
+    assert {"image features", "pairs", "figures"} <= {phase for phase, _ in progress.reported}
     with pytest.raises(TypeError, match="num_pictures"):
         bitbrush.benchmark(str(model), {}, tmp_path / "python", num_pictures=3)
 
@@ -319,6 +319,23 @@ def test_damaged_files_beside_the_pictures_are_named(
     said = refused("bench", model, artifact, "-o", tmp_path / "bench", "--prompts", prompts, *SMALL)
     assert f"{damaged.name} is damaged" in said
     assert "delete it" in said
+
+
+def test_metrics_from_outside_are_measured_like_others(
+    bench: Callable[..., dict[str, Any]], artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bitbrush.METRICS, "_metrics", {})
+    bitbrush.register_metric(bitbrush.PairedMetric("error", lambda a, b: abs(a - 1.0 * b).mean((1, 2, 3))))
+    bitbrush.register_metric(bitbrush.ImageMetric("light", lambda images: images.mean((1, 2, 3))))
+    results = bench(artifact)
+    figures = results["candidates"][0]["sets"]["animals"]["figures"]
+    light = results["reference"]["sets"]["animals"]["figures"]["light"]["mean"]
+    assert figures["error"]["low"] <= figures["error"]["mean"] <= figures["error"]["high"]
+    assert figures["light, difference"]["mean"] == pytest.approx(figures["light"]["mean"] - light)
+    rows = [row for row in read_values(tmp_path / "bench") if row["metric"] in ("error", "light")]
+    assert {(row["candidate"], row["metric"]) for row in rows} >= {("artifact", "error"), ("full precision", "light")}
+    page = (tmp_path / "bench" / "report.html").read_text(encoding="utf-8")
+    assert all(name in page for name in ("error", "light", "light, difference"))
 
 
 def test_candidates_have_names(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from diffusers import StableDiffusionPipeline
 
 from bitbrush.artifact.manifest import read_manifest
 from bitbrush.artifact.sizes import denoiser_sizes
+from tests.bench.results_files import valid_results
 
 MEDIAN = "latent MSE, median"
 METRICS = {"PSNR (dB)", "SSIM", "image MSE", "latent MSE, geometric mean", MEDIAN, "latent MSE"}
@@ -28,8 +29,8 @@ def test_json_holds_every_figure_and_nothing_else_is_printed(
     run: Callable[..., Result], model: Path, artifact: Path, prompts: Path
 ) -> None:
     result = run("compare", model, artifact, "--prompts", prompts, "--json")
-    document = json.loads(result.stdout, parse_constant=pytest.fail)
-    assert document["schema_version"] == 1
+    document = valid_results(result.stdout)
+    assert document["experiment"] == "compare"
     assert document["recipe"]["exclude"] == ["*attn2.to_k"]
     figures = document["sets"]["animals"]
     for candidate in ("candidate", "other_seed"):

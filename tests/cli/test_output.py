@@ -23,6 +23,7 @@ from bitbrush.bench.experiments.plans.figures import (
 )
 from bitbrush.bench.experiments.plans.plan_list import Plan
 from bitbrush.bench.experiments.sensitivity.analysis import StepSensitivity
+from bitbrush.bench.experiments.sensitivity.results import write_sensitivity
 from bitbrush.bench.metrics.interval import Interval
 from bitbrush.cli import app
 from bitbrush.cli.ablate import _print as print_ablation
@@ -33,7 +34,7 @@ from bitbrush.cli.encoding import spelled
 from bitbrush.cli.inspect import inspect
 from bitbrush.cli.plans import _print as print_cells
 from bitbrush.cli.quantize import print_summary
-from bitbrush.cli.sensitivity import _write as write_sensitivity
+from bitbrush.cli.sensitivity import _print as print_advice
 from bitbrush.timeline.plan import SamplingPlan
 
 ENCODINGS = ("ascii", "latin-1", "cp1252", "cp437", "shift_jis", "utf-8")
@@ -110,11 +111,16 @@ def print_grid() -> None:
 
 def print_sensitivity(folder: Path) -> None:
     steps = [
-        StepSensitivity(step, 1.0 * step, (40.0 - step,) * 16, interval(30), interval(3e-5), interval(-0.2))
+        StepSensitivity(
+            step, 1.0 * step, (40.0 - step,) * 16, interval(30), interval(3e-5), interval(-0.2), (50.0,) * 16
+        )
         for step in range(10)
     ]
     facts = {"Model": "tiny", "Plan": "ddim"}
-    write_sensitivity(steps, facts, "emoji-clip", folder / "ä folder")
+    protocol = {"seed": 0, "clip": {"name": "emoji-clip"}, "prompt_sets": [{"name": "coco"}], "disturbance": "noise"}
+    prompts = [f"{number} cats" for number in range(16)]
+    advice = write_sensitivity(steps, folder / "ä folder", facts=facts, protocol=protocol, prompts=prompts)
+    print_advice(advice, folder / "ä folder")
 
 
 HEAVY = {one.__name__: one for one in (print_bench, print_ablate, print_compare, print_grid)}

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from click.testing import Result
 
+from bitbrush.bench.experiments.cell_store import FailedCell
 from bitbrush.bench.experiments.plans import measure as measuring
-from bitbrush.bench.experiments.plans.cells import FailedCell, read_cell, write_cell
+from bitbrush.bench.experiments.plans.cells import read_cell, write_cell
 from bitbrush.bench.experiments.plans.figures import (
     CellFigures,
     Ratios,
@@ -23,6 +24,7 @@ from bitbrush.bench.experiments.plans.plan_list import Plan
 from bitbrush.bench.metrics.interval import Interval
 from bitbrush.timeline.plan import SamplingPlan
 from tests.artifact.pipelines import CASES, pipeline
+from tests.bench.results_files import read_results
 from tests.cli.conftest import FAST
 
 PLANS = ("--steps", "2,3", "--schedulers", "pndm,ddim")
@@ -38,7 +40,7 @@ def measure(run: Callable[..., Result], model: Path, prompts: Path) -> Callable[
         assert result.exit_code == 0, result.output
         figures = takewhile(str.strip, result.stdout.splitlines())
         assert max(len(line.rstrip()) for line in figures) <= 80
-        return json.loads((output / "results.json").read_text(encoding="utf-8"))
+        return read_results(output)
 
     return invoke
 
@@ -142,11 +144,12 @@ def test_a_damaged_cell_is_named(
 
 def test_a_plan_whose_latents_break_is_kept_as_such(tmp_path: Path) -> None:
     planned = Plan(SamplingPlan(1, 7.5, "ddim"), "DDIMScheduler", 1)
-    failed = FailedCell(planned, is_calibrated=False, problem="the latents of prompt 'a cat' hold NaN")
+    failed = FailedCell("the latents of prompt 'a cat' hold NaN")
     write_cell(failed, tmp_path / "cell")
-    assert read_cell(planned, tmp_path / "cell", is_calibrated=False) == failed
-    assert cell_figures(failed).problem == failed.problem
-    assert headline([cell_figures(failed)]) == "No plan could be measured"
+    assert read_cell(planned, tmp_path / "cell") == failed
+    figures = cell_figures(planned, failed, calibrated=False)
+    assert figures.problem == failed.problem
+    assert headline([figures]) == "No plan could be measured"
 
 
 def measured_cell(ratio: Interval) -> CellFigures:

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from bitbrush.bench.experiments.sensitivity.analysis import StepSensitivity, recommend, step_sensitivities
 from bitbrush.bench.experiments.sensitivity.disturbance import (
-    DisturbedPictures,
+    DisturbedImages,
     QuantizedActivations,
     RelativeNoise,
-    disturbed_pictures,
+    disturbed_images,
 )
 from bitbrush.bench.metrics.interval import Interval
 from bitbrush.bench.networks.clip import load_clip
@@ -26,6 +26,7 @@ from bitbrush.session.journal import NO_JOURNAL, Journal
 from bitbrush.session.progress import Advance, Progress, silent
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.trajectory import DenoiserCall, prompt_batches
+from tests.bench.results_files import read_results
 from tests.recorded_progress import RecordedProgress
 
 SMALL = ("--clip", "emoji-clip", "--steps", 4, "--num-prompts", 2)
@@ -34,7 +35,7 @@ SMALL = ("--clip", "emoji-clip", "--steps", 4, "--num-prompts", 2)
 def test_writes_curves_and_a_page(run: Callable[..., Result], model: Path, prompts: Path, tmp_path: Path) -> None:
     result = run("sensitivity", model, "-o", tmp_path / "s", "--prompts", prompts, "--activations", 4, *SMALL)
     assert result.exit_code == 0, result.output
-    results = json.loads((tmp_path / "s" / "results.json").read_text())
+    results = read_results(tmp_path / "s")
     assert [one["step"] for one in results["steps"]] == [0, 1, 2, 3, 4]
     assert all(one["image_mse"]["n"] == 2 for one in results["steps"])
     assert all(one["image_mse"]["mean"] > 0 for one in results["steps"])
@@ -47,7 +48,7 @@ def test_writes_curves_and_a_page(run: Callable[..., Result], model: Path, promp
 def test_every_second_step_and_noise(run: Callable[..., Result], model: Path, prompts: Path, tmp_path: Path) -> None:
     options = ("--noise", 0.1, "--every", 2, *SMALL)
     assert run("sensitivity", model, "-o", tmp_path / "s", "--prompts", prompts, *options).exit_code == 0
-    results = json.loads((tmp_path / "s" / "results.json").read_text())
+    results = read_results(tmp_path / "s")
     assert [one["step"] for one in results["steps"]] == [0, 2, 4]
 
 
@@ -98,7 +99,7 @@ def test_noise_is_of_the_size_it_says(tiny_pipe: StableDiffusionPipeline) -> Non
 def curve(psnr: NDArray[np.float64]) -> list[StepSensitivity]:
     """Of the PSNR (steps, pictures)."""
     none = Interval(0, 0, 0, 8)
-    return [StepSensitivity(step, 0.0, tuple(one.tolist()), none, none, none) for step, one in enumerate(psnr)]
+    return [StepSensitivity(step, 0.0, tuple(one.tolist()), none, none, none, ()) for step, one in enumerate(psnr)]
 
 
 def test_recommends_the_end_that_stands_out() -> None:
@@ -138,19 +139,19 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def runs(tiny_pipe: StableDiffusionPipeline) -> Callable[..., DisturbedPictures]:
+def runs(tiny_pipe: StableDiffusionPipeline) -> Callable[..., DisturbedImages]:
     """The disturbed runs of two batches, with a journal and progress."""
     batches = prompt_batches(("a cat", "a dog", "an owl"), 0, 2)
     disturb = QuantizedActivations(tiny_pipe, 4)
 
-    def run(journal: Journal = NO_JOURNAL, progress: Progress = silent) -> DisturbedPictures:
+    def run(journal: Journal = NO_JOURNAL, progress: Progress = silent) -> DisturbedImages:
         plan = SamplingPlan(steps=2)
-        return disturbed_pictures(tiny_pipe, batches, plan, disturb, every=2, progress=progress, journal=journal)
+        return disturbed_images(tiny_pipe, batches, plan, disturb, every=2, progress=progress, journal=journal)
 
     return run
 
 
-def test_ended_anywhere_it_comes_to_the_same(runs: Callable[..., DisturbedPictures], tmp_path: Path) -> None:
+def test_ended_anywhere_it_comes_to_the_same(runs: Callable[..., DisturbedImages], tmp_path: Path) -> None:
     """Ended after each report in turn; and what is there is not made again."""
     whole, journal, ends, reports = runs(), Journal(tmp_path), 0, 0
     made = None
@@ -183,7 +184,7 @@ def test_ended_anywhere_it_comes_to_the_same(runs: Callable[..., DisturbedPictur
     assert reports == 0
 
 
-def test_the_plan_is_what_is_reported(runs: Callable[..., DisturbedPictures]) -> None:
+def test_the_plan_is_what_is_reported(runs: Callable[..., DisturbedImages]) -> None:
     progress = RecordedProgress()
     runs(progress=progress)
     progress.require_as_planned()

@@ -274,6 +274,8 @@ UNET, TEXT = "unet/config.json", "text_encoder/config.json"
 SHARDS = "unet/diffusion_pytorch_model.safetensors.index.json"
 UNUSABLE: dict[str, tuple[str, Any, str]] = {
     "a list for a pipeline's index": (MODEL_INDEX, [], "is no table of components"),
+    "a pipeline of no class": (MODEL_INDEX, {"_class_name": None}, "_class_name is None, no pipeline of diffusers"),
+    "a pipeline's own code": (MODEL_INDEX, {"_class_name": ["pipeline", "Mine"]}, "no pipeline of diffusers"),
     "a list for a configuration": (UNET, [], r"unet \(.*config.json is no table of settings"),
     "a text for a width": (TEXT, {"hidden_size": "eight"}, r"text_encoder \(CLIPTextModel\).*hidden_size"),
     "a quantized denoiser": (

@@ -1,17 +1,14 @@
 """Effect of errors in some denoiser calls on the final latents, measured by running the rest of the pipeline."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.trajectory import DenoiserCall, PromptBatch, start
-
-Answer: TypeAlias = Callable[[int, DenoiserCall], Any]
-"""Function from the index of a denoiser call and the call to the denoiser's output."""
+from bitbrush.timeline.replay import Answer, disturbed_answer, run_answered
+from bitbrush.timeline.trajectory import DenoiserCall, PromptBatch
 
 
 @dataclass(frozen=True)
@@ -50,23 +47,8 @@ class Propagation:
 
         Outputs before the segment come from ``run``, within it from ``disturbed``, after it from ``clean``.
         """
-
-        def answer(index: int, call: DenoiserCall) -> Any:
-            if index < segment.start:
-                return run.outputs[index]
-            return disturbed(index, call) if index in segment else clean(index, call)
-
-        return (self._run(run.batch, answer) - run.latents).flatten(1).square().sum(1)
+        latents = self._run(run.batch, disturbed_answer(run.outputs, segment, disturbed, clean))
+        return (latents - run.latents).flatten(1).square().sum(1)
 
     def _run(self, batch: PromptBatch, answer: Answer) -> Tensor:
-        with start(self.pipe, self.component, batch, self.plan) as trajectory:
-            index = 0
-            while (call := trajectory.request) is not None:
-                trajectory.answer(_copied(answer(index, call)))
-                index += 1
-            return torch.as_tensor(trajectory.result)
-
-
-def _copied(output: Any) -> Any:
-    """Copies the output, because the pipeline may modify it in place."""
-    return tuple(part.clone() if isinstance(part, Tensor) else part for part in output)
+        return torch.as_tensor(run_answered(self.pipe, self.component, batch, self.plan, answer))

@@ -40,7 +40,10 @@ def ablate(
     ] = None,
     recipes: Annotated[
         list[str] | None,
-        typer.Option("--recipe", help="'NAME: METHOD KEY=VALUE ...', NAME: may be left out; repeatable."),
+        typer.Option(
+            "--recipe",
+            help="'[NAME:] METHOD KEY=VALUE ...', or a recipe file for METHOD; repeatable.",
+        ),
     ] = None,
     bits: Annotated[str, typer.Option(help="Bit settings.")] = "W8A8,W4A8,W4A6,W4A4",
     against: Annotated[
@@ -129,8 +132,7 @@ def ablate(
     )
     reference, protocol = compared_with(against, job), job.protocol
     announce(protocol.choice)
-    for message in too_long(job.pipe, [prompt for one in protocol.sets for prompt in protocol.prompts(one)]):
-        warn(message)
+    warn(*too_long(job.pipe, [prompt for one in protocol.sets for prompt in protocol.prompts(one)]))
     note(_announcement(model, job.settings, protocol.num_images, [one.name for one in protocol.sets]))
     told: dict[str, Any] = {"against": reference, "command": command_line(), "markdown": markdown}
     with resumable():

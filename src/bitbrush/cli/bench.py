@@ -42,7 +42,7 @@ def bench(
         list[str],
         typer.Argument(help="Artifacts made of it (or models), each DIR or NAME=DIR.", metavar="CANDIDATE..."),
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Directory for results.json and report.html.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Directory for results (JSON, CSV) and report.html.")],
     prompts: Annotated[
         list[str] | None,
         typer.Option(help="Held-out prompts of the calibration's style: text, COCO json, csv, parquet; repeatable."),
@@ -138,7 +138,7 @@ def _run(
     pictures: Path | None,
 ) -> None:
     from bitbrush.bench.experiments.bench.run import REPORT, run_bench
-    from bitbrush.bench.images.collection import Work
+    from bitbrush.bench.images.image_values import Work
     from bitbrush.session.outputs import claimed
     from bitbrush.session.ranks import ranks
 
@@ -202,7 +202,7 @@ def _announcement(reference: str, names: list[str], protocol: "Protocol") -> str
 
 
 def _print(document: dict[str, Any]) -> None:
-    from bitbrush.bench.experiments.bench.results import interval_of
+    from bitbrush.bench.experiments.results import interval_of
     from bitbrush.bench.pages.number_format import format_interval
 
     entries = [document["floor"], *(one for one in document["candidates"] if one["sets"])]

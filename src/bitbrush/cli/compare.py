@@ -18,6 +18,7 @@ from bitbrush.cli.options import (
     PipelineArguments,
     Revision,
     Variant,
+    command_line,
     model_options,
 )
 from bitbrush.cli.progress import shown
@@ -27,8 +28,6 @@ from bitbrush.sources.model_names import require_known
 if TYPE_CHECKING:
     from bitbrush.bench.experiments.comparison import Comparison
     from bitbrush.bench.metrics.interval import Interval
-
-SCHEMA_VERSION = 1
 
 
 def compare(
@@ -61,6 +60,7 @@ def compare(
     from bitbrush.artifact.store import load_with
     from bitbrush.bench.experiments.candidates import require_alike
     from bitbrush.bench.experiments.comparison import compare as run
+    from bitbrush.bench.experiments.protocol import plan_entries
     from bitbrush.methods.recipe import Recipe
     from bitbrush.sources.early_checks import require_plan
     from bitbrush.sources.identity import model_digest
@@ -85,23 +85,30 @@ def compare(
         warn(doubt)
     full = choice.place(with_scheduler(full, recipe.scheduler))
     executor = tell_executions(candidate)
-    for message in too_long(full, [prompt for texts in sets.values() for prompt in texts]):
-        warn(message)
+    warn(*too_long(full, [prompt for texts in sets.values() for prompt in texts]))
     sizes = denoiser_sizes(manifest)
     note(f"{model} against {artifact} ({recipe.name}): {recipe.steps} steps, guidance {recipe.guidance_scale:g}")
     told: dict[str, Any] = {"inputs": inputs, "seed": seed, "batch_size": batch_size, "progress": shown}
     compared = run(full, candidate, sets, plan, **told)
     if as_json:
-        facts = {"model": model, "artifact": str(artifact), "recipe": recipe.to_dict(), "seed": seed}
-        facts |= {"runtime": executor, "pipeline_arguments": dict(plan.arguments), "denoiser_bytes": asdict(sizes)}
-        print(json.dumps(_document(compared, facts), indent=1))
+        facts = {"artifact": str(artifact), "recipe": recipe.to_dict(), "denoiser_bytes": asdict(sizes)}
+        protocol = {
+            "model": model,
+            "model_options": options.facts(),
+            **plan_entries(full, plan),
+            "seed": seed,
+            "batch_size": batch_size,
+            "execution": executor,
+            "prompt_sets": [{"name": name, "prompts": len(texts)} for name, texts in sets.items()],
+        }
+        print(json.dumps(_document(compared, facts, protocol), indent=1))
     else:
         _print(compared, recipe.name)
         say(f"denoiser: {sizes.text}")
 
 
-def _document(compared: "dict[str, Comparison]", facts: dict[str, Any]) -> dict[str, Any]:
-    from bitbrush.bench.experiments.bench.results import finite
+def _document(compared: "dict[str, Comparison]", facts: dict[str, Any], protocol: dict[str, Any]) -> dict[str, Any]:
+    from bitbrush.bench.experiments.results import results_document
 
     sets = {
         name: {
@@ -111,8 +118,8 @@ def _document(compared: "dict[str, Comparison]", facts: dict[str, Any]) -> dict[
         }
         for name, one in compared.items()
     }
-    document: dict[str, Any] = finite({"schema_version": SCHEMA_VERSION, **facts, "sets": sets})
-    return document
+    command = command_line()
+    return results_document("compare", command=command, protocol=protocol, content={**facts, "sets": sets})
 
 
 def _print(compared: "dict[str, Comparison]", name: str) -> None:

@@ -117,9 +117,10 @@ def note(text: str) -> None:
     _tell(text)
 
 
-def warn(text: str) -> None:
-    """Prints a warning."""
-    _tell(f"warning: {text}", "yellow")
+def warn(*texts: str) -> None:
+    """Prints warnings."""
+    for text in texts:
+        _tell(f"warning: {text}", "yellow")
 
 
 def _tell(text: str, style: str | None = None) -> None:

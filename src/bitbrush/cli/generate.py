@@ -55,7 +55,7 @@ def generate(
     quiet_libraries()
     from bitbrush.artifact.manifest import artifact_folder, is_artifact
     from bitbrush.artifact.store import load_with
-    from bitbrush.bench.images.gallery import require_pictures, write_pictures
+    from bitbrush.bench.images.gallery import require_image_folder, write_images
     from bitbrush.sources.early_checks import require_plan, require_plan_of_folder
     from bitbrush.sources.input_images import read_image
     from bitbrush.sources.models import ModelOptions
@@ -64,7 +64,7 @@ def generate(
     from bitbrush.sources.schedulers import with_scheduler
 
     plan = _plan(model, steps, guidance_scale, scheduler, pipeline_arguments or [])
-    require_pictures(output)
+    require_image_folder(output)
     inputs = {name: read_image(file) for name, file in (("image", image), ("mask_image", mask)) if file}
     if any(not prompt.strip() for prompt in prompt_texts(prompts)):
         raise ValueError("a prompt is empty; write what the picture should show")
@@ -75,13 +75,12 @@ def generate(
     loaded = load_with(model, chosen(runtime, dtype, memory)) if is_artifact(model) else _full_precision(model, runtime)
     executor = tell_executions(loaded)
     pipe = with_scheduler(loaded, plan.scheduler)
-    for message in too_long(pipe, prompts):
-        warn(message)
+    warn(*too_long(pipe, prompts))
     used = type(pipe.scheduler).__name__
     note(f"{model}: {used}, {plan.steps} steps, guidance {plan.guidance_scale:g}")
     facts = {"model": model, "steps": plan.steps, "guidance_scale": plan.guidance_scale, "scheduler": used}
     facts["runtime"] = executor
-    pictures = write_pictures(
+    pictures = write_images(
         pipe,
         prompts,
         plan,

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 def plans(
     model: Annotated[str, typer.Argument(help="Full-precision model: bundled name, directory or hub id.")],
     artifact: Annotated[Path, typer.Argument(metavar="DIR", help="What `bitbrush quantize` made of it.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Directory for results.json and report.html.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Directory for results (JSON, CSV) and report.html.")],
     steps: Annotated[
         str | None, typer.Option(help="Numbers of denoising steps, e.g. 10,20,50 [so; 1,2,4 of few-step models].")
     ] = None,
@@ -70,8 +70,7 @@ def plans(
     require_known(model, revision)
     quiet_libraries()
     from bitbrush.artifact.manifest import read_manifest
-    from bitbrush.bench.experiments.candidates import plan_for
-    from bitbrush.bench.experiments.plans.measure import Recalibration
+    from bitbrush.bench.experiments.plans.measure import HeldOutPrompts, Recalibration
     from bitbrush.bench.experiments.plans.plan_list import list_plans
     from bitbrush.bench.experiments.plans.run import (
         REPORT,
@@ -79,13 +78,13 @@ def plans(
         require_plans_folder,
         run_plans,
     )
+    from bitbrush.bench.experiments.protocol import plan_for
     from bitbrush.bench.pages.prompt_sets import counted
     from bitbrush.session.outputs import claimed
     from bitbrush.sources.early_checks import require_plan
     from bitbrush.sources.input_images import read_inputs
     from bitbrush.sources.models import find_model
     from bitbrush.sources.prompts import calibration_prompts, held_out_prompts, too_long
-    from bitbrush.timeline.trajectory import prompt_batches
 
     require_plans_folder(output)
     counts, names = _numbers(steps), [one.strip() for one in (schedulers or "").split(",") if one.strip()]
@@ -102,16 +101,14 @@ def plans(
     if not no_recalibration:
         own = calibration_prompts(calibration, model, option="--calibration-prompts (or give --no-recalibration)")
         recalibration = Recalibration(own, inputs)
-    texts = [prompt for one in sets.values() for prompt in one]
-    batches = prompt_batches(texts, seed, batch_size, inputs=inputs)
+    held_out = HeldOutPrompts(sets, seed, batch_size, inputs)
     choice = chosen(runtime, dtype, memory)
     with claimed(output):
-        job = open_plans(model, artifact, batches, choice, options=options, recalibration=recalibration)
+        job = open_plans(model, artifact, held_out, choice, options=options, recalibration=recalibration)
         tell_executions(job.quantized)
-        for message in (*job.subject.notes, *too_long(job.full, texts)):
-            warn(message)
-        plans = list_plans(job.full, base, names, counts, batches[0])
-        note(_announcement(model, artifact, plans, len(texts), job.recalibration is not None))
+        warn(*job.subject.notes, *too_long(job.full, held_out.texts))
+        plans = list_plans(job.full, base, names, counts, held_out.batches[0])
+        note(_announcement(model, artifact, plans, len(held_out.texts), job.recalibration is not None))
         facts = {
             "Prompts": "\n".join(counted(name, len(texts)) for name, texts in sets.items()),
             "Noise": f"each image's own, from seed {seed} and prompt; the same for both of a pair",

@@ -158,8 +158,7 @@ def _look_ahead(state: "QuantizationState", calibration: Sequence[str], output: 
     from bitbrush.session.outputs import work_folder
     from bitbrush.sources.prompts import too_long
 
-    for message in too_long(state.pipe, calibration[: state.recipe.num_prompts]):
-        warn(message)
+    warn(*too_long(state.pipe, calibration[: state.recipe.num_prompts]))
     kept = Journal(work_folder(output))
     planned = estimate(state)
     if dry_run:

@@ -61,7 +61,6 @@ def recalibrate(
             )
         made = run(artifact, keys, calibration, inputs=inputs, device=place, progress=shown)
         if own.leads:
-            for message in too_long(made.source, calibration[: recipe.num_prompts]):
-                warn(message)
+            warn(*too_long(made.source, calibration[: recipe.num_prompts]))
             save(made, output)
             print_summary(made, output)

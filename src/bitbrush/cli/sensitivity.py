@@ -1,8 +1,9 @@
 """Command ``bitbrush sensitivity``."""
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,14 +29,23 @@ from bitbrush.numerics.limits import MAX_COUNT, MAX_SEED, MAX_STEPS
 from bitbrush.sources.model_names import require_known
 
 if TYPE_CHECKING:
-    from bitbrush.bench.experiments.sensitivity.analysis import StepSensitivity
+    from collections.abc import Callable, Sequence
 
-RESULTS, REPORT = "results.json", "report.html"
+    import torch
+    from diffusers import DiffusionPipeline
+
+    from bitbrush.bench.experiments.sensitivity.analysis import Recommendation, StepSensitivity
+    from bitbrush.session.journal import Journal
+    from bitbrush.sources.models import ModelOptions
+    from bitbrush.timeline.plan import SamplingPlan
+    from bitbrush.timeline.trajectory import PromptBatch
+
+    Measure = Callable[..., list[StepSensitivity]]
 
 
 def sensitivity(
     model: Annotated[str, typer.Argument(help="Full-precision model: bundled name, directory or hub id.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Directory for results.json and report.html.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Directory for results (JSON, CSV) and report.html.")],
     activations: Annotated[int, typer.Option(help="Bits of the disturbed step's activations, 4 to 16.")] = 8,
     noise: Annotated[
         float | None,
@@ -66,11 +76,12 @@ def sensitivity(
     require_known(model, revision)
     quiet_libraries()
     from bitbrush.bench.experiments.folders import require_own
+    from bitbrush.bench.experiments.protocol import plan_entries
     from bitbrush.bench.experiments.sensitivity.analysis import step_sensitivities
     from bitbrush.bench.experiments.sensitivity.disturbance import QuantizedActivations, RelativeNoise
+    from bitbrush.bench.experiments.sensitivity.results import KNOWN, write_sensitivity
     from bitbrush.bench.networks.chosen import judge_of
     from bitbrush.methods.recipe import Recipe, check_activation_bits
-    from bitbrush.quantization.work import machine_facts, prompts_digest
     from bitbrush.session.journal import open_journal, require_same_work
     from bitbrush.session.machine import find_device
     from bitbrush.session.outputs import claimed, work_folder
@@ -78,15 +89,14 @@ def sensitivity(
     from bitbrush.sources.early_checks import require_plan
     from bitbrush.sources.identity import model_digest
     from bitbrush.sources.input_images import read_inputs
-    from bitbrush.sources.models import find_model, load_full_precision
+    from bitbrush.sources.models import find_model
     from bitbrush.sources.prompts import calibration_prompts, too_long
-    from bitbrush.sources.schedulers import with_scheduler
     from bitbrush.timeline.trajectory import prompt_batches
 
-    require_own(output, (RESULTS, REPORT), "sensitivity analysis")
+    require_own(output, KNOWN, "sensitivity analysis")
     check_activation_bits(activations)
-    given = {"steps": steps, "guidance_scale": guidance_scale, "scheduler": scheduler}
-    plan = Recipe().updated({**given, "pipeline_arguments": pipeline_arguments or []}).plan
+    keys = {"steps": steps, "guidance_scale": guidance_scale, "pipeline_arguments": pipeline_arguments or []}
+    plan = Recipe().updated({**keys, "scheduler": scheduler}).plan
     options = model_options(revision, variant, config, loras)
     find_model(model, options)
     require_plan(model, options, plan)
@@ -95,49 +105,73 @@ def sensitivity(
     inputs, place = read_inputs(images, masks), find_device(device)
     used = calibration_prompts(prompts, model)[:num_prompts]
     batches = prompt_batches(used, seed, batch_size, inputs=inputs)
-    disturbance = {"activations": activations} if noise is None else {"noise": noise, "seed": seed}
-    decisive = {
-        "device": place.type,
-        "disturbance": disturbance,
-        "plan": asdict(plan),
-        "prompts": prompts_digest(batches),
-    } | machine_facts()
+    decisive = _decisive(plan, batches, place)
+    decisive["disturbance"] = {"activations": activations} if noise is None else {"noise": noise, "seed": seed}
     work = work_folder(output)
     with claimed(output):
         require_same_work(work, decisive)
-        judge = judge_of(model, clip)
-        pipe = with_scheduler(load_full_precision(model, options).to(place), scheduler)
+        judge, pipe = judge_of(model, clip), _load(model, options, place, scheduler)
         disturb = QuantizedActivations(pipe, activations) if noise is None else RelativeNoise(noise, seed)
-        for message in too_long(pipe, used):
-            warn(message)
+        warn(*too_long(pipe, used))
         note(f"{model}: {disturb.description}, {steps} steps, guidance {guidance_scale:g}, {len(used)} prompts")
         journal = open_journal(work, {"model": model_digest(pipe), **decisive})
-        if pieces := journal.pieces():
-            note(f"going on with the {len(pieces)} runs of the pipeline that {work} holds")
-        with resumable():
-            found = step_sensitivities(
-                pipe, batches, plan, disturb, judge, every=every, progress=shown, journal=journal
-            )
-        facts = {
-            "Model": model + "".join(f", LoRA {lora.path.name}@{lora.scale:g}" for lora in options.loras),
-            "Disturbed": disturb.description,
-            "Plan": f"{type(pipe.scheduler).__name__}, {steps} steps, guidance {guidance_scale:g}",
-            "Prompts": f"{len(used)} of {prompts or 'the calibration set'}, seed {seed}",
-            "CLIP": f"{judge.name}, sha256 {judge.digest[:16]}",
+        measure = partial(step_sensitivities, pipe, batches, plan, disturb, judge, every=every, progress=shown)
+        found = _resumed(measure, journal, work)
+        protocol = {
+            "model": model,
+            "model_options": options.facts(),
+            "disturbance": disturb.description,
+            **plan_entries(pipe, plan),
+            "every": every,
+            "seed": seed,
+            "batch_size": batch_size,
+            "prompt_sets": [{"name": Path(prompts).stem if prompts else "calibration", "prompts": len(used)}],
+            "clip": {"name": judge.name, "sha256": judge.digest},
         }
-        _write(found, facts, judge.name, output)
+        described: dict[str, Any] = {"facts": _facts(protocol, options), "protocol": protocol, "prompts": used}
+        advice = write_sensitivity(found, output, **described, command=command_line())
         remove_folder(work)
+    _print(advice, output)
 
 
-def _write(found: "list[StepSensitivity]", facts: dict[str, str], clip_name: str, output: Path) -> None:
-    from bitbrush.bench.experiments.sensitivity.analysis import recommend
-    from bitbrush.bench.experiments.sensitivity.page import sensitivity_page, sensitivity_results
-    from bitbrush.session.disk import write_whole
+def _decisive(plan: "SamplingPlan", batches: "Sequence[PromptBatch]", device: "torch.device") -> dict[str, Any]:
+    """Collects what must be equal for unfinished work to go on, apart from the disturbance and the model."""
+    from bitbrush.quantization.work import machine_facts, prompts_digest
 
-    advice = recommend(found)
-    command = command_line()
-    write_whole(sensitivity_results(found, advice, {"command": command, "facts": facts}), output / RESULTS)
-    page = sensitivity_page(found, advice, facts, command=command, clip_name=clip_name)
-    write_whole(page, output / REPORT)
+    return {"device": device.type, "plan": asdict(plan), "prompts": prompts_digest(batches), **machine_facts()}
+
+
+def _load(model: str, options: "ModelOptions", device: "torch.device", scheduler: str | None) -> "DiffusionPipeline":
+    from bitbrush.sources.models import load_full_precision
+    from bitbrush.sources.schedulers import with_scheduler
+
+    return with_scheduler(load_full_precision(model, options).to(device), scheduler)
+
+
+def _resumed(
+    measure: "Callable[..., list[StepSensitivity]]", journal: "Journal", work: Path
+) -> "list[StepSensitivity]":
+    """Measures what the journal does not hold."""
+    if pieces := journal.pieces():
+        note(f"going on with the {len(pieces)} runs of the pipeline that {work} holds")
+    with resumable():
+        return measure(journal=journal)
+
+
+def _facts(protocol: dict[str, Any], options: "ModelOptions") -> dict[str, str]:
+    fused = "".join(f", LoRA {lora.path.name}@{lora.scale:g}" for lora in options.loras)
+    (prompts,), clip = protocol["prompt_sets"], protocol["clip"]
+    return {
+        "Model": f"{protocol['model']}{fused}",
+        "Disturbed": protocol["disturbance"],
+        "Plan": f"{protocol['scheduler']}, {protocol['steps']} steps, guidance {protocol['guidance_scale']:g}",
+        "Prompts": f"{prompts['prompts']} of {prompts['name']}, seed {protocol['seed']}",
+        "CLIP": f"{clip['name']}, sha256 {clip['sha256'][:16]}",
+    }
+
+
+def _print(advice: "Recommendation", output: Path) -> None:
+    from bitbrush.bench.experiments.sensitivity.results import REPORT
+
     say(f"{f'relax {advice.relax}' if advice.relax else 'no end to relax'}: {advice.reason}")
     note(f"{output / REPORT}\nOpen it in a browser.")

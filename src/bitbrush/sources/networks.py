@@ -172,6 +172,9 @@ def _components(folder: Path) -> Iterator[tuple[str, tuple[Any, Any]]]:
     index = _json(folder / MODEL_INDEX)
     if not isinstance(index, dict):
         raise ValueError(f"{folder / MODEL_INDEX} is no table of components")
+    kind = index.get("_class_name")
+    if not isinstance(kind, str) or not hasattr(diffusers, kind):
+        raise ValueError(f"{folder / MODEL_INDEX}: _class_name is {kind!r}, no pipeline of diffusers")
     for name, entry in index.items():
         if isinstance(entry, list) and len(entry) == 2 and not name.startswith("_"):
             yield name, (entry[0], entry[1])

@@ -8,7 +8,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from bitbrush.bench.images.generation import generate
-from bitbrush.bench.metrics.paired import LATENT_MSE, PSNR, latent_mse_by_step, paired_metrics
+from bitbrush.bench.images.paired_runs import latent_mse_by_step, paired_metrics
+from bitbrush.bench.metrics.paired import LATENT_MSE, PSNR
 from bitbrush.session.progress import Advance
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.trajectory import prompt_batches

@@ -1,8 +1,8 @@
-"""What is benchmarked: a full-precision model or an artifact, and what is to be told of it."""
+"""Candidates of a measurement, full-precision models or artifacts, and their descriptions."""
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,21 @@ FLOAT = "torch: float32"
 
 @dataclass(frozen=True)
 class Subject:
-    """``denoiser_mib``: of its weight files; ``float32_mib``: of all its parameters in float32, which are on no disk.
+    """Description of a full-precision model or an artifact.
 
-    ``operators``: how many of the denoiser's layers have which bits; ``notes``: what a reader should know.
-
-    ``runtime``: what computes the layers; ``int8_layers``: how many really in integers, and ``fallbacks``: the names of
-    those that are not, by how they are computed instead, and why.
+    Args:
+        name: Name in tables.
+        source: Bundled name, folder or hub id.
+        digest: Digest of the model's weights, or of the artifact.
+        denoiser_mib: Size of the denoiser's weight files.
+        float32_mib: Size of all denoiser parameters in float32.
+        weight_bits: Average bits of the weights.
+        activation_bits: Average bits of the activations.
+        operators: Number of denoiser layers by kind and bits.
+        runtime: Executor of the layers.
+        int8_layers: Number of layers computed in integers.
+        fallbacks: Names of the other quantized layers, by how they are computed instead and why.
+        notes: Remarks that a reader should know.
     """
 
     name: str
@@ -54,7 +63,11 @@ class Subject:
 
 
 def open_reference(source: str, options: ModelOptions | None = None) -> tuple[Subject, DiffusionPipeline]:
-    """A full-precision model, loaded with ``options``. Raises ValueError if there is none, or if it is an artifact."""
+    """Loads a full-precision model with ``options``.
+
+    Raises:
+        ValueError: There is no such model, or it is an artifact.
+    """
     if is_artifact(source):
         raise ValueError(
             f"the reference {source!r} is a quantized artifact; name the full-precision model it was made of"
@@ -70,9 +83,21 @@ def open_candidate(
     choice: Choice,
     options: ModelOptions | None = None,
 ) -> tuple[Subject, DiffusionPipeline]:
-    """An artifact, or a full-precision model. Raises ValueError if an artifact was made of another model.
+    """Loads an artifact or a full-precision model.
 
-    ``options``: with which the reference was loaded.
+    Args:
+        name: Name in tables.
+        source: Folder of the artifact, or the model.
+        reference: Full-precision model that an artifact must be made of.
+        plan: Sampling plan of the measurement; differences from the calibration become notes.
+        choice: Runtime of an artifact.
+        options: Options with which the reference was loaded.
+
+    Returns:
+        Description and pipeline.
+
+    Raises:
+        ValueError: The artifact is made of another model, or cannot be loaded.
     """
     if not is_artifact(source):
         return _full_precision(name, source, ModelOptions())
@@ -92,7 +117,7 @@ def open_candidate(
         activation_bits=manifest["plan"]["average_activation_bits"],
         operators=_quantized_operators(manifest, recipe),
         runtime=lowered.name,
-        int8_layers=sum(one.fallback is None for one in lowered.executions),
+        int8_layers=sum(execution.fallback is None for execution in lowered.executions),
         fallbacks=layers_by_fallback(lowered.executions),
         notes=(*_notes(recipe, plan), *([doubt] if doubt else [])),
     )
@@ -100,7 +125,11 @@ def open_candidate(
 
 
 def require_alike(full: DiffusionPipeline, candidate: DiffusionPipeline) -> None:
-    """A pair needs the same noise, and with it latents of one shape. Raises ValueError where they differ."""
+    """Checks that latents have one shape, since a pair needs the same noise.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
     shapes = []
     for pipe in (full, candidate):
         config = getattr(pipe, denoiser_name(pipe)).config
@@ -112,27 +141,28 @@ def require_alike(full: DiffusionPipeline, candidate: DiffusionPipeline) -> None
         )
 
 
-def plan_for(sources: Iterable[str], given: Mapping[str, Any]) -> SamplingPlan:
-    """What is ``given`` (steps, guidance_scale, scheduler, pipeline_arguments), then the first artifact's own plan."""
-    artifact = next((source for source in sources if is_artifact(source)), None)
-    recipe = Recipe().updated(read_manifest(artifact)["recipe"]) if artifact else Recipe()
-    return recipe.plan_with(given)
+def named_candidates(arguments: Sequence[str]) -> dict[str, str]:
+    """Names the candidates of a command line.
 
+    Args:
+        arguments: ``NAME=DIR``, or ``DIR``, which is named after its last part. A second candidate of the same name
+            gets a number.
 
-def named_candidates(given: Sequence[str]) -> dict[str, str]:
-    """Sources by name: ``NAME=DIR`` has its own, another its last part; a second of the same name gets a number."""
-    named: dict[str, str] = {}
-    for one in given:
-        whole = "=" not in one or Path(one).exists()  # a folder's name may hold the sign
-        name, _, source = ("", "", one) if whole else one.partition("=")
+    Returns:
+        Sources by name.
+    """
+    sources: dict[str, str] = {}
+    for argument in arguments:
+        is_source = "=" not in argument or Path(argument).exists()  # a folder's name may contain the sign
+        name, _, source = ("", "", argument) if is_source else argument.partition("=")
         plain = name or Path(source).name or source
-        taken = sum(other == plain or other.startswith(f"{plain} (") for other in named)
-        named[f"{plain} ({taken + 1})" if taken else plain] = source
-    return named
+        namesakes = sum(other == plain or other.startswith(f"{plain} (") for other in sources)
+        sources[f"{plain} ({namesakes + 1})" if namesakes else plain] = source
+    return sources
 
 
 def with_scheduler_of(pipe: DiffusionPipeline, reference: DiffusionPipeline) -> DiffusionPipeline:
-    """The pipeline with the reference's scheduler: the same timesteps and noise for both of a pair."""
+    """Returns the pipeline with the reference's scheduler: the same timesteps and noise for both of a pair."""
     other = copy.copy(pipe)
     other.scheduler = copy.deepcopy(reference.scheduler)
     return other
@@ -161,7 +191,7 @@ def _full_precision(name: str, source: str, options: ModelOptions) -> tuple[Subj
 
 
 def _quantized_operators(manifest: dict[str, Any], recipe: Recipe) -> dict[str, int]:
-    """``Conv2d, W4A8``: without relaxed steps, which have more activation bits."""
+    """Counts layers by kind and bits, e.g. ``Conv2d, W4A8``, without the additional bits of relaxed steps."""
     kinds = {"conv": "Conv2d", "linear": "Linear"}
     counts: Counter[str] = Counter()
     for layer in manifest["layers"]:

@@ -1,4 +1,4 @@
-"""A quantized pipeline against full precision on prompt sets, pair by pair from the same initial noise."""
+"""Comparison of a quantized pipeline with full precision, pair by pair from the same initial noise."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from bitbrush.bench.experiments.candidates import require_alike
 from bitbrush.bench.images.generation import Generated, generate, generating_work
+from bitbrush.bench.images.paired_runs import latent_mse_by_step, paired_metrics
 from bitbrush.bench.metrics.interval import Interval
-from bitbrush.bench.metrics.paired import latent_mse_by_step, paired_figures, paired_metrics
+from bitbrush.bench.metrics.paired import paired_figures
 from bitbrush.quantization.quantize import require_inputs
 from bitbrush.session.progress import Progress, planned, silent
 from bitbrush.timeline.plan import SamplingPlan
@@ -20,10 +21,12 @@ from bitbrush.timeline.trajectory import prompt_batches
 
 @dataclass(frozen=True)
 class Comparison:
-    """Of one prompt set: every paired metric of the candidate, and of full precision with other noise.
+    """Paired metrics of one prompt set.
 
-    The second tells how far apart two right pictures of one prompt are. ``latent_mse_by_step`` ``(T,)``, mean over the
-    pairs of the candidate.
+    Args:
+        candidate: Figures of the candidate.
+        other_seed: Figures of full precision from other noise: the distance of two correct images of one prompt.
+        latent_mse_by_step: Mean over the candidate's pairs after each denoiser call, (T,).
     """
 
     candidate: Mapping[str, Interval]
@@ -42,9 +45,23 @@ def compare(
     inputs: Mapping[str, Sequence[Any]] | None = None,
     progress: Progress = silent,
 ) -> dict[str, Comparison]:
-    """By name of the prompt set; ``inputs``: what the pipelines are given beside prompts, used in turn.
+    """Compares two pipelines on prompt sets.
 
-    Raises ValueError if the two pipelines are not of the same shape.
+    Args:
+        full: Full-precision pipeline.
+        candidate: Quantized pipeline.
+        prompts: Prompts by name of the set.
+        plan: Sampling plan.
+        seed: Seed of the images; another seed is the next number.
+        batch_size: Prompts per denoiser call.
+        inputs: Further pipeline arguments, used in turn for the prompts.
+        progress: Callback that receives progress reports.
+
+    Returns:
+        Comparisons by name of the set.
+
+    Raises:
+        ValueError: The pipelines differ in the shape of their latents.
     """
     require_alike(full, candidate)
     require_inputs(full, inputs or {})
@@ -62,9 +79,11 @@ def compare(
         reference = generate(full, batches, plan, progress=progress)
         elsewhere = prompt_batches(texts, seed + 1, batch_size, inputs=inputs)
         other = generate(full, elsewhere, plan, progress=progress)
-        own = generate(candidate, batches, plan, progress=progress)
+        quantized = generate(candidate, batches, plan, progress=progress)
         compared[name] = Comparison(
-            _intervals(reference, own), _intervals(reference, other), latent_mse_by_step(reference, own).mean(0)
+            _intervals(reference, quantized),
+            _intervals(reference, other),
+            latent_mse_by_step(reference, quantized).mean(0),
         )
     return compared
 

@@ -9,10 +9,18 @@ UNFINISHED = (".part", ".new", ".old")
 
 
 def require_own(directory: Path, known: Collection[str], writer: str) -> None:
-    """Raises ValueError if something stands at ``directory`` that is not ``known`` to be written by a ``writer``.
+    """Checks that ``directory`` contains nothing but files of its writer.
 
-    What a killed process has left unfinished, hidden files and folders, is overlooked. Raises DiskError for a place
-    that is read-only.
+    Hidden files that a killed process left unfinished are ignored.
+
+    Args:
+        directory: Output folder, which need not exist.
+        known: Names that the writer writes.
+        writer: Name of the writer for the message.
+
+    Raises:
+        ValueError: The folder contains something else.
+        DiskError: The folder is read-only.
     """
     require_writable(directory)
     if not directory.exists():

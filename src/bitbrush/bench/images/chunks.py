@@ -1,4 +1,4 @@
-"""Numbers per image, computed in chunks that any process may take, kept on disk, and never computed twice."""
+"""Numbers per image, computed in chunks by any process, stored on disk, and never computed twice."""
 
 import io
 from collections.abc import Callable, Iterator, Sequence
@@ -16,11 +16,11 @@ from bitbrush.session.ranks import Ranks
 T = TypeVar("T")
 
 CHUNK = 32
-"""Images in a chunk. Fixed, so that sums over a batch come out the same whatever the number of processes."""
+"""Images in a chunk; fixed, so that sums over a batch do not depend on the number of processes."""
 
 
 def chunks(count: int) -> list[range]:
-    """``range(count)`` cut into pieces of CHUNK."""
+    """Divides ``range(count)`` into ranges of CHUNK."""
     return [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
 
 
@@ -34,9 +34,18 @@ def compute_chunks(
     ranks: Ranks,
     progress: Progress,
 ) -> None:
-    """Makes this process's share of the chunks that ``directory`` lacks: ``compute(load(chunk))``, ``(n, ...)``.
+    """Computes this process's share of the chunks that ``directory`` lacks.
 
-    ``load`` runs in a thread one chunk ahead, so that decoding pictures costs no time beside a network.
+    ``load`` runs in a thread one chunk ahead, so that decoding images costs no time beside a network.
+
+    Args:
+        directory: Folder of the chunks.
+        count: Number of images.
+        load: Function from the indices of a chunk to the input of ``compute``.
+        compute: Function that returns the chunk's values, (n, ...).
+        phase: Title of progress reports.
+        ranks: Processes that share the work.
+        progress: Callback that receives progress reports.
     """
     missing = [chunk for chunk in ranks.share(chunks(count)) if not _path(directory, chunk).exists()]
     if not missing:
@@ -50,7 +59,11 @@ def compute_chunks(
 
 
 def read_chunks(directory: Path, count: int) -> NDArray[Any]:
-    """All of them, ``(count, ...)``. Raises ValueError for a file that is missing or damaged."""
+    """Reads the values of all chunks, (count, ...).
+
+    Raises:
+        ValueError: A file is missing or damaged.
+    """
     return np.concatenate([_read(_path(directory, chunk)) for chunk in chunks(count)])
 
 

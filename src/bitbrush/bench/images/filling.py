@@ -1,4 +1,4 @@
-"""Generation into image sets: resumable picture by picture, and shared by any number of processes."""
+"""Generation into image sets: resumable image by image, and shared by any number of processes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,27 +25,38 @@ def fill(
     ranks: Ranks,
     progress: Progress,
 ) -> None:
-    """Generates this process's share of the first ``count`` pictures that are not there yet.
+    """Generates this process's share of the missing images.
 
-    The first ``with_latents`` keep their latents after every denoiser call. A batch of which a picture is missing is
-    generated whole, so that each picture always comes out of the same batch: sums over another batch may differ in
-    the last bit. Latents and pictures may hold NaN (a NaN pixel is black); looking for that is the metrics' business.
+    A batch with a missing image is generated whole, so that each image always comes from the same batch: sums over
+    another batch may differ in the last bit. Latents and images may hold NaN (a NaN pixel is black), which the metrics
+    detect.
+
+    Args:
+        images: Image set to fill.
+        pipe: Pipeline.
+        plan: Sampling plan.
+        count: Number of images from the start of the set.
+        with_latents: Number of images, from the start, whose latents after every denoiser call are stored.
+        batch_size: Prompts per denoiser call.
+        inputs: Further pipeline arguments, used in turn for the prompts.
+        ranks: Processes that share the work.
+        progress: Callback that receives progress reports.
     """
     starts = range(0, count, batch_size)
     batches = prompt_batches(images.prompts[:count], images.seed, batch_size, inputs=inputs)
-    mine = [
+    missing = [
         (start, batch)
         for start, batch in ranks.share(list(zip(starts, batches, strict=True)))
         if not all(images.has(start + offset) for offset in range(len(batch.prompts)))
     ]
-    if not mine:
+    if not missing:
         return
     pipe.set_progress_bar_config(disable=True)
-    with progress(GENERATING, len(mine) * denoiser_calls(pipe, plan, batches[0])) as advance:
-        for start, batch in mine:
-            made = generate_batch(pipe, batch, plan, lambda _, __: advance())
+    with progress(GENERATING, len(missing) * denoiser_calls(pipe, plan, batches[0])) as advance:
+        for start, batch in missing:
+            generated = generate_batch(pipe, batch, plan, lambda _, __: advance())
             for offset in range(len(batch.prompts)):
                 index = start + offset
                 if not images.has(index):
-                    steps = made.steps[offset] if index < with_latents else None
-                    images.add(index, made.images[offset], steps)
+                    steps = generated.steps[offset] if index < with_latents else None
+                    images.add(index, generated.images[offset], steps)

@@ -1,4 +1,4 @@
-"""A folder of generated pictures and the table that tells what each is."""
+"""Folder of generated images with a table that describes each."""
 
 import io
 import json
@@ -25,8 +25,8 @@ SLUG_LENGTH = 48
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A written PNG; ``constant`` if all its pixels are of one colour, black for instance."""
+class WrittenImage:
+    """PNG file that was written; ``constant`` if all its pixels have one colour, e.g. black."""
 
     path: Path
     prompt: str
@@ -34,14 +34,19 @@ class Picture:
     constant: bool
 
 
-def require_pictures(folder: Path) -> None:
-    """Raises ValueError if ``folder`` holds something, but no table of pictures; DiskError if it is read-only."""
+def require_image_folder(folder: Path) -> None:
+    """Checks that images can be added to ``folder``.
+
+    Raises:
+        ValueError: It holds something, but no table of images.
+        DiskError: It is read-only.
+    """
     require_writable(folder)
     if folder.exists() and not (folder / TABLE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists and holds no {TABLE}; choose another directory for the images, or a new one")
 
 
-def write_pictures(
+def write_images(
     pipe: DiffusionPipeline,
     prompts: Sequence[str],
     plan: SamplingPlan,
@@ -53,31 +58,40 @@ def write_pictures(
     facts: dict[str, Any],
     inputs: Mapping[str, Any] | None = None,
     progress: Progress = silent,
-) -> Iterator[Picture]:
-    """Image j of every prompt from a CPU generator seeded with ``seed + j``, one by one as they are written.
+) -> Iterator[WrittenImage]:
+    """Generates images and yields each after it is written; image j of a prompt has the seed ``seed + j``.
 
-    ``inputs``: what else the pipeline is given, the same for every prompt, as ``{"image": ...}``.
+    Existing images stay, and the numbering continues. The table is up to date whenever an image is yielded.
 
-    Pictures that are there already stay, and numbers go on after theirs; ``facts`` go into each entry of the table,
-    which is up to date whenever a picture is handed out. Batch size and order decide nothing but speed.
+    Args:
+        pipe: Pipeline.
+        prompts: Prompts.
+        plan: Sampling plan.
+        folder: Output folder.
+        images_per_prompt: Images of each prompt.
+        seed: Seed of the first image of each prompt.
+        batch_size: Prompts per denoiser call; changes nothing but speed.
+        facts: Values that each entry of the table gets.
+        inputs: Further pipeline arguments, the same for every prompt, e.g. ``{"image": ...}``.
+        progress: Callback that receives progress reports.
     """
     rows = [(place, prompt, seed + j) for place, prompt in enumerate(prompts) for j in range(images_per_prompt)]
     places, texts, seeds = zip(*rows, strict=True)
-    same = {name: (value,) * len(rows) for name, value in (inputs or {}).items()}
-    batches = split(PromptBatch(texts, seeds, same, places), batch_size)
+    repeated = {name: (value,) * len(rows) for name, value in (inputs or {}).items()}
+    batches = split(PromptBatch(texts, seeds, repeated, places), batch_size)
     table = folder / TABLE
     entries = json.loads(table.read_text(encoding="utf-8")) if table.exists() else []
     generated = generate_each(pipe, batches, plan, progress=progress)
     for batch, part in zip(batches, generated, strict=True):
-        for prompt, own_seed, image in zip(batch.prompts, batch.seeds, part.images, strict=True):
+        for prompt, image_seed, image in zip(batch.prompts, batch.seeds, part.images, strict=True):
             path = _write_png(image, folder, len(entries), prompt)
-            entries.append({"file": path.name, "prompt": prompt, "seed": own_seed, **facts})
+            entries.append({"file": path.name, "prompt": prompt, "seed": image_seed, **facts})
             write_whole(json.dumps(entries, indent=1, ensure_ascii=False) + "\n", table)
-            yield Picture(path, prompt, own_seed, constant=bool((image == image[0, 0]).all()))
+            yield WrittenImage(path, prompt, image_seed, constant=bool((image == image[0, 0]).all()))
 
 
 def _write_png(image: NDArray[np.uint8], folder: Path, index: int, prompt: str) -> Path:
-    """Named by the next number that is free. The prompt in the name is for people; the table has all of it."""
+    """Writes an image under the next free number; its name has the start of the prompt, the table all of it."""
     while True:
         path = folder / f"{index:04d}-{slug(prompt)}.png"
         if not any(folder.glob(f"{index:04d}-*")):
@@ -90,6 +104,6 @@ def _write_png(image: NDArray[np.uint8], folder: Path, index: int, prompt: str) 
 
 
 def slug(prompt: str) -> str:
-    """At most 48 letters, digits and hyphens that remind of the prompt."""
+    """Shortens a prompt to at most 48 letters, digits and hyphens for a file name."""
     plain = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode()
     return re.sub(r"[^a-z0-9]+", "-", plain.lower())[:SLUG_LENGTH].strip("-") or "image"

@@ -16,18 +16,20 @@ from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.trajectory import PromptBatch, call_arguments, planned_timesteps
 
 GENERATING = "generating"
-"""The title under which progress is reported."""
+"""Title of progress reports."""
 
 
 class NonFiniteLatents(ValueError):
-    """The latents became NaN or infinite; there are no pictures to measure."""
+    """The latents became NaN or infinite, so there are no images to measure."""
 
 
 @dataclass(frozen=True)
 class Generated:
-    """``images`` (N, H, W, 3) uint8; ``steps`` (N, T, C, H, W) float32, the latents after each denoiser call.
+    """Images of one run.
 
-    Pipelines that keep their latents as tokens (FLUX) have (N, T, L, C).
+    Args:
+        images: (N, H, W, 3) uint8.
+        steps: Latents after each denoiser call, (N, T, C, H, W) float32; (N, T, L, C) for latents as tokens (FLUX).
     """
 
     images: NDArray[np.uint8]
@@ -35,7 +37,7 @@ class Generated:
 
     @property
     def latents(self) -> NDArray[np.float32]:
-        """The final latents, (N, C, H, W), or (N, L, C) as tokens."""
+        """Final latents, (N, C, H, W), or (N, L, C) as tokens."""
         latents: NDArray[np.float32] = self.steps[:, -1]
         return latents
 
@@ -43,7 +45,11 @@ class Generated:
 def generate(
     pipe: DiffusionPipeline, batches: Sequence[PromptBatch], plan: SamplingPlan, *, progress: Progress = silent
 ) -> Generated:
-    """One image per prompt by the pipeline's own call, each from a CPU generator of its own."""
+    """Generates one image per prompt by the pipeline's own call, each from a CPU generator of its own.
+
+    Raises:
+        NonFiniteLatents: The latents become NaN or infinite; the message names the prompt.
+    """
     parts = list(generate_each(pipe, batches, plan, progress=progress))
     return Generated(np.concatenate([part.images for part in parts]), np.concatenate([part.steps for part in parts]))
 
@@ -51,7 +57,11 @@ def generate(
 def generate_each(
     pipe: DiffusionPipeline, batches: Sequence[PromptBatch], plan: SamplingPlan, *, progress: Progress = silent
 ) -> Iterator[Generated]:
-    """Batch by batch. Raises NonFiniteLatents, naming the prompt, where the latents become NaN or infinite."""
+    """Generates images batch by batch.
+
+    Raises:
+        NonFiniteLatents: The latents become NaN or infinite; the message names the prompt.
+    """
     pipe.set_progress_bar_config(disable=True)
     with progress(GENERATING, len(batches) * denoiser_calls(pipe, plan, batches[0])) as advance:
         for batch in batches:
@@ -64,13 +74,13 @@ def generate_each(
 
 
 def generating_work(pipe: DiffusionPipeline, batches: Sequence[PromptBatch], plan: SamplingPlan) -> PlannedWork:
-    """What :func:`generate` will report of."""
+    """Estimates the work that :func:`generate` reports."""
     prompts = sum(len(batch.prompts) for batch in batches)
     return PlannedWork(GENERATING, len(batches) * denoiser_calls(pipe, plan, batches[0]), prompts / len(batches))
 
 
 def denoiser_calls(pipe: DiffusionPipeline, plan: SamplingPlan, batch: PromptBatch | None = None) -> int:
-    """How often one generation calls the denoiser; ``batch`` where the pipeline wants more than prompts."""
+    """Counts the denoiser calls of one generation; ``batch`` is needed if the pipeline takes more than prompts."""
     return len(planned_timesteps(pipe, denoiser_name(pipe), plan, batch))
 
 
@@ -80,30 +90,37 @@ def generate_batch(
     plan: SamplingPlan,
     after_call: Callable[[NDArray[np.float32], int], None],
 ) -> Generated:
-    """The pipeline's own call; ``after_call`` is given the latents after each denoiser call, and which call it was.
+    """Generates the images of a batch by the pipeline's own call.
 
-    NaN pixels become black ones.
+    Args:
+        pipe: Pipeline.
+        batch: Prompts.
+        plan: Sampling plan.
+        after_call: Callback that receives the latents after each denoiser call, and the index of the call.
+
+    Returns:
+        Images and latents; NaN pixels become black.
     """
     latents: list[NDArray[np.float32]] = []
 
-    def keep(current: Tensor) -> None:
+    def record(current: Tensor) -> None:
         latents.append(current.float().cpu().numpy().copy())
         after_call(latents[-1], len(latents) - 1)
 
-    output = pipe(**call_arguments(pipe, batch, plan), **_calling_back(pipe, keep), output_type="np")
+    output = pipe(**call_arguments(pipe, batch, plan), **_callback_arguments(pipe, record), output_type="np")
     images = np.round(np.nan_to_num(output.images) * 255).astype(np.uint8)
     return Generated(images, np.stack(latents, axis=1))
 
 
-def _calling_back(pipe: DiffusionPipeline, keep: Callable[[Tensor], None]) -> dict[str, Any]:
-    """The argument by which the pipeline hands ``keep`` its latents after each step: PixArt's has an older form."""
+def _callback_arguments(pipe: DiffusionPipeline, record: Callable[[Tensor], None]) -> dict[str, Any]:
+    """Returns the argument that makes the pipeline pass its latents to ``record``; PixArt's has an older form."""
 
     def after_step(_: Any, __: int, ___: Any, values: dict[str, Any]) -> dict[str, Any]:
-        keep(values["latents"])
+        record(values["latents"])
         return values
 
     def older(_: int, __: Any, current: Tensor) -> None:
-        keep(current)
+        record(current)
 
     if "callback_on_step_end" in inspect.signature(pipe.__call__).parameters:
         return {"callback_on_step_end": after_step}
@@ -111,8 +128,8 @@ def _calling_back(pipe: DiffusionPipeline, keep: Callable[[Tensor], None]) -> di
 
 
 def _require_finite(latents: NDArray[np.float32], batch: PromptBatch, step: int) -> None:
-    for prompt, seed, own in zip(batch.prompts, batch.seeds, latents, strict=True):
-        if not np.isfinite(own).all():
+    for prompt, seed, of_image in zip(batch.prompts, batch.seeds, latents, strict=True):
+        if not np.isfinite(of_image).all():
             raise NonFiniteLatents(
                 f"the latents of prompt {prompt!r} (seed {seed}) hold NaN or infinity after denoiser call {step}; "
                 "the checkpoint may need float32, or the scheduler another number of steps"

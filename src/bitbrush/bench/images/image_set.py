@@ -1,4 +1,4 @@
-"""Pictures of one model for one list of prompts, kept as PNG files beside a table of what they show."""
+"""Images of one model for one list of prompts, stored as PNG files beside a table of their prompts."""
 
 import io
 import json
@@ -19,19 +19,23 @@ from bitbrush.timeline.trajectory import noise_seeds
 
 SCHEMA_VERSION = 1
 FACTS, TABLE = "set.json", "prompts.jsonl"
-COMPRESSION = 1  # of the PNG files: a third of the usual time, a tenth more bytes
+COMPRESSION = 1  # of PNG files: a third of the default level's time, a tenth more bytes
 
 
 class ImageSetError(ValueError):
-    """The directory does not hold the pictures that it is asked for."""
+    """The directory lacks an image, or was altered."""
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """``00000.png``, ... by the prompt's place in the list, and for some also the latents after each denoiser call.
+    """Images named by their prompt's index, ``00000.png`` and so on, some with latents after each denoiser call.
 
-    ``seed``: of the run; :attr:`noise` has each picture's own, which depends on the prompt and on nothing else, so
-    that two sets of equal prompts and seed are pairs.
+    Two sets of equal prompts and seed are pairs, because the noise depends on seed and prompt alone.
+
+    Args:
+        directory: Folder of the images.
+        prompts: Prompt of each image.
+        seed: Seed of the run; :attr:`noise` has the seed of each image.
     """
 
     directory: Path
@@ -42,32 +46,41 @@ class ImageSet:
     def open(
         cls, root: Path, name: str, prompts: Sequence[str], *, seed: int, made_by: Mapping[str, Any]
     ) -> "ImageSet":
-        """The set below ``root`` that belongs to these prompts, this seed and what ``made_by`` tells; made if need be.
+        """Opens the set of these prompts, seed and facts below ``root``, or creates it.
 
-        ``made_by``: JSON values that decide the pictures: digest of the model, sampling plan. The directory's name
-        holds their hash, so pictures of two models never mix. Raises ImageSetError if its table was altered.
+        Args:
+            root: Folder of image sets.
+            name: Start of the directory's name.
+            prompts: Prompt of each image.
+            seed: Seed of the run.
+            made_by: JSON values that determine the images: digest of the model, sampling plan. The directory's name
+                has their hash, so images of two models never mix.
+
+        Raises:
+            ImageSetError: The table was altered.
         """
         facts = {"schema_version": SCHEMA_VERSION, "seed": seed, "prompts": json_digest(list(prompts)), **made_by}
-        made = cls(root / f"{name}-seed{seed}-{json_digest(facts)[:12]}", tuple(prompts), seed)
-        if (made.directory / FACTS).exists():
-            made._require_unaltered(facts)
+        images = cls(root / f"{name}-seed{seed}-{json_digest(facts)[:12]}", tuple(prompts), seed)
+        if (images.directory / FACTS).exists():
+            images._require_unaltered(facts)
         else:
-            rows = zip(range(len(prompts)), made.noise, prompts, strict=True)
+            rows = zip(range(len(prompts)), images.noise, prompts, strict=True)
             table = [json.dumps({"index": i, "noise": seed, "prompt": prompt}) for i, seed, prompt in rows]
-            write_whole("\n".join(table) + "\n", made.directory / TABLE)
-            write_whole(json.dumps(facts, indent=1) + "\n", made.directory / FACTS)
-        return made
+            write_whole("\n".join(table) + "\n", images.directory / TABLE)
+            write_whole(json.dumps(facts, indent=1) + "\n", images.directory / FACTS)
+        return images
 
     @property
     def noise(self) -> tuple[int, ...]:
-        """The seed of every picture's initial noise."""
+        """Seed of every image's initial noise."""
         return noise_seeds(self.prompts, self.seed)
 
     def has(self, index: int) -> bool:
+        """Whether an image is there."""
         return self._png(index).exists()
 
     def add(self, index: int, image: NDArray[np.uint8], steps: NDArray[np.float32] | None) -> None:
-        """Keeps a picture ``(H, W, 3)`` and, where given, its latents ``(T, C, H, W)``; the picture last."""
+        """Stores the latents (T, C, H, W) of an image, if any, and then the image (H, W, 3)."""
         if steps is not None:
             write_whole(save({"steps": steps}), self._steps(index))
         text = PngImagePlugin.PngInfo()
@@ -77,7 +90,11 @@ class ImageSet:
         write_whole(buffer.getvalue(), self._png(index))
 
     def images(self, indices: range) -> NDArray[np.uint8]:
-        """``(n, H, W, 3)``. Raises ImageSetError for one that is missing, unreadable or of another size."""
+        """Reads images, (n, H, W, 3).
+
+        Raises:
+            ImageSetError: An image is missing, unreadable or of another size.
+        """
         images = [self.image(index) for index in indices]
         for index, image in zip(indices, images, strict=True):
             if image.shape != images[0].shape:
@@ -88,6 +105,11 @@ class ImageSet:
         return np.stack(images)
 
     def image(self, index: int) -> NDArray[np.uint8]:
+        """Reads an image, (H, W, 3).
+
+        Raises:
+            ImageSetError: The image is missing or unreadable.
+        """
         path = self._png(index)
         try:
             with Image.open(path) as image:
@@ -99,15 +121,20 @@ class ImageSet:
             raise ImageSetError(f"{path} is no readable PNG ({error}); delete it and run again") from error
 
     def latents(self, index: int) -> NDArray[np.float32]:
-        """The latents after each denoiser call, ``(T, C, H, W)``. Raises ImageSetError for a damaged file."""
+        """Reads the latents after each denoiser call, (T, C, H, W).
+
+        Raises:
+            ImageSetError: The file is damaged.
+        """
         path = self._steps(index)
         try:
             steps: NDArray[np.float32] = load_file(path)["steps"]
         except (OSError, KeyError, SafetensorError) as error:
-            raise ImageSetError(f"{path} is damaged ({error}); delete it and its picture, run again") from error
+            raise ImageSetError(f"{path} is damaged ({error}); delete it and its image, run again") from error
         return steps
 
     def has_latents(self, index: int) -> bool:
+        """Whether the latents of an image are there."""
         return self._steps(index).exists()
 
     def _png(self, index: int) -> Path:

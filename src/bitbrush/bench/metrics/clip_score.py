@@ -1,4 +1,4 @@
-"""CLIP score: how well pictures match their texts."""
+"""CLIP score: how well images match their texts."""
 
 from typing import Any
 
@@ -10,11 +10,20 @@ from bitbrush.bench.metrics.pairs import require_same_shape
 
 
 def clip_score(images: NDArray[np.floating[Any]], texts: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """`(N,)` float64: `100 max(cos(image, text), 0)` of embeddings `(N, D)`, paired by row.
+    """Computes the CLIP score `100 max(cos(image, text), 0)` of each pair of embeddings.
 
-    Values of different CLIP models cannot be compared. Raises ValueError where shapes differ or an embedding is zero.
-    Source: Hessel et al., arXiv 2104.08718, equation 1. Deviation: the factor is 100, which is what diffusion papers
-    report, instead of 2.5.
+    Values of different CLIP models cannot be compared. Source: Hessel et al., arXiv 2104.08718, equation 1. Deviation:
+    the factor is 100, as in diffusion papers, instead of 2.5.
+
+    Args:
+        images: Embeddings of images, `(N, D)`.
+        texts: Embeddings of their texts, `(N, D)`, paired by row.
+
+    Returns:
+        Scores, `(N,)` float64.
+
+    Raises:
+        ValueError: Shapes differ, or an embedding is zero.
     """
     require_same_shape(images, texts)
     cosines = np.sum(normalized(images) * normalized(texts), axis=1)

@@ -13,11 +13,20 @@ SIGMA, SCALE = 10.0, 1000.0
 
 
 def cmmd(reference: NDArray[np.floating[Any]], candidate: NDArray[np.floating[Any]]) -> Interval:
-    """1000 times the unbiased squared MMD of embeddings `(N, D)` of length 1, paired by row.
+    """Computes CMMD: 1000 times the unbiased squared MMD of normalized embeddings.
 
-    The kernel is `exp(-|x - y|^2 / (2 sigma^2))`, sigma 10. Embeddings are divided by their length first. Raises
-    ValueError for one of length 0. Source: Jayasumana et al., arXiv 2401.09603, section 4. Deviation:
-    the unbiased estimate of pairs (see `kernel_distance`), where the authors' program keeps the diagonal terms.
+    The kernel is `exp(-|x - y|^2 / (2 sigma^2))`, sigma 10. Source: Jayasumana et al., arXiv 2401.09603, section 4.
+    Deviation: the unbiased estimate of pairs (see `kernel_distance`), where the authors' program keeps the diagonal.
+
+    Args:
+        reference: Embeddings `(N, D)`; they are divided by their length.
+        candidate: Embeddings of the same shape, paired by row.
+
+    Returns:
+        The distance with its bootstrap interval.
+
+    Raises:
+        ValueError: Shapes differ, or an embedding has length 0 or is not finite.
     """
     require_feature_pairs(reference, candidate)
     interval = paired_mmd2(normalized(reference), normalized(candidate), _gaussian)
@@ -25,7 +34,11 @@ def cmmd(reference: NDArray[np.floating[Any]], candidate: NDArray[np.floating[An
 
 
 def normalized(embeddings: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Every row divided by its length, float64. Raises ValueError for a row of zeros."""
+    """Divides every row by its length, in float64.
+
+    Raises:
+        ValueError: A row is all zeros.
+    """
     rows = embeddings.astype(np.float64)
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     empty = np.flatnonzero(lengths == 0)

@@ -1,19 +1,30 @@
-"""Exact statements about counts: intervals of a share, and whether one of two counts is larger beyond chance."""
+"""Exact statistics of counts: the interval of a share, and a test whether one of two counts is larger."""
 
 from scipy.special import bdtrc, betaincinv
 
 from bitbrush.bench.metrics.interval import Interval
 
 FEWEST_DECIDING = 6
-"""Five values or fewer bound neither their median nor, at 95 %, a share away from one half."""
+"""Smallest number of values that bound their median, or a share away from one half, at 95 %."""
 
 
 def share_interval(count: int, of: int, *, confidence: float = 0.95) -> Interval:
-    """The share `count / of` with its Clopper-Pearson interval, which covers the true share at least that often.
+    """Computes the share `count / of` with its Clopper-Pearson interval.
 
-    A bootstrap of 0 or of all has an interval of no width, however few there are; this one does not. Raises ValueError
-    for a count outside 0 to `of`, or an empty sample. Source: Clopper and Pearson, "The Use of Confidence or Fiducial
-    Limits Illustrated in the Case of the Binomial", Biometrika 26, 1934, by quantiles of the beta distribution.
+    It covers the true share at least as often as `confidence` says. A bootstrap of 0 or of all would have an interval
+    of no width, however few there are. Source: Clopper and Pearson, "The Use of Confidence or Fiducial Limits
+    Illustrated in the Case of the Binomial", Biometrika 26, 1934, by quantiles of the beta distribution.
+
+    Args:
+        count: Number of cases.
+        of: Size of the sample.
+        confidence: Confidence of the interval.
+
+    Returns:
+        The share with its interval.
+
+    Raises:
+        ValueError: The count is not from 0 to `of`, or the sample is empty.
     """
     if not 0 <= count <= of or of == 0:
         raise ValueError(f"count is {count} of {of}; a share needs a count from 0 to a number above 0")
@@ -24,9 +35,9 @@ def share_interval(count: int, of: int, *, confidence: float = 0.95) -> Interval
 
 
 def chance_of_as_many(more: int, fewer: int) -> float:
-    """The probability that fair coins fall on one side at least `more` times out of `more + fewer`.
+    """Computes the probability of at least `more` heads in `more + fewer` tosses of a fair coin.
 
-    Of pairs in which exactly one side shows something, this is McNemar's exact test that both show it equally often.
+    For pairs in which exactly one side has a property it is McNemar's exact test that both have it equally often.
     Source: McNemar, "Note on the Sampling Error of the Difference Between Correlated Proportions", Psychometrika 12,
     1947, in its binomial form.
     """

@@ -1,18 +1,18 @@
-"""Pictures that no average should hide."""
+"""Detection of broken images, which an average would hide."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 BLACK_LEVEL = 4
-"""A picture whose every value is at most this, of 255, is black."""
+"""Largest value, of 255, of a black image."""
 CONSTANT_SPREAD = 2.0
-"""A picture whose standard deviation, averaged over the channels, is below this shows nothing."""
+"""Bound of the standard deviation, averaged over the channels, below which an image shows nothing."""
 
 
 def defects(images: NDArray[np.uint8]) -> list[str]:
-    """For each of the pictures `(N, H, W, 3)`: `"black"`, `"constant"`, or `""` for none.
+    """Names the defect of each image `(N, H, W, 3)`: `"black"`, `"constant"`, or `""` for none.
 
-    Where the model yields NaN, generation keeps a black picture; so do pipelines whose safety checker strikes.
+    Generation stores a black image where the model yields NaN; so do pipelines whose safety checker intervenes.
     """
     return [_defect(image) for image in images]
 

@@ -10,7 +10,7 @@ from bitbrush.bench.metrics.interval import Interval
 
 
 def frechet_distance(reference: NDArray[np.floating[Any]], candidate: NDArray[np.floating[Any]]) -> float:
-    """Squared Fréchet distance of the two normal distributions that have the features' means and covariances.
+    """Computes the squared Fréchet distance of normal distributions with the features' means and covariances.
 
     ::
 
@@ -20,10 +20,20 @@ def frechet_distance(reference: NDArray[np.floating[Any]], candidate: NDArray[np
     finite N the distance of two samples of one distribution is above 0, the more the smaller N is against D: compare
     it with a floor of the same N. Identical sets have exactly 0.
 
-    Raises ValueError where shapes differ or a feature is not finite. Source: Heusel et al., arXiv 1706.08500, section 2
-    (FID); Dowson and Landau, "The Fréchet distance between multivariate normal distributions", 1982. Deviation: the
-    trace of the root is the nuclear norm of F1 F2^T, where F^T F = S comes from the centred features themselves. The
-    usual root of S1 S2 squares their condition number and needs help where N < D.
+    Source: Heusel et al., arXiv 1706.08500, section 2 (FID); Dowson and Landau, "The Fréchet distance between
+    multivariate normal distributions", 1982. Deviation: the trace of the root is the nuclear norm of F1 F2^T, where
+    F^T F = S comes from the centred features themselves. The usual root of S1 S2 squares their condition number and
+    needs help where N < D.
+
+    Args:
+        reference: Features `(N, D)`.
+        candidate: Features of the same shape, paired by row.
+
+    Returns:
+        The distance.
+
+    Raises:
+        ValueError: Shapes differ, or a feature is not finite.
     """
     require_feature_pairs(reference, candidate)
     if np.array_equal(reference, candidate):
@@ -38,17 +48,29 @@ def frechet_interval(
     blocks: int = 20,
     seed: int = 0,
 ) -> Interval:
-    """:func:`frechet_distance` of features paired by row, with a 95 % interval for its chance at this N.
+    """Computes :func:`frechet_distance` with a 95 % interval of its sampling error at this N.
 
     The block jackknife: pairs are dealt to `blocks` at random, the distance is computed without each block in turn, and
-    its standard error `s`, `s^2 = (B - 1)/B sum (d_b - mean d)^2`, gives `d -+ 1.96 s`, cut at 0. A bootstrap would not
-    do: drawing with replacement leaves a third of the pictures out and doubles others, which lowers the rank of the
-    covariances and shifts the distance by more than its chance. In simulations 90 to 100 % of the intervals held the
-    expectation at their N (400 x 8 to 64 x 128 features); where N < D they are up to twice too wide. The bias that d
-    itself has at this N is not in them; the floor of the same N shows it.
+    its standard error `s`, `s^2 = (B - 1)/B sum (d_b - mean d)^2`, gives `d -+ 1.96 s`, cut at 0. A bootstrap fails
+    here: drawing with replacement leaves out a third of the images and doubles others, which lowers the rank of the
+    covariances and shifts the distance by more than its error. In simulations 90 to 100 % of the intervals held the
+    expectation at their N (400 x 8 to 64 x 128 features); where N < D they are up to twice too wide. They do not
+    include the bias of d at this N; the floor of the same N shows it.
 
-    Raises ValueError as `frechet_distance`, and for fewer than 3 rows. Source: Efron and Tibshirani, "An Introduction
-    to the Bootstrap", 1993, chapter 11 (jackknife); leaving out blocks: Künsch, Annals of Statistics 17, 1989.
+    Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 11 (jackknife); leaving out blocks:
+    Künsch, Annals of Statistics 17, 1989.
+
+    Args:
+        reference: Features `(N, D)`.
+        candidate: Features of the same shape, paired by row.
+        blocks: Number of blocks.
+        seed: Seed of the random blocks.
+
+    Returns:
+        The distance with its interval.
+
+    Raises:
+        ValueError: As :func:`frechet_distance`, or there are fewer than 3 rows.
     """
     distance = frechet_distance(reference, candidate)
     count = len(reference)
@@ -74,7 +96,7 @@ def _distance(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
 
 
 def _factor(features: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`F` of at most D rows with `F^T F` the covariance."""
+    """Returns `F` of at most D rows with `F^T F` the covariance."""
     centred: NDArray[np.float64] = (features - features.mean(axis=0)) / np.sqrt(len(features) - 1)
     if len(centred) <= centred.shape[1]:
         return centred

@@ -7,10 +7,19 @@ from bitbrush.bench.metrics.pairs import require_image_pairs
 
 
 def image_mse(reference: NDArray[np.uint8], candidate: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """`(N,)` float64: the mean over pixels and channels of `((reference - candidate) / 255)^2`, in [0, 1].
+    """Computes the mean of `((reference - candidate) / 255)^2` over pixels and channels of each pair.
 
-    Images are uint8 `(N, H, W, 3)`. The squares are summed as integers, exactly, one pair at a time, so memory does not
-    grow with N. Raises ValueError where shapes or dtypes do not fit.
+    The squares are summed as integers, exactly, one pair at a time, so memory does not grow with N.
+
+    Args:
+        reference: uint8 images `(N, H, W, 3)`.
+        candidate: Images of the same shape, paired by index.
+
+    Returns:
+        Errors, `(N,)` float64 in [0, 1].
+
+    Raises:
+        ValueError: Shapes or dtypes do not fit.
     """
     require_image_pairs(reference, candidate)
     values = np.empty(len(reference), dtype=np.float64)

@@ -19,7 +19,7 @@ _DRAWS_AT_ONCE = 1 << 20  # 16 MiB of indices and values, however many values an
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """The mean of n values and the confidence interval `[low, high]` of that mean, in the unit of the values."""
+    """Mean of n values and its confidence interval `[low, high]`, in the unit of the values."""
 
     mean: float
     low: float
@@ -28,15 +28,25 @@ class Interval:
 
 
 def bootstrap_mean(values: ArrayLike, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0) -> Interval:
-    """The mean of `values` `(N,)` with its percentile bootstrap interval, computed in float64.
+    """Computes the mean with its percentile bootstrap interval, in float64.
 
     N values are drawn with replacement, `resamples` times; the interval runs from the `(1 - confidence) / 2` to the
-    `(1 + confidence) / 2` quantile of the draws' means. The same values and seed give the same interval. A single value
-    has an interval of no width, which says nothing about its precision: look at n.
+    `(1 + confidence) / 2` quantile of the draws' means. A single value has an interval of no width, which says nothing
+    about its precision: look at n. Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, section
+    13.3.
 
-    Raises ValueError for an array that is empty or not one-dimensional, a value that is not finite (by its index), a
-    confidence outside (0, 1) or fewer than 2 resamples. Source: Efron and Tibshirani, "An Introduction to the
-    Bootstrap", 1993, section 13.3.
+    Args:
+        values: Values `(N,)`.
+        confidence: Confidence of the interval.
+        resamples: Number of draws.
+        seed: Seed of the draws; the same values and seed give the same interval.
+
+    Returns:
+        The mean with its interval.
+
+    Raises:
+        ValueError: The array is empty or not one-dimensional, a value is not finite, the confidence is outside (0, 1),
+            or there are fewer than 2 resamples.
     """
     array = np.asarray(values, dtype=np.float64)
     _require_sample(array)
@@ -52,10 +62,23 @@ def bootstrap_difference(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    """The mean of `candidate - reference`, both `(N,)` and paired by index, with its percentile bootstrap interval.
+    """Computes the mean of `candidate - reference` with its percentile bootstrap interval.
 
-    Pairs are drawn as a whole, so what the two have in common (a hard prompt) cancels. An interval that does not hold
-    zero separates the two. Raises ValueError as `bootstrap_mean`, and where the shapes differ.
+    Pairs are drawn as a whole, so what the two have in common (a hard prompt) cancels. An interval without zero
+    separates the two.
+
+    Args:
+        reference: Values `(N,)`.
+        candidate: Values of the same shape, paired by index.
+        confidence: Confidence of the interval.
+        resamples: Number of draws.
+        seed: Seed of the draws.
+
+    Returns:
+        The mean difference with its interval.
+
+    Raises:
+        ValueError: As :func:`bootstrap_mean`, or the shapes differ.
     """
     first, second = np.asarray(reference, dtype=np.float64), np.asarray(candidate, dtype=np.float64)
     require_same_shape(first, second)
@@ -67,10 +90,20 @@ def bootstrap_difference(
 def bootstrap_gap(
     first: ArrayLike, second: ArrayLike, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> Interval:
-    """`mean(second) - mean(first)` of independent samples `(N,)` and `(M,)`, with its percentile bootstrap interval.
+    """Computes `mean(second) - mean(first)` of independent samples with its percentile bootstrap interval.
 
-    Each sample is drawn from itself, so nothing is assumed to pair them; n is N + M. Raises ValueError as
-    `bootstrap_mean`.
+    Args:
+        first: Values `(N,)`.
+        second: Values `(M,)`; each sample is drawn by itself.
+        confidence: Confidence of the interval.
+        resamples: Number of draws.
+        seed: Seed of the draws.
+
+    Returns:
+        The difference with its interval; n is N + M.
+
+    Raises:
+        ValueError: As :func:`bootstrap_mean`.
     """
     arrays = [np.asarray(values, dtype=np.float64) for values in (first, second)]
     for array in arrays:
@@ -90,11 +123,24 @@ def bootstrap_ratio(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    """`statistic(candidate) / statistic(reference)` of paired values `(N,)`, with its percentile bootstrap interval.
+    """Computes `statistic(candidate) / statistic(reference)` with its percentile bootstrap interval.
 
-    `statistic` reduces the axis it is given: `np.mean` or `np.median`. Pairs are drawn as a whole, as
-    `bootstrap_difference` does; of medians the interval holds ratios of values that occur, so a few more pairs than
-    for means are wanted. Raises ValueError as `bootstrap_difference`, and for a reference that is not above 0.
+    Pairs are drawn as a whole, as in :func:`bootstrap_difference`. For medians the interval consists of ratios of
+    values that occur, so it needs a few more pairs than for means.
+
+    Args:
+        reference: Values `(N,)` above 0.
+        candidate: Values of the same shape, paired by index.
+        statistic: Function that reduces an axis, `np.mean` or `np.median`.
+        confidence: Confidence of the interval.
+        resamples: Number of draws.
+        seed: Seed of the draws.
+
+    Returns:
+        The ratio with its interval.
+
+    Raises:
+        ValueError: As :func:`bootstrap_difference`, or a value of the reference is not above 0.
     """
     first, second = np.asarray(reference, dtype=np.float64), np.asarray(candidate, dtype=np.float64)
     require_same_shape(first, second)
@@ -111,17 +157,26 @@ def bootstrap_ratio(
 
 
 def median_interval(values: ArrayLike, *, confidence: float = 0.95) -> tuple[float, float, float]:
-    """The median of `values` `(N,)` and a confidence interval of it between two of the values, `(median, low, high)`.
+    """Computes the median and its distribution-free confidence interval, whose ends are two of the values.
 
     The number of values below the true median is binomial whatever their distribution, so the k-th smallest and the
-    k-th largest enclose it with at least the confidence, k being as large as it may: `P(Bin(N, 1/2) < k)` is at most
-    `(1 - confidence) / 2`. With fewer than 6 values (at 0.95) no two values do, and the bounds are infinite. Raises
-    ValueError as `bootstrap_mean`. Source: Conover, "Practical Nonparametric Statistics", 1999, section 3.2.
+    k-th largest enclose it with at least the confidence, for the largest k with `P(Bin(N, 1/2) < k)` at most
+    `(1 - confidence) / 2`. Source: Conover, "Practical Nonparametric Statistics", 1999, section 3.2.
+
+    Args:
+        values: Values `(N,)`.
+        confidence: Confidence of the interval.
+
+    Returns:
+        Median, low and high; the ends are infinite for fewer than 6 values (at 0.95).
+
+    Raises:
+        ValueError: As :func:`bootstrap_mean`.
     """
     array = np.asarray(values, dtype=np.float64)
     _require_sample(array)
-    found = stats.quantile_test(array).confidence_interval(confidence)
-    low, high = (-math.inf, math.inf) if math.isnan(found.low) else (found.low, found.high)
+    interval = stats.quantile_test(array).confidence_interval(confidence)
+    low, high = (-math.inf, math.inf) if math.isnan(interval.low) else (interval.low, interval.high)
     return float(np.median(array)), float(low), float(high)
 
 

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from bitbrush.bench.metrics.features import require_feature_pairs
 from bitbrush.bench.metrics.interval import Interval
 
-_ROWS_AT_ONCE = 512  # blocks of the kernel matrix; the whole is never held
+_ROWS_AT_ONCE = 512  # blocks of the kernel matrix, which is never whole in memory
 
 Kernel = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
-"""Features `(N, D)` and `(M, D)` to their kernel matrix `(N, M)`."""
+"""Function from features `(N, D)` and `(M, D)` to their kernel matrix `(N, M)`."""
 
 
 def paired_mmd2(
@@ -24,19 +24,32 @@ def paired_mmd2(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Interval:
-    """Unbiased squared MMD of pairs `(x_i, y_i)` with its bootstrap interval over pairs.
+    """Computes the unbiased squared MMD of pairs `(x_i, y_i)` with its bootstrap interval over pairs.
 
     ::
 
         1 / (N (N - 1))  sum over i != j of  k(x_i, x_j) + k(y_i, y_j) - k(x_i, y_j) - k(x_j, y_i)
 
-    Features are floats `(N, D)`, computed with in float64. Identical sets have exactly 0; near ones may come out below
-    0, as befits an unbiased estimate. A bootstrap draw weighs pair i by how often it was drawn, and a pair drawn twice
-    is not compared with itself.
+    Identical sets have exactly 0; the unbiased estimate of near ones may be below 0. A bootstrap draw weighs pair i by
+    how often it was drawn, and a pair drawn twice is not compared with itself.
 
-    Raises ValueError where shapes differ or a feature is not finite. Source: Gretton et al., "A Kernel Two-Sample
-    Test", JMLR 13, 2012, equation 4, which leaves the terms k(x_i, y_i) out. Here that is not a matter of taste: both
-    pictures of a pair show the same prompt, so these terms are not those of independent draws.
+    Source: Gretton et al., "A Kernel Two-Sample Test", JMLR 13, 2012, equation 4, which leaves out the terms
+    k(x_i, y_i). This is necessary here: both images of a pair show the same prompt, so these terms are not those of
+    independent draws.
+
+    Args:
+        reference: Features `(N, D)`; computation is in float64.
+        candidate: Features of the same shape, paired by row.
+        kernel: Kernel.
+        confidence: Confidence of the interval.
+        resamples: Number of bootstrap draws.
+        seed: Seed of the draws.
+
+    Returns:
+        The distance with its interval.
+
+    Raises:
+        ValueError: Shapes differ, or a feature is not finite.
     """
     require_feature_pairs(reference, candidate)
     if np.array_equal(reference, candidate):

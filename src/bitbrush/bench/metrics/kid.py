@@ -10,11 +10,21 @@ from bitbrush.bench.metrics.kernel_distance import paired_mmd2
 
 
 def kid(reference: NDArray[np.floating[Any]], candidate: NDArray[np.floating[Any]]) -> Interval:
-    """Unbiased squared MMD of features `(N, D)`, paired by row, with the kernel `(x . y / D + 1)^3`.
+    """Computes the unbiased squared MMD with the kernel `(x . y / D + 1)^3`.
 
-    Source: Binkowski et al., arXiv 1801.01401, section 4. Deviations: all pictures at once, where the paper and others
-    average over random subsets to save time, at the price of more variance; and the terms of a pair left out, see
-    `kernel_distance`. Expected values are the same for independent sets.
+    Source: Binkowski et al., arXiv 1801.01401, section 4. Deviations: all images at once, where the paper averages over
+    random subsets, which is faster and varies more; and the terms of a pair are left out, see `kernel_distance`.
+    Expected values are the same for independent sets.
+
+    Args:
+        reference: Features `(N, D)`.
+        candidate: Features of the same shape, paired by row.
+
+    Returns:
+        The distance with its bootstrap interval.
+
+    Raises:
+        ValueError: Shapes differ, or a feature is not finite.
     """
     return paired_mmd2(reference, candidate, _cubic)
 

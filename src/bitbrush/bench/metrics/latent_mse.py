@@ -10,11 +10,18 @@ from bitbrush.bench.metrics.pairs import require_same_shape
 
 
 def latent_mse(reference: NDArray[np.floating[Any]], candidate: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """`(N,)` float64: the mean over channels and positions of `(reference - candidate)^2`, in squared latent units.
+    """Computes the mean of `(reference - candidate)^2` over channels and positions of each pair, in float64.
 
-    Latents are floats `(N, C, H, W)`, or `(N, L, C)` where a pipeline keeps them as tokens; differences are taken in
-    float64. A pair with NaN or infinite latents gets NaN or infinity; `bootstrap_mean` refuses such a value by its
-    index. Raises ValueError where shapes or dtypes do not fit.
+    Args:
+        reference: Floating-point latents `(N, C, H, W)`, or `(N, L, C)` as tokens.
+        candidate: Latents of the same shape, paired by index.
+
+    Returns:
+        Errors in squared latent units, `(N,)` float64. A pair with NaN or infinite latents has NaN or infinity, which
+        `bootstrap_mean` refuses by its index.
+
+    Raises:
+        ValueError: Shapes or dtypes do not fit.
     """
     require_same_shape(reference, candidate)
     if reference.ndim not in (3, 4) or 0 in reference.shape[1:]:
@@ -33,10 +40,10 @@ def latent_mse(reference: NDArray[np.floating[Any]], candidate: NDArray[np.float
 
 
 def geometric_mean(errors: NDArray[np.float64]) -> Interval | None:
-    """The geometric mean of errors `(N,)` with its bootstrap interval, which a few large errors do not own.
+    """Computes the geometric mean of errors `(N,)` with its bootstrap interval; None where an error is 0.
 
-    None where an error is 0. The interval of their mean, by contrast, holds the true mean far less often than it says:
-    few images turn into other ones, and a sample may have none of them.
+    A few large errors do not dominate it. The interval of the arithmetic mean holds the true mean far less often than
+    it says: few images turn into different ones, and a sample may have none of them.
     """
     if errors.min() <= 0:
         return None

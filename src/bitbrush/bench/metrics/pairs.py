@@ -1,4 +1,4 @@
-"""What a paired metric asks of its two arrays."""
+"""Checks of the two arrays of a paired metric."""
 
 from typing import Any
 
@@ -7,7 +7,11 @@ from numpy.typing import NDArray
 
 
 def require_image_pairs(reference: NDArray[np.uint8], candidate: NDArray[np.uint8]) -> None:
-    """Raises ValueError, naming both shapes, unless both are uint8 images `(N, H, W, 3)` of one shape."""
+    """Checks that both are uint8 images `(N, H, W, 3)` of one shape.
+
+    Raises:
+        ValueError: They are not; the message names both shapes.
+    """
     require_same_shape(reference, candidate)
     if reference.ndim != 4 or reference.shape[-1] != 3 or 0 in reference.shape[1:]:
         raise ValueError(
@@ -21,6 +25,10 @@ def require_image_pairs(reference: NDArray[np.uint8], candidate: NDArray[np.uint
 
 
 def require_same_shape(reference: NDArray[Any], candidate: NDArray[Any]) -> None:
-    """Raises ValueError, naming both shapes, where they differ: numpy would broadcast some of these silently."""
+    """Checks that the shapes are equal; numpy would broadcast some unequal ones silently.
+
+    Raises:
+        ValueError: They differ; the message names both.
+    """
     if reference.shape != candidate.shape:
         raise ValueError(f"reference has shape {reference.shape}, candidate {candidate.shape}; pairs need one shape")

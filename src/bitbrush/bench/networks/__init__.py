@@ -1,4 +1,4 @@
-"""Networks that metrics look through, one per file: each has a name, which its figures carry, and a digest."""
+"""Networks of the metrics, one per file; figures carry the network's name, and results its digest."""
 
 BUNDLED_CLIP, USUAL_CLIP = "emoji-clip", "openai/clip-vit-large-patch14"
-"""Which CLIP is used where none is named: for a bundled model, and for any other."""
+"""Default CLIP models: of a bundled model, and of any other."""

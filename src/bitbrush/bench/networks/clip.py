@@ -1,4 +1,4 @@
-"""CLIP: pictures and texts in one space, for CLIP score, CMMD and as a feature extractor."""
+"""CLIP: images and texts in one space, for CLIP score, CMMD and as a feature extractor."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ from bitbrush.zoo import model_path
 
 @dataclass(frozen=True)
 class Clip:
-    """A ``transformers`` CLIPModel with its tokenizer and picture preparation, in float32."""
+    """Transformers' CLIPModel with tokenizer and image processor, in float32."""
 
     name: str
     digest: str
@@ -32,11 +32,12 @@ class Clip:
 
     @property
     def distance_name(self) -> str:
+        """Name of the Fréchet distance of its features."""
         return f"Fréchet distance ({self.name})"
 
     @torch.no_grad()
     def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Projected, not normalized embeddings of pictures ``(N, H, W, 3)``: ``(N, D)``."""
+        """Computes projected, not normalized embeddings (N, D) of images (N, H, W, 3)."""
         pixels = self.processor([Image.fromarray(image) for image in images], return_tensors="pt").pixel_values
         output = self.model.vision_model(pixel_values=pixels.to(self.model.device))
         embeddings: NDArray[np.float32] = self.model.visual_projection(output.pooler_output).float().cpu().numpy()
@@ -44,7 +45,7 @@ class Clip:
 
     @torch.no_grad()
     def text_features(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Projected, not normalized embeddings ``(N, D)``; what the encoder does not take of a text is cut off."""
+        """Computes projected, not normalized embeddings (N, D) of texts; long texts are truncated."""
         tokens = self.tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt")
         output = self.model.text_model(**tokens.to(self.model.device))
         embeddings: NDArray[np.float32] = self.model.text_projection(output.pooler_output).float().cpu().numpy()
@@ -52,7 +53,11 @@ class Clip:
 
 
 def load_clip(source: str | os.PathLike[str], device: torch.device) -> Clip:
-    """From a bundled name, a directory or a hub id. Raises ValueError if it is no CLIP with both towers."""
+    """Loads a CLIP by bundled name, folder or hub id.
+
+    Raises:
+        ValueError: It is no CLIP with both towers, or cannot be loaded.
+    """
     name = os.fspath(source)
     path = model_path(name) or name
     # transformers 5's CLIPImageProcessor resizes by torchvision where that is installed, with other pixels as a result.
@@ -86,7 +91,7 @@ def _require_both_towers(name: str, config: Any) -> None:
 
 
 def _require_all_weights(name: str, missing: Collection[str]) -> None:
-    """Transformers fills what a file lacks with random numbers, and only warns."""
+    """Refuses missing weights, which Transformers replaces by random numbers with only a warning."""
     if missing:
         raise ValueError(f"{name} lacks {len(missing)} of its weights, e.g. {min(missing)}; is a tower left out?")
 

@@ -1,4 +1,4 @@
-"""What a metric needs of a network that turns pictures into features."""
+"""Interface of a network that turns images into features."""
 
 from typing import Protocol
 
@@ -7,17 +7,19 @@ from numpy.typing import NDArray
 
 
 class FeatureExtractor(Protocol):
-    """``distance_name``: what the Fréchet distance of its features is called."""
+    """Network that turns images into features."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name of the network."""
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the weights, and of whatever else decides the features."""
+        """SHA-256 of everything that determines the features."""
 
     @property
-    def distance_name(self) -> str: ...
+    def distance_name(self) -> str:
+        """Name of the Fréchet distance of its features."""
 
     def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """``(N, H, W, 3)`` to ``(N, D)``; a picture's features do not depend on the others."""
+        """Computes features (N, D) of images (N, H, W, 3); those of an image do not depend on the others."""

@@ -13,12 +13,12 @@ from bitbrush.session.digests import file_digest
 from bitbrush.sources.networks import require_whole
 
 STANDARD_WEIGHTS = "6726825d"
-"""How the SHA-256 of FID's own weights begins (torch-fidelity has it in the file's name)."""
+"""Start of the SHA-256 of FID's own weights; torch-fidelity has it in the file's name."""
 
 
 @dataclass(frozen=True)
 class Inception:
-    """The 2048 pooled features that FID is defined on; pictures are resized as its first program did."""
+    """Inception with the 2048 pooled features of FID; images are resized as FID's reference program does."""
 
     name: str
     digest: str
@@ -26,20 +26,24 @@ class Inception:
 
     @property
     def distance_name(self) -> str:
-        """FID where the weights are FID's; it is measured to the full-precision model's pictures."""
+        """Name of the distance: FID for FID's weights, measured to the full-precision model's images."""
         standard = self.digest.startswith(STANDARD_WEIGHTS)
         return "FID to full precision" if standard else f"Fréchet distance ({self.name})"
 
     @torch.no_grad()
     def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """``(N, H, W, 3)`` to ``(N, 2048)``."""
+        """Computes features (N, 2048) of images (N, H, W, 3)."""
         (features,) = self.network(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous())
         pooled: NDArray[np.float32] = features.float().cpu().numpy()
         return pooled
 
 
 def load_inception(path: str | os.PathLike[str]) -> Inception:
-    """From torch-fidelity's weights file. Raises ValueError without the package, or if the file cannot be used."""
+    """Loads torch-fidelity's weights.
+
+    Raises:
+        ValueError: The package is missing, or the file cannot be used.
+    """
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""LPIPS: the distance of two pictures in a network's features, weighed to agree with people."""
+"""LPIPS: the distance of two images in a network's features, weighted to agree with people."""
 
 import os
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 @dataclass(frozen=True)
 class _Convolution:
-    """Its place in torchvision's ``features``, its output channels, and its geometry."""
+    """Convolution: index in torchvision's ``features``, output channels and geometry."""
 
     index: int
     width: int
@@ -33,7 +33,7 @@ class _Convolution:
 
 @dataclass(frozen=True)
 class _Backbone:
-    """Slices of convolutions, each followed by ReLU; between slices where ``pool`` allows it, a maximum pooling."""
+    """Slices of convolutions, each followed by ReLU; a maximum pooling precedes the slices that ``pooled`` marks."""
 
     name: str
     slices: tuple[tuple[_Convolution, ...], ...]
@@ -42,14 +42,19 @@ class _Backbone:
     smallest: int
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every tensor of the network by its name."""
+        """Returns the shape of every tensor of the network by name."""
         shapes: dict[str, tuple[int, ...]] = {}
         channels = 3
         for level, convolutions in enumerate(self.slices):
-            for one in convolutions:
-                shapes[_key(level, one, "weight")] = (one.width, channels, one.kernel, one.kernel)
-                shapes[_key(level, one, "bias")] = (one.width,)
-                channels = one.width
+            for convolution in convolutions:
+                shapes[_key(level, convolution, "weight")] = (
+                    convolution.width,
+                    channels,
+                    convolution.kernel,
+                    convolution.kernel,
+                )
+                shapes[_key(level, convolution, "bias")] = (convolution.width,)
+                channels = convolution.width
             shapes[f"lin{level}.model.1.weight"] = (1, channels, 1, 1)
         return shapes
 
@@ -87,7 +92,7 @@ VGG = _Backbone(
 
 @dataclass(frozen=True)
 class Lpips:
-    """The network with its weights; ``name`` holds the backbone's, whose values differ."""
+    """LPIPS with its weights; ``name`` includes the backbone, because values of backbones differ."""
 
     name: str
     digest: str
@@ -96,19 +101,28 @@ class Lpips:
 
     @torch.no_grad()
     def distances(self, reference: NDArray[np.uint8], candidate: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """``(N,)`` float64 of pictures ``(N, H, W, 3)``, 0 for identical ones, larger for less alike.
+        """Computes the distance of each pair: 0 for identical images, larger for less similar ones.
 
         ::
 
             sum over slices l of  mean over positions of  w_l . (f_l(x) / |f_l(x)| - f_l(y) / |f_l(y)|)^2
 
-        Raises ValueError where shapes or dtypes do not fit, or the pictures are too small for the network. Source:
-        Zhang et al., arXiv 1801.03924, equation 1, in the calibration "v0.1" that the authors' package gives.
+        Source: Zhang et al., arXiv 1801.03924, equation 1, with the weights "v0.1" of the authors' package.
+
+        Args:
+            reference: uint8 images (N, H, W, 3).
+            candidate: Images of the same shape, paired by index.
+
+        Returns:
+            Distances, (N,) float64.
+
+        Raises:
+            ValueError: Shapes or dtypes do not fit, or the images are too small for the network.
         """
         require_image_pairs(reference, candidate)
         if min(reference.shape[1:3]) < self.backbone.smallest:
             raise ValueError(
-                f"{self.name} takes pictures from {self.backbone.smallest} pixels; these are {reference.shape[1:3]}"
+                f"{self.name} takes images from {self.backbone.smallest} pixels; these are {reference.shape[1:3]}"
             )
         values = torch.zeros(len(reference), dtype=torch.float64)
         pairs = zip(self._features(reference), self._features(candidate), strict=True)
@@ -126,19 +140,24 @@ class Lpips:
         for level, (convolutions, pooled) in enumerate(zip(self.backbone.slices, self.backbone.pooled, strict=True)):
             if pooled:
                 x = functional.max_pool2d(x, self.backbone.window, stride=2)
-            for one in convolutions:
-                weight, bias = (self.weights[_key(level, one, kind)] for kind in ("weight", "bias"))
-                x = functional.relu(functional.conv2d(x, weight, bias, stride=one.stride, padding=one.padding))
+            for convolution in convolutions:
+                weight, bias = (self.weights[_key(level, convolution, kind)] for kind in ("weight", "bias"))
+                x = functional.relu(
+                    functional.conv2d(x, weight, bias, stride=convolution.stride, padding=convolution.padding)
+                )
             features.append(x)
         return features
 
 
 def load_lpips(path: str | os.PathLike[str]) -> Lpips:
-    """From the safetensors file of the ``lpips`` package's weights, AlexNet or VGG-16::
+    """Loads the weights of the ``lpips`` package, AlexNet or VGG-16, from a safetensors file.
+
+    ::
 
         save_file(lpips.LPIPS(net="alex").state_dict(), "lpips-alex.safetensors")
 
-    Raises ValueError if the file cannot be read or holds something else.
+    Raises:
+        ValueError: The file cannot be read or holds something else.
     """
     file = Path(path)
     try:
@@ -159,7 +178,7 @@ def load_lpips(path: str | os.PathLike[str]) -> Lpips:
 
 
 def _missing(backbone: _Backbone, weights: Mapping[str, Tensor]) -> str | None:
-    """The first tensor that is not there, or not in its shape."""
+    """Returns the name of the first tensor that is missing or has another shape; None if there is none."""
     for name, shape in backbone.shapes().items():
         if name not in weights:
             return name
@@ -173,5 +192,5 @@ def _key(level: int, convolution: _Convolution, kind: str) -> str:
 
 
 def _unit(x: Tensor) -> Tensor:
-    """Every position's feature vector divided by its length."""
+    """Divides the feature vector of every position by its length."""
     return x / (x.square().sum(dim=1, keepdim=True).sqrt() + 1e-10)

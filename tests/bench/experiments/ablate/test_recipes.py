@@ -1,5 +1,9 @@
 """Recipes of an ablation as people write them, and which of them have the same weights."""
 
+import re
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from bitbrush.bench.experiments.ablate.folder import weights_key
@@ -96,3 +100,37 @@ def test_weights_are_shared_where_no_key_changes_the_network() -> None:
     assert weights_key(at("pcr smoothing=smoothquant")) is None
     assert weights_key(at("pcr first_token=known")) == weights_key(at("pcr"))
     assert weights_key(at("pcr low_rank=4 first_token=known")) != weights_key(at("pcr low_rank=4"))
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "method", "keys"),
+    [
+        ("{0}/mine.toml", "mine", "pcr", {"relax": "none", "num_prompts": 4}),
+        ("{0}/mine.toml relax=0:0.2@+2", None, "pcr", {"relax": "0:0.2@+2", "num_prompts": 4}),
+        ("other: {0}/plain.json", "other", "best", {"rounding": "nearest"}),
+    ],
+)
+def test_recipe_files(text: str, name: str | None, method: str, keys: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('method = "pcr"\nrelax = "none"\nnum_prompts = 4\n')
+    (tmp_path / "plain.json").write_text('{"rounding": "nearest"}')
+    text = text.format(tmp_path)
+    assert NamedRecipe.parse(text) == NamedRecipe(name or text, method, keys)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read"),
+        ("relax = ", "cannot be read"),
+        ("weights = 4", "weights is the same for all recipes; give it by the option --bits, and leave it out here"),
+        ('method = "pcrr"', "'pcrr' is no method; known are pcr"),
+        ("relaxx = 1", "unknown recipe key 'relaxx'"),
+        ("relax = 7", "relax"),
+    ],
+)
+def test_recipe_files_that_do_not_fit(content: str | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ValueError, match=rf"recipe '.*mine.*{re.escape(message)}"):
+        NamedRecipe.parse(str(path)).at(Bits(4, 8), {})

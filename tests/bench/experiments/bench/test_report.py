@@ -13,12 +13,14 @@ def report(_one_tiny_pipe: StableDiffusionPipeline, tmp_path_factory: pytest.Tem
     folder = tmp_path_factory.mktemp("report")
     _one_tiny_pipe.save_pretrained(folder / "tiny")
     (folder / "animals.txt").write_text("a red cat\na dog <b>& co</b>\nan owl\n")
+    (folder / "gone").mkdir()
+    (folder / "gone" / "model_index.json").write_text("{}", encoding="utf-8")
     options = ["--steps", "2", "--num-images", "3", "--clip", "emoji-clip", "--latents", "3"]
-    command = ["bench", str(folder / "tiny"), f"same={folder / 'tiny'}", "gone=nowhere/model"]
+    command = ["bench", str(folder / "tiny"), f"same={folder / 'tiny'}", f"gone={folder / 'gone'}"]
     done = CliRunner().invoke(
         app, [*command, "-o", str(folder / "bench"), "--prompts", str(folder / "animals.txt"), *options]
     )
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == 1, done.output  # one candidate is damaged
     return (folder / "bench" / "report.html").read_text(encoding="utf-8")
 
 

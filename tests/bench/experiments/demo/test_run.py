@@ -15,6 +15,8 @@ from bitbrush.bench.experiments.demo.run import (
     RESULTS,
     run_demo,
 )
+from bitbrush.bench.experiments.value_table import VALUES
+from tests.bench.results_files import read_results
 from tests.recorded_progress import RecordedProgress
 
 SMALL = {"steps": 2, "num_prompts": 1, "rounding": "nearest"}
@@ -30,7 +32,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_makes_page_results_and_artifacts_alone(demo: Path) -> None:
-    assert {path.name for path in demo.iterdir()} == {PAGE, RESULTS, f"{MODEL}-rtn", f"{MODEL}-best"}
+    assert {path.name for path in demo.iterdir()} == {PAGE, RESULTS, VALUES, f"{MODEL}-rtn", f"{MODEL}-best"}
 
 
 def test_artifacts_can_be_loaded(demo: Path) -> None:
@@ -40,7 +42,7 @@ def test_artifacts_can_be_loaded(demo: Path) -> None:
 
 
 def test_results_hold_every_figure(demo: Path) -> None:
-    results = json.loads((demo / RESULTS).read_text(encoding="utf-8"))
+    results = read_results(demo)
     assert set(results["metrics"]) == {"rtn", "best", "other seed"}
     for styles in results["metrics"].values():
         assert set(styles) == {"coco", "sdp"}

@@ -5,13 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bitbrush.bench.experiments.plans.cells import (
-    FailedCell,
-    Fidelity,
-    PlanCell,
-    read_cell,
-    write_cell,
-)
+from bitbrush.bench.experiments.cell_store import FailedCell
+from bitbrush.bench.experiments.plans.cells import Fidelity, PlanCell, read_cell, write_cell
 from bitbrush.bench.experiments.plans.plan_list import Plan
 from bitbrush.timeline.plan import SamplingPlan
 
@@ -32,9 +27,9 @@ def fidelity(seed: int) -> Fidelity:
 
 @pytest.mark.parametrize("recalibrated", [None, fidelity(2)])
 def test_measured(recalibrated: Fidelity | None, tmp_path: Path) -> None:
-    cell = PlanCell(PLANNED, False, fidelity(1), recalibrated, np.array([3, 1]), pictures(3))
+    cell = PlanCell(PLANNED, fidelity(1), recalibrated, np.array([3, 1]), pictures(3))
     write_cell(cell, tmp_path / "cell")
-    read = read_cell(PLANNED, tmp_path / "cell", is_calibrated=False)
+    read = read_cell(PLANNED, tmp_path / "cell")
     assert isinstance(read, PlanCell)
     np.testing.assert_array_equal(read.full, cell.full)
     np.testing.assert_array_equal(read.worst, cell.worst)
@@ -46,5 +41,5 @@ def test_measured(recalibrated: Fidelity | None, tmp_path: Path) -> None:
 
 
 def test_failed(tmp_path: Path) -> None:
-    write_cell(FailedCell(PLANNED, True, "latents are NaN"), tmp_path / "cell")
-    assert read_cell(PLANNED, tmp_path / "cell", is_calibrated=True) == FailedCell(PLANNED, True, "latents are NaN")
+    write_cell(FailedCell("latents are NaN"), tmp_path / "cell")
+    assert read_cell(PLANNED, tmp_path / "cell") == FailedCell("latents are NaN")

@@ -1,4 +1,4 @@
-"""What is kept of one cell of an ablation: its figures picture by picture, and how it was made."""
+"""Measurements of one recipe at one bit setting: values per image, and how its pipeline was made."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,34 +7,46 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bitbrush.bench.images.array_file import damaged, read_arrays, write_arrays
+from bitbrush.bench.experiments import cell_store
+from bitbrush.bench.experiments.cell_store import FailedCell, StoredCell, damaged
 
 SAMPLES = 3
-"""So many pictures of each prompt set are kept for people to see: the first."""
+"""Number of images of each prompt set that a cell stores for the page: the first ones."""
 
 
 @dataclass(frozen=True)
 class SetValues:
-    """Of one prompt set, against full precision with the same noise: ``(N,)`` each, PSNR in dB.
+    """Values of one prompt set against full precision with the same noise.
 
-    ``by_step`` ``(N, T)``: the latent MSE after every denoiser call. ``clip``: the pictures' own CLIP scores.
-    ``pictures`` ``(SAMPLES, H, W, 3)`` uint8.
+    Args:
+        psnr: PSNR in dB, (N,).
+        latent_mse: Latent MSE after the last denoiser call, (N,).
+        by_step: Latent MSE after every denoiser call, (N, T).
+        clip: CLIP scores of the images themselves, (N,).
+        images: First images, (SAMPLES, H, W, 3) uint8.
     """
 
     psnr: NDArray[np.float64]
     latent_mse: NDArray[np.float64]
     by_step: NDArray[np.float64]
     clip: NDArray[np.float64]
-    pictures: NDArray[np.uint8]
+    images: NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Made:
+class Provenance:
     """How a cell's pipeline was made and runs.
 
-    ``weight_bits`` by number of weights and ``activation_bits`` by multiplications: averages without the layers next to
-    the latents. ``costs``: seconds and denoiser calls per prompt batch of each phase, rounding counted too where its
-    result was taken from another recipe's artifact. ``int8_layers`` and ``fallbacks``: as a Subject has them.
+    Args:
+        artifact: Digest of the artifact.
+        weight_bits: Average by number of weights, without the layers next to the latents.
+        activation_bits: Average by multiplications, without the layers next to the latents.
+        denoiser_mib: Size of the denoiser's weight files.
+        costs: Seconds and denoiser calls per prompt batch of each phase. Rounding counts in full where its result came
+            from another recipe's artifact.
+        runtime: Executor of the layers.
+        int8_layers: Number of layers computed in integers.
+        fallbacks: Names of the other layers, by how they are computed instead.
     """
 
     artifact: str
@@ -48,49 +60,45 @@ class Made:
 
     @property
     def seconds(self) -> float:
+        """Seconds of all phases."""
         return sum(cost["seconds"] for cost in self.costs.values())
 
     @property
     def calls(self) -> int:
+        """Denoiser calls per prompt batch of all phases."""
         return int(sum(cost["denoiser_calls_per_batch"] for cost in self.costs.values()))
 
 
 @dataclass(frozen=True)
 class Cell:
-    """``made`` None: full precision from another seed."""
+    """Values by prompt set; ``provenance`` is None for full precision from another seed."""
 
     sets: Mapping[str, SetValues]
-    made: Made | None = None
-
-
-@dataclass(frozen=True)
-class FailedCell:
-    """A recipe that could not be carried out or measured, and why."""
-
-    problem: str
+    provenance: Provenance | None = None
 
 
 def write_cell(cell: Cell | FailedCell, path: Path) -> None:
-    """All of it, or nothing."""
-    match cell:
-        case FailedCell():
-            write_arrays({}, {"problem": cell.problem}, path)
-        case Cell():
-            arrays = {f"{key}|{name}": array for name, one in cell.sets.items() for key, array in vars(one).items()}
-            made = None if cell.made is None else vars(cell.made)
-            write_arrays(arrays, {"sets": list(cell.sets), "made": made}, path)
+    """Writes a cell completely or not at all."""
+    if isinstance(cell, Cell):
+        groups = {name: vars(values) for name, values in cell.sets.items()}
+        provenance = None if cell.provenance is None else vars(cell.provenance)
+        cell_store.write_cell(StoredCell(groups, {"sets": list(cell.sets), "provenance": provenance}), path)
+    else:
+        cell_store.write_cell(cell, path)
 
 
 def read_cell(path: Path) -> Cell | FailedCell:
-    """Raises ValueError for a damaged file."""
-    arrays, told = read_arrays(path)
+    """Reads a cell.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    stored = cell_store.read_cell(path)
+    if isinstance(stored, FailedCell):
+        return stored
     try:
-        if "problem" in told:
-            return FailedCell(told["problem"])
-        sets = {name: SetValues(**{key: arrays[f"{key}|{name}"] for key in _KEYS}) for name in told["sets"]}
-        return Cell(sets, None if told["made"] is None else Made(**told["made"]))
+        sets = {name: SetValues(**stored.groups[name]) for name in stored.facts["sets"]}
+        provenance = stored.facts["provenance"]
+        return Cell(sets, None if provenance is None else Provenance(**provenance))
     except (KeyError, TypeError) as error:
         raise damaged(path, error) from error
-
-
-_KEYS = tuple(SetValues.__dataclass_fields__)

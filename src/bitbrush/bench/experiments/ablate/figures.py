@@ -1,4 +1,4 @@
-"""The figures of an ablation: means with intervals, medians, ratios to a chosen recipe, and what is lost elsewhere."""
+"""Figures of an ablation: means with intervals, medians, ratios to a chosen recipe, and the gap between styles."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,15 +20,23 @@ from bitbrush.sources.prompts import Domain
 
 TOGETHER = "all prompt sets"
 Paired = Mapping[str, NDArray[np.float64]]
-"""Values picture by picture, of :data:`VALUES`, ``(N,)`` each, and ``by_step`` ``(N, T)``."""
+"""Values per image by name: those of :data:`VALUES`, (N,) each, and ``by_step``, (N, T)."""
 VALUES = ("psnr", "latent_mse", "clip")
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one prompt set, or of all. ``latent_mse_geometric``: the geometric mean, which a few pictures do not own.
+    """Figures of one prompt set, or of all.
 
-    It is None where a pair is exactly alike. ``clip_difference``: the picture's score less full precision's.
+    Args:
+        psnr: Mean PSNR in dB.
+        psnr_median: Median PSNR.
+        latent_mse: Mean latent MSE.
+        latent_mse_geometric: Geometric mean of the latent MSE, which a few images do not dominate; None where a pair is
+            identical.
+        clip_score: Mean CLIP score.
+        clip_difference: CLIP score minus full precision's.
+        latent_mse_by_step: Mean latent MSE after each denoiser call.
     """
 
     psnr: Interval
@@ -42,10 +50,12 @@ class Figures:
 
 @dataclass(frozen=True)
 class Against:
-    """Beside another recipe's figures of the same pictures.
+    """Comparison with another recipe over the same images.
 
-    ``psnr_difference``: this one's less the other's; the latent MSE as a multiple of the other's, by means and by
-    geometric means, None where a pair is exactly alike.
+    Args:
+        psnr_difference: PSNR minus the other's.
+        latent_mse_ratio: Latent MSE as a multiple of the other's; None where a pair is identical.
+        geometric_ratio: The same of geometric means.
     """
 
     psnr_difference: Interval
@@ -54,52 +64,53 @@ class Against:
 
 
 def by_set(sets: Mapping[str, SetValues]) -> dict[str, Paired]:
-    """By set and, where there are several, of all together."""
-    found: dict[str, Paired] = {
-        name: {key: getattr(one, key) for key in (*VALUES, "by_step")} for name, one in sets.items()
+    """Returns the values by prompt set, preceded by those of all sets together where there are several."""
+    paired: dict[str, Paired] = {
+        name: {key: getattr(values, key) for key in (*VALUES, "by_step")} for name, values in sets.items()
     }
-    return found if len(found) == 1 else {TOGETHER: joined(found.values()), **found}
+    return paired if len(paired) == 1 else {TOGETHER: joined(paired.values()), **paired}
 
 
 def joined(sets: Iterable[Paired]) -> Paired:
+    """Concatenates the values of several prompt sets."""
     parts = list(sets)
-    return {key: np.concatenate([one[key] for one in parts]) for key in parts[0]}
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
-def figures(own: Paired, full_clip: NDArray[np.float64]) -> Figures:
-    errors = own["latent_mse"]
+def figures(values: Paired, full_clip: NDArray[np.float64]) -> Figures:
+    """Computes the figures of values; ``full_clip``: CLIP scores of full precision's images, (N,)."""
+    errors = values["latent_mse"]
     return Figures(
-        psnr=bootstrap_mean(own["psnr"]),
-        psnr_median=Interval(*median_interval(own["psnr"]), own["psnr"].size),
+        psnr=bootstrap_mean(values["psnr"]),
+        psnr_median=Interval(*median_interval(values["psnr"]), values["psnr"].size),
         latent_mse=bootstrap_mean(errors),
         latent_mse_geometric=geometric_mean(errors),
-        clip_score=bootstrap_mean(own["clip"]),
-        clip_difference=bootstrap_difference(full_clip, own["clip"]),
-        latent_mse_by_step=tuple(own["by_step"].mean(0).tolist()),
+        clip_score=bootstrap_mean(values["clip"]),
+        clip_difference=bootstrap_difference(full_clip, values["clip"]),
+        latent_mse_by_step=tuple(values["by_step"].mean(0).tolist()),
     )
 
 
-def against(other: Paired, own: Paired) -> Against:
-    first, second = other["latent_mse"], own["latent_mse"]
+def against(other: Paired, values: Paired) -> Against:
+    """Compares values with those of another recipe."""
+    first, second = other["latent_mse"], values["latent_mse"]
     apart = min(first.min(), second.min()) > 0
     return Against(
-        psnr_difference=bootstrap_difference(other["psnr"], own["psnr"]),
+        psnr_difference=bootstrap_difference(other["psnr"], values["psnr"]),
         latent_mse_ratio=bootstrap_ratio(first, second) if apart else None,
         geometric_ratio=_exponential(bootstrap_difference(np.log(first), np.log(second))) if apart else None,
     )
 
 
 def gap(sets: Mapping[str, Paired], domains: Mapping[str, Domain]) -> Interval | None:
-    """PSNR on prompts of unseen style less that on the calibration's; None where there are not both."""
-    of = {
-        domain: [sets[name]["psnr"] for name, own in domains.items() if own is domain]
-        for domain in (Domain.CALIBRATION, Domain.UNSEEN)
-    }
-    if not all(of.values()):
-        return None
-    return bootstrap_gap(np.concatenate(of[Domain.CALIBRATION]), np.concatenate(of[Domain.UNSEEN]))
+    """Computes PSNR on prompts of unseen style minus that on the calibration's; None unless there are both."""
+    seen, unseen = (
+        [sets[name]["psnr"] for name, domain in domains.items() if domain is style]
+        for style in (Domain.CALIBRATION, Domain.UNSEEN)
+    )
+    return bootstrap_gap(np.concatenate(seen), np.concatenate(unseen)) if seen and unseen else None
 
 
-def _exponential(one: Interval) -> Interval:
-    mean, low, high = np.exp([one.mean, one.low, one.high]).tolist()
-    return Interval(mean, low, high, one.n)
+def _exponential(interval: Interval) -> Interval:
+    mean, low, high = np.exp([interval.mean, interval.low, interval.high]).tolist()
+    return Interval(mean, low, high, interval.n)

@@ -1,4 +1,4 @@
-"""What an ablation is to find out, and whose its cells are."""
+"""Job of an ablation: its settings, and the digests that its cells are named by."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,8 +7,8 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from bitbrush.bench.experiments.ablate.recipes import Setting, given_keys
-from bitbrush.bench.experiments.bench.qdiffbench import FEWEST, plan_facts
 from bitbrush.bench.experiments.candidates import Subject
+from bitbrush.bench.experiments.protocol import FEWEST_IMAGES, plan_facts
 from bitbrush.bench.networks.clip import Clip
 from bitbrush.runtime.choose import Choice
 from bitbrush.session.digests import json_digest
@@ -19,15 +19,27 @@ from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.trajectory import PromptBatch, prompt_batches
 
 SCHEMA_VERSION = 1
-FLOOR = "another seed"
+"""Version of how full precision's images are made and stored."""
+CELL_VERSION = 2
+"""Version of a cell's file and of how its values are computed."""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is the same for every recipe.
+    """Settings that all recipes share.
 
-    ``num_images`` held-out prompts of each set are drawn with ``seed``, and once more with the next (the floor);
-    ``calibration``: prompts to quantize with; ``execution``: names of what executes, beside the ``choice`` itself.
+    Args:
+        plan: Sampling plan.
+        sets: Prompt sets.
+        num_images: Held-out prompts of each set.
+        calibration: Prompts to quantize with.
+        judge: CLIP of the CLIP scores.
+        choice: Runtime of the artifacts.
+        execution: Name of the runtime and its type.
+        seed: Seed of the images; the floor has the next one.
+        batch_size: Prompts per denoiser call.
+        inputs: Further pipeline arguments, used in turn for the prompts.
+        generic: Whether to quantize the layers of any denoiser without knowledge of its architecture.
     """
 
     plan: SamplingPlan
@@ -43,30 +55,44 @@ class Protocol:
     generic: bool = False
 
     def __post_init__(self) -> None:
-        for one in self.sets:
-            if len(one.prompts) < self.num_images:
+        for prompts in self.sets:
+            if len(prompts.prompts) < self.num_images:
                 raise ValueError(
-                    f"prompt set {one.name!r} has {len(one.prompts)} prompts, num_images is {self.num_images}; "
+                    f"prompt set {prompts.name!r} has {len(prompts.prompts)} prompts, num_images is {self.num_images}; "
                     "lower --num-images or give more prompts"
                 )
-        if self.num_images < FEWEST:
-            raise ValueError(f"num_images is {self.num_images}; intervals need at least {FEWEST} prompts of each set")
-        both = [prompt for one in self.sets for prompt in self.prompts(one) if prompt in set(self.calibration)]
+        if self.num_images < FEWEST_IMAGES:
+            raise ValueError(
+                f"num_images is {self.num_images}; intervals need at least {FEWEST_IMAGES} prompts of each set"
+            )
+        calibration = set(self.calibration)
+        both = [text for prompts in self.sets for text in self.prompts(prompts) if text in calibration]
         if both:
             raise ValueError(
                 f"prompt {both[0]!r} is to be measured on and to calibrate with ({len(both)} such); give held-out ones"
             )
 
-    def prompts(self, one: PromptSet) -> tuple[str, ...]:
-        return one.prompts[: self.num_images]
+    def prompts(self, prompts: PromptSet) -> tuple[str, ...]:
+        """Returns the prompts of a set that are used."""
+        return prompts.prompts[: self.num_images]
 
-    def batches(self, one: PromptSet, seed: int) -> list[PromptBatch]:
-        return prompt_batches(self.prompts(one), seed, self.batch_size, inputs=self.inputs)
+    def batches(self, prompts: PromptSet, seed: int) -> list[PromptBatch]:
+        """Returns the batches of a prompt set."""
+        return prompt_batches(self.prompts(prompts), seed, self.batch_size, inputs=self.inputs)
 
 
 @dataclass(frozen=True)
 class AblationJob:
-    """``pipe``: the full-precision model with the plan's scheduler; ``reference``: what is told of it."""
+    """Ablation of one model.
+
+    Args:
+        model: Full-precision model.
+        options: Loading options of the model.
+        reference: Description of the model.
+        pipe: Full-precision pipeline with the plan's scheduler.
+        settings: Recipes at every bit setting.
+        protocol: Settings that all recipes share.
+    """
 
     model: str
     options: ModelOptions
@@ -76,7 +102,7 @@ class AblationJob:
     protocol: Protocol
 
     def facts(self) -> dict[str, Any]:
-        """What the artifacts depend on beside their recipes, as JSON values."""
+        """Lists what artifacts depend on beside their recipes, as JSON values."""
         protocol = self.protocol
         return {
             "model": self.reference.digest,
@@ -85,12 +111,14 @@ class AblationJob:
             "way to choose layers": "generic" if protocol.generic else "by family",
         }
 
-    def pictures_digest(self) -> str:
-        """Of all that decides the pictures and figures beside an artifact."""
+    def images_digest(self) -> str:
+        """Returns a digest of everything that determines images and values beside an artifact."""
         protocol = self.protocol
-        told = [[one.name, one.domain.value, *protocol.prompts(one)] for one in protocol.sets]
+        sets = [[prompts.name, prompts.domain.value, *protocol.prompts(prompts)] for prompts in protocol.sets]
         network = protocol.judge.digest
-        return json_digest([SCHEMA_VERSION, self.facts(), told, protocol.seed, protocol.batch_size, network])
+        return json_digest([SCHEMA_VERSION, self.facts(), sets, protocol.seed, protocol.batch_size, network])
 
-    def cell_digest(self, setting: Setting) -> str:
-        return json_digest([self.pictures_digest(), given_keys(setting.recipe), self.protocol.execution])
+    def cell_digest(self, setting: Setting | None) -> str:
+        """Returns a digest of everything that determines a cell's values; None is the cell of another seed."""
+        recipe = setting and [given_keys(setting.recipe), self.protocol.execution]
+        return json_digest([CELL_VERSION, self.images_digest(), recipe])

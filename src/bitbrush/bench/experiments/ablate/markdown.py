@@ -1,4 +1,4 @@
-"""The tables of an ablation as Markdown: a file of its own, or a marked section of one."""
+"""Tables of an ablation as Markdown: a whole file, or a marked section of one."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,12 +16,12 @@ from bitbrush.session.disk import write_whole
 
 
 def ablation_markdown(document: Document) -> str:
-    """A function of what ``results.json`` holds alone."""
+    """Writes the Markdown of a results document, which alone determines it."""
     return "\n".join(_lines(document)) + "\n"
 
 
 def protocol_text(document: Document) -> str:
-    """What was compared, in a few sentences."""
+    """Describes what was compared in a few sentences."""
     told = document["protocol"]
     sets = " and ".join(f"{one['prompts']} of {one['name']} ({one['domain']})" for one in told["prompt_sets"])
     prompts = " or ".join(map(str, told["calibration_prompts"]))
@@ -36,9 +36,10 @@ def protocol_text(document: Document) -> str:
 
 
 def write_markdown(document: Document, path: Path) -> None:
-    """Writes ``path``, and its plots beside it; of a file that is there, what lies between the section's marks.
+    """Writes the tables to ``path`` and the plots beside it; in an existing file, between the section's marks.
 
-    Raises ValueError as :func:`section_of`.
+    Raises:
+        ValueError: The file lacks the marks.
     """
     text, around = ablation_markdown(document), section_of(path, document["protocol"]["model"])
     write_plots(document, path)
@@ -46,16 +47,17 @@ def write_markdown(document: Document, path: Path) -> None:
 
 
 def section_of(path: Path, model: str) -> tuple[str, str] | None:
-    """What a file has before and after the tables of ``model``, marks included; None where there is no file yet.
+    """Reads what a file has before and after the tables of ``model``, marks included; None without a file.
 
-    Raises ValueError for a file without the marks.
+    Raises:
+        ValueError: The file lacks the marks.
     """
     if not path.exists():
         return None
     begin, end = marks(model)
-    before, found, rest = path.read_text(encoding="utf-8").partition(begin)
+    before, opened, rest = path.read_text(encoding="utf-8").partition(begin)
     _, closed, after = rest.partition(end)
-    if not (found and closed):
+    if not (opened and closed):
         raise ValueError(
             f"{path} has no section to write into; put these two lines where the tables are to be: {begin} {end}"
         )
@@ -63,7 +65,7 @@ def section_of(path: Path, model: str) -> tuple[str, str] | None:
 
 
 def marks(model: str) -> tuple[str, str]:
-    """The lines around the section of this model's ablation in a longer file."""
+    """Returns the lines around the section of a model's ablation in a longer file."""
     return f"<!-- bitbrush ablate {model} -->", f"<!-- end of bitbrush ablate {model} -->"
 
 

@@ -1,4 +1,4 @@
-"""The cells of an ablation: quantized, run and compared one after another, by one process or several."""
+"""Cells of an ablation: quantized, run and compared one after another, by one process or several."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -11,24 +11,15 @@ import torch
 from bitbrush.artifact.manifest import is_artifact, read_manifest
 from bitbrush.artifact.store import save
 from bitbrush.artifact.verification import artifact_digest
-from bitbrush.bench.experiments.ablate.cells import (
-    Cell,
-    FailedCell,
-    Made,
-    read_cell,
-    write_cell,
-)
-from bitbrush.bench.experiments.ablate.folder import (
-    CELLS,
-    Folder,
-    rounded_of,
-    weights_key,
-)
+from bitbrush.bench.experiments.ablate.cells import Cell, Provenance, read_cell, write_cell
+from bitbrush.bench.experiments.ablate.folder import CELLS, Folder, rounded_of, weights_key
 from bitbrush.bench.experiments.ablate.images import Reference, measured
-from bitbrush.bench.experiments.ablate.job import FLOOR, AblationJob
+from bitbrush.bench.experiments.ablate.job import AblationJob
 from bitbrush.bench.experiments.ablate.recipes import Setting
-from bitbrush.bench.experiments.bench.results import versions
 from bitbrush.bench.experiments.candidates import open_candidate, with_scheduler_of
+from bitbrush.bench.experiments.cell_store import FailedCell
+from bitbrush.bench.experiments.protocol import ANOTHER_SEED
+from bitbrush.bench.experiments.results import versions
 from bitbrush.bench.images.gallery import slug
 from bitbrush.methods.stages.round_weights import RECORD_TRAJECTORIES, ROUND_WEIGHTS
 from bitbrush.quantization.quantize import quantize
@@ -40,7 +31,14 @@ Tell = Callable[[str], None]
 
 @dataclass
 class Ablation:
-    """A process's part in an ablation. ``tell``: takes a line whenever a cell is begun or done."""
+    """Part of one process in an ablation.
+
+    Args:
+        job: The ablation.
+        folder: Its folder.
+        progress: Callback that receives progress reports.
+        tell: Callback that receives a line whenever a cell begins or ends.
+    """
 
     job: AblationJob
     folder: Folder
@@ -50,10 +48,11 @@ class Ablation:
 
     @property
     def reference(self) -> Reference:
+        """Full precision's images."""
         return Reference(self.job, self.folder)
 
     def prepare(self) -> None:
-        """Full precision's pictures, and those from another seed; one process makes them, the others wait."""
+        """Generates full precision's images, and those from another seed, in one process; others wait."""
         self.folder.require_own(self.job.facts())
         with self.folder.alone("full-precision"):
             self.reference.make(self.progress)
@@ -66,49 +65,55 @@ class Ablation:
 
     @property
     def floor_path(self) -> Path:
-        return self.folder.root / CELLS / f"{slug(FLOOR)}-{self.job.pictures_digest()[:10]}.safetensors"
+        """File of the cell of another seed."""
+        return self.folder.root / CELLS / f"{slug(ANOTHER_SEED)}-{self.job.cell_digest(None)[:10]}.safetensors"
 
     def floor(self) -> Cell:
+        """Reads the cell of another seed."""
         cell = read_cell(self.floor_path)
         assert isinstance(cell, Cell)
         return cell
 
     def path(self, setting: Setting) -> Path:
+        """Returns the file of a cell."""
         return self.folder.cell(setting, self.job.cell_digest(setting))
 
-    def found(self) -> dict[Setting, Cell | FailedCell]:
-        """All cells that are there."""
+    def finished(self) -> dict[Setting, Cell | FailedCell]:
+        """Reads all finished cells."""
         paths = {setting: self.path(setting) for setting in self.job.settings}
         return {setting: read_cell(path) for setting, path in paths.items() if path.exists()}
 
     def work(self) -> Iterator[Setting]:
-        """Makes those cells that are not there, failed ones again, and gives each when it is.
+        """Measures the missing cells, failed ones again, and yields each recipe after it.
 
-        Cells that another process makes are left to it.
+        Cells that another process has claimed are left to it.
         """
-        failed = {setting for setting, cell in self.found().items() if isinstance(cell, FailedCell)}
-        todo = [one for one in self.job.settings if one in failed or not self.path(one).exists()]
+        failed = {setting for setting, cell in self.finished().items() if isinstance(cell, FailedCell)}
+        todo = [setting for setting in self.job.settings if self._is_missing(setting, failed)]
         total = len(self.job.settings)
-        while taken := self._take(todo, failed):
-            setting, made = taken
-            left = sum(one in failed or not self.path(one).exists() for one in todo)
-            self.tell(f"{setting.title}: {made}; {total - left} of {total} are there{self._time_left(left)}")
+        while cell := self._take(todo, failed):
+            setting, outcome = cell
+            left = sum(self._is_missing(other, failed) for other in todo)
+            self.tell(f"{setting.title}: {outcome}; {total - left} of {total} are there{self._time_left(left)}")
             yield setting
 
+    def _is_missing(self, setting: Setting, failed: set[Setting]) -> bool:
+        return setting in failed or not self.path(setting).exists()
+
     def _take(self, todo: list[Setting], failed: set[Setting]) -> tuple[Setting, str] | None:
-        """Makes one cell that nobody makes; one whose weights another process is rounding only if there is no other."""
-        missing = [one for one in todo if one in failed or not self.path(one).exists()]
-        waiting = [one for one in missing if self._waits(one)]
-        for setting in [*(one for one in missing if one not in waiting), *waiting]:
-            with self.folder.claimed(setting.file_name) as own:
-                if not own or (self.path(setting).exists() and setting not in failed):
+        """Measures an unclaimed cell; one whose weights another process is rounding only if there is no other."""
+        missing = [setting for setting in todo if self._is_missing(setting, failed)]
+        waiting = [setting for setting in missing if self._waits(setting)]
+        for setting in [*(setting for setting in missing if setting not in waiting), *waiting]:
+            with self.folder.claimed(setting.file_name) as is_mine:
+                if not is_mine or not self._is_missing(setting, failed):
                     continue
                 failed.discard(setting)
                 self.tell(f"{setting.title} ...")
                 began = time.monotonic()
-                made = self._make(setting)
+                outcome = self._make(setting)
                 self._seconds.append(time.monotonic() - began)
-                return setting, made
+                return setting, outcome
         return None
 
     def _make(self, setting: Setting) -> str:
@@ -121,11 +126,11 @@ class Ablation:
         write_cell(cell, self.path(setting))
         if isinstance(cell, FailedCell):
             return f"failed: {cell.problem}"
-        shares = ", ".join(f"{name} {one.psnr.mean():.2f} dB" for name, one in cell.sets.items())
+        shares = ", ".join(f"{name} {values.psnr.mean():.2f} dB" for name, values in cell.sets.items())
         return f"{shares}, {self._seconds_text(cell)}"
 
     def _seconds_text(self, cell: Cell) -> str:
-        return f"quantized in {cell.made.seconds:.0f} s" if cell.made else ""
+        return f"quantized in {cell.provenance.seconds:.0f} s" if cell.provenance else ""
 
     def _time_left(self, cells: int) -> str:
         if not cells:
@@ -150,7 +155,7 @@ class Ablation:
             setting.title, source, job.reference, protocol.plan, protocol.choice, options=job.options
         )
         manifest = read_manifest(artifact)
-        made = Made(
+        provenance = Provenance(
             artifact=artifact_digest(artifact),
             weight_bits=_average_weight_bits(manifest),
             activation_bits=subject.activation_bits,
@@ -160,11 +165,11 @@ class Ablation:
             int8_layers=subject.int8_layers,
             fallbacks=subject.fallbacks,
         )
-        own = protocol.choice.place(with_scheduler_of(pipe, job.pipe))
-        return measured(own, self.reference, self.progress, seed=protocol.seed, made=made)
+        placed = protocol.choice.place(with_scheduler_of(pipe, job.pipe))
+        return measured(placed, self.reference, self.progress, seed=protocol.seed, provenance=provenance)
 
     def _quantize(self, setting: Setting) -> None:
-        """The weights of one recipe serve all with the same, as they would come out of rounding them again."""
+        """Quantizes a recipe, with another's rounded weights where they are the same bit for bit."""
         key = weights_key(setting.recipe)
         if key is None or (source := self.folder.rounding_of(setting)):
             self._save_quantized(setting, None if key is None else source)
@@ -194,19 +199,18 @@ class Ablation:
         self.folder.clear_work(setting)
 
     def _costs(self, setting: Setting, manifest: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-        own = dict(manifest["cost"])
-        source = None if ROUND_WEIGHTS.name in own else self.folder.rounding_of(setting)
+        costs = dict(manifest["cost"])
+        source = None if ROUND_WEIGHTS.name in costs else self.folder.rounding_of(setting)
         if source is not None:
             shared = read_manifest(source)["cost"]
-            own = {
-                name: shared[name] for name in (RECORD_TRAJECTORIES.name, ROUND_WEIGHTS.name) if name in shared
-            } | own
-        kept = ("seconds", "denoiser_calls_per_batch")
-        return {phase: {key: cost[key] for key in kept} for phase, cost in own.items()}
+            names = [name for name in (RECORD_TRAJECTORIES.name, ROUND_WEIGHTS.name) if name in shared]
+            costs = {name: shared[name] for name in names} | costs
+        keys = ("seconds", "denoiser_calls_per_batch")
+        return {phase: {key: cost[key] for key in keys} for phase, cost in costs.items()}
 
 
 def _work_digest(setting: Setting, weights_of: Path | None) -> str:
-    """Of what unfinished work cannot be gone on with where it is another: it is then begun anew, and that removed."""
+    """Returns a digest of everything that must match to resume an interrupted quantization."""
     facts = {
         "recipe": setting.recipe.to_dict(),
         "weights": weights_of and artifact_digest(weights_of),
@@ -221,7 +225,7 @@ def _weights(key: str) -> str:
 
 
 def _average_weight_bits(manifest: Mapping[str, Any]) -> float:
-    """By number of weights, layers next to the latents not counted, branches beside layers as these layers' own."""
+    """Averages bits by number of weights, without layers next to the latents; branches count to their layers."""
     weights, bits = 0, 0
     for layer in manifest["layers"]:
         size, branch = torch.Size(layer["shape"]).numel(), layer.get("factor", False)

@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitbrush.bench.experiments.ablate import tables
-from bitbrush.bench.experiments.ablate.cells import Cell, FailedCell
+from bitbrush.bench.experiments.ablate.cells import Cell
 from bitbrush.bench.experiments.ablate.markdown import protocol_text
 from bitbrush.bench.experiments.ablate.plots import quality_plots, step_plots
 from bitbrush.bench.experiments.ablate.recipes import Setting
 from bitbrush.bench.experiments.ablate.standing import headline, missing_text
 from bitbrush.bench.experiments.ablate.tables import Document, ranked
+from bitbrush.bench.experiments.cell_store import FailedCell
 from bitbrush.bench.pages.images import size_note
 from bitbrush.bench.pages.number_format import format_number
 from bitbrush.bench.pages.page import Cell as TableCell
@@ -122,7 +123,7 @@ def _image_rows(
             cell = by_name[name]
             assert isinstance(cell, Cell)
             values = cell.sets[prompt_set.name]
-            tiles.append(Tile(name, values.pictures[index], f"{values.psnr[index]:.1f} dB"))
+            tiles.append(Tile(name, values.images[index], f"{values.psnr[index]:.1f} dB"))
         yield ImageRow(prompt, f"{prompt_set.name} {index}", tiles)
 
 

@@ -1,4 +1,4 @@
-"""The plots of an ablation, of what ``results.json`` holds."""
+"""Plots of an ablation, made from its results document."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,24 +19,24 @@ from bitbrush.bench.pages.plots import (
 from bitbrush.session.disk import write_whole
 
 TOGETHER = 5
-"""So many recipes share a plot, and the one that all are compared with is in each."""
+"""Number of recipes in a plot, beside the one that all are compared with."""
 PRODUCT = Axis("weight bits × activation bits, averages")
 FIDELITY = Axis(f"{PSNR} to full precision")
 ERROR = Axis("latent MSE to full precision", Scale.LOG)
 
 
 def quality_plots(document: Document) -> dict[str, LinePlot]:
-    """By the path that a text beside the folder of plots names them by."""
-    return {f"{_prefix(document)}-quality-{index}.svg": one for index, one in enumerate(_quality(document), start=1)}
+    """Returns the plots of quality over bits by their path relative to the text that shows them."""
+    return {f"{_prefix(document)}-quality-{index}.svg": plot for index, plot in enumerate(_quality(document), start=1)}
 
 
 def step_plots(document: Document) -> dict[str, LinePlot]:
-    """As :func:`quality_plots`, for each bit setting the error over the steps."""
-    return {f"{_prefix(document)}-steps-{bits}.svg": one for bits, one in _steps(document)}
+    """Returns the plots of the error over the steps, one per bit setting, by path."""
+    return {f"{_prefix(document)}-steps-{bits}.svg": plot for bits, plot in _steps(document)}
 
 
 def write_plots(document: Document, beside: Path) -> None:
-    """All of them, into the folder of plots where ``beside`` is, the text that shows them."""
+    """Writes all plots into the folder of plots next to ``beside``, the text that shows them."""
     for name, plot in (quality_plots(document) | step_plots(document)).items():
         path = beside.parent / name
         write_whole(plot_file(plot, path), path)
@@ -47,7 +47,7 @@ def _prefix(document: Document) -> str:
 
 
 def _quality(document: Document) -> Iterator[LinePlot]:
-    """PSNR over bits, a line for each recipe: those nearest to full precision first."""
+    """Yields plots of PSNR over bits, a line for each recipe, highest PSNR first."""
     by_recipe: dict[str, list[Mapping[str, Any]]] = {}
     for cell in ranked(document["cells"]):
         by_recipe.setdefault(cell["recipe"], []).append(cell)
@@ -60,7 +60,7 @@ def _quality(document: Document) -> Iterator[LinePlot]:
 
 
 def _ordered(by_recipe: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
-    """By mean PSNR over their cells; those that lack a bit setting behind those that have more."""
+    """Sorts recipes by number of cells and then by mean PSNR."""
 
     def place(name: str) -> tuple[int, float]:
         levels = [of_all(cell)["psnr"]["mean"] for cell in by_recipe[name]]
@@ -88,13 +88,13 @@ def _quality_line(name: str, cells: Sequence[Mapping[str, Any]]) -> Series:
 
 
 def _places(document: Document) -> str:
-    """Where the bit settings are on the axis."""
-    told = []
+    """Describes where the bit settings are on the axis."""
+    places = []
     for bits in document["bits"]:
-        found = [round(_product(cell)) for cell in ranked(document["cells"]) if cell["bits"] == bits]
-        ends = dict.fromkeys([min(found), max(found)]) if found else ()
-        told += [f"{bits} at {' to '.join(map(str, ends))}"] if ends else []
-    return f"Bit settings: {', '.join(told)}."
+        products = [round(_product(cell)) for cell in ranked(document["cells"]) if cell["bits"] == bits]
+        ends = dict.fromkeys([min(products), max(products)]) if products else ()
+        places += [f"{bits} at {' to '.join(map(str, ends))}"] if ends else []
+    return f"Bit settings: {', '.join(places)}."
 
 
 def _product(cell: Mapping[str, Any]) -> float:
@@ -102,16 +102,16 @@ def _product(cell: Mapping[str, Any]) -> float:
 
 
 def _steps(document: Document) -> Iterator[tuple[str, LinePlot]]:
-    """The error over the denoiser calls, of each bit setting's first recipes and the one compared with."""
+    """Yields plots of the error over the denoiser calls: the first recipes and the one compared with."""
     against = document["against"]
     for bits in document["bits"]:
-        cells = ranked([one for one in document["cells"] if one["bits"] == bits])
-        shown = [one for one in cells if one["recipe"] != against][:TOGETHER]
+        cells = ranked([cell for cell in document["cells"] if cell["bits"] == bits])
+        shown = [cell for cell in cells if cell["recipe"] != against][:TOGETHER]
         series = []
-        for one in cells:
-            errors = of_all(one)["latent_mse_by_step"]
-            if (one in shown or one["recipe"] == against) and min(errors) > 0:
-                series.append(Series(one["recipe"], list(range(len(errors))), errors))
+        for cell in cells:
+            errors = of_all(cell)["latent_mse_by_step"]
+            if (cell in shown or cell["recipe"] == against) and min(errors) > 0:
+                series.append(Series(cell["recipe"], list(range(len(errors))), errors))
         if series:
             caption = "Mean over the images after each denoiser call."
             yield bits, LinePlot(f"Error over the steps, {bits}", series, STEP_AXIS, ERROR, caption)

@@ -1,4 +1,4 @@
-"""A whole ablation: its cells, ``results.json``, ``ablation.md``, ``report.html``."""
+"""Ablation from start to end: cells, results, tables, page."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,10 +26,11 @@ from bitbrush.bench.experiments.ablate.recipes import (
     NamedRecipe,
     settings,
 )
-from bitbrush.bench.experiments.ablate.results import ablation_results
-from bitbrush.bench.experiments.bench.results import results_text
+from bitbrush.bench.experiments.ablate.results import ablation_results, ablation_rows
 from bitbrush.bench.experiments.candidates import open_reference
 from bitbrush.bench.experiments.folders import require_own
+from bitbrush.bench.experiments.results import results_text
+from bitbrush.bench.experiments.value_table import VALUES, write_values
 from bitbrush.bench.networks.chosen import judge_of
 from bitbrush.quantization.quantize import require_inputs
 from bitbrush.runtime.choose import dtype_name, runtime_named
@@ -41,7 +42,7 @@ from bitbrush.sources.prompts import calibration_prompts as read_calibration
 from bitbrush.sources.schedulers import with_scheduler
 
 USUAL = "pcr"
-"""The recipe that the others are compared with where none is named, as far as it is there."""
+"""Recipe that the others are compared with by default, if it is there."""
 
 
 def ablate(
@@ -52,16 +53,30 @@ def ablate(
     markdown: str | os.PathLike[str] | None = None,
     progress: Progress = silent,
     tell: Tell = lambda line: None,
-    **given: Any,
+    **options: Any,
 ) -> dict[str, Any]:
-    """``bitbrush ablate`` from Python, its options under the same names: writes ``directory`` and gives the results.
+    """Compares recipes at several bit settings, as ``bitbrush ablate`` does, and writes ``directory``.
 
-    ``given``: what :func:`ablation_job` takes. A recipe that fails is a cell with its ``problem``. Raises ValueError as
-    that and :func:`run_ablation`.
+    A recipe that fails becomes a cell with its ``problem``.
+
+    Args:
+        model: Full-precision model: bundled name, folder or hub id.
+        directory: Output folder; finished cells in it are reused.
+        against: Name of the recipe that the others are compared with.
+        markdown: Further file for the tables.
+        progress: Callback that receives progress reports.
+        tell: Callback that receives a line whenever a cell begins or ends.
+        **options: Arguments of :func:`ablation_job`: recipes, bits, prompts and so on.
+
+    Returns:
+        The content of ``results.json``.
+
+    Raises:
+        ValueError: An argument is invalid, or ``directory`` belongs to another ablation.
     """
     root, tables = Path(directory), None if markdown is None else Path(markdown)
     require_ablation_folder(root, tables, model)
-    job = ablation_job(model, **given)
+    job = ablation_job(model, **options)
     return run_ablation(job, root, against=compared_with(against, job), markdown=tables, progress=progress, tell=tell)
 
 
@@ -85,17 +100,40 @@ def ablation_job(
     options: ModelOptions | None = None,
     **shared: Any,
 ) -> AblationJob:
-    """Everything checked and the full-precision model loaded; nothing is computed yet.
+    """Checks everything and loads the full-precision model; nothing is computed yet.
 
-    ``recipes``: ``"METHOD KEY=VALUE ..."`` or ``"NAME: METHOD ..."``; ``prompts``: bundled sets or files, those of the
-    model where neither these nor ``unseen_prompts`` are given; ``calibration_prompts``: the same, one. ``shared``: keys
-    that all recipes have (steps, guidance_scale, scheduler, pipeline_arguments, num_prompts), None for the usual.
-    Raises ValueError for whatever does not fit, UnknownModelError where there is no such model.
+    Args:
+        model: Full-precision model: bundled name, folder or hub id.
+        recipes: ``"METHOD KEY=VALUE ..."`` or ``"NAME: METHOD ..."``; a recipe file may stand in place of METHOD.
+        bits: Bit settings, e.g. ``"W4A8"``.
+        prompts: Held-out prompts of the calibration style: bundled sets or files. The model's own sets are used where
+            neither these nor ``unseen_prompts`` are given.
+        unseen_prompts: Prompts of another style.
+        num_images: Images of each prompt set.
+        calibration_prompts: Bundled set or file of prompts to quantize with.
+        clip: CLIP model of the CLIP scores.
+        seed: Seed of the images.
+        batch_size: Prompts per denoiser call.
+        inputs: Further pipeline arguments, used in turn for the prompts.
+        runtime: Runtime that executes the artifacts.
+        dtype: Type between the integer products.
+        memory: Whether weights are expanded or stay packed.
+        generic: Whether to quantize the layers of any denoiser without knowledge of its architecture.
+        options: Loading options of the model.
+        **shared: Keys that all recipes have: steps, guidance_scale, scheduler, pipeline_arguments, num_prompts.
+            None keeps the default.
+
+    Returns:
+        The job for :func:`run_ablation`.
+
+    Raises:
+        ValueError: An argument is invalid.
+        UnknownModelError: There is no such model.
     """
     options = options or ModelOptions()
-    known = {key: value for key, value in shared.items() if value is not None}
-    of_each = [NamedRecipe.parse(text) for text in recipes]
-    compared = settings(of_each, list(dict.fromkeys(Bits.parse(text) for text in bits)), known)
+    keys = {key: value for key, value in shared.items() if value is not None}
+    named = [NamedRecipe.parse(text) for text in recipes]
+    compared = settings(named, list(dict.fromkeys(Bits.parse(text) for text in bits)), keys)
     find_model(model, options)
     choice = runtime_named(runtime, dtype, memory)
     protocol = Protocol(
@@ -116,16 +154,24 @@ def ablation_job(
     return AblationJob(model, options, reference, with_scheduler(pipe, protocol.plan.scheduler), compared, protocol)
 
 
-def compared_with(given: str | None, job: AblationJob) -> str:
-    """The name of the recipe that all are compared with. Raises ValueError for one that is not there."""
-    names = list(dict.fromkeys(one.name for one in job.settings))
-    if given is not None and given not in names:
-        raise ValueError(f"against is {given!r}, which is not compared; the recipes are {', '.join(names)}")
-    return given or (USUAL if USUAL in names else names[0])
+def compared_with(against: str | None, job: AblationJob) -> str:
+    """Returns the name of the recipe that all are compared with; None asks for the default.
+
+    Raises:
+        ValueError: The recipe is not there.
+    """
+    names = list(dict.fromkeys(setting.name for setting in job.settings))
+    if against is not None and against not in names:
+        raise ValueError(f"against is {against!r}, which is not compared; the recipes are {', '.join(names)}")
+    return against or (USUAL if USUAL in names else names[0])
 
 
 def require_ablation_folder(directory: Path, markdown: Path | None, model: str) -> None:
-    """Raises ValueError where results cannot be written: before anything long starts."""
+    """Checks that results can be written, before anything long starts.
+
+    Raises:
+        ValueError: The folder contains something else, or the Markdown file lacks its marks.
+    """
     require_own(directory, KNOWN, "ablation")
     if markdown is not None:
         section_of(markdown, model)
@@ -141,10 +187,24 @@ def run_ablation(
     progress: Progress = silent,
     tell: Tell = lambda line: None,
 ) -> dict[str, Any]:
-    """Makes the cells that are not there and that no other process makes; gives what ``results.json`` holds.
+    """Measures the missing cells that no other process has claimed.
 
-    Results and report are written anew after every cell, with all that are there. ``markdown``: a further file for the
-    tables, as :func:`write_markdown`. Raises ValueError if ``directory`` is another ablation's.
+    Results and page are written again after every cell, with all finished cells.
+
+    Args:
+        job: The ablation.
+        directory: Output folder.
+        against: Name of the recipe that the others are compared with.
+        command: Command line.
+        markdown: Further file for the tables, as :func:`write_markdown` writes it.
+        progress: Callback that receives progress reports.
+        tell: Callback that receives a line whenever a cell begins or ends.
+
+    Returns:
+        The content of ``results.json``.
+
+    Raises:
+        ValueError: ``directory`` belongs to another ablation.
     """
     ablation = Ablation(job, Folder(directory), progress, tell)
     ablation.prepare()
@@ -158,20 +218,21 @@ def run_ablation(
 
 
 def missing_cells(job: AblationJob, directory: Path) -> list[str]:
-    """Names of those that are not there: another process is making them."""
+    """Lists the cells that are not there because another process is measuring them."""
     ablation = Ablation(job, Folder(directory), silent, lambda line: None)
-    return [one.title for one in job.settings if not ablation.path(one).exists()]
+    return [setting.title for setting in job.settings if not ablation.path(setting).exists()]
 
 
 def failed_cells(document: dict[str, Any]) -> list[str]:
-    return [f"{one['bits']} {one['recipe']}: {one['problem']}" for one in document["cells"] if one["problem"]]
+    """Lists the failed cells with their problems."""
+    return [f"{cell['bits']} {cell['recipe']}: {cell['problem']}" for cell in document["cells"] if cell["problem"]]
 
 
 def _write(ablation: Ablation, against: str, command: str) -> dict[str, Any]:
-    root, cells = ablation.folder.root, ablation.found()
-    document = ablation_results(
-        ablation.job, ablation.reference.clip_scores(), ablation.floor(), cells, compared_with=against, command=command
-    )
+    root, cells = ablation.folder.root, ablation.finished()
+    measured = (ablation.job, ablation.reference.clip_scores(), ablation.floor(), cells)
+    document = ablation_results(*measured, compared_with=against, command=command)
+    write_values(ablation_rows(*measured), root / VALUES)
     write_whole(results_text(document), root / RESULTS)
     write_whole(ablation_markdown(document), root / MARKDOWN)
     write_plots(document, root / MARKDOWN)
@@ -181,6 +242,6 @@ def _write(ablation: Ablation, against: str, command: str) -> dict[str, Any]:
 
 def _samples(ablation: Ablation) -> Iterator[Samples]:
     protocol = ablation.job.protocol
-    for one in protocol.sets:
-        first = ablation.reference.samples(one)
-        yield Samples(one.name, protocol.prompts(one)[: len(first)], first)
+    for prompts in protocol.sets:
+        images = ablation.reference.samples(prompts)
+        yield Samples(prompts.name, protocol.prompts(prompts)[: len(images)], images)

@@ -1,4 +1,4 @@
-"""What an ablation's figures say so far: what is missing, and which recipe is nearest to full precision."""
+"""State of an ablation: missing cells, and the recipe that is nearest to full precision."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,7 +14,10 @@ CHANCE = 0.05
 
 
 def headline(document: Document) -> str:
-    """One sentence; no recipe is named nearest before all cells are there, nor by fewer images than decide anything."""
+    """Sums up an ablation in a sentence.
+
+    No recipe is named nearest before all cells are there, nor by too few images.
+    """
     cells = document["cells"]
     if missing_recipes(document):
         return f"Unfinished: {len(cells)} of {len(document['bits']) * len(document['recipes'])} cells are there"
@@ -41,39 +44,40 @@ def _standings(document: Document, images: int) -> Iterator[str]:
 
 
 def missing_recipes(document: Document) -> dict[str, list[str]]:
-    """By bit setting the recipes whose cells are not there yet; settings that lack none are left out."""
+    """Lists the recipes whose cells are missing by bit setting; complete settings are left out."""
     there = {(cell["bits"], cell["recipe"]) for cell in document["cells"]}
     lacking = {bits: [name for name in document["recipes"] if (bits, name) not in there] for bits in document["bits"]}
     return {bits: names for bits, names in lacking.items() if names}
 
 
 def missing_text(document: Document) -> str:
-    """The missing cells in a sentence; empty where all are there."""
+    """Names the missing cells in a sentence; empty where there are none."""
     missing = missing_recipes(document)
     return f"Not there yet: {_by_recipe(missing)}." if missing else ""
 
 
 def nearest_recipes(document: Document, bits: str) -> list[str]:
-    """The recipe of the highest mean PSNR, and those that its images do not tell from it; empty below two recipes.
+    """Lists the recipe of the highest mean PSNR and those that the images do not separate from it.
 
     Recipes are compared image by image, by intervals so wide that one of them errs in 5 % of settings (Bonferroni).
+    The list is empty for fewer than two recipes.
     """
     measured = ranked([cell for cell in document["cells"] if cell["bits"] == bits])
     if len(measured) < 2:
         return []
     first, *others = measured
-    own, confidence = _psnr(first), 1 - CHANCE / len(others)
-    alike = [one for one in others if bootstrap_difference(_psnr(one), own, confidence=confidence).low <= 0]
-    return [first["recipe"], *(one["recipe"] for one in alike)]
+    best, confidence = _psnr(first), 1 - CHANCE / len(others)
+    alike = [cell for cell in others if bootstrap_difference(_psnr(cell), best, confidence=confidence).low <= 0]
+    return [first["recipe"], *(cell["recipe"] for cell in alike)]
 
 
 def _psnr(cell: Mapping[str, Any]) -> NDArray[np.float64]:
-    """Image by image, of all prompt sets."""
+    """Returns the PSNR of each image of all prompt sets."""
     return np.concatenate([values["psnr"] for values in cell["values"].values()])
 
 
 def _by_recipe(recipes: Mapping[str, Sequence[str]]) -> str:
-    """``rtn at W8A8 and W4A8; pcr at W4A8``."""
+    """Formats recipes by setting: ``rtn at W8A8 and W4A8; pcr at W4A8``."""
     settings: dict[str, list[str]] = {}
     for bits, names in recipes.items():
         for name in names:

@@ -1,27 +1,29 @@
-"""The tables of an ablation, of what ``results.json`` holds: the page and the Markdown show the same."""
+"""Tables of an ablation, made from its results document; the page and the Markdown show the same."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bitbrush.bench.experiments.ablate.figures import TOGETHER
-from bitbrush.bench.experiments.bench.results import interval_of
+from bitbrush.bench.experiments.results import interval_of
 from bitbrush.bench.pages.number_format import format_interval, format_number
 
 Document = Mapping[str, Any]
 Text = tuple[str, str]
-"""A figure and, smaller, what belongs to it: its interval as a rule."""
+"""Figure and a smaller addition, usually its interval."""
 
 
 @dataclass(frozen=True)
 class Row:
+    """Row of a recipe."""
+
     name: str
     cells: Sequence[Text | None]
 
 
 @dataclass(frozen=True)
 class Table:
-    """``columns``: a heading for each cell of a row, the name apart; ``problems``: of recipes that failed."""
+    """Table with a heading for each cell of a row, without the name; ``problems`` are those of failed recipes."""
 
     name: str
     columns: Sequence[str]
@@ -30,7 +32,7 @@ class Table:
 
 
 def bits_tables(document: Document) -> Iterator[Table]:
-    """For every bit setting its recipes, highest PSNR first, then full precision from another seed."""
+    """Yields a table for every bit setting: recipes, highest PSNR first, then full precision from another seed."""
     against = document["against"]
     columns = [
         "PSNR, dB",
@@ -47,60 +49,61 @@ def bits_tables(document: Document) -> Iterator[Table]:
         "quantized in",
     ]
     for bits in document["bits"]:
-        cells = [one for one in document["cells"] if one["bits"] == bits]
-        rows = [Row(one["recipe"], [*_quality(one, against), *_costs(one)]) for one in ranked(cells)]
+        cells = [cell for cell in document["cells"] if cell["bits"] == bits]
+        rows = [Row(cell["recipe"], [*_quality(cell, against), *_costs(cell)]) for cell in ranked(cells)]
         floor = document["floor"]
         rows.append(Row(floor["name"], [*_quality({**floor, "recipe": ""}, against), ("32, 32", ""), None, None]))
-        problems = [f"{one['recipe']}: {one['problem']}" for one in cells if one["problem"]]
+        problems = [f"{cell['recipe']}: {cell['problem']}" for cell in cells if cell["problem"]]
         if cells:
             yield Table(bits, columns, rows, problems)
 
 
 def set_tables(document: Document) -> Iterator[Table]:
-    """The same by prompt set; none where there is one set."""
-    sets = [one["name"] for one in document["protocol"]["prompt_sets"]]
+    """Yields the same tables by prompt set, if there are several sets."""
+    sets = [prompts["name"] for prompts in document["protocol"]["prompt_sets"]]
     if len(sets) < 2:
         return
     columns = [f"{metric} {name}" for metric in ("PSNR", "latent MSE") for name in sets] + [
         "PSNR, unseen style less seen"
     ]
     for bits in document["bits"]:
-        cells = ranked([one for one in document["cells"] if one["bits"] == bits])
+        cells = ranked([cell for cell in document["cells"] if cell["bits"] == bits])
         rows = [
-            Row(one["recipe"], list(_by_set(one, sets)))
-            for one in [*cells, {**document["floor"], "recipe": "another seed"}]
+            Row(cell["recipe"], list(_by_set(cell, sets)))
+            for cell in [*cells, {**document["floor"], "recipe": "another seed"}]
         ]
         if cells:
             yield Table(bits, columns, rows)
 
 
 def ranked(cells: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Those that were measured, highest PSNR first."""
-    measured = [one for one in cells if one["problem"] is None]
-    return sorted(measured, key=lambda one: -of_all(one)["psnr"]["mean"])
+    """Lists the measured cells, highest PSNR first."""
+    measured = [cell for cell in cells if cell["problem"] is None]
+    return sorted(measured, key=lambda cell: -of_all(cell)["psnr"]["mean"])
 
 
 def of_all(cell: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Its figures over the pictures of all prompt sets."""
+    """Returns the figures of a cell over the images of all prompt sets."""
     figures: Mapping[str, Mapping[str, Any]] = cell["figures"]
     return figures[TOGETHER] if TOGETHER in figures else next(iter(figures.values()))
 
 
 def fallback_lines(document: Document) -> list[str]:
-    """Why layers are not computed in integers, and of which recipes."""
-    whose: dict[str, list[str]] = {}
-    for one in document["cells"]:
-        for how, names in () if one["problem"] else one["fallbacks"].items():
-            whose.setdefault(f"as {how}: {', '.join(names)}", []).append(f"{one['bits']} {one['recipe']}")
-    return [f"{how} ({', '.join(recipes)})" for how, recipes in whose.items()]
+    """Lists why layers are not computed in integers, and in which recipes."""
+    recipes: dict[str, list[str]] = {}
+    for cell in document["cells"]:
+        for how, names in () if cell["problem"] else cell["fallbacks"].items():
+            recipes.setdefault(f"as {how}: {', '.join(names)}", []).append(f"{cell['bits']} {cell['recipe']}")
+    return [f"{how} ({', '.join(names)})" for how, names in recipes.items()]
 
 
 def interval_text(interval: Mapping[str, Any] | None) -> Text | None:
+    """Formats an interval of the document."""
     return None if interval is None else format_interval(interval_of(interval))
 
 
 def _ratio_text(ratio: Mapping[str, Any] | None) -> Text | None:
-    """Two digits of each: what is far above 1 at one end is to be read at the other."""
+    """Formats a ratio with two digits of each number, since its ends may differ by orders of magnitude."""
     if ratio is None:
         return None
     mean, low, high = (format_number(ratio[name], digits=2) for name in ("mean", "low", "high"))
@@ -109,14 +112,14 @@ def _ratio_text(ratio: Mapping[str, Any] | None) -> Text | None:
 
 def _quality(cell: Mapping[str, Any], against: str) -> list[Text | None]:
     figures = of_all(cell)
-    found = [interval_text(figures[name]) for name in ("psnr", "psnr_median", "latent_mse", "latent_mse_geometric")]
+    texts = [interval_text(figures[name]) for name in ("psnr", "psnr_median", "latent_mse", "latent_mse_geometric")]
     compared: Mapping[str, Any] = cell["against"].get(TOGETHER) or next(iter(cell["against"].values()), {})
     if cell["recipe"] == against:
-        found += [("0", ""), ("1", ""), ("1", "")]
+        texts += [("0", ""), ("1", ""), ("1", "")]
     else:
-        found.append(interval_text(compared.get("psnr_difference")))
-        found += [_ratio_text(compared.get(name)) for name in ("latent_mse_ratio", "geometric_ratio")]
-    return [*found, *(interval_text(figures[name]) for name in ("clip_score", "clip_difference"))]
+        texts.append(interval_text(compared.get("psnr_difference")))
+        texts += [_ratio_text(compared.get(name)) for name in ("latent_mse_ratio", "geometric_ratio")]
+    return [*texts, *(interval_text(figures[name]) for name in ("clip_score", "clip_difference"))]
 
 
 def _costs(cell: Mapping[str, Any]) -> list[Text | None]:

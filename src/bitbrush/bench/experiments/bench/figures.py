@@ -1,27 +1,29 @@
-"""All figures of a benchmark, by candidate and prompt set, from what was computed of the pictures."""
+"""Figures of a benchmark by candidate and prompt set, from the values of the images."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bitbrush.bench.experiments.bench.qdiffbench import Entry, Pictures
+from bitbrush.bench.experiments.bench.qdiffbench import Entry, GeneratedImages
 from bitbrush.bench.experiments.bench.verdict import (
     ALIKE_SSIM,
     Evidence,
     Verdict,
     verdict,
 )
-from bitbrush.bench.images.collection import Collection, Pairs
+from bitbrush.bench.images.image_values import ImagePairs, ImageSets
 from bitbrush.bench.metrics.clip_score import clip_score
 from bitbrush.bench.metrics.cmmd import cmmd
 from bitbrush.bench.metrics.counts import share_interval
 from bitbrush.bench.metrics.frechet import frechet_interval
 from bitbrush.bench.metrics.interval import Interval, bootstrap_difference, bootstrap_gap, bootstrap_mean
 from bitbrush.bench.metrics.kid import kid
-from bitbrush.bench.metrics.paired import PSNR, SSIM, latent_mse_figures
+from bitbrush.bench.metrics.paired import LATENT_MSE, PSNR, SSIM, latent_mse_figures
+from bitbrush.bench.metrics.registry import METRICS
 from bitbrush.bench.networks.chosen import Networks
 from bitbrush.session.progress import Progress
 from bitbrush.sources.prompts import Domain, PromptSet
@@ -29,14 +31,21 @@ from bitbrush.sources.prompts import Domain, PromptSet
 WORST = 10
 ALIKE = f"pairs alike (SSIM ≥ {ALIKE_SSIM:g})"
 NAN = "NaN latents"
+DIFFERENCE = ", difference"
+"""Ending of the paired difference of a further metric of single images."""
 
 
 @dataclass(frozen=True)
 class SetFigures:
-    """Of one candidate and prompt set.
+    """Figures of one candidate on one prompt set.
 
-    ``figures`` by metric; ``latent_mse`` ``(T,)`` intervals over the pictures that kept their latents; ``defects`` by
-    picture; ``worst`` pictures, least alike first; ``values`` of the paired metrics, ``(N,)`` each.
+    Args:
+        figures: Intervals by metric.
+        latent_mse: Interval after each denoiser call, over the images with stored latents.
+        defects: Defects by index of the image.
+        worst: Indices of the pairs with the lowest SSIM, lowest first.
+        values: Values of the paired metrics, (N,) each.
+        image_values: All values per image by metric; None where an image was not measured.
     """
 
     figures: Mapping[str, Interval]
@@ -44,14 +53,19 @@ class SetFigures:
     defects: Mapping[int, str]
     worst: tuple[int, ...]
     values: Mapping[str, NDArray[np.float64]]
+    image_values: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class EntryFigures:
-    """Of one candidate.
+    """Figures of one candidate.
 
-    ``together``: figures over the pictures of all prompt sets, where there are several. ``gaps``: of paired metrics,
-    unseen style minus calibration style, where both are measured.
+    Args:
+        entry: The candidate.
+        sets: Figures by prompt set.
+        together: Figures over the images of all prompt sets, where there are several.
+        gaps: Paired metrics of unseen style minus calibration style, where there are both.
+        verdict: Verdict; None where nothing was measured.
     """
 
     entry: Entry
@@ -63,7 +77,14 @@ class EntryFigures:
 
 @dataclass(frozen=True)
 class BenchFigures:
-    """``reference``: the CLIP score and defects of full precision, by prompt set; ``together`` as a candidate's."""
+    """All figures of a benchmark.
+
+    Args:
+        reference: CLIP score and defects of full precision by prompt set.
+        together: CLIP score of full precision over all prompt sets, where there are several.
+        floor: Figures of another seed.
+        candidates: Figures of the candidates.
+    """
 
     reference: Mapping[str, SetFigures]
     together: Mapping[str, Interval]
@@ -72,32 +93,32 @@ class BenchFigures:
 
 
 def bench_figures(
-    pictures: Pictures, sets: Sequence[PromptSet], networks: Networks, progress: Progress
+    generated: GeneratedImages, sets: Sequence[PromptSet], networks: Networks, progress: Progress
 ) -> BenchFigures:
-    """Everything; each distance, of which bootstrapping takes the time, is a piece of progress."""
+    """Computes all figures; each candidate's prompt set is a step of progress, because bootstrapping takes time."""
     names = _Names(networks)
-    reference = {name: _of_reference(one, networks, names) for name, one in pictures.reference.pictures.items()}
+    reference = {name: _of_reference(images, networks, names) for name, images in generated.reference.images.items()}
     several = len(reference) > 1
-    entries = list(pictures.measurable())
+    entries = list(generated.measurable())
     measured: dict[str, EntryFigures] = {}
     with progress("figures", len(entries) * (len(reference) + several)) as advance:
         for entry in entries:
-            parts, own = [], {}
-            for name, collection in entry.pictures.items():
-                pairs = Pairs(pictures.reference.pictures[name], collection)
+            parts, of_sets = [], {}
+            for name, images in entry.images.items():
+                pairs = ImagePairs(generated.reference.images[name], images)
                 parts.append(_measured(pairs, networks))
-                own[name] = _of_set(parts[-1], pairs, names)
+                of_sets[name] = _of_set(parts[-1], pairs, names)
                 advance()
             together = _figures(_joined(parts), names) if several else {}
-            measured[entry.name] = EntryFigures(entry, own, together, _gaps(own, sets))
+            measured[entry.name] = EntryFigures(entry, of_sets, together, _gaps(of_sets, sets))
             if several:
                 advance()
-    floor = measured[pictures.floor.name]
+    floor = measured[generated.floor.name]
     candidates = [
         _judged(measured[entry.name], reference, floor, names) if entry.name in measured else EntryFigures(entry)
-        for entry in pictures.candidates
+        for entry in generated.candidates
     ]
-    scores = np.concatenate([one.values[names.clip_score] for one in reference.values()])
+    scores = np.concatenate([of_set.values[names.clip_score] for of_set in reference.values()])
     together = {names.clip_score: bootstrap_mean(scores)} if several else {}
     return BenchFigures(reference, together, floor, tuple(candidates))
 
@@ -132,21 +153,32 @@ class _Names:
 
 
 def higher_is_better(metric: str) -> bool:
-    """Of any figure here."""
+    """Whether more is better of a figure of `bench`."""
+    further = METRICS.get(metric.removesuffix(DIFFERENCE))
+    if further is not None:
+        return further.higher_is_better
     return metric.startswith((PSNR, SSIM, "CLIP score", "pairs alike")) and not metric.startswith("CLIP score change")
 
 
-def _of_reference(collection: Collection, networks: Networks, names: _Names) -> SetFigures:
-    scores = clip_score(collection.features(networks.clip), collection.texts(networks.clip))
-    figures = {names.clip_score: bootstrap_mean(scores)}
-    return SetFigures(figures, (), collection.defects(), (), {names.clip_score: scores})
+def _of_reference(images: ImageSets, networks: Networks, names: _Names) -> SetFigures:
+    scores = clip_score(images.features(networks.clip), images.texts(networks.clip))
+    values = {names.clip_score: scores} | {metric.name: images.metric(metric) for metric in networks.of_images}
+    figures = {name: bootstrap_mean(of_images) for name, of_images in values.items()}
+    by_image = {name: of_images.tolist() for name, of_images in values.items()}
+    return SetFigures(figures, (), images.defects(), (), values, by_image)
 
 
 @dataclass(frozen=True)
 class _Measured:
-    """Of pairs, reference first: ``values`` ``(N,)`` by metric, ``features``, CLIP's ``clips`` and ``scores``.
+    """Values of pairs; those of single images are a tuple of the reference's and the candidate's.
 
-    ``errors``: the latent MSE after every denoiser call, ``(K, T)``, of the pairs that kept finite latents.
+    Args:
+        values: Paired metrics by name, (N,) each.
+        features: Features of the images, (N, D).
+        clips: CLIP embeddings of the images, (N, D).
+        scores: CLIP scores, (N,).
+        errors: Latent MSE after every denoiser call, (K, T), of the pairs with finite stored latents.
+        of_images: Further metrics of single images by name, (N,).
     """
 
     values: Mapping[str, NDArray[np.float64]]
@@ -154,36 +186,43 @@ class _Measured:
     clips: tuple[NDArray[np.float32], NDArray[np.float32]]
     scores: tuple[NDArray[np.float64], NDArray[np.float64]]
     errors: NDArray[np.float64]
+    of_images: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
 
 
-def _measured(pairs: Pairs, networks: Networks) -> _Measured:
+def _measured(pairs: ImagePairs, networks: Networks) -> _Measured:
     reference, candidate = pairs.reference, pairs.candidate
     texts = reference.texts(networks.clip)
     clips = (reference.features(networks.clip), candidate.features(networks.clip))
     finite = [error for error in pairs.latent_mse_by_step().values() if np.isfinite(error).all()]
     return _Measured(
-        values=pairs.metrics(networks.lpips),
+        values=pairs.metrics(networks.paired),
         features=(reference.features(networks.extractor), candidate.features(networks.extractor)),
         clips=clips,
         scores=(clip_score(clips[0], texts), clip_score(clips[1], texts)),
         errors=np.array(finite) if finite else np.empty((0, 0)),
+        of_images={metric.name: (reference.metric(metric), candidate.metric(metric)) for metric in networks.of_images},
     )
 
 
 def _joined(parts: Sequence[_Measured]) -> _Measured:
-    """The pairs of all parts, one after the other."""
+    """Concatenates the pairs of all parts."""
 
-    def both(name: str) -> Any:
-        return tuple(np.concatenate([getattr(part, name)[side] for part in parts]) for side in (0, 1))
+    def both(sides: Callable[[_Measured], tuple[NDArray[Any], NDArray[Any]]]) -> Any:
+        return tuple(np.concatenate([sides(part)[side] for part in parts]) for side in (0, 1))
 
     errors = [part.errors for part in parts if part.errors.size]
     return _Measured(
         values={metric: np.concatenate([part.values[metric] for part in parts]) for metric in parts[0].values},
-        features=both("features"),
-        clips=both("clips"),
-        scores=both("scores"),
+        features=both(lambda part: part.features),
+        clips=both(lambda part: part.clips),
+        scores=both(lambda part: part.scores),
         errors=np.concatenate(errors) if errors else np.empty((0, 0)),
+        of_images={name: both(partial(_image_values, name)) for name in parts[0].of_images},
     )
+
+
+def _image_values(name: str, measured: _Measured) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    return measured.of_images[name]
 
 
 def _figures(measured: _Measured, names: _Names) -> dict[str, Interval]:
@@ -199,48 +238,62 @@ def _figures(measured: _Measured, names: _Names) -> dict[str, Interval]:
     figures[names.clip_score] = bootstrap_mean(candidate)
     figures[names.match] = bootstrap_difference(reference, candidate)
     figures[names.change] = bootstrap_mean(np.abs(candidate - reference))
+    for name, (full, quantized) in measured.of_images.items():
+        figures[name] = bootstrap_mean(quantized)
+        figures[f"{name}{DIFFERENCE}"] = bootstrap_difference(full, quantized)
     return figures
 
 
-def _of_set(measured: _Measured, pairs: Pairs, names: _Names) -> SetFigures:
-    found = dict(pairs.candidate.defects())
+def _of_set(measured: _Measured, pairs: ImagePairs, names: _Names) -> SetFigures:
+    broken = dict(pairs.candidate.defects())
     errors = pairs.latent_mse_by_step()
-    found |= {index: NAN for index, error in errors.items() if not np.isfinite(error).all()}
+    broken |= {index: NAN for index, error in errors.items() if not np.isfinite(error).all()}
     reference, candidate = measured.scores
     return SetFigures(
         figures=_figures(measured, names),
         latent_mse=[bootstrap_mean(step, resamples=2000) for step in measured.errors.T],
-        defects=found,
+        defects=broken,
         worst=tuple(int(index) for index in np.argsort(measured.values[SSIM], kind="stable")[:WORST]),
         values={**measured.values, names.match: candidate - reference},
+        image_values={
+            **{metric: values.tolist() for metric, values in measured.values.items()},
+            LATENT_MSE: [float(errors[index][-1]) if index in errors else None for index in range(candidate.size)],
+            names.clip_score: candidate.tolist(),
+            names.match: (candidate - reference).tolist(),
+            **{metric: values.tolist() for metric, (_, values) in measured.of_images.items()},
+        },
     )
 
 
-def _judged(own: EntryFigures, reference: Mapping[str, SetFigures], floor: EntryFigures, names: _Names) -> EntryFigures:
-    evidence = {name: _evidence(one, reference[name], floor.sets[name], names) for name, one in own.sets.items()}
-    return replace(own, verdict=verdict(evidence))
+def _judged(
+    figures: EntryFigures, reference: Mapping[str, SetFigures], floor: EntryFigures, names: _Names
+) -> EntryFigures:
+    evidence = {
+        name: _evidence(of_set, reference[name], floor.sets[name], names) for name, of_set in figures.sets.items()
+    }
+    return replace(figures, verdict=verdict(evidence))
 
 
-def _evidence(own: SetFigures, reference: SetFigures, floor: SetFigures, names: _Names) -> Evidence:
-    own_alone = [own.defects[index] for index in own.defects.keys() - reference.defects.keys()]
+def _evidence(candidate: SetFigures, reference: SetFigures, floor: SetFigures, names: _Names) -> Evidence:
+    defects = [candidate.defects[index] for index in candidate.defects.keys() - reference.defects.keys()]
     return Evidence(
-        alike=own.figures[ALIKE],
-        distance=own.figures[names.distance],
+        alike=candidate.figures[ALIKE],
+        distance=candidate.figures[names.distance],
         floor=floor.figures[names.distance],
-        match=own.figures[names.match],
+        match=candidate.figures[names.match],
         reference_match=reference.figures[names.clip_score].mean,
-        broken=len(own_alone) - own_alone.count(NAN),
-        reference_broken=len(reference.defects.keys() - own.defects.keys()),
-        nan=own_alone.count(NAN),
+        broken=len(defects) - defects.count(NAN),
+        reference_broken=len(reference.defects.keys() - candidate.defects.keys()),
+        nan=defects.count(NAN),
     )
 
 
-def _gaps(own: Mapping[str, SetFigures], sets: Sequence[PromptSet]) -> dict[str, Interval]:
+def _gaps(figures: Mapping[str, SetFigures], sets: Sequence[PromptSet]) -> dict[str, Interval]:
     def pooled(metric: str, domain: Domain) -> NDArray[np.float64]:
-        parts = [own[one.name].values[metric] for one in sets if one.domain is domain]
+        parts = [figures[prompts.name].values[metric] for prompts in sets if prompts.domain is domain]
         return np.concatenate(parts) if parts else np.empty(0)
 
-    metrics = next(iter(own.values())).values
+    metrics = next(iter(figures.values())).values
     gaps = {}
     for metric in metrics:
         seen, unseen = pooled(metric, Domain.CALIBRATION), pooled(metric, Domain.UNSEEN)

@@ -1,7 +1,7 @@
-"""QDiffBench (arXiv 2311.06322, section 4): what quantized pipelines kept of their full-precision model.
+"""QDiffBench (arXiv 2311.06322, section 4): images of quantized pipelines and of their full-precision model.
 
-Pictures of the reference, of the reference from other seeds (the floor of every distance) and of all candidates, in
-image sets that later runs share; and what the figures need of all of them: features, paired metrics, defects.
+Images of the reference, of the reference from other seeds (the floor of every distance) and of all candidates are
+stored in image sets that later runs share, with the values that figures need: features, paired metrics, defects.
 """
 
 import re
@@ -19,10 +19,11 @@ from bitbrush.bench.experiments.candidates import (
     require_alike,
     with_scheduler_of,
 )
-from bitbrush.bench.images.collection import Collection, Pairs, Work
+from bitbrush.bench.experiments.protocol import ANOTHER_SEED, FEWEST_IMAGES, plan_facts
 from bitbrush.bench.images.filling import fill
 from bitbrush.bench.images.generation import denoiser_calls, generating_work
 from bitbrush.bench.images.image_set import ImageSet
+from bitbrush.bench.images.image_values import ImagePairs, ImageSets, Work
 from bitbrush.bench.networks.chosen import Networks
 from bitbrush.quantization.quantize import require_inputs
 from bitbrush.runtime.choose import Choice, choose_runtime
@@ -35,18 +36,20 @@ from bitbrush.sources.schedulers import with_scheduler
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.trajectory import prompt_batches
 
-FLOOR = "another seed"
-FEWEST = 3
-
 
 @dataclass(frozen=True)
 class Protocol:
-    """What decides the pictures and figures.
+    """Settings that determine images and figures.
 
-    ``num_images`` of each prompt set and seed; the floor uses as many seeds above the highest. ``with_latents``: how
-    many pictures of each keep their latents of every step. ``batch_size``: prompts per denoiser call; it changes no
-    picture's noise. ``choice``: what executes the artifacts. ``inputs``: what the pipeline is given beside prompts,
-    used in turn for them: ``{"image": [...], "mask_image": [...]}``.
+    Args:
+        plan: Sampling plan.
+        sets: Prompt sets.
+        num_images: Images of each prompt set and seed.
+        seeds: Seeds; the floor uses as many seeds above the highest.
+        batch_size: Prompts per denoiser call; it changes no image's noise.
+        with_latents: Images of each set that store their latents of every step.
+        choice: Runtime of the artifacts.
+        inputs: Further pipeline arguments, used in turn: ``{"image": [...], "mask_image": [...]}``.
     """
 
     plan: SamplingPlan
@@ -59,40 +62,43 @@ class Protocol:
     inputs: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for one in self.sets:
-            pictures = self.count(one) * len(self.seeds)
-            if pictures < FEWEST:
+        for prompts in self.sets:
+            images = self.count(prompts) * len(self.seeds)
+            if images < FEWEST_IMAGES:
                 raise ValueError(
-                    f"prompt set {one.name!r} makes {pictures} pictures ({self.count(one)} prompts, {len(self.seeds)} "
-                    f"seeds); intervals need at least {FEWEST}, and figures that tell something need hundreds"
+                    f"prompt set {prompts.name!r} makes {images} images ({self.count(prompts)} prompts, "
+                    f"{len(self.seeds)} seeds); intervals need at least {FEWEST_IMAGES}, and figures that "
+                    "tell something need hundreds"
                 )
 
     @property
     def floor_seeds(self) -> tuple[int, ...]:
+        """Seeds of the floor."""
         return tuple(max(self.seeds) + 1 + index for index in range(len(self.seeds)))
 
     def facts(self, pipe: DiffusionPipeline) -> dict[str, Any]:
-        """What decides the pictures beside weights, prompts and seed, as JSON values; ``pipe`` has the scheduler."""
+        """Lists what determines images beside weights, prompts and seed, as JSON values; ``pipe`` has the scheduler."""
         facts: dict[str, Any] = {"plan": plan_facts(pipe, self.plan)}
         return {**facts, "inputs": inputs_digest(self.inputs)} if self.inputs else facts
 
     def count(self, prompts: PromptSet) -> int:
+        """Counts the images of a prompt set for each seed."""
         return min(self.num_images, len(prompts.prompts))
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A pipeline with its pictures by prompt set; ``problem``: why there are none."""
+    """Pipeline with its images by prompt set; ``problem`` says why there are none."""
 
     subject: Subject | None
     name: str
-    pictures: Mapping[str, Collection] = field(default_factory=dict)
+    images: Mapping[str, ImageSets] = field(default_factory=dict)
     problem: str | None = None
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Everything that was generated; ``calls`` of the denoiser for each picture."""
+class GeneratedImages:
+    """All images; ``calls`` counts the denoiser calls of each."""
 
     reference: Entry
     floor: Entry
@@ -101,7 +107,7 @@ class Pictures:
     calls: int
 
     def measurable(self) -> Iterator[Entry]:
-        """The floor and the candidates that have pictures."""
+        """Iterates over the floor and the candidates that have images."""
         return (entry for entry in (self.floor, *self.candidates) if entry.problem is None)
 
 
@@ -113,13 +119,25 @@ def generate_all(
     work: Work,
     *,
     options: ModelOptions | None = None,
-) -> Pictures:
-    """Generates, or finds below ``root``, all pictures. ``candidates``: sources by name.
+) -> GeneratedImages:
+    """Generates the images that are not yet below ``root``.
 
-    ``options``: with which the reference is loaded.
+    A candidate that cannot be measured (damaged, made of other weights, of another shape) becomes an entry with its
+    problem and does not affect the others.
 
-    A candidate that cannot be measured (damaged, made of other weights, of another shape) becomes an entry with the
-    problem; the others are unaffected. Raises ValueError if the reference cannot be.
+    Args:
+        reference: Full-precision model.
+        candidates: Sources by name.
+        protocol: Settings.
+        root: Folder of the images.
+        work: Processes and progress.
+        options: Loading options of the reference.
+
+    Returns:
+        All images.
+
+    Raises:
+        ValueError: The reference cannot be measured.
     """
     subject, pipe = open_reference(reference, options)
     require_inputs(pipe, protocol.inputs)
@@ -130,19 +148,19 @@ def generate_all(
     made_by = {"model": subject.digest, **protocol.facts(pipe)}
     entries = [
         Entry(subject, name, _fill(pipe, made_by, protocol, seeds, root / "full-precision", work))
-        for name, seeds in (("full precision", protocol.seeds), (FLOOR, protocol.floor_seeds))
+        for name, seeds in (("full precision", protocol.seeds), (ANOTHER_SEED, protocol.floor_seeds))
     ]
-    (one,) = prompt_batches(protocol.sets[0].prompts[:1], 0, 1, inputs=protocol.inputs)
-    calls = denoiser_calls(pipe, protocol.plan, one)
+    (batch,) = prompt_batches(protocol.sets[0].prompts[:1], 0, 1, inputs=protocol.inputs)
+    calls = denoiser_calls(pipe, protocol.plan, batch)
     others = [
         _candidate(name, source, subject, pipe, protocol, root, work, options=options)
         for name, source in candidates.items()
     ]
-    return Pictures(entries[0], entries[1], tuple(others), type(pipe.scheduler).__name__, calls)
+    return GeneratedImages(entries[0], entries[1], tuple(others), type(pipe.scheduler).__name__, calls)
 
 
 def _works(pipe: DiffusionPipeline, protocol: Protocol, ranks: Ranks, entries: int) -> list[PlannedWork]:
-    """The pictures that this process will generate: of full precision, of the floor, and of each candidate."""
+    """Lists the images that this process generates: of full precision, of the floor, and of each candidate."""
     works = []
     for prompts in protocol.sets:
         chosen = prompts.prompts[: protocol.count(prompts)]
@@ -151,17 +169,19 @@ def _works(pipe: DiffusionPipeline, protocol: Protocol, ranks: Ranks, entries: i
     return works * entries
 
 
-def compute_all(pictures: Pictures, networks: Networks, work: Work) -> None:
-    """Everything that the figures need of the pictures, this process's share; waits for the others' at the end."""
-    for collection in pictures.reference.pictures.values():
+def compute_all(generated: GeneratedImages, networks: Networks, work: Work) -> None:
+    """Computes this process's share of the values that figures need, and waits for the other processes."""
+    for collection in generated.reference.images.values():
         collection.compute_texts(networks.clip, work)
-    for entry in (pictures.reference, *pictures.measurable()):
-        for name, collection in entry.pictures.items():
+    for entry in (generated.reference, *generated.measurable()):
+        for name, collection in entry.images.items():
             collection.compute_features(networks.extractor, work)
             collection.compute_features(networks.clip, work)
             collection.compute_defects(work)
-            if entry is not pictures.reference:
-                Pairs(pictures.reference.pictures[name], collection).compute(networks.lpips, work)
+            for metric in networks.of_images:
+                collection.compute_metric(metric, work)
+            if entry is not generated.reference:
+                ImagePairs(generated.reference.images[name], collection).compute(networks.paired, work)
     work.ranks.wait()
 
 
@@ -177,13 +197,13 @@ def _candidate(
     options: ModelOptions | None,
 ) -> Entry:
     try:
-        subject, own = open_candidate(name, source, reference, protocol.plan, protocol.choice, options=options)
-        require_alike(pipe, own)
+        subject, quantized = open_candidate(name, source, reference, protocol.plan, protocol.choice, options=options)
+        require_alike(pipe, quantized)
     except ValueError as error:
         return Entry(None, name, problem=str(error))
-    own = protocol.choice.place(with_scheduler_of(own, pipe))
+    quantized = protocol.choice.place(with_scheduler_of(quantized, pipe))
     made_by = {"model": subject.digest, "runtime": subject.runtime, **protocol.facts(pipe)}
-    return Entry(subject, name, _fill(own, made_by, protocol, protocol.seeds, root / _folder(name), work))
+    return Entry(subject, name, _fill(quantized, made_by, protocol, protocol.seeds, root / _folder(name), work))
 
 
 def _fill(
@@ -193,7 +213,7 @@ def _fill(
     seeds: Sequence[int],
     root: Path,
     work: Work,
-) -> dict[str, Collection]:
+) -> dict[str, ImageSets]:
     collections = {}
     for prompts in protocol.sets:
         count = protocol.count(prompts)
@@ -210,26 +230,11 @@ def _fill(
                 ranks=work.ranks,
                 progress=work.progress,
             )
-        collections[prompts.name] = Collection(tuple(opened), count)
+        collections[prompts.name] = ImageSets(tuple(opened), count)
     work.ranks.wait()
     return collections
 
 
 def _folder(name: str) -> str:
-    """A candidate's name as a folder's: letters, digits, dot and hyphen."""
+    """Turns a candidate's name into a folder's: letters, digits, dot and hyphen."""
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "candidate"
-
-
-def plan_facts(pipe: DiffusionPipeline, plan: SamplingPlan) -> dict[str, Any]:
-    """What of a plan decides pictures, as JSON values.
-
-    Of the scheduler, its configuration too: two of one class may step differently.
-    """
-    scheduler = {key: value for key, value in dict(pipe.scheduler.config).items() if not key.startswith("_")}
-    return {
-        "steps": plan.steps,
-        "guidance_scale": plan.guidance_scale,
-        "scheduler": type(pipe.scheduler).__name__,
-        "scheduler_config": scheduler,
-        "arguments": dict(plan.arguments),
-    }

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bitbrush.bench.experiments.bench.figures import BenchFigures, EntryFigures, higher_is_better
-from bitbrush.bench.experiments.bench.qdiffbench import Pictures
+from bitbrush.bench.experiments.bench.qdiffbench import GeneratedImages
 from bitbrush.bench.experiments.bench.verdict import Level
 from bitbrush.bench.metrics.interval import Interval
 from bitbrush.bench.metrics.paired import LATENT_MSE, PSNR, SSIM
@@ -54,23 +54,23 @@ _FIGURES_ABOUT = (
 )
 
 
-def render_report(document: Mapping[str, Any], figures: BenchFigures, pictures: Pictures) -> str:
+def render_report(document: Mapping[str, Any], figures: BenchFigures, generated: GeneratedImages) -> str:
     """Renders the page as HTML.
 
     Args:
         document: Content of ``results.json``.
         figures: Figures that it was made of.
-        pictures: Images that they were computed from.
+        generated: Images that they were computed from.
     """
     measured = [one for one in figures.candidates if one.sets]
-    first_image = next(iter(pictures.reference.pictures.values())).image(0)
+    first_image = next(iter(generated.reference.images.values())).image(0)
     page = Page(
         title=f"QDiffBench: {document['reference']['source']}",
         verdict=_verdict(figures.candidates),
         facts=dict(_facts(document)),
         command=document["command"],
         images_about=f"Each row starts from the same noise. {size_note(first_image)}".strip(),
-        galleries=list(_galleries(document, measured, pictures)) if measured else [],
+        galleries=list(_galleries(document, measured, generated)) if measured else [],
         quality=_quality(document, figures, measured),
         tables=[_table_section(document, figures, measured)],
         plots=PlotSection("Error over the steps", list(_step_plots(figures, measured))),
@@ -91,9 +91,11 @@ def _verdict(candidates: Sequence[EntryFigures]) -> str:
     return "; ".join(parts) + "."
 
 
-def _galleries(document: Mapping[str, Any], measured: Sequence[EntryFigures], pictures: Pictures) -> Iterator[Gallery]:
+def _galleries(
+    document: Mapping[str, Any], measured: Sequence[EntryFigures], generated: GeneratedImages
+) -> Iterator[Gallery]:
     for prompt_set in document["protocol"]["prompt_sets"]:
-        rows = _Rows(prompt_set["name"], measured, pictures)
+        rows = _Rows(prompt_set["name"], measured, generated)
         groups = [
             ImageGroup("Usual pairs", "the first prompts, not chosen", list(rows.usual())),
             ImageGroup("Worst pairs", "the lowest SSIM of each candidate, and broken images", list(rows.worst())),
@@ -104,9 +106,9 @@ def _galleries(document: Mapping[str, Any], measured: Sequence[EntryFigures], pi
 class _Rows:
     """Rows of images of one prompt set."""
 
-    def __init__(self, name: str, measured: Sequence[EntryFigures], pictures: Pictures) -> None:
+    def __init__(self, name: str, measured: Sequence[EntryFigures], generated: GeneratedImages) -> None:
         self._name, self._measured = name, measured
-        self._reference = pictures.reference.pictures[name]
+        self._reference = generated.reference.images[name]
 
     def usual(self) -> Iterator[ImageRow]:
         for index in range(min(USUAL, len(self._reference.prompts))):
@@ -134,7 +136,7 @@ class _Rows:
         for candidate in self._measured:
             figures = candidate.sets[self._name]
             decibels, similarity = (float(figures.values[metric][index]) for metric in (PSNR, SSIM))
-            image = candidate.entry.pictures[self._name].image(index)
+            image = candidate.entry.images[self._name].image(index)
             note = f"{decibels:.1f} dB · SSIM {similarity:.3f}"
             tiles.append(Tile(candidate.entry.name, image, note, figures.defects.get(index, "")))
         note = f"{self._name} {index}, seed {self._reference.seed(index)}"

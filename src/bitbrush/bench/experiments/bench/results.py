@@ -1,91 +1,116 @@
-"""``results.json``: everything a benchmark found, and what one has to know to find it again."""
+"""``results.json`` and ``results.csv`` of a benchmark."""
 
-import json
-import math
-import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import Any
 
-import torch
-
 from bitbrush.bench.experiments.bench.figures import BenchFigures, EntryFigures, SetFigures
-from bitbrush.bench.experiments.bench.qdiffbench import Entry, Pictures, Protocol
+from bitbrush.bench.experiments.bench.qdiffbench import Entry, GeneratedImages, Protocol
 from bitbrush.bench.experiments.bench.verdict import RULE
 from bitbrush.bench.experiments.candidates import Subject
+from bitbrush.bench.experiments.results import results_document
+from bitbrush.bench.experiments.value_table import Row, TableImages, value_rows
 from bitbrush.bench.metrics.interval import Interval
+from bitbrush.bench.metrics.registry import Metric, PairedMetric
 from bitbrush.bench.networks.chosen import Networks
 
-SCHEMA_VERSION = 1
+EXPERIMENT = "bench"
 
 
-def results_document(
-    figures: BenchFigures, pictures: Pictures, protocol: Protocol, networks: Networks, command: str
+def bench_results(
+    figures: BenchFigures, generated: GeneratedImages, protocol: Protocol, networks: Networks, command: str
 ) -> dict[str, Any]:
-    """As JSON values. The figures depend on pictures and networks alone, not on who computed them."""
-    reference = pictures.reference.subject
+    """Returns the results as JSON values.
+
+    The figures depend on images and networks alone, not on which process computed them.
+    """
+    reference = generated.reference.subject
     assert reference is not None
-    document: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "command": command,
-        "protocol": {
-            "steps": protocol.plan.steps,
-            "guidance_scale": protocol.plan.guidance_scale,
-            "scheduler": pictures.scheduler,
-            "denoiser_calls": pictures.calls,
-            "seeds": list(protocol.seeds),
-            "floor_seeds": list(protocol.floor_seeds),
-            "batch_size": protocol.batch_size,
-            "confidence": 0.95,
-            "verdict_rule": RULE,
-            "prompt_sets": [
-                {"name": one.name, "domain": one.domain.value, "prompts": protocol.count(one), "of": len(one.prompts)}
-                for one in protocol.sets
-            ],
-        },
+    content = {
         "networks": _networks(networks),
+        "metrics": [_metric(metric) for metric in networks.metrics],
         "absent": [] if networks.lpips else ["LPIPS: no weights were given (--lpips)"],
         "reference": {
             **_subject(reference),
             "sets": _sets(figures.reference),
             "together": _intervals(figures.together),
         },
-        "floor": {"name": pictures.floor.name, **_figures(figures.floor)},
-        "candidates": [_candidate(one) for one in figures.candidates],
-        "versions": versions(),
+        "floor": {"name": generated.floor.name, **_figures(figures.floor)},
+        "candidates": [_candidate(candidate) for candidate in figures.candidates],
     }
-    found: dict[str, Any] = finite(document)  # the median of few images has no interval
-    return found
+    facts = _protocol(reference.source, generated, protocol)
+    return results_document(EXPERIMENT, command=command, protocol=facts, content=content)
 
 
-def results_text(document: Mapping[str, Any]) -> str:
-    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+def bench_rows(figures: BenchFigures, generated: GeneratedImages) -> Iterator[Row]:
+    """Yields a row for each image, candidate and metric, full precision and another seed included."""
+    measured = [(generated.reference.name, generated.reference, figures.reference)]
+    measured += [(entry.entry.name, entry.entry, entry.sets) for entry in (figures.floor, *figures.candidates)]
+    for name, entry, sets in measured:
+        for prompt_set, of_set in sets.items():
+            collection = entry.images[prompt_set]
+            seeds = [collection.seed(index) for index in range(len(collection.prompts))]
+            images = TableImages(prompt_set, collection.prompts, seeds)
+            yield from value_rows(EXPERIMENT, name, images, of_set.image_values)
+
+
+def _protocol(model: str, generated: GeneratedImages, protocol: Protocol) -> dict[str, Any]:
+    return {
+        "model": model,
+        "steps": protocol.plan.steps,
+        "guidance_scale": protocol.plan.guidance_scale,
+        "scheduler": generated.scheduler,
+        "arguments": dict(protocol.plan.arguments),
+        "denoiser_calls": generated.calls,
+        "seeds": list(protocol.seeds),
+        "floor_seeds": list(protocol.floor_seeds),
+        "batch_size": protocol.batch_size,
+        "confidence": 0.95,
+        "verdict_rule": RULE,
+        "prompt_sets": [
+            {
+                "name": prompt_set.name,
+                "domain": prompt_set.domain.value,
+                "prompts": protocol.count(prompt_set),
+                "of": len(prompt_set.prompts),
+            }
+            for prompt_set in protocol.sets
+        ],
+    }
 
 
 def _networks(networks: Networks) -> list[dict[str, str]]:
-    used = [("features", networks.extractor), ("text-image matching", networks.clip)]
-    named = [{"use": use, "name": one.name, "sha256": one.digest} for use, one in used]
+    uses = [("features", networks.extractor), ("text-image matching", networks.clip)]
+    entries = [{"use": use, "name": network.name, "sha256": network.digest} for use, network in uses]
     if networks.lpips:
-        named.append({"use": "perceptual distance", "name": networks.lpips.name, "sha256": networks.lpips.digest})
-    return named
+        entries.append({"use": "perceptual distance", "name": networks.lpips.name, "sha256": networks.lpips.digest})
+    return entries
 
 
-def _candidate(one: EntryFigures) -> dict[str, Any]:
-    entry: Entry = one.entry
-    told = _subject(entry.subject) if entry.subject else {"name": entry.name}
+def _metric(metric: Metric) -> dict[str, Any]:
     return {
-        **told,
-        "problem": entry.problem,
-        "verdict": {"level": one.verdict.level.value, "reasons": list(one.verdict.reasons)} if one.verdict else None,
-        **_figures(one),
-        "gaps": _intervals(one.gaps),
+        "name": metric.name,
+        "kind": "paired" if isinstance(metric, PairedMetric) else "image",
+        "higher_is_better": metric.higher_is_better,
+        "version": metric.version,
     }
 
 
-def _figures(one: EntryFigures) -> dict[str, Any]:
-    """``together``: over the pictures of all prompt sets; empty where there is one set."""
-    return {"sets": _sets(one.sets), "together": _intervals(one.together)}
+def _candidate(figures: EntryFigures) -> dict[str, Any]:
+    entry: Entry = figures.entry
+    verdict = figures.verdict
+    return {
+        **(_subject(entry.subject) if entry.subject else {"name": entry.name}),
+        "problem": entry.problem,
+        "verdict": {"level": verdict.level.value, "reasons": list(verdict.reasons)} if verdict else None,
+        **_figures(figures),
+        "gaps": _intervals(figures.gaps),
+    }
+
+
+def _figures(figures: EntryFigures) -> dict[str, Any]:
+    """Returns figures by prompt set, and ``together`` over the images of all sets; empty where there is one set."""
+    return {"sets": _sets(figures.sets), "together": _intervals(figures.together)}
 
 
 def _subject(subject: Subject) -> dict[str, Any]:
@@ -95,12 +120,12 @@ def _subject(subject: Subject) -> dict[str, Any]:
 def _sets(sets: Mapping[str, SetFigures]) -> dict[str, Any]:
     return {
         name: {
-            "figures": _intervals(one.figures),
-            "latent_mse_by_step": [_interval(step) for step in one.latent_mse],
-            "defects": {str(index): defect for index, defect in sorted(one.defects.items())},
-            "worst_pairs": list(one.worst),
+            "figures": _intervals(of_set.figures),
+            "latent_mse_by_step": [_interval(step) for step in of_set.latent_mse],
+            "defects": {str(index): defect for index, defect in sorted(of_set.defects.items())},
+            "worst_pairs": list(of_set.worst),
         }
-        for name, one in sets.items()
+        for name, of_set in sets.items()
     }
 
 
@@ -110,31 +135,3 @@ def _intervals(figures: Mapping[str, Interval]) -> dict[str, dict[str, float]]:
 
 def _interval(interval: Interval) -> dict[str, float]:
     return asdict(interval)
-
-
-def versions() -> dict[str, str]:
-    packages: Sequence[str] = ("bitbrush", "torch", "diffusers", "transformers", "numpy")
-    return {
-        **{name: version(name) for name in packages},
-        "python": platform.python_version(),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-    }
-
-
-def finite(value: Any) -> Any:
-    """JSON values of ``value``, numbers that are not finite (ends of intervals that do not exist) being None."""
-    match value:
-        case float():
-            return value if math.isfinite(value) else None
-        case dict():
-            return {key: finite(one) for key, one in value.items()}
-        case list() | tuple():
-            return [finite(one) for one in value]
-        case _:
-            return value
-
-
-def interval_of(told: Mapping[str, Any]) -> Interval:
-    """An interval of ``results.json``, in which :func:`finite` left out ends that do not exist."""
-    low, high = told["low"], told["high"]
-    return Interval(told["mean"], -math.inf if low is None else low, math.inf if high is None else high, told["n"])

@@ -1,4 +1,4 @@
-"""A whole benchmark: pictures, figures, ``results.json``, ``report.html``."""
+"""Benchmark from start to end: images, figures, results, page."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,10 +10,12 @@ import torch
 from bitbrush.bench.experiments.bench.figures import bench_figures
 from bitbrush.bench.experiments.bench.qdiffbench import Protocol, compute_all, generate_all
 from bitbrush.bench.experiments.bench.report import render_report
-from bitbrush.bench.experiments.bench.results import results_document, results_text
-from bitbrush.bench.experiments.candidates import plan_for
+from bitbrush.bench.experiments.bench.results import bench_results, bench_rows
 from bitbrush.bench.experiments.folders import require_own
-from bitbrush.bench.images.collection import Work
+from bitbrush.bench.experiments.protocol import plan_for
+from bitbrush.bench.experiments.results import results_text
+from bitbrush.bench.experiments.value_table import VALUES, write_values
+from bitbrush.bench.images.image_values import Work
 from bitbrush.bench.networks.chosen import Networks, load_networks
 from bitbrush.runtime.choose import runtime_named
 from bitbrush.session.disk import write_whole
@@ -38,20 +40,35 @@ def benchmark(
     progress: Progress = silent,
     **protocol: Any,
 ) -> dict[str, Any]:
-    """``bitbrush bench`` from Python, its options under the same names: writes ``directory`` and gives the results.
+    """Benchmarks candidates against full precision, as ``bitbrush bench`` does, and writes ``directory``.
 
-    ``candidates``: artifacts or models by name; ``options``: revision, variant and LoRAs with which the reference is
-    loaded; ``protocol``: what :func:`bench_protocol` takes. Where torchrun started
-    several processes, each calls this, and the first alone is given the results. Raises ValueError as
-    :func:`run_bench`, and for prompts or networks that cannot be loaded.
+    Where torchrun started several processes, each calls this function, and only the first gets the results.
+
+    Args:
+        reference: Full-precision model: bundled name, folder or hub id.
+        candidates: Artifacts or models by name.
+        directory: Output folder for ``results.json``, ``results.csv``, ``report.html`` and images.
+        clip: CLIP model: bundled name, folder or hub id.
+        feature_extractor: Network for distances between sets: a CLIP, or torch-fidelity's Inception (.pth).
+        lpips: Weights of LPIPS; None leaves it out.
+        pictures: Folder of images that benchmarks share; by default in ``directory``.
+        options: Revision, variant and LoRAs with which the reference is loaded.
+        progress: Callback that receives progress reports.
+        **protocol: Arguments of :func:`bench_protocol`: prompts, num_images, seeds, steps and so on.
+
+    Returns:
+        The content of ``results.json``.
+
+    Raises:
+        ValueError: The reference, prompts or networks cannot be loaded, or ``directory`` contains something else.
     """
     root = Path(directory)
     require_bench_folder(root)
     chosen = bench_protocol(reference, candidates.values(), **protocol)
     networks = load_networks(reference, clip=clip, feature_extractor=feature_extractor, lpips=lpips)
     place = None if pictures is None else Path(pictures)
-    with ranks() as own:
-        work = Work(own, progress if own.leads else silent)
+    with ranks() as processes:
+        work = Work(processes, progress if processes.leads else silent)
         return run_bench(reference, candidates, chosen, networks, root, work, pictures=place, options=options)
 
 
@@ -74,18 +91,40 @@ def bench_protocol(
     dtype: str | torch.dtype | None = None,
     memory: str = "expanded",
 ) -> Protocol:
-    """From what a caller gives: without prompts the bundled sets, without a plan the first artifact's.
+    """Builds the settings of a benchmark: by default the bundled prompt sets and the first artifact's plan.
 
-    ``inputs``: pictures (and masks) that the pipeline starts from, by its own names for them, used in turn.
+    Args:
+        reference: Full-precision model.
+        candidates: Sources of the candidates.
+        prompts: Held-out prompts of the calibration style: bundled sets or files.
+        unseen_prompts: Prompts of another style.
+        num_images: Images of each prompt set and seed.
+        seeds: Seeds; as many more make the floor.
+        batch_size: Prompts per denoiser call.
+        latents: Images of each set that store their latents of every step.
+        steps: Denoising steps.
+        guidance_scale: Guidance.
+        scheduler: Scheduler.
+        pipeline_arguments: Further arguments of the pipeline's call.
+        inputs: Images and masks that the pipeline starts from, by its argument names, used in turn.
+        runtime: Runtime of the artifacts.
+        dtype: Type between the integer products.
+        memory: Whether weights are expanded or stay packed.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ValueError: A value is invalid, or prompts cannot be read.
     """
-    given = {
+    keys = {
         "steps": steps,
         "guidance_scale": guidance_scale,
         "scheduler": scheduler,
         "pipeline_arguments": pipeline_arguments,
     }
     return Protocol(
-        plan=plan_for(candidates, given),
+        plan=plan_for(candidates, keys),
         sets=bench_sets(prompts, unseen_prompts, reference),
         num_images=num_images,
         seeds=tuple(seeds),
@@ -97,8 +136,12 @@ def bench_protocol(
 
 
 def require_bench_folder(directory: Path) -> None:
-    """Raises ValueError if something stands at ``directory`` that no benchmark wrote."""
-    require_own(directory, (RESULTS, REPORT, PICTURES), "benchmark")
+    """Checks that ``directory`` is free or written by a benchmark.
+
+    Raises:
+        ValueError: It contains something else.
+    """
+    require_own(directory, (RESULTS, VALUES, REPORT, PICTURES), "benchmark")
 
 
 def run_bench(
@@ -113,21 +156,37 @@ def run_bench(
     options: ModelOptions | None = None,
     command: str = "",
 ) -> dict[str, Any]:
-    """Benchmarks ``candidates`` (sources by name) against ``reference`` and writes ``directory``; gives the results.
+    """Benchmarks candidates and writes ``directory``.
 
-    ``pictures``: where pictures are kept and found again, ``directory/pictures`` if not given; ``options``: with which
-    the reference is loaded. Every process of
-    ``work.ranks`` makes its share of pictures and features; the first puts the figures together and writes.
-    Raises ValueError if the reference cannot be loaded, or ``directory`` holds something else.
+    Every process of ``work.ranks`` computes its share of images and features; the first one computes the figures and
+    writes.
+
+    Args:
+        reference: Full-precision model.
+        candidates: Sources by name.
+        protocol: Settings.
+        networks: Networks and further metrics.
+        directory: Output folder.
+        work: Processes and progress.
+        pictures: Folder of the images; by default ``directory/pictures``.
+        options: Loading options of the reference.
+        command: Command line.
+
+    Returns:
+        The content of ``results.json`` in the first process, nothing in others.
+
+    Raises:
+        ValueError: The reference cannot be loaded, or ``directory`` contains something else.
     """
     require_bench_folder(directory)
-    made = generate_all(reference, candidates, protocol, pictures or directory / PICTURES, work, options=options)
-    compute_all(made, networks, work)
+    generated = generate_all(reference, candidates, protocol, pictures or directory / PICTURES, work, options=options)
+    compute_all(generated, networks, work)
     document: dict[str, Any] = {}
     if work.ranks.leads:
-        figures = bench_figures(made, protocol.sets, networks, work.progress)
-        document = results_document(figures, made, protocol, networks, command)
+        figures = bench_figures(generated, protocol.sets, networks, work.progress)
+        document = bench_results(figures, generated, protocol, networks, command)
+        write_values(bench_rows(figures, generated), directory / VALUES)
         write_whole(results_text(document), directory / RESULTS)
-        write_whole(render_report(document, figures, made), directory / REPORT)
+        write_whole(render_report(document, figures, generated), directory / REPORT)
     work.ranks.wait()
     return document

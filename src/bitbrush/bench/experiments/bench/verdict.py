@@ -1,4 +1,4 @@
-"""Whether to ship: the grades that a candidate's figures leave open, by a rule that is stated with it."""
+"""Verdict on a candidate: the grades that its figures leave open, by a rule that is stated with it."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -9,17 +9,17 @@ from bitbrush.bench.metrics.counts import FEWEST_DECIDING, chance_of_as_many, sh
 from bitbrush.bench.metrics.interval import Interval
 
 ALIKE_SSIM = 0.95
-"""A pair with at least this SSIM is counted as alike."""
+"""Smallest SSIM of a pair that counts as alike."""
 ALIKE_SHARE, MOST = 0.9, 0.5
-"""Shares of pairs alike: from the one on a candidate is indistinguishable, below the other clearly worse."""
+"""Shares of pairs alike from which a candidate is indistinguishable, and below which it is clearly worse."""
 MATCH_LOSS, SLIGHT_MATCH_LOSS = 0.02, 0.005
-"""Shares of the reference's CLIP score whose loss is a clear, and a slight one."""
+"""Shares of the reference's CLIP score whose loss is clear, and slight."""
 BROKEN_SHARE = 0.01
-"""A candidate may have up to this share of broken images more, as far as the figures go, and be fine."""
+"""Share of additional broken images that a candidate may have."""
 SIGNIFICANCE = 0.025
-"""One-sided, as the end of a 95 % interval."""
+"""One-sided significance, as of one end of a 95 % interval."""
 MANY_IMAGES = 20_000
-"""More images are not proposed to anyone."""
+"""Largest number of images that a verdict proposes."""
 
 RULE = (
     "Three grades; a candidate has those that the 95 % intervals leave open in its worst prompt set. "
@@ -37,13 +37,15 @@ RULE = (
 
 
 class Grade(IntEnum):
+    """Grade of a candidate, better ones first."""
+
     INDISTINGUISHABLE = 0
     SLIGHTLY_WORSE = 1
     CLEARLY_WORSE = 2
 
 
 class Level(StrEnum):
-    """Names of the ranges of grades that may be open."""
+    """Name of a range of grades that may be open."""
 
     INDISTINGUISHABLE = "indistinguishable"
     AT_MOST_SLIGHTLY_WORSE = "at most slightly worse"
@@ -65,11 +67,17 @@ _LEVELS = {
 
 @dataclass(frozen=True)
 class Evidence:
-    """The figures of one prompt set that count.
+    """Figures of one prompt set that a verdict considers.
 
-    ``alike``: the share of pairs, with its exact interval. ``match``: the CLIP score's paired difference.
-    ``broken``: black or constant images of the candidate alone; ``reference_broken``: of the reference alone.
-    ``nan``: images with NaN latents that the reference does not have.
+    Args:
+        alike: Share of pairs alike with its exact interval.
+        distance: Distance of the candidate's set of images from the reference's.
+        floor: The same distance of another seed.
+        match: Paired difference of the CLIP score.
+        reference_match: CLIP score of the reference.
+        broken: Number of black or constant images of the candidate alone.
+        reference_broken: Number of those of the reference alone.
+        nan: Number of images with NaN latents that the reference does not have.
     """
 
     alike: Interval
@@ -84,7 +92,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The level, and what led there: for the best one what was looked at."""
+    """Level with its reasons; those of the best level are the figures that were considered."""
 
     level: Level
     reasons: tuple[str, ...]
@@ -92,7 +100,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class _Finding:
-    """The grades from ``best`` to ``worst`` that one figure leaves open, and the figure in words."""
+    """Grades from ``best`` to ``worst`` that one figure leaves open, and the figure in words."""
 
     best: Grade
     worst: Grade
@@ -100,20 +108,20 @@ class _Finding:
 
 
 def verdict(evidence: Mapping[str, Evidence]) -> Verdict:
-    """The level by :data:`RULE`, from the evidence of every prompt set."""
+    """Judges a candidate by :data:`RULE` from the evidence of every prompt set."""
     findings = {name: list(_findings(of_set)) for name, of_set in evidence.items()}
     best = max(finding.best for of_set in findings.values() for finding in of_set)
     worst = max(finding.worst for of_set in findings.values() for finding in of_set)
     if worst is Grade.INDISTINGUISHABLE:
-        kept = [f"{name}: {of_set[0].text}" for name, of_set in findings.items()]
-        return Verdict(Level.INDISTINGUISHABLE, tuple(kept))
-    told = [(name, finding) for name, of_set in findings.items() for finding in of_set]
-    deciding = [one for one in told if one[1].best is worst] or [one for one in told if one[1].worst > 0]
+        reasons = [f"{name}: {of_set[0].text}" for name, of_set in findings.items()]
+        return Verdict(Level.INDISTINGUISHABLE, tuple(reasons))
+    pairs = [(name, finding) for name, of_set in findings.items() for finding in of_set]
+    deciding = [pair for pair in pairs if pair[1].best is worst] or [pair for pair in pairs if pair[1].worst > 0]
     return Verdict(_LEVELS[best, worst], tuple(f"{name}: {finding.text}" for name, finding in deciding))
 
 
 def _findings(evidence: Evidence) -> Iterator[_Finding]:
-    """What each figure of a set says, the share of pairs alike first."""
+    """Yields the finding of each figure of a set, the share of pairs alike first."""
     images = evidence.alike.n
     if images < FEWEST_DECIDING:
         text = f"{evidence.alike.mean:.0%} of {images} pairs alike; fewer than {FEWEST_DECIDING} images decide nothing"
@@ -142,7 +150,7 @@ def _share_grade(share: float) -> Grade:
 
 
 def images_needed(share: Interval) -> int | None:
-    """How many images would leave one grade open if the share of pairs alike stayed; None where too many."""
+    """Estimates the images that would leave one grade open at this share of pairs alike; None for too many."""
     images = max(FEWEST_DECIDING, share.n + 1)
     while images <= MANY_IMAGES:
         interval = share_interval(round(share.mean * images), images)
@@ -176,10 +184,10 @@ def _match_grade(loss: float) -> Grade:
     return Grade.SLIGHTLY_WORSE if loss > SLIGHT_MATCH_LOSS else Grade.INDISTINGUISHABLE
 
 
-def _broken(own: int, reference: int, images: int) -> _Finding:
-    text = f"{own} of {images} images are black or constant in it alone, {reference} in the reference alone"
-    if images >= FEWEST_DECIDING and chance_of_as_many(own, reference) <= SIGNIFICANCE:
+def _broken(candidate: int, reference: int, images: int) -> _Finding:
+    text = f"{candidate} of {images} images are black or constant in it alone, {reference} in the reference alone"
+    if images >= FEWEST_DECIDING and chance_of_as_many(candidate, reference) <= SIGNIFICANCE:
         return _Finding(Grade.CLEARLY_WORSE, Grade.CLEARLY_WORSE, text)
-    most = share_interval(own, images).high - share_interval(reference, images).low
-    excluded = own <= reference or most < BROKEN_SHARE
+    most = share_interval(candidate, images).high - share_interval(reference, images).low
+    excluded = candidate <= reference or most < BROKEN_SHARE
     return _Finding(Grade.INDISTINGUISHABLE, Grade.INDISTINGUISHABLE if excluded else Grade.CLEARLY_WORSE, text)

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from bitbrush.artifact.sizes import MIB
-from bitbrush.bench.experiments.demo.results import BASELINE, METHOD, OTHER_SEED, DemoRun, versions
+from bitbrush.bench.experiments.demo.results import BASELINE, METHOD, OTHER_SEED, DemoRun
+from bitbrush.bench.experiments.results import versions
 from bitbrush.bench.metrics.counts import FEWEST_DECIDING
 from bitbrush.bench.metrics.interval import Interval, bootstrap_difference, bootstrap_mean
 from bitbrush.bench.metrics.paired import LATENT_MSE, PSNR

@@ -1,25 +1,26 @@
 """Runs of the demo, their metrics, and its ``results.json``."""
 
-import json
-import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from importlib.metadata import version
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bitbrush.artifact.sizes import DenoiserSizes
+from bitbrush.bench.experiments.protocol import plan_entries
+from bitbrush.bench.experiments.results import results_document, results_text
+from bitbrush.bench.experiments.value_table import Row, TableImages, value_rows
 from bitbrush.bench.images.generation import Generated
+from bitbrush.bench.images.paired_runs import latent_mse_by_step, paired_metrics
 from bitbrush.bench.metrics.interval import bootstrap_mean
-from bitbrush.bench.metrics.paired import latent_mse_by_step, paired_metrics
 from bitbrush.quantization.quantize import Quantization
 
 BASELINE, METHOD = "rtn", "best"
 """Methods that the demo compares: round-to-nearest and the default."""
 OTHER_SEED = "other seed"
-SCHEMA_VERSION = 2
+COMMAND = "bitbrush demo"
+EXPERIMENT = "demo"
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,7 @@ class DemoRun:
 
 def demo_results(run: DemoRun) -> str:
     """Serializes all figures of the page, and those behind it, as JSON."""
-    results = {
-        "schema_version": SCHEMA_VERSION,
-        "model": run.model,
-        "seed": run.seed,
-        "pairs": {style: len(prompts) for style, prompts in run.prompts.items()},
+    content = {
         "denoiser_bytes": {name: asdict(sizes) for name, sizes in run.sizes.items()},
         "recipes": {name: quantization.recipe.to_dict() for name, quantization in run.quantized.items()},
         "metrics": {
@@ -86,12 +83,22 @@ def demo_results(run: DemoRun) -> str:
             name: {stage: vars(cost) for stage, cost in quantization.costs.items()}
             for name, quantization in run.quantized.items()
         },
-        "versions": versions(),
     }
-    return json.dumps(results, indent=1) + "\n"
+    source, plan = run.quantized[METHOD].source, run.quantized[METHOD].recipe.plan
+    protocol = {
+        "model": run.model,
+        **plan_entries(source, plan),
+        "seed": run.seed,
+        "prompt_sets": [{"name": style, "prompts": len(prompts)} for style, prompts in run.prompts.items()],
+    }
+    return results_text(results_document(EXPERIMENT, command=COMMAND, protocol=protocol, content=content))
 
 
-def versions() -> dict[str, str]:
-    """Returns the versions that decide the figures."""
-    packages = {name: version(name) for name in ("bitbrush", "torch", "diffusers", "transformers")}
-    return {**packages, "Python": platform.python_version()}
+def demo_rows(run: DemoRun) -> Iterator[Row]:
+    """Yields a row for each image, candidate and metric, another seed included."""
+    for name, styles in run.metrics.items():
+        seed = run.seed + (name == OTHER_SEED)
+        for style, metrics in styles.items():
+            images = TableImages(style, run.prompts[style], [seed] * len(run.prompts[style]))
+            values = {metric: of_images.tolist() for metric, of_images in metrics.items()}
+            yield from value_rows(EXPERIMENT, name, images, values)

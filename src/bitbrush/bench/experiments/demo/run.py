@@ -12,8 +12,9 @@ from bitbrush.artifact.manifest import read_manifest
 from bitbrush.artifact.sizes import denoiser_sizes
 from bitbrush.artifact.store import load, save
 from bitbrush.bench.experiments.demo.page import demo_page
-from bitbrush.bench.experiments.demo.results import BASELINE, METHOD, DemoRun, demo_results
+from bitbrush.bench.experiments.demo.results import BASELINE, METHOD, DemoRun, demo_results, demo_rows
 from bitbrush.bench.experiments.folders import require_own
+from bitbrush.bench.experiments.value_table import VALUES, write_values
 from bitbrush.bench.images.generation import Generated, generate, generating_work
 from bitbrush.bench.pages.page import render_page
 from bitbrush.methods import METHODS
@@ -68,7 +69,7 @@ def run_demo(
         ValueError: ``directory`` holds something else than a demo.
     """
     artifacts = {name: directory / f"{MODEL}-{name}" for name in (BASELINE, METHOD)}
-    require_own(directory, (PAGE, RESULTS, *(path.name for path in artifacts.values())), "demo")
+    require_own(directory, (PAGE, RESULTS, VALUES, *(path.name for path in artifacts.values())), "demo")
     directory.mkdir(parents=True, exist_ok=True)
     pipe, recipes = load_full_precision(MODEL), _recipes(keys)
     progress = planned(progress, lambda: _works(pipe, recipes, pairs))
@@ -86,6 +87,7 @@ def run_demo(
         other_seed=_generate(pipe, _batches(pairs, SEED + 1), plan, progress),
         candidates={name: _generate(other, batches, plan, progress) for name, other in pipes.items()},
     )
+    write_values(demo_rows(run), directory / VALUES)
     write_whole(demo_results(run), directory / RESULTS)
     write_whole(render_page(demo_page(run)), directory / PAGE)
     return directory / PAGE

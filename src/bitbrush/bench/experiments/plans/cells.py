@@ -6,82 +6,73 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from bitbrush.bench.experiments import cell_store
+from bitbrush.bench.experiments.cell_store import FailedCell, StoredCell, damaged
 from bitbrush.bench.experiments.plans.plan_list import Plan
-from bitbrush.bench.images.array_file import damaged, read_arrays, write_arrays
 
 WORST = 2
-"""So many pairs of every cell are kept for people to see: those that differ most."""
+"""Number of pairs of a cell that are stored for the page: those that differ most."""
+_PAIRS, _ARTIFACT, _RECALIBRATED = "pairs", "artifact", "recalibrated"
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How near a pipeline comes to full precision, picture by picture: ``(N,)`` each, PSNR in dB.
+    """Closeness of a pipeline to full precision.
 
-    ``pictures`` ``(WORST, H, W, 3)`` uint8: of the cell's worst pairs.
+    Args:
+        latent_mse: Latent MSE of each image, (N,).
+        psnr: PSNR of each image in dB, (N,).
+        images: Images of the cell's worst pairs, (WORST, H, W, 3) uint8.
     """
 
     latent_mse: NDArray[np.float64]
     psnr: NDArray[np.float64]
-    pictures: NDArray[np.uint8]
+    images: NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class PlanCell:
-    """``recalibrated``: the artifact with activations recalibrated for this plan, None where that was left out.
+    """Measurements of an artifact under one plan.
 
-    ``worst`` ``(WORST,)``: the artifact's pairs with the largest latent MSE, largest first; ``full`` their
-    full-precision pictures. ``is_calibrated``: this is the plan that the artifact is calibrated for.
+    Args:
+        planned: The plan.
+        artifact: Fidelity of the artifact.
+        recalibrated: Fidelity of the artifact recalibrated for this plan; None where that was left out.
+        worst: Indices of the artifact's pairs with the largest latent MSE, largest first, (WORST,).
+        full: Full-precision images of these pairs, (WORST, H, W, 3) uint8.
     """
 
     planned: Plan
-    is_calibrated: bool
     artifact: Fidelity
     recalibrated: Fidelity | None
     worst: NDArray[np.int64]
     full: NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
-class FailedCell:
-    """A plan that could not be measured, and why."""
-
-    planned: Plan
-    is_calibrated: bool
-    problem: str
-
-
 def write_cell(cell: PlanCell | FailedCell, path: Path) -> None:
-    """All of it, or nothing."""
-    arrays: dict[str, NDArray[np.generic]] = {}
-    metadata = {}
-    match cell:
-        case FailedCell():
-            metadata["problem"] = cell.problem
-        case PlanCell():
-            arrays = {"worst": cell.worst, "full": cell.full}
-            for name, one in (("artifact", cell.artifact), ("recalibrated", cell.recalibrated)):
-                if one is not None:
-                    arrays |= {f"{name}.{key}": value for key, value in vars(one).items()}
-    write_arrays(arrays, metadata, path)
+    """Writes a cell completely or not at all."""
+    if isinstance(cell, FailedCell):
+        cell_store.write_cell(cell, path)
+        return
+    groups = {_PAIRS: {"worst": cell.worst, "full": cell.full}, _ARTIFACT: vars(cell.artifact)}
+    if cell.recalibrated is not None:
+        groups[_RECALIBRATED] = vars(cell.recalibrated)
+    cell_store.write_cell(StoredCell(groups), path)
 
 
-def read_cell(planned: Plan, path: Path, *, is_calibrated: bool) -> PlanCell | FailedCell:
-    """Raises ValueError for a damaged file."""
-    arrays, facts = read_arrays(path)
+def read_cell(planned: Plan, path: Path) -> PlanCell | FailedCell:
+    """Reads the cell of a plan.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    stored = cell_store.read_cell(path)
+    if isinstance(stored, FailedCell):
+        return stored
+    groups = stored.groups
     try:
-        if "problem" in facts:
-            return FailedCell(planned, is_calibrated, facts["problem"])
-        return PlanCell(
-            planned=planned,
-            is_calibrated=is_calibrated,
-            artifact=_fidelity(arrays, "artifact"),
-            recalibrated=_fidelity(arrays, "recalibrated") if "recalibrated.psnr" in arrays else None,
-            worst=arrays["worst"],
-            full=arrays["full"],
-        )
+        artifact = Fidelity(**groups[_ARTIFACT])
+        recalibrated = Fidelity(**groups[_RECALIBRATED]) if _RECALIBRATED in groups else None
+        return PlanCell(planned, artifact, recalibrated, groups[_PAIRS]["worst"], groups[_PAIRS]["full"])
     except (KeyError, TypeError) as error:
         raise damaged(path, error) from error
-
-
-def _fidelity(arrays: dict[str, NDArray[np.generic]], name: str) -> Fidelity:
-    return Fidelity(**{key: arrays[f"{name}.{key}"] for key in Fidelity.__dataclass_fields__})  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The figures of `plans`: of every cell medians and means over the pictures, and what recalibrating would change."""
+"""Figures of `plans`: medians and means over images for every plan, and what recalibrating would change."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,17 +8,18 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from bitbrush.bench.experiments.plans.cells import FailedCell, Fidelity, PlanCell
+from bitbrush.bench.experiments.cell_store import FailedCell
+from bitbrush.bench.experiments.plans.cells import Fidelity, PlanCell
 from bitbrush.bench.experiments.plans.plan_list import Plan
 from bitbrush.bench.metrics.counts import FEWEST_DECIDING
 from bitbrush.bench.metrics.interval import Interval, bootstrap_mean, bootstrap_ratio, median_interval
 
 TOLERATED = 1.3
-"""The ratio of errors up to which a foreign plan counts as kept; above it recalibrating is advised."""
+"""Ratio of errors up to which another plan counts as kept; above it, recalibrating is advised."""
 
 
 class Standing(StrEnum):
-    """Whether a plan keeps the error within what is tolerated, as far as the ratio's interval tells."""
+    """Whether a plan keeps the error within the tolerated ratio, as far as the ratio's interval tells."""
 
     KEPT = "kept"
     LOST = "lost"
@@ -27,7 +28,7 @@ class Standing(StrEnum):
 
 @dataclass(frozen=True)
 class Spread:
-    """``median`` with its interval, whose ends are infinite below 6 pictures, and ``mean`` with its own."""
+    """Median, whose interval is infinite below 6 images, and mean."""
 
     median: Interval
     mean: Interval
@@ -35,13 +36,15 @@ class Spread:
 
 @dataclass(frozen=True)
 class FidelityFigures:
+    """Figures of a pipeline's closeness to full precision."""
+
     latent_mse: Spread
     psnr: Spread
 
 
 @dataclass(frozen=True)
 class Ratios:
-    """The artifact's latent MSE as a multiple of the recalibrated one's, over the same pictures."""
+    """Latent MSE of the artifact as a multiple of the recalibrated one's, over the same images."""
 
     of_medians: Interval
     of_means: Interval
@@ -49,7 +52,16 @@ class Ratios:
 
 @dataclass(frozen=True)
 class CellFigures:
-    """``recalibrated`` and ``ratios`` are None where nothing was recalibrated, all three where ``problem`` says why."""
+    """Figures of one plan.
+
+    Args:
+        planned: The plan.
+        is_calibrated: Whether the artifact is calibrated for this plan.
+        artifact: Figures of the artifact; None where it could not be measured.
+        recalibrated: Figures of the recalibrated artifact; None where nothing was recalibrated.
+        ratios: Ratios of their errors; None likewise.
+        problem: Why the plan could not be measured.
+    """
 
     planned: Plan
     is_calibrated: bool
@@ -59,31 +71,33 @@ class CellFigures:
     problem: str | None = None
 
 
-def cell_figures(cell: PlanCell | FailedCell) -> CellFigures:
+def cell_figures(planned: Plan, cell: PlanCell | FailedCell, *, calibrated: bool) -> CellFigures:
+    """Computes the figures of a plan's cell; ``calibrated``: the artifact is calibrated for this plan."""
     if isinstance(cell, FailedCell):
-        return CellFigures(cell.planned, cell.is_calibrated, problem=cell.problem)
-    again = cell.recalibrated
+        return CellFigures(planned, calibrated, problem=cell.problem)
+    recalibrated = cell.recalibrated
     return CellFigures(
-        cell.planned,
-        cell.is_calibrated,
+        planned,
+        calibrated,
         artifact=_figures(cell.artifact),
-        recalibrated=None if again is None else _figures(again),
-        ratios=None if again is None else _ratios(cell.artifact.latent_mse, again.latent_mse),
+        recalibrated=None if recalibrated is None else _figures(recalibrated),
+        ratios=None if recalibrated is None else _ratios(cell.artifact.latent_mse, recalibrated.latent_mse),
     )
 
 
 def standing(ratio: Interval) -> Standing:
+    """Judges a ratio of errors by its interval; fewer than 6 images leave it open."""
     if ratio.n >= FEWEST_DECIDING and ratio.high <= TOLERATED:
         return Standing.KEPT
     return Standing.LOST if ratio.n >= FEWEST_DECIDING and ratio.low > TOLERATED else Standing.OPEN
 
 
 def headline(figures: Sequence[CellFigures]) -> str:
-    """One sentence on the plans that the artifact was not calibrated for."""
-    ratios = [one.ratios.of_medians for one in figures if one.ratios]
+    """Sums up the plans that the artifact was not calibrated for in a sentence."""
+    ratios = [plan.ratios.of_medians for plan in figures if plan.ratios]
     if ratios:
         return _standings(ratios)
-    errors = [one.artifact.latent_mse.median.mean for one in figures if one.artifact]
+    errors = [plan.artifact.latent_mse.median.mean for plan in figures if plan.artifact]
     if not errors:
         return "No plan could be measured"
     return f"The median latent error lies between {min(errors):.2g} and {max(errors):.2g} over {len(errors)} plans"
@@ -91,7 +105,7 @@ def headline(figures: Sequence[CellFigures]) -> str:
 
 def _standings(ratios: Sequence[Interval]) -> str:
     count, images = Counter(map(standing, ratios)), ratios[0].n
-    kept, lost, undecided = (count[one] for one in (Standing.KEPT, Standing.LOST, Standing.OPEN))
+    kept, lost, undecided = (count[group] for group in (Standing.KEPT, Standing.LOST, Standing.OPEN))
     within = f"the latent error within {TOLERATED:g} times that of recalibrating"
     if undecided == len(ratios):
         return f"{images} images do not tell which of {undecided} other plans keep {within}"
@@ -104,16 +118,19 @@ def _standings(ratios: Sequence[Interval]) -> str:
     return "; ".join(parts)
 
 
-def _figures(one: Fidelity) -> FidelityFigures:
-    return FidelityFigures(_spread(one.latent_mse), _spread(one.psnr))
+def _figures(fidelity: Fidelity) -> FidelityFigures:
+    return FidelityFigures(_spread(fidelity.latent_mse), _spread(fidelity.psnr))
 
 
 def _spread(values: NDArray[np.float64]) -> Spread:
     return Spread(Interval(*median_interval(values), values.size), bootstrap_mean(values))
 
 
-def _ratios(own: NDArray[np.float64], again: NDArray[np.float64]) -> Ratios | None:
-    """None where a recalibrated picture has no error at all, and a ratio no meaning."""
-    if again.min() <= 0:
+def _ratios(errors: NDArray[np.float64], recalibrated: NDArray[np.float64]) -> Ratios | None:
+    """Computes the ratios; None where a recalibrated image has no error, so that a ratio has no meaning."""
+    if recalibrated.min() <= 0:
         return None
-    return Ratios(bootstrap_ratio(again, own, statistic=np.median), bootstrap_ratio(again, own))
+    return Ratios(
+        of_medians=bootstrap_ratio(recalibrated, errors, statistic=np.median),
+        of_means=bootstrap_ratio(recalibrated, errors),
+    )

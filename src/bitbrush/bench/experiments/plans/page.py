@@ -1,10 +1,12 @@
 """Page of `plans`: the worst pairs of each plan, quality against steps, a table coloured by what other plans cost."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from bitbrush.bench.experiments.plans.cells import FailedCell, PlanCell
+from bitbrush.bench.experiments.cell_store import FailedCell
+from bitbrush.bench.experiments.plans.cells import PlanCell
 from bitbrush.bench.experiments.plans.figures import TOLERATED, CellFigures, Standing, headline, standing
+from bitbrush.bench.experiments.plans.plan_list import Plan
 from bitbrush.bench.metrics.interval import Interval
 from bitbrush.bench.metrics.paired import LATENT_MSE, PSNR
 from bitbrush.bench.pages.images import size_note
@@ -65,7 +67,7 @@ def plans_page(
         command=command,
         about=[f"Calibrated for {facts['Calibrated for']}. Activation ranges are looked up by nearest noise level."],
         images_about=_images_about(measured),
-        galleries=list(_galleries(measured, prompts)),
+        galleries=list(_galleries(measured, prompts, {figure.planned for figure in figures if figure.is_calibrated})),
         quality=_quality(figures),
         tables=[_heat_section(figures, compared=compared), _figures_section(figures, compared=compared)],
     )
@@ -80,23 +82,23 @@ def _images_about(measured: Sequence[PlanCell]) -> str:
     ).strip()
 
 
-def _galleries(measured: Sequence[PlanCell], prompts: Sequence[str]) -> Iterator[Gallery]:
+def _galleries(measured: Sequence[PlanCell], prompts: Sequence[str], calibrated: Collection[Plan]) -> Iterator[Gallery]:
     """Yields one gallery for each scheduler; that of the calibrated plan, or else the first, is unfolded."""
     by_scheduler: dict[str, list[PlanCell]] = {}
     for cell in measured:
         by_scheduler.setdefault(str(cell.planned.plan.scheduler), []).append(cell)
-    calibrated = [name for name, cells in by_scheduler.items() if any(cell.is_calibrated for cell in cells)]
-    unfolded = next(iter([*calibrated, *by_scheduler]), "")
+    own = [str(planned.plan.scheduler) for planned in calibrated]
+    unfolded = next((name for name in [*own, *by_scheduler] if name in by_scheduler), "")
     for name, cells in by_scheduler.items():
         groups = [
-            ImageGroup(f"{cell.planned.plan.steps} steps", _calibrated(cell), list(_image_rows(cell, prompts)))
+            ImageGroup(
+                f"{cell.planned.plan.steps} steps",
+                "the calibrated plan" if cell.planned in calibrated else "",
+                list(_image_rows(cell, prompts)),
+            )
             for cell in cells
         ]
         yield Gallery(name, "", groups, folded=name != unfolded)
-
-
-def _calibrated(cell: PlanCell) -> str:
-    return "the calibrated plan" if cell.is_calibrated else ""
 
 
 def _image_rows(cell: PlanCell, prompts: Sequence[str]) -> Iterator[ImageRow]:
@@ -105,7 +107,7 @@ def _image_rows(cell: PlanCell, prompts: Sequence[str]) -> Iterator[ImageRow]:
         tiles = [Tile("full precision", cell.full[place])]
         for name, fidelity in models.items():
             if fidelity is not None:
-                tiles.append(Tile(name, fidelity.pictures[place], f"{fidelity.psnr[index]:.1f} dB"))
+                tiles.append(Tile(name, fidelity.images[place], f"{fidelity.psnr[index]:.1f} dB"))
         error = format_number(float(cell.artifact.latent_mse[index]), digits=2)
         yield ImageRow(prompts[index], "", tiles, f"{LATENT_MSE} {error}")
 

@@ -1,4 +1,4 @@
-"""The plans of `plans`: schedulers down, steps across, and whether a pipeline can run each."""
+"""Plans of `plans`: every scheduler with every number of steps, as far as a pipeline can run them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ FEW_STEPS = (1, 2, 4)
 
 @dataclass(frozen=True)
 class Plan:
-    """One cell's plan; ``scheduler_class`` and ``calls``: what the pipeline makes of it, denoiser calls a picture."""
+    """Plan of one cell, with the scheduler's class and the denoiser calls per image."""
 
     plan: SamplingPlan
     scheduler_class: str
@@ -25,33 +25,43 @@ class Plan:
 
     @property
     def name(self) -> str:
+        """Short form, e.g. ``ddim-10``."""
         return f"{self.plan.scheduler}-{self.plan.steps}"
 
 
 def list_plans(
     pipe: DiffusionPipeline, base: SamplingPlan, schedulers: Sequence[str], steps: Sequence[int], batch: PromptBatch
 ) -> tuple[Plan, ...]:
-    """Every scheduler with every number of steps, guidance and further arguments being those of ``base``.
+    """Lists every scheduler with every number of steps, at no denoiser call.
 
-    Without ``schedulers`` all that run and are deterministic (where none is, all that run); without ``steps`` the usual
-    ones. Costs no denoiser call. Raises ValueError for a scheduler that does not fit, naming those that do, and for
-    steps it cannot take.
+    Args:
+        pipe: Full-precision pipeline.
+        base: Plan with the guidance and further arguments of all plans.
+        schedulers: Short names of schedulers; without, all that run and are deterministic (or else all that run).
+        steps: Numbers of steps; without, the default ones.
+        batch: Prompts with which the pipeline plans its steps.
+
+    Returns:
+        Plans, schedulers outermost.
+
+    Raises:
+        ValueError: The pipeline cannot run a scheduler, or not with these steps; the message names those that fit.
     """
     steps = steps or (FEW_STEPS if base.steps <= 2 * FEW_STEPS[-1] else USUAL_STEPS)
     if not schedulers:
         fitting = _fitting(pipe, base, batch)
         schedulers = [name for name in fitting if name not in STOCHASTIC] or fitting
-    made = []
+    plans = []
     for name in schedulers:
         for count in steps:
             plan = replace(base, scheduler=name, steps=count)
-            own = with_scheduler(pipe, name)
+            scheduled = with_scheduler(pipe, name)
             try:
-                calls = len(_planned(own, plan, batch))
+                calls = len(_planned(scheduled, plan, batch))
             except (TypeError, ValueError, IndexError) as error:  # what pipelines and schedulers raise for one another
                 raise ValueError(_refusal(pipe, base, name, count, batch, error)) from error
-            made.append(Plan(plan, type(own.scheduler).__name__, calls))
-    return tuple(made)
+            plans.append(Plan(plan, type(scheduled.scheduler).__name__, calls))
+    return tuple(plans)
 
 
 def _planned(pipe: DiffusionPipeline, plan: SamplingPlan, batch: PromptBatch) -> tuple[float, ...]:
@@ -59,7 +69,7 @@ def _planned(pipe: DiffusionPipeline, plan: SamplingPlan, batch: PromptBatch) ->
 
 
 def _fitting(pipe: DiffusionPipeline, base: SamplingPlan, batch: PromptBatch) -> list[str]:
-    """Those of the model's kind that the pipeline can run the calibrated plan's steps with."""
+    """Lists the schedulers of the model's kind that can run the calibrated plan's steps."""
     fitting = []
     for name in names_for(pipe):
         try:

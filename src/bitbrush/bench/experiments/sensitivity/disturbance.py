@@ -1,7 +1,6 @@
-"""Pictures of which one denoising step was disturbed: by quantizing its activations, or by noise."""
+"""Images after disturbing one denoising step, by quantizing its activations or by noise."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -13,11 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bitbrush.bench.images.generation import denoiser_calls
-from bitbrush.calibration.observe import ActivationBits, Calibration
+from bitbrush.calibration.observe import ActivationBits, Calibration, quantized_inputs
 from bitbrush.network.families import denoiser_name, family_of
-from bitbrush.network.inputs import InputObserver, fake_quantize_input
+from bitbrush.network.inputs import InputObserver
 from bitbrush.network.layers import layer_specs
-from bitbrush.numerics.affine import QParams
 from bitbrush.numerics.limits import RangeEstimator
 from bitbrush.session.journal import Journal
 from bitbrush.session.progress import (
@@ -27,33 +25,35 @@ from bitbrush.session.progress import (
     planned,
 )
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.trajectory import DenoiserCall, PromptBatch, start
+from bitbrush.timeline.replay import Answer, disturbed_answer, run_answered
+from bitbrush.timeline.trajectory import DenoiserCall, PromptBatch
 
 UNDISTURBED, DISTURBING = "undisturbed", "disturbing"
-"""Titles under which progress is reported."""
+"""Titles of progress reports."""
 
 
 class Disturbance(Protocol):
-    """Computes a disturbed output from the denoiser, one of its calls and the right output.
+    """Function that computes a disturbed output of a denoiser call.
 
     Attributes:
-        description: Of what it does, for reports.
-        calls: Denoiser calls that it is worth.
+        description: Description for reports.
+        calls: Cost in denoiser calls.
     """
 
     description: str
     calls: int
 
-    def __call__(self, denoiser: nn.Module, call: DenoiserCall, right: Any) -> Any: ...
+    def __call__(self, denoiser: nn.Module, call: DenoiserCall, output: Any) -> Any:
+        """Returns the disturbed output of ``call``; ``output`` is the undisturbed one."""
 
 
 class QuantizedActivations:
-    """Disturbs a step by giving its layers their inputs in ``bits`` bits, with the best range of that very input.
+    """Disturbance that quantizes the inputs of a step's layers to ``bits`` bits, with the best range of each input.
 
-    Weights stay in floating point: relaxing gives steps more activation bits, so it is theirs that count.
+    Weights stay in floating point, because relaxing changes the bits of activations alone.
     """
 
-    calls = 3  # one observed, which costs as much again, and one quantized
+    calls = 3  # an observed call, which costs twice a plain one, and a quantized call
 
     def __init__(self, pipe: DiffusionPipeline, bits: int) -> None:
         family = family_of(pipe)
@@ -61,20 +61,21 @@ class QuantizedActivations:
         self._calibration = Calibration(specs, ActivationBits(bits), RangeEstimator.L4)
         self.description = f"activations of one step in {bits} bits"
 
-    def __call__(self, denoiser: nn.Module, call: DenoiserCall, right: Any) -> Any:
+    def __call__(self, denoiser: nn.Module, call: DenoiserCall, output: Any) -> Any:
+        """Returns the output with quantized inputs."""
         observer = InputObserver()
         names = [spec.name for spec in self._calibration.layers]
         with observer.watching(denoiser, names):
             call.run(denoiser)
         all_qparams = self._calibration.qparams(observer, call.timestep, (call.timestep,))
-        with _quantized(denoiser, all_qparams):
+        with quantized_inputs(denoiser, names, all_qparams.get):
             return call.run(denoiser)
 
 
 class RelativeNoise:
-    """Disturbs a step by normal noise of a share of the output's own size, the same for every step.
+    """Disturbance by normal noise of a share of the output's standard deviation, the same for every step.
 
-    Unlike quantization it errs equally at all steps, and so shows how the sampler alone weighs them.
+    Unlike quantization it has the same error at all steps, and so shows how the sampler alone weights them.
     """
 
     calls = 0
@@ -85,18 +86,22 @@ class RelativeNoise:
         self._share, self._seed = share, seed
         self.description = f"noise of {share:g} of the output's size in one step"
 
-    def __call__(self, denoiser: nn.Module, call: DenoiserCall, right: Any) -> Any:
+    def __call__(self, denoiser: nn.Module, call: DenoiserCall, output: Any) -> Any:
+        """Returns the output with noise added."""
         generator = torch.Generator().manual_seed(self._seed)
-        (output, *rest) = right
-        noise = torch.randn(output.shape, generator=generator).to(output)
-        return (output + self._share * output.std() * noise, *rest)
+        (prediction, *rest) = output
+        noise = torch.randn(prediction.shape, generator=generator).to(prediction)
+        return (prediction + self._share * prediction.std() * noise, *rest)
 
 
 @dataclass(frozen=True)
-class DisturbedPictures:
-    """Pictures (N, H, W, 3) of all batches: ``undisturbed``, and by the index of the ``disturbed`` denoiser call.
+class DisturbedImages:
+    """Images of all batches.
 
-    ``timesteps``: of all calls.
+    Args:
+        timesteps: Timesteps of all denoiser calls.
+        undisturbed: Images of the clean runs, (N, H, W, 3).
+        disturbed: Images (N, H, W, 3) by the index of the disturbed call.
     """
 
     timesteps: tuple[float, ...]
@@ -105,7 +110,7 @@ class DisturbedPictures:
 
 
 def disturbing_works(calls: int, batches: Sequence[PromptBatch], every: int, disturb: Disturbance) -> list[PlannedWork]:
-    """What :func:`disturbed_pictures` will report of, where the pipeline makes so many calls."""
+    """Lists the work that :func:`disturbed_images` reports, for a pipeline of ``calls`` denoiser calls."""
     prompts = sum(len(batch.prompts) for batch in batches) / len(batches)
     total = calls * (len(batches) - 1) + len(batches) * sum(
         _cost(calls, step, disturb) for step in range(0, calls, every)
@@ -113,7 +118,7 @@ def disturbing_works(calls: int, batches: Sequence[PromptBatch], every: int, dis
     return [PlannedWork(UNDISTURBED, calls, prompts), PlannedWork(DISTURBING, total, prompts)]
 
 
-def disturbed_pictures(
+def disturbed_images(
     pipe: DiffusionPipeline,
     batches: Sequence[PromptBatch],
     plan: SamplingPlan,
@@ -122,37 +127,36 @@ def disturbed_pictures(
     every: int,
     progress: Progress,
     journal: Journal,
-) -> DisturbedPictures:
+) -> DisturbedImages:
     """Disturbs every ``every``-th denoiser call alone.
 
-    The pipeline's own call is run once clean and once per disturbed step, which takes the clean outputs up to that step
-    and computes from there on: about T²/2 denoiser calls per prompt batch in all, instead of T². Each run's pictures
-    are a piece of ``journal``; those that it holds are not made again, but for the clean run of a batch of which others
-    are missing.
+    The pipeline runs once undisturbed and once per disturbed call. A disturbed run replays the undisturbed outputs up
+    to its call and computes from there on: about T²/2 denoiser calls per prompt batch instead of T². The journal stores
+    each run's images. Stored runs are not repeated, except the undisturbed run of a batch with missing ones.
     """
-    run, pieces, clean = _Run(pipe, denoiser_name(pipe), plan, disturb), _Pieces.of(journal), None
+    runs, pieces, clean = _Runs(pipe, denoiser_name(pipe), plan, disturb), _Pieces.of(journal), None
     planned_calls = denoiser_calls(pipe, plan, batches[0])
     progress = planned(progress, lambda: disturbing_works(planned_calls, batches, every, disturb))
-    if _clean_piece(0) not in pieces.found:
+    if _clean_piece(0) not in pieces.stored:
         with progress(UNDISTURBED, planned_calls) as advance:
-            clean = run.clean(batches[0], advance)
-        pieces.keep(_clean_piece(0), clean.tensors)
-    timesteps = pieces.found[_clean_piece(0)]["timesteps"].tolist()
-    calls = len(timesteps)  # known now alone: there may be more than steps
+            clean = runs.clean(batches[0], advance)
+        pieces.add(_clean_piece(0), clean.tensors)
+    timesteps = pieces.stored[_clean_piece(0)]["timesteps"].tolist()
+    calls = len(timesteps)  # known only now: there may be more calls than steps
     steps = range(0, calls, every)
     missing = {index: pieces.missing(index, steps) for index in range(len(batches))}
-    begun = [index for index, own in missing.items() if own or _clean_piece(index) not in pieces.found]
+    begun = [index for index, of_batch in missing.items() if of_batch or _clean_piece(index) not in pieces.stored]
     total = calls * (len(begun) - (clean is not None))
-    total += sum(_cost(calls, step, disturb) for own in missing.values() for step in own)
+    total += sum(_cost(calls, step, disturb) for of_batch in missing.values() for step in of_batch)
     with progress(DISTURBING, total) as advance:
         for index in begun:
-            clean = clean or run.clean(batches[index], advance)
-            pieces.keep(_clean_piece(index), clean.tensors)
+            clean = clean or runs.clean(batches[index], advance)
+            pieces.add(_clean_piece(index), clean.tensors)
             for step in missing[index]:
-                images = run.disturbed(batches[index], clean, step, advance)
-                pieces.keep(_piece(index, step), {"images": torch.from_numpy(images)})
+                images = runs.disturbed(batches[index], clean, step, advance)
+                pieces.add(_piece(index, step), {"images": torch.from_numpy(images)})
             clean = None
-    return DisturbedPictures(
+    return DisturbedImages(
         tuple(timesteps),
         pieces.images(map(_clean_piece, missing)),
         {step: pieces.images(_piece(index, step) for index in missing) for step in steps},
@@ -161,25 +165,27 @@ def disturbed_pictures(
 
 @dataclass(frozen=True)
 class _Pieces:
-    """What is in the journal, and what came since: a journal without a folder gives nothing back."""
+    """Runs in the journal and those added since; a journal without a folder stores nothing."""
 
     journal: Journal
-    found: dict[str, dict[str, Tensor]]
+    stored: dict[str, dict[str, Tensor]]
 
     @classmethod
     def of(cls, journal: Journal) -> "_Pieces":
-        return cls(journal, {piece: kept for piece in journal.pieces() if (kept := journal.read(piece)) is not None})
+        return cls(
+            journal, {piece: tensors for piece in journal.pieces() if (tensors := journal.read(piece)) is not None}
+        )
 
-    def keep(self, piece: str, tensors: dict[str, Tensor]) -> None:
-        if piece not in self.found:
+    def add(self, piece: str, tensors: dict[str, Tensor]) -> None:
+        if piece not in self.stored:
             self.journal.write(piece, tensors)
-            self.found[piece] = tensors
+            self.stored[piece] = tensors
 
     def missing(self, batch: int, steps: Iterable[int]) -> list[int]:
-        return [step for step in steps if _piece(batch, step) not in self.found]
+        return [step for step in steps if _piece(batch, step) not in self.stored]
 
     def images(self, pieces: Iterable[str]) -> NDArray[np.uint8]:
-        return np.concatenate([self.found[piece]["images"].numpy() for piece in pieces])
+        return np.concatenate([self.stored[piece]["images"].numpy() for piece in pieces])
 
 
 def _clean_piece(batch: int) -> str:
@@ -191,13 +197,13 @@ def _piece(batch: int, step: int) -> str:
 
 
 def _cost(calls: int, step: int, disturb: Disturbance) -> int:
-    """Denoiser calls of a run whose call ``step`` is disturbed."""
+    """Counts the denoiser calls of a run whose call ``step`` is disturbed."""
     return disturb.calls + calls - step - 1
 
 
 @dataclass(frozen=True)
 class _Clean:
-    """An undisturbed run of one batch: its pictures, and the timestep and output of every denoiser call."""
+    """Undisturbed run of one batch: images, and the timestep and output of every denoiser call."""
 
     images: NDArray[np.uint8]
     timesteps: list[float]
@@ -210,8 +216,8 @@ class _Clean:
 
 
 @dataclass(frozen=True)
-class _Run:
-    """Runs of the pipeline, its denoiser calls answered one by one."""
+class _Runs:
+    """Runs of the pipeline whose denoiser calls are answered one by one."""
 
     pipe: DiffusionPipeline
     component: str
@@ -219,52 +225,36 @@ class _Run:
     disturb: Disturbance
 
     def clean(self, batch: PromptBatch, advance: Advance) -> _Clean:
-        timesteps, outputs = [], []
-        with start(self.pipe, self.component, batch, self.plan, output_type="np") as trajectory:
-            while (call := trajectory.request) is not None:
-                timesteps.append(call.timestep)
-                outputs.append(call.run(getattr(self.pipe, self.component)))
-                trajectory.answer(_copied(outputs[-1]))
+        timesteps: list[float] = []
+        outputs: list[Any] = []
+
+        def answer(index: int, call: DenoiserCall) -> Any:
+            timesteps.append(call.timestep)
+            outputs.append(self._undisturbed(advance, index, call))
+            return outputs[-1]
+
+        return _Clean(self._images(batch, answer), timesteps, outputs)
+
+    def disturbed(self, batch: PromptBatch, clean: _Clean, step: int, advance: Advance) -> NDArray[np.uint8]:
+        def disturbed(index: int, call: DenoiserCall) -> Any:
+            output = self.disturb(getattr(self.pipe, self.component), call, clean.outputs[index])
+            for _ in range(self.disturb.calls):
                 advance()
-            return _Clean(_pixels(trajectory.result), timesteps, outputs)
+            return output
 
-    def disturbed(self, batch: PromptBatch, clean: _Clean, disturbed: int, advance: Advance) -> NDArray[np.uint8]:
-        denoiser = getattr(self.pipe, self.component)
-        with start(self.pipe, self.component, batch, self.plan, output_type="np") as trajectory:
-            step = 0
-            while (call := trajectory.request) is not None:
-                if step < disturbed:
-                    output = _copied(clean.outputs[step])
-                elif step == disturbed:
-                    output = self.disturb(denoiser, call, clean.outputs[step])
-                    for _ in range(self.disturb.calls):
-                        advance()
-                else:
-                    output = call.run(denoiser)
-                    advance()
-                trajectory.answer(output)
-                step += 1
-            return _pixels(trajectory.result)
+        undisturbed = partial(self._undisturbed, advance)
+        return self._images(batch, disturbed_answer(clean.outputs, range(step, step + 1), disturbed, undisturbed))
 
+    def _undisturbed(self, advance: Advance, _: int, call: DenoiserCall) -> Any:
+        output = call.run(getattr(self.pipe, self.component))
+        advance()
+        return output
 
-def _copied(output: Any) -> Any:
-    """The pipeline may write into what it is given."""
-    return tuple(part.clone() for part in output)
+    def _images(self, batch: PromptBatch, answer: Answer) -> NDArray[np.uint8]:
+        return _pixels(run_answered(self.pipe, self.component, batch, self.plan, answer, output_type="np"))
 
 
 def _pixels(images: Any) -> NDArray[np.uint8]:
-    """Of the pipeline's own pictures in [0, 1]; NaN becomes black."""
+    """Converts the pipeline's images in [0, 1] to uint8; NaN becomes black."""
     pixels: NDArray[np.uint8] = np.round(np.nan_to_num(images) * 255).astype(np.uint8)
     return pixels
-
-
-@contextmanager
-def _quantized(denoiser: nn.Module, all_qparams: dict[str, QParams]) -> Iterator[None]:
-    with ExitStack() as stack:
-        for name, qparams in all_qparams.items():
-            stack.callback(fake_quantize_input(denoiser.get_submodule(name), partial(_constant, qparams)).remove)
-        yield
-
-
-def _constant(qparams: QParams) -> QParams:
-    return qparams

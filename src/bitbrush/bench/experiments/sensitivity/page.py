@@ -1,30 +1,12 @@
-"""Results file and page of ``bitbrush sensitivity``."""
+"""Page of ``bitbrush sensitivity``."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
 
 from bitbrush.bench.experiments.sensitivity.analysis import Recommendation, StepSensitivity
 from bitbrush.bench.metrics.interval import Interval
 from bitbrush.bench.metrics.paired import PSNR
 from bitbrush.bench.pages.page import Cell, Page, PlotSection, Row, Table, TableSection, interval_cell, render_page
 from bitbrush.bench.pages.plots import STEP_AXIS, Axis, LinePlot, Scale, Series
-
-SCHEMA_VERSION = 1
-
-
-def sensitivity_results(
-    sensitivities: Sequence[StepSensitivity], recommendation: Recommendation, facts: Mapping[str, Any]
-) -> str:
-    """Serializes the figures as JSON; ``facts`` are added to the document."""
-    document = {
-        "schema_version": SCHEMA_VERSION,
-        **facts,
-        "recommendation": asdict(recommendation),
-        "steps": [asdict(step) for step in sensitivities],
-    }
-    return json.dumps(document, indent=1) + "\n"
 
 
 def sensitivity_page(

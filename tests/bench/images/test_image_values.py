@@ -1,4 +1,4 @@
-"""What is computed of pictures is computed piece by piece: memory does not grow with their number."""
+"""Values of images are computed chunk by chunk: memory does not grow with the number of images."""
 
 import tracemalloc
 from pathlib import Path
@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from bitbrush.bench.images.chunks import CHUNK, compute_chunks
-from bitbrush.bench.images.collection import Collection, Pairs, Work
 from bitbrush.bench.images.image_set import ImageSet
+from bitbrush.bench.images.image_values import ImagePairs, ImageSets, Work
 from bitbrush.bench.networks.clip import Clip, load_clip
 from bitbrush.session.progress import silent
 from bitbrush.session.ranks import Ranks
@@ -24,12 +24,12 @@ def clip() -> Clip:
     return load_clip("emoji-clip", torch.device("cpu"))
 
 
-def collection(root: Path, name: str, count: int) -> Collection:
+def collection(root: Path, name: str, count: int) -> ImageSets:
     images = ImageSet.open(root, name, [f"picture {i}" for i in range(count)], seed=1, made_by={"model": name})
     rng = np.random.default_rng(len(name))
     for index in range(count):
         images.add(index, rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8), None)
-    return Collection((images,), count)
+    return ImageSets((images,), count)
 
 
 def peak_bytes(root: Path, count: int, clip: Clip) -> int:
@@ -41,7 +41,7 @@ def peak_bytes(root: Path, count: int, clip: Clip) -> int:
             one.compute_features(clip, ALONE)
             one.compute_texts(clip, ALONE)
             one.compute_defects(ALONE)
-        Pairs(reference, candidate).compute(None, ALONE)
+        ImagePairs(reference, candidate).compute((), ALONE)
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -52,11 +52,11 @@ def test_memory_does_not_grow_with_the_number_of_pairs(tmp_path: Path, clip: Cli
     few = peak_bytes(tmp_path / "few", 2 * CHUNK, clip)
     # What happens to run once in this process (a late import, a collection) is no growth: it does not come again.
     many = min(peak_bytes(tmp_path / name, 10 * CHUNK, clip) for name in ("many", "again"))
-    of_pictures = 8 * CHUNK * SIZE * SIZE * 3  # of one side alone, as bytes
-    assert many - few < of_pictures / 2  # a chunk or two may be read ahead
+    of_images = 8 * CHUNK * SIZE * SIZE * 3  # of one side alone, as bytes
+    assert many - few < of_images / 2  # a chunk or two may be read ahead
 
 
-def test_pictures_are_read_while_the_network_computes(tmp_path: Path) -> None:
+def test_images_are_read_while_the_network_computes(tmp_path: Path) -> None:
     second_is_read = Event()
 
     def load(chunk: range) -> range:
