@@ -115,7 +115,7 @@ def sensitivity(
         warn(*too_long(pipe, used))
         note(f"{model}: {disturb.description}, {steps} steps, guidance {guidance_scale:g}, {len(used)} prompts")
         journal = open_journal(work, {"model": model_digest(pipe), **decisive})
-        measure = partial(step_sensitivities, pipe, batches, plan, disturb, judge, every=every, progress=shown)
+        measure = partial(step_sensitivities, pipe, batches, plan, disturb, judge, every=every)
         found = _resumed(measure, journal, work)
         protocol = {
             "model": model,
@@ -129,9 +129,8 @@ def sensitivity(
             "clip": {"name": judge.name, "sha256": judge.digest},
         }
         described: dict[str, Any] = {"facts": _facts(protocol, options), "protocol": protocol, "prompts": used}
-        advice = write_sensitivity(found, output, **described, command=command_line())
+        _print(write_sensitivity(found, output, **described, command=command_line()), output)
         remove_folder(work)
-    _print(advice, output)
 
 
 def _decisive(plan: "SamplingPlan", batches: "Sequence[PromptBatch]", device: "torch.device") -> dict[str, Any]:
@@ -155,7 +154,7 @@ def _resumed(
     if pieces := journal.pieces():
         note(f"going on with the {len(pieces)} runs of the pipeline that {work} holds")
     with resumable():
-        return measure(journal=journal)
+        return measure(progress=shown, journal=journal)
 
 
 def _facts(protocol: dict[str, Any], options: "ModelOptions") -> dict[str, str]:
