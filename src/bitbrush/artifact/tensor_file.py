@@ -3,7 +3,9 @@
 import math
 import os
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated
 
 import msgspec
@@ -11,7 +13,7 @@ import torch
 from msgspec import Meta
 from torch import Tensor
 
-from bitbrush.artifact.documents import MAX_BYTES, ArtifactError, opening, parse, require_schema
+from bitbrush.artifact.documents import MAX_BYTES, ArtifactError, opening, require_schema
 
 DTYPES = {
     "F64": torch.float64,
@@ -44,6 +46,46 @@ def header_bytes(path: Path) -> int:
         return min(size, int.from_bytes(file.read(_LENGTH_BYTES), "little"))
 
 
+@lru_cache(maxsize=8)
+def _header(path: Path, identity: tuple[int, ...]) -> tuple[Mapping[str, Entry], int]:
+    """Reads and checks a header; loading needs that of the denoiser twice. ``identity`` changes with the file.
+
+    Returns:
+        The entries by name, and the position of the first tensor.
+    """
+    size = identity[2]
+    with opening(path) as file:
+        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        if length > min(size, MAX_BYTES):
+            raise ArtifactError(f"{path} is no safetensors file: its header has {length} of {size} bytes")
+        content = file.read(length)
+    try:  # a name that occurs twice leaves a gap, or repeats itself
+        header = msgspec.json.decode(content)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path} is no safetensors file: {error}") from error
+    if isinstance(header, dict):
+        header.pop("__metadata__", None)
+    entries: dict[str, Entry] = require_schema(header, dict[str, Entry], f"{path}, its header,")
+    _require_gapless(path, entries, size - _LENGTH_BYTES - length)
+    return MappingProxyType(entries), _LENGTH_BYTES + length
+
+
+def _require_gapless(path: Path, entries: Mapping[str, Entry], size: int) -> None:
+    """Checks that the tensors fill ``size`` bytes in some order, so that none overlaps another or exceeds the file."""
+    end = 0
+    for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
+        begin, following = entry.data_offsets
+        dtype = DTYPES.get(entry.dtype)
+        if begin != end or following < begin:
+            raise ArtifactError(f"{path}: tensor {name} overlaps another or leaves a gap; fetch it again")
+        if dtype is not None and math.prod(entry.shape) * dtype.itemsize != following - begin:
+            raise ArtifactError(f"{path}: tensor {name} has {following - begin} bytes for {entry.shape}")
+        end = following
+    if end != size:
+        ending = "ends before its tensors do" if end > size else "has bytes after its tensors"
+        raise ArtifactError(f"{path} {ending}; fetch it again")
+
+
 class TensorFile(Mapping[str, Tensor]):
     """Mapping of a file's tensors by name; each access reads the tensor into newly allocated memory.
 
@@ -59,35 +101,9 @@ class TensorFile(Mapping[str, Tensor]):
         """
         self._path = path
         with opening(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-            if length > min(size, MAX_BYTES):
-                raise ArtifactError(f"{path} is no safetensors file: its header has {length} of {size} bytes")
-            content = file.read(length)
-        try:
-            header = parse(content, path)
-        except ArtifactError as error:
-            raise ArtifactError(f"{path} is no safetensors file: {error}") from error
-        if isinstance(header, dict):
-            header.pop("__metadata__", None)
-        self.entries: dict[str, Entry] = require_schema(header, dict[str, Entry], f"{path}, its header,")
-        self._begin = _LENGTH_BYTES + length
-        self._require_gapless(size)
-
-    def _require_gapless(self, size: int) -> None:
-        """Checks that the tensors fill the file in some order, so that none overlaps another or exceeds the file."""
-        end = 0
-        for name, entry in sorted(self.entries.items(), key=lambda item: item[1].data_offsets):
-            begin, following = entry.data_offsets
-            dtype = DTYPES.get(entry.dtype)
-            if begin != end or following < begin:
-                raise ArtifactError(f"{self._path}: tensor {name} overlaps another or leaves a gap; fetch it again")
-            if dtype is not None and math.prod(entry.shape) * dtype.itemsize != following - begin:
-                raise ArtifactError(f"{self._path}: tensor {name} has {following - begin} bytes for {entry.shape}")
-            end = following
-        if self._begin + end != size:
-            ending = "ends before its tensors do" if self._begin + end > size else "has bytes after its tensors"
-            raise ArtifactError(f"{self._path} {ending}; fetch it again")
+            status = os.fstat(file.fileno())
+            identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+            self.entries, self._begin = _header(path, identity)
 
     def __getitem__(self, name: str) -> Tensor:
         entry = self.entries[name]
