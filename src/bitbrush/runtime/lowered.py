@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bitbrush.network.extension import Extension, extend_
 from bitbrush.network.layers import QuantizedLayer
+from bitbrush.runtime.adapters import AdaptableDenoiser, Faces, set_faces
 from bitbrush.runtime.choose import Choice
 from bitbrush.runtime.integer_weight import IntegerParameters
 from bitbrush.runtime.interface import Execution
@@ -98,7 +99,11 @@ def lower(denoiser: nn.Module, choice: Choice, layers: Iterable[QuantizedLayer])
     runtime = choice.runtime
     extend_(denoiser, LoweredDenoiser)
     refuse_unquantized(denoiser)
+    faces = Faces.of(denoiser, runtime.dtype) if hasattr(denoiser, "load_lora_adapter") else None
     executions = runtime.lower(denoiser, layers)
+    if faces is not None:
+        extend_(denoiser, AdaptableDenoiser)
+        set_faces(denoiser, faces)
     lowered = Lowered(
         runtime.name, runtime.description, choice.reason, executions, choice.shortfall, device=runtime.device
     )
