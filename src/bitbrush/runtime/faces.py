@@ -54,7 +54,7 @@ class NoValues(Tensor):
     def __deepcopy__(self, _: dict[int, Any]) -> "NoValues":
         return self
 
-    def __repr__(self, *, tensor_contents: Any = None) -> Any:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"NoValues({tuple(self.shape)}, {self.dtype}, {self.device})"
 
     @classmethod
