@@ -106,9 +106,9 @@ TRANSFORMER_LAYERS = "attn1.to_q attn1.to_v attn1.to_out.0 attn2.to_q attn2.to_k
 @pytest.mark.parametrize("layer", [*TRANSFORMER_LAYERS.split(), "proj_in", "proj_out", "upsamplers.0.conv"])
 def test_each_layer_of_a_transformer_is_adapted(layer: str, onednn: Pair) -> None:
     before = onednn.assert_close()
-    onednn.attach(random_lora(onednn.exact, strength=2.0, layers=lambda name: name.endswith(f".{layer}")))
-    assert apart(onednn.assert_close(), before) > 0
-    assert apart(call(onednn.ours), before) > 0
+    onednn.attach(random_lora(onednn.exact, strength=0.5, layers=lambda name: name.endswith(f".{layer}")))
+    effect = onednn.assert_close() - before
+    assert apart(call(onednn.ours) - before, effect) < 0.2
 
 
 def test_nothing_remains_of_an_unloaded_one(pair: Pair) -> None:
@@ -135,6 +135,7 @@ def test_a_disabled_one_costs_nothing(pair: Pair) -> None:
     assert torch.equal(call(pair.ours), adapted)
 
 
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning")
 def test_several_add_up_by_their_weights(pair: Pair) -> None:
     first, second = (random_lora(pair.exact, strength=0.4, seed=seed) for seed in (0, 1))
     attach(pair.ours, first, "first")
@@ -144,7 +145,7 @@ def test_several_add_up_by_their_weights(pair: Pair) -> None:
     pair.assert_close()
     pair.ours.delete_adapters("second")
     pair.ours.set_adapters("first", 1.0)
-    pair.each(lambda unet: unet.delete_adapters("style") if unet is pair.exact else None)
+    pair.exact.unload_lora()
     attach(pair.exact, first, "first")
     pair.assert_close()
 
@@ -180,7 +181,9 @@ def test_adapters_that_do_more_than_add_are_computed_layer_by_layer(onednn: Pair
         assert BLOCK in fused(onednn.ours)
 
 
-@pytest.mark.parametrize("options", [{"use_dora": True}, {"init_lora_weights": "pissa"}, {"init_lora_weights": "olora"}])
+@pytest.mark.parametrize(
+    "options", [{"use_dora": True}, {"init_lora_weights": "pissa"}, {"init_lora_weights": "olora"}]
+)
 def test_what_needs_weights_is_refused(options: dict[str, Any], onednn: Pair) -> None:
     before, modules = call(onednn.ours), dict(onednn.ours.named_modules())
     with pytest.raises(ValueError, match=r"no weight in floating point.*before bitbrush\.quantize"):

@@ -79,8 +79,7 @@ def faces_of(denoiser: nn.Module) -> dict[str, Face]:
 
 def reveal(face: Face, layer: nn.Module, dtype: torch.dtype, device: torch.device) -> Face:
     """Makes ``face`` stand for ``layer``; adapters get ``dtype`` and ``device``."""
-    face.register_parameter("weight", None)
-    del face._parameters["weight"]
+    face._parameters.pop("weight", None)
     object.__setattr__(face, "weight", NoValues(weight_shape(face), dtype, device))
     face.add_module(_LAYER, layer)
     return face
