@@ -99,11 +99,10 @@ def lower(denoiser: nn.Module, choice: Choice, layers: Iterable[QuantizedLayer])
     runtime = choice.runtime
     extend_(denoiser, LoweredDenoiser)
     refuse_unquantized(denoiser)
-    faces = Faces.of(denoiser, runtime.dtype) if hasattr(denoiser, "load_lora_adapter") else None
-    executions = runtime.lower(denoiser, layers)
-    if faces is not None:
+    if hasattr(denoiser, "load_lora_adapter"):  # before lowering, which takes note of the class
         extend_(denoiser, AdaptableDenoiser)
-        set_faces(denoiser, faces)
+        set_faces(denoiser, Faces.of(denoiser, runtime.dtype))
+    executions = runtime.lower(denoiser, layers)
     lowered = Lowered(
         runtime.name, runtime.description, choice.reason, executions, choice.shortfall, device=runtime.device
     )
