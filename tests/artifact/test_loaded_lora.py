@@ -1,6 +1,7 @@
 """LoRAs on loaded pipelines by diffusers' own methods: the images of full precision with the same LoRA."""
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,21 +65,25 @@ def of_text(pipe: Any) -> dict[str, Tensor]:
     return {key.replace("text_encoder.encoder", "text_encoder.text_model.encoder"): x for key, x in lora.items()}
 
 
-FORMATS = {"peft": dict, "diffusers": as_diffusers, "kohya": lambda lora: as_kohya(lora, alpha=2.0)}
+LAYOUTS: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {
+    "peft": dict,
+    "diffusers": as_diffusers,
+    "kohya": lambda lora: as_kohya(lora, alpha=2.0),
+}
 
 
-@pytest.mark.parametrize("layout", list(FORMATS))
+@pytest.mark.parametrize("layout", list(LAYOUTS))
 def test_files_of_each_layout_do_what_they_do_in_full_precision(
     layout: str, pipe: Any, tiny_pipe: StableDiffusionPipeline, tmp_path: Path
 ) -> None:
     """Of the denoiser and the text encoder in one file."""
     lora = of_unet(tiny_pipe) | of_text(tiny_pipe)
-    save_file({key: x.contiguous() for key, x in FORMATS[layout](lora).items()}, tmp_path / "style.safetensors")
+    save_file({key: x.contiguous() for key, x in LAYOUTS[layout](lora).items()}, tmp_path / "style.safetensors")
     without = apart(latents(pipe), latents(tiny_pipe))
     before, text = latents(tiny_pipe), tiny_pipe.encode_prompt("a cat", "cpu", 1, False)[0]
     for one in (pipe, tiny_pipe):
         one.load_lora_weights(str(tmp_path), weight_name="style.safetensors", adapter_name="style")
-    assert apart(tiny_pipe.encode_prompt("a cat", "cpu", 1, False)[0], text) > 0.01
+    assert apart(tiny_pipe.encode_prompt("a cat", "cpu", 1, False)[0].detach(), text.detach()) > 0.01
     expected = latents(tiny_pipe)
     assert apart(expected, before) > 5 * without
     assert apart(latents(pipe), expected) < 1.5 * without
@@ -114,7 +119,7 @@ def test_pipelines_methods_work_as_ever(pipe: Any, tiny_pipe: StableDiffusionPip
     pipe.unload_lora_weights()
     assert torch.equal(latents(pipe), before)
     pipe.load_lora_weights(scaled_sum(first, 0.7, second, 0.3))
-    assert apart(latents(pipe), both) < (0.05 if pipe.unet.bitbrush_lowered.description.count("bfloat16") else 1e-4)
+    assert apart(latents(pipe), both) < 0.02
 
 
 def test_fusing_is_refused_and_that_of_the_text_encoder_is_not(pipe: Any, tiny_pipe: StableDiffusionPipeline) -> None:
@@ -174,7 +179,7 @@ def test_every_family_with_a_loader_computes_what_full_precision_does(name: str,
     quantization = quantized(case, exact, rounding="nearest", steps=2, activations=12)
     folder = bitbrush.save(quantization, tmp_path / "artifact", base_model="someone/tiny")
     prefix, network = denoiser_of(exact)
-    lora = random_lora(network, strength=0.1, prefix=prefix)
+    lora = random_lora(network, strength=0.3, prefix=prefix)
     before = output(case, exact)
     plain = {runtime: (pipe := loaded(folder, runtime), output(case, pipe)) for runtime in ("reference", "onednn")}
     exact.load_lora_weights(dict(lora))

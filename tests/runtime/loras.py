@@ -67,7 +67,12 @@ def as_kohya(tensors: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
 
 def as_diffusers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same LoRA in the layout of diffusers before peft."""
-    return {key.replace("lora_A", "lora.down").replace("lora_B", "lora.up"): x for key, x in tensors.items()}
+    names = {"unet": "lora", "text_encoder": "lora_linear_layer"}
+    found = {}
+    for key, tensor in tensors.items():
+        own = names[key.partition(".")[0]]
+        found[key.replace("lora_A", f"{own}.down").replace("lora_B", f"{own}.up")] = tensor
+    return found
 
 
 def attach(unet: Any, tensors: dict[str, Tensor], name: str = "style", **options: Any) -> None:

@@ -5,6 +5,7 @@ An adapter gets the layer's input before quantization. Nothing of it remains aft
 """
 
 import re
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,9 +14,9 @@ from typing import Any, Never
 import torch
 from torch import Tensor, nn
 
-from bitbrush.network.extension import Extension
+from bitbrush.network.extension import Extension, extend_
 from bitbrush.network.lazy_weights import device_of, weight_shape
-from bitbrush.runtime.faces import FACED, Face, conceal, faces_of, reveal
+from bitbrush.runtime.faces import FACED, Face, conceal, faces_of, reveal, set_weight_shape
 from bitbrush.runtime.snapshot import Baseline
 from bitbrush.runtime.wrappers import adapters_of, base_of, is_wrapper, wrappers_in
 
@@ -30,15 +31,34 @@ _FACTOR = re.compile(r"(\.lora_|\.lora\.|_lora\.|\.lora_linear_layer\.)(A|B|down
 
 @dataclass(frozen=True)
 class Faces:
-    """Faces of a denoiser's layers by name, and what adapters compute with."""
+    """Faces of a denoiser's layers by name, with the dtype and device that adapters compute with."""
 
     faces: dict[str, Face]
     dtype: torch.dtype
+    device: torch.device
 
-    @classmethod
-    def of(cls, denoiser: nn.Module, dtype: torch.dtype) -> "Faces":
-        """Makes the faces of a denoiser that is about to be lowered."""
-        return cls(faces_of(denoiser), dtype)
+    def set_weight_shapes(self, denoiser: nn.Module) -> None:
+        """Gives the present layers weights without values."""
+        for name, layer in denoiser.named_modules():
+            if name in self.faces and isinstance(layer, FACED) and "weight" not in vars(layer):
+                set_weight_shape(layer, self.faces[name], self.dtype, self.device)
+
+
+class StateDict(OrderedDict[str, Tensor]):
+    """Tensors of a denoiser; FLUX's loader of LoRAs also asks for weights that are integers, to see their shapes."""
+
+    faces: Mapping[str, Face]
+
+    def __missing__(self, key: str) -> Tensor:
+        name, _, own = key.rpartition(".")
+        if own != "weight" or name not in self.faces:
+            raise KeyError(key)
+        face: Any = self.faces[name]
+        weight: Tensor = face.weight
+        return weight
+
+    def __reduce__(self) -> Any:
+        return OrderedDict(self).__reduce__()
 
 
 class AdaptableDenoiser(Extension, nn.Module):
@@ -55,6 +75,15 @@ class AdaptableDenoiser(Extension, nn.Module):
             _require_fit(_faces(self).faces, _below(source, prefix), type(self).__name__)
         with _changing_adapters(self):
             super().load_lora_adapter(source, *args, **kwargs)  # type: ignore[misc]
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns the tensors as torch does."""
+        state = super().state_dict(*args, **kwargs)
+        if type(state) is not OrderedDict:
+            return state
+        known = StateDict(state)
+        vars(known).update(vars(state), faces=_faces(self).faces)
+        return known
 
     def add_adapter(self, *args: Any, **kwargs: Any) -> None:
         """Attaches an adapter of a PEFT configuration as diffusers does."""
@@ -80,9 +109,25 @@ class AdaptableDenoiser(Extension, nn.Module):
         raise ValueError(_FUSE)
 
 
-def set_faces(denoiser: nn.Module, faces: Faces) -> None:
-    """Gives a lowered denoiser the faces of its layers."""
-    setattr(denoiser, _ATTRIBUTE, faces)
+def make_adaptable_(denoiser: nn.Module, dtype: torch.dtype, device: torch.device | None) -> None:
+    """Prepares a denoiser that is about to be lowered for adapters, if its class loads any.
+
+    Args:
+        denoiser: Changed in place; its class becomes an :class:`AdaptableDenoiser`.
+        dtype: Dtype that adapters compute with.
+        device: Device that they compute on; None: the denoiser's.
+    """
+    if hasattr(denoiser, "load_lora_adapter"):
+        extend_(denoiser, AdaptableDenoiser)
+        faces = Faces(faces_of(denoiser), dtype, device or device_of(denoiser))
+        setattr(denoiser, _ATTRIBUTE, faces)
+        faces.set_weight_shapes(denoiser)
+
+
+def show_weight_shapes(denoiser: nn.Module) -> None:
+    """Gives the quantized layers of a lowered denoiser the weights without values that loaders look at."""
+    if isinstance(denoiser, AdaptableDenoiser):
+        _faces(denoiser).set_weight_shapes(denoiser)
 
 
 def _faces(denoiser: nn.Module) -> Faces:
@@ -95,7 +140,7 @@ def _faces(denoiser: nn.Module) -> Faces:
 def _changing_adapters(denoiser: nn.Module) -> Iterator[None]:
     """Shows PEFT the faces of all quantized layers, and removes those that it leaves without adapters."""
     baselines = [(one, one.holds()) for one in _baselines(denoiser)]
-    _show_faces(denoiser, _faces(denoiser))
+    _show_faces(denoiser)
     try:
         yield
     finally:
@@ -112,13 +157,13 @@ def _baselines(denoiser: nn.Module) -> list[Baseline]:
     return [one for one in found if isinstance(one, Baseline)]
 
 
-def _show_faces(denoiser: nn.Module, known: Faces) -> None:
-    modules, device = dict(denoiser.named_modules()), device_of(denoiser)
-    for name, face in known.faces.items():
+def _show_faces(denoiser: nn.Module) -> None:
+    modules = dict(denoiser.named_modules())
+    for name, face in _faces(denoiser).faces.items():
         layer = modules.get(name)
         if isinstance(layer, FACED):
             parent, _, own = name.rpartition(".")
-            modules[parent]._modules[own] = reveal(face, layer, known.dtype, device)
+            modules[parent]._modules[own] = reveal(face, layer)
 
 
 def _remove_unused(denoiser: nn.Module) -> None:

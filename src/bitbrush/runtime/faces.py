@@ -5,7 +5,7 @@ layer by its class and reads the geometry, device and dtype. A face has those of
 quantized one. It is in the denoiser only while an adapter is attached, so there is no cost otherwise.
 """
 
-from typing import Any, Never
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,14 +54,20 @@ class NoValues(Tensor):
     def __deepcopy__(self, _: dict[int, Any]) -> "NoValues":
         return self
 
+    def __reduce_ex__(self, _: Any) -> tuple[Any, ...]:
+        return NoValues, (tuple(self.shape), self.dtype, self.device)
+
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"NoValues({tuple(self.shape)}, {self.dtype}, {self.device})"
 
     @classmethod
-    def __torch_dispatch__(cls, *_: Any, **__: Any) -> Never:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        if func is torch.ops.aten.detach.default:
+            return args[0]
         raise ValueError(
-            "an integer layer has no weight in floating point, which fusing, DoRA and adapters that start from the "
-            "weights need; use plain LoRA, or fuse into the full-precision weights before bitbrush.quantize(pipe, ...)"
+            "an integer layer has no weight in floating point, which fusing, DoRA, pruning and adapters that start "
+            "from the weights need; use plain LoRA, runtime='reference', or change the full-precision weights before "
+            "bitbrush.quantize(pipe, ...)"
         )
 
 
@@ -77,10 +83,15 @@ def faces_of(denoiser: nn.Module) -> dict[str, Face]:
     return faces
 
 
-def reveal(face: Face, layer: nn.Module, dtype: torch.dtype, device: torch.device) -> Face:
-    """Makes ``face`` stand for ``layer``; adapters get ``dtype`` and ``device``."""
+def set_weight_shape(layer: nn.Module, face: Face, dtype: torch.dtype, device: torch.device) -> None:
+    """Gives ``layer`` a weight without values, which loaders look at; adapters get its ``dtype`` and ``device``."""
+    object.__setattr__(layer, "weight", NoValues(weight_shape(face), dtype, device))
+
+
+def reveal(face: Face, layer: nn.Module) -> Face:
+    """Makes ``face`` stand for ``layer``."""
     face._parameters.pop("weight", None)
-    object.__setattr__(face, "weight", NoValues(weight_shape(face), dtype, device))
+    object.__setattr__(face, "weight", layer.weight)
     face.add_module(_LAYER, layer)
     return face
 

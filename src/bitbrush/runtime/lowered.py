@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bitbrush.network.extension import Extension, extend_
 from bitbrush.network.layers import QuantizedLayer
-from bitbrush.runtime.adapters import AdaptableDenoiser, Faces, set_faces
+from bitbrush.runtime.adapters import make_adaptable_, show_weight_shapes
 from bitbrush.runtime.choose import Choice
 from bitbrush.runtime.integer_weight import IntegerParameters
 from bitbrush.runtime.interface import Execution
@@ -99,10 +99,9 @@ def lower(denoiser: nn.Module, choice: Choice, layers: Iterable[QuantizedLayer])
     runtime = choice.runtime
     extend_(denoiser, LoweredDenoiser)
     refuse_unquantized(denoiser)
-    if hasattr(denoiser, "load_lora_adapter"):  # before lowering, which takes note of the class
-        extend_(denoiser, AdaptableDenoiser)
-        set_faces(denoiser, Faces.of(denoiser, runtime.dtype))
+    make_adaptable_(denoiser, runtime.dtype, runtime.device)  # first: lowering takes note of the class
     executions = runtime.lower(denoiser, layers)
+    show_weight_shapes(denoiser)
     lowered = Lowered(
         runtime.name, runtime.description, choice.reason, executions, choice.shortfall, device=runtime.device
     )

@@ -105,7 +105,7 @@ def test_factors_that_are_swapped_in_place_are_read_by_the_same_graph(
     recorded: tuple[Any, Recorder, Callable[[], Tensor]],
 ) -> None:
     """A replay reads parameters where they were recorded; the swap writes there."""
-    denoiser, record, again = recorded
+    denoiser, _, again = recorded
     attach(denoiser, lora(1))
     expected = again()
     denoiser.unload_lora()
