@@ -14,6 +14,7 @@ from bitbrush.zoo import prompt_set
 RECIPE = """
 method = "one-shot"
 weights = 6
+rounding = "nearest"
 steps = 4
 num_prompts = 2
 exclude = ["*.attn2.*"]  # cross-attention stays in floating point

@@ -24,7 +24,13 @@ if TYPE_CHECKING:
 
     from bitbrush import Quantization
 
+from bitbrush.rounding import adaround, reconstruction
+
 torch.set_num_threads(1)
+# Two iterations per block go through all of learned rounding; sixty take half a minute per denoiser.
+# The tests of rounding itself restore the package's number (tests/rounding/conftest.py).
+adaround.ITERATIONS = reconstruction.ITERATIONS = 2
+reconstruction.CHECK_EVERY = 1
 # The same examples every time, however slow or busy the machine is.
 settings.register_profile("tests", max_examples=20, deadline=None, derandomize=True, database=None)
 settings.load_profile("tests")
@@ -155,13 +161,3 @@ def saved(quantization: "Quantization", tmp_path_factory: pytest.TempPathFactory
 def artifact(saved: Path, tmp_path: Path) -> Path:
     """A copy for the test to alter."""
     return Path(shutil.copytree(saved, tmp_path / "artifact"))
-
-
-@pytest.fixture
-def brief_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two iterations per block go through all of block reconstruction; sixty take half a minute per denoiser."""
-    from bitbrush.rounding import adaround, reconstruction
-
-    monkeypatch.setattr(adaround, "ITERATIONS", 2)
-    monkeypatch.setattr(reconstruction, "ITERATIONS", 2)
-    monkeypatch.setattr(reconstruction, "CHECK_EVERY", 1)

@@ -62,7 +62,7 @@ SDXL = {
     "layers_per_block": 2,
     "norm_num_groups": 4,
     "attention_head_dim": (1, 2, 4),
-    "transformer_layers_per_block": (1, 2, 3),
+    "transformer_layers_per_block": (1, 1, 2),
     "use_linear_projection": True,
     "addition_embed_type": "text_time",
     "addition_time_embed_dim": 8,

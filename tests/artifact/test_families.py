@@ -28,11 +28,6 @@ FEW = ("a red cat", "two blue dogs on the left", "a green owl")
 FAMILIES = {"pixart": "pixart", "sd3": "sd3", "flux-dev": "flux", "flux-schnell": "flux"}
 
 
-@pytest.fixture(autouse=True)
-def _brief(brief_rounding: None) -> None:
-    pass
-
-
 @pytest.fixture(scope="module")
 def networks() -> Networks:
     return load_networks("", clip=BUNDLED_CLIP)

@@ -27,7 +27,7 @@ PROMPTS = ("a red cat", "two blue dogs on the left")
 
 
 @pytest.fixture(autouse=True)
-def _brief(brief_rounding: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def _offloads_small_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(offloading, "SMALLEST", 1)
 
 

@@ -58,7 +58,6 @@ def test_factors_have_16_bit_inputs_and_the_weights_bits(tiny_pipe: StableDiffus
     assert made.average_activation_bits == 8  # theirs are not counted
 
 
-@pytest.mark.usefixtures("brief_rounding")
 @pytest.mark.parametrize("rounding", ["learned", "nearest"])
 def test_no_rounding_changes_the_factors(tiny_pipe: StableDiffusionPipeline, rounding: str) -> None:
     """The residual is what they leave over as they are."""

@@ -81,7 +81,6 @@ def test_every_reader_of_a_skip_is_split(split: Quantization, tiny_pipe: StableD
     assert model_digest(split.original) == model_digest(tiny_pipe) != model_digest(split.source)
 
 
-@pytest.mark.usefixtures("brief_rounding")
 def test_learned_rounding_and_its_reuse(tiny_pipe: StableDiffusionPipeline) -> None:
     learned = made_by(tiny_pipe, "qdiffusion", rounding="learned", weights=4)
     biases = {layer.name: layer.bias for layer in learned.outcome.layers}

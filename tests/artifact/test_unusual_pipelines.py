@@ -18,11 +18,6 @@ from bitbrush.timeline.trajectory import prompt_batches
 from tests.artifact.pipelines import CASES, PROMPTS, UNKNOWN, generated, picture, pipeline, quantized
 
 
-@pytest.fixture(autouse=True)
-def _brief(brief_rounding: None) -> None:
-    pass
-
-
 def relaxed(quantization: Quantization) -> set[float]:
     (layer,) = (layer for layer in quantization.outcome.layers if layer.name == "transformer_blocks.0.attn.to_q")
     schedule = layer.activations

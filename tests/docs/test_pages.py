@@ -48,6 +48,12 @@ def test_links_lead_to_files(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TEXTS)
+def test_code_files_that_pages_name_exist(name: str) -> None:
+    named = re.findall(r"`([\w-]+/[\w./-]+\.(?:py|cpp|j2))`", read(name))
+    assert not [path for path in named if not any((ROOT / base / path).is_file() for base in ("", "src/bitbrush"))]
+
+
+@pytest.mark.parametrize("name", TEXTS)
 def test_commands_and_options_that_pages_show_exist(name: str) -> None:
     known: Any = typer.main.get_command(app)
     for words in commands(read(name)):

@@ -16,18 +16,12 @@ from bitbrush.calibration.relaxing import MeasuredRelaxation, Relaxation
 from bitbrush.methods import METHODS
 from bitbrush.methods.method import Outcome
 from bitbrush.methods.recipe import Recipe, Rounding
-from bitbrush.rounding import adaround, reconstruction
+from bitbrush.rounding import adaround
 from bitbrush.session.progress import Advance, silent
 from tests.recorded_progress import RecordedProgress
 
 PROMPTS = ("a red cat", "two blue dogs on the left", "a green tree", "a house")
 SMALL = {"steps": 3, "num_prompts": 4, "batch_size": 2}
-
-
-@pytest.fixture(autouse=True)
-def _learn_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reconstruction, "ITERATIONS", 2)
-    monkeypatch.setattr(adaround, "ITERATIONS", 2)
 
 
 def recipe(method: str, **keys: Any) -> Recipe:

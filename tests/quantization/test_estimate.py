@@ -30,7 +30,6 @@ def state_of(pipe: Any, prompts: tuple[str, ...] = PROMPTS, **keys: Any) -> Any:
     return prepare(pipe, recipe, prompts)
 
 
-@pytest.mark.usefixtures("brief_rounding")
 @pytest.mark.parametrize(
     "keys",
     [
@@ -99,7 +98,6 @@ def test_more_prompts_take_more_memory_and_steps_more_calls(tiny_pipe: StableDif
     assert many.memory > few.memory
 
 
-@pytest.mark.usefixtures("brief_rounding")
 @pytest.mark.parametrize(
     "keys",
     [
