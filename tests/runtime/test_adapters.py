@@ -162,6 +162,15 @@ def test_one_is_swapped_for_another_in_place(pair: Pair) -> None:
     assert torch.equal(call(pair.ours), expected)
 
 
+def test_one_of_a_higher_rank_is_swapped_in_after_preparation(onednn: Pair) -> None:
+    onednn.each(lambda unet: unet.enable_lora_hotswap(target_rank=8))
+    low, high = (random_lora(onednn.exact, strength=0.4, rank=rank) for rank in (2, 8))
+    onednn.attach(low)
+    first = onednn.assert_close()
+    onednn.attach(high, hotswap=True)
+    assert apart(onednn.assert_close(), first) > 10 * CLOSE
+
+
 def test_the_scale_of_a_call_is_obeyed(pair: Pair) -> None:
     pair.attach(random_lora(pair.exact, strength=0.5))
     whole, half = pair.assert_close(), pair.assert_close(cross_attention_kwargs={"scale": 0.5})
