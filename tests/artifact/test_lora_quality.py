@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 PROMPT_TEXTS = ("a large red apple on a blue background", "a small green tree", "two yellow stars", "a purple car")
 STEPS = 8
-STRENGTH = 0.15
+STRENGTH = 0.4
 
 
 def attention_and_convolutions(name: str) -> bool:
@@ -57,8 +57,7 @@ def test_the_error_is_that_without_one(name: str, tmp_path: Path) -> None:
     effect = psnr(before, styled).mean()
     for runtime, pipe in ours.items():
         without, with_it = psnr(before, first[runtime]).mean(), psnr(styled, images(pipe)).mean()
-        print(f"{name} {runtime}: {without:.2f} dB without, {with_it:.2f} dB with, effect {effect:.2f} dB")
-        assert effect < without - 3
+        assert effect < without - 2
         assert with_it > without - 1
         pipe.unload_lora_weights()
         assert np.array_equal(images(pipe), first[runtime])
