@@ -1,4 +1,4 @@
-"""What users add to a loaded pipeline, guidance, IP-Adapter, LoRA, hooks: as on the reference, or refused by name."""
+"""What users add to a loaded pipeline, guidance, IP-Adapter, hooks: as on the reference, or refused by name."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from bitbrush.artifact.from_pretrained import register
 from bitbrush.runtime.fused_forward import FusedForward
 from bitbrush.runtime.interface import RuntimeUnavailable
 from tests.artifact.pipelines import CASES, PIXELS, pipeline, quantized
-from tests.sources.test_lora import LAYER, written
+from tests.sources.test_lora import LAYER
 
 
 @pytest.fixture(scope="module")
@@ -190,45 +190,13 @@ def test_weights_are_neither_trained_nor_stored_in_another_dtype(pipe: Any) -> N
     assert torch.equal(latents(pipe), before)
 
 
-def test_a_lora_is_refused_with_the_remedy(pipe: Any, tmp_path: Path) -> None:
-    pytest.importorskip("peft", reason="the extra 'lora' is not installed")
-    from peft import LoraConfig
-
-    before = latents(pipe)
-    file = written(tmp_path / "style.safetensors", LAYER)
-    remedy = r"quantize MODEL --lora FILE@SCALE.*pipe\.fuse_lora\(\)"
-    with pytest.raises(ValueError, match=remedy):
-        pipe.load_lora_weights(str(tmp_path), weight_name=file.name)
-    with pytest.raises(ValueError, match=remedy):
-        pipe.unet.load_lora_adapter(str(tmp_path), weight_name=file.name, prefix="unet")
-    with pytest.raises(ValueError, match=remedy):
-        pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"]))
-    assert torch.equal(latents(pipe), before)
-
-
-def test_a_lora_of_the_text_encoder_alone_is_taken(pipe: Any, tmp_path: Path) -> None:
-    pytest.importorskip("peft", reason="the extra 'lora' is not installed")
-    before = latents(pipe)
-    layer = "text_model.encoder.layers.0.self_attn.q_proj"
-    file = written(tmp_path / "words.safetensors", layer, network="text_encoder")
-    pipe.load_lora_weights(str(tmp_path), weight_name=file.name)
-    assert apart(latents(pipe), before) > 0.001
-
-
 @pytest.mark.parametrize("name", ["sd3", "flux-schnell", "pixart"])
-def test_transformers_refuse_the_same(name: str, tmp_path: Path) -> None:
-    case, layer = CASES[name], "transformer.transformer_blocks.0.attn.to_q"
-    lora = {f"{layer}.lora_A.weight": torch.ones(2, 16), f"{layer}.lora_B.weight": torch.ones(16, 2)}
+def test_projections_of_transformers_are_not_joined(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
     quantization = quantized(case, pipeline(case), rounding="nearest")
     folder = bitbrush.save(quantization, tmp_path / "artifact", base_model="someone/tiny")
     for pipe in (quantization.pipeline(), bitbrush.load(folder, runtime="reference")):
         transformer = pipe.transformer
-        if hasattr(pipe, "load_lora_weights"):
-            with pytest.raises(ValueError, match="takes no LoRA while it runs"):
-                transformer.add_adapter(None)
-            pytest.importorskip("peft", reason="the extra 'lora' is not installed")
-            with pytest.raises(ValueError, match="takes no LoRA while it runs"):
-                pipe.load_lora_weights(dict(lora))
         with pytest.raises(ValueError, match="would not be quantized"):
             next(module for module in transformer.modules() if hasattr(module, "fuse_projections")).fuse_projections()
         if hasattr(transformer, "fuse_qkv_projections"):

@@ -11,8 +11,7 @@ class Extension:
 
     def __reduce_ex__(self, _: Any) -> tuple[Any, ...]:
         """Supports copies and pickles: the joint class is created on demand, so pickle cannot find it by name."""
-        extension, kind = type(self).__bases__
-        return _empty, (extension, kind), self.__dict__.copy()
+        return _empty, _parts(type(self)), self.__dict__.copy()
 
 
 def extend_(module: nn.Module, extension: Any) -> None:
@@ -28,6 +27,14 @@ def _joint(extension: Any, kind: Any) -> Any:
     return type(kind.__name__, (extension, kind), {"__module__": kind.__module__, "__doc__": kind.__doc__})
 
 
-def _empty(extension: Any, kind: Any) -> Any:
-    joint = _joint(extension, kind)
-    return joint.__new__(joint)
+def _parts(joint: Any) -> tuple[Any, ...]:
+    """Lists the extensions of a joint class, the last added first, and the module's own class."""
+    extension, kind = joint.__bases__
+    return (extension, *_parts(kind)) if issubclass(kind, Extension) else (extension, kind)
+
+
+def _empty(*parts: Any) -> Any:
+    *extensions, kind = parts
+    for extension in reversed(extensions):
+        kind = _joint(extension, kind)
+    return kind.__new__(kind)

@@ -13,6 +13,7 @@ from bitbrush.network.skip_inputs import SplitConv2d
 from bitbrush.runtime.attention import AttentionKernel
 from bitbrush.runtime.fused_forward import FusedForward
 from bitbrush.runtime.fused_ops import ALL
+from bitbrush.runtime.wrappers import Slot
 
 ModuleLookup: TypeAlias = Callable[[str], Any]
 """Returns the denoiser's module of a name, after its layers were replaced."""
@@ -53,7 +54,28 @@ class IntegerModule(Protocol):
 
 Quantize: TypeAlias = Callable[[IntegerModule], Any]
 """Quantizes one fixed input by the qparams of a layer that consumes it."""
-Products: TypeAlias = Callable[[Quantize, torch.dtype], Sequence[Tensor]]
+
+
+class Input(NamedTuple):
+    """Input of layers: ``quantize`` computes it for the products, ``exact`` in floating point for adapters."""
+
+    quantize: Quantize
+    exact: Callable[[], Tensor]
+
+
+def once(compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """Returns a function that computes at its first call; torch.compile traces it, unlike ``functools.cache``."""
+    known: list[Tensor] = []
+
+    def result() -> Tensor:
+        if not known:
+            known.append(compute())
+        return known[0]
+
+    return result
+
+
+Products: TypeAlias = Callable[[Input, torch.dtype], Sequence[Tensor]]
 Reading: TypeAlias = Callable[[Tensor], Tensor]
 """Computes a layer on a tensor that many blocks share."""
 
@@ -81,11 +103,15 @@ class FusionBackend:
 
 @dataclass(frozen=True)
 class Consumer:
-    """Layer that consumes some channels of an input, alone or with a low-rank branch."""
+    """Layer that consumes some channels of an input, alone or with a low-rank branch.
+
+    ``slot`` is its place in the denoiser, where adapters may be attached; None where another consumer adds them.
+    """
 
     layer: IntegerModule
     channels: slice
     branch: "_Branch | None" = None
+    slot: Slot | None = None
 
     @property
     def parts(self) -> tuple[IntegerModule, ...]:
@@ -97,16 +123,25 @@ class Consumer:
         """Current quantization parameters of all parts."""
         return tuple(part.qparams for part in self.parts)
 
-    def product(self, quantize: Quantize, dtype: torch.dtype, residual: Tensor | None = None) -> Tensor:
-        """Computes the output plus ``residual``; ``quantize(part)`` is the input by the qparams of that part."""
+    @property
+    def alone(self) -> bool:
+        """Whether the layer's product is all of the output now."""
+        return self.branch is None and (self.slot is None or self.slot.wrapper is None)
+
+    def product(self, x: Input, dtype: torch.dtype, residual: Tensor | None = None) -> Tensor:
+        """Computes the output plus ``residual``; ``x.quantize(part)`` is the input by the qparams of that part."""
         if self.branch is not None:
-            thin = self.branch.down.multiply(quantize(self.branch.down), dtype)
+            thin = self.branch.down.multiply(x.quantize(self.branch.down), dtype)
             residual = self.branch.up.multiply(self.branch.up.quantize(thin), dtype, residual)
-        return self.layer.multiply(quantize(self.layer), dtype, residual)
+        return self.adapt(self.layer.multiply(x.quantize(self.layer), dtype, residual), x.exact)
+
+    def adapt(self, y: Tensor, exact: Callable[[], Tensor]) -> Tensor:
+        """Adds the adapters' output for the floating-point input ``exact()`` to ``y``."""
+        return y if self.slot is None else self.slot.adapt(y, exact)
 
     def of(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Computes :meth:`product` of a floating-point input without a prologue."""
-        return self.product(lambda part: part.quantize(x), x.dtype, residual)
+        return self.product(Input(lambda part: part.quantize(x), lambda: x), x.dtype, residual)
 
 
 class _Branch(NamedTuple):
@@ -120,17 +155,18 @@ class OneByOne:
 
     consumers: "Sequence[Consumer]"
 
-    def __call__(self, quantize: Quantize, dtype: torch.dtype) -> list[Tensor]:
+    def __call__(self, x: Input, dtype: torch.dtype) -> list[Tensor]:
         """Returns the output of each consumer in order."""
         known: dict[Hashable, Any] = {}
 
-        def once(layer: IntegerModule) -> Any:
+        def quantized_once(layer: IntegerModule) -> Any:
             qparams = layer.qparams
             if qparams not in known:
-                known[qparams] = quantize(layer)
+                known[qparams] = x.quantize(layer)
             return known[qparams]
 
-        return [one.product(once, dtype) for one in self.consumers]
+        shared = Input(quantized_once, once(x.exact))
+        return [one.product(shared, dtype) for one in self.consumers]
 
 
 def project_time(layer: nn.Module, embedded: Tensor) -> Tensor:
@@ -139,12 +175,26 @@ def project_time(layer: nn.Module, embedded: Tensor) -> Tensor:
     return y
 
 
-def consumers_of(module: Any) -> tuple[Consumer, ...]:
-    """Lists the consumers that replace a layer: itself, or the halves of a convolution split at a skip input."""
+def consumers_at(part: ModuleLookup, name: str) -> tuple[Consumer, ...]:
+    """Lists the consumers that replace a layer: itself, or the halves of a convolution split at a skip input.
+
+    The last of them adds the output of the layer's adapters.
+    """
+    slot = Slot.at(part, name)
+    module = slot.layer
     if isinstance(module, SplitConv2d):
-        halves = {module.hidden: slice(0, module.begin), module.skip: slice(module.begin, None)}
-        return tuple(replace(consumer_of(half), channels=channels) for half, channels in halves.items())
-    return (consumer_of(module),)
+        hidden, skip = consumer_of(module.hidden), consumer_of(module.skip)
+        return (
+            replace(hidden, channels=slice(0, module.begin)),
+            replace(skip, channels=slice(module.begin, None), slot=slot),
+        )
+    return (replace(consumer_of(module), slot=slot),)
+
+
+def consumer_at(part: ModuleLookup, name: str) -> Consumer:
+    """Returns the only consumer that replaces a layer."""
+    (consumer,) = consumers_at(part, name)
+    return consumer
 
 
 def consumer_of(module: Any) -> Consumer:

@@ -9,13 +9,15 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitbrush.network import fusions
-from bitbrush.runtime.consumers import FusionBackend, IntegerModule, ModuleLookup, consumer_of, consumers_of
+from bitbrush.runtime.consumers import FusionBackend, Input, IntegerModule, ModuleLookup, consumer_at, consumers_at
 from bitbrush.runtime.fused_forward import ChangeLog
 from bitbrush.runtime.norms import normalize_in_float32
-from bitbrush.runtime.snapshot import Snapshot
+from bitbrush.runtime.snapshot import Baseline
+from bitbrush.runtime.wrappers import Slot, adds_to_output
 
 
 def fuse(
@@ -25,9 +27,10 @@ def fuse(
     denoiser.eval()  # fused blocks compute in eval mode: a later train() counts as a change, eval() does not
     changes = ChangeLog()
     for fusion in described:
-        modules = [denoiser.get_submodule(name) for name in _layers(fusion)]
-        parts = (part for module in modules for consumer in consumers_of(module) for part in consumer.parts)
-        if all(isinstance(part, kind) for part in parts):
+        part: ModuleLookup = denoiser.get_submodule
+        consumers = (consumer for name in _layers(fusion) for consumer in consumers_at(part, name))
+        parts = (layer for consumer in consumers for layer in consumer.parts)
+        if all(isinstance(layer, kind) for layer in parts):
             _install(denoiser, fusion, kind, between, changes)
 
 
@@ -51,8 +54,8 @@ def _install(
             block = ImageTransformer(fusion, part, between)
             leaves = [part(name) for name in fusion.blocks]
     module = part(fusion.name)
-    snapshot = Snapshot(module, own=(kind, nn.GroupNorm, nn.LayerNorm), leaves=leaves)
-    module.forward = between.forward(fusion.name, module, block, snapshot, changes)
+    baseline = Baseline(module, own=(kind, nn.GroupNorm, nn.LayerNorm), leaves=leaves, accepts=adds_to_output)
+    module.forward = between.forward(fusion.name, module, block, baseline, changes)
 
 
 def _layers(fusion: fusions.Fusion) -> tuple[str, ...]:
@@ -77,7 +80,7 @@ class UpsampledConv:
     """Upsampling convolution that quantizes each pixel once and writes it four times."""
 
     def __init__(self, described: fusions.UpsampledConv, part: ModuleLookup) -> None:
-        self._conv = consumer_of(part(described.conv))
+        self._conv = consumer_at(part, described.conv)
 
     def __call__(self, hidden_states: Tensor, output_size: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Takes the arguments of diffusers' ``Upsample2D.forward``."""
@@ -85,7 +88,8 @@ class UpsampledConv:
         height, width = x.shape[-2:]
         if args or kwargs or (output_size is not None and tuple(output_size) != (2 * height, 2 * width)):
             return NotImplemented
-        return self._conv.product(lambda layer: layer.quantize(x, upsample=2), x.dtype)
+        upsampled = Input(lambda layer: layer.quantize(x, upsample=2), lambda: F.interpolate(x, scale_factor=2.0))
+        return self._conv.product(upsampled, x.dtype)
 
 
 class ImageTransformer:
@@ -93,7 +97,7 @@ class ImageTransformer:
 
     def __init__(self, described: fusions.ImageTransformer, part: ModuleLookup, between: FusionBackend) -> None:
         self._norm: nn.GroupNorm = part(described.norm)
-        self._proj_in, self._proj_out = consumer_of(part(described.proj_in)), consumer_of(part(described.proj_out))
+        self._proj_in, self._proj_out = consumer_at(part, described.proj_in), consumer_at(part, described.proj_out)
         self._blocks = [part(name) for name in described.blocks]
         self._fused_ops = between.fused_ops
 
@@ -116,7 +120,11 @@ class ImageTransformer:
         x = hidden_states.contiguous(memory_format=torch.channels_last)
         image = self._proj_in.layer.is_image
         read = x if image else tokens(x)
-        h = self._proj_in.product(lambda layer: self._fused_ops.group_norm(read, self._norm, layer.qparams), x.dtype)
+        normed = Input(
+            lambda layer: self._fused_ops.group_norm(read, self._norm, layer.qparams),
+            lambda: self._norm(x) if image else tokens(self._norm(x)),
+        )
+        h = self._proj_in.product(normed, x.dtype)
         h = tokens(h) if image else h
         for block in self._blocks:
             h = block(
@@ -149,12 +157,12 @@ class ResidualBlock:
 
     def __init__(self, described: fusions.ResidualBlock, part: ModuleLookup, between: FusionBackend) -> None:
         self._norm1: nn.GroupNorm = part(described.norm1)
-        self._consumers = consumers_of(part(described.conv1))
+        self._conv1 = consumers_at(part, described.conv1)
         self._norm2: nn.GroupNorm = part(described.norm2)
-        self._conv2 = consumer_of(part(described.conv2))
-        projection = described.time_projection
-        self._time = between.of_time(part(projection)) if projection else None
-        self._shortcut: nn.Module | None = part(described.shortcut) if described.shortcut else None
+        self._conv2 = consumer_at(part, described.conv2)
+        self._projection = Slot.at(part, described.time_projection) if described.time_projection else None
+        self._time = between.of_time(self._projection.layer) if self._projection else None
+        self._shortcut = Slot.at(part, described.shortcut) if described.shortcut else None
         self._fused_ops = between.fused_ops
 
     def __call__(self, input_tensor: Tensor, temb: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -162,20 +170,32 @@ class ResidualBlock:
         if args or kwargs:
             return NotImplemented
         x = input_tensor
-        h = self._first(x)
-        time = self._time(temb) if self._time is not None and temb is not None else None
+        h, time = self._first(x), self._time_term(temb)
 
         def quantize(conv: IntegerModule) -> Any:
             return self._fused_ops.group_norm(h, self._norm2, conv.qparams, padding=conv.border, silu=True, add=time)
 
-        return self._conv2.product(quantize, x.dtype, residual=x if self._shortcut is None else self._shortcut(x))
+        def exact() -> Tensor:
+            return F.silu(self._norm2(h if time is None else (h + time[:, :, None, None]).to(h.dtype)))
+
+        return self._conv2.product(Input(quantize, exact), x.dtype, residual=self._skipped(x))
+
+    def _skipped(self, x: Tensor) -> Tensor:
+        if self._shortcut is None:
+            return x
+        return self._shortcut.adapt(self._shortcut.layer(x), lambda: x)
+
+    def _time_term(self, temb: Tensor | None) -> Tensor | None:
+        if self._time is None or self._projection is None or temb is None:
+            return None
+        return self._projection.adapt(self._time(temb), lambda: F.silu(temb))
 
     def _first(self, x: Tensor) -> Tensor:
         """Computes ``conv1(silu(norm1(x)))``."""
         h: Any = None
-        for consumer in self._consumers:
-            quantize = partial(self._normed, x, consumer.channels)
-            h = consumer.product(quantize, x.dtype, residual=h)
+        for consumer in self._conv1:
+            normed = Input(partial(self._normed, x, consumer.channels), lambda: F.silu(self._norm1(x)))
+            h = consumer.product(normed, x.dtype, residual=h)
         result: Tensor = h
         return result
 
@@ -196,7 +216,7 @@ class TransformerBlock:
         crossed = described.cross_attention
         self._cross = CrossAttention(crossed, part, between) if crossed else None
         self._norm3: nn.LayerNorm = part(described.norm3)
-        self._expand, self._shrink = consumer_of(part(described.expand)), consumer_of(part(described.shrink))
+        self._expand, self._shrink = consumer_at(part, described.expand), consumer_at(part, described.shrink)
 
     def __call__(
         self,
@@ -230,17 +250,27 @@ class TransformerBlock:
             return self._fused_ops.layer_norm(x, self._norm3, layer.qparams)
 
         expand, shrink = self._expand, self._shrink
-        if expand.branch is None and shrink.branch is None:
+        if expand.alone and shrink.alone:
             gated = expand.layer.multiply_gated(normed(expand.layer), shrink.layer.qparams, x.dtype)
             return shrink.layer.multiply(gated, x.dtype, residual=x)
-        inner = expand.product(normed, x.dtype)
-        return shrink.product(lambda layer: self._fused_ops.geglu(inner, layer.qparams), x.dtype, residual=x)
+        inner = expand.product(Input(normed, lambda: self._norm3(x)), x.dtype)
+        gated_input = Input(lambda layer: self._fused_ops.geglu(inner, layer.qparams), lambda: geglu(inner))
+        return shrink.product(gated_input, x.dtype, residual=x)
+
+
+def geglu(x: Tensor) -> Tensor:
+    """Computes ``value * gelu(gate)`` of the halves of the last dimension."""
+    value, gate = x.chunk(2, -1)
+    return value * F.gelu(gate)
 
 
 class _Attention:
     def __init__(self, described: fusions.Attention, part: ModuleLookup, between: FusionBackend) -> None:
-        self._output = consumer_of(part(described.output))
+        self._output = consumer_at(part, described.output)
         self._heads, self._fused_ops, self._attention = described.heads, between.fused_ops, between.attention
+
+    def _normed(self, x: Tensor, norm: nn.LayerNorm) -> Input:
+        return Input(lambda layer: self._fused_ops.layer_norm(x, norm, layer.qparams), lambda: norm(x))
 
     def _attend(self, x: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         attended = self._attention(query, key, value, self._heads)
@@ -252,14 +282,12 @@ class SelfAttention(_Attention):
 
     def __init__(self, described: fusions.Attention, part: ModuleLookup, between: FusionBackend) -> None:
         super().__init__(described, part, between)
-        consumers = [consumer_of(part(name)) for name in (described.query, described.key, described.value)]
+        consumers = [consumer_at(part, name) for name in (described.query, described.key, described.value)]
         self._products = between.together(consumers)
 
     def __call__(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
         """Computes the block for tokens (N, L, C)."""
-        return self._attend(
-            x, *self._products(lambda layer: self._fused_ops.layer_norm(x, norm, layer.qparams), x.dtype)
-        )
+        return self._attend(x, *self._products(self._normed(x, norm), x.dtype))
 
 
 class CrossAttention(_Attention):
@@ -267,10 +295,13 @@ class CrossAttention(_Attention):
 
     def __init__(self, described: fusions.Attention, part: ModuleLookup, between: FusionBackend) -> None:
         super().__init__(described, part, between)
-        self._query = consumer_of(part(described.query))
-        self._key, self._value = between.of_text(part(described.key)), between.of_text(part(described.value))
+        self._query = consumer_at(part, described.query)
+        self._slots = Slot.at(part, described.key), Slot.at(part, described.value)
+        self._readings = [between.of_text(slot.layer) for slot in self._slots]
 
     def __call__(self, x: Tensor, norm: nn.LayerNorm, text: Tensor) -> Tensor:
         """Computes the block for tokens (N, L, C) and text (N, M, D)."""
-        query = self._query.product(lambda layer: self._fused_ops.layer_norm(x, norm, layer.qparams), x.dtype)
-        return self._attend(x, query, self._key(text), self._value(text))
+        query = self._query.product(self._normed(x, norm), x.dtype)
+        read = zip(self._slots, self._readings, strict=True)
+        key, value = (slot.adapt(reading(text), lambda: text) for slot, reading in read)
+        return self._attend(x, query, key, value)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from bitbrush.network.compiling import not_compiled
-from bitbrush.runtime.snapshot import Snapshot
+from bitbrush.runtime.snapshot import Baseline
 
 _LOG = logging.getLogger(__name__)
 
@@ -30,16 +30,16 @@ class FusedForward:
         name: Name of the module in the denoiser.
         module: Module whose ``forward`` this replaces.
         block: Fused computation. It returns NotImplemented for arguments that it does not support.
-        snapshot: State of the module when ``block`` was built.
+        baseline: State of the module in which ``block`` computes what it would.
         changes: Shared by all blocks of a denoiser, so that a change is logged once.
     """
 
     def __init__(
-        self, name: str, module: nn.Module, block: Callable[..., Any], snapshot: Snapshot, changes: ChangeLog
+        self, name: str, module: nn.Module, block: Callable[..., Any], baseline: Baseline, changes: ChangeLog
     ) -> None:
         functools.update_wrapper(self, module.forward)
         self._name, self._module, self._block = name, module, block
-        self._snapshot, self._changes = snapshot, changes
+        self.baseline, self._changes = baseline, changes
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Takes the arguments of the module's own forward."""
@@ -53,13 +53,13 @@ class FusedForward:
         """Whether skipping the calls of the block's modules has no visible effect."""
         if _has_any_global_hook():
             return False
-        if self._snapshot.holds():
+        if self.baseline.holds():
             return True
         if not self._changes.already:
             self._changes.already = True
             _LOG.warning(
                 "%s in %s was changed: changed blocks call their modules one by one, which takes longer",
-                self._snapshot.change(),
+                self.baseline.change(),
                 self._name,
             )
         return False

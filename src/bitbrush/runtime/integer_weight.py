@@ -100,5 +100,9 @@ class IntegerParameters(WithoutFloatWeight):
         return self._count - self.integer_weight.numel() - self.weight_scale.numel()
 
     def _load_from_state_dict(self, state: Any, prefix: str, *args: Any) -> None:
-        *_, errors = args
-        errors.append(f"{prefix}integer_weight is in the layout of kernels and takes no values; {_ELSEWHERE}")
+        """Refuses values of the layer; a state without any, such as an adapter's, leaves it as it is."""
+        *_, missing, _unexpected, errors = args
+        if any(key.startswith(prefix) for key in state):
+            errors.append(f"{prefix}integer_weight is in the layout of kernels and takes no values; {_ELSEWHERE}")
+        else:
+            missing.append(f"{prefix}integer_weight")

@@ -50,6 +50,11 @@ class Runtime(Protocol):
         """Device that it computes on; None: the device of the denoiser."""
         ...
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of everything between the products of quantized layers."""
+        ...
+
     def execution(self, original: nn.Module, layer: QuantizedLayer) -> Execution:
         """Predicts the result of :meth:`lower` for a layer that replaces ``original``; changes nothing."""
         ...

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bitbrush.network.extension import Extension, extend_
 from bitbrush.network.layers import QuantizedLayer
+from bitbrush.runtime.adapters import make_adaptable_, show_weight_shapes
 from bitbrush.runtime.choose import Choice
 from bitbrush.runtime.integer_weight import IntegerParameters
 from bitbrush.runtime.interface import Execution
@@ -75,6 +76,7 @@ class LoweredDenoiser(Extension, nn.Module):
                 "a quantized denoiser is not trained: integer weights have no gradients. Train the full-precision "
                 "pipeline and quantize that"
             )
+        super().requires_grad_(False)
         return self
 
     def num_parameters(self, *args: Any, **kwargs: Any) -> int:
@@ -111,7 +113,9 @@ def lower(denoiser: nn.Module, choice: Choice, layers: Iterable[QuantizedLayer])
     runtime = choice.runtime
     extend_(denoiser, LoweredDenoiser)
     refuse_unquantized(denoiser)
+    make_adaptable_(denoiser, runtime.dtype, runtime.device)  # first: lowering takes note of the class
     executions = runtime.lower(denoiser, layers)
+    show_weight_shapes(denoiser)
     lowered = Lowered(
         runtime.name, runtime.description, choice.reason, executions, choice.shortfall, device=runtime.device
     )

@@ -24,6 +24,7 @@ class ReferenceRuntime:
     name = "reference"
     description = "fake quantization in float32"
     device = None
+    dtype = torch.float32
 
     def execution(self, original: nn.Module, layer: QuantizedLayer) -> Execution:
         """Reports that the layer is emulated."""

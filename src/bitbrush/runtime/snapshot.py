@@ -4,12 +4,14 @@ Users set attention processors, register hooks, override ``forward``, replace ch
 torch does not record such changes, so a snapshot is compared before each call: identities only, in C loops.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import chain, repeat
 from operator import is_
 from typing import Any
 
 from torch import nn
+
+from bitbrush.runtime.wrappers import wrappers_in
 
 _INTERNAL = frozenset(vars(nn.Module())) - {"training"}
 """Attributes that torch keeps in every module; hooks, children and parameters are compared by content."""
@@ -116,6 +118,48 @@ class Snapshot:
     def _named(self) -> Iterator[tuple[str, nn.Module]]:
         yield "", self._root
         yield from self._inner.items()
+
+
+class Baseline:
+    """State in which a replaced ``forward`` computes what the modules would: as lowered, or with adapters since.
+
+    Args:
+        root: See :class:`Snapshot`.
+        own: See :class:`Snapshot`.
+        leaves: See :class:`Snapshot`.
+        accepts: Whether the ``forward`` regards such a wrapper of PEFT.
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        own: tuple[type[nn.Module], ...] = (),
+        leaves: Collection[nn.Module] = (),
+        accepts: Callable[[nn.Module], bool] = lambda _: True,
+    ) -> None:
+        self._root, self._own, self._leaves, self._accepts = root, own, leaves, accepts
+        self._lowered = Snapshot(root, own, leaves)
+        self._adapted: Snapshot | None = None
+        self.wrappers: tuple[nn.Module, ...] = ()
+
+    def holds(self) -> bool:
+        """Whether the modules are in either state."""
+        return self._lowered.holds() or (self._adapted is not None and self._adapted.holds())
+
+    def change(self) -> str | None:
+        """Names one thing that changed; None if nothing did."""
+        return (self._adapted or self._lowered).change()
+
+    def readapt(self, *, held: bool) -> None:
+        """Accepts the present adapters, unless the modules had been changed otherwise before.
+
+        Args:
+            held: What :meth:`holds` returned before adapters were attached or removed.
+        """
+        self.wrappers = wrappers_in(self._root)
+        accepted = held and self.wrappers and all(map(self._accepts, self.wrappers))
+        own = (*self._own, *{type(wrapper) for wrapper in self.wrappers})
+        self._adapted = Snapshot(self._root, own, self._leaves) if accepted else None
 
 
 def _below(root: nn.Module, leaves: Collection[nn.Module], prefix: str = "") -> Iterator[tuple[str, nn.Module]]:

@@ -3,7 +3,7 @@
 import functools
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -17,7 +17,8 @@ from bitbrush.runtime.cuda.joined import AtOnce
 from bitbrush.runtime.cuda.layers import IntegerLayer
 from bitbrush.runtime.cuda.steps import Steps
 from bitbrush.runtime.cuda.turns import Turns
-from bitbrush.runtime.snapshot import Snapshot
+from bitbrush.runtime.snapshot import Baseline
+from bitbrush.runtime.wrappers import state_of
 from bitbrush.timeline.tracker import argument_names
 
 _LOG = logging.getLogger(__name__)
@@ -102,8 +103,8 @@ class Engine:
         self._turns = Turns(steps.device)
         self._seen: list[tuple[Any, ...]] = []
         self._graphs: list[_Recorded] = []  # the most recently used is last
-        self._snapshot = Snapshot(denoiser, own=(IntegerLayer,))
-        self._parameters = list(denoiser.parameters())
+        self.baseline = Baseline(denoiser, own=(IntegerLayer,))
+        self._wrappers, self._parameters = self.baseline.wrappers, list(denoiser.parameters())
         self._places = self._current_places()
         self._told = False
 
@@ -143,15 +144,18 @@ class Engine:
             self.forget()
         if _has_any_global_hook():
             return False
-        unchanged = self._snapshot.holds()
+        unchanged = self.baseline.holds()
         if not unchanged and not self._told:
             self._told = True
-            change = self._snapshot.change()
+            change = self.baseline.change()
             _LOG.warning("%s was changed: calls are launched kernel by kernel, which takes longer", change)
         return unchanged
 
-    def _current_places(self) -> list[int]:
-        return [parameter.data_ptr() for parameter in self._parameters]
+    def _current_places(self) -> list[Hashable]:
+        """Lists what a graph has recorded of parameters and adapters."""
+        if self._wrappers is not self.baseline.wrappers:
+            self._wrappers, self._parameters = self.baseline.wrappers, list(self._denoiser.parameters())
+        return [*(one.data_ptr() for one in self._parameters), *map(state_of, self._wrappers)]
 
     def _answer(self, arguments: dict[str, Any]) -> Any:
         """Computes on the device without synchronization."""

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from bitbrush.network.first_token import answers_first_token
 from bitbrush.runtime.consumers import (
     Consumer,
+    Input,
     OneByOne,
     Products,
-    Quantize,
+    once,
 )
 from bitbrush.runtime.cuda.layers import IntegerLinear
 from bitbrush.runtime.cuda.weights import stack
@@ -38,19 +39,21 @@ def together(consumers: Sequence[Consumer]) -> Products:
     layers: list[Any] = [one.layer for one in consumers]
     if any(one.branch for one in consumers) or len({_kind(one) for one in layers}) > 1:
         return OneByOne(consumers)
-    return _Joined(join(layers), [one.out_features for one in layers])
+    return _Joined(join(layers), [one.out_features for one in layers], consumers)
 
 
 @dataclass(frozen=True)
 class _Joined:
-    """Products of several layers, computed by the layer that joins them."""
+    """Products of the consumers' layers, computed by the layer that joins them."""
 
     layer: IntegerLinear
     sizes: list[int]
+    consumers: Sequence[Consumer]
 
-    def __call__(self, quantize: Quantize, dtype: torch.dtype) -> Sequence[Tensor]:
-        parts: Sequence[Tensor] = self.layer.multiply(quantize(self.layer), dtype).split(self.sizes, -1)
-        return parts
+    def __call__(self, x: Input, dtype: torch.dtype) -> Sequence[Tensor]:
+        parts: Sequence[Tensor] = self.layer.multiply(x.quantize(self.layer), dtype).split(self.sizes, -1)
+        exact = once(x.exact)
+        return [one.adapt(part, exact) for one, part in zip(self.consumers, parts, strict=True)]
 
 
 class AtOnce:
