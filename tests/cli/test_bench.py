@@ -242,10 +242,10 @@ def test_a_candidate_with_one_broken_step_is_clearly_worse(
 def test_a_candidate_that_makes_nan_is_a_row_with_a_verdict(
     bench: Callable[..., dict[str, Any]], damaged: Callable[[Damage], tuple[Path, Path]]
 ) -> None:
-    def nan_bias(layer: QuantizedLayer) -> QuantizedLayer:
-        return replace(layer, bias=None if layer.bias is None else torch.full_like(layer.bias, torch.nan))
+    def huge_bias(layer: QuantizedLayer) -> QuantizedLayer:
+        return replace(layer, bias=None if layer.bias is None else torch.full_like(layer.bias, 3e38))  # overflows
 
-    whole, broken = bench(*damaged(nan_bias))["candidates"]
+    whole, broken = bench(*damaged(huge_bias))["candidates"]
     assert whole["verdict"]["level"] == "too few to tell"
     assert broken["verdict"] == {"level": "clearly worse", "reasons": ["animals: 2 of 3 images have NaN latents"]}
     of_set = broken["sets"]["animals"]

@@ -11,7 +11,11 @@ import pytest
 
 from bitbrush.cli.signals import Terminated
 
-SCRIPT = """
+HEARING = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+"""Undoes that a shell ignores SIGINT for commands in the background, which children inherit."""
+SCRIPT = (
+    HEARING
+    + """
 import sys, time
 from pathlib import Path
 import typer
@@ -36,6 +40,7 @@ try:
 finally:
     ignore_signals()
 """
+)
 EXITS = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "terminated")}
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals between processes")
 
@@ -77,6 +82,7 @@ def test_an_ignored_signal_stays_ignored() -> None:
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+MODULE = "import runpy; runpy.run_module('bitbrush', run_name='__main__')"
 COMMANDS = {
     "quantize": ("quantize", "MODEL", "--prompts", "PROMPTS", "--num-prompts", "3", "--steps", "200"),
     "generate": ("generate", "MODEL", "a cat", "--steps", "1000"),
@@ -101,7 +107,7 @@ def test_commands_end_cleanly_wherever_they_are(
     root = tmp_path / "root"
     root.mkdir()
     process = subprocess.Popen(
-        [sys.executable, "-m", "bitbrush", *words, "-o", str(root / "output")],
+        [sys.executable, "-c", HEARING + MODULE, *words, "-o", str(root / "output")],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
