@@ -61,18 +61,17 @@ def at(all_qparams: dict[float, QParams], timestep: float, device: torch.device)
 
 def whole(x: DeviceBytes, timestep: float) -> Tensor:
     """The integers that the bytes stand for."""
-    high = x.high.cpu().long() + 128
-    if x.low is None or timestep != RELAXED:
-        return high
-    return 256 * high + x.low.cpu().long() + 128
+    two = x.low is not None and timestep == RELAXED
+    high = x.high.cpu().long() + (2 if two else 128)
+    return 256 * high + x.low.cpu().long() + 128 if two else high
 
 
 def as_bytes(x_q: Tensor, bits: int) -> tuple[Tensor, Tensor | None]:
-    """NHWC, less 128."""
+    """NHWC, each byte less half its range."""
     pixels = x_q.permute(0, 2, 3, 1).contiguous()
     if bits <= 8:
-        return (pixels - 128).to(torch.int8), None
-    return ((pixels >> 8) - 128).to(torch.int8), ((pixels & 255) - 128).to(torch.int8)
+        return (pixels - (1 << bits - 1)).to(torch.int8), None
+    return ((pixels >> 8) - (1 << bits - 9)).to(torch.int8), ((pixels & 255) - 128).to(torch.int8)
 
 
 @pytest.mark.parametrize(("activation_bits", "split"), [(8, False), (10, False), (16, True)])

@@ -9,7 +9,10 @@ import triton.language as tl
 
 @triton.jit
 def store_bytes(value, high, low, where, mask, scales, integers, LOW: tl.constexpr):
-    """Stores ``clamp(round(value / scale) + zero_point, 0, qmax)``, less 128, as one byte, or as high and low byte.
+    """Stores ``clamp(round(value / scale) + zero_point, 0, qmax)`` as one byte, or as high and low byte.
+
+    Each stored byte is less half its range: 128, or 2 for the high byte of 10 bits. So it fits into int8, and sums of
+    high bytes stay small.
 
     Rounding half to even adds 1.5 * 2^23: the last bits of the sum are the integer, and reading them is free. A GPU
     converts floats to integers as slowly as it computes exponentials. The clamp between the product and the sum keeps
@@ -22,10 +25,10 @@ def store_bytes(value, high, low, where, mask, scales, integers, LOW: tl.constex
     x_q = (scaled + 12582912.0).to(tl.int32, bitcast=True) - 0x4B400000 + zero_point
     if LOW:
         two = tl.load(integers + 2)
-        tl.store(high + where, ((x_q >> (8 * two)) - 128).to(tl.int8), mask=mask)
+        tl.store(high + where, ((x_q >> (8 * two)) - ((qmax + 1) >> (8 * two + 1))).to(tl.int8), mask=mask)
         tl.store(low + where, ((x_q & 255) - 128).to(tl.int8), mask=mask & (two > 0))
     else:
-        tl.store(high + where, (x_q - 128).to(tl.int8), mask=mask)
+        tl.store(high + where, (x_q - ((qmax + 1) >> 1)).to(tl.int8), mask=mask)
 
 
 @triton.jit

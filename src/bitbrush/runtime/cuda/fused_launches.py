@@ -26,7 +26,7 @@ def quantize_image(
     silu: bool,  # noqa: FBT001 - an operator of torch has a plain signature
     wide: bool,  # noqa: FBT001
 ) -> tuple[Tensor, Tensor]:
-    """Computes the bytes of ``quantize(f(x))`` less 128, with a border of zero points.
+    """Computes the bytes of ``quantize(f(x))``, with a border of zero points.
 
     f is ``factor x + shift`` if they are present, then SiLU if ``silu``. Each pixel is repeated ``magnify`` times in
     both directions.
@@ -43,7 +43,7 @@ def quantize_image(
         wide: Whether some steps have two bytes.
 
     Returns:
-        High and low bytes, int8; the low bytes are empty unless ``wide``.
+        High and low bytes, int8, each less half its range; the low bytes are empty unless ``wide``.
     """
     high, low = _bordered(x, border, magnify, wide=wide)
     pixels, channels = high.numel() // high.shape[-1], x.shape[-1]
@@ -155,7 +155,7 @@ def layer_norm_bytes(
     integers: Tensor,
     wide: bool,  # noqa: FBT001 - an operator of torch has a plain signature
 ) -> tuple[Tensor, Tensor]:
-    """Computes the bytes of ``quantize(layer_norm(x))`` less 128, over the last dimension."""
+    """Computes the bytes of ``quantize(layer_norm(x))``, over the last dimension."""
     high, low = empty_bytes(x, x.shape, wide=wide)
     channels = x.shape[-1]
     rows = x.numel() // channels
@@ -199,7 +199,7 @@ def geglu_bytes(
     integers: Tensor,
     wide: bool,  # noqa: FBT001 - an operator of torch has a plain signature
 ) -> tuple[Tensor, Tensor]:
-    """Computes the bytes of ``quantize(value * gelu(gate))`` less 128, for the halves of the last dimension."""
+    """Computes the bytes of ``quantize(value * gelu(gate))``, for the halves of the last dimension."""
     high, low = _halves(x, wide=wide)
     channels = x.shape[-1] // 2
     rows = x.numel() // (2 * channels)

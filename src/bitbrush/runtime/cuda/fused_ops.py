@@ -18,7 +18,7 @@ NO_BORDER: Border = (0, 0)
 
 @dataclass(frozen=True)
 class DeviceBytes:
-    """Quantized activations, each byte less 128, int8; ``low`` is present if some steps have two bytes.
+    """Quantized activations, each byte less half its range, int8; ``low`` is present if some steps have two bytes.
 
     Images are (N, H, W, C) with their border, tokens (..., C).
     """

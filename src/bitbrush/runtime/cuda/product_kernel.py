@@ -39,11 +39,11 @@ def product_kernel(
     first, n0 = _place(rows, filters, BLOCK_M, BLOCK_N, PANEL)
     n = n0 + tl.arange(0, BLOCK_N)
     m, group = first + tl.arange(0, BLOCK_M), tl.program_id(1)
-    pixel = tl.minimum(m, rows - 1)  # rows beyond the end repeat the last one and are not stored
+    pixel = m % rows  # rows beyond the end repeat the first ones and are not stored: one row would be a hot cache line
     image, place = pixel // (out_height * out_width), pixel % (out_height * out_width)
     corner = (place // out_width) * stride_h * in_width + (place % out_width) * stride_w
     start = (image.to(tl.int64) * in_pixels + corner) * in_channels + group * channels
-    own = group * filters + tl.minimum(n, filters - 1)
+    own = group * filters + n % filters
     out = _outputs(x_high, x_low, weight, w_zero, w_sums, w_scale, bias, scales, integers, start, own,
                    channels, columns, dilation_h * in_width * in_channels, dilation_w * in_channels,
                    TAPS, KERNEL_WIDTH, EVEN, PACKED, LOW, SPLIT, BIAS, BLOCK_M, BLOCK_N, BLOCK_K)
@@ -75,8 +75,8 @@ def gated_product_kernel(
     """
     first, n0 = _place(rows, filters, BLOCK_M, BLOCK_N, PANEL)
     m, n = first + tl.arange(0, BLOCK_M), n0 + tl.arange(0, BLOCK_N)
-    start = tl.minimum(m, rows - 1).to(tl.int64) * channels
-    half, column = filters // 2, tl.minimum(n, filters - 1)
+    start = (m % rows).to(tl.int64) * channels
+    half, column = filters // 2, n % filters
     own = column // 2 + (column % 2) * half
     out = _outputs(x_high, x_low, weight, w_zero, w_sums, w_scale, bias, scales, integers, start, own,
                    channels, columns, 0, 0, 1, 1, EVEN, PACKED, LOW, SPLIT, BIAS, BLOCK_M, BLOCK_N, BLOCK_K)
@@ -143,7 +143,7 @@ def _outputs(
         total = tl.trans(total)
     if SPLIT:
         total -= (offset.to(tl.int64) * sums.to(tl.int64))[None, :]
-    else:  # modulo 2^32: the result fits, even if intermediate sums overflow
+    else:
         total -= (offset * sums)[None, :]
     out = total.to(tl.float32) * (tl.load(scales) * tl.load(w_scale + own))[None, :]
     if BIAS:
@@ -166,7 +166,10 @@ def _accumulate(
     total, x_rows, w_rows, zero, trips, blocks, channels, columns, below, beside,
     TAPS: tl.constexpr, KERNEL_WIDTH: tl.constexpr, EVEN: tl.constexpr, PACKED: tl.constexpr, BLOCK_K: tl.constexpr,
 ):
-    """Computes ``total + sum(x w)`` over ``trips`` blocks of channels, tap by tap; an absent byte has 0 trips."""
+    """Computes ``total + sum(x w)`` over ``trips`` blocks of channels, tap by tap; an absent byte has 0 trips.
+
+    No sum may leave int32: some GPUs wrap it, others saturate (``mma.sync`` with ``satfinite``).
+    """
     k = tl.arange(0, BLOCK_K)
     for trip in range(trips):
         tap = trip // blocks if TAPS > 1 else 0

@@ -20,7 +20,7 @@ _PANEL = 8
 _EMULATED = Gpu(processors=1, shared_bytes=1 << 16, products=1024)
 """Stand-in for Triton's interpreter, which runs on the CPU."""
 
-_PRODUCTS = {(8, 0): 2048, (9, 0): 4096, (10, 0): 4096}
+_PRODUCTS = {(8, 0): 2048, (9, 0): 4096, (10, 0): 8192, (10, 3): 256}
 _PRODUCTS_OF_OTHERS = 1024
 """Byte products of a multiprocessor per clock, by compute capability: the vendor's peaks."""
 
@@ -58,7 +58,7 @@ def integer_product(
     """Computes ``scale w_scale sum((x_q - zero_point) w) + bias + residual``.
 
     Args:
-        high: (N, H, W, C) int8: high bytes of x_q less 128, border included.
+        high: (N, H, W, C) int8: high bytes of x_q less half their range, border included.
         low: Low bytes likewise, or None.
         weight: (C_out, taps, C / groups) int8, or uint8 nibbles.
         w_zero: (C_out,) int8 zero points of nibbles, else None.
@@ -143,7 +143,7 @@ def gated_product(
     split: bool,  # noqa: FBT001 - as above
     next_wide: bool,  # noqa: FBT001
 ) -> tuple[Tensor, Tensor]:
-    """Computes the bytes of ``quantize(value * gelu(gate))`` less 128, for the halves of a linear layer's output.
+    """Computes the bytes of ``quantize(value * gelu(gate))``, for the halves of a linear layer's output.
 
     Quantization uses the next layer's parameters. The product equals :func:`integer_product` for rows ``high``, ``low``
     (..., C), whose output is not rounded before.

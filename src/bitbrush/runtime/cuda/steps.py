@@ -15,17 +15,13 @@ from bitbrush.runtime.fused_ops import BYTE
 from bitbrush.timeline.schedule import ActivationSchedule
 from bitbrush.timeline.tracker import NO_TIMESTEP
 
-_SHIFT_OF_ONE_BYTE = 128
-_SHIFT_OF_TWO = 128 * 257
-"""Offset of the sums that results from storing every activation byte less 128."""
-
 
 @dataclass(frozen=True, eq=False)
 class StepQParams:
     """Quantization parameters of a schedule at the current step; equal schedules share one object.
 
-    ``integers`` is (4,) int32: zero point, qmax, whether activations have two bytes, and the amount subtracted from
-    sums per unit of weight.
+    ``integers`` is (4,) int32: zero point, qmax, whether activations have two bytes, and the zero point of the stored
+    bytes, each of which is less half its range.
     """
 
     schedule: ActivationSchedule
@@ -127,5 +123,5 @@ class Steps:
 
 def _integers(qparams: QParams) -> tuple[int, int, int, int]:
     two = qparams.bits > BYTE
-    shift = _SHIFT_OF_TWO if two else _SHIFT_OF_ONE_BYTE
-    return qparams.zero_point, qparams.qmax, int(two), qparams.zero_point - shift
+    halves = (qparams.qmax + 1) // 2 + (128 if two else 0)  # of the high byte, times 256, and of the low byte
+    return qparams.zero_point, qparams.qmax, int(two), qparams.zero_point - halves

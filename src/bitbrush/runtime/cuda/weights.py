@@ -36,7 +36,11 @@ class Weights:
     count: int
 
     def overflows(self, bits: int) -> bool:
-        """Whether sums of activations of ``bits`` bits may exceed 32 bits."""
+        """Whether sums of activations of ``bits`` bits may exceed 32 bits.
+
+        If not, neither does any sum on the way, in any order: stored activations of two bytes are at most
+        ``2^(bits - 1) + 128``, which is less than ``2^bits - 1``.
+        """
         return self.largest * ((1 << bits) - 1) >= _WORD
 
 
