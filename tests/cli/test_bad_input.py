@@ -134,3 +134,12 @@ def test_files_of_loras(tmp_path: Path) -> None:
     odd.touch()
     assert lora_files([str(odd), "x.safetensors@0.5", "y.safetensors"]) == [str(odd), "x.safetensors", "y.safetensors"]
     assert lora_files(None) == []
+
+
+@pytest.mark.parametrize("digest", ["", "dd22", "g" * 64])
+def test_a_cut_digest_is_not_called_an_altered_artifact(refused: Callable[..., str], digest: str) -> None:
+    message = refused("verify", "anything", "--sha256", digest)
+    assert (
+        message
+        == f"error: sha256 is {digest!r}; it must be all 64 hexadecimal digits, as `bitbrush quantize` printed them"
+    )

@@ -83,7 +83,9 @@ def _content(source: str | os.PathLike[str], path: Path) -> bytes:
 
 def _validated(manifest: Any, path: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or "schema_version" not in manifest:
-        raise ArtifactError(f"{path} is not the manifest of a bitbrush artifact")
+        raise ArtifactError(
+            f"{path} is not the manifest of a bitbrush artifact: quantize or copy it again, or give another folder"
+        )
     version = manifest["schema_version"]
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise ArtifactError(
