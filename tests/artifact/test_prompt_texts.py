@@ -89,7 +89,7 @@ def test_every_command_takes_them(
     run("generate", model, "a cat", "a dog", "-o", tmp_path / "full", "--steps", 2, *text)
     grey = ("--pipeline-argument", 'negative_prompt=["grey", "black"]')
     compared = run("compare", model, artifact, "--prompts", prompts, "--num-prompts", 3, "--json", *grey)
-    assert json.loads(compared.stdout)["pipeline_arguments"] == {"negative_prompt": ["grey", "black"]}
+    assert json.loads(compared.stdout)["protocol"]["arguments"] == {"negative_prompt": ["grey", "black"]}
     bench = ("--prompts", prompts, "--num-images", 3, "--clip", "emoji-clip", "--latents", 0)
     run("bench", model, artifact, "-o", tmp_path / "bench", *bench, *grey)
     run("recalibrate", artifact, "-o", tmp_path / "again", *fast, *grey)

@@ -136,7 +136,7 @@ class TestRefusals:
         without: Mapping[str, Any] = {}
         recipe = bitbrush.METHODS["rtn"].recipe({"num_prompts": 2, **case.keys})
         names = " and ".join(case.pictures)
-        with pytest.raises(ValueError, match=f"makes pictures from pictures; give {names}:"):
+        with pytest.raises(ValueError, match=f"makes images from images; give {names}:"):
             bitbrush.quantize(pipeline(case), recipe, PROMPTS, inputs=without)
 
     def test_no_picture_at_all(self) -> None:

@@ -49,7 +49,7 @@ def test_pictures_that_are_missing(
 ) -> None:
     model = saved(CASES["sdxl-refiner"])
     message = refused("quantize", model, "-o", tmp_path / "a", "--prompts", prompts, *FAST)
-    assert "StableDiffusionXLImg2ImgPipeline makes pictures from pictures; give image" in message
+    assert "StableDiffusionXLImg2ImgPipeline makes images from images; give image" in message
     assert "--images" in message
 
 

@@ -75,7 +75,7 @@ def test_compare_records_it(
 ) -> None:
     result = run("compare", model, artifact, "--prompts", prompts, "--num-prompts", 2, "--json", *options)
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["runtime"].startswith("reference" if options else "onednn")
+    assert json.loads(result.stdout)["protocol"]["execution"].startswith("reference" if options else "onednn")
 
 
 def test_results_and_report_tell_how_layers_run(

@@ -18,10 +18,10 @@ def test_pictures_come_in_the_order_of_their_names_and_in_colour(tmp_path: Path)
 
 def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(ValueError, match=f"{folder} holds no pictures; a folder of .png"):
+        with pytest.raises(ValueError, match=f"{folder} holds no images; a folder of .png"):
             read_images(folder)
     (tmp_path / "a.png").write_text("no picture", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"picture .*a\.png cannot be read"):
+    with pytest.raises(ValueError, match=r"image .*a\.png cannot be read"):
         read_images(tmp_path)
-    with pytest.raises(ValueError, match=r"picture .*b\.png cannot be read"):
+    with pytest.raises(ValueError, match=r"image .*b\.png cannot be read"):
         read_image(tmp_path / "b.png")

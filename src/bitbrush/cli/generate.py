@@ -67,7 +67,7 @@ def generate(
     require_image_folder(output)
     inputs = {name: read_image(file) for name, file in (("image", image), ("mask_image", mask)) if file}
     if any(not prompt.strip() for prompt in prompt_texts(prompts)):
-        raise ValueError("a prompt is empty; write what the picture should show")
+        raise ValueError("a prompt is empty; write what the image should show")
     if is_artifact(model):
         require_plan_of_folder(artifact_folder(model), plan)
     else:
@@ -80,7 +80,7 @@ def generate(
     note(f"{model}: {used}, {plan.steps} steps, guidance {plan.guidance_scale:g}")
     facts = {"model": model, "steps": plan.steps, "guidance_scale": plan.guidance_scale, "scheduler": used}
     facts["runtime"] = executor
-    pictures = write_images(
+    files = write_images(
         pipe,
         prompts,
         plan,
@@ -92,10 +92,10 @@ def generate(
         inputs=inputs,
         progress=shown,
     )
-    for picture in list(pictures):
-        if picture.constant:
-            warn(f"{picture.path} (prompt {picture.prompt!r}, seed {picture.seed}) is all of one colour")
-        say_unbroken(str(picture.path))
+    for file in list(files):
+        if file.constant:
+            warn(f"{file.path} (prompt {file.prompt!r}, seed {file.seed}) is all of one colour")
+        say_unbroken(str(file.path))
 
 
 def _full_precision(model: str, runtime: str) -> "DiffusionPipeline":

@@ -18,7 +18,7 @@ PipelineArguments: TypeAlias = Annotated[
     typer.Option("--pipeline-argument", help="NAME=VALUE for the pipeline's call, e.g. height=768; repeatable."),
 ]
 Images: TypeAlias = Annotated[
-    Path | None, typer.Option(help="Folder of pictures to start from: image-to-image and inpainting.")
+    Path | None, typer.Option(help="Folder of images to start from: image-to-image and inpainting.")
 ]
 Masks: TypeAlias = Annotated[Path | None, typer.Option(help="Folder of masks, white where to paint: inpainting.")]
 Generic: TypeAlias = Annotated[
@@ -38,7 +38,7 @@ Device: TypeAlias = Annotated[str, typer.Option(help="Where to compute: cpu, or 
 Overwrite: TypeAlias = Annotated[
     bool, typer.Option("--overwrite", help="Replace the artifact that stands there, once the new one is complete.")
 ]
-ImageFile: TypeAlias = Annotated[Path | None, typer.Option(help="Picture to start from, for pipelines that do.")]
+ImageFile: TypeAlias = Annotated[Path | None, typer.Option(help="Image to start from, for pipelines that do.")]
 MaskFile: TypeAlias = Annotated[Path | None, typer.Option(help="Mask, white where to paint, for inpainting.")]
 
 

@@ -314,7 +314,7 @@ def require_inputs(pipe: DiffusionPipeline, inputs: Mapping[str, Any]) -> None:
     missing = [name for name in ("image", "mask_image") if name in taken and name not in inputs]
     if missing and type(pipe) in from_pictures:
         raise ValueError(
-            f"{type(pipe).__name__} makes pictures from pictures; give {' and '.join(missing)}: "
+            f"{type(pipe).__name__} makes images from images; give {' and '.join(missing)}: "
             'inputs={"image": [...]}, or the folders --images (and --masks) on the command line'
         )
 

@@ -66,9 +66,7 @@ def find_device(name: str) -> torch.device:
             f"device is {name}, but torch {torch.__version__} is not built for CUDA; install the build for your driver "
             "from PyTorch's own index, or leave --device at cpu"
         )
-    cards = torch.cuda.device_count()
-    if int(index or 0) >= cards:
-        raise ValueError(
-            f"device is {name}, but torch sees {cards} cards; look at `nvidia-smi` and CUDA_VISIBLE_DEVICES"
-        )
+    gpus = torch.cuda.device_count()
+    if int(index or 0) >= gpus:
+        raise ValueError(f"device is {name}, but torch sees {gpus} GPUs; look at `nvidia-smi` and CUDA_VISIBLE_DEVICES")
     return torch.device("cuda", int(index or 0))

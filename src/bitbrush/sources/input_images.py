@@ -30,7 +30,7 @@ def read_images(folder: Path) -> list[Image.Image]:
     """
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES) if folder.is_dir() else []
     if not paths:
-        raise ValueError(f"{folder} holds no pictures; a folder of {', '.join(SUFFIXES)} files is needed")
+        raise ValueError(f"{folder} holds no images; a folder of {', '.join(SUFFIXES)} files is needed")
     return [read_image(path) for path in paths]
 
 
@@ -44,7 +44,7 @@ def read_image(path: Path) -> Image.Image:
         with Image.open(path) as image:
             return image.convert("RGB")
     except (OSError, UnidentifiedImageError) as error:
-        raise ValueError(f"picture {path} cannot be read: {error}") from error
+        raise ValueError(f"image {path} cannot be read: {error}") from error
 
 
 def inputs_digest(inputs: Mapping[str, Sequence[Any]]) -> str:
