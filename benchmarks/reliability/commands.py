@@ -183,7 +183,7 @@ def _kind(name: str, annotation: str) -> str:
 def written_by_hand(folders: Folders) -> Iterator[Bad]:
     """Yields what only the meaning of an option makes bad."""
     for command, option, value, names in folders.meanings():
-        yield Bad((*folders.valid(command, without=(option,)), option, value), names)
+        yield Bad((*folders.valid(command, without=(option,)), option, value), (*names, value))
     yield from (Bad(words, names) for words, names in folders.whole_lines())
 
 

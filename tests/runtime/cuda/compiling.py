@@ -55,8 +55,8 @@ def main() -> None:
     driver.set_active(Driver(capability))
     launch = JITFunction.run
 
-    def compile_only(self: Any, *args: Any, qparams: Any, warmup: bool, **kwargs: Any) -> Any:
-        made = launch(self, *args, qparams=qparams, warmup=True, **kwargs)
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        made = launch(self, *args, grid=grid, warmup=True, **kwargs)
         ptx = made.asm["ptx"]
         units = [name for name in ("wgmma", "mma.sync") if name in ptx]
         singly = len(re.findall(r"ld\.global\S*\.b8", ptx))
