@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bitbrush.api import Quantization, quantize, recalibrate
+    from bitbrush.artifact.documents import ArtifactError
     from bitbrush.artifact.from_pretrained import register
     from bitbrush.artifact.manifest import read_manifest
     from bitbrush.artifact.store import load, save
@@ -21,6 +22,7 @@ __version__ = version("bitbrush")
 __all__ = [
     "METHODS",
     "METRICS",
+    "ArtifactError",
     "ImageMetric",
     "Lora",
     "ModelOptions",
@@ -43,6 +45,7 @@ __all__ = [
 _HOMES = {
     "METHODS": "bitbrush.methods",
     "METRICS": "bitbrush.bench.metrics.registry",
+    "ArtifactError": "bitbrush.artifact.documents",
     "ImageMetric": "bitbrush.bench.metrics.registry",
     "Lora": "bitbrush.sources.lora",
     "ModelOptions": "bitbrush.sources.models",

@@ -31,7 +31,7 @@ def check(pipeline: type, scheduler: Any = None, *, steps: int = 2, **arguments:
 @pytest.mark.parametrize(
     ("pipeline", "arguments"),
     [
-        (SD, {"height": 768, "width": None, "eta": 0, "guidance_rescale": 0.7, "timesteps": (999, 1)}),
+        (SD, {"height": 768, "width": 512, "eta": 0, "guidance_rescale": 0.7, "timesteps": (999, 1)}),
         (SD, {"negative_prompt": ("a", "b"), "clip_skip": 1, "sigmas": (14, 7.5)}),
         (SDXL, {"original_size": (1024, 1024), "denoising_end": 0.8, "prompt_2": "x", "crops_coords_top_left": (0, 0)}),
         (SD3, {"skip_guidance_layers": (7, 8), "max_sequence_length": 77, "mu": 1}),
@@ -42,6 +42,14 @@ def check(pipeline: type, scheduler: Any = None, *, steps: int = 2, **arguments:
 )
 def test_what_a_pipeline_takes_passes(pipeline: type, arguments: dict[str, Any]) -> None:
     check(pipeline, **arguments)
+
+
+@pytest.mark.parametrize("side", ["height", "width"])
+def test_one_side_alone_is_refused_where_the_pipeline_ignores_it(side: str) -> None:
+    """Stable Diffusion 1's call takes its defaults unless both are given; SDXL's does not."""
+    with pytest.raises(ValueError, match=f"{side} is 768, which StableDiffusionPipeline ignores.*height and width"):
+        check(SD, **{side: 768})
+    check(SDXL, **{side: 768})
 
 
 @pytest.mark.parametrize("name", sorted(OWN_ARGUMENTS | {"kwargs", "self", "strength", "heigth"}))

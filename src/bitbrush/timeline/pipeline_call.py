@@ -24,6 +24,8 @@ OWN_ARGUMENTS = frozenset(
 )
 """Arguments of a pipeline's call that follow from the plan and the batch; users cannot set them."""
 SIDES = ("height", "width")
+ONE_SIDE_IGNORED = "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion"
+"""Module of the call that replaces both sides by its defaults unless both are given."""
 LARGEST_SIDE = 16384
 """Pixels; far above what any model makes, and below what exhausts memory at once."""
 LARGEST_NUMBER = 2**53
@@ -52,6 +54,8 @@ def require_callable(pipeline: Any, scheduler: Any, plan: SamplingPlan, inputs: 
     taken = inspect.signature(call).parameters
     for name, value in plan.arguments:
         _require_value(pipeline.__name__, taken[name], value)
+    if call.__module__ == ONE_SIDE_IGNORED:
+        _require_both_sides(pipeline.__name__, dict(plan.arguments))
     if scheduler is not None:
         _require_obeyed(pipeline.__name__, scheduler, dict(plan.arguments))
         if not any(name in dict(plan.arguments) for name in OWN_TIMESTEPS):
@@ -117,6 +121,15 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind is list:
         return isinstance(value, list | tuple)
     return isinstance(kind, type) and isinstance(value, kind)
+
+
+def _require_both_sides(pipeline: str, arguments: Mapping[str, Any]) -> None:
+    sides = [name for name in SIDES if arguments.get(name) is not None]
+    if len(sides) == 1:
+        raise ValueError(
+            f"pipeline argument {sides[0]} is {arguments[sides[0]]}, which {pipeline} ignores without the other side; "
+            "give height and width"
+        )
 
 
 def _require_obeyed(pipeline: str, scheduler: Any, arguments: Mapping[str, Any]) -> None:
