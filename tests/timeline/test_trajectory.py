@@ -262,13 +262,14 @@ def test_inputs_go_with_their_prompts() -> None:
 
 def test_a_pipeline_is_called_with_what_it_takes(tiny_pipe: StableDiffusionPipeline) -> None:
     (batch,) = prompt_batches(PROMPTS[:2], 0, 2, inputs={"negative_prompt": ["blue", "red"]})
-    arguments = call_arguments(tiny_pipe, batch, SamplingPlan(3, 2.0, arguments=(("height", 24),)))
+    arguments = call_arguments(tiny_pipe, batch, SamplingPlan(3, 2.0, arguments=(("height", 24), ("width", 16))))
     assert arguments.pop("generator")[1].initial_seed() == batch.seeds[1]
     assert arguments == {
         "prompt": list(PROMPTS[:2]),
         "num_inference_steps": 3,
         "guidance_scale": 2.0,
         "height": 24,
+        "width": 16,
         "negative_prompt": ["blue", "red"],
     }
 
