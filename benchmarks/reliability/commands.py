@@ -47,7 +47,7 @@ OTHER_NAMES = {
     "loras": ("LoRA",),
     "pipeline_arguments": ("NAME=VALUE",),
 }
-"""What messages call an option that has another name than its parameter."""
+"""Names of options in messages, where they differ from the parameter's name."""
 REFUSED, TRACEBACK, ACCEPTED, SLOW, WRITTEN, UNNAMED = (
     "refused by name",
     "traceback",
@@ -92,10 +92,10 @@ def main() -> None:
 def run_all(root: Path, count: int, seed: int, *, show: bool) -> Counter[str]:
     folders, outcomes = make_folders(root), Counter[str]()
     for number, bad in enumerate(bad_commands(folders, count, seed)):
-        outcome, told = outcome_of(bad, root)
+        outcome, output = outcome_of(bad, root)
         outcomes[outcome] += 1
         if show and outcome != REFUSED:
-            print(f"{number}: {outcome}: {[word[:80] for word in bad.words]}\n    {told[-1500:]}", flush=True)
+            print(f"{number}: {outcome}: {[word[:80] for word in bad.words]}\n    {output[-1500:]}", flush=True)
     return outcomes
 
 
@@ -103,17 +103,17 @@ def outcome_of(bad: Bad, root: Path) -> tuple[str, str]:
     """Runs a command line; returns its outcome and what it printed."""
     before, begin = _listing(root), time.monotonic()
     result = _run(bad.words)
-    told = result.stderr + result.stdout
+    output = result.stderr + result.stdout
     if isinstance(result.exception, Hang) or time.monotonic() - begin > SECONDS:
-        return SLOW, told
+        return SLOW, output
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         return TRACEBACK, "".join(traceback.format_exception(result.exception))
     if _listing(root) != before:
         shutil.rmtree(root / "new", ignore_errors=True)  # so that the next command line meets what this one met
-        return WRITTEN, told
+        return WRITTEN, output
     if result.exit_code != 2:
-        return ACCEPTED, f"exit {result.exit_code}: {told}"
-    return (REFUSED if any(name in told for name in bad.names) else UNNAMED), told
+        return ACCEPTED, f"exit {result.exit_code}: {output}"
+    return (REFUSED if any(name in output for name in bad.names) else UNNAMED), output
 
 
 def _run(words: Sequence[str]) -> Result:

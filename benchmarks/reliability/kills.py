@@ -200,8 +200,8 @@ def _row(trial: Trial, number: int, moment: dict[str, Any]) -> dict[str, Any]:
         assert share is not None
         share /= 2
         result = trial.kill(after=share * trial.seconds)
-    told = f"before {trial.changes[moment['before']]}" if share is None else f"after {share:.0%} of the time"
-    row = {"command": trial.scenario.name, "kill": number, "moment": told, **result}
+    moment_text = f"before {trial.changes[moment['before']]}" if share is None else f"after {share:.0%} of the time"
+    row = {"command": trial.scenario.name, "kill": number, "moment": moment_text, **result}
     print(json.dumps(row), flush=True)
     return row
 

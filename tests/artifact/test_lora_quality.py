@@ -38,7 +38,7 @@ def quantized(name: str, folder: Path) -> tuple[Any, Path]:
     pipe = bitbrush.load_full_precision(name)
     recipe = bitbrush.METHODS["pcr"].recipe({"steps": STEPS, "num_prompts": 8, "rounding": "nearest"})
     quantization = bitbrush.quantize(pipe, recipe, PROMPT_TEXTS * 2)
-    return pipe, bitbrush.save(quantization, folder / name)
+    return pipe, bitbrush.save(quantization, folder / name, base_model=name)
 
 
 @pytest.mark.parametrize("name", ["emoji-sd", "emoji-sdxl"])

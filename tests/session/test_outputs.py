@@ -52,6 +52,27 @@ def test_a_second_process_is_told_who_writes(tmp_path: Path) -> None:
     assert set(tmp_path.iterdir()) == before
 
 
+def test_what_windows_lacks_is_not_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no pread and pwrite, and keeps a file that is open."""
+    monkeypatch.delattr(os, "pread")
+    monkeypatch.delattr(os, "pwrite")
+    usual = Path.unlink
+
+    def keep(path: Path, *, missing_ok: bool = False) -> None:
+        if path.name.endswith(".lock"):
+            raise PermissionError(errno.EACCES, "the file is open")
+        usual(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", keep)
+    for _ in range(2):
+        with elsewhere(tmp_path / "output") as process:
+            busy = pytest.raises(OutputBusyError, match=f"process {process} on .* has written since")
+            with busy, claimed(tmp_path / "output"):
+                raise AssertionError
+        with claimed(tmp_path / "output"):
+            pass
+
+
 def test_an_owner_that_has_not_named_itself_is_busy_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,9 +16,9 @@ import bitbrush
 from bitbrush import ModelOptions, load_full_precision
 from bitbrush.session.offload import Offload
 from bitbrush.sources import models
-from bitbrush.sources.model_names import UnknownModelError
+from bitbrush.sources.model_names import MODEL_INDEX, UnknownModelError
 from bitbrush.sources.models import load_source
-from bitbrush.sources.networks import MODEL_INDEX, is_finite, load_pipeline
+from bitbrush.sources.networks import is_finite, load_pipeline
 from tests.artifact.original_layout import original_layout
 
 Edit = Callable[[dict[str, Tensor], str], None]

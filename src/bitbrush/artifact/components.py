@@ -22,7 +22,8 @@ from bitbrush.artifact.documents import ArtifactError, require_schema
 from bitbrush.artifact.folder import VerifiedFolder
 from bitbrush.artifact.schema import QuantizationEntry, TokenizerConfiguration, WeightIndex
 from bitbrush.artifact.tensor_file import TensorFile
-from bitbrush.sources.networks import MODEL_INDEX, component_class
+from bitbrush.sources.model_names import MODEL_INDEX
+from bitbrush.sources.networks import component_class
 
 NETWORKS = (ModelMixin, PreTrainedModel)
 KINDS = (

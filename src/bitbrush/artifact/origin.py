@@ -41,10 +41,10 @@ def require_origin(
             f"{artifact} records the same model and LoRA files, but weights with digest {made_of[:12]} instead of "
             f"{digest[:12]}: fused on another machine, or {model} was changed since"
         )
-    told = "; ".join(differences) or f"{model} was changed since"
+    reason = "; ".join(differences) or f"{model} was changed since"
     raise ValueError(
         f"{artifact} was made of other weights ({manifest['base_model']}, digest {made_of[:12]}) than the model given "
-        f"has ({model}, {digest[:12]}): {told}; compare an artifact with the model it was made of"
+        f"has ({model}, {digest[:12]}): {reason}; compare an artifact with the model it was made of"
     )
 
 

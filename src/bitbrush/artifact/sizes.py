@@ -15,9 +15,8 @@ from bitbrush.artifact.tensors import other_tensors
 from bitbrush.network.narrow import float32_bytes, narrow_bytes, saving_bytes
 from bitbrush.quantization.quantize import Quantization
 from bitbrush.sources.checkpoint_type import variant_files
-from bitbrush.sources.model_names import SINGLE_FILE
+from bitbrush.sources.model_names import MODEL_INDEX, SINGLE_FILE
 from bitbrush.sources.models import ModelOptions
-from bitbrush.sources.networks import MODEL_INDEX
 from bitbrush.sources.single_file import DENOISER
 from bitbrush.zoo import model_path
 
@@ -50,8 +49,8 @@ class DenoiserSizes:
 
 def denoiser_sizes(manifest: Mapping[str, Any]) -> DenoiserSizes:
     """Returns the sizes that an artifact's manifest records."""
-    told = manifest["denoiser"]
-    return DenoiserSizes(told["bytes"], told["full_precision_bytes"], told.get("checkpoint_bytes"))
+    entry = manifest["denoiser"]
+    return DenoiserSizes(entry["bytes"], entry["full_precision_bytes"], entry.get("checkpoint_bytes"))
 
 
 def bytes_to_save(quantization: Quantization) -> int:

@@ -52,9 +52,9 @@ from bitbrush.session.outputs import claimed
 from bitbrush.session.replacing import complete_folder, remove_folder
 from bitbrush.sources.checkpoint_type import component_types
 from bitbrush.sources.identity import model_digest
-from bitbrush.sources.model_names import portable_name
+from bitbrush.sources.model_names import MODEL_INDEX, portable_name
 from bitbrush.sources.models import ModelOptions
-from bitbrush.sources.networks import MODEL_INDEX, load_networks, load_pipeline
+from bitbrush.sources.networks import load_networks, load_pipeline
 from bitbrush.sources.savable import refuse_saving, saved_class
 from bitbrush.timeline.defaults import plain_defaults
 

@@ -134,9 +134,10 @@ def ablate(
     announce(protocol.choice)
     warn(*too_long(job.pipe, [prompt for one in protocol.sets for prompt in protocol.prompts(one)]))
     note(_announcement(model, job.settings, protocol.num_images, [one.name for one in protocol.sets]))
-    told: dict[str, Any] = {"against": reference, "command": command_line(), "markdown": markdown}
     with resumable():
-        document = run_ablation(job, output, **told, progress=shown, tell=note)
+        document = run_ablation(
+            job, output, against=reference, command=command_line(), markdown=markdown, progress=shown, tell=note
+        )
     _print(document)
     for missing in missing_cells(job, output):
         note(f"{missing}: another process is at it, and will put it into the report")

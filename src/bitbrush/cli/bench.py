@@ -148,9 +148,18 @@ def _run(
         if own.leads:
             announce(protocol.choice)
             note(_announcement(reference, list(sources), protocol))
-        told: dict[str, Any] = {"pictures": pictures, "options": options, "command": command}
         with resumable():
-            document = run_bench(reference, sources, protocol, networks, output, work, **told)
+            document = run_bench(
+                reference,
+                sources,
+                protocol,
+                networks,
+                output,
+                work,
+                pictures=pictures,
+                options=options,
+                command=command,
+            )
         if own.leads:
             _print(document)
             note(f"{output / REPORT}\nOpen it in a browser.")

@@ -88,8 +88,7 @@ def compare(
     warn(*too_long(full, [prompt for texts in sets.values() for prompt in texts]))
     sizes = denoiser_sizes(manifest)
     note(f"{model} against {artifact} ({recipe.name}): {recipe.steps} steps, guidance {recipe.guidance_scale:g}")
-    told: dict[str, Any] = {"inputs": inputs, "seed": seed, "batch_size": batch_size, "progress": shown}
-    compared = run(full, candidate, sets, plan, **told)
+    compared = run(full, candidate, sets, plan, inputs=inputs, seed=seed, batch_size=batch_size, progress=shown)
     if as_json:
         facts = {"artifact": str(artifact), "recipe": recipe.to_dict(), "denoiser_bytes": asdict(sizes)}
         protocol = {

@@ -165,9 +165,9 @@ def reporting_errors(command: Callable[P, None]) -> Callable[P, None]:
             _tell(f"{'terminated' if ended else 'interrupted'}; nothing half-written is left behind{''.join(notes)}")
             raise typer.Exit(TERMINATED if ended else INTERRUPTED) from None
         except _gpu_is_full() as error:
-            told = ". ".join(str(error).split(". ")[:2])  # then come settings of torch's allocator
+            reason = ". ".join(str(error).split(". ")[:2])  # then come settings of torch's allocator
             _tell(
-                f"error: {told}. Lower the batch size, end what else is on the card, or let the processor compute it "
+                f"error: {reason}. Lower the batch size, end what else is on the GPU, or let the CPU compute it "
                 "(--device cpu, --runtime onednn)",
                 "red",
             )

@@ -109,8 +109,8 @@ def _show_summary(artifact: Path, manifest: dict[str, Any]) -> None:
 
 def _first_token(recipe: dict[str, Any], plan: dict[str, Any]) -> str:
     ratio = plan.get("start_token_ratio")
-    told = "" if ratio is None else f", the start token's norm is {ratio:.3g} times the others'"
-    return f"{recipe.get('first_token', 'quantized')}{told}"
+    measured = "" if ratio is None else f", the start token's norm is {ratio:.3g} times the others'"
+    return f"{recipe.get('first_token', 'quantized')}{measured}"
 
 
 def _show_kinds(manifest: dict[str, Any]) -> None:

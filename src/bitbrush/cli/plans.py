@@ -203,8 +203,8 @@ def _print(figures: "Sequence[CellFigures]") -> None:
     for one in figures:
         shown_figures.add_row(*_row(one), *(_again(one) if recalibrated else ()))
     show(shown_figures)
-    told = "; recal.: the artifact recalibrated for the plan" if recalibrated else ""
-    say(f"\nMSE and PSNR to full precision, medians over the images{told}")
+    explanation = "; recal.: the artifact recalibrated for the plan" if recalibrated else ""
+    say(f"\nMSE and PSNR to full precision, medians over the images{explanation}")
     say(headline(figures))
     if any(one.is_calibrated for one in figures):
         say("*: the plan that the artifact is calibrated for")

@@ -1,4 +1,4 @@
-"""PEFT's wrappers of layers, as runtimes see them. They are told by their attributes, since peft is optional."""
+"""PEFT's wrappers of layers, as runtimes see them. They are recognized by their attributes, since peft is optional."""
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass

@@ -96,7 +96,8 @@ def _locked(path: Path, output: Path) -> Iterator[None]:
             _write_owner(descriptor)
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is locked: see _lock
+        with suppress(PermissionError):  # Windows keeps a file that is open
+            path.unlink(missing_ok=True)  # while it is locked: see _lock
         os.close(descriptor)
 
 
@@ -145,12 +146,13 @@ def _write_owner(descriptor: int) -> None:
     since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
     owner = {"process": os.getpid(), "host": socket.gethostname(), "since": since}
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps(owner).encode(), 0)
+    os.lseek(descriptor, 0, os.SEEK_SET)  # Windows has no pwrite
+    os.write(descriptor, json.dumps(owner).encode())
 
 
 def _busy_text(descriptor: int, output: Path) -> str:
     try:
-        owner = json.loads(os.pread(descriptor, 4096, 0))
+        owner = json.loads(os.read(descriptor, 4096))
         name = f"process {owner['process']} on {owner['host']} has written since {owner['since']}"
     except (ValueError, KeyError, TypeError):  # it has locked the file, and not yet named itself
         name = "another process has just begun to write"

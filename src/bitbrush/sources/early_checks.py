@@ -9,8 +9,9 @@ from diffusers import SchedulerMixin
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 
+from bitbrush.sources.model_names import MODEL_INDEX
 from bitbrush.sources.models import ModelOptions, find_model
-from bitbrush.sources.networks import MODEL_INDEX, component_class
+from bitbrush.sources.networks import component_class
 from bitbrush.sources.schedulers import scheduler_class
 from bitbrush.timeline.pipeline_call import require_callable
 from bitbrush.timeline.plan import SamplingPlan

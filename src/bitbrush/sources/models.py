@@ -23,6 +23,7 @@ from bitbrush.session.offload import CPU, Offload
 from bitbrush.sources.checkpoint_type import component_types, file_type, variant_files
 from bitbrush.sources.lora import Lora, fuse_lora
 from bitbrush.sources.model_names import (
+    MODEL_INDEX,
     SINGLE_FILE,
     UnknownModelError,
     did_you_mean,
@@ -30,7 +31,7 @@ from bitbrush.sources.model_names import (
     require_known,
     unknown_text,
 )
-from bitbrush.sources.networks import MODEL_INDEX, lacks_weights, load_pipeline
+from bitbrush.sources.networks import lacks_weights, load_pipeline
 from bitbrush.sources.single_file import load_single_file
 from bitbrush.zoo import model_path
 
@@ -226,8 +227,8 @@ def _load_folder(
         types = component_types(folder, options.variant) if own_type else torch.float32
         return load_pipeline(folder, types, variant=options.variant)
     except (OSError, ValueError, SafetensorError, HfHubHTTPError) as error:
-        told = _unreadable(source, options, error) if Path(source).is_dir() else _unknown(model, options, error)
-        raise UnknownModelError(told) from error
+        message = _unreadable(source, options, error) if Path(source).is_dir() else _unknown(model, options, error)
+        raise UnknownModelError(message) from error
 
 
 def _download(model: str, options: ModelOptions) -> Path:

@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 
 from bitbrush.network.families import DENOISERS
 from bitbrush.sources.checkpoint_type import in_type, integer_weights, variant_files, variants, weights_variant
+from bitbrush.sources.model_names import MODEL_INDEX
 
-MODEL_INDEX = "model_index.json"
 SAFETY_CHECK = ("safety_checker", "feature_extractor")
 KEYS_SHOWN = 3
 _REPORTING = ("diffusers.models.modeling_utils", "transformers.modeling_utils")

@@ -14,7 +14,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from bitbrush.sources.networks import MODEL_INDEX, missing_tensors, require_whole
+from bitbrush.sources.model_names import MODEL_INDEX
+from bitbrush.sources.networks import missing_tensors, require_whole
 
 DENOISER = "model.diffusion_model."
 AUTOENCODER = ("first_stage_model.", "vae.")

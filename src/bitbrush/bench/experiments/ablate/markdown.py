@@ -22,15 +22,16 @@ def ablation_markdown(document: Document) -> str:
 
 def protocol_text(document: Document) -> str:
     """Describes what was compared in a few sentences."""
-    told = document["protocol"]
-    sets = " and ".join(f"{one['prompts']} of {one['name']} ({one['domain']})" for one in told["prompt_sets"])
-    prompts = " or ".join(map(str, told["calibration_prompts"]))
+    protocol = document["protocol"]
+    sets = " and ".join(f"{one['prompts']} of {one['name']} ({one['domain']})" for one in protocol["prompt_sets"])
+    prompts = " or ".join(map(str, protocol["calibration_prompts"]))
     return (
-        f"{told['model']}, {told['scheduler']}, {told['steps']} steps, guidance {told['guidance_scale']:g}; quantized "
-        f"with {prompts} calibration prompts; held-out prompts: {sets}; every image from the noise that full "
-        f"precision had for it, seed {told['seed']}. Executed by {told['execution']}. Intervals: 95 % bootstrap "
-        "over prompts, of medians by order statistics. Averages of bits leave out the layers next to the latents. "
-        f"CLIP score ({told['clip']['name']}) less full precision's. Seconds of single "
+        f"{protocol['model']}, {protocol['scheduler']}, {protocol['steps']} steps, "
+        f"guidance {protocol['guidance_scale']:g}; quantized with {prompts} calibration prompts; held-out prompts: "
+        f"{sets}; every image from the noise that full precision had for it, seed {protocol['seed']}. Executed by "
+        f"{protocol['execution']}. Intervals: 95 % bootstrap over prompts, of medians by order statistics. Averages of "
+        "bits leave out the layers next to the latents. "
+        f"CLIP score ({protocol['clip']['name']}) less full precision's. Seconds of single "
         "runs, calls for each batch of prompts."
     )
 
