@@ -4,11 +4,13 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from bitbrush.artifact.registration import register, register_on_import
+
 if TYPE_CHECKING:
     from bitbrush.api import Quantization, quantize, recalibrate
     from bitbrush.artifact.documents import ArtifactError
-    from bitbrush.artifact.from_pretrained import register
     from bitbrush.artifact.manifest import read_manifest
+    from bitbrush.artifact.quantization_config import BitbrushConfig
     from bitbrush.artifact.store import load, save
     from bitbrush.bench.experiments.ablate.run import ablate
     from bitbrush.bench.experiments.bench.run import benchmark
@@ -23,6 +25,7 @@ __all__ = [
     "METHODS",
     "METRICS",
     "ArtifactError",
+    "BitbrushConfig",
     "ImageMetric",
     "Lora",
     "ModelOptions",
@@ -46,6 +49,7 @@ _HOMES = {
     "METHODS": "bitbrush.methods",
     "METRICS": "bitbrush.bench.metrics.registry",
     "ArtifactError": "bitbrush.artifact.documents",
+    "BitbrushConfig": "bitbrush.artifact.quantization_config",
     "ImageMetric": "bitbrush.bench.metrics.registry",
     "Lora": "bitbrush.sources.lora",
     "ModelOptions": "bitbrush.sources.models",
@@ -59,7 +63,6 @@ _HOMES = {
     "quantize": "bitbrush.api",
     "read_manifest": "bitbrush.artifact.manifest",
     "recalibrate": "bitbrush.api",
-    "register": "bitbrush.artifact.from_pretrained",
     "register_method": "bitbrush.methods",
     "register_metric": "bitbrush.bench.metrics.registry",
     "save": "bitbrush.artifact.store",
@@ -71,3 +74,6 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'bitbrush' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+register_on_import()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 import bitbrush
-from bitbrush.artifact.from_pretrained import register
+from bitbrush.artifact.registration import register
 from bitbrush.runtime.fused_forward import FusedForward
 from bitbrush.runtime.interface import RuntimeUnavailable
 from tests.artifact.pipelines import CASES, PIXELS, pipeline, quantized

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import bitbrush
-from bitbrush.artifact.from_pretrained import register
+from bitbrush.artifact.registration import register
 from bitbrush.runtime.interface import RuntimeUnavailable
 from tests.artifact.pipelines import CASES, PIXELS, PROMPTS, Case, pipeline, quantized
 from tests.runtime.loras import as_diffusers, as_kohya, random_lora, scaled_sum

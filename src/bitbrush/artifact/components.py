@@ -94,6 +94,26 @@ def require_fitting(folder: VerifiedFolder, component: str) -> None:
             require_schema(document, TokenizerConfiguration, folder.root / name)
 
 
+def require_fitting_denoiser(folder: VerifiedFolder, part: str) -> None:
+    """Checks the configuration of a denoiser that is read without its pipeline.
+
+    Args:
+        folder: Folder with verified hashes.
+        part: Folder of the denoiser within it, or "".
+
+    Raises:
+        ArtifactError: The class is no network of diffusers, or a value does not fit it.
+    """
+    name = f"{part}/config.json".lstrip("/")
+    document = folder.documents.get(name)
+    given = document.get("_class_name") if isinstance(document, dict) else None
+    kind = component_class("diffusers", given) if isinstance(given, str) and given.isidentifier() else None
+    if kind is None or not issubclass(kind, ModelMixin):
+        raise ArtifactError(f"{folder.root / name}: _class_name is {given!r}, which is no network of this diffusers")
+    _require_configuration(folder, part, kind, quantized=True)
+    _require_inert(document, folder.root / name, allowed=QUANTIZATION)
+
+
 def component_classes(folder: VerifiedFolder) -> dict[str, type]:
     """Returns the classes of the components that ``model_index.json`` lists.
 
@@ -144,7 +164,7 @@ def _require_configuration(folder: VerifiedFolder, name: str, kind: Any, *, quan
     if not issubclass(kind, (*NETWORKS, SchedulerMixin)):
         return
     path = folder.root / name / file
-    document = folder.documents.get(f"{name}/{file}")
+    document = folder.documents.get(f"{name}/{file}".lstrip("/"))
     if not isinstance(document, dict):
         raise ArtifactError(f"{path} is missing or no table; quantize or copy the artifact again")
     if issubclass(kind, PreTrainedModel):

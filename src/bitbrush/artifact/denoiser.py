@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bitbrush.artifact.building import building
 from bitbrush.artifact.documents import parse, read_whole, require_schema
-from bitbrush.artifact.schema import QuantizationEntry
+from bitbrush.artifact.schema import QuantizationEntry, require_uncorrected
 from bitbrush.artifact.tensor_file import TensorFile
 from bitbrush.artifact.tensors import LAYER_KEYS, layer_from_tensors
 from bitbrush.network.layers import QuantizedLayer
@@ -147,16 +147,6 @@ def _empty_denoiser(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
         split_(denoiser, packed.get("split_skips", {}))
         branch_(denoiser, packed.get("low_ranks", {}))
     return denoiser, packed
-
-
-def require_uncorrected(packed: Mapping[str, Any]) -> None:
-    """Rejects artifacts with output correction, which earlier versions made with ``output_means = correct``.
-
-    Raises:
-        ValueError: The configuration requests an output correction.
-    """
-    if packed.get("correction") is not None:
-        raise ValueError("its output is corrected (output_means), which this bitbrush has no more; quantize again")
 
 
 def quantized_layers(

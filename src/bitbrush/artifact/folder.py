@@ -27,6 +27,8 @@ _KNOWN = re.compile(
     r"|(?:diffusion_pytorch_model|model)\.safetensors\.index\.json)"
 )
 """Names of the files that libraries read; code, pickles and adapters have others."""
+_KNOWN_OF_DENOISER = re.compile(r"config\.json|diffusion_pytorch_model\.safetensors")
+"""Names of the files of a denoiser without a pipeline."""
 _AGAIN = "quantize or copy the artifact again"
 
 Identity = tuple[int, ...]
@@ -58,7 +60,7 @@ class VerifiedFolder:
 
 
 @contextmanager
-def verified(root: Path, files: Mapping[str, str]) -> Iterator[VerifiedFolder]:
+def verified(root: Path, files: Mapping[str, str], part: str | None = None) -> Iterator[VerifiedFolder]:
     """Verifies a folder before the code inside reads it, and that nothing changed meanwhile after it.
 
     The model card may be edited, although artifacts of older versions list it among the hashed files.
@@ -66,6 +68,7 @@ def verified(root: Path, files: Mapping[str, str]) -> Iterator[VerifiedFolder]:
     Args:
         root: Folder of the artifact.
         files: SHA-256 by relative path.
+        part: Folder of the only component that is read, or "" for a folder with a denoiser alone; None for all.
 
     Yields:
         The folder.
@@ -73,14 +76,19 @@ def verified(root: Path, files: Mapping[str, str]) -> Iterator[VerifiedFolder]:
     Raises:
         ArtifactError: A file is missing, unlisted, of an unknown kind, or altered; the message names the first one.
     """
-    folder = _verify(root, {name: digest for name, digest in files.items() if name != CARD})
+    listed = {name: digest for name, digest in files.items() if name != CARD and _is_in(name, part)}
+    folder = _verify(root, listed, part)
     yield folder
     folder.require_unchanged()
 
 
-def _verify(root: Path, files: Mapping[str, str]) -> VerifiedFolder:
-    found = dict(_entries(root))
-    require_known_names(root, files)
+def _is_in(name: str, part: str | None) -> bool:
+    return not part or name.startswith(f"{part}/")
+
+
+def _verify(root: Path, files: Mapping[str, str], part: str | None) -> VerifiedFolder:
+    found = {name: path for name, path in _entries(root) if _is_in(name, part)}
+    require_known_names(root, files, _KNOWN_OF_DENOISER if part == "" else _KNOWN)
     for name in files:
         if name not in found:
             raise ArtifactError(f"{root / name} is missing; the artifact is incomplete: quantize or copy it again")
@@ -107,7 +115,7 @@ def _verify(root: Path, files: Mapping[str, str]) -> VerifiedFolder:
     return VerifiedFolder(root, documents, identities)
 
 
-def require_known_names(root: Path, names: Iterable[str]) -> None:
+def require_known_names(root: Path, names: Iterable[str], known: re.Pattern[str] = _KNOWN) -> None:
     """Rejects names of files that no pipeline in safetensors and JSON has: code, pickles, adapters, other folders.
 
     The model card is accepted, as artifacts of older versions list it.
@@ -116,7 +124,7 @@ def require_known_names(root: Path, names: Iterable[str]) -> None:
         ArtifactError: A name is unknown.
     """
     for name in names:
-        if name != CARD and not _KNOWN.fullmatch(name):
+        if name != CARD and not known.fullmatch(name):
             raise ArtifactError(
                 f"{root / MANIFEST} lists {name}, which is no file of a pipeline in safetensors and JSON; {_AGAIN}"
             )
@@ -163,7 +171,7 @@ def _require_inside(path: Path, root: Path) -> None:
     if not path.is_symlink():
         return
     target, home = Path(os.path.realpath(path)), root.resolve()  # resolve() raises for a loop, by Python's version
-    allowed = [home, home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [home]
+    allowed = [home, *(place.parent / "blobs" for place in home.parents if place.name == "snapshots")]
     if not any(target.is_relative_to(one) for one in allowed):
         raise ArtifactError(f"{path} is a link that leads out of the artifact; {_AGAIN}")
 

@@ -1,213 +1,209 @@
-"""Artifact loading through diffusers' ``from_pretrained``: its quantizer interface for bitbrush's layers."""
+"""diffusers' ``from_pretrained`` of artifacts: the verified, fast loading of :func:`bitbrush.load`, by its options."""
 
-import functools
-from collections.abc import Callable, Sequence
-from enum import StrEnum
+import os
+from collections.abc import Callable, Mapping, MutableMapping
+from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
-from diffusers.quantizers import auto
-from diffusers.quantizers.base import DiffusersQuantizer
-from diffusers.quantizers.quantization_config import QuantizationConfigMixin
-from torch import Tensor, nn
+from diffusers import PipelineQuantizationConfig
+from torch import nn
 
-from bitbrush.artifact.denoiser import require_uncorrected, require_values
-from bitbrush.artifact.documents import require_schema
-from bitbrush.artifact.schema import QuantizationEntry
-from bitbrush.artifact.tensors import LAYER_KEYS, layer_from_tensors
-from bitbrush.network.layers import QuantizedLayer
-from bitbrush.network.low_rank import branch_
-from bitbrush.network.skip_inputs import split_
-from bitbrush.runtime.choose import RuntimeName, choose_runtime
-from bitbrush.runtime.lowered import lower, lowered_of
-from bitbrush.sources.networks import KEYS_SHOWN
-from bitbrush.sources.savable import refuse_saving
+from bitbrush.artifact.denoiser import CONFIG
+from bitbrush.artifact.documents import ArtifactError, parse, read_whole
+from bitbrush.artifact.hub import OPTIONS, fetch_artifact, fetch_denoiser
+from bitbrush.artifact.loading import Surroundings, load_stored, load_with
+from bitbrush.artifact.manifest import is_artifact, read_manifest, reading_tensors
+from bitbrush.artifact.quantization_config import METHOD, BitbrushConfig
+from bitbrush.artifact.quantizer import AlreadyQuantized, require_one_device
+from bitbrush.artifact.verification import reading_denoiser
+from bitbrush.runtime.choose import Choice, dtype_name, runtime_on
+from bitbrush.timeline.defaults import plain_defaults
 
-_REFUSING = "refuses_bitbrush"
-"""Attribute of a ``save_pretrained`` that already rejects quantized components."""
-
-
-class QuantMethod(StrEnum):
-    """Identifier of this quantizer in ``config.json``; diffusers expects an enumeration."""
-
-    BITBRUSH = "bitbrush"
-
-
-def register() -> None:
-    """Registers bitbrush so that ``DiffusionPipeline.from_pretrained`` loads its artifacts, computing in float32.
-
-    :func:`bitbrush.load` also loads artifacts, verifies the hash of every file first and has a choice of runtimes.
-    ``save_pretrained`` of a pipeline with a quantized component raises ValueError before it writes anything.
-    """
-    original = DiffusionPipeline.save_pretrained
-    if not hasattr(original, _REFUSING):
-        DiffusionPipeline.save_pretrained = _before_writing(original)
-    auto.AUTO_QUANTIZER_MAPPING[QuantMethod.BITBRUSH.value] = BitbrushQuantizer
-    auto.AUTO_QUANTIZATION_CONFIG_MAPPING[QuantMethod.BITBRUSH.value] = BitbrushConfig
+TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_ONE_COPY = "an artifact has its weights once: leave it out; torch_dtype sets the type that other networks compute in"
+_NO_CODE = "an artifact runs no code of others: load it, and build YourPipeline(**pipe.components)"
+REMEDIES = {
+    "variant": _ONE_COPY,
+    "custom_pipeline": _NO_CODE,
+    "custom_revision": _NO_CODE,
+    "trust_remote_code": _NO_CODE,
+    "load_connected_pipeline": "load the other pipeline by itself",
+    "max_memory": "a quantized denoiser is on one device: leave it out",
+    "offload_folder": "the weights fit in memory packed: leave it out",
+    "offload_state_dict": "the weights fit in memory packed: leave it out",
+    "parallel_config": "a quantized denoiser is on one device: leave it out",
+    "use_flashpack": "an artifact is in safetensors: leave it out",
+    "use_onnx": "an artifact is in safetensors: leave it out",
+}
+"""Options of ``from_pretrained`` that an artifact refuses, and what to do instead."""
+_IGNORED = (*OPTIONS, "disable_mmap", "low_cpu_mem_usage", "use_safetensors", "mirror", "output_loading_info")
+"""Options without an effect on how an artifact loads."""
 
 
-def _before_writing(save_pretrained: Callable[..., Any]) -> Callable[..., Any]:
-    """Rejects quantized components first; diffusers would have written earlier components before its own error."""
-
-    @functools.wraps(save_pretrained)
-    def refusing(pipe: Any, *args: Any, **kwargs: Any) -> Any:
-        networks = (part for part in pipe.components.values() if isinstance(part, nn.Module))
-        if any(lowered_of(network) is not None for network in networks):
-            refuse_saving()
-        return save_pretrained(pipe, *args, **kwargs)
-
-    setattr(refusing, _REFUSING, True)
-    return refusing
-
-
-class BitbrushConfig(QuantizationConfigMixin):
-    """Quantization configuration: weight bits of every quantized layer by name; everything else is in the tensors.
+def load_pipeline_as(
+    original: Callable[..., Any], kind: Any, pretrained_model_name_or_path: str | os.PathLike[str], **options: Any
+) -> Any:
+    """Replaces ``DiffusionPipeline.from_pretrained``: artifacts load as by :func:`bitbrush.load`.
 
     Args:
-        weight_bits: Weight bits of every quantized layer by name.
-        split_skips: Split convolutions with the input channel of the split; see ``network/skip_inputs.py``.
-        low_ranks: Layers with a low-rank branch and its rank; see ``network/low_rank.py``.
-        first_tokens: Layers with tensors of a known first token; see ``network/first_token.py``.
-        **others: Keys of other versions, rejected if they change the result.
+        original: The method of diffusers, for everything else.
+        kind: Class whose method is called.
+        pretrained_model_name_or_path: Folder, single file or hub id.
+        **options: Options of the method.
+
+    Returns:
+        The pipeline.
+
+    Raises:
+        ArtifactError: The artifact is not intact.
+        ValueError: An option does not apply to artifacts; the message has the remedy.
     """
-
-    def __init__(
-        self,
-        weight_bits: dict[str, int],
-        split_skips: dict[str, int] | None = None,
-        low_ranks: dict[str, int] | None = None,
-        first_tokens: Sequence[str] = (),
-        **others: Any,
-    ) -> None:
-        require_uncorrected(others)
-        self.quant_method = QuantMethod.BITBRUSH
-        self.weight_bits = weight_bits
-        self.split_skips = split_skips or {}
-        self.low_ranks = low_ranks or {}
-        self.first_tokens = first_tokens
-        require_schema(self.to_dict(), QuantizationEntry, "quantization_config of config.json")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the configuration as JSON values, without empty entries."""
-        own: dict[str, Any] = {"quant_method": self.quant_method.value, "weight_bits": dict(self.weight_bits)}
-        if self.split_skips:
-            own["split_skips"] = dict(self.split_skips)
-        if self.low_ranks:
-            own["low_ranks"] = dict(self.low_ranks)
-        if self.first_tokens:
-            own["first_tokens"] = list(self.first_tokens)
-        return own
-
-    def to_diff_dict(self) -> dict[str, Any]:
-        """Returns the same values as :meth:`to_dict`; diffusers logs them."""
-        return self.to_dict()
+    source = pretrained_model_name_or_path
+    local = Path(source).exists()
+    root = Path(source) if local and is_artifact(source) else None
+    if root is None and not local:
+        root = fetch_artifact(os.fspath(source), options)
+    if root is None:
+        return original(kind, source, **options)
+    component = read_manifest(root)["denoiser"]["component"]
+    config = _execution_of(options.pop("quantization_config", None), component)
+    denoiser_dtype, dtype = _types(_pop_dtype(options), component)
+    choice = _choice(config, denoiser_dtype, options)
+    pipe = load_with(root, choice, Surroundings(kind, dtype, options))
+    pipe.set_progress_bar_config()  # shown, as diffusers does
+    pipe.register_to_config(_name_or_path=os.fspath(source))
+    return pipe
 
 
-class _Expected(nn.Module):
-    """Placeholder for a layer while diffusers reads the file's tensors and assigns them as parameters."""
+def load_model_as(
+    original: Callable[..., Any], kind: Any, pretrained_model_name_or_path: Any = None, **options: Any
+) -> Any:
+    """Replaces ``ModelMixin.from_pretrained``: the denoiser of an artifact runs as by :func:`bitbrush.load`.
 
-    def __init__(self, original: nn.Conv2d | nn.Linear, absent: set[str]) -> None:
-        super().__init__()
-        self._original = [original]  # a list hides the module: its parameter names are not in the file
-        for key in LAYER_KEYS - absent - ({"bias"} if original.bias is None else set()):
-            self.register_parameter(key, nn.Parameter(torch.empty(0, device="meta"), requires_grad=False))
+    Args:
+        original: The method of diffusers, for everything else.
+        kind: Class whose method is called.
+        pretrained_model_name_or_path: Folder or hub id.
+        **options: Options of the method.
 
-    @property
-    def original(self) -> nn.Conv2d | nn.Linear:
-        return self._original[0]
+    Returns:
+        The network, or what the options make the method return.
+
+    Raises:
+        ArtifactError: The denoiser's files are not intact.
+        ValueError: An option does not apply to artifacts; the message has the remedy.
+    """
+    source = pretrained_model_name_or_path
+    if not _is_quantized(kind, source, options):
+        try:
+            return original(kind, source, **options)
+        except AlreadyQuantized:
+            pass
+    subfolder = options.pop("subfolder", None) or ""
+    reports = options.get("output_loading_info")
+    local = Path(source, subfolder)
+    folder = local if local.is_dir() else fetch_denoiser(os.fspath(source), subfolder, options)
+    config = _execution_of(options.pop("quantization_config", None), "")
+    choice = _choice(config, _types(_pop_dtype(options), "")[0], options)
+    denoiser = _read_denoiser(folder, choice, kind)
+    denoiser.register_to_config(_name_or_path=os.fspath(source))
+    return (denoiser, {"missing_keys": [], "unexpected_keys": [], "error_msgs": []}) if reports else denoiser
 
 
-class BitbrushQuantizer(DiffusersQuantizer):
-    """Quantizer that collects packed tensors during loading and installs quantized layers at the end."""
+def _read_denoiser(folder: Path, choice: Choice, kind: type) -> Any:
+    with plain_defaults(), reading_denoiser(folder) as manifest, reading_tensors(folder):
+        denoiser: nn.Module = load_stored(folder, manifest, choice)
+    if not isinstance(denoiser, kind):
+        raise ArtifactError(f"{folder} holds a {type(denoiser).__name__}, no {kind.__name__}; load it with its class")
+    return denoiser
 
-    quantization_config: BitbrushConfig
 
-    def validate_environment(self, *_: Any, device_map: Any = None, **__: Any) -> None:
-        """Rejects a device map over several devices.
-
-        Raises:
-            ValueError: The map distributes the denoiser over devices.
-        """
-        devices = {str(device) for device in device_map.values()} if isinstance(device_map, dict) else set()
-        if len(devices) > 1:
-            raise ValueError(
-                f"device_map distributes the denoiser over {', '.join(sorted(devices))}, but a quantized one computes "
-                "on one device: give device_map={'': DEVICE}"
-            )
-
-    def update_torch_dtype(self, _: torch.dtype | None) -> torch.dtype:
-        """Returns float32 for every requested type, because scales of 1e-9 underflow in half precision.
-
-        The denoiser accepts and returns any type; it casts at each call.
-        """
-        return torch.float32
-
-    @property
-    def supports_parallel_loading(self) -> bool:
-        """False: layers are loaded one after another."""
+def _is_quantized(kind: Any, source: Any, options: Mapping[str, Any]) -> bool:
+    """Tells whether a network is an artifact's, where that is known without asking the hub in vain."""
+    place = Path(source or "", options.get("subfolder") or "")
+    if (place / CONFIG).is_file():
+        config = parse(read_whole(place / CONFIG), place / CONFIG)
+    elif isinstance(options.get("quantization_config"), BitbrushConfig):  # diffusers would warn that it is ignored
+        known = {key: value for key, value in options.items() if key in (*OPTIONS, "subfolder")}
+        config = kind.load_config(source, **known)
+    else:
         return False
-
-    def check_if_quantized_param(
-        self, model: nn.Module, param_value: Tensor, param_name: str, state_dict: dict[str, Tensor], **_: Any
-    ) -> bool:
-        """Returns whether a parameter belongs to a quantized layer."""
-        return param_name.rpartition(".")[0] in self.quantization_config.weight_bits
-
-    def create_quantized_param(
-        self, model: nn.Module, param_value: Tensor, param_name: str, target_device: Any, *_: Any, **__: Any
-    ) -> None:
-        """Assigns a packed tensor to the placeholder of its layer."""
-        name, _dot, key = param_name.rpartition(".")
-        parameter = nn.Parameter(param_value.to(target_device), requires_grad=False)
-        model.get_submodule(name).register_parameter(key, parameter)
-
-    def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> None:
-        split_(model, self.quantization_config.split_skips)
-        branch_(model, self.quantization_config.low_ranks)
-        for name in self.quantization_config.weight_bits:
-            absent = set() if name in self.quantization_config.first_tokens else {"first_input", "first_output"}
-            _set_submodule(model, name, _Expected(model.get_submodule(name), absent))  # type: ignore[arg-type]
-
-    def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
-        self._require_tensors(model)
-        layers = [self._restore(model, name, bits) for name, bits in self.quantization_config.weight_bits.items()]
-        lower(model, choose_runtime(RuntimeName.REFERENCE), layers)
-        return model
-
-    def _require_tensors(self, model: nn.Module) -> None:
-        """Rejects missing tensors, because diffusers only logs them."""
-        state = model.state_dict()
-        missing = [key for key, tensor in state.items() if tensor.is_meta]
-        if missing:
-            raise ValueError(
-                f"the artifact's {type(model).__name__} lacks {len(missing)} of its {len(state)} tensors "
-                f"({', '.join(missing[:KEYS_SHOWN])}); quantize or copy it again"
-            )
-        quantized = self.quantization_config.weight_bits
-        require_values(model, {key: value for key, value in state.items() if key.rpartition(".")[0] not in quantized})
-
-    def _restore(self, model: nn.Module, name: str, bits: int) -> QuantizedLayer:
-        expected = model.get_submodule(name)
-        assert isinstance(expected, _Expected)
-        original = expected.original
-        read = {key: parameter for key, parameter in expected.named_parameters() if not parameter.is_meta}
-        tensors = {f"{name}.{key}": parameter.detach().cpu() for key, parameter in read.items()}
-        layer = layer_from_tensors(name, tuple(original.weight.shape), bits, tensors)
-        _set_submodule(model, name, original.to("meta"))  # the quantized layer now holds the values
-        return layer
-
-    @property
-    def is_serializable(self) -> bool:
-        """False: a loaded pipeline cannot be saved; copy the artifact's folder instead."""
-        return False
-
-    @property
-    def is_trainable(self) -> bool:
-        """False: integer weights have no gradients."""
-        return False
+    entry = config.get("quantization_config") if isinstance(config, dict) else None
+    return isinstance(entry, dict) and entry.get("quant_method") == METHOD
 
 
-def _set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, own = name.rpartition(".")
-    setattr(model.get_submodule(parent), own, module)
+def _execution_of(config: Any, component: str) -> BitbrushConfig:
+    """Returns the runtime and memory mode of a configuration for an artifact, whose bits are settled."""
+    plain = BitbrushConfig()
+    if isinstance(config, PipelineQuantizationConfig) and set(config.quant_mapping or ()) == {component}:
+        config = config.quant_mapping[component]
+    if config is None:
+        return plain
+    if not isinstance(config, BitbrushConfig) or config.recipe_keys != plain.recipe_keys:
+        raise ValueError(
+            "quantization_config is given, and the artifact is quantized: of a BitbrushConfig only runtime and memory "
+            "apply; leave the other keys out, or quantize the full-precision model again"
+        )
+    return config
+
+
+def _pop_dtype(options: MutableMapping[str, Any]) -> Any:
+    """Removes the type from the options, whose name depends on the version of diffusers."""
+    given = [options.pop(name, None) for name in ("dtype", "torch_dtype")]
+    return next((dtype for dtype in given if dtype is not None), None)
+
+
+def _types(given: Any, component: str) -> tuple[torch.dtype | None, Any]:
+    """Returns the type for the denoiser and those for the other networks; None for bitbrush's own choice."""
+    if isinstance(given, Mapping):
+        types = {name: _type(dtype) for name, dtype in given.items()}
+        default = types.pop("default", None)
+        others = {name: dtype or torch.float32 for name, dtype in types.items()}
+        return types.get(component, default), {**others, "default": default or torch.float32}
+    dtype = _type(given)
+    return dtype, None if dtype == torch.float32 else dtype
+
+
+def _type(given: Any) -> torch.dtype | None:
+    if given is None or given == "auto":
+        return None
+    if dtype_name(given) not in TYPES:
+        raise ValueError(f"torch_dtype is {given}; choose from {', '.join(TYPES)}, or 'auto' for the fastest")
+    return TYPES[dtype_name(given)]
+
+
+def _choice(config: BitbrushConfig, dtype: torch.dtype | None, options: MutableMapping[str, Any]) -> Choice:
+    """Selects the runtime, and removes the options that are not arguments of the pipeline.
+
+    float16 means the fastest type: runtimes compute in float32 or bfloat16 between the products of integers, and a
+    denoiser takes and returns any type.
+    """
+    device = _device(options.pop("device_map", None))
+    for name, key in (("low_cpu_mem_usage", "weights are read layer by layer"), ("use_safetensors", _ONE_COPY)):
+        if options.get(name) is False:
+            raise ValueError(f"{name} is False, but {key}: leave it out")
+    for name, remedy in REMEDIES.items():
+        if options.pop(name, None):
+            raise ValueError(f"{name} is no option of an artifact: {remedy}")
+    for name in _IGNORED:
+        options.pop(name, None)
+    return runtime_on(device, config.runtime, None if dtype == torch.float16 else dtype, config.memory)
+
+
+def _device(device_map: Any) -> torch.device | None:
+    """Returns the device of a map, which must be one.
+
+    Raises:
+        ValueError: The map is over several devices, or leaves the device open.
+    """
+    require_one_device(device_map)
+    place = next(iter(device_map.values()), None) if isinstance(device_map, dict) else device_map
+    if place is None:
+        return None
+    if isinstance(place, str) and place.partition(":")[0] not in ("cpu", "cuda"):
+        raise ValueError(
+            f"device_map is {place!r}, but a quantized denoiser computes on one device: give 'cpu' or 'cuda', or leave "
+            "it out for the fastest"
+        )
+    return torch.device(place)

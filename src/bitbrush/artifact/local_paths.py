@@ -13,15 +13,16 @@ def remove_local_paths(root: Path) -> None:
     """Removes sources and absolute paths from the configurations in a folder; loading needs none of them."""
     for path in (path for pattern in CONFIGURATIONS for path in root.rglob(pattern)):
         content = json.loads(path.read_text(encoding="utf-8"))
-        portable = _without_paths(content)
+        portable = without_paths(content)
         if portable != content:
             path.write_text(json.dumps(portable, indent=2) + "\n", encoding="utf-8")
 
 
-def _without_paths(content: Any) -> Any:
+def without_paths(content: Any) -> Any:
+    """Returns a configuration without sources and absolute paths, at any depth."""
     if not isinstance(content, dict):
         return content
-    return {key: _without_paths(value) for key, value in content.items() if key not in SOURCES and not _is_path(value)}
+    return {key: without_paths(value) for key, value in content.items() if key not in SOURCES and not _is_path(value)}
 
 
 def _is_path(value: Any) -> bool:

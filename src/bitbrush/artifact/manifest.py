@@ -13,10 +13,12 @@ from safetensors import SafetensorError
 
 from bitbrush.artifact.documents import ArtifactError, parse, read_whole, require_schema
 from bitbrush.artifact.folder import MANIFEST, require_known_names, text_digest
-from bitbrush.artifact.schema import Manifest
+from bitbrush.artifact.schema import DenoiserManifest, Manifest
 from bitbrush.sources.model_names import did_you_mean, is_within_reach, may_be_hub_id
 
 FORMAT = "bitbrush-artifact"
+DENOISER_FORMAT = "bitbrush-denoiser"
+"""Format of the manifest of a denoiser without a pipeline."""
 SCHEMA_VERSION = 1
 
 
@@ -60,6 +62,16 @@ def read_manifest(source: str | os.PathLike[str]) -> dict[str, Any]:
     return _validated(parse(_content(source, path), path), path)
 
 
+def read_denoiser_manifest(folder: Path) -> dict[str, Any]:
+    """Reads the manifest of a denoiser without a pipeline and validates it.
+
+    Raises:
+        ArtifactError: The manifest is damaged, of another format or of a newer schema version.
+    """
+    path = folder / MANIFEST
+    return _validated(parse(read_whole(path), path), path, DENOISER_FORMAT, DenoiserManifest)
+
+
 def manifest_digest(source: str | os.PathLike[str]) -> str:
     r"""Computes the digest that identifies an artifact: SHA-256 of its manifest, with ``\n`` as line ends.
 
@@ -81,8 +93,14 @@ def _content(source: str | os.PathLike[str], path: Path) -> bytes:
         raise ArtifactError(f"{source} is no bitbrush artifact: it has no {MANIFEST}{on_hub}{meant}") from None
 
 
-def _validated(manifest: Any, path: Path) -> dict[str, Any]:
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or "schema_version" not in manifest:
+def _validated(manifest: Any, path: Path, form: str = FORMAT, schema: Any = Manifest) -> dict[str, Any]:
+    if isinstance(manifest, dict) and manifest.get("format") == DENOISER_FORMAT != form:
+        raise ArtifactError(
+            f"{path.parent} holds a denoiser without a pipeline: load it with its class, e.g. "
+            "UNet2DConditionModel.from_pretrained(DIR), and give it to a pipeline: "
+            "DiffusionPipeline.from_pretrained(BASE_MODEL, unet=unet)"
+        )
+    if not isinstance(manifest, dict) or manifest.get("format") != form or "schema_version" not in manifest:
         raise ArtifactError(
             f"{path} is not the manifest of a bitbrush artifact: quantize or copy it again, or give another folder"
         )
@@ -91,7 +109,7 @@ def _validated(manifest: Any, path: Path) -> dict[str, Any]:
         raise ArtifactError(
             f"{path} has schema version {version}; this bitbrush reads up to {SCHEMA_VERSION}: upgrade bitbrush"
         )
-    require_schema(manifest, Manifest, path)
+    require_schema(manifest, schema, path)
     names = [layer["name"] for layer in manifest["layers"]]
     if len(set(names)) != len(names):
         raise ArtifactError(f"{path} is damaged: layers lists a name twice; quantize or copy it again")

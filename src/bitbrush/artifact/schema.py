@@ -1,5 +1,6 @@
 """Schema of an artifact's manifest and of the quantization entry in its denoiser's configuration."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from msgspec import Meta
@@ -103,6 +104,23 @@ class Manifest(TypedDict):
     files: Annotated[dict[Name, Digest], Meta(min_length=1, max_length=10_000)]
 
 
+class DenoiserManifest(TypedDict):
+    """Manifest of a denoiser without a pipeline; entries on the origin are left out where it is not known."""
+
+    format: str
+    schema_version: Annotated[int, Meta(ge=1)]
+    base_model: NotRequired[str]
+    base_model_digest: NotRequired[Digest]
+    base_model_options: NotRequired[Options]
+    recalibrated_from: NotRequired[Predecessor]
+    recipe: Recipe
+    plan: NotRequired[Plan]
+    denoiser: Denoiser
+    layers: Annotated[list[Layer], Meta(min_length=1, max_length=100_000)]
+    versions: dict[Name, str]
+    files: Annotated[dict[Name, Digest], Meta(min_length=1, max_length=10)]
+
+
 class QuantizationEntry(TypedDict):
     """Entry ``quantization_config`` of the denoiser's configuration."""
 
@@ -111,6 +129,16 @@ class QuantizationEntry(TypedDict):
     split_skips: NotRequired[dict[Name, Dimension]]
     low_ranks: NotRequired[dict[Name, Rank]]
     first_tokens: NotRequired[list[Name]]
+
+
+def require_uncorrected(packed: Mapping[str, Any]) -> None:
+    """Rejects artifacts with output correction, which earlier versions made with ``output_means = correct``.
+
+    Raises:
+        ValueError: The configuration requests an output correction.
+    """
+    if packed.get("correction") is not None:
+        raise ValueError("its output is corrected (output_means), which this bitbrush has no more; quantize again")
 
 
 class WeightIndex(TypedDict):

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from bitbrush.artifact.card import quantize_command
-from bitbrush.artifact.components import QUANTIZATION, require_fitting
+from bitbrush.artifact.components import QUANTIZATION, require_fitting, require_fitting_denoiser
 from bitbrush.artifact.denoiser import CONFIG, WEIGHTS
 from bitbrush.artifact.documents import ArtifactError
 from bitbrush.artifact.folder import CARD, MANIFEST, VerifiedFolder, verified
-from bitbrush.artifact.manifest import artifact_folder, read_manifest
+from bitbrush.artifact.manifest import artifact_folder, read_denoiser_manifest, read_manifest
 from bitbrush.artifact.tensor_file import TensorFile
 from bitbrush.methods.recipe import Recipe
 from bitbrush.methods.removed import removed_setting
@@ -42,8 +42,34 @@ def reading(source: str | os.PathLike[str]) -> Iterator[tuple[Path, dict[str, An
     _require_known_family(manifest["denoiser"]["family"])
     with verified(root, manifest["files"]) as folder:
         require_fitting(folder, manifest["denoiser"]["component"])
-        _require_agreement(folder, manifest)
+        _require_agreement(folder, manifest, manifest["denoiser"]["component"])
         yield root, manifest
+
+
+@contextmanager
+def reading_denoiser(folder: Path) -> Iterator[dict[str, Any]]:
+    """Verifies a denoiser's files before the code inside reads them, and after it that none changed meanwhile.
+
+    Args:
+        folder: Folder of a denoiser, alone or as a component of an artifact.
+
+    Yields:
+        The manifest that lists its files: its own, or that of the artifact.
+
+    Raises:
+        ArtifactError: There is no manifest, or something differs; the message names it.
+    """
+    alone = (folder / MANIFEST).exists()
+    root, part = (folder, "") if alone else (folder.parent, folder.name)
+    manifest = read_denoiser_manifest(folder) if alone else read_manifest(root)
+    _require_known_settings(root, manifest)
+    _require_known_family(manifest["denoiser"]["family"])
+    if not alone and part != manifest["denoiser"]["component"]:
+        raise ArtifactError(f"{folder} is quantized, and {root / MANIFEST} names another denoiser; quantize again")
+    with verified(root, manifest["files"], part) as files:
+        require_fitting_denoiser(files, part)
+        _require_agreement(files, manifest, part)
+        yield manifest
 
 
 def verified_manifest(source: str | os.PathLike[str]) -> dict[str, Any]:
@@ -81,16 +107,15 @@ def _require_known_family(family: str) -> None:
         )
 
 
-def _require_agreement(folder: VerifiedFolder, manifest: dict[str, Any]) -> None:
+def _require_agreement(folder: VerifiedFolder, manifest: dict[str, Any], part: str) -> None:
     """Checks that the manifest's layers, which users read, are those of the configuration and of the tensors."""
-    component = manifest["denoiser"]["component"]
-    path = folder.root / component / CONFIG
-    packed = folder.documents[f"{component}/{CONFIG}"][QUANTIZATION]["weight_bits"]
+    path = folder.root / part / CONFIG
+    packed = folder.documents[f"{part}/{CONFIG}".lstrip("/")][QUANTIZATION]["weight_bits"]
     listed = {entry["name"]: entry["weight_bits"] for entry in manifest["layers"] if entry["excluded"] is None}
     unlike = [name for name in {**listed, **packed} if listed.get(name) != packed.get(name)]
     if unlike:
         raise ArtifactError(f"{path} does not hold what {MANIFEST} lists: layer {unlike[0]}; quantize again")
-    if f"{component}/{WEIGHTS}" not in manifest["files"]:
+    if f"{part}/{WEIGHTS}".lstrip("/") not in manifest["files"]:
         raise ArtifactError(f"{path.with_name(WEIGHTS)} is missing; the artifact is incomplete: quantize it again")
     entries = TensorFile(path.with_name(WEIGHTS)).entries
     for layer in manifest["layers"]:

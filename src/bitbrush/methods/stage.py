@@ -53,6 +53,7 @@ class Stage:
         changes_network: Whether the stage replaces the denoiser. Recalibration skips such stages, because an artifact's
             denoiser has already been replaced.
         check: Check that raises ValueError for an unsupported recipe; computes nothing.
+        reads_prompts: Whether ``run`` reads prompts without a denoiser call.
     """
 
     name: str
@@ -64,6 +65,12 @@ class Stage:
     work: Callable[[QuantizationState, int], tuple[PlannedWork, ...]] | None = None
     changes_network: bool = False
     check: Callable[[QuantizationState], None] = accept
+    reads_prompts: bool = False
+
+    @property
+    def needs_pipeline(self) -> bool:
+        """True if a denoiser alone does not suffice: the stage needs prompts, or gives another denoiser."""
+        return self.reads_prompts or self.calls is not no_calls or self.changes_network
 
     @property
     def is_phase(self) -> bool:

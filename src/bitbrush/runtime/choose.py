@@ -105,6 +105,30 @@ def runtime_named(
     return choose_runtime(RuntimeName(name), dtype=kind, memory=Memory(memory))
 
 
+def runtime_on(
+    device: torch.device | None,
+    name: str = RuntimeName.AUTO,
+    dtype: str | torch.dtype | None = None,
+    memory: str = Memory.EXPANDED,
+) -> Choice:
+    """Selects a runtime that computes on a device; None: on any.
+
+    Raises:
+        ValueError: A name is unknown, or the named runtime computes on another device.
+        RuntimeUnavailable: The runtime cannot run on this machine.
+    """
+    if device is None:
+        return runtime_named(name, dtype, memory)
+    if name == RuntimeName.AUTO:
+        name = RuntimeName.CUDA if device.type == "cuda" else _fastest_on_processor(memory)
+    choice = runtime_named(name, dtype, memory)
+    if choice.runtime.device is None and choice.device == CPU:  # one that computes on any device
+        return replace(choice, device=device)
+    if (device.type, device.index or choice.device.index) != (choice.device.type, choice.device.index):
+        raise ValueError(f"device is {device}, but the runtime {name} computes on {choice.device}; name that device")
+    return choice
+
+
 def dtype_name(dtype: str | torch.dtype) -> str:
     """Returns the name of a dtype without the prefix ``torch.``."""
     return str(dtype).removeprefix("torch.")
@@ -115,6 +139,10 @@ def _on_processor(dtype: torch.dtype | None, memory: Memory) -> Choice:
         return _onednn(dtype, memory, "8-bit products are exact and fast on this processor")
     except RuntimeUnavailable as error:
         return _reference(dtype, memory, f"integers are emulated: {error}")
+
+
+def _fastest_on_processor(memory: str) -> RuntimeName:
+    return RuntimeName(_on_processor(None, Memory(memory)).runtime.name)
 
 
 def _cuda(dtype: torch.dtype | None, memory: Memory, reason: str) -> Choice:

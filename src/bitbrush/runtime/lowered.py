@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Never, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -86,14 +86,6 @@ class LoweredDenoiser(Extension, nn.Module):
         if kwargs.get("only_trainable", any(args[:1])):
             return count
         return count + sum(one.unlisted_parameters for one in self.modules() if isinstance(one, IntegerParameters))
-
-    def save_pretrained(self, *_: Any, **__: Any) -> Never:
-        """Refuses to save the denoiser.
-
-        Raises:
-            ValueError: Always; the artifact's folder is to be copied instead.
-        """
-        raise ValueError("a quantized denoiser is not serializable from memory; copy the artifact's folder instead")
 
 
 def _moved(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:

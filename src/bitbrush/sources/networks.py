@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from bitbrush.network.families import DENOISERS
 from bitbrush.sources.checkpoint_type import in_type, integer_weights, variant_files, variants, weights_variant
 from bitbrush.sources.model_names import MODEL_INDEX
+from bitbrush.sources.plain_loading import plain
 
 SAFETY_CHECK = ("safety_checker", "feature_extractor")
 KEYS_SHOWN = 3
@@ -38,6 +39,7 @@ def load_pipeline(
     *,
     variant: str | None = None,
     components: Mapping[str, Any] = MappingProxyType({}),
+    pipeline_class: type[DiffusionPipeline] = DiffusionPipeline,
 ) -> DiffusionPipeline:
     """Loads a pipeline from its folder.
 
@@ -45,7 +47,8 @@ def load_pipeline(
         folder: Contains ``model_index.json`` and a folder for each component.
         dtype: One dtype for all networks, or dtypes by component name with "default" for the others.
         variant: Variant of the weight files, for networks that have it; see :func:`weights_variant`.
-        components: Components that are loaded already, by name.
+        components: Components that are loaded already, and further arguments of the pipeline, by name.
+        pipeline_class: Class of the pipeline; the base class stands for the one that the index names.
 
     Raises:
         ValueError: The index lists a component without a folder, or a tensor is unusable. Such a tensor is missing, has
@@ -61,9 +64,10 @@ def load_pipeline(
         if name not in parts:
             _require_folder(folder, name, kind)
     parts |= load_networks(folder, dtype, variant=variant, omit=parts)
-    pipe = DiffusionPipeline.from_pretrained(
-        folder, **in_type(dtype), **parts, local_files_only=True, trust_remote_code=False
-    )
+    with plain():
+        pipe: DiffusionPipeline = pipeline_class.from_pretrained(
+            folder, **in_type(dtype), **parts, local_files_only=True, trust_remote_code=False
+        )
     for name, part in pipe.components.items():
         if isinstance(part, nn.Module) and name not in parts:
             require_whole(part, name)

@@ -25,8 +25,12 @@ _PLAIN_LAYERS = nn.Conv2d, nn.Linear, nn.GroupNorm, nn.LayerNorm, nn.Embedding
 """Layers whose settings are compared."""
 
 
-def require_savable(pipe: DiffusionPipeline) -> None:
+def require_savable(pipe: DiffusionPipeline, quantized: str | None = None) -> None:
     """Checks that an artifact of the pipeline could be loaded.
+
+    Args:
+        pipe: Pipeline.
+        quantized: Name of a quantized denoiser, whose tensors are not its configuration's.
 
     Raises:
         ValueError: It could not; the message names the component and the remedy.
@@ -35,7 +39,7 @@ def require_savable(pipe: DiffusionPipeline) -> None:
     for name, part in pipe.components.items():
         if part is not None:
             _require_known_class(pipe, name)
-        if isinstance(part, nn.Module):
+        if isinstance(part, nn.Module) and name != quantized:
             _require_own_tensors(name, getattr(part, "_orig_mod", part))
 
 

@@ -87,6 +87,7 @@ MEASURE_START_TOKEN = Stage(
     name="start_token",
     summary="The norm of the texts' start token decides whether its keys and values stay in full precision.",
     run=measure_start_token,
+    reads_prompts=True,
     wanted=lambda state: (
         state.recipe.first_token is FirstTokens.AUTO
         and state.start_token_ratio is None

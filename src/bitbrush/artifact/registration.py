@@ -1,0 +1,126 @@
+"""Registration with diffusers, at once or when it is imported: loading, saving and quantizing go through bitbrush.
+
+This module imports nothing of torch and diffusers, so that ``import bitbrush`` stays fast.
+"""
+
+import functools
+import importlib.util
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from importlib.machinery import ModuleSpec
+from types import MappingProxyType, ModuleType
+from typing import Any
+
+from bitbrush.sources.plain_loading import is_plain
+
+_MARK = "bitbrush_original"
+_FROM_PRETRAINED, _SAVING = "bitbrush.artifact.from_pretrained", "bitbrush.artifact.save_pretrained"
+
+
+def register() -> None:
+    """Makes diffusers' own methods know artifacts; ``import bitbrush`` does this already.
+
+    ``from_pretrained`` loads an artifact as :func:`bitbrush.load` does. ``save_pretrained`` and ``push_to_hub`` of a
+    quantized pipeline or denoiser write one.
+    """
+    for name in _HOOKS:
+        _HOOKS[name](import_module(name))
+
+
+def register_on_import() -> None:
+    """Registers with the modules of diffusers and transformers that are imported, and with others once they are."""
+    for name, hook in _HOOKS.items():
+        module = sys.modules.get(name)
+        if module is not None and not getattr(module.__spec__, "_initializing", False):
+            hook(module)
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+
+
+class _Finder:
+    """Finder that runs a hook after a module is executed, and leaves finding it to the others."""
+
+    def __init__(self) -> None:
+        self._searching = threading.local()
+
+    def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """Returns the module's spec with the hook appended to its execution; None for all other modules."""
+        if name not in _HOOKS or getattr(self._searching, "name", None) == name:
+            return None
+        self._searching.name = name
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self._searching.name = None
+        loader: Any = None if spec is None else spec.loader
+        if loader is not None:
+            execute = loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                _HOOKS[name](module)
+
+            loader.exec_module = exec_module
+        return spec
+
+
+def _register_quantizer(module: Any) -> None:
+    """Enters the quantizer into diffusers' mappings."""
+    from bitbrush.artifact.quantization_config import METHOD, BitbrushConfig
+    from bitbrush.artifact.quantizer import BitbrushQuantizer
+
+    module.AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = BitbrushConfig
+    module.AUTO_QUANTIZER_MAPPING[METHOD] = BitbrushQuantizer
+
+
+def _register_refusal(module: Any) -> None:
+    """Enters a refusal into transformers' mappings: diffusers looks up ``quant_backend`` there, too."""
+    from bitbrush.artifact.quantization_config import METHOD, BitbrushConfig
+    from bitbrush.artifact.quantizer import refuse_text_encoder
+
+    module.AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = BitbrushConfig
+    module.AUTO_QUANTIZER_MAPPING[METHOD] = refuse_text_encoder
+
+
+def _register_pipelines(module: Any) -> None:
+    _replace(module.DiffusionPipeline, "from_pretrained", _FROM_PRETRAINED, "load_pipeline_as", loads=True)
+    _replace(module.DiffusionPipeline, "save_pretrained", _SAVING, "save_pipeline")
+    _replace(module.DiffusionPipeline, "push_to_hub", _SAVING, "push")
+
+
+def _register_models(module: Any) -> None:
+    _replace(module.ModelMixin, "from_pretrained", _FROM_PRETRAINED, "load_model_as", loads=True)
+    _replace(module.ModelMixin, "save_pretrained", _SAVING, "save_model")
+    _replace(module.ModelMixin, "push_to_hub", _SAVING, "push")
+
+
+_HOOKS: Mapping[str, Callable[[Any], None]] = MappingProxyType(
+    {
+        "diffusers.quantizers.auto": _register_quantizer,
+        "transformers.quantizers.auto": _register_refusal,
+        "diffusers.models.modeling_utils": _register_models,
+        "diffusers.pipelines.pipeline_utils": _register_pipelines,
+    }
+)
+
+
+def _replace(kind: Any, method: str, module: str, function: str, *, loads: bool = False) -> None:
+    """Replaces a method by ``function(original, owner, ...)``, whose module is imported when it is called.
+
+    ``owner`` is the object, or the class of a class method.
+    """
+    present = getattr(kind, method)
+    if hasattr(present, _MARK):
+        return
+    original = present.__func__ if loads else present
+
+    @functools.wraps(original)
+    def replaced(owner: Any, *args: Any, **kwargs: Any) -> Any:
+        if is_plain():
+            return original(owner, *args, **kwargs)
+        return getattr(import_module(module), function)(original, owner, *args, **kwargs)
+
+    setattr(replaced, _MARK, original)
+    setattr(kind, method, classmethod(replaced) if loads else replaced)
