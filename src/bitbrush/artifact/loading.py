@@ -3,7 +3,7 @@
 import importlib.metadata
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,7 +15,8 @@ from bitbrush.artifact.building import building
 from bitbrush.artifact.denoiser import CONFIG, WEIGHTS, check_denoiser, load_denoiser
 from bitbrush.artifact.documents import ArtifactError, parse, read_whole
 from bitbrush.artifact.manifest import artifact_folder, read_manifest, reading_tensors
-from bitbrush.artifact.stored import StoredDenoiser, attach, copying
+from bitbrush.artifact.single_file import extracting, is_single_file
+from bitbrush.artifact.stored import StoredDenoiser, attach, copying, stored_of
 from bitbrush.artifact.tensor_file import TensorFile
 from bitbrush.artifact.tensors import layer_from_tensors
 from bitbrush.artifact.usable import require_usable
@@ -29,6 +30,7 @@ from bitbrush.sources.checkpoint_type import component_types
 from bitbrush.sources.networks import load_networks, load_pipeline
 from bitbrush.timeline.defaults import plain_defaults
 
+
 def load(
     directory: str | os.PathLike[str],
     *,
@@ -39,7 +41,7 @@ def load(
     """Loads an artifact as a quantized pipeline.
 
     Args:
-        directory: Folder or hub id of the artifact.
+        directory: Folder, single file or hub id of the artifact.
         runtime: ``onednn`` (8-bit CPU kernels), ``cuda`` (8-bit kernels on an NVIDIA GPU, which holds the pipeline),
             ``reference`` (exact integers in float32), or ``auto``, the fastest that is exact on this machine.
         dtype: Type of all but the integer products: float32, bfloat16, or None for bfloat16 where it is fast.
@@ -73,9 +75,7 @@ class Surroundings:
 OWN = Surroundings()
 
 
-def load_with(
-    directory: str | os.PathLike[str], choice: Choice, surroundings: Surroundings = OWN
-) -> DiffusionPipeline:
+def load_with(directory: str | os.PathLike[str], choice: Choice, surroundings: Surroundings = OWN) -> DiffusionPipeline:
     """Loads an artifact (folder, file or hub id) with the runtime, type, memory mode and device of ``choice``.
 
     All files are verified first. Weights are read layer by layer; an integer runtime never holds them in floating
@@ -95,7 +95,19 @@ def load_with(
             of transformers cannot read it.
     """
     with plain_defaults(), reading(directory) as (root, manifest):
-        return _load(root, manifest, choice, surroundings)
+        pipe = _load(root, manifest, choice, surroundings)
+    if is_single_file(directory):
+        _remember(pipe, Path(directory), manifest)
+    return pipe
+
+
+def _remember(pipe: DiffusionPipeline, path: Path, manifest: Mapping[str, Any]) -> None:
+    """Records the single file from which a denoiser came, since the folder that it was unpacked to is gone."""
+    component = manifest["denoiser"]["component"]
+    denoiser, name = getattr(pipe, component), f"{component}/{WEIGHTS}"
+    stored = stored_of(denoiser)
+    if stored is not None and stored.manifest is manifest:
+        attach(denoiser, replace(stored, write=extracting(path.absolute(), name, manifest["files"][name])))
 
 
 def _load(root: Path, manifest: dict[str, Any], choice: Choice, surroundings: Surroundings) -> DiffusionPipeline:
@@ -195,5 +207,3 @@ def _read_all(root: Path, manifest: dict[str, Any]) -> None:
         empty = {name: network.to("meta") for name, network in networks}
         pipe = load_pipeline(root, components={**empty, component: denoiser})
         require_usable(pipe, Recipe().updated(manifest["recipe"]).steps)
-
-

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from bitbrush.artifact.documents import ArtifactError, parse, read_whole, require_schema
 from bitbrush.artifact.folder import MANIFEST, require_known_names, text_digest
 from bitbrush.artifact.schema import DenoiserManifest, Manifest
+from bitbrush.artifact.single_file import is_single_file, packed_manifest
 from bitbrush.sources.model_names import did_you_mean, is_within_reach, may_be_hub_id
 
 FORMAT = "bitbrush-artifact"
@@ -23,7 +24,11 @@ SCHEMA_VERSION = 1
 
 
 def is_artifact(source: str | os.PathLike[str]) -> bool:
-    """Returns whether a folder or hub id has an artifact's manifest; reading it validates its content."""
+    """Returns whether a folder, file or hub id has an artifact's manifest; reading it validates its content."""
+    if is_single_file(source):
+        with suppress(ArtifactError):
+            return FORMAT.encode() in packed_manifest(Path(source))
+        return False
     path = _manifest_path(source)
     return path.is_file() and FORMAT.encode() in read_whole(path)
 
@@ -38,8 +43,14 @@ def artifact_folder(source: str | os.PathLike[str]) -> Path:
         Path of the folder.
 
     Raises:
-        ArtifactError: The hub id has a manifest, but its files are neither in the hub's cache nor reachable.
+        ArtifactError: The hub id has a manifest, but its files are neither in the hub's cache nor reachable; or
+            ``source`` is a single file.
     """
+    if is_single_file(source):
+        raise ArtifactError(
+            f"{source} is a single file, and a folder is needed: bitbrush.load({os.fspath(source)!r})"
+            ".save_pretrained(DIR) writes one"
+        )
     path = _manifest_path(source)
     if path.parent != Path(source):
         _download(os.fspath(source), path)
@@ -50,7 +61,7 @@ def read_manifest(source: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads the manifest of an artifact and validates it.
 
     Args:
-        source: Folder or hub id.
+        source: Folder, single file or hub id.
 
     Returns:
         The manifest with the layer keys of this version.
@@ -58,7 +69,7 @@ def read_manifest(source: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ArtifactError: The manifest is missing, damaged, of another format or of a newer schema version.
     """
-    path = _manifest_path(source)
+    path = Path(source) if is_single_file(source) else _manifest_path(source)
     return _validated(parse(_content(source, path), path), path)
 
 
@@ -81,12 +92,13 @@ def manifest_digest(source: str | os.PathLike[str]) -> str:
     Raises:
         ArtifactError: There is no manifest.
     """
-    return text_digest(_content(source, _manifest_path(source)))
+    path = Path(source) if is_single_file(source) else _manifest_path(source)
+    return text_digest(_content(source, path))
 
 
 def _content(source: str | os.PathLike[str], path: Path) -> bytes:
     try:
-        return read_whole(path)
+        return packed_manifest(path) if is_single_file(path) else read_whole(path)
     except (FileNotFoundError, NotADirectoryError):
         on_hub = ", nor has a hub id of that name in the cache or within reach" if _may_be_hub_id(source) else ""
         meant = "" if Path(source).exists() else did_you_mean(os.fspath(source), bundled=())

@@ -12,7 +12,7 @@ from bitbrush.artifact.stored import StoredDenoiser, attach, packing
 from bitbrush.artifact.writing import packed_tensors, stored_config, versions
 from bitbrush.methods import METHODS
 from bitbrush.methods.method import run_stages
-from bitbrush.methods.recipe import FirstTokens, Recipe, Rounding
+from bitbrush.methods.recipe import FirstTokens, Rounding
 from bitbrush.methods.state import QuantizationState
 from bitbrush.network.families import FAMILIES
 from bitbrush.network.family import Family

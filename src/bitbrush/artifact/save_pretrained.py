@@ -12,9 +12,9 @@ from huggingface_hub import create_repo
 from torch import nn
 
 from bitbrush.artifact.denoiser import WEIGHTS
-from bitbrush.artifact.folder import CARD, MANIFEST
+from bitbrush.artifact.folder import MANIFEST
 from bitbrush.artifact.loading import verify
-from bitbrush.artifact.manifest import DENOISER_FORMAT, FORMAT, SCHEMA_VERSION, read_manifest
+from bitbrush.artifact.manifest import DENOISER_FORMAT, FORMAT, SCHEMA_VERSION
 from bitbrush.artifact.store import require_free
 from bitbrush.artifact.stored import StoredDenoiser, stored_of
 from bitbrush.artifact.writing import versions, write_card, write_components, write_denoiser, write_manifest
@@ -145,9 +145,7 @@ def _require_denoiser_folder(target: Path) -> None:
         raise ValueError(f"{target} exists and holds no quantized denoiser to replace; choose another folder")
 
 
-def _pipeline_manifest(
-    pipe: DiffusionPipeline, stored: StoredDenoiser, denoiser: Any, weights: Path
-) -> dict[str, Any]:
+def _pipeline_manifest(pipe: DiffusionPipeline, stored: StoredDenoiser, denoiser: Any, weights: Path) -> dict[str, Any]:
     recipe = Recipe().updated(stored.manifest["recipe"])
     return {
         "base_model": _base_model(denoiser, stored),

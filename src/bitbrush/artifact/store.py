@@ -10,6 +10,7 @@ from bitbrush.artifact.documents import ArtifactError
 from bitbrush.artifact.folder import MANIFEST
 from bitbrush.artifact.loading import load, load_with, read_layer, read_layers, verify
 from bitbrush.artifact.manifest import FORMAT, SCHEMA_VERSION, read_manifest
+from bitbrush.artifact.single_file import is_single_file, pack
 from bitbrush.artifact.sizes import bytes_to_save, checkpoint_bytes
 from bitbrush.artifact.stored import StoredDenoiser, packing
 from bitbrush.artifact.writing import (
@@ -24,15 +25,15 @@ from bitbrush.artifact.writing import (
 from bitbrush.methods.recipe import Recipe
 from bitbrush.network.narrow import float32_bytes
 from bitbrush.quantization.quantize import Quantization
-from bitbrush.session.disk import require_replaceable, require_space, writing
+from bitbrush.session.disk import require_replaceable, require_space, writing, writing_whole
 from bitbrush.session.journal import mark_saved
 from bitbrush.session.outputs import claimed
-from bitbrush.session.replacing import complete_folder, remove_folder
+from bitbrush.session.replacing import complete_folder, folder_beside, remove_folder
 from bitbrush.sources.identity import model_digest
-from bitbrush.sources.model_names import portable_name
+from bitbrush.sources.model_names import SINGLE_FILE, portable_name
 from bitbrush.sources.models import ModelOptions
 
-__all__ = ["load", "load_with", "read_layer", "read_layers", "require_free", "save", "verify"]
+__all__ = ["load", "load_with", "read_layer", "read_layers", "require_free", "result_file", "save", "verify"]
 
 
 def require_free(directory: Path, *, overwrite: bool = True) -> None:
@@ -47,6 +48,8 @@ def require_free(directory: Path, *, overwrite: bool = True) -> None:
         DiskError: The path is read-only.
     """
     require_replaceable(directory)
+    if directory.is_file() and not is_single_file(directory):
+        raise ValueError(f"{directory} is a file, and an artifact is a folder or ends in .safetensors; name another")
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return
     try:
@@ -76,7 +79,7 @@ def save(
 
     Args:
         quantization: Quantized pipeline.
-        directory: Path of the artifact.
+        directory: Path of the artifact; one that ends in .safetensors is written as a single file.
         base_model: Hub id, bundled name or path of the full-precision pipeline; a recalibrated artifact inherits it.
         options: Further loading options of that pipeline: revision, variant, LoRAs.
         work: Folder of the finished work, which is removed when the artifact is in place.
@@ -92,17 +95,32 @@ def save(
     origin = _origin(quantization, base_model, options or ModelOptions())
     sizes = _model_sizes(quantization, base_model, options or ModelOptions())
     size = bytes_to_save(quantization)
+    single = target.suffix == SINGLE_FILE and not target.is_dir()
     with claimed(target):
         require_free(target)
-        require_space(target, size)
-        with writing(target, size), complete_folder(target) as fresh:
+        require_space(target, 2 * size if single else size)
+        with writing(target, size), folder_beside(target) if single else complete_folder(target) as fresh:
             _write(quantization, fresh, origin, sizes)
             _require_loadable(fresh)
-            if work is not None:
+            if single:
+                _pack(fresh, target, work)
+            elif work is not None:
                 mark_saved(work, fresh / MANIFEST)
         if work is not None:
             remove_folder(work)
     return target
+
+
+def result_file(output: Path) -> Path:
+    """Returns the file that identifies a finished artifact: its manifest, or the single file itself."""
+    return output if output.suffix == SINGLE_FILE and not output.is_dir() else output / MANIFEST
+
+
+def _pack(folder: Path, target: Path, work: Path | None) -> None:
+    with writing_whole(target) as fresh:
+        pack(folder, fresh)
+        if work is not None:
+            mark_saved(work, fresh)
 
 
 def _require_loadable(root: Path) -> None:

@@ -47,11 +47,11 @@ def header_bytes(path: Path) -> int:
 
 
 @lru_cache(maxsize=8)
-def _header(path: Path, identity: tuple[int, ...]) -> tuple[Mapping[str, Entry], int]:
+def _header(path: Path, identity: tuple[int, ...]) -> tuple[Mapping[str, Entry], int, Mapping[str, str]]:
     """Reads and checks a header; loading needs that of the denoiser twice. ``identity`` changes with the file.
 
     Returns:
-        The entries by name, and the position of the first tensor.
+        The entries by name, the position of the first tensor, and the file's own texts by name.
     """
     size = identity[2]
     with opening(path) as file:
@@ -59,18 +59,35 @@ def _header(path: Path, identity: tuple[int, ...]) -> tuple[Mapping[str, Entry],
         if length > min(size, MAX_BYTES):
             raise ArtifactError(f"{path} is no safetensors file: its header has {length} of {size} bytes")
         content = file.read(length)
+    entries, metadata = parse_header(content, path)
+    require_gapless(path, entries, size - _LENGTH_BYTES - length)
+    return MappingProxyType(entries), _LENGTH_BYTES + length, MappingProxyType(metadata)
+
+
+def parse_header(content: bytes, path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
+    """Parses the JSON of a header.
+
+    Args:
+        content: Bytes of the header.
+        path: Path of the file, for messages.
+
+    Returns:
+        The entries by name, and the texts of ``__metadata__`` by name.
+
+    Raises:
+        ArtifactError: The header has another form.
+    """
     try:  # a name that occurs twice leaves a gap, or repeats itself
         header = msgspec.json.decode(content)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path} is no safetensors file: {error}") from error
-    if isinstance(header, dict):
-        header.pop("__metadata__", None)
+    texts = header.pop("__metadata__", None) if isinstance(header, dict) else None
     entries: dict[str, Entry] = require_schema(header, dict[str, Entry], f"{path}, its header,")
-    _require_gapless(path, entries, size - _LENGTH_BYTES - length)
-    return MappingProxyType(entries), _LENGTH_BYTES + length
+    metadata: dict[str, str] = require_schema(texts or {}, dict[str, str], f"{path}, __metadata__ of its header,")
+    return entries, metadata
 
 
-def _require_gapless(path: Path, entries: Mapping[str, Entry], size: int) -> None:
+def require_gapless(path: Path, entries: Mapping[str, Entry], size: int) -> None:
     """Checks that the tensors fill ``size`` bytes in some order, so that none overlaps another or exceeds the file."""
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
@@ -103,7 +120,7 @@ class TensorFile(Mapping[str, Tensor]):
         with opening(path) as file:
             status = os.fstat(file.fileno())
             identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-            self.entries, self._begin = _header(path, identity)
+            self.entries, self.begin, self.metadata = _header(path, identity)
 
     def __getitem__(self, name: str) -> Tensor:
         entry = self.entries[name]
@@ -112,7 +129,7 @@ class TensorFile(Mapping[str, Tensor]):
         begin, end = entry.data_offsets
         data = torch.empty(end - begin, dtype=torch.uint8)
         with self._path.open("rb") as file:
-            file.seek(self._begin + begin)
+            file.seek(self.begin + begin)
             if file.readinto(data.numpy().data) != end - begin:
                 raise ArtifactError(f"{self._path} ends before the tensor {name} does")
         return data.view(DTYPES[entry.dtype]).view(entry.shape)

@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from bitbrush.artifact.denoiser import CONFIG, WEIGHTS
 from bitbrush.artifact.documents import ArtifactError
 from bitbrush.artifact.folder import CARD, MANIFEST, VerifiedFolder, verified
 from bitbrush.artifact.manifest import artifact_folder, read_denoiser_manifest, read_manifest
+from bitbrush.artifact.single_file import is_single_file, unpacked
 from bitbrush.artifact.tensor_file import TensorFile
 from bitbrush.methods.recipe import Recipe
 from bitbrush.methods.removed import removed_setting
@@ -28,22 +29,29 @@ def reading(source: str | os.PathLike[str]) -> Iterator[tuple[Path, dict[str, An
     the classes that read them and to each other. No tensor's values are read.
 
     Args:
-        source: Folder or hub id.
+        source: Folder, single file or hub id.
 
     Yields:
-        The folder and the manifest.
+        The folder and the manifest; the folder of a single file is temporary.
 
     Raises:
         ArtifactError: Something differs, or this version no longer supports a setting; the message names it.
     """
-    root = artifact_folder(source)
-    manifest = read_manifest(root)
-    _require_known_settings(root, manifest)
-    _require_known_family(manifest["denoiser"]["family"])
+    manifest = read_manifest(source)  # before anything is unpacked or downloaded
+    single = is_single_file(source)
+    with unpacked(Path(source)) if single else nullcontext(artifact_folder(source)) as root:
+        _require_known_settings(root, manifest)
+        _require_known_family(manifest["denoiser"]["family"])
+        with _agreeing(root, manifest):
+            yield root, manifest
+
+
+@contextmanager
+def _agreeing(root: Path, manifest: dict[str, Any]) -> Iterator[None]:
     with verified(root, manifest["files"]) as folder:
         require_fitting(folder, manifest["denoiser"]["component"])
         _require_agreement(folder, manifest, manifest["denoiser"]["component"])
-        yield root, manifest
+        yield
 
 
 @contextmanager

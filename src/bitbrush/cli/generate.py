@@ -69,7 +69,7 @@ def generate(
     if any(not prompt.strip() for prompt in prompt_texts(prompts)):
         raise ValueError("a prompt is empty; write what the image should show")
     if is_artifact(model):
-        require_plan_of_folder(artifact_folder(model), plan)
+        require_plan_of_folder(model if Path(model).is_file() else artifact_folder(model), plan)
     else:
         require_plan(model, ModelOptions(), plan)
     loaded = load_with(model, chosen(runtime, dtype, memory)) if is_artifact(model) else _full_precision(model, runtime)

@@ -44,7 +44,9 @@ def quantize(
     model: Annotated[
         str, typer.Argument(help="Bundled name (emoji-sd), local pipeline directory, .safetensors, or hub id.")
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Directory for the artifact.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Directory for the artifact, or one file: NAME.safetensors.")
+    ],
     keys: dict[str, Any],
     prompts: Annotated[
         str | None, typer.Option(help="Calibration prompts: a file, one a line, or a bundled set.")
@@ -107,8 +109,7 @@ def _quantize(
     overwrite: bool,
     dry_run: bool,
 ) -> None:
-    from bitbrush.artifact.folder import MANIFEST
-    from bitbrush.artifact.store import require_free, save
+    from bitbrush.artifact.store import require_free, result_file, save
     from bitbrush.quantization.quantize import calibration_batches, prepare, run
     from bitbrush.quantization.work import early_facts
     from bitbrush.runtime.cuda.package import has_gpu
@@ -131,7 +132,7 @@ def _quantize(
     batches = calibration_batches(chosen, calibration, inputs)
     with ranks() as own, nullcontext() if dry_run else claimed(output, own), own.together():
         if own.leads and not dry_run:
-            remove_saved(work, output / MANIFEST)
+            remove_saved(work, result_file(output))
         require_free(output, overwrite=overwrite or dry_run)
         if not dry_run:
             require_same_work(work, early_facts(chosen, batches, device))

@@ -37,6 +37,17 @@ def complete_folder(target: Path) -> Iterator[Path]:
         recover(target)
 
 
+@contextmanager
+def folder_beside(target: Path) -> Iterator[Path]:
+    """Yields a temporary path beside the file ``target`` for a folder, which is removed at the end."""
+    recover(target)
+    fresh, _ = _temporary(target)
+    try:
+        yield fresh
+    finally:
+        recover(target)
+
+
 def recover(target: Path) -> None:
     """Restores a folder whose replacement was interrupted, and removes what killed processes left beside it."""
     target = target.absolute()

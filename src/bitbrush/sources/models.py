@@ -12,7 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from bitbrush.network.families import DENOISERS
@@ -36,8 +36,8 @@ from bitbrush.sources.single_file import load_single_file
 from bitbrush.zoo import model_path
 
 HALF_VARIANT = "fp16"
-ARTIFACT_MANIFEST, ARTIFACT_FORMAT = "manifest.json", "bitbrush-artifact"
-"""File and format name that mark an artifact (``artifact/manifest.py``)."""
+ARTIFACT_MANIFEST, ARTIFACT_KEY, ARTIFACT_FORMAT = "manifest.json", "bitbrush.manifest", "bitbrush-artifact"
+"""File, key of a single file's metadata, and format name that mark an artifact (``artifact/manifest.py``)."""
 _NEED = "that the model's weights take while it is quantized"
 LARGE = 256 << 20
 """Bytes of a checkpoint from which freed memory returns to the system at once.
@@ -170,6 +170,7 @@ def find_model(model: str | os.PathLike[str], options: ModelOptions | None = Non
     """
     options = options or ModelOptions()
     _require_full_precision(model, Path(model) / ARTIFACT_MANIFEST)
+    _require_checkpoint(Path(model))
     require_known(model, options.revision)
     source = _find(os.fspath(model))
     single, local = source.endswith(SINGLE_FILE), Path(source).exists()
@@ -194,6 +195,22 @@ def _require_full_precision(model: str | os.PathLike[str], manifest: Path) -> No
         content = json.loads(manifest.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return
+    _require_no_manifest(model, content)
+
+
+def _require_checkpoint(file: Path) -> None:
+    """Raises UnknownModelError for a single file that is an artifact."""
+    if file.suffix != SINGLE_FILE or not file.is_file():
+        return
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            content = json.loads((tensors.metadata() or {}).get(ARTIFACT_KEY, "{}"))
+    except (OSError, ValueError, SafetensorError):
+        return  # loading reports a damaged file by name
+    _require_no_manifest(file, content)
+
+
+def _require_no_manifest(model: str | os.PathLike[str], content: Any) -> None:
     if isinstance(content, dict) and content.get("format") == ARTIFACT_FORMAT:
         raise UnknownModelError(
             f"{str(model)!r} is a quantized artifact, and a full-precision model is needed: give the one that it was "
