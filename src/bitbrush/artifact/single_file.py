@@ -54,7 +54,7 @@ def pack(root: Path, path: Path) -> None:
     weights = [name for name in names if name.endswith(WEIGHT_SUFFIX)]
     texts = {name: _text(root / name) for name in [CARD, *names] if name not in weights and (root / name).is_file()}
     binary = [name for name, text in texts.items() if text is None]
-    entries: dict[str, Any] = {}
+    entries: dict[str, Entry] = {}
     headers, begin = {}, 0
     for name in weights:
         file = TensorFile(root / name)
@@ -63,7 +63,7 @@ def pack(root: Path, path: Path) -> None:
         begin += _data_bytes(file.entries)
     for name in binary:
         size = (root / name).stat().st_size
-        entries[name] = {"dtype": "U8", "shape": [size], "data_offsets": [begin, begin + size]}
+        entries[name] = Entry("U8", [size], (begin, begin + size))
         begin += size
     metadata = {
         "format": "pt",
@@ -71,7 +71,7 @@ def pack(root: Path, path: Path) -> None:
         DOCUMENTS_KEY: json.dumps({name: text for name, text in texts.items() if text is not None}),
         HEADERS_KEY: json.dumps(headers),
     }
-    header = json.dumps({"__metadata__": metadata, **entries}).encode()
+    header = msgspec.json.encode({"__metadata__": metadata, **entries})
     header += b" " * (-len(header) % _ALIGNMENT)
     with path.open("wb") as packed:
         packed.write(len(header).to_bytes(_ALIGNMENT, "little") + header)
@@ -135,7 +135,7 @@ def _contents(path: Path) -> dict[str, Callable[[Path], Any]]:
     contents: dict[str, Callable[[Path], Any]] = {MANIFEST: lambda target: target.write_bytes(manifest)}
     for name, text in documents.items():
         contents[name] = _writing(text.encode())
-    expected: dict[str, Any] = {}
+    expected: dict[str, Entry] = {}
     begin = 0
     for name, text in headers.items():
         entries, _ = parse_header(text.encode(), path)
@@ -148,8 +148,7 @@ def _contents(path: Path) -> dict[str, Callable[[Path], Any]]:
     for name in listed:
         first, last = file.entries[name].data_offsets
         contents[name] = _slicing(path, b"", file.begin + first, last - first)
-    found = {name: msgspec.to_builtins(entry) for name, entry in file.entries.items() if name not in listed}
-    if msgspec.to_builtins(expected) != found:
+    if expected != {name: entry for name, entry in file.entries.items() if name not in listed}:
         raise ArtifactError(f"{path} is damaged: its header is not that of the files in it; quantize or copy it again")
     return contents
 
@@ -160,15 +159,13 @@ def _table(file: TensorFile, key: str, path: Path) -> dict[str, str]:
     return table
 
 
-def _shifted(name: str, entries: Mapping[str, Entry], begin: int) -> dict[str, Any]:
+def _shifted(name: str, entries: Mapping[str, Entry], begin: int) -> dict[str, Entry]:
     """Returns the entries of a weight file under the names and positions that they have in the single file."""
     component = name.partition("/")[0]
     return {
-        f"{component}.{key}": {
-            "dtype": entry.dtype,
-            "shape": list(entry.shape),
-            "data_offsets": [begin + offset for offset in entry.data_offsets],
-        }
+        f"{component}.{key}": Entry(
+            entry.dtype, entry.shape, (entry.data_offsets[0] + begin, entry.data_offsets[1] + begin)
+        )
         for key, entry in entries.items()
     }
 
