@@ -3,7 +3,10 @@
 import json
 import re
 import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -18,8 +21,22 @@ _TEXT = """---
 ---
 # {{ base_model }}, {{ method }} W{{ weights }}A{{ activations }}
 
-The denoiser of {{ base_model }} quantized by bitbrush: {{ quantized }} of {{ layers }} Conv2d and Linear layers,
-{{ average_bits }} activation bits on average over the denoising steps. Its weights take {{ sizes }}.
+The denoiser of {{ base_model }} quantized by bitbrush: {{ quantized }} of
+{{ layers }} Conv2d and Linear layers.
+
+| | |
+|---|---|
+| weight bits | {{ weight_bits }} |
+| activation bits | {{ activation_bits }} |
+| size of the denoiser | {{ sizes }} |
+{% if speed %}| speed | {{ speed }} |
+{% endif %}| licence | {{ licence }} |
+
+## Load it
+
+```sh
+pip install bitbrush
+```
 
 ```python
 import bitbrush
@@ -27,9 +44,18 @@ pipe = bitbrush.load("THIS_DIRECTORY")  # or its hub id
 pipe("a large red apple on a blue background").images[0].save("apple.png")
 ```
 
-After `bitbrush.register()`, diffusers' own `DiffusionPipeline.from_pretrained("THIS_DIRECTORY")` loads it, too.
+After `import bitbrush`, diffusers' own `DiffusionPipeline.from_pretrained("THIS_DIRECTORY")` loads the same pipeline.
+Without it, diffusers reports the unknown quantization type `bitbrush`.
 
-Made by (`manifest.json` holds the whole recipe, the layers, the hashes and what each phase cost):
+{% if table %}
+## What it kept
+
+{{ table }}
+
+{% endif %}
+## Made by
+
+`manifest.json` holds the whole recipe, the layers, the hashes and what each phase cost.
 
 {{ command }}
 
@@ -43,16 +69,30 @@ Made by (`manifest.json` holds the whole recipe, the layers, the hashes and what
 """
 
 
-def model_card(manifest: dict[str, Any], digest: str | None = None) -> str:
+@dataclass(frozen=True)
+class Measured:
+    """What was measured on an artifact, as texts for its card.
+
+    Attributes:
+        speed: Time of a denoiser call and where it was measured; empty if it was not measured.
+        table: Markdown of the paired figures; empty if there are none.
+    """
+
+    speed: str = ""
+    table: str = ""
+
+
+def model_card(manifest: dict[str, Any], digest: str | None = None, measured: Measured = Measured()) -> str:
     """Returns the text of the model card, with metadata for the Hugging Face hub.
 
     Args:
         manifest: Manifest of the artifact.
         digest: SHA-256 of the manifest, to print on the card.
+        measured: What was measured on the artifact.
     """
     recipe = manifest["recipe"]
     card = ModelCard.from_template(
-        _metadata(manifest["base_model"]),
+        _metadata(manifest),
         template_str=_TEXT,
         base_model=_code_span(manifest["base_model"]),
         method=recipe["method"],
@@ -60,16 +100,37 @@ def model_card(manifest: dict[str, Any], digest: str | None = None) -> str:
         activations=recipe["activations"],
         layers=len(manifest["layers"]),
         quantized=sum(layer["excluded"] is None for layer in manifest["layers"]),
+        weight_bits=_weight_bits(manifest["layers"]),
+        activation_bits=f"{manifest['plan']['average_activation_bits']:.2f} on average over the denoising steps",
         sizes=denoiser_sizes(manifest).text,
-        average_bits=f"{manifest['plan']['average_activation_bits']:.2f}",
+        speed=measured.speed,
+        table=measured.table,
+        licence=_licence(manifest),
         command=_code_block(quantize_command(manifest)),
         digest=digest,
     )
     return f"{card}\n"
 
 
-def _metadata(base_model: str) -> ModelCardData:
+def _weight_bits(layers: Sequence[Mapping[str, Any]]) -> str:
+    """Returns how many layers have how many weight bits, e.g. ``4 (80 layers), 8 (3 layers)``."""
+    counts = Counter(layer["weight_bits"] for layer in layers if layer["excluded"] is None)
+    left = sum(layer["excluded"] is not None for layer in layers)
+    texts = [f"{bits} ({count} layers)" for bits, count in sorted(counts.items())]
+    return ", ".join([*texts, *([f"floating point ({left} layers)"] if left else [])])
+
+
+def _licence(manifest: Mapping[str, Any]) -> str:
+    licence = manifest.get("base_model_license")
+    if licence is None:
+        return f"that of {_code_span(manifest['base_model'])}, whose card names none here"
+    name = _code_span(licence.get("license_name", licence["license"]))
+    return f"{name}, that of the base model"
+
+
+def _metadata(manifest: Mapping[str, Any]) -> ModelCardData:
     """Builds the card's metadata; the hub rejects a base model without hub id, so only the text names a local path."""
+    base_model = manifest["base_model"]
     hub_id = None
     with suppress(HFValidationError):
         validate_repo_id(base_model)
@@ -80,6 +141,7 @@ def _metadata(base_model: str) -> ModelCardData:
         library_name="diffusers",
         pipeline_tag="text-to-image",
         tags=["bitbrush", "quantized"],
+        **manifest.get("base_model_license", {}),
     )
 
 

@@ -27,7 +27,7 @@ from bitbrush.sources.model_names import MODEL_INDEX, portable_name
 from bitbrush.sources.savable import refuse_saving, require_savable
 
 _HUB = "repo_id", "commit_message", "private", "token", "create_pr"
-_ORIGIN = "base_model", "base_model_digest", "base_model_options", "recalibrated_from", "plan"
+_ORIGIN = "base_model", "base_model_digest", "base_model_options", "base_model_license", "recalibrated_from", "plan"
 """Entries of a manifest on the origin of the weights, which a denoiser takes along where they are known."""
 _ADDED = (".lora_", ".base_layer.", "_ip.", "image_projection_layers")
 """Parts of the names of tensors that adapters add to a denoiser."""

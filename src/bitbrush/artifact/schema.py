@@ -37,6 +37,14 @@ class Options(TypedDict):
     loras: NotRequired[list[Lora]]
 
 
+class License(TypedDict):
+    """Licence of the full-precision model, under the keys of its model card."""
+
+    license: Annotated[str, Meta(min_length=1, max_length=200)]
+    license_name: NotRequired[Annotated[str, Meta(min_length=1, max_length=200)]]
+    license_link: NotRequired[Annotated[str, Meta(min_length=1, max_length=1000)]]
+
+
 class Predecessor(TypedDict):
     """Artifact that was recalibrated."""
 
@@ -92,6 +100,7 @@ class Manifest(TypedDict):
     base_model: str
     base_model_digest: NotRequired[Digest]
     base_model_options: NotRequired[Options]
+    base_model_license: NotRequired[License]
     recalibrated_from: NotRequired[Predecessor]
     recipe: Recipe
     pipeline_class: NotRequired[Name]
@@ -112,6 +121,7 @@ class DenoiserManifest(TypedDict):
     base_model: NotRequired[str]
     base_model_digest: NotRequired[Digest]
     base_model_options: NotRequired[Options]
+    base_model_license: NotRequired[License]
     recalibrated_from: NotRequired[Predecessor]
     recipe: Recipe
     plan: NotRequired[Plan]

@@ -78,7 +78,7 @@ def checkpoint_bytes(model: str | os.PathLike[str], options: ModelOptions, compo
     Returns:
         Size in bytes.
     """
-    source = _local(os.fspath(model), options)
+    source = local_model(os.fspath(model), options)
     found = 0 if source is None else _stored_bytes(source, component, options.variant)
     return found or narrow_bytes(denoiser)
 
@@ -89,7 +89,7 @@ def _stored_bytes(source: Path, component: str, variant: str | None) -> int:
     return sum(path.stat().st_size for path in variant_files(source / component, variant))
 
 
-def _local(model: str, options: ModelOptions) -> Path | None:
+def local_model(model: str, options: ModelOptions) -> Path | None:
     """Returns the bundled model, the local folder or file, or the hub's snapshot in the cache; None if none exists."""
     path = model_path(model) or Path(model)
     if path.exists():

@@ -8,6 +8,7 @@ from typing import Any
 from bitbrush.artifact.denoiser import WEIGHTS
 from bitbrush.artifact.documents import ArtifactError
 from bitbrush.artifact.folder import MANIFEST
+from bitbrush.artifact.license import source_license
 from bitbrush.artifact.loading import load, load_with, read_layer, read_layers, verify
 from bitbrush.artifact.manifest import FORMAT, SCHEMA_VERSION, read_manifest
 from bitbrush.artifact.single_file import is_single_file, pack
@@ -140,15 +141,18 @@ def _origin(quantization: Quantization, base_model: str | None, options: ModelOp
     if quantization.recalibrated is not None:
         manifest = quantization.recalibrated["manifest"]
         earlier = {"digest": quantization.recalibrated["digest"], "recipe": manifest["recipe"]}
-        kept = {key: manifest[key] for key in ("base_model_digest", "base_model_options") if key in manifest}
+        names = ("base_model_digest", "base_model_options", "base_model_license")
+        kept = {key: manifest[key] for key in names if key in manifest}
         origin = {"base_model": portable_name(manifest["base_model"]), "base_model_options": {}, **kept}
         return {**origin, "recalibrated_from": manifest.get("recalibrated_from", earlier)}
     if base_model is None:
         raise ValueError("base_model is needed: the name, folder or hub id of the full-precision pipeline")
+    terms = source_license(base_model, options)
     return {
         "base_model": portable_name(base_model),
         "base_model_digest": model_digest(quantization.original or quantization.source),
         "base_model_options": options.facts(),
+        **({} if terms is None else {"base_model_license": terms}),
     }
 
 

@@ -7,6 +7,7 @@ import typer
 from bitbrush import __version__
 from bitbrush.cli.ablate import ablate
 from bitbrush.cli.bench import bench
+from bitbrush.cli.card import card
 from bitbrush.cli.compare import compare
 from bitbrush.cli.console import reporting_errors
 from bitbrush.cli.demo import demo
@@ -28,7 +29,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (quantize, recalibrate, generate, compare, bench, plans, ablate, sensitivity, inspect, verify, demo):
+for command in (
+    quantize,
+    recalibrate,
+    generate,
+    compare,
+    bench,
+    plans,
+    ablate,
+    sensitivity,
+    inspect,
+    verify,
+    card,
+    demo,
+):
     app.command()(reporting_errors(command))
 
 
