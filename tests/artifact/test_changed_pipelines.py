@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 import bitbrush
-from bitbrush.artifact.registration import register
 from bitbrush.runtime.fused_forward import FusedForward
 from bitbrush.runtime.interface import RuntimeUnavailable
 from tests.artifact.pipelines import CASES, PIXELS, pipeline, quantized
@@ -153,7 +152,6 @@ def test_hooks_of_a_pipeline_fire_at_every_step(folder: Path) -> None:
 
 
 def _from_pretrained(folder: Path) -> Any:
-    register()
     return diffusers.DiffusionPipeline.from_pretrained(folder)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import PipelineQuantizationConfig, StableDiffusionPipeline
 from torch import Tensor, nn
 
 import bitbrush
@@ -69,9 +69,10 @@ def test_loaded_layers_know_it(known: Quantization, folder: Path, runtime: str) 
 
 
 def test_diffusers_loads_it(folder: Path) -> None:
-    bitbrush.register()
+    config = PipelineQuantizationConfig(quant_mapping={"unet": bitbrush.BitbrushConfig(runtime="reference")})
     _, expected = keys(bitbrush.load(folder, runtime="reference"))
-    assert torch.equal(keys(StableDiffusionPipeline.from_pretrained(folder))[1], expected)
+    pipe = StableDiffusionPipeline.from_pretrained(folder, quantization_config=config)
+    assert torch.equal(keys(pipe)[1], expected)
 
 
 def test_recalibrating_keeps_it(known: Quantization, folder: Path) -> None:

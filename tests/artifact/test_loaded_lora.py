@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import bitbrush
-from bitbrush.artifact.registration import register
 from bitbrush.runtime.interface import RuntimeUnavailable
 from tests.artifact.pipelines import CASES, PIXELS, PROMPTS, Case, pipeline, quantized
 from tests.runtime.loras import as_diffusers, as_kohya, random_lora, scaled_sum
@@ -92,7 +91,6 @@ def test_files_of_each_layout_do_what_they_do_in_full_precision(
 def test_diffusers_own_loader_takes_one(folder: Path, tiny_pipe: StableDiffusionPipeline) -> None:
     import diffusers
 
-    register()
     pipe, lora = diffusers.DiffusionPipeline.from_pretrained(folder), of_unet(tiny_pipe)
     pipe.set_progress_bar_config(disable=True)
     reference = loaded(folder, "reference")

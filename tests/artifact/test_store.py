@@ -9,16 +9,17 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from safetensors.torch import load_file
 
 import bitbrush
 from bitbrush import Quantization
-from bitbrush.artifact import store
+from bitbrush.artifact import store, stored, writing
 from bitbrush.artifact.manifest import ArtifactError, read_manifest
 from bitbrush.artifact.store import (
     load,
@@ -111,7 +112,7 @@ def test_what_this_version_of_transformers_cannot_read_is_said(artifact: Path, m
     def unreadable(*_: Any, **__: Any) -> None:
         raise ImportError("T5Tokenizer requires the SentencePiece library")
 
-    monkeypatch.setattr(store.DiffusionPipeline, "from_pretrained", unreadable)
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", unreadable)
     with pytest.raises(ArtifactError, match=r"saved with transformers \d+.* install .*SentencePiece"):
         bitbrush.load(artifact, runtime="reference")
 
@@ -267,15 +268,17 @@ def test_where_nothing_stands_an_artifact_can(quantization: Quantization, tmp_pa
     assert list(target.parent.iterdir()) == [target]
 
 
-@pytest.mark.parametrize("step", ["save_file", "model_card", "file_digests"])
+@pytest.mark.parametrize(
+    ("module", "step"), [(stored, "save_file"), (writing, "model_card"), (writing, "file_digests")]
+)
 def test_a_save_that_fails_leaves_what_was(
-    quantization: Quantization, artifact: Path, monkeypatch: pytest.MonkeyPatch, step: str
+    quantization: Quantization, artifact: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, step: str
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise OSError("disk full")
 
     before = contents(artifact.parent)
-    monkeypatch.setattr(store, step, fail)
+    monkeypatch.setattr(module, step, fail)
     for target in (artifact, artifact.with_name("new")):
         with pytest.raises(OSError, match="disk full"):
             save(quantization, target, base_model="tiny")

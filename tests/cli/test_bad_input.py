@@ -28,7 +28,7 @@ def _loads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("weights are loaded")
 
-    for place in ("bitbrush.sources.models.load_pipeline", "bitbrush.artifact.store.load_pipeline"):
+    for place in ("bitbrush.sources.models.load_pipeline", "bitbrush.artifact.loading.load_pipeline"):
         monkeypatch.setattr(place, fail)
 
 

@@ -162,7 +162,7 @@ def test_a_disk_that_fills_up_while_saving_leaves_the_old_artifact(
         raise error
 
     with monkeypatch.context() as patched:
-        patched.setattr("bitbrush.artifact.store.save_file", full)
+        patched.setattr("bitbrush.artifact.stored.save_file", full)
         assert re.search(FULL % r"/artifact", refused(*command))
     assert recipe_of(artifact) == before
     assert {path.name for path in artifact.parent.iterdir()} == {"artifact", ".artifact.work"}

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import pytest
 import torch
@@ -14,7 +13,7 @@ from torch import nn
 
 import bitbrush
 from bitbrush import Quantization
-from bitbrush.artifact import store
+from bitbrush.artifact import store, writing
 from bitbrush.sources.savable import require_savable, saved_class
 from bitbrush.timeline import trajectory
 from tests.artifact.pipelines import CASES, PROMPTS, generated, pipeline, quantized
@@ -222,45 +221,27 @@ class TestSaving:
     def test_a_denoiser_with_nan_is_not_kept(
         self, quantization: Quantization, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        others = store.other_tensors
+        others = writing.other_tensors
 
         def damaged(*arguments: Any) -> dict[str, torch.Tensor]:
             tensors = {key: tensor.clone() for key, tensor in others(*arguments).items()}
             next(tensor for tensor in tensors.values() if tensor.is_floating_point()).view(-1)[0] = torch.nan
             return tensors
 
-        monkeypatch.setattr(store, "other_tensors", damaged)
+        monkeypatch.setattr(writing, "other_tensors", damaged)
         with pytest.raises(ValueError, match=r"not kept.*the denoiser holds NaN or infinity in "):
             bitbrush.save(quantization, tmp_path / "a", base_model="tiny")
 
-    @pytest.mark.parametrize("made", ["loaded", "in memory", "loaded onto another scheduler"])
-    def test_a_refused_save_pretrained_leaves_nothing(
-        self, quantization: Quantization, saved: Path, tmp_path: Path, made: str
+    def test_what_is_in_memory_alone_is_saved_by_its_quantization(
+        self, quantization: Quantization, tmp_path: Path
     ) -> None:
-        pipe = quantization.pipeline() if made == "in memory" else bitbrush.load(saved, runtime="reference")
-        if "scheduler" in made:
-            pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(pipe.scheduler.config)
-        with pytest.raises(ValueError, match=r"copy the artifact's folder, or write one with bitbrush\.save"):
-            pipe.save_pretrained(tmp_path / "copy")
-        assert not (tmp_path / "copy").exists()
+        pipe = quantization.pipeline()
+        for owner in (pipe, pipe.unet):
+            with pytest.raises(ValueError, match=r"save the Quantization: quantization\.save\(DIRECTORY\)"):
+                owner.save_pretrained(tmp_path / "copy")
+            assert not (tmp_path / "copy").exists()
 
-    def test_a_pipeline_that_diffusers_loaded_leaves_nothing_either(
-        self, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(DiffusionPipeline, "save_pretrained", DiffusionPipeline.save_pretrained)
-        bitbrush.register()
-        once = DiffusionPipeline.save_pretrained
-        bitbrush.register()
-        assert DiffusionPipeline.save_pretrained is once
-        pipe = DiffusionPipeline.from_pretrained(saved)
-        with pytest.raises(ValueError, match="copy the artifact's folder"):
-            pipe.save_pretrained(tmp_path / "copy")
-        assert not (tmp_path / "copy").exists()
-
-    def test_full_precision_is_saved_as_ever_after_register(
-        self, tiny_pipe: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(DiffusionPipeline, "save_pretrained", DiffusionPipeline.save_pretrained)
-        bitbrush.register()
+    def test_full_precision_is_saved_as_ever(self, tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
         tiny_pipe.save_pretrained(tmp_path / "copy")
         assert (tmp_path / "copy" / "model_index.json").is_file()
+        assert not (tmp_path / "copy" / "manifest.json").exists()

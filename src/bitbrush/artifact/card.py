@@ -69,6 +69,22 @@ Without it, diffusers reports the unknown quantization type `bitbrush`.
 """
 
 
+_DENOISER_TEXT = """---
+{{ card_data }}
+---
+# {{ kind }} of {{ base_model }}, {{ method }} W{{ weights }}A{{ activations }}
+
+A denoiser without its pipeline, quantized by bitbrush. It takes {{ sizes }}.
+
+```python
+import bitbrush  # pip install bitbrush; without it, diffusers reports the unknown quantization type bitbrush
+from diffusers import DiffusionPipeline, {{ kind }}
+denoiser = {{ kind }}.from_pretrained("THIS_DIRECTORY")
+pipe = DiffusionPipeline.from_pretrained("BASE_MODEL", {{ component }}=denoiser)
+```
+"""
+
+
 @dataclass(frozen=True)
 class Measured:
     """What was measured on an artifact, as texts for its card.
@@ -108,6 +124,28 @@ def model_card(manifest: dict[str, Any], digest: str | None = None, measured: Me
         licence=_licence(manifest),
         command=_code_block(quantize_command(manifest)),
         digest=digest,
+    )
+    return f"{card}\n"
+
+
+def denoiser_card(manifest: Mapping[str, Any], kind: str) -> str:
+    """Returns the text of the model card of a denoiser without its pipeline.
+
+    Args:
+        manifest: Manifest of the denoiser.
+        kind: Name of its class.
+    """
+    recipe = manifest["recipe"]
+    card = ModelCard.from_template(
+        _metadata(manifest),
+        template_str=_DENOISER_TEXT,
+        kind=kind,
+        component=manifest["denoiser"]["component"],
+        base_model=_code_span(manifest["base_model"]),
+        method=recipe["method"],
+        weights=recipe["weights"],
+        activations=recipe["activations"],
+        sizes=denoiser_sizes(manifest).text,
     )
     return f"{card}\n"
 

@@ -37,6 +37,8 @@ REMEDIES = {
     "use_onnx": "an artifact is in safetensors: leave it out",
 }
 """Options of ``from_pretrained`` that an artifact refuses, and what to do instead."""
+STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
+"""Device maps that name no device."""
 _IGNORED = (*OPTIONS, "disable_mmap", "low_cpu_mem_usage", "use_safetensors", "mirror", "output_loading_info")
 """Options without an effect on how an artifact loads."""
 
@@ -192,18 +194,11 @@ def _choice(config: BitbrushConfig, dtype: torch.dtype | None, options: MutableM
 
 
 def _device(device_map: Any) -> torch.device | None:
-    """Returns the device of a map, which must be one.
+    """Returns the device that a map names; None for the strategies, which leave it to the runtime.
 
     Raises:
-        ValueError: The map is over several devices, or leaves the device open.
+        ValueError: The map is over several devices.
     """
     require_one_device(device_map)
     place = next(iter(device_map.values()), None) if isinstance(device_map, dict) else device_map
-    if place is None:
-        return None
-    if isinstance(place, str) and place.partition(":")[0] not in ("cpu", "cuda"):
-        raise ValueError(
-            f"device_map is {place!r}, but a quantized denoiser computes on one device: give 'cpu' or 'cuda', or leave "
-            "it out for the fastest"
-        )
-    return torch.device(place)
+    return None if place is None or (isinstance(place, str) and place in STRATEGIES) else torch.device(place)

@@ -11,8 +11,9 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import create_repo
 from torch import nn
 
+from bitbrush.artifact.card import denoiser_card
 from bitbrush.artifact.denoiser import WEIGHTS
-from bitbrush.artifact.folder import MANIFEST
+from bitbrush.artifact.folder import CARD, MANIFEST
 from bitbrush.artifact.loading import verify
 from bitbrush.artifact.manifest import DENOISER_FORMAT, FORMAT, SCHEMA_VERSION
 from bitbrush.artifact.store import require_free
@@ -20,7 +21,7 @@ from bitbrush.artifact.stored import StoredDenoiser, stored_of
 from bitbrush.artifact.writing import versions, write_card, write_components, write_denoiser, write_manifest
 from bitbrush.methods.recipe import Recipe
 from bitbrush.runtime.lowered import lowered_of
-from bitbrush.session.disk import writing
+from bitbrush.session.disk import write_whole, writing
 from bitbrush.session.outputs import claimed
 from bitbrush.session.replacing import complete_folder
 from bitbrush.sources.model_names import MODEL_INDEX, portable_name
@@ -89,7 +90,8 @@ def save_model(
         _require_denoiser_folder(target)
         with writing(target), complete_folder(target) as fresh:
             write_denoiser(stored, fresh)
-            write_manifest(fresh, _denoiser_manifest(stored, model, fresh / WEIGHTS))
+            manifest = write_manifest(fresh, _denoiser_manifest(stored, model, fresh / WEIGHTS))
+            write_whole(denoiser_card(manifest, type(model).__name__), fresh / CARD)
     return _pushed(model, target, options)
 
 

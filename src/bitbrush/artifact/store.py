@@ -50,7 +50,7 @@ def require_free(directory: Path, *, overwrite: bool = True) -> None:
     """
     require_replaceable(directory)
     if directory.is_file() and not is_single_file(directory):
-        raise ValueError(f"{directory} is a file, and an artifact is a folder or ends in .safetensors; name another")
+        raise ValueError(f"{directory} exists and is no bitbrush artifact to replace; choose another output")
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return
     try:

@@ -40,9 +40,7 @@ def card(
     digest = manifest_digest(artifact)
     target = output or artifact / CARD
     if target.is_file() and not overwrite and target.read_text(encoding="utf-8") != model_card(manifest, digest):
-        raise ValueError(
-            f"{target} is not the card that bitbrush wrote first; give --overwrite to replace it, or -o FILE"
-        )
+        raise ValueError(f"{target} is not as bitbrush wrote it first; give --overwrite to replace it, or -o FILE")
     table = bench_table(bench, artifact_digest(artifact)) if bench else ""
     took = ""
     if speed:

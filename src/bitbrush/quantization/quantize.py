@@ -52,7 +52,7 @@ from bitbrush.session.ranks import ALONE, Ranks, ranks
 from bitbrush.session.session import Session
 from bitbrush.sources.identity import model_digest
 from bitbrush.sources.prompt_texts import prompt_texts
-from bitbrush.sources.savable import refuse_saving, require_savable
+from bitbrush.sources.savable import require_savable
 from bitbrush.sources.schedulers import with_scheduler
 from bitbrush.timeline.defaults import plain_defaults
 from bitbrush.timeline.pipeline_call import require_callable
@@ -113,7 +113,6 @@ class Quantization:
         pipe = copy.copy(self.source)
         setattr(pipe, self.family.component, denoiser)
         pipe.scheduler = copy.deepcopy(self.source.scheduler)
-        object.__setattr__(pipe, "save_pretrained", refuse_saving)
         return pipe
 
 

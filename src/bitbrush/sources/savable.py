@@ -135,11 +135,12 @@ def _shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def refuse_saving(*_: Any, **__: Any) -> Never:
-    """Replaces ``save_pretrained`` of quantized objects.
+    """Refuses to save a quantized pipeline whose integers are in no file.
 
     Raises:
         ValueError: Always.
     """
     raise ValueError(
-        "what is quantized is not serializable from memory: copy the artifact's folder, or write one with bitbrush.save"
+        "the pipeline was quantized in memory, and its kernels' integers are not those of a file: save the "
+        "Quantization: quantization.save(DIRECTORY)"
     )

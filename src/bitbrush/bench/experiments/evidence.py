@@ -120,8 +120,8 @@ def _protocol(protocol: Mapping[str, Any]) -> str:
     return (
         f"`bitbrush bench` against full precision, image by image from the same noise: {protocol['steps']} steps, "
         f"guidance {protocol['guidance_scale']:g}, {protocol['scheduler']}, seeds "
-        f"{', '.join(map(str, protocol['seeds']))}. Mean (95 % interval). *Another seed* is full precision against itself "
-        "from other noise."
+        f"{', '.join(map(str, protocol['seeds']))}. Mean (95 % interval). *Another seed* is full precision "
+        "against itself from other noise."
     )
 
 
