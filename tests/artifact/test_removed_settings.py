@@ -15,7 +15,7 @@ import bitbrush
 from bitbrush import METHODS, Quantization, Recipe
 from bitbrush.artifact.denoiser import CONFIG, WEIGHTS, load_denoiser
 from bitbrush.artifact.manifest import ArtifactError, read_manifest
-from bitbrush.artifact.quantization_config import StoredConfig
+from bitbrush.artifact.quantization_config import BitbrushConfig
 from bitbrush.artifact.store import require_free
 from bitbrush.methods.removed import KEYS, VALUES
 from bitbrush.runtime.choose import RuntimeName, choose_runtime
@@ -97,7 +97,7 @@ def test_a_corrected_output_is_not_silently_left_uncorrected(artifact: Path) -> 
     with pytest.raises(ValueError, match="output is corrected"):
         load_denoiser(artifact / "unet", choose_runtime(RuntimeName.REFERENCE))
     with pytest.raises(ValueError, match="output is corrected"):
-        StoredConfig.from_dict(dict(config["quantization_config"]))
+        BitbrushConfig.from_dict(dict(config["quantization_config"]))
 
 
 def test_scales_of_groups_are_refused_by_layer(artifact: Path) -> None:

@@ -1,10 +1,11 @@
-"""Quantization configurations: what a user asks for, and what an artifact's ``config.json`` holds."""
+"""Quantization configurations: what a user asks for, and what an artifact's ``config.json`` holds.
+
+diffusers and transformers take them by their methods alone, so that this module imports neither.
+"""
 
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
-
-from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 
 from bitbrush.artifact.documents import require_schema
 from bitbrush.artifact.schema import QuantizationEntry, require_uncorrected
@@ -18,7 +19,7 @@ class QuantMethod(StrEnum):
     BITBRUSH = METHOD
 
 
-class BitbrushConfig(QuantizationConfigMixin):
+class BitbrushConfig:
     """Configuration that makes ``from_pretrained`` quantize a denoiser while it loads, without prompts.
 
     Args:
@@ -48,13 +49,13 @@ class BitbrushConfig(QuantizationConfigMixin):
         self.keys = keys
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:  # noqa: FBT001, FBT002 - diffusers' signature
+    def from_dict(cls, config_dict: dict[str, Any], **_: Any) -> "BitbrushConfig | StoredConfig":
         """Creates the configuration; an entry of an artifact's ``config.json`` gives a :class:`StoredConfig`."""
         plain = {key: value for key, value in config_dict.items() if key != "quant_method"}
-        if "weight_bits" in plain:
-            stored = StoredConfig(**plain)
-            return (stored, kwargs) if return_unused_kwargs else stored
-        return super().from_dict(plain, return_unused_kwargs, **kwargs)
+        return StoredConfig(**plain) if "weight_bits" in plain else cls(**plain)
+
+    def __repr__(self) -> str:
+        return f"BitbrushConfig({', '.join(f'{key}={value!r}' for key, value in self._given.items())})"
 
     @property
     def recipe_keys(self) -> dict[str, Any]:
@@ -63,19 +64,14 @@ class BitbrushConfig(QuantizationConfigMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the configuration as JSON values."""
-        return {
-            "quant_method": self.quant_method.value,
-            **self.recipe_keys,
-            "runtime": self.runtime,
-            "memory": self.memory,
-        }
+        return {"quant_method": self.quant_method.value, **self._given}
 
-    def to_diff_dict(self) -> dict[str, Any]:
-        """Returns the same values as :meth:`to_dict`; diffusers logs them."""
-        return self.to_dict()
+    @property
+    def _given(self) -> dict[str, Any]:
+        return {**self.recipe_keys, "runtime": self.runtime, "memory": self.memory}
 
 
-class StoredConfig(QuantizationConfigMixin):
+class StoredConfig:
     """Entry of an artifact's ``config.json``: weight bits by layer; everything else is in the tensors.
 
     Args:
@@ -112,7 +108,3 @@ class StoredConfig(QuantizationConfigMixin):
         if self.first_tokens:
             own["first_tokens"] = list(self.first_tokens)
         return own
-
-    def to_diff_dict(self) -> dict[str, Any]:
-        """Returns the same values as :meth:`to_dict`; diffusers logs them."""
-        return self.to_dict()

@@ -1,31 +1,17 @@
-"""diffusers' quantizer interface: a full-precision denoiser is quantized once its weights are loaded.
+"""diffusers' quantizer interface: a full-precision denoiser is quantized once its weights are loaded."""
 
-Imported while diffusers itself is, so that everything that needs more of diffusers is imported when it is called.
-"""
-
-from typing import Any, Never
+from typing import Any
 
 import torch
 from diffusers.quantizers.base import DiffusersQuantizer
 from torch import nn
 
+from bitbrush.artifact.on_load import quantize_loaded, require_quantizable
 from bitbrush.artifact.quantization_config import BitbrushConfig
 
 
 class AlreadyQuantized(ValueError):
     """Signal that a configuration is an artifact's; ``from_pretrained`` then loads it from its verified files."""
-
-
-def refuse_text_encoder(*_: Any, **__: Any) -> Never:
-    """Refuses to quantize a network of transformers.
-
-    Raises:
-        ValueError: Always.
-    """
-    raise ValueError(
-        "bitbrush quantizes denoisers, no text encoders: name the denoiser, e.g. components_to_quantize='unet', or "
-        "quant_mapping={'unet': BitbrushConfig(...)}"
-    )
 
 
 def require_one_device(device_map: Any) -> None:
@@ -70,13 +56,9 @@ class BitbrushQuantizer(DiffusersQuantizer):
         return torch.float32
 
     def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> None:
-        from bitbrush.artifact.on_load import require_quantizable
-
         require_quantizable(model, self.quantization_config)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
-        from bitbrush.artifact.on_load import quantize_loaded
-
         quantize_loaded(model, self.quantization_config, self._requested)
         return model
 

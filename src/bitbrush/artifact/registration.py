@@ -1,6 +1,6 @@
 """Registration with diffusers, at once or when it is imported: loading, saving and quantizing go through bitbrush.
 
-This module imports nothing of torch and diffusers, so that ``import bitbrush`` stays fast.
+This module imports neither torch nor diffusers, so that ``import bitbrush`` stays fast.
 """
 
 import functools
@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from types import MappingProxyType, ModuleType
-from typing import Any
+from typing import Any, Never
 
+from bitbrush.artifact.quantization_config import METHOD, BitbrushConfig
 from bitbrush.sources.plain_loading import is_plain
 
 _MARK = "bitbrush_original"
@@ -68,20 +69,25 @@ class _Finder:
 
 def _register_quantizer(module: Any) -> None:
     """Enters the quantizer into diffusers' mappings."""
-    from bitbrush.artifact.quantization_config import METHOD, BitbrushConfig
-    from bitbrush.artifact.quantizer import BitbrushQuantizer
-
     module.AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = BitbrushConfig
-    module.AUTO_QUANTIZER_MAPPING[METHOD] = BitbrushQuantizer
+    module.AUTO_QUANTIZER_MAPPING[METHOD] = _quantizer
 
 
 def _register_refusal(module: Any) -> None:
     """Enters a refusal into transformers' mappings: diffusers looks up ``quant_backend`` there, too."""
-    from bitbrush.artifact.quantization_config import METHOD, BitbrushConfig
-    from bitbrush.artifact.quantizer import refuse_text_encoder
-
     module.AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = BitbrushConfig
-    module.AUTO_QUANTIZER_MAPPING[METHOD] = refuse_text_encoder
+    module.AUTO_QUANTIZER_MAPPING[METHOD] = _refuse_text_encoder
+
+
+def _quantizer(config: Any, **options: Any) -> Any:
+    return import_module("bitbrush.artifact.quantizer").BitbrushQuantizer(config, **options)
+
+
+def _refuse_text_encoder(*_: Any, **__: Any) -> Never:
+    raise ValueError(
+        "bitbrush quantizes denoisers, no text encoders: name the denoiser, e.g. components_to_quantize='unet', or "
+        "quant_mapping={'unet': BitbrushConfig(...)}"
+    )
 
 
 def _register_pipelines(module: Any) -> None:
