@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from bitbrush import Recipe, read_manifest
-from bitbrush.artifact.card import model_card, quantize_command
+from bitbrush import ModelOptions, Quantization, Recipe, read_manifest, save
+from bitbrush.artifact.card import Measured, model_card, quantize_command
+from bitbrush.artifact.license import source_license
 from bitbrush.artifact.manifest import manifest_digest
 
 
@@ -145,3 +146,54 @@ def _blocks(markdown: str) -> list[str]:
             lines.append(line)
     assert not fence
     return blocks
+
+
+CARDS = {
+    "---\nlicense: openrail++\n---\n# x": {"license": "openrail++"},
+    '---\r\nlicense: "other"\r\nlicense_name: flux-1-dev\r\nlicense_link: LICENSE.md\r\ntags: [a]\r\n---\r\n': {
+        "license": "other",
+        "license_name": "flux-1-dev",
+        "license_link": "LICENSE.md",
+    },
+    "---\nlibrary_name: diffusers\n---\nlicense: in the text": None,
+    "license: no front matter": None,
+    "---\nlicense:\n  - a\n---\n": None,
+}
+
+
+@pytest.mark.parametrize("text", CARDS)
+def test_the_licence_is_that_of_the_base_models_card(quantization: Quantization, tmp_path: Path, text: str) -> None:
+    base = tmp_path / "base"
+    quantization.source.save_pretrained(base)
+    assert source_license(str(base), ModelOptions()) is None
+    (base / "README.md").write_bytes(text.encode())
+    expected = CARDS[text]
+    assert source_license(str(base), ModelOptions()) == expected
+    folder = save(quantization, tmp_path / "artifact", base_model=str(base))
+    assert read_manifest(folder).get("base_model_license") == expected
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.license == (expected or {}).get("license")
+    assert ("that of the base model |" in card.text) == bool(expected)
+
+
+def test_a_bundled_models_licence_is_carried_over() -> None:
+    assert source_license("emoji-sd", ModelOptions()) == {"license": "apache-2.0"}
+    assert source_license("someone/nowhere", ModelOptions()) is None
+
+
+def test_what_was_measured_is_on_the_card_alone_if_it_was(saved: Path) -> None:
+    manifest = read_manifest(saved)
+    plain = model_card(manifest)
+    assert "What it kept" not in plain
+    assert "| speed |" not in plain
+    card = model_card(manifest, measured=Measured(speed="5 ms", table="| a |\n|---|\n| b |"))
+    assert "| speed | 5 ms |\n| licence |" in card
+    assert "## What it kept\n\n| a |" in card
+
+
+def test_bits_are_counted_by_layer(saved: Path) -> None:
+    manifest = read_manifest(saved)
+    bits = [layer["weight_bits"] for layer in manifest["layers"] if layer["excluded"] is None]
+    left = len(manifest["layers"]) - len(bits)
+    row = f"| weight bits | 4 ({bits.count(4)} layers), 8 ({bits.count(8)} layers), floating point ({left} layers) |"
+    assert row in model_card(manifest)

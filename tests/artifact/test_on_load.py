@@ -68,7 +68,7 @@ def test_a_denoiser_alone_in_each_type(full: Path, quantized: Path, dtype: torch
     ("keys", "message"),
     [
         ({"method": "rtn"}, r"method rtn needs calibration prompts for observation.*weight_range='min-max'"),
-        ({"method": "pcr"}, "method pcr needs calibration prompts for progressive calibration"),
+        ({"method": "pcr"}, "method pcr needs calibration prompts for start token"),
         ({"rounding": "learned"}, "method dynamic needs calibration prompts for recording"),
         ({"first_token": "auto"}, "needs calibration prompts for start token"),
         ({"first_token": "known"}, "needs calibration prompts for first token"),

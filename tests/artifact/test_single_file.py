@@ -51,6 +51,15 @@ def write(path: Path, header: dict[str, Any], data: bytes) -> None:
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
 
 
+def spoil(path: Path, component: str) -> None:
+    """Changes a byte of a component's first tensor."""
+    header, data = header_of(path)
+    spoilt = bytearray(data)
+    first = next(entry for key, entry in header.items() if key.startswith(f"{component}."))
+    spoilt[first["data_offsets"][0]] ^= 1
+    write(path, header, bytes(spoilt))
+
+
 def test_it_loads_to_the_same_images(packed: Path, saved: Path) -> None:
     expected = image(bitbrush.load(saved))
     assert torch.equal(image(bitbrush.load(packed)), expected)
@@ -100,13 +109,11 @@ def test_what_was_loaded_is_saved_as_a_folder(single: Path, tmp_path: Path) -> N
     pipe = bitbrush.load(single)
     pipe.save_pretrained(tmp_path / "folder")
     assert torch.equal(image(bitbrush.load(tmp_path / "folder")), image(pipe))
-    content = bytearray(single.read_bytes())
-    content[-1] ^= 1
-    spoil: dict[str, Callable[[], Any]] = {
-        "changed since the denoiser was loaded": lambda: single.write_bytes(content),
+    changes: dict[str, Callable[[], Any]] = {
+        "changed since the denoiser was loaded": lambda: spoil(single, "unet"),
         "is gone": single.unlink,
     }
-    for message, change in spoil.items():
+    for message, change in changes.items():
         change()
         with pytest.raises(ValueError, match=message):
             pipe.unet.save_pretrained(tmp_path / "alone")
@@ -114,12 +121,10 @@ def test_what_was_loaded_is_saved_as_a_folder(single: Path, tmp_path: Path) -> N
 
 def test_a_byte_that_changed_is_refused_by_file(single: Path) -> None:
     """In every weight file's data, by the message that the folder has."""
-    header, data = header_of(single)
+    content = single.read_bytes()
     for component in ("unet", "vae", "text_encoder"):
-        spoilt = bytearray(data)
-        first = next(entry for key, entry in header.items() if key.startswith(f"{component}."))
-        spoilt[first["data_offsets"][0]] ^= 1
-        write(single, header, bytes(spoilt))
+        single.write_bytes(content)
+        spoil(single, component)
         for read in (bitbrush.load, verify, DiffusionPipeline.from_pretrained):
             with pytest.raises(ArtifactError, match=rf"x\.safetensors/{component}/.*was altered or truncated"):
                 read(single)

@@ -39,6 +39,24 @@ def test_makes_an_artifact_and_says_what_it_is(
     assert recipe_of(tmp_path / "new")["steps"] == 2
 
 
+def test_one_file_serves_the_commands(run: Callable[..., Result], model: Path, prompts: Path, tmp_path: Path) -> None:
+    single = tmp_path / "one.safetensors"
+    command = ("quantize", model, "-o", single, "--prompts", prompts, *FAST)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("bitbrush.artifact.store.pack", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run(*command).exit_code == 130
+    assert not single.exists()
+    result = run(*command)
+    assert result.exit_code == 0, result.stderr
+    assert "going on with" in result.stderr
+    assert f"bitbrush generate {single}" in result.stdout
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith((".one", "one"))] == ["one.safetensors"]
+    assert run("verify", single).exit_code == 0
+    assert run("generate", single, "a red cat", "-o", tmp_path / "images", "--steps", 1).exit_code == 0
+    assert "holds an artifact; give --overwrite" in run(*command).stderr
+    assert run(*command, "--overwrite").exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("file", "text"),
     [

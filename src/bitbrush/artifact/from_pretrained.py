@@ -1,7 +1,9 @@
 """diffusers' ``from_pretrained`` of artifacts: the verified, fast loading of :func:`bitbrush.load`, by its options."""
 
+import json
 import os
 from collections.abc import Callable, Mapping, MutableMapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,14 @@ from diffusers import PipelineQuantizationConfig
 from torch import nn
 
 from bitbrush.artifact.denoiser import CONFIG
-from bitbrush.artifact.documents import ArtifactError, parse, read_whole
+from bitbrush.artifact.documents import ArtifactError
 from bitbrush.artifact.hub import OPTIONS, fetch_artifact, fetch_denoiser
 from bitbrush.artifact.loading import Surroundings, load_stored, load_with
 from bitbrush.artifact.manifest import is_artifact, read_manifest, reading_tensors
 from bitbrush.artifact.quantization_config import METHOD, BitbrushConfig
 from bitbrush.artifact.quantizer import AlreadyQuantized, require_one_device
 from bitbrush.artifact.verification import reading_denoiser
-from bitbrush.runtime.choose import Choice, dtype_name, runtime_on
+from bitbrush.runtime.choose import Choice, dtype_name, runtime_named
 from bitbrush.timeline.defaults import plain_defaults
 
 TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -62,10 +64,7 @@ def load_pipeline_as(
         ValueError: An option does not apply to artifacts; the message has the remedy.
     """
     source = pretrained_model_name_or_path
-    local = Path(source).exists()
-    root = Path(source) if local and is_artifact(source) else None
-    if root is None and not local:
-        root = fetch_artifact(os.fspath(source), options)
+    root = _artifact_at(source, options)
     if root is None:
         return original(kind, source, **options)
     component = read_manifest(root)["denoiser"]["component"]
@@ -76,6 +75,15 @@ def load_pipeline_as(
     pipe.set_progress_bar_config()  # shown, as diffusers does
     pipe.register_to_config(_name_or_path=os.fspath(source))
     return pipe
+
+
+def _artifact_at(source: Any, options: Mapping[str, Any]) -> Path | None:
+    """Returns the folder or file of an artifact, fetched from the hub where necessary; None for everything else."""
+    if not isinstance(source, str | os.PathLike):
+        return None
+    if Path(source).exists():
+        return Path(source) if is_artifact(source) else None
+    return fetch_artifact(os.fspath(source), options)
 
 
 def load_model_as(
@@ -123,14 +131,16 @@ def _read_denoiser(folder: Path, choice: Choice, kind: type) -> Any:
 
 def _is_quantized(kind: Any, source: Any, options: Mapping[str, Any]) -> bool:
     """Tells whether a network is an artifact's, where that is known without asking the hub in vain."""
-    place = Path(source or "", options.get("subfolder") or "")
-    if (place / CONFIG).is_file():
-        config = parse(read_whole(place / CONFIG), place / CONFIG)
+    if not isinstance(source, str | os.PathLike):
+        return False
+    path = Path(source, options.get("subfolder") or "", CONFIG)
+    config: Any = None
+    if path.is_file():
+        with suppress(ValueError, RecursionError):  # which diffusers reports in its own words
+            config = json.loads(path.read_text(encoding="utf-8"))
     elif isinstance(options.get("quantization_config"), BitbrushConfig):  # diffusers would warn that it is ignored
         known = {key: value for key, value in options.items() if key in (*OPTIONS, "subfolder")}
         config = kind.load_config(source, **known)
-    else:
-        return False
     entry = config.get("quantization_config") if isinstance(config, dict) else None
     return isinstance(entry, dict) and entry.get("quant_method") == METHOD
 
@@ -190,7 +200,7 @@ def _choice(config: BitbrushConfig, dtype: torch.dtype | None, options: MutableM
             raise ValueError(f"{name} is no option of an artifact: {remedy}")
     for name in _IGNORED:
         options.pop(name, None)
-    return runtime_on(device, config.runtime, None if dtype == torch.float16 else dtype, config.memory)
+    return runtime_named(config.runtime, None if dtype == torch.float16 else dtype, config.memory, device)
 
 
 def _device(device_map: Any) -> torch.device | None:

@@ -86,12 +86,21 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def runtime_named(
-    name: str = RuntimeName.AUTO, dtype: str | torch.dtype | None = None, memory: str = Memory.EXPANDED
+    name: str = RuntimeName.AUTO,
+    dtype: str | torch.dtype | None = None,
+    memory: str = Memory.EXPANDED,
+    device: torch.device | None = None,
 ) -> Choice:
     """Selects a runtime by strings, see :func:`choose_runtime`.
 
+    Args:
+        name: Name of the runtime.
+        dtype: Dtype of everything between the integer products, or None.
+        memory: How weights are stored.
+        device: Device that it must compute on; None: any.
+
     Raises:
-        ValueError: A name is unknown.
+        ValueError: A name is unknown, or the named runtime computes on another device.
         RuntimeUnavailable: The named runtime cannot run on this machine.
     """
     for wish, given, known in (
@@ -102,30 +111,21 @@ def runtime_named(
         if given not in known:
             raise ValueError(f"{wish} is {given!r}; choose from {', '.join(known)}")
     kind = None if dtype is None else DTYPES[dtype_name(dtype)]
-    return choose_runtime(RuntimeName(name), dtype=kind, memory=Memory(memory))
-
-
-def runtime_on(
-    device: torch.device | None,
-    name: str = RuntimeName.AUTO,
-    dtype: str | torch.dtype | None = None,
-    memory: str = Memory.EXPANDED,
-) -> Choice:
-    """Selects a runtime that computes on a device; None: on any.
-
-    Raises:
-        ValueError: A name is unknown, or the named runtime computes on another device.
-        RuntimeUnavailable: The runtime cannot run on this machine.
-    """
     if device is None:
-        return runtime_named(name, dtype, memory)
-    if name == RuntimeName.AUTO:
-        name = RuntimeName.CUDA if device.type == "cuda" else _fastest_on_processor(memory)
-    choice = runtime_named(name, dtype, memory)
-    if choice.runtime.device is None and choice.device == CPU:  # one that computes on any device
+        return choose_runtime(RuntimeName(name), dtype=kind, memory=Memory(memory))
+    return _runtime_on(device, RuntimeName(name), kind, Memory(memory))
+
+
+def _runtime_on(device: torch.device, name: RuntimeName, dtype: torch.dtype | None, memory: Memory) -> Choice:
+    if name is RuntimeName.AUTO and device.type == "cpu":
+        return _on_processor(dtype, memory)
+    chosen = RuntimeName.CUDA if name is RuntimeName.AUTO else name
+    choice = choose_runtime(chosen, dtype=dtype, memory=memory)
+    if choice.runtime.device is None:  # it computes on any device
         return replace(choice, device=device)
-    if (device.type, device.index or choice.device.index) != (choice.device.type, choice.device.index):
-        raise ValueError(f"device is {device}, but the runtime {name} computes on {choice.device}; name that device")
+    own = choice.device
+    if device.type != own.type or device.index not in (None, own.index):
+        raise ValueError(f"device is {device}, but the runtime {chosen} computes on {own}; name that device, or none")
     return choice
 
 
@@ -139,10 +139,6 @@ def _on_processor(dtype: torch.dtype | None, memory: Memory) -> Choice:
         return _onednn(dtype, memory, "8-bit products are exact and fast on this processor")
     except RuntimeUnavailable as error:
         return _reference(dtype, memory, f"integers are emulated: {error}")
-
-
-def _fastest_on_processor(memory: str) -> RuntimeName:
-    return RuntimeName(_on_processor(None, Memory(memory)).runtime.name)
 
 
 def _cuda(dtype: torch.dtype | None, memory: Memory, reason: str) -> Choice:
