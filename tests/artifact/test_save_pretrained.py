@@ -61,6 +61,7 @@ class TestPipelines:
         [
             ({"safe_serialization": False}, "artifacts hold safetensors alone: leave it out"),
             ({"variant": "fp16"}, "variant is 'fp16', but an artifact has its weights once"),
+            ({"max_shard_size": "1GB"}, "max_shard_size is '1GB', but an artifact has its weights once"),
         ],
     )
     def test_what_does_not_apply_is_refused(
@@ -70,6 +71,14 @@ class TestPipelines:
             with pytest.raises(ValueError, match=message):
                 owner.save_pretrained(tmp_path / "copy", **options)
         assert not (tmp_path / "copy").exists()
+
+    def test_options_by_position_are_obeyed(
+        self, saved: Path, tmp_path: Path, tiny_pipe: StableDiffusionPipeline
+    ) -> None:
+        with pytest.raises(ValueError, match="safe_serialization is False"):
+            bitbrush.load(saved).save_pretrained(tmp_path / "copy", False)
+        tiny_pipe.save_pretrained(tmp_path / "full", True, "fp16")
+        assert list((tmp_path / "full").rglob("*.fp16.safetensors"))
 
     def test_other_contents_are_not_replaced(self, saved: Path, tmp_path: Path) -> None:
         (tmp_path / "thesis.txt").write_text("years", encoding="utf-8")

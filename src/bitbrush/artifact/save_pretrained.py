@@ -1,6 +1,7 @@
 """diffusers' ``save_pretrained`` and ``push_to_hub`` of quantized pipelines and denoisers: they write artifacts."""
 
 import copy
+import inspect
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -35,7 +36,11 @@ _ADDED = (".lora_", ".base_layer.", "_ip.", "image_projection_layers")
 
 
 def save_pipeline(
-    original: Callable[..., Any], pipe: DiffusionPipeline, save_directory: str | os.PathLike[str], **options: Any
+    original: Callable[..., Any],
+    pipe: DiffusionPipeline,
+    save_directory: str | os.PathLike[str],
+    *args: Any,
+    **options: Any,
 ) -> Any:
     """Replaces ``DiffusionPipeline.save_pretrained``: a quantized pipeline is written as an artifact.
 
@@ -43,6 +48,7 @@ def save_pipeline(
         original: The method of diffusers, for everything else.
         pipe: Pipeline.
         save_directory: Folder to write; an artifact there is replaced.
+        *args: Further arguments of the method.
         **options: Options of the method.
 
     Raises:
@@ -50,8 +56,9 @@ def save_pipeline(
     """
     quantized = {name: part for name, part in pipe.components.items() if _is_lowered(part)}
     if not quantized:
-        return original(pipe, save_directory, **options)
+        return original(pipe, save_directory, *args, **options)
     ((component, denoiser),) = quantized.items()
+    options = _named(original, pipe, save_directory, *args, **options)
     stored = _stored(denoiser, options)
     require_savable(pipe, component)
     target = Path(save_directory)
@@ -84,6 +91,7 @@ def save_model(
     """
     if not _is_lowered(model):
         return original(model, save_directory, *args, **options)
+    options = _named(original, model, save_directory, *args, **options)
     stored = _stored(model, options)
     target = Path(save_directory)
     with claimed(target):
@@ -121,13 +129,19 @@ def push(original: Callable[..., Any], owner: Any, repo_id: str, *args: Any, **o
         return _upload(owner, target, {**options, "repo_id": repo_id}, subfolder)
 
 
+def _named(original: Callable[..., Any], *args: Any, **options: Any) -> dict[str, Any]:
+    """Returns the options of ``save_pretrained`` by name, whether they were given by position or by name."""
+    bound = inspect.signature(original).bind(*args, **options).arguments
+    return {**bound, **bound.pop("kwargs", {})}
+
+
 def _is_lowered(part: Any) -> bool:
     return isinstance(part, nn.Module) and lowered_of(part) is not None
 
 
 def _stored(denoiser: Any, options: dict[str, Any]) -> StoredDenoiser:
     """Returns what is to be written, after checks of the options and of the denoiser."""
-    for name in ("variant", "use_flashpack"):
+    for name in ("variant", "use_flashpack", "max_shard_size"):
         if options.get(name):
             raise ValueError(f"{name} is {options[name]!r}, but an artifact has its weights once: leave it out")
     if options.get("safe_serialization") is False:

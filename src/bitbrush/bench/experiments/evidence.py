@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +43,7 @@ def call_time(pipe: DiffusionPipeline, plan: SamplingPlan) -> str:
     denoiser: nn.Module = getattr(pipe, denoiser_name(pipe))
     batches = prompt_batches(PROMPTS, 0, 1)
     generate(pipe, batches[:1], short)
-    with _timed(denoiser) as seconds:
+    with timed(denoiser) as seconds:
         generate(pipe, batches[1:], short)
     lowered = lowered_of(denoiser)
     runtime = "torch: float32" if lowered is None else lowered.name
@@ -53,13 +53,14 @@ def call_time(pipe: DiffusionPipeline, plan: SamplingPlan) -> str:
 
 
 @contextmanager
-def _timed(denoiser: nn.Module) -> Iterator[list[float]]:
-    """Yields a list that receives the seconds of every call of the denoiser."""
+def timed(denoiser: nn.Module, clock: Callable[[], float] | None = None) -> Iterator[list[float]]:
+    """Yields a list that receives the seconds of every call of the denoiser, by ``clock`` or else in real time."""
+    now = clock or _now
     begun: list[float] = []
     seconds: list[float] = []
     handles = [
-        denoiser.register_forward_pre_hook(lambda *_: begun.append(_now())),
-        denoiser.register_forward_hook(lambda *_: seconds.append(_now() - begun[-1])),
+        denoiser.register_forward_pre_hook(lambda *_: begun.append(now())),
+        denoiser.register_forward_hook(lambda *_: seconds.append(now() - begun[-1])),
     ]
     try:
         yield seconds
