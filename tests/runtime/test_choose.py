@@ -166,3 +166,30 @@ def test_nothing_imports_triton_unasked() -> None:
 def test_the_version_of_triton_is_found_without_importing_it() -> None:
     triton = pytest.importorskip("triton")
     assert package.triton_version() == Version(triton.__version__)
+
+
+class TestDevices:
+    """A device that the runtime must compute on."""
+
+    def test_the_processor_gets_its_fastest(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(choose, "has_gpu", lambda: True)  # which would be chosen otherwise
+        cpu = torch.device("cpu")
+        assert runtime_named(device=cpu).runtime.name == choose._on_processor(None, Memory.EXPANDED).runtime.name
+
+    @pytest.mark.parametrize("index", [None, 0])
+    def test_a_card_gets_its_own(self, monkeypatch: pytest.MonkeyPatch, index: int | None) -> None:
+        card = torch.device("cuda", 0)
+        found = choose.Choice(CudaRuntime(card, torch.bfloat16), "asked for", device=card)
+        monkeypatch.setattr(choose, "_cuda", lambda *_: found)
+        assert runtime_named(device=torch.device("cuda", index)) is found
+        with pytest.raises(ValueError, match="device is cuda:1, but the runtime cuda computes on cuda:0"):
+            runtime_named(device=torch.device("cuda", 1))
+
+    def test_the_reference_goes_anywhere(self) -> None:
+        assert runtime_named("reference", device=torch.device("cuda", 1)).device == torch.device("cuda", 1)
+
+    def test_another_device_than_the_runtimes_is_refused(self) -> None:
+        if choose_runtime().runtime.name != "onednn":
+            pytest.skip("needs exact products")
+        with pytest.raises(ValueError, match="device is cuda, but the runtime onednn computes on cpu; name that device"):
+            runtime_named("onednn", device=torch.device("cuda"))
