@@ -199,6 +199,15 @@ def test_what_needs_a_folder_says_how_to_get_one(packed: Path) -> None:
         artifact_folder(packed)
 
 
+def test_a_folder_becomes_a_file_and_a_folder_again(saved: Path, tmp_path: Path) -> None:
+    bitbrush.load(saved).save_pretrained(tmp_path / "x.safetensors")
+    bitbrush.load(tmp_path / "x.safetensors").save_pretrained(tmp_path / "folder")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "x.safetensors"]
+    first, second = read_manifest(saved)["files"], read_manifest(tmp_path / "folder")["files"]
+    assert first[DENOISER] == second[DENOISER]
+    assert torch.equal(image(bitbrush.load(tmp_path / "folder")), image(bitbrush.load(saved)))
+
+
 def test_other_files_are_not_replaced(quantization: Quantization, saved: Path, tmp_path: Path) -> None:
     target = tmp_path / "full.safetensors"
     target.write_bytes((saved / DENOISER).read_bytes())

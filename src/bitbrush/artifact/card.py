@@ -21,8 +21,8 @@ _TEXT = """---
 ---
 # {{ base_model }}, {{ method }} W{{ weights }}A{{ activations }}
 
-The denoiser of {{ base_model }} quantized by bitbrush: {{ quantized }} of
-{{ layers }} Conv2d and Linear layers.
+The denoiser of {{ base_model }} quantized by bitbrush:
+{{ quantized }} of {{ layers }} Conv2d and Linear layers.
 
 | | |
 |---|---|

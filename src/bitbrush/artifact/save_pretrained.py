@@ -15,9 +15,8 @@ from torch import nn
 from bitbrush.artifact.card import denoiser_card
 from bitbrush.artifact.denoiser import WEIGHTS
 from bitbrush.artifact.folder import CARD, MANIFEST
-from bitbrush.artifact.loading import verify
 from bitbrush.artifact.manifest import DENOISER_FORMAT, FORMAT, SCHEMA_VERSION
-from bitbrush.artifact.store import require_free
+from bitbrush.artifact.store import placing, require_free
 from bitbrush.artifact.stored import StoredDenoiser, stored_of
 from bitbrush.artifact.writing import versions, write_card, write_components, write_denoiser, write_manifest
 from bitbrush.methods.recipe import Recipe
@@ -47,7 +46,7 @@ def save_pipeline(
     Args:
         original: The method of diffusers, for everything else.
         pipe: Pipeline.
-        save_directory: Folder to write; an artifact there is replaced.
+        save_directory: Folder to write, or a single file, which ends in .safetensors; an artifact there is replaced.
         *args: Further arguments of the method.
         **options: Options of the method.
 
@@ -64,13 +63,12 @@ def save_pipeline(
     target = Path(save_directory)
     with claimed(target):
         require_free(target)
-        with writing(target), complete_folder(target) as fresh:
+        with writing(target), placing(target) as fresh:
             fresh.mkdir()
             write_components(pipe, component, fresh)
             write_denoiser(stored, fresh / component)
             manifest = write_manifest(fresh, _pipeline_manifest(pipe, stored, denoiser, fresh / component / WEIGHTS))
             write_card(fresh, manifest)
-            verify(fresh)
     return _pushed(pipe, target, options)
 
 

@@ -1,6 +1,8 @@
 """Saving of quantized pipelines as artifacts: folders with packed integers and a manifest, written atomically."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,7 @@ from bitbrush.sources.identity import model_digest
 from bitbrush.sources.model_names import SINGLE_FILE, portable_name
 from bitbrush.sources.models import ModelOptions
 
-__all__ = ["load", "load_with", "read_layer", "read_layers", "require_free", "result_file", "save", "verify"]
+__all__ = ["load", "load_with", "placing", "read_layer", "read_layers", "require_free", "result_file", "save", "verify"]
 
 
 def require_free(directory: Path, *, overwrite: bool = True) -> None:
@@ -96,32 +98,53 @@ def save(
     origin = _origin(quantization, base_model, options or ModelOptions())
     sizes = _model_sizes(quantization, base_model, options or ModelOptions())
     size = bytes_to_save(quantization)
-    single = target.suffix == SINGLE_FILE and not target.is_dir()
     with claimed(target):
         require_free(target)
-        require_space(target, 2 * size if single else size)
-        with writing(target, size), folder_beside(target) if single else complete_folder(target) as fresh:
+        require_space(target, 2 * size if _is_single(target) else size)
+        with writing(target, size), placing(target, work) as fresh:
             _write(quantization, fresh, origin, sizes)
-            _require_loadable(fresh)
-            if single:
-                _pack(fresh, target, work)
-            elif work is not None:
-                mark_saved(work, fresh / MANIFEST)
         if work is not None:
             remove_folder(work)
     return target
 
 
+@contextmanager
+def placing(target: Path, work: Path | None = None) -> Iterator[Path]:
+    """Yields a temporary path for the folder of an artifact, and puts it in place at the end if it loads.
+
+    Args:
+        target: Path of the artifact; one that ends in .safetensors becomes a single file.
+        work: Folder of the finished work, which is marked as saved.
+
+    Raises:
+        ValueError: The artifact does not load.
+    """
+    if not _is_single(target):
+        with complete_folder(target) as fresh:
+            yield fresh
+            _require_loadable(fresh)
+            _mark(work, fresh / MANIFEST)
+        return
+    with folder_beside(target) as folder:
+        yield folder
+        _require_loadable(folder)
+        with writing_whole(target) as fresh:
+            pack(folder, fresh)
+            _mark(work, fresh)
+
+
 def result_file(output: Path) -> Path:
     """Returns the file that identifies a finished artifact: its manifest, or the single file itself."""
-    return output if output.suffix == SINGLE_FILE and not output.is_dir() else output / MANIFEST
+    return output if _is_single(output) else output / MANIFEST
 
 
-def _pack(folder: Path, target: Path, work: Path | None) -> None:
-    with writing_whole(target) as fresh:
-        pack(folder, fresh)
-        if work is not None:
-            mark_saved(work, fresh)
+def _is_single(target: Path) -> bool:
+    return target.suffix == SINGLE_FILE and not target.is_dir()
+
+
+def _mark(work: Path | None, result: Path) -> None:
+    if work is not None:
+        mark_saved(work, result)
 
 
 def _require_loadable(root: Path) -> None:
