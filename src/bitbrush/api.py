@@ -34,7 +34,7 @@ class Quantization(quantization.Quantization):
         The folder appears complete or not at all. An artifact at the same path is replaced.
 
         Args:
-            directory: Path of the artifact to write.
+            directory: Path of the artifact to write; one that ends in .safetensors becomes a single file.
             base_model: Hub id, bundled name or path of the full-precision model, recorded in the manifest. Defaults to
                 the source that the pipeline records in its configuration.
             options: Further loading options of the full-precision model: revision, variant, LoRAs.

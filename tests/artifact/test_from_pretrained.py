@@ -10,6 +10,7 @@ import diffusers
 import pytest
 import torch
 from diffusers import (
+    AutoModel,
     AutoPipelineForText2Image,
     DDIMScheduler,
     DiffusionPipeline,
@@ -144,11 +145,16 @@ class TestPipelines:
 
 
 class TestDenoisers:
-    @pytest.mark.parametrize("inside", [True, False])
-    def test_it_runs_as_in_its_pipeline(self, saved: Path, inside: bool) -> None:
-        """Where the folder is given, and where its subfolder is."""
-        given: dict[str, Any] = {"subfolder": "unet"} if inside else {}
-        denoiser = UNet2DConditionModel.from_pretrained(saved if inside else saved / "unet", **given)
+    @pytest.mark.parametrize(
+        ("kind", "folder", "given"),
+        [
+            (UNet2DConditionModel, ".", {"subfolder": "unet"}),
+            (UNet2DConditionModel, "unet", {}),
+            (AutoModel, ".", {"subfolder": "unet"}),
+        ],
+    )
+    def test_it_runs_as_in_its_pipeline(self, saved: Path, kind: Any, folder: str, given: dict[str, Any]) -> None:
+        denoiser = kind.from_pretrained(saved / folder, **given)
         own = bitbrush.load(saved)
         assert lowered_of(denoiser) == lowered_of(own.unet)
         assert not denoiser.training

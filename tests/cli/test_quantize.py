@@ -53,6 +53,8 @@ def test_one_file_serves_the_commands(run: Callable[..., Result], model: Path, p
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith((".one", "one"))] == ["one.safetensors"]
     assert run("verify", single).exit_code == 0
     assert run("generate", single, "a red cat", "-o", tmp_path / "images", "--steps", 1).exit_code == 0
+    again = run("recalibrate", single, "-o", tmp_path / "again", "--prompts", prompts, "--steps", 1)
+    assert again.exit_code == 0, again.stderr
     assert "holds an artifact; give --overwrite" in run(*command).stderr
     assert run(*command, "--overwrite").exit_code == 0
 

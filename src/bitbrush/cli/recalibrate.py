@@ -48,9 +48,11 @@ def recalibrate(
     manifest = read_manifest(artifact)
     recipe = Recipe().updated(manifest["recipe"]).updated(keys)
     require_free(output)
-    require_space(output, sum(path.stat().st_size for path in artifact.rglob("*") if path.is_file()))
+    files = [artifact, *artifact.rglob("*")]
+    require_space(output, sum(path.stat().st_size for path in files if path.is_file()))
     place = find_device(device)
-    require_plan_of_folder(artifact_folder(artifact), replace(recipe.plan, scheduler=keys.get("scheduler")))
+    source = artifact if artifact.is_file() else artifact_folder(artifact)
+    require_plan_of_folder(source, replace(recipe.plan, scheduler=keys.get("scheduler")))
     calibration, inputs = calibration_prompts(prompts, manifest["base_model"]), read_inputs(images, masks)
     with ranks() as own, claimed(output, own):
         require_free(output, overwrite=overwrite)
