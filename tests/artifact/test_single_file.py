@@ -1,6 +1,7 @@
 """The single-file form: the files of the folder bit for bit, under the same checks."""
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from bitbrush.artifact.folder import file_digests
 from bitbrush.artifact.manifest import artifact_folder, is_artifact, manifest_digest, read_manifest
 from bitbrush.artifact.single_file import DOCUMENTS_KEY, HEADERS_KEY, MANIFEST_KEY, pack, unpacked
 from bitbrush.artifact.store import verify
+from bitbrush.artifact.verification import reading
 from bitbrush.sources.model_names import UnknownModelError
 from tests.artifact.test_from_pretrained import image
 
@@ -165,6 +167,26 @@ def test_metadata_that_was_altered_is_refused(single: Path, key: str, value: str
     write(single, header, data)
     with pytest.raises(ArtifactError, match=r"x\.safetensors"):
         bitbrush.load(single)
+
+
+def test_no_other_error_comes_of_a_header_whose_bytes_changed(single: Path) -> None:
+    """The texts of the card alone may change without a word."""
+    content = single.read_bytes()
+    length = 8 + int.from_bytes(content[:8], "little")
+    draw = random.Random(0)
+    messages = []
+    for _ in range(80):
+        changed = bytearray(content)
+        for _ in range(draw.choice((1, 1, 3))):
+            changed[draw.choice((draw.randrange(16), draw.randrange(length)))] = draw.choice(b'\x00"{}[]:,0-9\xff \\')
+        single.write_bytes(changed)
+        try:
+            with reading(single):
+                pass
+        except ArtifactError as error:
+            messages.append(str(error))
+    assert len(messages) > 60
+    assert all(str(single) in message for message in messages)
 
 
 def test_tensors_under_other_names_are_refused(single: Path) -> None:

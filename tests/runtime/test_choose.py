@@ -191,7 +191,5 @@ class TestDevices:
     def test_another_device_than_the_runtimes_is_refused(self) -> None:
         if choose_runtime().runtime.name != "onednn":
             pytest.skip("needs exact products")
-        with pytest.raises(
-            ValueError, match="device is cuda, but the runtime onednn computes on cpu"
-        ):
+        with pytest.raises(ValueError, match="device is cuda, but the runtime onednn computes on cpu"):
             runtime_named("onednn", device=torch.device("cuda"))
