@@ -184,7 +184,9 @@ def ranks() -> Iterator[Ranks]:
     if distributed.is_available() and distributed.is_initialized():
         backend = distributed.get_backend_config()
         if "gloo" not in backend:
-            raise ValueError(f"the process group's backend is {backend}; initialize it with gloo: work is on the CPU")
+            raise ValueError(
+                f"the process group's backend is {backend}; initialize it with gloo: processes exchange CPU tensors"
+            )
         yield Ranks(distributed.get_rank(), distributed.get_world_size())
         return
     rank, world = launched_ranks()

@@ -27,7 +27,7 @@ SIDES = ("height", "width")
 ONE_SIDE_IGNORED = "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion"
 """Module of the call that replaces both sides by its defaults unless both are given."""
 LARGEST_SIDE = 16384
-"""Pixels; far above what any model makes, and below what exhausts memory at once."""
+"""Largest side in pixels: far above that of any model's images, and below what exhausts memory at once."""
 LARGEST_NUMBER = 2**53
 """Largest number up to which every whole number is exact in floating point; NaN is not below it."""
 OWN_TIMESTEPS = ("timesteps", "sigmas")

@@ -176,8 +176,8 @@ def planned_from(scheduler: Any, first: float) -> tuple[float, ...]:
     if not close:
         raise ValueError(
             f"the denoiser is called with timestep {first:g}, which is none of the {len(plans[0])} of its "
-            f"{type(scheduler).__name__} ({plans[0][0]:g} to {plans[0][-1]:g}), nor a share of its training timesteps; "
-            "a pipeline that counts its steps in another way cannot be calibrated"
+            f"{type(scheduler).__name__} ({plans[0][0]:g} to {plans[0][-1]:g}), nor a fraction of its training "
+            "timesteps; a pipeline that counts its steps in another way cannot be calibrated"
         )
     step, plan = min(close, key=lambda candidate: candidate[0])
     return plan[step:]
@@ -247,8 +247,8 @@ def call_arguments(pipe: Any, batch: PromptBatch, plan: SamplingPlan) -> dict[st
     """Returns the arguments of ``pipe(...)``; guidance is left out if the pipeline has none.
 
     Raises:
-        ValueError: The pipeline does not take an argument of the plan or an input of the batch, or not its value, or
-            its scheduler has fewer steps; the message names it.
+        ValueError: The pipeline does not take an argument of the plan, its value, or an input of the batch; or its
+            scheduler has fewer steps. The message names it.
     """
     require_callable(type(pipe), getattr(pipe, "scheduler", None), plan, batch.inputs)
     parameters = inspect.signature(pipe.__call__).parameters
