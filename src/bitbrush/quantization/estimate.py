@@ -175,13 +175,13 @@ def _state_bytes(network: nn.Module) -> int:
     return sum(int(tensor.nbytes) for tensor in network.state_dict().values()) + FLOAT * count_lazy_weights(network)
 
 
-def require_memory(estimate: Estimate, output: Path, *, kept: int = 0, processes: int = 1) -> None:
+def require_memory(estimate: Estimate, output: Path, *, journal_bytes: int = 0, processes: int = 1) -> None:
     """Rejects a quantization that exceeds the available memory or disk space.
 
     Args:
         estimate: Estimate for each process.
         output: Folder of the artifact.
-        kept: Bytes of intermediate results already on the disk.
+        journal_bytes: Bytes of intermediate results already on the disk.
         processes: Processes on this machine, each with this estimate and each with its model loaded.
 
     Raises:
@@ -195,22 +195,22 @@ def require_memory(estimate: Estimate, output: Path, *, kept: int = 0, processes
             f"{size_text(memory)} are available; lower batch_size or num_prompts, choose --method pcr (which measures "
             "no sensitivities) or --rounding nearest, make smaller images, or free memory"
         )
-    require_disk(estimate, output, kept=kept, processes=processes)
+    require_disk(estimate, output, journal_bytes=journal_bytes, processes=processes)
 
 
-def require_disk(estimate: Estimate, output: Path, *, kept: int = 0, processes: int = 1) -> None:
+def require_disk(estimate: Estimate, output: Path, *, journal_bytes: int = 0, processes: int = 1) -> None:
     """Rejects a quantization that exceeds the free disk space.
 
     Args:
         estimate: Estimate for each process.
         output: Folder of the artifact.
-        kept: Bytes of intermediate results already on the disk.
+        journal_bytes: Bytes of intermediate results already on the disk.
         processes: Processes on this machine, each with this estimate.
 
     Raises:
         ValueError: The disk lacks space; the message names the amounts and the remedies.
     """
-    work, disk = max(0, estimate.work - kept), available_disk(output)
+    work, disk = max(0, estimate.work - journal_bytes), available_disk(output)
     most = max(estimate.saving, processes * estimate.offloaded)  # samples are deleted before the artifact is written
     if most + work > disk:
         samples = "" if most == estimate.saving else " for samples (fewer with a lower num_prompts)"
