@@ -49,9 +49,8 @@ def _of_transformer(block: TransformerBlock) -> Iterator[SmoothableInput]:
         yield SmoothableInput(block.norm2, (block.cross_attention.query,))
         yield SmoothableInput(block.cross_attention.value, (block.cross_attention.output,))
     yield SmoothableInput(block.norm3, (block.expand,))
-    yield SmoothableInput(
-        block.expand, (block.shrink,)
-    )  # the first half of its output are the values, the rest the gates
+    # The first half of its output channels are the values, the second half the gates.
+    yield SmoothableInput(block.expand, (block.shrink,))
 
 
 def channel_scale(weight: Tensor, extremes: Tensor, alpha: float) -> Tensor:

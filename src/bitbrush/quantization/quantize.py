@@ -366,5 +366,5 @@ def _require_same_layers(rounded: Mapping[str, RoundedLayer], layers: Sequence[L
         if rounded_bits.get(name) != recipe_bits.get(name):
             raise ValueError(
                 f"rounded weights have {rounded_bits.get(name, 'no bits')} for layer {name}, the recipe has "
-                f"{recipe_bits.get(name, 'none')}; they serve recipes of the same keys for weights and layers only"
+                f"{recipe_bits.get(name, 'none')}; use them with the same keys for weights and layers"
             )

@@ -71,7 +71,7 @@ def _check(state: QuantizationState) -> None:
     if state.recipe.first_token is FirstTokens.KNOWN and not state.family.text_layers(state.denoiser):
         raise ValueError(
             f"first_token is {state.recipe.first_token}, but a denoiser of the family {state.family.name} has no "
-            "layers that read a text with a start token only; leave it at quantized"
+            "layers that read only a text with a start token; leave it at quantized"
         )
 
 
