@@ -61,8 +61,8 @@ def saved_class(pipe: DiffusionPipeline) -> type[DiffusionPipeline]:
             f"{problem}, and {base.__name__}, as which its artifact is loaded, takes no {others[0]}; quantize "
             f"a {base.__name__} of its other components"
         )
-    known: type[DiffusionPipeline] = base
-    return known
+    pipeline_class: type[DiffusionPipeline] = base
+    return pipeline_class
 
 
 def _require_known_class(pipe: DiffusionPipeline, name: str) -> None:
