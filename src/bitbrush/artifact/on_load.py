@@ -82,7 +82,7 @@ def _state(denoiser: nn.Module, config: BitbrushConfig) -> QuantizationState:
     method = METHODS.named(config.method)
     recipe = method.recipe({"rounding": Rounding.NEAREST, **config.recipe_keys})
     pipe = SimpleNamespace(**{family.component: denoiser})
-    state = QuantizationState(pipe, family, recipe, (), Session(), given=pipe)
+    state = QuantizationState(pipe, family, recipe, (), Session(), original=pipe)
     known = recipe.first_token is FirstTokens.KNOWN  # planning would read weights, which may not be there yet
     needed = ["first_token"] if known else [one.name for one in method.planned(state) if one.needs_pipeline]
     if needed:
