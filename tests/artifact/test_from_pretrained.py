@@ -265,19 +265,34 @@ def test_without_bitbrush_diffusers_names_it(saved: Path, monkeypatch: pytest.Mo
     assert "unknown quantization type `bitbrush`" in card
 
 
-REGISTERED = """
+BEFORE = """
 import sys
 import bitbrush
 assert not {"torch", "diffusers", "transformers"} & sys.modules.keys()
-from diffusers import UNet2DConditionModel
+"""
+WITHIN = """
+import importlib.machinery, sys
+class Early:
+    def find_spec(self, name, path=None, target=None):
+        if name == "diffusers.pipelines.pipeline_loading_utils":  # which pipeline_utils imports
+            import bitbrush
+            assert "diffusers.pipelines.pipeline_utils" in sys.modules
+sys.meta_path.insert(0, Early())
+"""
+REGISTERED = """
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+import bitbrush, graphlib
 assert UNet2DConditionModel.from_pretrained.bitbrush_original
+assert DiffusionPipeline.save_pretrained.bitbrush_original
 from diffusers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 assert AUTO_QUANTIZATION_CONFIG_MAPPING["bitbrush"] is bitbrush.BitbrushConfig
 """
 
 
-def test_the_import_alone_registers() -> None:
-    done = subprocess.run([sys.executable, "-c", REGISTERED], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("first", [BEFORE, WITHIN], ids=["before diffusers", "while diffusers is imported"])
+def test_the_import_alone_registers(first: str) -> None:
+    command = [sys.executable, "-c", first + REGISTERED]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -7,7 +7,7 @@ import functools
 import importlib.util
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from types import MappingProxyType, ModuleType
@@ -32,22 +32,26 @@ def register() -> None:
 
 def register_on_import() -> None:
     """Registers with the modules of diffusers and transformers that are imported, and with others once they are."""
-    for name, hook in _HOOKS.items():
-        module = sys.modules.get(name)
-        if module is not None and not getattr(module.__spec__, "_initializing", False):
-            hook(module)
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
+        sys.meta_path.insert(0, _Finder(name for name in _HOOKS if name in sys.modules))
 
 
 class _Finder:
-    """Finder that runs a hook after a module is executed, and leaves finding it to the others."""
+    """Finder that runs a hook after a module is executed, and leaves finding it to the others.
 
-    def __init__(self) -> None:
+    Args:
+        begun: Modules whose import began earlier. Their hooks run now, or, if they import this package themselves, at
+            the next import after they are complete.
+    """
+
+    def __init__(self, begun: Iterable[str]) -> None:
+        self._begun = set(begun)
         self._searching = threading.local()
+        self._run_complete()
 
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
         """Returns the module's spec with the hook appended to its execution; None for all other modules."""
+        self._run_complete()
         if name not in _HOOKS or getattr(self._searching, "name", None) == name:
             return None
         self._searching.name = name
@@ -65,6 +69,14 @@ class _Finder:
 
             loader.exec_module = exec_module
         return spec
+
+    def _run_complete(self) -> None:
+        for name in tuple(self._begun):
+            module = sys.modules.get(name)
+            if module is None or not getattr(module.__spec__, "_initializing", False):
+                self._begun.discard(name)
+                if module is not None:
+                    _HOOKS[name](module)
 
 
 def _register_quantizer(module: Any) -> None:
