@@ -246,3 +246,56 @@ def test_what_is_no_regular_file_is_refused(artifact: Path, name: str, make: Cal
     make(artifact / name)
     with pytest.raises(ArtifactError, match=r"no regular file|is not listed|is missing|leads out"):
         verify(artifact)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.update(encryption="none"),
+        lambda m: m["denoiser"].update(rotation=True),
+        lambda m: m["layers"][2].update(codebook=[1]),
+        lambda m: m["plan"].update(solver="dpm"),
+    ],
+)
+def test_a_key_of_the_manifest_that_no_version_knows_is_refused(artifact: Path, change: Callable[[Any], None]) -> None:
+    with edited(artifact, "manifest.json") as manifest:
+        change(manifest)
+        versions = manifest["versions"]
+    key = r"\$\.(encryption|denoiser\.rotation|layers\[2\]\.codebook|plan\.solver)"
+    with pytest.raises(ArtifactError, match=rf"{key} is no key that bitbrush {versions['bitbrush']} writes"):
+        verify(artifact)
+    with edited(artifact, "manifest.json") as manifest:
+        manifest["versions"]["bitbrush"] = "99.1"
+    with pytest.raises(ArtifactError, match=rf"written by a newer bitbrush, 99\.1, and has {key}.*upgrade"):
+        verify(artifact)
+
+
+def test_a_key_of_the_quantization_that_no_version_knows_is_refused(artifact: Path) -> None:
+    with edited(artifact, "unet/config.json") as config:
+        config["quantization_config"]["rotation"] = "hadamard"
+    with pytest.raises(ArtifactError, match=r"unet/config\.json has quantization_config\.rotation"):
+        verify(artifact)
+
+
+@pytest.mark.parametrize("component", ["unet", "vae", "text_encoder", "scheduler"])
+def test_a_setting_that_its_library_writes_may_not_be_missing(artifact: Path, component: str) -> None:
+    """Its default would stand in for it: another image, or an error in the middle of the call."""
+    name = f"{component}/{'scheduler_config' if component == 'scheduler' else 'config'}.json"
+    complete = json.loads((artifact / name).read_text(encoding="utf-8"))
+    unread = {"architectures", "dtype", "transformers_version", "_class_name", "_diffusers_version", "_name_or_path"}
+    unread.add("clip_sample")  # of other schedulers
+    assert len(complete) > 10
+    for key in complete.keys() - unread:
+        with edited(artifact, name) as config:
+            config.clear()
+            config.update({other: value for other, value in complete.items() if other != key})
+        with pytest.raises(ArtifactError, match=key):
+            verify(artifact)
+
+
+def test_a_setting_that_a_later_library_added_may_be_missing(artifact: Path) -> None:
+    with edited(artifact, "unet/config.json") as config:
+        assert config.pop("time_embedding_act_fn") is None  # the default
+    with edited(artifact, "manifest.json") as manifest:
+        manifest["versions"]["diffusers"] = "0.38.0"
+    verify(artifact)

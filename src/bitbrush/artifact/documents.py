@@ -112,6 +112,25 @@ def require_schema(document: Any, schema: Any, path: Path | str) -> Any:
         raise ArtifactError(f"{path} is damaged: {error}; quantize or copy it again") from error
 
 
+def unknown_keys(document: Any, known: Any, place: str = "$") -> Iterator[str]:
+    """Yields the places of a document's keys that its schema does not name.
+
+    Args:
+        document: Parsed JSON.
+        known: The document as :func:`require_schema` returned it.
+        place: Place of the document, for the result.
+    """
+    if isinstance(document, dict):
+        for key, value in document.items():
+            if key in known:
+                yield from unknown_keys(value, known[key], f"{place}.{key}")
+            else:
+                yield f"{place}.{key}"
+    elif isinstance(document, list):
+        for number, (value, other) in enumerate(zip(document, known, strict=True)):
+            yield from unknown_keys(value, other, f"{place}[{number}]")
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     unique = dict(pairs)
     if len(unique) != len(pairs):

@@ -11,6 +11,7 @@ from bitbrush.network.lazy_weights import lazy_layers, weight_shape
 from bitbrush.network.low_rank import branch_, branch_ranks
 from bitbrush.network.skip_inputs import split_, split_begins
 from bitbrush.sources.networks import KEYS_SHOWN, component_class, reports_tensors
+from bitbrush.sources.settings import require_settings
 
 UNDO = {
     "lora": "fuse the adapter first: pipe.fuse_lora(), then pipe.unload_lora_weights()",
@@ -32,6 +33,7 @@ def require_savable(pipe: DiffusionPipeline) -> None:
         ValueError: It could not; the message names the component and the remedy.
     """
     saved_class(pipe)
+    require_settings(pipe)
     for name, part in pipe.components.items():
         if part is not None:
             _require_known_class(pipe, name)
