@@ -73,3 +73,14 @@ def test_quantizing_refuses_it_before_work_begins() -> None:
     pipe.unet.register_to_config(sample_size=None)
     with pytest.raises(ValueError, match="unet has the setting sample_size null or not at all, and StableDiffusion"):
         require_savable(pipe)
+
+
+@pytest.mark.parametrize("size", [0, -8, [], [8], [8, 0], [8, 8, 8], 10**6])
+def test_a_size_of_samples_that_is_none_is_refused(size: Any) -> None:
+    pipe = pipeline(CASES["sd1"])
+    for fine in (8, [8, 16]):
+        pipe.unet.register_to_config(sample_size=fine)
+        require_settings(pipe)
+    pipe.unet.register_to_config(sample_size=size)
+    with pytest.raises(ValueError, match="unet has the setting sample_size"):
+        require_settings(pipe)

@@ -9,7 +9,7 @@ import math
 import types
 from collections.abc import Iterator, Mapping
 from functools import cache
-from importlib.metadata import version
+from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -187,7 +187,7 @@ def _require_complete(document: Mapping[str, Any], kind: Any, versions: Mapping[
     Another version may declare others, so only a configuration of the installed version is checked.
     """
     library = kind.__module__.partition(".")[0]
-    if versions.get(library) != version(library):
+    if versions.get(library) != import_module(library).__version__:
         return
     if missing := [key for key in _written(kind) if key not in document]:
         raise ArtifactError(
@@ -237,7 +237,7 @@ def _require_value(value: Any, argument: tuple[Any, Any], place: str) -> None:
             raise ArtifactError(f"{place} is {value!r:.80}; a finite number of a usual magnitude is expected")
         if place.endswith(POSITIVE) and default is not None and (one is None or (_is_number(one) and one <= 0)):
             raise ArtifactError(f"{place} is {value!r:.80}; a positive number is expected")
-        if one is None and (default is None or type(None) in allowed or bool in allowed):
+        if one is None and (default is None or type(None) in allowed or (bool in allowed and not default)):
             continue
         if allowed and not _is_one_of(one, allowed):
             raise ArtifactError(f"{place} is {value!r:.80}; {_expected(allowed)} is expected")

@@ -21,7 +21,7 @@ from bitbrush.runtime.interface import Execution
 from bitbrush.runtime.lowered import lower
 from bitbrush.session.allocator import return_freed_memory
 from bitbrush.session.progress import Progress, silent
-from bitbrush.sources.networks import KEYS_SHOWN, is_finite
+from bitbrush.sources.networks import unusable_values
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CONFIG = "config.json"
@@ -96,13 +96,13 @@ def require_values(denoiser: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Checks dtypes and values of tensors that are not quantized.
 
     Raises:
-        ValueError: A tensor has another dtype than the denoiser's, or holds NaN or infinity.
+        ValueError: A tensor has another dtype than the denoiser's, or values that are not finite or too large.
     """
     for name, expected in denoiser.state_dict().items():
         if name in tensors and tensors[name].dtype != expected.dtype:
             raise ValueError(f"tensor {name} is of {tensors[name].dtype}; the denoiser's is of {expected.dtype}")
-    if bad := [name for name, tensor in tensors.items() if not is_finite(tensor)]:
-        raise ValueError(f"the denoiser holds NaN or infinity in {', '.join(bad[:KEYS_SHOWN])}")
+    if unusable := unusable_values(tensors):
+        raise ValueError(f"the denoiser {unusable}")
 
 
 def _require_first_tokens(bits: Mapping[str, int], listed: Sequence[str], tensors: Mapping[str, Tensor]) -> None:

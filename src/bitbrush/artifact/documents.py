@@ -156,8 +156,8 @@ def _representable(text: str) -> float:
 def _require_shallow(document: Any) -> None:
     level = [document]
     for _ in range(MAX_DEPTH):
-        parents = [one for one in level if isinstance(one, dict | list)]
-        level = [child for one in parents for child in (one.values() if isinstance(one, dict) else one)]
+        parents = [one for one in level if type(one) in (dict, list)]  # as json makes them; vocabularies are long
+        level = [child for one in parents for child in (one.values() if type(one) is dict else one)]
         if not level:
             return
     raise ValueError(f"nested deeper than {MAX_DEPTH}")

@@ -138,7 +138,13 @@ def reading_tensors(root: Path) -> Iterator[None]:
         yield
     except ArtifactError:
         raise
-    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+    except (
+        SafetensorError,
+        AttributeError,
+        KeyError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # no such layer, no such tensor
         raise ArtifactError(f"{root} does not hold what {MANIFEST} lists: {error}; quantize again") from error
 
 
