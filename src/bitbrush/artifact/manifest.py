@@ -78,9 +78,17 @@ def _content(source: str | os.PathLike[str], path: Path) -> bytes:
     try:
         return read_whole(path)
     except (FileNotFoundError, NotADirectoryError):
-        on_hub = ", nor has a hub id of that name in the cache or within reach" if _may_be_hub_id(source) else ""
-        meant = "" if Path(source).exists() else did_you_mean(os.fspath(source), bundled=())
-        raise ArtifactError(f"{source} is no bitbrush artifact: it has no {MANIFEST}{on_hub}{meant}") from None
+        raise ArtifactError(f"{source} is no bitbrush artifact: {_missing_text(source)}") from None
+
+
+def _missing_text(source: str | os.PathLike[str]) -> str:
+    place = Path(source)
+    if place.is_dir():
+        return f"it has no {MANIFEST}"
+    if place.exists():
+        return "it is no folder"
+    on_hub = ", nor does a hub id of that name in the cache or within reach" if _may_be_hub_id(source) else ""
+    return f"it does not exist{on_hub}{did_you_mean(os.fspath(source), bundled=())}"
 
 
 def _validated(manifest: Any, path: Path) -> dict[str, Any]:
