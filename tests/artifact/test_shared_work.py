@@ -23,11 +23,13 @@ from bitbrush.numerics.weights import QuantizedWeight, WeightQParams
 from bitbrush.rounding import reconstruction
 from bitbrush.rounding.nearest import RoundedLayer, with_weights
 from bitbrush.session.journal import Journal
+from bitbrush.session.offload import CPU
 from bitbrush.session.outputs import work_folder
 from bitbrush.session.ranks import RankError
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.trajectory import carried, pending, prompt_batches
 from tests.artifact.pipelines import PROMPTS
+from tests.fake_card import fake_card
 
 WORLD = 2
 ITERATIONS = 15
@@ -42,9 +44,12 @@ JOBS: dict[str, dict[str, Any]] = {
 }
 
 
-def quantized(folder: Path, keys: Mapping[str, Any], work: Path | None = None) -> Quantization:
+def quantized(
+    folder: Path, keys: Mapping[str, Any], work: Path | None = None, device: torch.device = CPU
+) -> Quantization:
     recipe = bitbrush.METHODS[keys.get("method", "pcr")].recipe(keys)
-    return bitbrush.quantize(bitbrush.load_full_precision(folder / "model"), recipe, PROMPTS, work=work)
+    pipe = bitbrush.load_full_precision(folder / "model").to(device)
+    return bitbrush.quantize(pipe, recipe, PROMPTS, work=work)
 
 
 def tensors_of(made: Quantization) -> dict[str, Tensor]:
@@ -115,6 +120,9 @@ def all_jobs(rank: int, folder: Path) -> None:
             quantized(folder, JOBS["learned"], folder / "work")
     resumed = quantized(folder, JOBS["learned"], folder / "work")
     save_file(tensors_of(resumed), folder / f"resumed-{rank}.safetensors")
+    with pytest.MonkeyPatch.context() as patched, fake_card(patched) as gpu:
+        on_gpu = quantized(folder, JOBS["learned"], device=gpu)
+    save_file(tensors_of(on_gpu), folder / f"gpu-{rank}.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +141,13 @@ def single(shared: Path) -> dict[str, Quantization]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(reconstruction, "ITERATIONS", ITERATIONS)
         return {name: quantized(shared, keys) for name, keys in JOBS.items() if name != "split"}
+
+
+def test_processes_on_gpus_give_what_they_give_on_the_cpu(shared: Path) -> None:
+    """Histograms, moments of rounding and gradients come from a GPU's tensors and go back to them."""
+    expected, on_gpu = made_by(shared, "learned"), made_by(shared, "gpu")
+    assert on_gpu.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in on_gpu.items())
 
 
 def made_by(shared: Path, name: str) -> dict[str, Tensor]:
