@@ -41,8 +41,7 @@ def image(pipe: StableDiffusionPipeline) -> torch.Tensor:
 def test_runs_repeats_and_leaves_the_pipeline(tiny_pipe: StableDiffusionPipeline, method: str) -> None:
     before = copy.deepcopy(tiny_pipe.unet.state_dict())
     parts, full = dict(tiny_pipe.components), image(tiny_pipe)
-    keys = recipe(method, num_prompts=2, batch_size=1)
-    first, second = (bitbrush.quantize(tiny_pipe, keys, PROMPTS) for _ in range(2))
+    first, second = (bitbrush.quantize(tiny_pipe, recipe(method), PROMPTS) for _ in range(2))
 
     assert (first.source is tiny_pipe) == (method not in ("smoothquant", "qdiffusion"))
     assert all(tiny_pipe.components[name] is part for name, part in parts.items())
