@@ -35,7 +35,7 @@ torch.set_num_threads(1)
 adaround.ITERATIONS = reconstruction.ITERATIONS = 2
 reconstruction.CHECK_EVERY = 1
 # Two segments of steps instead of ten go through all of the sensitivities' measurement.
-# Its own tests restore the package's bounds (tests/calibration/conftest.py).
+_TEN_SEGMENTS = sensitivity.BOUNDS
 sensitivity.BOUNDS = (0.0, 0.5, 1.0)
 # The same examples every time, however slow or busy the machine is.
 settings.register_profile("tests", max_examples=20, deadline=None, derandomize=True, database=None)
@@ -81,6 +81,12 @@ def pytest_collection_finish() -> None:
 def pytest_report_header(config: pytest.Config) -> str:
     seed = config.getoption("--shuffle")
     return "order: as collected" if seed is None else f"order: shuffled, seed {seed}"
+
+
+@pytest.fixture
+def _ten_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restores the package's segments of steps."""
+    monkeypatch.setattr(sensitivity, "BOUNDS", _TEN_SEGMENTS)
 
 
 @pytest.fixture(scope="session")
