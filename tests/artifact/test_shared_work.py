@@ -1,6 +1,8 @@
-"""Two gloo processes that share a quantization: what a single one makes, and no hang when one of them fails."""
+"""Two gloo processes that share quantizations and a benchmark: what a single one makes, and no hang when one fails."""
 
+import json
 import multiprocessing
+import shutil
 import subprocess
 import sys
 import traceback
@@ -126,11 +128,13 @@ def all_jobs(rank: int, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def shared(_one_tiny_pipe: StableDiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what two processes made of JOBS."""
+def shared(_one_tiny_pipe: StableDiffusionPipeline, saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what two processes made of JOBS, and how they measured an artifact."""
     folder = tmp_path_factory.mktemp("shared")
     _one_tiny_pipe.save_pretrained(folder / "model")
-    together(folder, ["all_jobs", "failures"])
+    shutil.copytree(saved, folder / "candidate")
+    (folder / "bench.txt").write_text("\n".join((*PROMPTS, "a green owl")), encoding="utf-8")
+    together(folder, ["all_jobs", "measure", "failures"])
     assert errors_of(folder, "all_jobs") == ["", ""]
     return folder
 
@@ -245,6 +249,20 @@ def failures(rank: int, folder: Path) -> None:
 
     pipe.unet.register_forward_pre_hook(spoil)
     bitbrush.quantize(pipe, recipe, PROMPTS)
+
+
+def measure(_: int, folder: Path, output: str = "bench") -> None:
+    candidates, prompts = {"candidate": str(folder / "candidate")}, [str(folder / "bench.txt")]
+    protocol = {"prompts": prompts, "clip": "emoji-clip", "num_images": 3, "batch_size": 2, "latents": 2}
+    bitbrush.benchmark(str(folder / "model"), candidates, folder / output, **protocol)
+
+
+def test_a_benchmark_finds_what_a_single_process_finds(shared: Path) -> None:
+    assert errors_of(shared, "measure") == ["", ""]
+    measure(0, shared, "alone")
+    ours, theirs = (json.loads((shared / name / "results.json").read_text("utf-8")) for name in ("bench", "alone"))
+    for key in ("reference", "floor", "candidates", "networks", "protocol"):
+        assert ours[key] == theirs[key]
 
 
 def test_one_that_fails_ends_all_by_name(shared: Path) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from bitbrush.artifact.building import building
@@ -13,6 +12,7 @@ from bitbrush.artifact.documents import parse, read_whole, require_schema
 from bitbrush.artifact.schema import QuantizationEntry
 from bitbrush.artifact.tensor_file import TensorFile
 from bitbrush.artifact.tensors import LAYER_KEYS, layer_from_tensors
+from bitbrush.network.empty import without_values
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.network.low_rank import branch_
 from bitbrush.network.skip_inputs import split_
@@ -142,7 +142,7 @@ def _empty_denoiser(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     packed = config.pop("quantization_config")
     require_uncorrected(packed)
     require_schema(packed, QuantizationEntry, folder / CONFIG)
-    with building(folder), init_empty_weights(include_buffers=False):
+    with building(folder), without_values():
         denoiser: nn.Module = getattr(diffusers, config["_class_name"]).from_config(config)
         split_(denoiser, packed.get("split_skips", {}))
         branch_(denoiser, packed.get("low_ranks", {}))
