@@ -72,7 +72,7 @@ class Denoiser(TypedDict):
 
 
 class Layer(TypedDict):
-    """Treatment of a Conv2d or Linear; earlier versions named ``high_precision`` ``edge``."""
+    """Treatment of a Conv2d or Linear; earlier versions named ``high_precision`` ``edge``, and had ``groups``."""
 
     name: Name
     kind: Name
@@ -82,6 +82,7 @@ class Layer(TypedDict):
     edge: NotRequired[bool]
     excluded: str | None
     factor: NotRequired[bool]
+    groups: NotRequired[Rank]
 
 
 class Cost(TypedDict):
@@ -132,13 +133,14 @@ class DenoiserManifest(TypedDict):
 
 
 class QuantizationEntry(TypedDict):
-    """Entry ``quantization_config`` of the denoiser's configuration."""
+    """Entry ``quantization_config`` of the denoiser's configuration; earlier versions had ``correction``."""
 
     quant_method: NotRequired[str]
     weight_bits: Annotated[dict[Name, WeightBits], Meta(min_length=1, max_length=100_000)]
     split_skips: NotRequired[dict[Name, Dimension]]
     low_ranks: NotRequired[dict[Name, Rank]]
     first_tokens: NotRequired[list[Name]]
+    correction: NotRequired[Any]
 
 
 def require_uncorrected(packed: Mapping[str, Any]) -> None:

@@ -49,7 +49,7 @@ def reading(source: str | os.PathLike[str]) -> Iterator[tuple[Path, dict[str, An
 @contextmanager
 def _agreeing(root: Path, manifest: dict[str, Any]) -> Iterator[None]:
     with verified(root, manifest["files"]) as folder:
-        require_fitting(folder, manifest["denoiser"]["component"])
+        require_fitting(folder, manifest["denoiser"]["component"], manifest["versions"])
         _require_agreement(folder, manifest, manifest["denoiser"]["component"])
         yield
 
@@ -75,7 +75,7 @@ def reading_denoiser(folder: Path) -> Iterator[dict[str, Any]]:
     if not alone and part != manifest["denoiser"]["component"]:
         raise ArtifactError(f"{folder} is quantized, and {root / MANIFEST} names another denoiser; quantize again")
     with verified(root, manifest["files"], part) as files:
-        require_fitting_denoiser(files, part)
+        require_fitting_denoiser(files, part, manifest["versions"])
         _require_agreement(files, manifest, part)
         yield manifest
 

@@ -11,6 +11,7 @@ from bitbrush.cli.card import card
 from bitbrush.cli.compare import compare
 from bitbrush.cli.console import reporting_errors
 from bitbrush.cli.demo import demo
+from bitbrush.cli.doctor import doctor
 from bitbrush.cli.generate import generate
 from bitbrush.cli.inspect import inspect
 from bitbrush.cli.plans import plans
@@ -42,6 +43,7 @@ for command in (
     verify,
     card,
     demo,
+    doctor,
 ):
     app.command()(reporting_errors(command))
 
