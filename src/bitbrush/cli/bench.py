@@ -211,6 +211,7 @@ def _announcement(reference: str, names: list[str], protocol: "Protocol") -> str
 
 
 def _print(document: dict[str, Any]) -> None:
+    from bitbrush.bench.experiments.bench.power import Detectable, power_lines
     from bitbrush.bench.experiments.results import interval_of
     from bitbrush.bench.pages.number_format import format_interval
 
@@ -226,6 +227,8 @@ def _print(document: dict[str, Any]) -> None:
             shown_figures.add_row(metric, *(f"{mean}\n{between}" for mean, between in cells))
         show(shown_figures)
         say("")
+    for line in power_lines([Detectable(**one) for one in document["power"]]):
+        say(line)
     for one in document["candidates"]:
         if one["problem"]:
             warn(f"{one['name']} was not measured: {one['problem']}")

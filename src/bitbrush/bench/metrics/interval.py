@@ -19,7 +19,7 @@ _DRAWS_AT_ONCE = 1 << 20  # 16 MiB of indices and values, however many values an
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """Mean of n values and its confidence interval `[low, high]`, in the unit of the values."""
+    """Mean (or another figure) of n values and its confidence interval `[low, high]`, in the unit of the values."""
 
     mean: float
     low: float
@@ -178,6 +178,11 @@ def median_interval(values: ArrayLike, *, confidence: float = 0.95) -> tuple[flo
     interval = stats.quantile_test(array).confidence_interval(confidence)
     low, high = (-math.inf, math.inf) if math.isnan(interval.low) else (interval.low, interval.high)
     return float(np.median(array)), float(low), float(high)
+
+
+def median_of(values: ArrayLike) -> Interval:
+    """Computes :func:`median_interval` as an interval, whose `mean` is the median."""
+    return Interval(*median_interval(values), np.size(values))
 
 
 def _require_sample(array: NDArray[np.float64]) -> None:

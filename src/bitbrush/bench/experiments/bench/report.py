@@ -4,10 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bitbrush.bench.experiments.bench.figures import BenchFigures, EntryFigures, higher_is_better
+from bitbrush.bench.experiments.bench.power import FULL, power_lines
 from bitbrush.bench.experiments.bench.qdiffbench import GeneratedImages
 from bitbrush.bench.experiments.bench.verdict import Level
 from bitbrush.bench.metrics.interval import Interval
-from bitbrush.bench.metrics.paired import LATENT_MSE, PSNR, SSIM
+from bitbrush.bench.metrics.paired import HEAVY_TAILED, LATENT_MSE, PSNR, SSIM
 from bitbrush.bench.pages.images import size_note
 from bitbrush.bench.pages.number_format import format_number
 from bitbrush.bench.pages.page import (
@@ -31,7 +32,6 @@ from bitbrush.bench.pages.prompt_sets import explained
 
 USUAL = 8
 """Number of pairs of every prompt set that are shown in the order of the prompts, beside the worst ones."""
-FULL = "full precision"
 
 _TONES = {
     Level.INDISTINGUISHABLE: Tone.GOOD,
@@ -48,9 +48,8 @@ _SENTENCES = {
 }
 _FIGURES_ABOUT = (
     "Mean, and below it its 95 % interval. Another seed: full precision against itself from other noise, as far apart "
-    "as two right images of one prompt are, and the floor of the distances between sets at this number of images. The "
-    "latent MSE's geometric mean and median describe the usual image; its mean is that of the few that turn into "
-    "other ones."
+    "as two right images of one prompt are, and the floor of the distances between sets at this number of images. "
+    f"{HEAVY_TAILED}"
 )
 
 
@@ -199,7 +198,10 @@ def _step_plots(figures: BenchFigures, measured: Sequence[EntryFigures]) -> Iter
         ]
         if series:
             pairs = next(iter(measured or [figures.floor])).sets[name].latent_mse[0].n
-            caption = f"After each denoiser call, with 95 % intervals over the {pairs} images that kept their latents."
+            caption = (
+                f"Geometric mean after each denoiser call, with 95 % intervals over the {pairs} images that kept their "
+                "latents."
+            )
             axis = Axis(f"{LATENT_MSE} to full precision", Scale.LOG)
             yield LinePlot(name, series[:MOST_SERIES], STEP_AXIS, axis, caption + _left_out(len(series), MOST_SERIES))
 
@@ -217,9 +219,8 @@ def _table_section(
     document: Mapping[str, Any], figures: BenchFigures, measured: Sequence[EntryFigures]
 ) -> TableSection:
     tables = [*_figure_tables(document, figures, measured), *_gap_tables(measured)]
-    return TableSection(
-        "All figures", _FIGURES_ABOUT, tables, notes=[f"Not measured. {line}" for line in document["absent"]]
-    )
+    notes = [*power_lines(figures.power), *(f"Not measured. {line}" for line in document["absent"])]
+    return TableSection("All figures", _FIGURES_ABOUT, tables, notes)
 
 
 def _figure_tables(

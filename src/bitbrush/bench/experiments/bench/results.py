@@ -37,6 +37,7 @@ def bench_results(
         },
         "floor": {"name": generated.floor.name, **_figures(figures.floor)},
         "candidates": [_candidate(candidate) for candidate in figures.candidates],
+        "power": [asdict(one) for one in figures.power],
     }
     facts = _protocol(reference.source, generated, protocol)
     return results_document(EXPERIMENT, command=command, protocol=facts, content=content)
