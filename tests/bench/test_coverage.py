@@ -9,7 +9,7 @@ from bitbrush.bench.metrics.counts import FEWEST_DECIDING, chance_of_as_many, sh
 from bitbrush.bench.metrics.interval import Interval, bootstrap_mean, median_of
 from bitbrush.bench.metrics.latent_mse import geometric_mean
 
-RUNS = 300
+RUNS = 150
 TURNED = 0.04
 """Share of images that turn into other ones."""
 USUAL, OTHER = (np.log(0.004), 0.9), (np.log(1.0), 0.4)
@@ -34,21 +34,21 @@ def holds(interval: Interval, truth: float) -> bool:
     return interval.low <= truth <= interval.high
 
 
-@pytest.mark.parametrize("count", [16, 32, 64])
+@pytest.mark.parametrize("count", [6, 16, 32, 64])
 def test_latent_errors_lead_with_the_figures_whose_intervals_hold(count: int) -> None:
     rng = np.random.default_rng(count)
     median = float(np.median(errors(np.random.default_rng(0), 1_000_000)))
     held = {"mean": 0, "geometric mean": 0, "median": 0}
     for _ in range(RUNS):
         sample = errors(rng, count)
-        geometric = geometric_mean(sample, resamples=500)
+        geometric = geometric_mean(sample)
         assert geometric is not None
-        held["mean"] += holds(bootstrap_mean(sample, resamples=500), TRUE_MEAN)
+        held["mean"] += holds(bootstrap_mean(sample, resamples=200), TRUE_MEAN)
         held["geometric mean"] += holds(geometric, TRUE_GEOMETRIC)
         held["median"] += holds(median_of(sample), median)
     shares = {name: count / RUNS for name, count in held.items()}
-    assert shares["geometric mean"] >= 0.88
-    assert shares["median"] >= 0.93
+    assert shares["geometric mean"] >= 0.87
+    assert shares["median"] >= 0.92
     assert shares["mean"] <= 0.9  # which is why it does not lead
 
 

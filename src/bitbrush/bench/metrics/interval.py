@@ -54,6 +54,31 @@ def bootstrap_mean(values: ArrayLike, *, confidence: float = 0.95, resamples: in
     return Interval(float(array.mean()), *_ends(draws, confidence), array.size)
 
 
+def student_mean(values: ArrayLike, *, confidence: float = 0.95) -> Interval:
+    """Computes the mean with Student's t interval, in float64.
+
+    For values that are nearly normal, such as logarithms of errors: there it covers more than the bootstrap, whose
+    intervals of few values are too narrow. Source: Student, "The Probable Error of a Mean", Biometrika 6, 1908.
+
+    Args:
+        values: Values `(N,)`.
+        confidence: Confidence of the interval.
+
+    Returns:
+        The mean with its interval, which has no width for a single value.
+
+    Raises:
+        ValueError: As :func:`bootstrap_mean`.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    _require_sample(array)
+    mean, count = float(array.mean()), array.size
+    if count == 1:
+        return Interval(mean, mean, mean, 1)
+    half = float(stats.t.ppf((1 + confidence) / 2, count - 1) * array.std(ddof=1) / math.sqrt(count))
+    return Interval(mean, mean - half, mean + half, count)
+
+
 def bootstrap_difference(
     reference: ArrayLike,
     candidate: ArrayLike,

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bitbrush.bench.metrics.interval import Interval, bootstrap_mean
+from bitbrush.bench.metrics.interval import Interval, student_mean
 from bitbrush.bench.metrics.pairs import require_same_shape
 
 
@@ -39,20 +39,20 @@ def latent_mse(reference: NDArray[np.floating[Any]], candidate: NDArray[np.float
     return values
 
 
-def geometric_mean(errors: NDArray[np.float64], *, resamples: int = 10_000) -> Interval | None:
-    """Computes the geometric mean of errors `(N,)` with its bootstrap interval; None where an error is 0.
+def geometric_mean(errors: NDArray[np.float64]) -> Interval | None:
+    """Computes the geometric mean of errors `(N,)` with Student's interval of their logarithms; None with an error of 0.
 
     A few large errors do not dominate it. The interval of the arithmetic mean holds the true mean far less often than
     it says: few images turn into different ones, and a sample may have none of them.
     """
     if errors.min() <= 0:
         return None
-    logarithms = bootstrap_mean(np.log(errors), resamples=resamples)
+    logarithms = student_mean(np.log(errors))
     mean, low, high = np.exp([logarithms.mean, logarithms.low, logarithms.high]).tolist()
     return Interval(mean, low, high, logarithms.n)
 
 
-def geometric_means(errors: NDArray[np.float64], *, resamples: int = 2000) -> list[Interval]:
+def geometric_means(errors: NDArray[np.float64]) -> list[Interval]:
     """Computes the geometric mean after each denoiser call of errors `(N, T)`; it is 0 where an error is 0."""
     nothing = Interval(0.0, 0.0, 0.0, len(errors))
-    return [geometric_mean(of_call, resamples=resamples) or nothing for of_call in errors.T]
+    return [geometric_mean(of_call) or nothing for of_call in errors.T]

@@ -15,6 +15,7 @@ from bitbrush.bench.metrics.interval import (
     bootstrap_mean,
     bootstrap_ratio,
     median_of,
+    student_mean,
 )
 from bitbrush.bench.metrics.latent_mse import geometric_mean
 from bitbrush.sources.prompts import Domain
@@ -99,7 +100,7 @@ def against(other: Paired, values: Paired) -> Against:
     return Against(
         psnr_difference=bootstrap_difference(other["psnr"], values["psnr"]),
         latent_mse_ratio=bootstrap_ratio(first, second) if apart else None,
-        geometric_ratio=_exponential(bootstrap_difference(np.log(first), np.log(second))) if apart else None,
+        geometric_ratio=_exponential(student_mean(np.log(second) - np.log(first))) if apart else None,
     )
 
 
