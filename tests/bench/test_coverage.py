@@ -24,8 +24,7 @@ def errors(rng: np.random.Generator, count: int) -> NDArray[np.float64]:
 
 
 TRUE_MEAN = sum(
-    share * np.exp(mean + deviation**2 / 2)
-    for share, (mean, deviation) in ((1 - TURNED, USUAL), (TURNED, OTHER))
+    share * np.exp(mean + deviation**2 / 2) for share, (mean, deviation) in ((1 - TURNED, USUAL), (TURNED, OTHER))
 )
 TRUE_GEOMETRIC = np.exp((1 - TURNED) * USUAL[0] + TURNED * OTHER[0])
 

@@ -41,7 +41,8 @@ def test_too_few_pairs_or_none_that_differ_have_no_power() -> None:
 def test_every_candidate_is_compared_with_full_precision_and_every_other() -> None:
     rng = np.random.default_rng(1)
     psnr = {name: rng.normal(30, 1, size=20) for name in ("one", "two", "three")}
-    from_full = {name: {"CLIP score difference (c)": rng.normal(size=20)} for name in psnr} | {"same": {"x": np.zeros(20)}}
+    from_full = {name: {"CLIP score difference (c)": rng.normal(size=20)} for name in psnr}
+    from_full["same"] = {"CLIP score difference (c)": np.zeros(20)}
     power = list(detectable_differences("coco", from_full, psnr))
     assert [(one.candidate, one.against) for one in power] == [
         *((name, FULL) for name in psnr),

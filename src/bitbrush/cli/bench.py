@@ -93,7 +93,7 @@ def bench(
     require_known(reference, revision)
     quiet_libraries()
     from bitbrush.bench.experiments.bench.run import bench_protocol, require_bench_folder
-    from bitbrush.bench.experiments.candidates import named_candidates
+    from bitbrush.bench.experiments.candidates import named_candidates, require_candidate
     from bitbrush.bench.networks.chosen import load_networks
     from bitbrush.sources.early_checks import require_plan
     from bitbrush.sources.input_images import read_inputs
@@ -106,7 +106,8 @@ def bench(
     require_bench_folder(output)
     options = model_options(revision, variant, config, loras)
     find_model(reference, options)
-    _require_candidates(sources)
+    for name, source in sources.items():
+        require_candidate(name, source)
     plan: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale, "scheduler": scheduler}
     plan["pipeline_arguments"] = pipeline_arguments
     execution: dict[str, Any] = {"runtime": runtime, "dtype": dtype, "memory": memory}
@@ -165,23 +166,6 @@ def _run(
             note(f"{output / REPORT}\nOpen it in a browser.")
             if any(one["problem"] for one in document["candidates"]):
                 raise typer.Exit(1)
-
-
-def _require_candidates(sources: dict[str, str]) -> None:
-    """Checks that every candidate exists; what is damaged or does not fit becomes a row of the report.
-
-    Raises:
-        ValueError: One is neither an artifact nor a model.
-    """
-    from bitbrush.artifact.manifest import is_artifact
-    from bitbrush.sources.models import find_model
-
-    for name, source in sources.items():
-        if not is_artifact(source):
-            try:
-                find_model(source)
-            except ValueError as error:
-                raise ValueError(f"candidate {name!r} is no artifact, and no model to compare: {error}") from error
 
 
 def _given(context: typer.Context) -> dict[str, Any]:

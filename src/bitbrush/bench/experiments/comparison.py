@@ -27,7 +27,8 @@ class Comparison:
     Args:
         candidate: Figures of the candidate.
         other_seed: Figures of full precision from other noise: the distance of two correct images of one prompt.
-        latent_mse_by_step: Geometric mean over the candidate's pairs after each denoiser call, (T,); 0 where a pair is identical.
+        latent_mse_by_step: Geometric mean over the candidate's pairs after each denoiser call, (T,); 0 where a pair
+            is identical.
     """
 
     candidate: Mapping[str, Interval]

@@ -58,6 +58,10 @@ class ImageSets:
         """Returns the seed of an image's run."""
         return self.sets[index // self.count].seed
 
+    def seconds(self) -> list[float]:
+        """Reads the seconds per image of every batch that was timed."""
+        return [seconds for images in self.sets for seconds in images.seconds()]
+
     def compute_features(self, network: FeatureExtractor, work: Work) -> None:
         """Computes the features of all images."""
         for images in self.sets:

@@ -40,10 +40,11 @@ def latent_mse(reference: NDArray[np.floating[Any]], candidate: NDArray[np.float
 
 
 def geometric_mean(errors: NDArray[np.float64]) -> Interval | None:
-    """Computes the geometric mean of errors `(N,)` with Student's interval of their logarithms; None with an error of 0.
+    """Computes the geometric mean of errors `(N,)`; None where an error is 0.
 
-    A few large errors do not dominate it. The interval of the arithmetic mean holds the true mean far less often than
-    it says: few images turn into different ones, and a sample may have none of them.
+    Its interval is Student's of the logarithms. A few large errors do not dominate it. The interval of the arithmetic
+    mean holds the true mean far less often than it says: few images turn into different ones, and a sample may have
+    none of them.
     """
     if errors.min() <= 0:
         return None

@@ -10,13 +10,13 @@ def _quantize(denoiser: nn.Module, scheme: str) -> nn.Module:
 
     for name, layer in list(denoiser.named_modules()):
         if isinstance(layer, nn.Linear):
-            bias, device = layer.bias is not None, layer.weight.device
+            shape = layer.in_features, layer.out_features, layer.bias is not None
             if scheme == "int8":
-                replaced = bitsandbytes.nn.Linear8bitLt(layer.in_features, layer.out_features, bias, has_fp16_weights=False)
+                replaced = bitsandbytes.nn.Linear8bitLt(*shape, has_fp16_weights=False)
             else:
-                replaced = bitsandbytes.nn.Linear4bit(layer.in_features, layer.out_features, bias, quant_type=scheme)
+                replaced = bitsandbytes.nn.Linear4bit(*shape, quant_type=scheme)
             replaced.load_state_dict(layer.state_dict())
-            denoiser.set_submodule(name, replaced.to(device))
+            denoiser.set_submodule(name, replaced.to(layer.weight.device))  # which quantizes
     return denoiser
 
 

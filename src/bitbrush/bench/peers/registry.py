@@ -24,10 +24,10 @@ def peers() -> Mapping[str, Peer]:
     return {point.name: point.load() for point in (*entry_points(group=GROUP), *built_in)}
 
 
-def split_peer(source: str) -> tuple[str, str] | None:
-    """Splits ``NAME:SCHEME`` of a known peer; None for any other source."""
-    name, colon, scheme = source.partition(":")
-    return (name, scheme) if colon and name in peers() else None
+def names_peer(source: str) -> bool:
+    """Whether a source is ``NAME:SCHEME`` of a known peer."""
+    name, colon, _ = source.partition(":")
+    return bool(colon) and name in peers()
 
 
 def installed_peer(name: str, scheme: str) -> Peer:
@@ -43,7 +43,7 @@ def installed_peer(name: str, scheme: str) -> Peer:
     if not peer.schemes and not Path(scheme).is_file():
         raise ValueError(f"{name}:{scheme} needs a file, and there is none at {scheme!r}")
     if not _is_installed(peer.module):
-        raise ValueError(f"{name}:{scheme} needs the package {peer.package}, which is missing: pip install {peer.package}")
+        raise ValueError(f"{name}:{scheme} needs a package that is missing: pip install {peer.package}")
     return peer
 
 

@@ -20,5 +20,6 @@ def _quantize(denoiser: nn.Module, scheme: str) -> nn.Module:
     return quantized
 
 
-_SCHEMES = {f"{weights}{svd}{conv}": 32 for weights in ("int8", "uint4") for svd in ("", "+svd") for conv in ("", "+conv")}
-SDNQ = Peer("sdnq", "sdnq", {**_SCHEMES, "int8+matmul": 8, "int8+conv+matmul": 8}, _quantize)
+_WEIGHTS_ALONE = ("int8", "int8+conv", "uint4", "uint4+conv", "uint4+svd", "uint4+svd+conv")
+_SCHEMES = {**dict.fromkeys(_WEIGHTS_ALONE, 32), "int8+matmul": 8, "int8+conv+matmul": 8}
+SDNQ = Peer("sdnq", "sdnq", _SCHEMES, _quantize)

@@ -34,9 +34,7 @@ from bitbrush.bench.pages.page import (
 from bitbrush.bench.pages.plots import LinePlot
 from bitbrush.bench.pages.prompt_sets import explained
 
-_FIGURES_ABOUT = (
-    f"Highest PSNR first, each with its 95 % interval. {HEAVY_TAILED}"
-)
+_FIGURES_ABOUT = f"Highest PSNR first, each with its 95 % interval. {HEAVY_TAILED}"
 _SETS_ABOUT = (
     "Whether a recipe keeps less where the prompts' style is not the calibration's; an interval that holds 0 does not "
     "tell."

@@ -13,13 +13,13 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from bitbrush.bench.experiments.candidates import (
-    Subject,
     open_candidate,
     open_reference,
     require_alike,
     with_scheduler_of,
 )
 from bitbrush.bench.experiments.protocol import ANOTHER_SEED, FEWEST_IMAGES, plan_facts
+from bitbrush.bench.experiments.subject import Subject
 from bitbrush.bench.images.filling import fill
 from bitbrush.bench.images.generation import denoiser_calls, generating_work
 from bitbrush.bench.images.image_set import ImageSet

@@ -7,8 +7,8 @@ from typing import Any
 from bitbrush.bench.experiments.bench.figures import BenchFigures, EntryFigures, SetFigures
 from bitbrush.bench.experiments.bench.qdiffbench import Entry, GeneratedImages, Protocol
 from bitbrush.bench.experiments.bench.verdict import RULE
-from bitbrush.bench.experiments.candidates import Subject
 from bitbrush.bench.experiments.results import results_document
+from bitbrush.bench.experiments.subject import Subject
 from bitbrush.bench.experiments.value_table import Row, TableImages, value_rows
 from bitbrush.bench.metrics.interval import Interval
 from bitbrush.bench.metrics.registry import Metric, PairedMetric

@@ -177,8 +177,8 @@ def _error_plot(run: DemoRun) -> LinePlot:
         means, lows, highs = zip(*((one.mean, one.low, one.high) for one in intervals), strict=True)
         series.append(Series(name, list(range(len(means))), means, lows, highs))
     caption = (
-        f"Distance of the latents from those of {FULL} after each denoiser call: geometric means with 95 % intervals over "
-        f"{len(run.all_pairs(METHOD, PSNR))} prompts."
+        f"Distance of the latents from those of {FULL} after each denoiser call: geometric means with 95 % "
+        f"intervals over {len(run.all_pairs(METHOD, PSNR))} prompts."
     )
     return LinePlot("Error of the latents", series, STEP_AXIS, Axis(f"{LATENT_MSE} to {FULL}", Scale.LOG), caption)
 

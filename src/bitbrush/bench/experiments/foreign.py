@@ -1,0 +1,161 @@
+"""Pipelines of other packages as candidates: quantized on load by a peer, or returned by a function."""
+
+import hashlib
+import importlib
+import inspect
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from bitbrush.artifact.sizes import MIB
+from bitbrush.bench.experiments.storage import inner_tensors, memory_bytes, stored_bytes
+from bitbrush.bench.experiments.subject import Subject
+from bitbrush.bench.peers.registry import installed_peer, peers, suggestion
+from bitbrush.network.families import denoiser_name
+from bitbrush.runtime.choose import dtype_name
+
+_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+UNQUANTIZED = 32
+"""Bits of activations that stay in floating point."""
+NO_FILES = "size on disk counts its tensors as they would be stored, for it has no files"
+
+
+def peer_pipeline(
+    name: str, source: str, pipe: DiffusionPipeline, reference: Subject
+) -> tuple[Subject, DiffusionPipeline]:
+    """Quantizes a full-precision pipeline by a peer.
+
+    Args:
+        name: Name in tables.
+        source: ``PEER:SCHEME``.
+        pipe: Full-precision pipeline on the device where it runs; its denoiser is replaced.
+        reference: Description of the full-precision model.
+
+    Returns:
+        Description and pipeline.
+
+    Raises:
+        ValueError: The scheme is unknown, or the package is missing.
+    """
+    peer, _, scheme = source.partition(":")
+    quantizer, component = installed_peer(peer, scheme), denoiser_name(pipe)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # some packages draw random numbers
+        setattr(pipe, component, quantizer.quantize(getattr(pipe, component), scheme))
+    what = scheme if quantizer.schemes else Path(scheme).name
+    runtime = f"{quantizer.package} {version(quantizer.package)}: {what}"
+    return _described(name, source, pipe, reference, runtime, quantizer.schemes.get(scheme, UNQUANTIZED)), pipe
+
+
+def function_pipeline(name: str, source: str, reference: Subject) -> tuple[Subject, DiffusionPipeline]:
+    """Calls the function ``MODULE:FUNCTION`` without arguments, which returns a pipeline.
+
+    Raises:
+        ValueError: There is no such function, or it returns no pipeline.
+    """
+    pipe = named_function(source)()
+    if not isinstance(pipe, DiffusionPipeline):
+        raise ValueError(f"{source} returns a {type(pipe).__name__}; it must return a diffusers pipeline")
+    pipe.set_progress_bar_config(disable=True)
+    note = "activation bits are unknown, and counted as 32"
+    return _described(name, source, pipe, reference, f"function: {source}", UNQUANTIZED, note), pipe
+
+
+def names_function(source: str) -> bool:
+    """Whether a source has the form ``MODULE:FUNCTION``."""
+    return _FUNCTION.fullmatch(source) is not None
+
+
+def named_function(source: str) -> Callable[[], Any]:
+    """Imports ``MODULE:FUNCTION``; modules of the current directory are found, too.
+
+    Raises:
+        ValueError: The module or the function does not exist; the message suggests peers of a similar name.
+    """
+    module, _, function = source.partition(":")
+    with _current_directory_first():
+        try:
+            found = getattr(importlib.import_module(module), function)
+        except (ImportError, AttributeError) as error:
+            hint = suggestion(module, peers())
+            raise ValueError(
+                f"{source!r} names neither a peer ({', '.join(peers())}) nor a function that can be imported: "
+                f"{error}{hint}"
+            ) from error
+    if not callable(found):
+        raise ValueError(f"{source} is a {type(found).__name__}; name a function that returns a pipeline")
+    return found  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _current_directory_first() -> Iterator[None]:
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        yield
+    finally:
+        sys.path.pop(0)
+
+
+def _described(
+    name: str,
+    source: str,
+    pipe: DiffusionPipeline,
+    reference: Subject,
+    runtime: str,
+    activation_bits: float,
+    *notes: str,
+) -> Subject:
+    """Describes a pipeline by its tensors, since other packages keep no manifest."""
+    denoiser = getattr(pipe, denoiser_name(pipe))
+    memory = memory_bytes(denoiser) / MIB
+    return Subject(
+        name=name,
+        source=source,
+        digest=_digest(pipe, source, runtime),
+        denoiser_mib=stored_bytes(denoiser) / MIB,
+        memory_mib=memory,
+        float32_mib=reference.float32_mib,
+        weight_bits=32 * memory / reference.float32_mib,
+        activation_bits=activation_bits,
+        operators=layer_kinds(denoiser),
+        runtime=runtime,
+        notes=(NO_FILES, *notes),
+    )
+
+
+def layer_kinds(network: nn.Module) -> dict[str, int]:
+    """Counts convolutions and linear layers by class and by dtype or tensor class of their weights."""
+    kinds: Counter[str] = Counter()
+    for layer in network.modules():
+        weight, kind = getattr(layer, "weight", None), type(layer).__name__
+        if isinstance(weight, Tensor) and ("Conv" in kind or "Linear" in kind):
+            plain = type(weight) in (Tensor, nn.Parameter)
+            kinds[f"{kind}, {dtype_name(weight.dtype) if plain else type(weight).__name__}"] += 1
+    return dict(sorted(kinds.items()))
+
+
+def _digest(pipe: DiffusionPipeline, source: str, runtime: str) -> str:
+    """Computes the SHA-256 over source, package version and all tensors, whatever their classes."""
+    digest = hashlib.sha256(f"{source}\n{runtime}\n{_code(source)}\n".encode())
+    for name, part in sorted(pipe.components.items()):
+        if isinstance(part, nn.Module):
+            for key, tensor in sorted(part.state_dict(keep_vars=True).items()):
+                for inner in inner_tensors(tensor) if isinstance(tensor, Tensor) else ():
+                    digest.update(f"{name}/{key} {inner.dtype} {tuple(inner.shape)}\n".encode())
+                    digest.update(inner.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _code(source: str) -> str:
+    """Returns the source text of a function's module, which may change how the same tensors are used."""
+    module = sys.modules.get(source.partition(":")[0])
+    return "" if module is None else inspect.getsource(module)
