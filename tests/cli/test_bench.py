@@ -64,8 +64,11 @@ def bench(run: Callable[..., Result], model: Path, prompts: Path, tmp_path: Path
 
 
 def figures(results: dict[str, Any]) -> dict[str, Any]:
-    """What must not depend on who computed it."""
-    return {key: results[key] for key in ("reference", "floor", "candidates", "networks", "protocol")}
+    """What must not depend on who computed it, or when."""
+    kept = {key: results[key] for key in ("reference", "floor", "candidates", "networks", "protocol", "power")}
+    for one in (kept["reference"], *kept["candidates"]):
+        assert one.pop("seconds_per_image", 1) > 0
+    return kept
 
 
 def test_results_hold_every_figure_of_every_set(

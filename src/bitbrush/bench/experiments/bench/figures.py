@@ -16,7 +16,7 @@ from bitbrush.bench.experiments.bench.verdict import (
     Verdict,
     verdict,
 )
-from bitbrush.bench.images.image_values import ImagePairs, ImageSets
+from bitbrush.bench.images.image_values import PAIRED, ImagePairs, ImageSets
 from bitbrush.bench.metrics.clip_score import clip_score
 from bitbrush.bench.metrics.cmmd import cmmd
 from bitbrush.bench.metrics.counts import share_interval
@@ -172,6 +172,13 @@ class _Names:
     @property
     def change(self) -> str:
         return f"CLIP score change ({self.networks.clip.name})"
+
+
+def image_metrics(networks: Networks) -> list[str]:
+    """Lists the metrics that every pair, or every image of a candidate, has a value of."""
+    names = _Names(networks)
+    paired, of_images = ([metric.name for metric in kind] for kind in (networks.paired, networks.of_images))
+    return [*PAIRED, *paired, LATENT_MSE, names.clip_score, names.match, *of_images]
 
 
 def is_difference(metric: str) -> bool:

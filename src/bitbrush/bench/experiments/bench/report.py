@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bitbrush.bench.experiments.bench.figures import BenchFigures, EntryFigures, higher_is_better
+from bitbrush.bench.experiments.bench.gates import failure_text
 from bitbrush.bench.experiments.bench.power import FULL, power_lines
 from bitbrush.bench.experiments.bench.qdiffbench import GeneratedImages
 from bitbrush.bench.experiments.bench.verdict import Level
@@ -68,6 +69,8 @@ def render_report(document: Mapping[str, Any], figures: BenchFigures, generated:
         verdict=_verdict(figures.candidates),
         facts=dict(_facts(document)),
         command=document["command"],
+        about=list(_gates_about(document)),
+        warnings=[f"{failure_text(result)}." for result in document["gates"] if not result["passed"]],
         images_about=f"Each row starts from the same noise. {size_note(first_image)}".strip(),
         galleries=list(_galleries(document, measured, generated)) if measured else [],
         quality=_quality(document, figures, measured),
@@ -75,6 +78,15 @@ def render_report(document: Mapping[str, Any], figures: BenchFigures, generated:
         plots=PlotSection("Error over the steps", list(_step_plots(figures, measured))),
     )
     return render_page(page)
+
+
+def _gates_about(document: Mapping[str, Any]) -> Iterator[str]:
+    held = dict.fromkeys(result["gate"] for result in document["gates"])
+    for result in document["gates"]:
+        if not result["passed"]:
+            held.pop(result["gate"], None)
+    if held:
+        yield f"Every measured candidate keeps {', '.join(held)}."
 
 
 def _verdict(candidates: Sequence[EntryFigures]) -> str:
@@ -155,7 +167,8 @@ def _card(candidate: EntryFigures, document: Mapping[str, Any]) -> Card:
     share = subject.denoiser_mib / document["reference"]["denoiser_mib"]
     size = (
         f"{format_number(subject.denoiser_mib, digits=3)} MiB denoiser, {share:.2f} of the "
-        f"checkpoint's ({format_number(subject.float32_mib, digits=3)} MiB in float32), "
+        f"checkpoint's ({format_number(subject.memory_mib, digits=3)} MiB in memory, "
+        f"{format_number(subject.float32_mib, digits=3)} in float32), "
         f"{format_number(subject.weight_bits, digits=3)}-bit weights, "
         f"{format_number(subject.activation_bits, digits=3)}-bit activations"
     )
@@ -259,19 +272,26 @@ def _costs(document: Mapping[str, Any], measured: Sequence[EntryFigures]) -> Ite
     subjects = [document["reference"]] * 2 + [candidates[candidate.entry.name] for candidate in measured]
     sizes = {
         "denoiser's files, MiB ↓": "denoiser_mib",
-        "in float32, MiB ↓": "float32_mib",
+        "denoiser's tensors in memory, MiB ↓": "memory_mib",
+        "parameters in float32, MiB ↓": "float32_mib",
         "weight bits ↓": "weight_bits",
         "activation bits ↓": "activation_bits",
     }
     for name, key in sizes.items():
         yield _text_row(name, [format_number(subject[key], digits=3) for subject in subjects])
     yield _text_row("runtime", [subject["runtime"].partition(":")[0] for subject in subjects])
-    yield _text_row("layers in 8-bit integers", [str(subject["int8_layers"]) for subject in subjects])
+    yield _text_row("layers in bitbrush's 8-bit kernels", [str(subject["int8_layers"]) for subject in subjects])
     if any(subject["fallbacks"] for subject in subjects):
         counts = [sum(map(len, subject["fallbacks"].values())) for subject in subjects]
         yield _text_row("quantized, yet in floating point ↓", [str(count) for count in counts])
+    seconds = [subject["seconds_per_image"] for subject in subjects]
+    yield _text_row("denoising, seconds per image ↓", [_digits(of_subject) for of_subject in seconds])
     calls = format_number(document["protocol"]["denoiser_calls"], digits=3)
     yield _text_row("denoiser calls per image ↓", [calls] * len(subjects))
+
+
+def _digits(seconds: float | None) -> str:
+    return "-" if seconds is None else format_number(seconds, digits=3)
 
 
 def _text_row(name: str, texts: Sequence[str]) -> Row:
