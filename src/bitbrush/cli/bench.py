@@ -45,8 +45,8 @@ def bench(
     candidates: Annotated[
         list[str],
         typer.Argument(
-            help="What is measured, each SOURCE or NAME=SOURCE: an artifact made of it, a model, another package "
-            "(torchao:int8dq, quanto:int4, sdnq:uint4+svd, bnb:nf4, gguf:FILE), or MODULE:FUNCTION that returns a pipeline.",
+            help="Each SOURCE or NAME=SOURCE: an artifact made of it, a model, another package's quantization (e.g. "
+            "torchao:int8dq, sdnq:uint4+svd, gguf:FILE), or MODULE:FUNCTION, which returns a pipeline.",
             metavar="CANDIDATE...",
         ),
     ],

@@ -56,8 +56,8 @@ class Gate:
         bound = _number(form[5]) if form else None
         if form is None or bound is None:
             raise ValueError(
-                f"gate is {text!r}; expected METRIC<=NUMBER, or with >=, < or >, and median(METRIC) or mean(METRIC) for "
-                "one figure of a prompt set: psnr>=25"
+                f"gate is {text!r}; expected METRIC<=NUMBER (or >=, < or >), such as psnr>=25 for every pair; "
+                "median(METRIC) or mean(METRIC) for the pairs of a prompt set together"
             )
         known = {short_name(metric): metric for metric in metrics}
         name = short_name(form[2] or form[3])
@@ -114,9 +114,7 @@ def gate_results(gates: Sequence[Gate], candidates: Sequence[EntryFigures]) -> I
                 measured = {index: value for index, value in enumerate(values[gate.metric]) if value is not None}
                 beyond = {index: value for index, value in measured.items() if not gate.keeps(value)}
                 failing = [
-                    FailingPair(
-                        index, images.prompts[index], images.seed(index), value if math.isfinite(value) else None
-                    )
+                    FailingPair(index, images.prompts[index], images.seed(index), _finite(value))
                     for index, value in sorted(beyond.items(), key=lambda one: _badness(gate, one[1]), reverse=True)
                 ]
                 yield _result(gate, candidate.entry.name, prompt_set, list(measured.values()), failing)
@@ -131,8 +129,7 @@ def _result(
     else:
         value = max(values, key=lambda one: _badness(gate, one), default=math.nan)
         passed = bool(values) and not failing
-    shown = value if math.isfinite(value) else None
-    return GateResult(gate.text, candidate, prompt_set, passed, shown, len(values), tuple(failing))
+    return GateResult(gate.text, candidate, prompt_set, passed, _finite(value), len(values), tuple(failing))
 
 
 def gate_lines(document: Mapping[str, Any]) -> Iterator[str]:
@@ -146,9 +143,8 @@ def gate_lines(document: Mapping[str, Any]) -> Iterator[str]:
 
 def failure_text(result: Mapping[str, Any]) -> str:
     """Describes a gate that does not hold in a sentence."""
-    about = (
-        f"{len(result['failing'])} of {result['pairs']} pairs are beyond it, the figure is {_digits(result['value'])}"
-    )
+    pairs = f"{len(result['failing'])} of {result['pairs']} pairs"
+    about = f"the figure is {_digits(result['value'])}, {pairs} are beyond the bound"
     if not result["pairs"]:
         about = "no pair has a value"
     return f"{result['candidate']} fails {result['gate']} on {result['prompt_set']}: {about}"
@@ -166,12 +162,16 @@ def _badness(gate: Gate, value: float) -> float:
     return value if gate.relation.startswith("<") else -value
 
 
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
 def _number(text: str) -> float | None:
     try:
         number = float(text)
     except ValueError:
         return None
-    return number if math.isfinite(number) else None
+    return _finite(number)
 
 
 def _digits(value: float | None) -> str:
