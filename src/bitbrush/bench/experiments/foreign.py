@@ -26,7 +26,7 @@ from bitbrush.runtime.choose import dtype_name
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 UNQUANTIZED = 32
 """Bits of activations that stay in floating point."""
-NO_FILES = "size on disk counts its tensors as they would be stored, for it has no files"
+NO_FILES = "no files of its own: size as its tensors would be stored"
 
 
 def peer_pipeline(

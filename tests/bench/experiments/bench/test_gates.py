@@ -116,7 +116,7 @@ def test_lines_name_the_failing_pairs_worst_first() -> None:
         ]
     }
     assert list(gate_lines(document)) == [
-        "quantized fails psnr>=25 on coco: the figure is 10, 2 of 4 pairs are beyond the bound",
+        "quantized fails psnr>=25 on coco: worst 10, 2 of 4 pairs beyond",
         "  10  image 3, seed 2: a fox",
         "  24.9  image 1, seed 2: a dog",
         "quantized fails latent-mse<=1 on coco: no pair has a value",

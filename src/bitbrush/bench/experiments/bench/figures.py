@@ -260,8 +260,8 @@ def _image_values(name: str, measured: _Measured) -> tuple[NDArray[np.float64], 
 
 
 def _figures(measured: _Measured, names: _Names) -> dict[str, Interval]:
-    figures = {name: bootstrap_mean(of_pairs) for name, of_pairs in measured.values.items()}
-    figures[PSNR_MEDIAN] = median_of(measured.values[PSNR])
+    figures = {PSNR: bootstrap_mean(measured.values[PSNR]), PSNR_MEDIAN: median_of(measured.values[PSNR])}
+    figures |= {name: bootstrap_mean(of_pairs) for name, of_pairs in measured.values.items() if name != PSNR}
     alike = measured.values[SSIM] >= ALIKE_SSIM
     figures[ALIKE] = share_interval(int(alike.sum()), alike.size)
     if measured.errors.size:

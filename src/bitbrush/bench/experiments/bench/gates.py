@@ -90,7 +90,8 @@ class GateResult:
         candidate: Candidate.
         prompt_set: Prompt set.
         passed: Whether the gate holds.
-        value: The statistic, or the worst value of all pairs; None where no value is finite.
+        statistic: ``mean``, ``median``, or ``worst`` of all pairs.
+        value: The statistic; None where it is not finite.
         pairs: Number of pairs with a value.
         failing: Pairs beyond the bound, the worst first.
     """
@@ -99,6 +100,7 @@ class GateResult:
     candidate: str
     prompt_set: str
     passed: bool
+    statistic: str
     value: float | None
     pairs: int
     failing: tuple[FailingPair, ...]
@@ -129,7 +131,9 @@ def _result(
     else:
         value = max(values, key=lambda one: _badness(gate, one), default=math.nan)
         passed = bool(values) and not failing
-    return GateResult(gate.text, candidate, prompt_set, passed, _finite(value), len(values), tuple(failing))
+    statistic = gate.statistic or "worst"
+    of_pairs = _finite(value), len(values), tuple(failing)
+    return GateResult(gate.text, candidate, prompt_set, passed, statistic, *of_pairs)
 
 
 def gate_lines(document: Mapping[str, Any]) -> Iterator[str]:
@@ -143,11 +147,15 @@ def gate_lines(document: Mapping[str, Any]) -> Iterator[str]:
 
 def failure_text(result: Mapping[str, Any]) -> str:
     """Describes a gate that does not hold in a sentence."""
-    pairs = f"{len(result['failing'])} of {result['pairs']} pairs"
-    about = f"the figure is {_digits(result['value'])}, {pairs} are beyond the bound"
+    return f"{result['candidate']} fails {result['gate']} on {result['prompt_set']}: {standing(result)}"
+
+
+def standing(result: Mapping[str, Any]) -> str:
+    """Describes the figure that a gate bounds, and how many pairs are beyond the bound."""
     if not result["pairs"]:
-        about = "no pair has a value"
-    return f"{result['candidate']} fails {result['gate']} on {result['prompt_set']}: {about}"
+        return "no pair has a value"
+    pairs = f"{len(result['failing'])} of {result['pairs']} pairs beyond"
+    return f"{result['statistic']} {_digits(result['value'])}, {pairs}"
 
 
 def short_name(metric: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bitbrush.bench.experiments.bench.figures import BenchFigures, EntryFigures, higher_is_better
-from bitbrush.bench.experiments.bench.gates import failure_text
+from bitbrush.bench.experiments.bench.gates import standing
 from bitbrush.bench.experiments.bench.power import FULL, power_lines
 from bitbrush.bench.experiments.bench.qdiffbench import GeneratedImages
 from bitbrush.bench.experiments.bench.verdict import Level
@@ -33,6 +33,8 @@ from bitbrush.bench.pages.prompt_sets import explained
 
 USUAL = 8
 """Number of pairs of every prompt set that are shown in the order of the prompts, beside the worst ones."""
+GATE_STRENGTH = 25
+"""Percent of a gate's colour."""
 
 _TONES = {
     Level.INDISTINGUISHABLE: Tone.GOOD,
@@ -69,24 +71,39 @@ def render_report(document: Mapping[str, Any], figures: BenchFigures, generated:
         verdict=_verdict(figures.candidates),
         facts=dict(_facts(document)),
         command=document["command"],
-        about=list(_gates_about(document)),
-        warnings=[f"{failure_text(result)}." for result in document["gates"] if not result["passed"]],
+        warnings=list(_gate_warnings(document)),
         images_about=f"Each row starts from the same noise. {size_note(first_image)}".strip(),
         galleries=list(_galleries(document, measured, generated)) if measured else [],
         quality=_quality(document, figures, measured),
-        tables=[_table_section(document, figures, measured)],
+        tables=[*_gates(document), _table_section(document, figures, measured)],
         plots=PlotSection("Error over the steps", list(_step_plots(figures, measured))),
     )
     return render_page(page)
 
 
-def _gates_about(document: Mapping[str, Any]) -> Iterator[str]:
-    held = dict.fromkeys(result["gate"] for result in document["gates"])
-    for result in document["gates"]:
-        if not result["passed"]:
-            held.pop(result["gate"], None)
-    if held:
-        yield f"Every measured candidate keeps {', '.join(held)}."
+def _gates(document: Mapping[str, Any]) -> Iterator[TableSection]:
+    """Yields the table of gates, if there are any: a row for each gate and prompt set, candidates across."""
+    results = {(one["gate"], one["prompt_set"], one["candidate"]): one for one in document["gates"]}
+    if not results:
+        return
+    names = list(dict.fromkeys(candidate for _, _, candidate in results))
+    rows = [
+        Row(f"{gate}, {prompt_set}", [_gate(results[gate, prompt_set, name]) for name in names])
+        for gate, prompt_set in dict.fromkeys((gate, prompt_set) for gate, prompt_set, _ in results)
+    ]
+    about = "Bounds that every pair keeps, or the mean or median of a prompt set's pairs. Pairs are in results.json."
+    yield TableSection("Gates", about, [Table("", names, rows, corner="gate")])
+
+
+def _gate(result: Mapping[str, Any]) -> Cell:
+    tone = Tone.GOOD if result["passed"] else Tone.BAD
+    return Cell("holds" if result["passed"] else "fails", standing(result).replace(", ", "\n"), tone, GATE_STRENGTH)
+
+
+def _gate_warnings(document: Mapping[str, Any]) -> Iterator[str]:
+    failing = dict.fromkeys(result["candidate"] for result in document["gates"] if not result["passed"])
+    if failing:
+        yield f"Gates do not hold for {', '.join(failing)}."
 
 
 def _verdict(candidates: Sequence[EntryFigures]) -> str:
@@ -156,7 +173,7 @@ class _Rows:
 
 def _quality(document: Mapping[str, Any], figures: BenchFigures, measured: Sequence[EntryFigures]) -> PlotSection:
     cards = [_card(candidate, document) for candidate in figures.candidates]
-    plots = [_size_plot(document, figures, measured)] if measured else []
+    plots = list(_size_plots(document, figures, measured))
     return PlotSection("Quality against size", plots, cards, document["protocol"]["verdict_rule"])
 
 
@@ -177,10 +194,19 @@ def _card(candidate: EntryFigures, document: Mapping[str, Any]) -> Card:
     return Card(candidate.entry.name, level.value, lines, _TONES[level], share)
 
 
+def _size_plots(
+    document: Mapping[str, Any], figures: BenchFigures, measured: Sequence[EntryFigures]
+) -> Iterator[LinePlot]:
+    """Yields plots of the PSNR over all prompt sets, as many candidates in each as have colours of their own."""
+    together = MOST_SERIES - 1
+    for start in range(0, len(measured), together):
+        yield _size_plot(document, figures, measured[start : start + together])
+
+
 def _size_plot(document: Mapping[str, Any], figures: BenchFigures, measured: Sequence[EntryFigures]) -> LinePlot:
     """Plots the PSNR over all prompt sets; a line marks that of another seed."""
     series = []
-    for candidate in measured[: MOST_SERIES - 1]:
+    for candidate in measured:
         interval, subject = _over_all_sets(candidate)[PSNR], candidate.entry.subject
         assert subject is not None
         point = ([value] for value in (subject.denoiser_mib, interval.mean, interval.low, interval.high))
@@ -194,8 +220,7 @@ def _size_plot(document: Mapping[str, Any], figures: BenchFigures, measured: Seq
         f"{format_number(checkpoint, digits=3)} MiB ({float32} in float32)."
     )
     size = Axis("size of the denoiser's weights (MiB)", Scale.LOG)
-    title, fidelity = f"{floor.n} images of all prompt sets", Axis(f"{PSNR} to full precision")
-    return LinePlot(title, series, size, fidelity, caption + _left_out(len(measured), MOST_SERIES - 1))
+    return LinePlot(f"{floor.n} images of all prompt sets", series, size, Axis(f"{PSNR} to full precision"), caption)
 
 
 def _over_all_sets(candidate: EntryFigures) -> Mapping[str, Interval]:
