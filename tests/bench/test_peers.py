@@ -2,6 +2,7 @@
 
 from importlib.metadata import EntryPoint
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from bitbrush.bench.experiments.foreign import layer_kinds
 from bitbrush.bench.experiments.storage import memory_bytes, stored_bytes
 from bitbrush.bench.peers import registry
 from bitbrush.bench.peers.registry import BUILT_IN, installed_peer, names_peer, peers
+from tests.artifact.original_layout import original_layout
 
 FAKES = "tests.bench.fake_peers"
 
@@ -63,7 +65,7 @@ def test_every_built_in_peer_names_what_pip_installs(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("source", ["torchao:int8dq", "torchao:int8wo", "quanto:int8", "sdnq:int8", "bnb:nf4"])
+@pytest.mark.parametrize("source", ["torchao:int8dq", "torchao:int8wo", "quanto:int8", "bnb:nf4"])
 def test_an_installed_peer_makes_a_denoiser_smaller(tiny_pipe: StableDiffusionPipeline, source: str) -> None:
     name, scheme = source.split(":")
     pytest.importorskip(peers()[name].module)
@@ -120,3 +122,29 @@ def test_bytes_on_disk_take_the_narrowest_lossless_type() -> None:
     assert stored_bytes(layer) == 8 * 16 * 2
     layer.weight[0, 0] = 1 / 3
     assert stored_bytes(layer) == 8 * 16 * 4
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_gguf_file_is_read_in_the_original_layout(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
+    gguf: Any = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(tmp_path / "tiny-q8.gguf", "sd1")
+    kind = gguf.GGMLQuantizationType.Q8_0
+    for name, tensor in original_layout(tiny_pipe).items():
+        if name.startswith("model.diffusion_model."):
+            values = tensor.detach().float().numpy()
+            if values.ndim == 2 and values.shape[1] % 32 == 0:
+                writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+            else:
+                writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    file = str(tmp_path / "tiny-q8.gguf")
+    quantized = installed_peer("gguf", file).quantize(tiny_pipe.unet, file)
+    assert layer_kinds(quantized)["GGUFLinear, GGUFParameter"] > 0
+    assert memory_bytes(quantized) < memory_bytes(tiny_pipe.unet)
+    inputs = torch.randn(1, 4, 8, 8), torch.tensor(1), torch.randn(1, 4, tiny_pipe.unet.config.cross_attention_dim)
+    with torch.no_grad():
+        first, second = tiny_pipe.unet(*inputs).sample, quantized(*inputs).sample
+    assert 0 < (first - second).abs().max() < 0.1 * first.abs().max()

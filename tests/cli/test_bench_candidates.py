@@ -59,6 +59,7 @@ def test_a_peer_is_measured_like_an_artifact(bench: Callable[..., Any], model: P
     assert peer["denoiser_mib"] == pytest.approx(same["memory_mib"] / 2, rel=0.01)  # bfloat16, where it were stored
     assert (peer["weight_bits"], peer["activation_bits"]) == (pytest.approx(32), 16)
     assert peer["operators"]["Conv2d, float32"] > 0
+    assert "takes no less memory than full precision" in peer["notes"]
     assert all(one["seconds_per_image"] > 0 for one in (results["reference"], peer, ours, same))
 
 

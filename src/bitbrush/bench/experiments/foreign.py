@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 UNQUANTIZED = 32
 """Bits of activations that stay in floating point."""
 NO_FILES = "no files of its own: size as its tensors would be stored"
+NOT_SMALLER = "takes no less memory than full precision"
 
 
 def peer_pipeline(
@@ -53,7 +55,10 @@ def peer_pipeline(
         setattr(pipe, component, quantizer.quantize(getattr(pipe, component), scheme))
     what = scheme if quantizer.schemes else Path(scheme).name
     runtime = f"{quantizer.package} {version(quantizer.package)}: {what}"
-    return _described(name, source, pipe, reference, runtime, quantizer.schemes.get(scheme, UNQUANTIZED)), pipe
+    subject = _described(name, source, pipe, reference, runtime, quantizer.schemes.get(scheme, UNQUANTIZED))
+    if subject.memory_mib >= reference.memory_mib:  # SDNQ leaves small layers as they are
+        return replace(subject, notes=(*subject.notes, NOT_SMALLER)), pipe
+    return subject, pipe
 
 
 def function_pipeline(name: str, source: str, reference: Subject) -> tuple[Subject, DiffusionPipeline]:
