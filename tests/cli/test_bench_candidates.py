@@ -1,6 +1,8 @@
 """bitbrush bench: other packages, models and functions as candidates, those that fail, and gates."""
 
+import json
 import re
+import shutil
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -10,8 +12,11 @@ import pytest
 from click.testing import Result
 
 import bitbrush
+from bitbrush.bench.experiments.bench.qdiffbench import agreed
+from bitbrush.bench.experiments.foreign import quantized_by
 from bitbrush.bench.peers import registry
 from tests.bench.results_files import read_results
+from tests.thread_ranks import in_threads
 
 SMALL = ("--clip", "emoji-clip", "--num-images", 3, "--batch-size", 2, "--latents", 2, "--steps", 2)
 
@@ -144,3 +149,25 @@ def test_python_takes_gates_and_peers(model: Path, prompts: Path, tmp_path: Path
     )
     assert [one["problem"] is None for one in results["candidates"]] == [True, False]
     assert [(one["candidate"], one["passed"]) for one in results["gates"]] == [("peer", True)]
+
+
+def test_a_pipeline_that_another_package_quantized_before_is_loaded_by_it(
+    bench: Callable[..., Any], refused: Callable[..., str], model: Path, prompts: Path, tmp_path: Path
+) -> None:
+    saved = Path(shutil.copytree(model, tmp_path / "saved"))
+    config = saved / "unet" / "config.json"
+    scheme = {"quant_method": "no_such_method"}
+    config.write_text(json.dumps({**json.loads(config.read_text()), "quantization_config": scheme}))
+    assert quantized_by(str(model)) is None
+    assert quantized_by(str(saved)) == "no_such_method"
+    results, _ = bench(f"same={model}", saved, code=1)
+    assert "no_such_method" in results["candidates"][1]["problem"]
+    said = refused("bench", saved, f"same={model}", *SMALL, "-o", tmp_path / "b", "--prompts", prompts)
+    assert "it is quantized already" in said  # which a reference must not be
+
+
+def test_what_one_process_cannot_measure_none_does() -> None:
+    problems = in_threads(3, lambda ranks: agreed("no memory" if ranks.rank == 1 else None, ranks))
+    another = "another process could not measure it"
+    assert problems == [another, "no memory", another]
+    assert in_threads(2, lambda ranks: agreed(None, ranks)) == [None, None]

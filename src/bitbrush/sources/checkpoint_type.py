@@ -19,7 +19,7 @@ _WEIGHTS = re.compile(
 )
 """Names of weight files; the variant precedes the shard number, or follows it in files of older diffusers."""
 
-_ARGUMENT = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
+DTYPE_ARGUMENT = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
 
 
 def in_type(dtype: torch.dtype | Mapping[str, torch.dtype]) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def in_type(dtype: torch.dtype | Mapping[str, torch.dtype]) -> dict[str, Any]:
     Args:
         dtype: One dtype for all components, or dtypes by component name with "default" for the others.
     """
-    return {_ARGUMENT: dtype}
+    return {DTYPE_ARGUMENT: dtype}
 
 
 def variants(component: Path) -> set[str | None]:

@@ -14,7 +14,14 @@ from bitbrush.artifact.origin import require_origin
 from bitbrush.artifact.sizes import MIB, checkpoint_bytes, denoiser_sizes
 from bitbrush.artifact.store import load_with
 from bitbrush.artifact.verification import artifact_digest
-from bitbrush.bench.experiments.foreign import function_pipeline, named_function, names_function, peer_pipeline
+from bitbrush.bench.experiments.foreign import (
+    function_pipeline,
+    named_function,
+    names_function,
+    peer_pipeline,
+    quantized_by,
+    saved_pipeline,
+)
 from bitbrush.bench.experiments.storage import memory_bytes
 from bitbrush.bench.experiments.subject import Subject
 from bitbrush.bench.peers.registry import installed_peer, names_peer
@@ -76,6 +83,8 @@ def open_candidate(
         return peer_pipeline(name, source, pipe, reference)
     if names_function(source):
         return function_pipeline(name, source, reference)
+    if quantized_by(source):
+        return saved_pipeline(name, source, reference)
     return _model(name, source, ModelOptions())
 
 

@@ -1,8 +1,9 @@
-"""Pipelines of other packages as candidates: quantized on load by a peer, or returned by a function."""
+"""Pipelines of other packages as candidates: quantized by a peer on load or before, or returned by a function."""
 
 import hashlib
 import importlib
 import inspect
+import json
 import re
 import sys
 from collections import Counter
@@ -15,19 +16,24 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor, nn
 
-from bitbrush.artifact.sizes import MIB
+from bitbrush.artifact.sizes import MIB, checkpoint_bytes
 from bitbrush.bench.experiments.storage import inner_tensors, memory_bytes, stored_bytes
 from bitbrush.bench.experiments.subject import Subject
 from bitbrush.bench.peers.registry import installed_peer, peers, suggestion
-from bitbrush.network.families import denoiser_name
+from bitbrush.network.families import DENOISERS, denoiser_name
 from bitbrush.runtime.choose import dtype_name
+from bitbrush.sources.checkpoint_type import DTYPE_ARGUMENT
+from bitbrush.sources.models import ModelOptions, find_model
 
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 UNQUANTIZED = 32
 """Bits of activations that stay in floating point."""
 NO_FILES = "no files of its own: size as its tensors would be stored"
+UNKNOWN_BITS = "activation bits are unknown, and counted as 32"
 NOT_SMALLER = "takes no less memory than full precision"
 
 
@@ -71,8 +77,48 @@ def function_pipeline(name: str, source: str, reference: Subject) -> tuple[Subje
     if not isinstance(pipe, DiffusionPipeline):
         raise ValueError(f"{source} returns a {type(pipe).__name__}; it must return a diffusers pipeline")
     pipe.set_progress_bar_config(disable=True)
-    note = "activation bits are unknown, and counted as 32"
-    return _described(name, source, pipe, reference, f"function: {source}", UNQUANTIZED, note), pipe
+    subject = _described(name, source, pipe, reference, f"function: {source}", UNQUANTIZED)
+    return replace(subject, notes=(*subject.notes, UNKNOWN_BITS)), pipe
+
+
+def quantized_by(source: str) -> str | None:
+    """Returns the package that a saved pipeline's denoiser was quantized with; None for full precision.
+
+    Raises:
+        UnknownModelError: There is no such pipeline.
+    """
+    found = find_model(source)
+    for component in DENOISERS:
+        config = _config(found, component)
+        if config is not None:
+            scheme = json.loads(config.read_text(encoding="utf-8")).get("quantization_config") or {}
+            return dict(scheme).get("quant_method")
+    return None
+
+
+def _config(found: str, component: str) -> Path | None:
+    """Returns the configuration file of a component in a folder or on the hub; None where there is none."""
+    path = Path(found, component, "config.json")
+    if not Path(found).exists():
+        try:
+            path = Path(hf_hub_download(found, f"{component}/config.json"))
+        except (OSError, HfHubHTTPError):
+            return None
+    return path if path.is_file() else None
+
+
+def saved_pipeline(name: str, source: str, reference: Subject) -> tuple[Subject, DiffusionPipeline]:
+    """Loads a pipeline whose denoiser another package quantized before it was saved."""
+    method = quantized_by(source)
+    for peer in peers().values():
+        if peer.module.rpartition(".")[2] == method:
+            importlib.import_module(peer.module)  # some register with diffusers when they are imported
+    pipe = DiffusionPipeline.from_pretrained(find_model(source), **{DTYPE_ARGUMENT: torch.float32})
+    pipe.set_progress_bar_config(disable=True)
+    subject = _described(name, source, pipe, reference, f"saved by {method}", UNQUANTIZED)
+    component = denoiser_name(pipe)
+    size = checkpoint_bytes(source, ModelOptions(), component, getattr(pipe, component))
+    return replace(subject, denoiser_mib=size / MIB, notes=(UNKNOWN_BITS,)), pipe
 
 
 def names_function(source: str) -> bool:
@@ -117,7 +163,6 @@ def _described(
     reference: Subject,
     runtime: str,
     activation_bits: float,
-    *notes: str,
 ) -> Subject:
     """Describes a pipeline by its tensors, since other packages keep no manifest."""
     denoiser = getattr(pipe, denoiser_name(pipe))
@@ -133,7 +178,7 @@ def _described(
         activation_bits=activation_bits,
         operators=layer_kinds(denoiser),
         runtime=runtime,
-        notes=(NO_FILES, *notes),
+        notes=(NO_FILES,),
     )
 
 

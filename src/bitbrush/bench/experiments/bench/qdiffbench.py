@@ -219,12 +219,12 @@ def _candidate(
         problem = str(error)
     except Exception as error:  # noqa: BLE001 - code of other packages raises anything, and becomes a row
         problem = f"{type(error).__name__}: {error}"
-    problem = _agreed(problem, work.ranks)
+    problem = agreed(problem, work.ranks)
     return Entry(subject, name, images) if problem is None else Entry(None, name, problem=problem)
 
 
-def _agreed(problem: str | None, processes: Ranks) -> str | None:
-    """Returns this process's problem, or that another process has one; it also waits for all of them."""
+def agreed(problem: str | None, processes: Ranks) -> str | None:
+    """Returns this process's problem, or says that another process has one; it waits for all of them."""
     failed = bool(processes.most(torch.tensor([int(problem is not None)])).item())
     return problem or ("another process could not measure it" if failed else None)
 
