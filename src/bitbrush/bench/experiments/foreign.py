@@ -26,7 +26,7 @@ from bitbrush.bench.experiments.subject import Subject
 from bitbrush.bench.peers.registry import installed_peer, peers, suggestion
 from bitbrush.network.families import DENOISERS, denoiser_name
 from bitbrush.runtime.choose import dtype_name
-from bitbrush.sources.checkpoint_type import DTYPE_ARGUMENT
+from bitbrush.sources.checkpoint_type import in_type
 from bitbrush.sources.models import ModelOptions, find_model
 
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -113,7 +113,7 @@ def saved_pipeline(name: str, source: str, reference: Subject) -> tuple[Subject,
     for peer in peers().values():
         if peer.module.rpartition(".")[2] == method:
             importlib.import_module(peer.module)  # some register with diffusers when they are imported
-    pipe = DiffusionPipeline.from_pretrained(find_model(source), **{DTYPE_ARGUMENT: torch.float32})
+    pipe = DiffusionPipeline.from_pretrained(find_model(source), **in_type(torch.float32))
     pipe.set_progress_bar_config(disable=True)
     subject = _described(name, source, pipe, reference, f"saved by {method}", UNQUANTIZED)
     component = denoiser_name(pipe)
