@@ -171,3 +171,13 @@ def test_what_one_process_cannot_measure_none_does() -> None:
     another = "another process could not measure it"
     assert problems == [another, "no memory", another]
     assert in_threads(2, lambda ranks: agreed(None, ranks)) == [None, None]
+
+
+def test_a_preference_metric_is_a_figure_with_its_difference_and_a_gate(bench: Callable[..., Any], model: Path) -> None:
+    results, _ = bench("fake:bf16", f"same={model}", "--metric", "pickscore=emoji-clip", "--gate", "pickscore>=-999")
+    assert [one["name"] for one in results["metrics"]] == ["PickScore (emoji-clip)"]
+    for one in results["candidates"]:
+        figures = one["sets"]["animals"]["figures"]
+        assert figures["PickScore (emoji-clip), difference"]["n"] == 3
+    assert figures["PickScore (emoji-clip), difference"]["mean"] == 0
+    assert all(one["passed"] and one["pairs"] == 3 for one in results["gates"])

@@ -68,6 +68,10 @@ def bench(
         str | None, typer.Option(help=f"CLIP model: bundled name, directory, hub id [{BUNDLED_CLIP} or {USUAL_CLIP}].")
     ] = None,
     lpips: Annotated[Path | None, typer.Option(help="Weights of LPIPS, safetensors (docs/benchmark.md).")] = None,
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option("--metric", help="NAME=WEIGHTS: pickscore, imagereward, hpsv2 or dreamsim; repeatable."),
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, max=MAX_STEPS, help="Denoising steps [the first artifact's].")
     ] = None,
@@ -141,7 +145,9 @@ def bench(
         **execution,
     )
     require_plan(reference, options, protocol.plan)
-    networks = load_networks(reference, clip=clip, feature_extractor=feature_extractor, lpips=lpips)
+    networks = load_networks(
+        reference, clip=clip, feature_extractor=feature_extractor, lpips=lpips, metrics=metrics or ()
+    )
     bounds = read_gates(gates or (), networks)
     _run(reference, options, sources, protocol, networks, output, pictures, bounds)
 

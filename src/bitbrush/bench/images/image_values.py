@@ -74,9 +74,17 @@ class ImageSets:
 
     def compute_metric(self, metric: ImageMetric, work: Work) -> None:
         """Computes a metric of single images."""
+
+        def values(of_chunk: tuple[NDArray[np.uint8], list[str]]) -> NDArray[np.float64]:
+            return metric.of_prompts(*of_chunk)
+
         for images in self.sets:
+
+            def load(chunk: range, images: ImageSet = images) -> tuple[NDArray[np.uint8], list[str]]:
+                return images.images(chunk), [images.prompts[index] for index in chunk]
+
             directory = _metric(images, metric)
-            compute_chunks(directory, self.count, images.images, metric.values, **work.phase(metric.name))
+            compute_chunks(directory, self.count, load, values, **work.phase(metric.name))
 
     def metric(self, metric: ImageMetric) -> NDArray[np.float64]:
         """Reads the values of a metric of single images, (N,)."""

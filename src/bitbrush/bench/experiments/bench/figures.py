@@ -31,7 +31,6 @@ from bitbrush.bench.metrics.interval import (
 from bitbrush.bench.metrics.kid import kid
 from bitbrush.bench.metrics.latent_mse import geometric_means
 from bitbrush.bench.metrics.paired import LATENT_MSE, PSNR, PSNR_MEDIAN, SSIM, latent_mse_figures
-from bitbrush.bench.metrics.registry import METRICS
 from bitbrush.bench.networks.chosen import Networks
 from bitbrush.session.progress import Progress
 from bitbrush.sources.prompts import Domain, PromptSet
@@ -186,11 +185,10 @@ def is_difference(metric: str) -> bool:
     return metric.endswith(DIFFERENCE) or metric.startswith(MATCH)
 
 
-def higher_is_better(metric: str) -> bool:
-    """Whether more is better of a figure of `bench`."""
-    further = METRICS.get(metric.removesuffix(DIFFERENCE))
-    if further is not None:
-        return further.higher_is_better
+def higher_is_better(metric: str, further: Mapping[str, bool]) -> bool:
+    """Whether more is better of a figure of `bench`; ``further`` says so of metrics from outside by name."""
+    if (name := metric.removesuffix(DIFFERENCE)) in further:
+        return further[name]
     return metric.startswith((PSNR, SSIM, "CLIP score", "pairs alike")) and not metric.startswith("CLIP score change")
 
 

@@ -270,21 +270,22 @@ def _figure_tables(
     if figures.floor.together:
         sources = [figures.together, figures.floor.together, *(candidate.together for candidate in measured)]
         count = sum(prompt_set["prompts"] for prompt_set in prompt_sets) * seeds
-        yield Table("all prompt sets together", columns, _rows(sources), f"{count} images")
+        yield Table("all prompt sets together", columns, _rows(sources, document), f"{count} images")
     for prompt_set in prompt_sets:
         name = prompt_set["name"]
         sources = [figures.reference[name].figures, figures.floor.sets[name].figures]
         sources += [candidate.sets[name].figures for candidate in measured]
         about = f"{prompt_set['prompts'] * seeds} images; {explained(name, prompt_set['domain'])}"
-        yield Table(name, columns, _rows(sources), about)
+        yield Table(name, columns, _rows(sources, document), about)
     yield Table("sizes, costs, execution", columns, list(_costs(document, measured)))
 
 
-def _rows(sources: Sequence[Mapping[str, Interval]]) -> list[Row]:
+def _rows(sources: Sequence[Mapping[str, Interval]], document: Mapping[str, Any]) -> list[Row]:
+    further = {metric["name"]: metric["higher_is_better"] for metric in document["metrics"]}
     metrics = dict.fromkeys(metric for source in sources[1:] for metric in source)
     return [
         Row(
-            f"{metric} {'↑' if higher_is_better(metric) else '↓'}",
+            f"{metric} {'↑' if higher_is_better(metric, further) else '↓'}",
             [interval_cell(source[metric]) if metric in source else None for source in sources],
         )
         for metric in metrics

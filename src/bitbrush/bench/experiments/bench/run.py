@@ -36,6 +36,7 @@ def benchmark(
     clip: str | None = None,
     feature_extractor: str | None = None,
     lpips: str | os.PathLike[str] | None = None,
+    metrics: Sequence[str] = (),
     pictures: str | os.PathLike[str] | None = None,
     options: ModelOptions | None = None,
     gates: Sequence[str] = (),
@@ -53,6 +54,7 @@ def benchmark(
         clip: CLIP model: bundled name, folder or hub id.
         feature_extractor: Network for distances between sets: a CLIP, or torch-fidelity's Inception (.pth).
         lpips: Weights of LPIPS; None leaves it out.
+        metrics: Metrics of preference and perception, ``NAME=WEIGHTS`` each.
         pictures: Folder of images that benchmarks share; by default in ``directory``.
         options: Revision, variant and LoRAs with which the reference is loaded.
         gates: Bounds such as ``"psnr>=25"``; ``gates`` of the results says which hold.
@@ -69,7 +71,7 @@ def benchmark(
     root = Path(directory)
     require_bench_folder(root)
     chosen = bench_protocol(reference, candidates.values(), **protocol)
-    networks = load_networks(reference, clip=clip, feature_extractor=feature_extractor, lpips=lpips)
+    networks = load_networks(reference, clip=clip, feature_extractor=feature_extractor, lpips=lpips, metrics=metrics)
     bounds = read_gates(gates, networks)
     place = None if pictures is None else Path(pictures)
     with ranks() as processes:
