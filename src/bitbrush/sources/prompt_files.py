@@ -84,9 +84,7 @@ def _standard_file(name: str) -> Path | None:
         return None
     folder, files = os.environ.get(FOLDER), STANDARD[name]
     if folder is None:
-        raise ValueError(
-            f"prompts {name!r}: set {FOLDER} to the folder that has {' or '.join(files)}, or name the file"
-        )
+        raise ValueError(f"prompts {name!r}: set {FOLDER} to the folder with {' or '.join(files)}, or name the file")
     found = [path for file in files for path in (Path(folder, name, file), Path(folder, file)) if path.is_file()]
     if not found:
         raise ValueError(f"prompts {name!r}: {folder} ({FOLDER}) has no {' or '.join(files)}; put it there")
