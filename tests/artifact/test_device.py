@@ -39,7 +39,7 @@ def test_a_card_gives_what_the_processor_gives(
 ) -> None:
     """Samples of all sizes wait on the disk meanwhile; the work is resumable; the result is on the processor."""
     monkeypatch.setattr("bitbrush.session.offload.SMALLEST", 64)
-    monkeypatch.setattr("bitbrush.rounding.compensation.WAITING_BYTES", 64)
+    monkeypatch.setattr("bitbrush.rounding.compensation.OFFLOAD_BYTES", 64)
     recipe = bitbrush.METHODS["pcr"].recipe({**SMALL, **(STAGES | MORE_STAGES)[stage]})
     expected = bitbrush.quantize(tiny_pipe, recipe, PROMPTS)
     wanted_folder = bitbrush.save(expected, tmp_path / "expected", base_model="someone/tiny")

@@ -54,8 +54,10 @@ class QuantizedWeight:
 
     def to(self, device: torch.device) -> "QuantizedWeight":
         """Copies the weight to a device."""
-        own = replace(self.qparams, scale=self.qparams.scale.to(device), zero_point=self.qparams.zero_point.to(device))
-        return QuantizedWeight(self.w_q.to(device), own)
+        qparams = replace(
+            self.qparams, scale=self.qparams.scale.to(device), zero_point=self.qparams.zero_point.to(device)
+        )
+        return QuantizedWeight(self.w_q.to(device), qparams)
 
 
 def round_to_nearest(weight: Tensor, qparams: WeightQParams) -> QuantizedWeight:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from bitbrush.runtime.cuda.engine import record_cuda_graph
+from bitbrush.runtime.cuda.graphs import CudaGraphs
 from bitbrush.runtime.cuda.package import has_gpu, require_gpu
 from bitbrush.runtime.cuda.runtime import CudaRuntime
 from bitbrush.runtime.interface import Runtime, RuntimeUnavailable
@@ -120,7 +120,7 @@ def _on_processor(dtype: torch.dtype | None, memory: Memory) -> Choice:
 def _cuda(dtype: torch.dtype | None, memory: Memory, reason: str) -> Choice:
     require_gpu()
     device = torch.device("cuda", torch.cuda.current_device())
-    runtime = CudaRuntime(device, dtype or torch.bfloat16, nibbles=memory is Memory.LOW, record=record_cuda_graph)
+    runtime = CudaRuntime(device, dtype or torch.bfloat16, nibbles=memory is Memory.LOW, record=CudaGraphs())
     return Choice(runtime, reason, device=device, memory=memory)
 
 

@@ -17,11 +17,11 @@ def available_memory() -> int:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # psutil warns of other figures, which some sandboxes hide
-        left = psutil.virtual_memory().available + psutil.swap_memory().free
-    return min((int(left), *_left_by_groups()))
+        memory = psutil.virtual_memory().available + psutil.swap_memory().free
+    return min((int(memory), *_free_in_groups()))
 
 
-def _left_by_groups() -> Iterator[int]:
+def _free_in_groups() -> Iterator[int]:
     """Yields the bytes left in every limited control group of this process (versions 1 and 2).
 
     File pages count as free, because the system can reclaim them.
@@ -35,8 +35,8 @@ def _left_by_groups() -> Iterator[int]:
             files = "total_inactive_file"
         else:
             continue
-        own = root / group.lstrip("/")
-        for folder in (own, *own.parents):
+        leaf = root / group.lstrip("/")
+        for folder in (leaf, *leaf.parents):
             if folder.is_relative_to(root) and (folder / limit).is_file():
                 most = (folder / limit).read_text(encoding="ascii").strip()
                 if most != "max":
@@ -60,7 +60,7 @@ def find_device(name: str) -> torch.device:
     if name == "cpu":
         return torch.device(name)
     if kind != "cuda" or not (index.isdecimal() or name == "cuda"):
-        raise ValueError(f"device is {name!r}; choose cpu, cuda, or one card of several: cuda:1")
+        raise ValueError(f"device is {name!r}; choose cpu, cuda, or one GPU of several: cuda:1")
     if torch.version.cuda is None:
         raise ValueError(
             f"device is {name}, but torch {torch.__version__} is not built for CUDA; install the build for your driver "

@@ -154,6 +154,6 @@ def _busy_text(descriptor: int, output: Path) -> str:
     try:
         owner = json.loads(os.read(descriptor, 4096))
         name = f"process {owner['process']} on {owner['host']} has written since {owner['since']}"
-    except (ValueError, KeyError, TypeError):  # it has locked the file, and not yet named itself
+    except (ValueError, KeyError, TypeError):  # its owner has locked the file, but not yet written its name
         name = "another process has just begun to write"
     return f"{output} is in use: {name}; wait until it ends, end it, or choose another output"

@@ -57,8 +57,8 @@ def saved_class(pipe: DiffusionPipeline) -> type[DiffusionPipeline]:
             f"{problem}, and {base.__name__}, as which its artifact is loaded, takes no {others[0]}; quantize "
             f"a {base.__name__} of its other components"
         )
-    known: type[DiffusionPipeline] = base
-    return known
+    pipeline_class: type[DiffusionPipeline] = base
+    return pipeline_class
 
 
 def _require_known_class(pipe: DiffusionPipeline, name: str) -> None:
@@ -137,5 +137,6 @@ def refuse_saving(*_: Any, **__: Any) -> Never:
         ValueError: Always.
     """
     raise ValueError(
-        "what is quantized is not serializable from memory: copy the artifact's folder, or write one with bitbrush.save"
+        "a quantized pipeline is not serializable from memory: copy the artifact's folder, or write one with "
+        "bitbrush.save"
     )
