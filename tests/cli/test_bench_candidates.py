@@ -15,6 +15,7 @@ import bitbrush
 from bitbrush.bench.experiments.bench.qdiffbench import agreed
 from bitbrush.bench.experiments.foreign import quantized_by
 from bitbrush.bench.peers import registry
+from tests.bench.pages.document import Document
 from tests.bench.results_files import read_results
 from tests.thread_ranks import in_threads
 
@@ -109,7 +110,9 @@ def test_unknown_candidates_are_refused_before_anything_is_generated(
     assert not (tmp_path / "b").exists()
 
 
-def test_gates_set_the_exit_status_and_name_the_pairs(bench: Callable[..., Any], model: Path, artifact: Path) -> None:
+def test_gates_set_the_exit_status_and_name_the_pairs(
+    bench: Callable[..., Any], model: Path, artifact: Path, tmp_path: Path
+) -> None:
     gates = ("--gate", "psnr>=99.5", "--gate", "median(ssim)>=0.01")
     results, output = bench(f"ours={artifact}", f"same={model}", *gates, code=3)
     held = {(one["candidate"], one["gate"]): one["passed"] for one in results["gates"]}
@@ -121,6 +124,9 @@ def test_gates_set_the_exit_status_and_name_the_pairs(bench: Callable[..., Any],
     }
     assert "ours fails psnr>=99.5 on animals: " in output
     assert len(re.findall(r"image \d, seed 1: a (?:red cat|blue dog|green owl)", output)) == 3
+    page = Document((tmp_path / "bench" / "report.html").read_text(encoding="utf-8"))
+    assert "Gates do not hold for ours." in page.text
+    assert "denoising, seconds per image" in page.text
     results, _ = bench(f"same={model}", *gates)
     assert all(one["passed"] for one in results["gates"])
 

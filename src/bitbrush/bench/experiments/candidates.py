@@ -154,7 +154,7 @@ def require_alike(full: DiffusionPipeline, candidate: DiffusionPipeline) -> None
     if shapes[0] != shapes[1]:
         raise ValueError(
             f"the model is {shapes[0]} and the candidate {shapes[1]} (pipeline, latent channels, latent size); "
-            "compare pipelines of one class and latent shape"
+            "compare an artifact with the model it was made of, any other with one of its class and latents"
         )
 
 
