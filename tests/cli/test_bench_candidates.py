@@ -106,6 +106,8 @@ def test_unknown_candidates_are_refused_before_anything_is_generated(
     assert "names neither a peer (" in message("no_such_module:pipeline")
     assert "has no attribute 'ful'" in message(f"{pipelines}:ful")
     assert "is a str; name a function" in message(f"{pipelines}:NAME")
+    (tmp_path / "broken_pipelines.py").write_text("def (:", encoding="utf-8")
+    assert "SyntaxError: invalid syntax" in message("broken_pipelines:full")
     assert "there is none at 'nowhere.gguf'" in message("gguf:nowhere.gguf")
     assert not (tmp_path / "b").exists()
 

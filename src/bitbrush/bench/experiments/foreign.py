@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from bitbrush.artifact.sizes import MIB, checkpoint_bytes
 from bitbrush.bench.experiments.storage import inner_tensors, memory_bytes, stored_bytes
 from bitbrush.bench.experiments.subject import Subject
-from bitbrush.bench.peers.registry import installed_peer, peers, suggestion
+from bitbrush.bench.peers.registry import installed_peer, names_peer, peers, suggestion
 from bitbrush.network.families import DENOISERS, denoiser_name
 from bitbrush.runtime.choose import dtype_name
 from bitbrush.sources.checkpoint_type import in_type
@@ -136,11 +136,11 @@ def named_function(source: str) -> Callable[[], Any]:
     with _current_directory_first():
         try:
             found = getattr(importlib.import_module(module), function)
-        except (ImportError, AttributeError) as error:
+        except Exception as error:
             hint = suggestion(module, peers())
             raise ValueError(
                 f"{source!r} names neither a peer ({', '.join(peers())}) nor a function that can be imported: "
-                f"{error}{hint}"
+                f"{type(error).__name__}: {error}{hint}"
             ) from error
     if not callable(found):
         raise ValueError(f"{source} is a {type(found).__name__}; name a function that returns a pipeline")
@@ -149,11 +149,12 @@ def named_function(source: str) -> Callable[[], Any]:
 
 @contextmanager
 def _current_directory_first() -> Iterator[None]:
-    sys.path.insert(0, str(Path.cwd()))
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
     try:
         yield
     finally:
-        sys.path.pop(0)
+        sys.path.remove(folder)
 
 
 def _described(
@@ -207,5 +208,5 @@ def _digest(pipe: DiffusionPipeline, source: str, runtime: str) -> str:
 
 def _code(source: str) -> str:
     """Returns the source text of a function's module, which may change how the same tensors are used."""
-    module = sys.modules.get(source.partition(":")[0])
+    module = None if names_peer(source) else sys.modules.get(source.partition(":")[0])
     return "" if module is None else inspect.getsource(module)
