@@ -40,7 +40,7 @@ from bitbrush.runtime.lowered import lower, lowered_of
 from bitbrush.session.allocator import share_heap
 from bitbrush.session.costs import PhaseCost
 from bitbrush.session.journal import Journal, open_journal
-from bitbrush.session.offload import BUDGET_BYTES, CPU, Offload, OffloadBudget
+from bitbrush.session.offload import BUDGET_BYTES, Offload, OffloadBudget
 from bitbrush.session.outputs import claimed
 from bitbrush.session.progress import (
     PlannedWork,
@@ -158,8 +158,7 @@ def quantize(
     Raises:
         ValueError: An unknown method, denoiser or scheduler; a denoiser of another type or already quantized; too few
             prompts, or fewer than processes; ``rounded`` weights of other layers or bits; ``work`` of another
-            quantization; missing or unknown pipeline inputs; several processes on a GPU; NaN in checkpoint or
-            activations.
+            quantization; missing or unknown pipeline inputs; NaN in checkpoint or activations.
         OutputBusyError: Another process works in ``work``.
     """
     with ranks() as processes, _claimed(work, processes), processes.together(), plain_defaults():
@@ -260,7 +259,6 @@ def prepare(
         )
     _require_full_precision(pipe)
     require_inputs(pipe, inputs or {})
-    _require_one_gpu(pipe, ranks)
     family = generic_family(pipe) if generic else family_of(pipe)
     _require_float(getattr(pipe, family.component), family.component)
     require_savable(pipe)
@@ -316,14 +314,6 @@ def require_inputs(pipe: DiffusionPipeline, inputs: Mapping[str, Any]) -> None:
         raise ValueError(
             f"{type(pipe).__name__} makes images from images; give {' and '.join(missing)}: "
             'inputs={"image": [...]}, or the folders --images (and --masks) on the command line'
-        )
-
-
-def _require_one_gpu(pipe: DiffusionPipeline, ranks: Ranks) -> None:
-    if ranks.world > 1 and pipe.device != CPU:
-        raise ValueError(
-            f"the pipeline is on {pipe.device}, and {ranks.world} processes share the work: they exchange CPU tensors "
-            "only; start one process, or leave the pipeline on the CPU"
         )
 
 

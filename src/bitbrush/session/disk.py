@@ -20,7 +20,7 @@ _NUMBER = re.compile(r"os error (\d+)")
 
 
 class DiskError(OSError, ValueError):
-    """A file could not be written because the disk is full or read-only."""
+    """A file could not be written because the disk is full or read-only, or its folder takes none."""
 
 
 @contextmanager

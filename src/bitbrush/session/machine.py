@@ -7,6 +7,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from bitbrush.session.launch import local_rank
+
 CGROUP, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
@@ -53,6 +55,8 @@ def available_on_gpu(device: torch.device) -> int:
 def find_device(name: str) -> torch.device:
     """Finds a device by name: ``cpu``, ``cuda``, or one GPU of several, ``cuda:1``.
 
+    Of the processes that torchrun started on this machine, each gets a GPU of its own by ``cuda``.
+
     Raises:
         ValueError: The name is none of these, or the device is missing; the message says why.
     """
@@ -66,7 +70,11 @@ def find_device(name: str) -> torch.device:
             f"device is {name}, but torch {torch.__version__} is not built for CUDA; install the build for your driver "
             "from PyTorch's own index, or leave --device at cpu"
         )
-    gpus = torch.cuda.device_count()
-    if int(index or 0) >= gpus:
-        raise ValueError(f"device is {name}, but torch sees {gpus} GPUs; look at `nvidia-smi` and CUDA_VISIBLE_DEVICES")
-    return torch.device("cuda", int(index or 0))
+    number, gpus = int(index or local_rank()), torch.cuda.device_count()
+    if number >= gpus:
+        process = "" if index else f" for process {number} of this machine, counted from 0"
+        raise ValueError(
+            f"device is {name}{process}, but torch sees {gpus} GPUs; start as many processes at most, and look at "
+            "`nvidia-smi` and CUDA_VISIBLE_DEVICES"
+        )
+    return torch.device("cuda", number)

@@ -13,7 +13,7 @@ from safetensors.torch import load, save
 from torch import Tensor, distributed
 from torch.distributed import ReduceOp
 
-from bitbrush.session.launch import launched_ranks
+from bitbrush.session.launch import launched_ranks, local_rank
 
 T = TypeVar("T")
 
@@ -129,11 +129,13 @@ class Ranks:
         self.wait()
 
     def _reduce(self, x: Tensor, operation: ReduceOp.RedOpType) -> Tensor:
-        if self.world > 1:
-            self._meet()
-            with _reached():
-                distributed.all_reduce(x, operation)
-        return x
+        if self.world == 1:
+            return x
+        self._meet()
+        exchanged = x.cpu()  # gloo works on the CPU's memory
+        with _reached():
+            distributed.all_reduce(exchanged, operation)
+        return x if exchanged is x else x.copy_(exchanged)
 
     def _meet(self, failure: str = "") -> None:
         """Exchanges failures before every other exchange, so that all processes end with the name of the failure."""
@@ -176,7 +178,7 @@ def _reached() -> Iterator[None]:
 def ranks() -> Iterator[Ranks]:
     """Yields the processes of the initialized torch.distributed group, or else those that torchrun started.
 
-    A process that was started otherwise is alone.
+    A process that was started otherwise is alone. Each of torchrun's has a GPU of its own where there are enough.
 
     Raises:
         ValueError: The group cannot exchange CPU tensors, or torchrun's environment variables are damaged.
@@ -193,6 +195,8 @@ def ranks() -> Iterator[Ranks]:
     if world == 1:
         yield ALONE
         return
+    if local_rank() < torch.cuda.device_count():
+        torch.cuda.set_device(local_rank())
     with _reached():
         distributed.init_process_group("gloo", timeout=PATIENCE)
     try:
