@@ -15,7 +15,7 @@ from bitbrush.bench.experiments.foreign import layer_kinds
 from bitbrush.bench.experiments.storage import memory_bytes, stored_bytes
 from bitbrush.bench.peers import registry
 from bitbrush.bench.peers.registry import BUILT_IN, installed_peer, names_peer, peers
-from tests.artifact.original_layout import original_layout
+from tests.bench.gguf_file import write_gguf
 
 FAKES = "tests.bench.fake_peers"
 
@@ -126,21 +126,8 @@ def test_bytes_on_disk_take_the_narrowest_lossless_type() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_gguf_file_is_read_in_the_original_layout(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
-    gguf: Any = pytest.importorskip("gguf")
-    writer = gguf.GGUFWriter(tmp_path / "tiny-q8.gguf", "sd1")
-    kind = gguf.GGMLQuantizationType.Q8_0
-    for name, tensor in original_layout(tiny_pipe).items():
-        if name.startswith("model.diffusion_model."):
-            values = tensor.detach().float().numpy()
-            if values.ndim == 2 and values.shape[1] % 32 == 0:
-                writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
-            else:
-                writer.add_tensor(name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
     file = str(tmp_path / "tiny-q8.gguf")
+    write_gguf(tiny_pipe, file)
     quantized = installed_peer("gguf", file).quantize(tiny_pipe.unet, file)
     assert layer_kinds(quantized)["GGUFLinear, GGUFParameter"] > 0
     assert memory_bytes(quantized) < memory_bytes(tiny_pipe.unet)

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 from click.testing import Result
+from diffusers import StableDiffusionPipeline
 
 import bitbrush
 from bitbrush.bench.experiments.bench.qdiffbench import agreed
 from bitbrush.bench.experiments.foreign import quantized_by
 from bitbrush.bench.peers import registry
+from tests.bench.gguf_file import write_gguf
 from tests.bench.pages.document import Document
 from tests.bench.results_files import read_results
 from tests.thread_ranks import in_threads
@@ -189,3 +191,16 @@ def test_a_preference_metric_is_a_figure_with_its_difference_and_a_gate(bench: C
         assert figures["PickScore (emoji-clip), difference"]["n"] == 3
     assert figures["PickScore (emoji-clip), difference"]["mean"] == 0
     assert all(one["passed"] and one["pairs"] == 3 for one in results["gates"])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_gguf_file_is_a_candidate(
+    bench: Callable[..., Any], tiny_pipe: StableDiffusionPipeline, tmp_path: Path
+) -> None:
+    write_gguf(tiny_pipe, str(tmp_path / "tiny-q8.gguf"))
+    results, _ = bench(f"gguf:{tmp_path / 'tiny-q8.gguf'}")
+    (one,) = results["candidates"]
+    assert one["name"] == "tiny-q8.gguf"
+    assert one["runtime"].endswith(": tiny-q8.gguf")
+    assert one["memory_mib"] < results["reference"]["memory_mib"]
+    assert one["sets"]["animals"]["figures"]["PSNR (dB)"]["mean"] > 30
