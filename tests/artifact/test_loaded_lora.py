@@ -131,7 +131,7 @@ def test_fusing_is_refused_and_that_of_the_text_encoder_is_not(pipe: Any, tiny_p
 
 def test_a_pipeline_is_not_saved_with_one(pipe: Any, tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
     pipe.load_lora_weights(of_unet(tiny_pipe))
-    with pytest.raises(ValueError, match="has an adapter .*unload it first"):
+    with pytest.raises(ValueError, match=r"has an adapter .*unload it first"):
         pipe.save_pretrained(tmp_path / "again")
     with pytest.raises(ValueError, match="quantized"):
         bitbrush.quantize(pipe, bitbrush.METHODS["rtn"].recipe({"steps": 2, "num_prompts": 1}), ("a cat",))
