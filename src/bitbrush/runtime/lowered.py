@@ -17,6 +17,13 @@ from bitbrush.runtime.interface import Execution
 from bitbrush.runtime.refusals import refuse_unquantized
 
 _ATTRIBUTE = "bitbrush_lowered"
+_ACCELERATE_HOOK = "_hf_hook"
+_STAYS = (
+    "the layers of a quantized denoiser stay on {device}, where their kernels run, and are not offloaded one by one. "
+    "Offload whole networks, pipe.enable_model_cpu_offload(), or the others, "
+    "pipe.enable_group_offload(..., exclude_modules=['unet', 'transformer']). bitbrush.load(..., memory='low') needs "
+    "less memory, and runtime='reference' allows offloading layers"
+)
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,30 @@ class LoweredDenoiser(Extension, nn.Module):
         if lowered is None or lowered.device is None:
             super()._apply(partial(_moved, fn), *args, **kwargs)  # type: ignore[no-untyped-call]
         return self
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuses accelerate's hooks that offload layer by layer, before they take the first layer away.
+
+        Raises:
+            ValueError: The runtime has a device of its own.
+        """
+        if name == _ACCELERATE_HOOK and any(map(_offloads_layers, getattr(value, "hooks", (value,)))):
+            self._require_movable_layers()
+        super().__setattr__(name, value)
+
+    def enable_group_offload(self, *args: Any, **kwargs: Any) -> None:
+        """Offloads groups of layers as diffusers does.
+
+        Raises:
+            ValueError: The runtime has a device of its own.
+        """
+        self._require_movable_layers()
+        super().enable_group_offload(*args, **kwargs)  # type: ignore[misc]
+
+    def _require_movable_layers(self) -> None:
+        lowered = lowered_of(self)
+        if lowered is not None and lowered.device is not None:
+            raise ValueError(_STAYS.format(device=lowered.device))
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Moves the denoiser without a cast; diffusers' own method refuses to cast quantized models."""
@@ -94,6 +125,11 @@ class LoweredDenoiser(Extension, nn.Module):
             ValueError: Always; the artifact's folder is to be copied instead.
         """
         raise ValueError("a quantized denoiser is not serializable from memory; copy the artifact's folder instead")
+
+
+def _offloads_layers(hook: Any) -> bool:
+    """Tells whether accelerate's hook of a network only aligns devices, because its layers have offloading hooks."""
+    return getattr(hook, "io_same_device", False) and getattr(hook, "execution_device", None) is None
 
 
 def _moved(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
