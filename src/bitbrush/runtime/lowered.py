@@ -1,6 +1,6 @@
 """Lowered denoisers: how they are executed, and how they react where users treat them as any other module."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Never, Self
@@ -15,6 +15,7 @@ from bitbrush.runtime.choose import Choice
 from bitbrush.runtime.integer_weight import IntegerParameters
 from bitbrush.runtime.interface import Execution
 from bitbrush.runtime.refusals import refuse_unquantized
+from bitbrush.timeline.schedule import Activations
 
 _ATTRIBUTE = "bitbrush_lowered"
 _ACCELERATE_HOOK = "_hf_hook"
@@ -28,7 +29,7 @@ _STAYS = (
 
 @dataclass(frozen=True)
 class Lowered:
-    """Runtime of a denoiser and the execution of each quantized layer.
+    """Runtime of a denoiser, and the execution and activation ranges of each quantized layer.
 
     ``device`` is where it computes; None: wherever the denoiser is.
     """
@@ -37,6 +38,7 @@ class Lowered:
     description: str
     reason: str
     executions: tuple[Execution, ...]
+    activations: Mapping[str, Activations]
     shortfall: str | None = None
     device: torch.device | None = None
 
@@ -150,12 +152,21 @@ def lower(denoiser: nn.Module, choice: Choice, layers: Iterable[QuantizedLayer])
     extend_(denoiser, LoweredDenoiser)
     refuse_unquantized(denoiser)
     make_adaptable_(denoiser, runtime.dtype, runtime.device)  # first: lowering takes note of the class
-    executions = runtime.lower(denoiser, layers)
+    activations: dict[str, Activations] = {}
+    executions = runtime.lower(denoiser, _noting(activations, layers))
     show_weight_shapes(denoiser)
     lowered = Lowered(
-        runtime.name, runtime.description, choice.reason, executions, choice.shortfall, device=runtime.device
+        *(runtime.name, runtime.description, choice.reason, executions, activations, choice.shortfall),
+        device=runtime.device,
     )
     setattr(denoiser, _ATTRIBUTE, lowered)
+
+
+def _noting(activations: dict[str, Activations], layers: Iterable[QuantizedLayer]) -> Iterator[QuantizedLayer]:
+    """Yields the layers and notes their activation ranges by name."""
+    for layer in layers:
+        activations[layer.name] = layer.activations
+        yield layer
 
 
 def lowered_of(denoiser: nn.Module) -> Lowered | None:
