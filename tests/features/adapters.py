@@ -11,7 +11,9 @@ from tests.features.additions import around, controlnet, ip_adapter, load_ip_ada
 from tests.features.models import call
 from tests.features.row import INTEGERS, Section
 
-ADAPTERS = Section("Adapters and guidance", "Added networks compute in floating point, the denoiser's layers in integers.")
+ADAPTERS = Section(
+    "Adapters and guidance", "Added networks compute in floating point, the denoiser's layers in integers."
+)
 BLOCKS = "up_blocks.0.attentions.0.transformer_blocks"
 NO_WEIGHT = dict.fromkeys(INTEGERS, "IntegerConv2d has no weight in floating point for another network to start from")
 
@@ -36,20 +38,20 @@ def _guessing(pipe: Any) -> Tensor:
     return call(controlled, image=picture(pipe), guess_mode=True, control_guidance_end=0.6)
 
 
-@ADAPTERS.row("ControlNet with an image or a mask to start from", emulated=False)
+@ADAPTERS.row("ControlNet with an image or a mask to start from", emulated=False, slow=True)
 def _controlled_inpainting(pipe: Any) -> Tensor:
     controlled = around("StableDiffusionControlNetInpaintPipeline", pipe, controlnet=controlnet(pipe))
     control, mask = picture(pipe, 1), picture(pipe, 0, "mask_image")
     return call(controlled, image=picture(pipe), control_image=control, mask_image=mask)
 
 
-@ADAPTERS.row("ControlNet of SDXL", "sdxl")
+@ADAPTERS.row("ControlNet of SDXL", "sdxl", slow=True)
 def _controlnet_of_sdxl(pipe: Any) -> Tensor:
     controlled = around("StableDiffusionXLControlNetPipeline", pipe, controlnet=controlnet(pipe))
     return call(controlled, image=picture(pipe))
 
 
-@ADAPTERS.row("`ControlNetModel.from_unet` of a quantized U-Net", refused=NO_WEIGHT, same=True)
+@ADAPTERS.row("`ControlNetModel.from_unet` of a quantized U-Net", refused=NO_WEIGHT, same=0.0)
 def _controlnet_from_unet(pipe: Any) -> Tensor:
     network = diffusers.ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(4, 8))
     controlled = around("StableDiffusionControlNetPipeline", pipe, controlnet=network)  # its last layers are zero
@@ -62,7 +64,10 @@ def _animatediff(pipe: Any) -> Tensor:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         motion = diffusers.MotionAdapter(
-            block_out_channels=channels, motion_layers_per_block=1, motion_norm_num_groups=2, motion_num_attention_heads=2
+            block_out_channels=channels,
+            motion_layers_per_block=1,
+            motion_norm_num_groups=2,
+            motion_num_attention_heads=2,
         )
     return call(around("AnimateDiffPipeline", pipe, motion_adapter=motion), num_frames=1)[:, :, 0]
 
@@ -73,7 +78,7 @@ def _t2i_adapter(pipe: Any) -> Tensor:
     return call(adapted, image=picture(pipe))
 
 
-@ADAPTERS.row("several T2I-Adapters", emulated=False)
+@ADAPTERS.row("several T2I-Adapters", emulated=False, slow=True)
 def _t2i_adapters(pipe: Any) -> Tensor:
     adapted = around("StableDiffusionAdapterPipeline", pipe, adapter=[t2i_adapter(pipe, seed) for seed in (1, 2)])
     return call(adapted, image=[picture(pipe, seed) for seed in (0, 1)], adapter_conditioning_scale=[0.4, 0.6])
@@ -86,14 +91,14 @@ def _ip_adapter(pipe: Any) -> Tensor:
     return call(pipe, ip_adapter_image_embeds=images)
 
 
-@ADAPTERS.row("several IP-Adapters", emulated=False)
+@ADAPTERS.row("several IP-Adapters", emulated=False, slow=True)
 def _ip_adapters(pipe: Any) -> Tensor:
     images = load_ip_adapters(pipe, ip_adapter(pipe, 0), ip_adapter(pipe, 1))
     pipe.set_ip_adapter_scale([0.7, 0.3])
     return call(pipe, ip_adapter_image_embeds=images)
 
 
-@ADAPTERS.row("`unload_ip_adapter`: the images from before", same=True)
+@ADAPTERS.row("`unload_ip_adapter`: the images from before", same=0.0)
 def _unloaded_ip_adapter(pipe: Any) -> Tensor:
     load_ip_adapters(pipe, ip_adapter(pipe))
     pipe.register_modules(image_encoder=None, feature_extractor=None)
@@ -114,7 +119,7 @@ def _freeu(pipe: Any) -> Tensor:
     return call(pipe)
 
 
-@ADAPTERS.row("`disable_freeu`: the images from before", same=True)
+@ADAPTERS.row("`disable_freeu`: the images from before", same=0.0)
 def _no_freeu(pipe: Any) -> Tensor:
     pipe.enable_freeu(s1=0.2, s2=0.2, b1=1.6, b2=1.6)
     pipe.disable_freeu()
@@ -123,17 +128,17 @@ def _no_freeu(pipe: Any) -> Tensor:
 
 @ADAPTERS.row("perturbed attention (PAG)")
 def _pag(pipe: Any) -> Tensor:
-    return call(around("StableDiffusionPAGPipeline", pipe, pag_applied_layers=["up"]), pag_scale=6.0)
+    return call(around("StableDiffusionPAGPipeline", pipe, pag_applied_layers=["up"]), pag_scale=3.0)
 
 
-@ADAPTERS.row("PAG of SDXL", "sdxl")
+@ADAPTERS.row("PAG of SDXL", "sdxl", slow=True)
 def _pag_of_sdxl(pipe: Any) -> Tensor:
-    return call(around("StableDiffusionXLPAGPipeline", pipe, pag_applied_layers=["up"]), pag_scale=6.0)
+    return call(around("StableDiffusionXLPAGPipeline", pipe, pag_applied_layers=["up"]), pag_scale=3.0)
 
 
 @ADAPTERS.row("PAG of Stable Diffusion 3", "sd3")
 def _pag_of_sd3(pipe: Any) -> Tensor:
-    return call(around("StableDiffusion3PAGPipeline", pipe, pag_applied_layers=["blocks.1"]), pag_scale=6.0)
+    return call(around("StableDiffusion3PAGPipeline", pipe, pag_applied_layers=["blocks.1"]), pag_scale=3.0)
 
 
 @ADAPTERS.row("self-attention guidance (SAG)", emulated=False)
@@ -160,30 +165,38 @@ def _skipped_attention(pipe: Any) -> Tensor:
     return call(pipe)
 
 
-@ADAPTERS.row("FasterCache", emulated=False)
+def more_steps(pipe: Any) -> Tensor:
+    return call(pipe, num_inference_steps=5)
+
+
+@ADAPTERS.row("FasterCache", without=more_steps, emulated=False)
 def _faster_cache(pipe: Any) -> Tensor:
     config = diffusers.FasterCacheConfig(
         spatial_attention_block_skip_range=2,
         spatial_attention_timestep_skip_range=(-1, 2000),
+        spatial_attention_block_identifiers=("transformer_blocks",),
         current_timestep_callback=lambda: 500,
-        attention_weight_callback=lambda _: 0.5,
+        attention_weight_callback=lambda _: 30.0,
         is_guidance_distilled=True,
         tensor_format="BCHW",
     )
     apply_faster_cache(pipe.unet, config)
-    return call(pipe)
+    return more_steps(pipe)
 
 
-@ADAPTERS.row("pyramid attention broadcast (PAB)", emulated=False)
+@ADAPTERS.row("pyramid attention broadcast (PAB)", without=more_steps, emulated=False)
 def _attention_broadcast(pipe: Any) -> Tensor:
     config = diffusers.PyramidAttentionBroadcastConfig(
-        spatial_attention_block_skip_range=2,
+        spatial_attention_block_skip_range=10,
         spatial_attention_timestep_skip_range=(-1, 2000),
-        current_timestep_callback=lambda: 500,
         spatial_attention_block_identifiers=("transformer_blocks",),
+        cross_attention_block_skip_range=10,
+        cross_attention_timestep_skip_range=(-1, 2000),
+        cross_attention_block_identifiers=("transformer_blocks",),
+        current_timestep_callback=lambda: 500,
     )
     apply_pyramid_attention_broadcast(pipe.unet, config)
-    return call(pipe)
+    return more_steps(pipe)
 
 
 @ADAPTERS.row("first block cache", "flux")
@@ -192,7 +205,7 @@ def _first_block_cache(pipe: Any) -> Tensor:
     return call(pipe)
 
 
-@ADAPTERS.row("`disable_cache`: the images from before", "flux", same=True)
+@ADAPTERS.row("`disable_cache`: the images from before", "flux", same=0.0)
 def _no_cache(pipe: Any) -> Tensor:
     pipe.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=5.0))
     call(pipe)

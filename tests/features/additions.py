@@ -22,7 +22,7 @@ def around(kind: str, pipe: Any, **options: Any) -> Any:
     components = {name: part for name, part in pipe.components.items() if name in known}
     if "requires_safety_checker" in known:
         components["requires_safety_checker"] = False
-    return made(**components, **options)
+    return made(**{**components, **options})
 
 
 def picture(pipe: Any, seed: int = 0, name: str = "image") -> Image.Image:
@@ -55,7 +55,7 @@ def t2i_adapter(pipe: Any, seed: int = 1) -> nn.Module:
         )
     with torch.no_grad():
         for parameter in adapter.parameters():
-            parameter.mul_(3)
+            parameter.mul_(2)
     return adapter.eval()
 
 
@@ -67,7 +67,7 @@ def ip_adapter(pipe: Any, seed: int = 0) -> dict[str, Any]:
     for number, name in enumerate(attentions):
         width = pipe.unet.get_submodule(name).inner_dim
         heads |= {
-            f"{2 * number + 1}.to_{part}_ip.weight": torch.randn(width, 16, generator=generator) for part in "kv"
+            f"{2 * number + 1}.to_{part}_ip.weight": 0.3 * torch.randn(width, 16, generator=generator) for part in "kv"
         }
     projection = {"proj.weight": torch.randn(64, 8, generator=generator), "proj.bias": torch.zeros(64)}
     projection |= {"norm.weight": torch.ones(16), "norm.bias": torch.zeros(16)}

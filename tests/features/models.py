@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,24 @@ from torch import Tensor
 
 import bitbrush
 from bitbrush.artifact.store import load_with
+from bitbrush.network.layers import QuantizedLayer
+from bitbrush.numerics.affine import QParams
+from bitbrush.runtime.choose import Choice
 from bitbrush.runtime.cuda.package import require_triton
 from bitbrush.runtime.cuda.runtime import CudaRuntime
-from tests.artifact.pipelines import CASES, NO_CHECKER, PNDM, PROMPTS, SD1, SQUARE, pipeline, scheduler, vae
-from tests.artifact.pipelines import clip, clip_tokenizer
+from tests.artifact.pipelines import (
+    CASES,
+    NO_CHECKER,
+    PNDM,
+    PROMPTS,
+    SD1,
+    SQUARE,
+    clip,
+    clip_tokenizer,
+    pipeline,
+    scheduler,
+    vae,
+)
 
 TINY = {
     **SD1,
@@ -43,7 +58,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "flux": {"num_inference_steps": 4, "guidance_scale": 0.0, **SQUARE, **TEXT},
 }
 """Arguments of the plain call of each model."""
-GENERIC_KEYS = {"steps": 12, "num_prompts": 2, "weights": 8, "activations": 12}
+GENERIC_KEYS = {"steps": 12, "num_prompts": 2, "weights": 8, "activations": 16}
 
 
 def call(pipe: Any, prompt: Any = "a cat", **arguments: Any) -> Tensor:
@@ -127,12 +142,19 @@ class Models:
             keys = {**GENERIC_KEYS, **CALIBRATED.get(model, {})}
             recipe = bitbrush.METHODS["one-shot"].recipe(keys)
             inputs = CASES[model].inputs if model in CASES else {}
-            bitbrush.save(bitbrush.quantize(full(model), recipe, PROMPTS, inputs=inputs), folder, base_model="a/model")
+            quantization = bitbrush.quantize(full(model), recipe, PROMPTS, inputs=inputs)
+            layers = tuple(map(widened, quantization.outcome.layers))
+            wide = replace(quantization, outcome=replace(quantization.outcome, layers=layers))
+            bitbrush.save(wide, folder, base_model="a/model")
         return folder
+
+
+def widened(layer: QuantizedLayer) -> QuantizedLayer:
+    """Makes ranges eight times as wide, so that no feature's values are clipped."""
+    wide = [QParams.from_range(*(8 * end for end in one.range), one.bits) for one in layer.schedule.qparams]
+    return replace(layer, activations=replace(layer.schedule, qparams=tuple(wide)))
 
 
 def named(model: str, runtime: str) -> str:
     """Returns the model that stands for another on a runtime."""
-    return f"{model}-smaller" if runtime == "cuda" else model
-
-
+    return f"{model}-smaller" if runtime == "cuda" and model == "sd" else model

@@ -23,21 +23,23 @@ class Row:
         use: Uses it on a pipeline, and returns latents or images.
         model: Name of a model in `models.py`.
         without: What ``use`` is compared with: the same call without the feature.
-        same: The images are those of ``without``, bit for bit. Otherwise full precision's images change visibly, and
-            the error against full precision with the feature is at most ``tolerance`` times that without.
+        same: Largest relative distance from ``without``, 0 for the same bits. None: the feature changes images, and the
+            error against full precision with the feature is at most ``tolerance`` times that without.
         refused: Beginning of the message by runtime, where the feature is refused.
         tolerance: See ``same``.
         emulated: Whether the runtime ``cuda`` is tried by Triton's interpreter.
+        slow: Whether the row is left to the slow tests on all runtimes.
     """
 
     name: str
     use: Use
     model: str
     without: Use
-    same: bool = False
+    same: float | None = None
     refused: Mapping[str, str] = field(default_factory=dict)
-    tolerance: float = 3.0
+    tolerance: float = 2.0
     emulated: bool = True
+    slow: bool = False
 
     def outcome(self, runtime: str) -> str:
         """Returns the cell of the table."""

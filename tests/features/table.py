@@ -48,7 +48,7 @@ def _section(section: Section) -> Iterator[str]:
         yield f"| {row.name} | {' | '.join(_cell(row, runtime, notes) for runtime in RUNTIMES)} |"
     yield ""
     for message, number in notes.items():
-        yield f"{number}. \"{message} …\""
+        yield f'{number}. "{message} …"'
     if notes:
         yield ""
 
