@@ -165,11 +165,7 @@ def _skipped_attention(pipe: Any) -> Tensor:
     return call(pipe)
 
 
-def more_steps(pipe: Any) -> Tensor:
-    return call(pipe, num_inference_steps=5)
-
-
-@ADAPTERS.row("FasterCache", without=more_steps, emulated=False)
+@ADAPTERS.row("FasterCache", "sd3")
 def _faster_cache(pipe: Any) -> Tensor:
     config = diffusers.FasterCacheConfig(
         spatial_attention_block_skip_range=2,
@@ -180,8 +176,12 @@ def _faster_cache(pipe: Any) -> Tensor:
         is_guidance_distilled=True,
         tensor_format="BCHW",
     )
-    apply_faster_cache(pipe.unet, config)
-    return more_steps(pipe)
+    apply_faster_cache(pipe.transformer, config)
+    return call(pipe)
+
+
+def more_steps(pipe: Any) -> Tensor:
+    return call(pipe, num_inference_steps=5)
 
 
 @ADAPTERS.row("pyramid attention broadcast (PAB)", without=more_steps, emulated=False)

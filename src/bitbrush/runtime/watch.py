@@ -68,8 +68,8 @@ def watch(pipe: Any) -> Iterator[Clipped]:
     """Counts the input values that a quantized pipeline clips while entered.
 
     ``with bitbrush.watch(pipe) as clipped: pipe("a red apple")`` and then ``print(clipped)``. Ranges were calibrated
-    without adapters, other sizes or guidance scales; what lies beyond them is clipped. On ``onednn`` and ``cuda`` blocks
-    are computed module by module meanwhile, so images may differ in the last bits.
+    without adapters, and for one guidance scale and size; values beyond them are clipped. On ``onednn`` and ``cuda``
+    blocks are computed module by module meanwhile, which takes longer and may round differently.
 
     Args:
         pipe: Loaded artifact, or a pipeline around its denoiser.
