@@ -4,7 +4,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers.hooks import LayerSkipConfig, apply_faster_cache, apply_layer_skip, apply_pyramid_attention_broadcast
+from diffusers.hooks import LayerSkipConfig, apply_layer_skip, apply_pyramid_attention_broadcast
 from torch import Tensor
 
 from tests.features.additions import around, controlnet, ip_adapter, load_ip_adapters, picture, t2i_adapter
@@ -51,14 +51,14 @@ def _controlnet_of_sdxl(pipe: Any) -> Tensor:
     return call(controlled, image=picture(pipe))
 
 
-@ADAPTERS.row("`ControlNetModel.from_unet` of a quantized U-Net", refused=NO_WEIGHT, same=0.0)
+@ADAPTERS.row("`ControlNetModel.from_unet` of a quantized U-Net", refused=NO_WEIGHT, same=0.0, emulated=False)
 def _controlnet_from_unet(pipe: Any) -> Tensor:
     network = diffusers.ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(4, 8))
     controlled = around("StableDiffusionControlNetPipeline", pipe, controlnet=network)  # its last layers are zero
     return call(controlled, image=picture(pipe))
 
 
-@ADAPTERS.row("AnimateDiff (`UNetMotionModel.from_unet2d`)", refused=NO_WEIGHT, emulated=True)
+@ADAPTERS.row("AnimateDiff (`UNetMotionModel.from_unet2d`)", refused=NO_WEIGHT)
 def _animatediff(pipe: Any) -> Tensor:
     channels = pipe.unet.config.block_out_channels
     with torch.random.fork_rng():
@@ -162,21 +162,6 @@ def _skipped_feed_forward(pipe: Any) -> Tensor:
 @ADAPTERS.row("skipped attention, `LayerSkipConfig`")
 def _skipped_attention(pipe: Any) -> Tensor:
     apply_layer_skip(pipe.unet, LayerSkipConfig(indices=[0], fqn=BLOCKS, skip_ff=False))
-    return call(pipe)
-
-
-@ADAPTERS.row("FasterCache", "sd3")
-def _faster_cache(pipe: Any) -> Tensor:
-    config = diffusers.FasterCacheConfig(
-        spatial_attention_block_skip_range=2,
-        spatial_attention_timestep_skip_range=(-1, 2000),
-        spatial_attention_block_identifiers=("transformer_blocks",),
-        current_timestep_callback=lambda: 500,
-        attention_weight_callback=lambda _: 30.0,
-        is_guidance_distilled=True,
-        tensor_format="BCHW",
-    )
-    apply_faster_cache(pipe.transformer, config)
     return call(pipe)
 
 

@@ -115,7 +115,7 @@ arguments("`negative_prompt`", negative_prompt="a large blurred photograph", gui
 arguments("`num_images_per_prompt`", num_images_per_prompt=2, emulated=False)
 arguments("several prompts", prompt=["a cat", "a dog"], emulated=False)
 arguments("larger images, of another shape", height=32, width=24, emulated=False)
-arguments("smaller images", height=8, width=8)
+arguments("smaller images", height=8, width=8, emulated=False)
 arguments("more steps than calibrated", num_inference_steps=7, emulated=False)
 arguments("`sigmas` of FLUX", model="flux", sigmas=[1.0, 0.6, 0.2], num_inference_steps=3)
 arguments("sizes and crops of SDXL", model="sdxl", slow=True, original_size=(512, 64), target_size=(32, 300))
