@@ -1,7 +1,9 @@
 """One thread per process, set before torch is imported: workers share the cores and sums add up in one order."""
 
+import gc
 import os
 
+gc.disable()  # until the tests are collected: imports make half a million objects and little garbage
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_variable] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from bitbrush import Quantization
 
+from bitbrush.calibration import sensitivity
 from bitbrush.rounding import adaround, reconstruction
 
 torch.set_num_threads(1)
@@ -31,6 +34,9 @@ torch.set_num_threads(1)
 # The tests of rounding itself restore the package's number (tests/rounding/conftest.py).
 adaround.ITERATIONS = reconstruction.ITERATIONS = 2
 reconstruction.CHECK_EVERY = 1
+# Two segments of steps instead of ten go through all of the sensitivities' measurement.
+_TEN_SEGMENTS = sensitivity.BOUNDS
+sensitivity.BOUNDS = (0.0, 0.5, 1.0)
 # The same examples every time, however slow or busy the machine is.
 settings.register_profile("tests", max_examples=20, deadline=None, derandomize=True, database=None)
 settings.load_profile("tests")
@@ -66,9 +72,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for file in files for item in file]
 
 
+def pytest_collection_finish() -> None:
+    """Keeps what imports made from being looked through by each of the garbage collector's full passes."""
+    gc.enable()
+    gc.freeze()
+
+
 def pytest_report_header(config: pytest.Config) -> str:
     seed = config.getoption("--shuffle")
     return "order: as collected" if seed is None else f"order: shuffled, seed {seed}"
+
+
+@pytest.fixture
+def _ten_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restores the package's segments of steps."""
+    monkeypatch.setattr(sensitivity, "BOUNDS", _TEN_SEGMENTS)
 
 
 @pytest.fixture(scope="session")

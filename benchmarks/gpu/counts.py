@@ -97,12 +97,12 @@ def _one_attention() -> Iterator[None]:
 
 def count_half(shape: Shape, case: Case) -> list[Launch]:
     """Of the denoiser as it is, in float16."""
-    return _count(make_denoiser(shape, META).half(), shape, case, torch.float16)
+    return _count(make_denoiser(shape, META, torch.float16), shape, case, torch.float16)
 
 
 def count_ours(shape: Shape, case: Case) -> list[Launch]:
     """Of W8A8 at a step that is not relaxed."""
-    denoiser = make_denoiser(shape, META)
+    denoiser = make_denoiser(shape, META, torch.float32)
     CudaRuntime(META, torch.bfloat16).lower(denoiser, _layers(denoiser))
     return _count(denoiser, shape, case, torch.bfloat16)
 

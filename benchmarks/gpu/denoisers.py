@@ -46,12 +46,17 @@ class Shape:
 SHAPES = {"sd15": Shape(SD15, 768), "sdxl": Shape(SDXL, 2048, 1280), "tiny": Shape(TINY, 16)}
 
 
-def make_denoiser(shape: Shape, device: torch.device) -> nn.Module:
-    """float32, torch's own initial values."""
+def make_denoiser(shape: Shape, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Makes a denoiser with torch's own initial values, in its final type, so that no wider copy leaves holes."""
     torch.manual_seed(SEED)
-    with device:
-        made: nn.Module = UNet2DConditionModel.from_config(shape.config)
-    return made.eval().requires_grad_(False)
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with device:
+            denoiser: nn.Module = UNet2DConditionModel.from_config(shape.config)
+    finally:
+        torch.set_default_dtype(usual)
+    return denoiser.eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bitbrush.runtime.cuda import ops
-from bitbrush.runtime.cuda.engine import record_cuda_graph
+from bitbrush.runtime.cuda.graphs import CudaGraphs
 
 _REPEATS = 20
 _SIDE = 8192
@@ -94,13 +95,23 @@ def limits(device: torch.device) -> dict[str, float]:
         return {}
     half = torch.randn(_SIDE, _SIDE, device=device, dtype=torch.float16)
     whole = torch.randint(-128, 128, (_SIDE, _SIDE), device=device, dtype=torch.int8)
-    large = torch.empty(1 << 30, device=device, dtype=torch.int8)
+    large, other = (torch.empty(1 << 30, device=device, dtype=torch.int8) for _ in range(2))
     operations = 2 * _SIDE**3 / 1e12
     return {
         "int8_tera_operations": round(operations / seconds_of(lambda: torch._int_mm(whole, whole.t()), device)),
         "fp16_tera_operations": round(operations / seconds_of(lambda: half @ half, device)),
-        "copied_terabytes": round(2 * large.nbytes / 1e12 / seconds_of(lambda: large.clone(), device), 2),
+        "copied_terabytes": round(2 * large.nbytes / 1e12 / seconds_of(lambda: other.copy_(large), device), 2),
+        **_fp8_limit(half, operations, device),
     }
+
+
+def _fp8_limit(half: Tensor, operations: float, device: torch.device) -> dict[str, float]:
+    """Rate of large products of 8-bit floats, where the GPU has them: what its matrix units do in bytes of any kind."""
+    if torch.cuda.get_device_capability(device) < (8, 9):
+        return {}
+    x, one = half.to(torch.float8_e4m3fn), torch.ones((), device=device)
+    product = partial(torch._scaled_mm, x, x.t(), one, one, out_dtype=torch.bfloat16)
+    return {"fp8_tera_operations": round(operations / seconds_of(product, device))}
 
 
 def seconds_of(call: Callable[[], Any], device: torch.device) -> float:
@@ -109,7 +120,7 @@ def seconds_of(call: Callable[[], Any], device: torch.device) -> float:
         before = time.perf_counter()
         call()
         return time.perf_counter() - before
-    replay = record_cuda_graph(lambda: [call() for _ in range(_REPEATS)][-1])
+    replay = CudaGraphs()(lambda: [call() for _ in range(_REPEATS)][-1])
     replay()
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()

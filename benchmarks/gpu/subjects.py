@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from bitbrush.runtime.cuda.engine import record_cuda_graph
+from bitbrush.runtime.cuda.graphs import CudaGraphs
 from bitbrush.runtime.cuda.runtime import CudaRuntime
 from gpu.denoisers import PLAIN, RELAXED, Case, Shape, quantized_layers
 
@@ -18,45 +18,51 @@ Ready: TypeAlias = Callable[[Case], Callable[[float], Tensor]]
 
 @dataclass(frozen=True)
 class Subject:
-    """``prepare``: from the float32 denoiser, which it may change, to what is timed. ``timesteps``: by row, of a call.
+    """Way of running a denoiser.
 
-    ``headline``: for the case of interest alone, as it takes minutes to compile.
+    Args:
+        prepare: From the denoiser, which it may change, to what is timed.
+        dtype: Type that the denoiser is made in.
+        timesteps: Timestep of a call by row.
+        headline: Measured at the case of interest alone, because it takes minutes to compile.
     """
 
     prepare: Callable[[nn.Module, Shape, torch.device], Ready]
+    dtype: torch.dtype
     timesteps: tuple[tuple[str, float], ...] = (("", PLAIN),)
     headline: bool = False
 
 
-def _eager(dtype: torch.dtype, layout: torch.memory_format, denoiser: nn.Module, shape: Shape, device: Any) -> Ready:
-    denoiser.to(dtype=dtype, memory_format=layout)
+def _eager(denoiser: nn.Module, shape: Shape, device: torch.device) -> Ready:
+    dtype = next(denoiser.parameters()).dtype
+    denoiser.to(memory_format=torch.channels_last)
     return lambda case: case.call(denoiser, shape, dtype, device)
 
 
 def _graphed(denoiser: nn.Module, shape: Shape, device: torch.device) -> Ready:
-    ready = _eager(torch.float16, torch.channels_last, denoiser, shape, device)
+    ready = _eager(denoiser, shape, device)
 
     def record(case: Case) -> Callable[[float], Tensor]:
         call = ready(case)
         call(PLAIN)
-        replay = record_cuda_graph(lambda: call(PLAIN))
+        replay = CudaGraphs()(lambda: call(PLAIN))
         return lambda _: replay()
 
     return record
 
 
 def _compiled(denoiser: nn.Module, shape: Shape, device: torch.device) -> Ready:
-    denoiser.to(dtype=torch.float16, memory_format=torch.channels_last)
-    fast = torch.compile(denoiser, mode="max-autotune", dynamic=False)
+    denoiser.to(memory_format=torch.channels_last)
+    fast = torch.compile(denoiser, mode="reduce-overhead", dynamic=False)
     return lambda case: case.call(fast, shape, torch.float16, device)
 
 
 def _torchao(denoiser: nn.Module, shape: Shape, device: torch.device) -> Ready:
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
-    denoiser.to(dtype=torch.bfloat16, memory_format=torch.channels_last)
+    denoiser.to(memory_format=torch.channels_last)
     quantize_(denoiser, Int8DynamicActivationInt8WeightConfig())
-    fast = torch.compile(denoiser, mode="max-autotune", dynamic=False)
+    fast = torch.compile(denoiser, mode="reduce-overhead", dynamic=False)
     return lambda case: case.call(fast, shape, torch.bfloat16, device)
 
 
@@ -66,7 +72,7 @@ def _ours(weight_bits: int, denoiser: nn.Module, shape: Shape, device: torch.dev
     seen = Case(1, 32 if on_card else 8)
     layers = quantized_layers(denoiser, seen.call(denoiser, shape, torch.float32, device), weight_bits)
     dtype = torch.bfloat16 if on_card else torch.float32
-    runtime = CudaRuntime(device, dtype, weight_bits == 4, record_cuda_graph if on_card else None)
+    runtime = CudaRuntime(device, dtype, weight_bits == 4, CudaGraphs() if on_card else None)
     executions = runtime.lower(denoiser, layers)
     emulated = [one.layer for one in executions if one.fallback is not None]
     if emulated:
@@ -75,16 +81,14 @@ def _ours(weight_bits: int, denoiser: nn.Module, shape: Shape, device: torch.dev
 
 
 _STEPS = (("", PLAIN), (", relaxed step", RELAXED))
-OURS = "bitbrush W8A8"
+OURS, COMPILED, GRAPHED = "bitbrush W8A8", "compile fp16", "graph fp16, channels-last"
 SUBJECTS = {
-    OURS: Subject(partial(_ours, 8), _STEPS),
-    "graph fp16, channels-last": Subject(_graphed),
-    "eager fp16, channels-last": Subject(partial(_eager, torch.float16, torch.channels_last)),
-    "eager fp16": Subject(partial(_eager, torch.float16, torch.contiguous_format)),
-    "eager bf16": Subject(partial(_eager, torch.bfloat16, torch.contiguous_format)),
-    "bitbrush W4A8, low memory": Subject(partial(_ours, 4), _STEPS),
-    "compile fp16 max-autotune": Subject(_compiled, headline=True),
-    "torchao int8 dynamic, compiled": Subject(_torchao, headline=True),
+    OURS: Subject(partial(_ours, 8), torch.float32, _STEPS),
+    COMPILED: Subject(_compiled, torch.float16, headline=True),
+    GRAPHED: Subject(_graphed, torch.float16),
+    "bitbrush W4A8, low memory": Subject(partial(_ours, 4), torch.float32, _STEPS),
+    "torchao int8 dynamic, compiled": Subject(_torchao, torch.bfloat16, headline=True),
+    "eager bf16": Subject(_eager, torch.bfloat16),
 }
-"""The most telling first: time may run out."""
-HALF_PRECISION = [name for name in SUBJECTS if "fp16" in name or "bf16" in name]
+"""The most telling first: time may run out. ``torch.compile`` has the mode ``reduce-overhead``: CUDA graphs, and no
+search over every product's algorithms, which takes longer than all else."""

@@ -19,7 +19,7 @@ from gpu.denoisers import PLAIN, SHAPES, Case, make_denoiser
 from gpu.rates import Measured, products_of, seconds_of
 from gpu.subjects import OURS, SUBJECTS
 
-PRODUCTS, TILES = 8, 5
+PRODUCTS, TILES = 20, 5
 """At most; each tile is compiled, which takes seconds."""
 
 
@@ -29,10 +29,10 @@ def main() -> None:
     os.dup2(2, 1)  # what libraries print is no answer
     device, shape = torch.device(where), SHAPES[model]
     with torch.no_grad():
-        denoiser = make_denoiser(shape, device)
+        denoiser = make_denoiser(shape, device, torch.float32)
         call = SUBJECTS[OURS].prepare(denoiser, shape, device)(Case(*map(int, case.split("x"))))
         found = [(one, *_asked(one)) for one in products_of(denoiser, lambda: call(PLAIN))]
-        found.sort(key=lambda each: -each[0].count * clocks(each[1], choose_tile(*each[1:]), each[2]))
+        found.sort(key=lambda each: -each[0].count * clocks(each[1], choose_tile(*each[1:]), *each[2:]))
         for one, product, gpu, need in found[:PRODUCTS]:
             print(json.dumps(_measured(one, product, gpu, need, device)), file=answers, flush=True)
 
@@ -67,14 +67,14 @@ def _measured(one: Measured, product: Product, gpu: Gpu, need: Need, device: tor
         with _choosing(lambda *_, tile=tile: tile):
             seconds = seconds_of(one.again, device)
         name = f"{tile.m}x{tile.n}x{tile.k}, {tile.stages} stages"
-        figures = round(1000 * seconds, 4), one.rate(seconds), round(clocks(product, tile, gpu))
+        figures = round(1000 * seconds, 4), one.rate(seconds), round(clocks(product, tile, gpu, need))
         tiles[name] = dict(zip(("milliseconds", "tera_operations", "clocks"), figures, strict=True))
     return {**one.told(), "tiles": tiles}
 
 
 def _tiles(product: Product, gpu: Gpu, need: Need) -> list[Tile]:
     """The best by reckoning; of the first one also with a load less under way, for two programs a multiprocessor."""
-    best = sorted(candidates(product, gpu, need), key=lambda tile: clocks(product, tile, gpu))[:TILES]
+    best = sorted(candidates(product, gpu, need), key=lambda tile: clocks(product, tile, gpu, need))[:TILES]
     fewer = [replace(one, stages=one.stages - 1) for one in best[:2] if one.stages > 2]
     return [*best, *fewer]
 

@@ -8,9 +8,11 @@ import copy
 import gc
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from shutil import which
 from typing import Any
 
 import torch
@@ -36,7 +38,7 @@ def main() -> None:
     wanted = [Case(*map(int, one.split("x"))) for one in cases]
     with torch.no_grad():
         started = time.perf_counter()
-        denoiser = make_denoiser(shape, device)
+        denoiser = make_denoiser(shape, device, subject.dtype)
         reference = _reference(denoiser, shape, wanted[0], device) if name == OURS else None
         ready = subject.prepare(denoiser, shape, device)
         loaded = time.perf_counter() - started
@@ -93,8 +95,18 @@ def _timed(call: Callable[[], Tensor], rounds: int, device: torch.device) -> dic
         call()
         _wait(device)
         seconds.append(round(time.perf_counter() - before, 6))
-    memory = {"peak_mib": round(torch.cuda.max_memory_reserved() / 2**20)} if on_card else {}
-    return {"seconds": seconds, **memory}
+    return {"seconds": seconds, **(_state_of_gpu() if on_card else {})}
+
+
+def _state_of_gpu() -> dict[str, Any]:
+    """Returns peak memory in MiB, allocated and reserved, and what nvidia-smi says of clock, power and heat."""
+    query = ["nvidia-smi", "--query-gpu=clocks.sm,power.draw,temperature.gpu", "--format=csv,noheader"]
+    answer = subprocess.run(query, capture_output=True, text=True, check=False).stdout if which(query[0]) else ""
+    return {
+        "allocated_mib": round(torch.cuda.max_memory_allocated() / 2**20),
+        "reserved_mib": round(torch.cuda.max_memory_reserved() / 2**20),
+        "clock_power_temperature": answer.strip().splitlines()[:1],
+    }
 
 
 def _wait(device: torch.device) -> None:

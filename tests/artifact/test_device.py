@@ -8,10 +8,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import bitbrush
-from bitbrush.quantization.quantize import prepare
 from bitbrush.session.machine import find_device
 from bitbrush.session.offload import IN_MEMORY, Offload, bring_to
-from bitbrush.session.ranks import Ranks
 from bitbrush.sources.models import load_source
 from tests.artifact.pipelines import PROMPTS
 from tests.fake_card import OnCard, fake_card
@@ -39,7 +37,7 @@ def test_a_card_gives_what_the_processor_gives(
 ) -> None:
     """Samples of all sizes wait on the disk meanwhile; the work is resumable; the result is on the processor."""
     monkeypatch.setattr("bitbrush.session.offload.SMALLEST", 64)
-    monkeypatch.setattr("bitbrush.rounding.compensation.WAITING_BYTES", 64)
+    monkeypatch.setattr("bitbrush.rounding.compensation.OFFLOAD_BYTES", 64)
     recipe = bitbrush.METHODS["pcr"].recipe({**SMALL, **(STAGES | MORE_STAGES)[stage]})
     expected = bitbrush.quantize(tiny_pipe, recipe, PROMPTS)
     wanted_folder = bitbrush.save(expected, tmp_path / "expected", base_model="someone/tiny")
@@ -112,12 +110,16 @@ def test_work_of_another_device_is_not_gone_on_with(
             bitbrush.quantize(tiny_pipe, recipe, PROMPTS, work=tmp_path / "work")
 
 
-def test_processes_do_not_share_a_card(tiny_pipe: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = bitbrush.METHODS["pcr"].recipe(SMALL)
-    with fake_card(monkeypatch) as card:
-        tiny_pipe.to(card)
-        with pytest.raises(ValueError, match="2 processes share the work"):
-            prepare(tiny_pipe, recipe, PROMPTS, ranks=Ranks(0, 2))
+def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert find_device("cuda") == torch.device("cuda", 1)
+    assert find_device("cuda:0") == torch.device("cuda", 0), "named by the user"
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ValueError, match=r"process 2 of this machine.*sees 2 GPUs"):
+        find_device("cuda")
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,16 @@
 """Every family in its real shape: quantized, saved, loaded by diffusers, generating; and pipelines of unusual ways."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
 
 import bitbrush
+from bitbrush import Quantization
 from bitbrush.bench.experiments.bench.qdiffbench import Protocol
 from bitbrush.bench.experiments.bench.run import run_bench
 from bitbrush.bench.experiments.sensitivity.analysis import step_sensitivities
@@ -22,7 +25,7 @@ from bitbrush.session.progress import silent
 from bitbrush.session.ranks import ranks
 from bitbrush.sources.prompts import Domain, PromptSet
 from bitbrush.timeline.trajectory import prompt_batches
-from tests.artifact.pipelines import CASES, generated, pipeline, quantized
+from tests.artifact.pipelines import CASES, Case, generated, pipeline, quantized
 
 FEW = ("a red cat", "two blue dogs on the left", "a green owl")
 FAMILIES = {"pixart": "pixart", "sd3": "sd3", "flux-dev": "flux", "flux-schnell": "flux"}
@@ -33,21 +36,37 @@ def networks() -> Networks:
     return load_networks("", clip=BUNDLED_CLIP)
 
 
-def state(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {key: tensor.clone() for key, tensor in module.state_dict().items()}
+class Made(NamedTuple):
+    """A pipeline that was quantized, its denoiser's tensors before, and the folder of the artifact."""
+
+    case: Case
+    pipe: DiffusionPipeline
+    before: dict[str, Tensor]
+    quantization: Quantization
+    artifact: Path
 
 
-@pytest.mark.parametrize("rounding", ["nearest", "learned"])
-@pytest.mark.parametrize("name", CASES)
-def test_quantize_save_load_generate(name: str, rounding: str, tmp_path: Path) -> None:
+def made_of(name: str, rounding: str, folder: Path) -> Made:
+    """Quantizes a pipeline and saves both below ``folder``."""
     case = CASES[name]
     pipe = pipeline(case)
-    family = family_of(pipe)
-    assert family.name == FAMILIES.get(name, "unet")
-    denoiser = getattr(pipe, family.component)
-    before = state(denoiser)
-
+    pipe.save_pretrained(folder / "model")
+    before = {key: tensor.clone() for key, tensor in getattr(pipe, family_of(pipe).component).state_dict().items()}
     quantization = quantized(case, pipe, rounding=rounding)
+    artifact = bitbrush.save(quantization, folder / "artifact", base_model=str(folder / "model"))
+    return Made(case, pipe, before, quantization, artifact)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def nearest(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A pipeline whose weights were rounded to nearest; the tests leave it as it is."""
+    return made_of(request.param, "nearest", tmp_path_factory.mktemp(request.param))
+
+
+def assert_all_is_quantized_and_kept(made: Made) -> None:
+    case, pipe, before, quantization, artifact = made
+    family = family_of(pipe)
+    denoiser = getattr(pipe, family.component)
     assert all(torch.equal(before[key], tensor) for key, tensor in denoiser.state_dict().items())
     matrices = [name for name, part in denoiser.named_modules() if isinstance(part, nn.Conv2d | nn.Linear)]
     # Everything is quantized: nothing is left out where the recipe excludes nothing.
@@ -58,8 +77,7 @@ def test_quantize_save_load_generate(name: str, rounding: str, tmp_path: Path) -
     for layer in quantization.outcome.layers:
         assert len(layer.activations.timesteps) == len(set(quantization.outcome.planned))
 
-    bitbrush.save(quantization, tmp_path / "artifact", base_model=name)
-    loaded = bitbrush.load(tmp_path / "artifact", runtime="reference")
+    loaded = bitbrush.load(artifact, runtime="reference")
     assert type(loaded) is type(pipe)
     images = generated(case, loaded, quantization)
     expected = generated(case, quantization.pipeline(), quantization)
@@ -68,10 +86,20 @@ def test_quantize_save_load_generate(name: str, rounding: str, tmp_path: Path) -
     assert images.images.shape == (1, 16, 16, 3)
 
 
+def test_quantize_save_load_generate(nearest: Made) -> None:
+    assert_all_is_quantized_and_kept(nearest)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_learn_rounding_save_load_generate(name: str, tmp_path: Path) -> None:
+    assert_all_is_quantized_and_kept(made_of(name, "learned", tmp_path))
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_blocks_and_edges_are_those_of_the_architecture(name: str) -> None:
     pipe = pipeline(CASES[name])
     family = family_of(pipe)
+    assert family.name == FAMILIES.get(name, "unet")
     denoiser = getattr(pipe, family.component)
     layers = [name for name, part in denoiser.named_modules() if isinstance(part, nn.Conv2d | nn.Linear)]
     high_precision_names = family.high_precision_layers(denoiser)
@@ -83,25 +111,18 @@ def test_blocks_and_edges_are_those_of_the_architecture(name: str) -> None:
     assert not set(high_precision_names[::2]) & set(within)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_bench(name: str, networks: Networks, tmp_path: Path) -> None:
-    case = CASES[name]
-    pipe = pipeline(case)
-    pipe.save_pretrained(tmp_path / "model")
-    quantization = quantized(case, pipe, rounding="nearest")
-    bitbrush.save(quantization, tmp_path / "artifact", base_model=str(tmp_path / "model"))
+def test_bench(nearest: Made, networks: Networks, tmp_path: Path) -> None:
+    model = str(nearest.artifact.parent / "model")
     protocol = Protocol(
-        plan=quantization.recipe.plan,
+        plan=nearest.quantization.recipe.plan,
         sets=(PromptSet("few", Domain.CALIBRATION, FEW),),
         num_images=len(FEW),
         choice=runtime_named("reference"),
-        inputs=case.inputs,
+        inputs=nearest.case.inputs,
     )
-    sources = {"artifact": str(tmp_path / "artifact"), "itself": str(tmp_path / "model")}
+    sources = {"artifact": str(nearest.artifact), "itself": model}
     with ranks() as own:
-        document = run_bench(
-            str(tmp_path / "model"), sources, protocol, networks, tmp_path / "bench", Work(own, silent)
-        )
+        document = run_bench(model, sources, protocol, networks, tmp_path / "bench", Work(own, silent))
     artifact, itself = document["candidates"]
     assert artifact["problem"] is None
     figures, same = (one["sets"]["few"]["figures"] for one in (artifact, itself))

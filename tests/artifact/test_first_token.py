@@ -1,5 +1,6 @@
 """Quantizing all but the start token of the text: made, saved, loaded, run and recalibrated."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -17,14 +18,14 @@ KEYS = {"steps": 2, "num_prompts": 2, "rounding": "nearest", "first_token": "kno
 KEY = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
 
 
-@pytest.fixture
-def known(tiny_pipe: StableDiffusionPipeline) -> Quantization:
-    return bitbrush.quantize(tiny_pipe, bitbrush.METHODS["pcr"].recipe(KEYS), PROMPTS)
+@pytest.fixture(scope="module")
+def known(_one_tiny_pipe: StableDiffusionPipeline) -> Quantization:
+    return bitbrush.quantize(copy.deepcopy(_one_tiny_pipe), bitbrush.METHODS["pcr"].recipe(KEYS), PROMPTS)
 
 
-@pytest.fixture
-def folder(known: Quantization, tmp_path: Path) -> Path:
-    return bitbrush.save(known, tmp_path / "artifact", base_model="tiny")
+@pytest.fixture(scope="module")
+def folder(known: Quantization, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bitbrush.save(known, tmp_path_factory.mktemp("known") / "artifact", base_model="tiny")
 
 
 @torch.no_grad()

@@ -39,7 +39,7 @@ def weights(made: bitbrush.Quantization, folder: Path) -> bytes:
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [("sd1", torch.bfloat16), *((name, torch.float16) for name in ("sdxl", "pixart", "sd3", "flux-dev"))],
+    [("sd1", torch.bfloat16), *((name, torch.float16) for name in ("sdxl-turbo", "pixart", "sd3", "flux-dev"))],
 )
 def test_half_precision_gives_what_the_same_weights_give_in_float32(
     name: str, dtype: torch.dtype, tmp_path: Path

@@ -147,7 +147,7 @@ def test_a_hub_id_serves_wherever_a_folder_does(
     assert "'someone/quantized' is a quantized artifact" in " ".join(done.stderr.split())
     assert f"folder {COMMIT}" in done.stdout
     for name in ("someone/tiny", "no/body"):
-        assert f"{name} is no bitbrush artifact: it has no manifest.json, nor has a hub id of that name" in done.stdout
+        assert f"{name} is no bitbrush artifact: it does not exist, nor does a hub id of that name" in done.stdout
     assert list((tmp_path / "generate").glob("*.png"))
     assert (tmp_path / "bench" / "report.html").is_file()
 

@@ -1,6 +1,8 @@
-"""Two gloo processes that share a quantization: what a single one makes, and no hang when one of them fails."""
+"""Two gloo processes that share quantizations and a benchmark: what a single one makes, and no hang when one fails."""
 
+import json
 import multiprocessing
+import shutil
 import subprocess
 import sys
 import traceback
@@ -23,11 +25,13 @@ from bitbrush.numerics.weights import QuantizedWeight, WeightQParams
 from bitbrush.rounding import reconstruction
 from bitbrush.rounding.nearest import RoundedLayer, with_weights
 from bitbrush.session.journal import Journal
+from bitbrush.session.offload import CPU
 from bitbrush.session.outputs import work_folder
 from bitbrush.session.ranks import RankError
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.trajectory import carried, pending, prompt_batches
 from tests.artifact.pipelines import PROMPTS
+from tests.fake_card import fake_card
 
 WORLD = 2
 ITERATIONS = 15
@@ -42,9 +46,12 @@ JOBS: dict[str, dict[str, Any]] = {
 }
 
 
-def quantized(folder: Path, keys: Mapping[str, Any], work: Path | None = None) -> Quantization:
+def quantized(
+    folder: Path, keys: Mapping[str, Any], work: Path | None = None, device: torch.device = CPU
+) -> Quantization:
     recipe = bitbrush.METHODS[keys.get("method", "pcr")].recipe(keys)
-    return bitbrush.quantize(bitbrush.load_full_precision(folder / "model"), recipe, PROMPTS, work=work)
+    pipe = bitbrush.load_full_precision(folder / "model").to(device)
+    return bitbrush.quantize(pipe, recipe, PROMPTS, work=work)
 
 
 def tensors_of(made: Quantization) -> dict[str, Tensor]:
@@ -115,14 +122,19 @@ def all_jobs(rank: int, folder: Path) -> None:
             quantized(folder, JOBS["learned"], folder / "work")
     resumed = quantized(folder, JOBS["learned"], folder / "work")
     save_file(tensors_of(resumed), folder / f"resumed-{rank}.safetensors")
+    with pytest.MonkeyPatch.context() as patched, fake_card(patched) as gpu:
+        on_gpu = quantized(folder, JOBS["learned"], device=gpu)
+    save_file(tensors_of(on_gpu), folder / f"gpu-{rank}.safetensors")
 
 
 @pytest.fixture(scope="module")
-def shared(_one_tiny_pipe: StableDiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what two processes made of JOBS."""
+def shared(_one_tiny_pipe: StableDiffusionPipeline, saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what two processes made of JOBS, and how they measured an artifact."""
     folder = tmp_path_factory.mktemp("shared")
     _one_tiny_pipe.save_pretrained(folder / "model")
-    together(folder, ["all_jobs", "failures"])
+    shutil.copytree(saved, folder / "candidate")
+    (folder / "bench.txt").write_text("\n".join((*PROMPTS, "a green owl")), encoding="utf-8")
+    together(folder, ["all_jobs", "measure", "failures"])
     assert errors_of(folder, "all_jobs") == ["", ""]
     return folder
 
@@ -133,6 +145,13 @@ def single(shared: Path) -> dict[str, Quantization]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(reconstruction, "ITERATIONS", ITERATIONS)
         return {name: quantized(shared, keys) for name, keys in JOBS.items() if name != "split"}
+
+
+def test_processes_on_gpus_give_what_they_give_on_the_cpu(shared: Path) -> None:
+    """Histograms, moments of rounding and gradients come from a GPU's tensors and go back to them."""
+    expected, on_gpu = made_by(shared, "learned"), made_by(shared, "gpu")
+    assert on_gpu.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in on_gpu.items())
 
 
 def made_by(shared: Path, name: str) -> dict[str, Tensor]:
@@ -230,6 +249,20 @@ def failures(rank: int, folder: Path) -> None:
 
     pipe.unet.register_forward_pre_hook(spoil)
     bitbrush.quantize(pipe, recipe, PROMPTS)
+
+
+def measure(_: int, folder: Path, output: str = "bench") -> None:
+    candidates, prompts = {"candidate": str(folder / "candidate")}, [str(folder / "bench.txt")]
+    protocol = {"prompts": prompts, "clip": "emoji-clip", "num_images": 3, "batch_size": 2, "latents": 2}
+    bitbrush.benchmark(str(folder / "model"), candidates, folder / output, **protocol)
+
+
+def test_a_benchmark_finds_what_a_single_process_finds(shared: Path) -> None:
+    assert errors_of(shared, "measure") == ["", ""]
+    measure(0, shared, "alone")
+    ours, theirs = (json.loads((shared / name / "results.json").read_text("utf-8")) for name in ("bench", "alone"))
+    for key in ("reference", "floor", "candidates", "networks", "protocol"):
+        assert ours[key] == theirs[key]
 
 
 def test_one_that_fails_ends_all_by_name(shared: Path) -> None:

@@ -1,5 +1,6 @@
 """What loads is an artifact: exactly its files, documents that fit their classes, tensors that a quantization gives."""
 
+import inspect
 import json
 import os
 import random
@@ -9,9 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, PretrainedConfig
 
 import bitbrush
 from benchmarks.reliability import artifacts
@@ -22,6 +26,10 @@ from bitbrush.artifact.folder import verified
 from bitbrush.artifact.manifest import manifest_digest, read_manifest
 from bitbrush.artifact.store import verify
 from bitbrush.sources import networks
+from tests.artifact.pipelines import CASES, pipeline, quantized
+
+TOKENS = {"pad_token_id", "bos_token_id", "eos_token_id"}
+"""Settings that transformers 4 writes where they are not the default."""
 
 
 @contextmanager
@@ -246,3 +254,91 @@ def test_what_is_no_regular_file_is_refused(artifact: Path, name: str, make: Cal
     make(artifact / name)
     with pytest.raises(ArtifactError, match=r"no regular file|is not listed|is missing|leads out"):
         verify(artifact)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.update(encryption="none"),
+        lambda m: m["denoiser"].update(rotation=True),
+        lambda m: m["layers"][2].update(codebook=[1]),
+        lambda m: m["plan"].update(solver="dpm"),
+    ],
+)
+def test_a_key_of_the_manifest_that_no_version_knows_is_refused(artifact: Path, change: Callable[[Any], None]) -> None:
+    with edited(artifact, "manifest.json") as manifest:
+        change(manifest)
+        versions = manifest["versions"]
+    key = r"\$\.(encryption|denoiser\.rotation|layers\[2\]\.codebook|plan\.solver)"
+    with pytest.raises(ArtifactError, match=rf"{key} is no key that bitbrush {versions['bitbrush']} writes"):
+        verify(artifact)
+    with edited(artifact, "manifest.json") as manifest:
+        manifest["versions"]["bitbrush"] = "99.1"
+    with pytest.raises(ArtifactError, match=rf"written by a newer bitbrush, 99\.1, and has {key}.*upgrade"):
+        verify(artifact)
+
+
+def test_a_key_of_the_quantization_that_no_version_knows_is_refused(artifact: Path) -> None:
+    with edited(artifact, "unet/config.json") as config:
+        config["quantization_config"]["rotation"] = "hadamard"
+    with pytest.raises(ArtifactError, match=r"unet/config\.json has quantization_config\.rotation"):
+        verify(artifact)
+
+
+@pytest.mark.parametrize(
+    "name", ["unet/config.json", "vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json"]
+)
+def test_a_setting_that_its_library_writes_may_not_be_missing(artifact: Path, name: str) -> None:
+    """Its default would stand in for it: another image, or an error in the middle of the call."""
+    complete = json.loads((artifact / name).read_text(encoding="utf-8"))
+    kind = getattr(diffusers, complete["_class_name"]) if "_class_name" in complete else CLIPTextConfig
+    keys = complete.keys() & set(inspect.signature(kind).parameters) - PretrainedConfig().to_dict().keys() - TOKENS
+    assert len(keys) > 8
+    for key in keys:
+        with edited(artifact, name) as config:
+            config.clear()
+            config.update({other: value for other, value in complete.items() if other != key})
+        with pytest.raises(ArtifactError, match=key):
+            verify(artifact)
+
+
+def test_a_setting_that_a_later_library_added_may_be_missing(artifact: Path) -> None:
+    with edited(artifact, "unet/config.json") as config:
+        assert config.pop("time_embedding_act_fn") is None  # the default
+    with edited(artifact, "manifest.json") as manifest:
+        manifest["versions"]["diffusers"] = "0.38.0"
+    verify(artifact)
+
+
+def test_a_path_that_does_not_exist_is_named_as_such(artifact: Path) -> None:
+    near = artifact.with_name("artifcat")
+    with pytest.raises(ArtifactError, match=r"artifcat is no .*: it does not exist; did you mean .*artifact'"):
+        verify(near)
+    with pytest.raises(ArtifactError, match=r"README\.md is no bitbrush artifact: it is no folder"):
+        verify(artifact / "README.md")
+    near.mkdir()
+    with pytest.raises(ArtifactError, match=r"artifcat is no bitbrush artifact: it has no manifest\.json$"):
+        verify(near)
+
+
+def test_weights_that_overflow_are_refused(artifact: Path) -> None:
+    """They are finite, and images made of them are NaN."""
+    path = artifact / "text_encoder" / "model.safetensors"
+    tensors = load_file(path)
+    key = next(key for key in tensors if "position_embedding.weight" in key)
+    tensors[key][0, 0] = 4e20
+    save_file(tensors, path, metadata={"format": "pt"})
+    rehash(artifact)
+    with pytest.raises(ArtifactError, match=r"text_encoder .* values beyond 16777216 in 1 of .*position_embedding"):
+        bitbrush.load(artifact, runtime="reference")
+
+
+@pytest.mark.parametrize("name", ["pixart", "flux-dev"])
+def test_a_layer_that_the_configuration_does_not_make_is_named(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    bitbrush.save(quantized(case, pipeline(case), rounding="nearest"), tmp_path / "a", base_model="someone/tiny")
+    key = {"pixart": "caption_channels", "flux-dev": "guidance_embeds"}[name]
+    with edited(tmp_path / "a", "transformer/config.json") as config:
+        config[key] = None
+    with pytest.raises(ArtifactError, match=r"does not hold what .*(caption_projection|guidance_embedder)"):
+        verify(tmp_path / "a")

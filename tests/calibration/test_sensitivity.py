@@ -44,12 +44,6 @@ def measurement(pipe: StableDiffusionPipeline) -> Measurement:
     return Measurement(pipe, "unet", PLAN, LAYERS, 8, RangeEstimator.L4, WeightRange.MSE)
 
 
-@pytest.fixture(autouse=True)
-def _measure_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sensitivity, "BOUNDS", (0.0, 0.5, 1.0))
-    monkeypatch.setattr(sensitivity, "PROBES", 2)
-
-
 def test_more_bits_err_less_and_every_call_is_counted(tiny_pipe: StableDiffusionPipeline) -> None:
     calls: list[None] = []
     tiny_pipe.unet.register_forward_hook(lambda *_: calls.append(None))
@@ -96,8 +90,8 @@ def test_a_disturbance_reaches_the_final_latents(tiny_pipe: StableDiffusionPipel
     assert propagation.effect(run, range(2, 4), partial(noisy, 2e-3), plain)[0] == pytest.approx(4 * first, rel=0.2)
 
 
-def test_segments_cover_all_calls_once_and_are_short_at_the_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
+@pytest.mark.usefixtures("_ten_segments")
+def test_segments_cover_all_calls_once_and_are_short_at_the_ends() -> None:
     for calls in (1, 2, 3, 5, 20, 51, 100):
         assert [index for segment in segments(calls) for index in segment] == list(range(calls))
         assert set(probed_calls(calls)) >= {0, calls - 1}
@@ -125,9 +119,7 @@ def assert_same(found: Sensitivities, whole: Sensitivities) -> None:
 
 @pytest.fixture(scope="module")
 def whole(_one_tiny_pipe: StableDiffusionPipeline) -> Sensitivities:
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sensitivity, "BOUNDS", (0.0, 0.5, 1.0))
-        return measure_sensitivities(measurement(_one_tiny_pipe), BATCH, Session())
+    return measure_sensitivities(measurement(_one_tiny_pipe), BATCH, Session())
 
 
 @pytest.mark.parametrize("written", [False, True])

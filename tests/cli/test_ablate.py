@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,8 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
 
 @pytest.fixture
 def invoke(run: Callable[..., Result], model: Path, prompts: Path, held_out: list[object]) -> Callable[..., Result]:
-    def of(output: Path, *options: object) -> Result:
-        given = ("--calibration-prompts", prompts, "--runtime", "reference", *held_out, *SMALL)
+    def of(output: Path, *options: object, sets: Sequence[object] = held_out[:2]) -> Result:
+        given = ("--calibration-prompts", prompts, "--runtime", "reference", *sets, *SMALL)
         return run("ablate", model, "-o", output, *given, *options)
 
     return of
@@ -58,8 +58,8 @@ def invoke(run: Callable[..., Result], model: Path, prompts: Path, held_out: lis
 def measured(invoke: Callable[..., Result]) -> Callable[..., dict[str, Any]]:
     """Runs it with further options; gives the results."""
 
-    def of(output: Path, *options: object) -> dict[str, Any]:
-        result = invoke(output, *options)
+    def of(output: Path, *options: object, **given: Any) -> dict[str, Any]:
+        result = invoke(output, *options, **given)
         assert result.exit_code == 0, result.output
         return read_results(output)
 
@@ -167,11 +167,11 @@ def test_one_page_with_every_recipes_picture_of_the_same_noise(whole: Path, resu
 
 
 def test_the_recorded_command_holds_no_path_of_the_machine(
-    measured: Callable[..., dict[str, Any]], whole: Path, monkeypatch: pytest.MonkeyPatch
+    measured: Callable[..., dict[str, Any]], whole: Path, held_out: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = ["ablate", "emoji-sd", "-o", str(whole), "--recipe", "a: pcr relax=none", "--markdown", "docs/results.md"]
     monkeypatch.setattr(sys, "argv", ["bitbrush", *given])
-    command = measured(whole, *WHOLE)["command"]
+    command = measured(whole, *WHOLE, sets=held_out)["command"]
     assert command == "bitbrush ablate emoji-sd -o whole --recipe 'a: pcr relax=none' --markdown docs/results.md"
 
 
@@ -197,6 +197,7 @@ def test_goes_on_where_it_was_ended(
     invoke: Callable[..., Result],
     measured: Callable[..., dict[str, Any]],
     results: dict[str, Any],
+    held_out: list[object],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -211,7 +212,7 @@ def test_goes_on_where_it_was_ended(
         return quantize(pipe, recipe, *given, **named)
 
     monkeypatch.setattr(measure, "quantize", ended)
-    assert invoke(folder, *some).exit_code == 130
+    assert invoke(folder, *some, sets=held_out).exit_code == 130
     assert len(json.loads((folder / "results.json").read_text(encoding="utf-8"))["cells"]) == 2
     page = (folder / "report.html").read_text(encoding="utf-8")
     for text in (page, (folder / "ablation.md").read_text(encoding="utf-8")):
@@ -219,14 +220,14 @@ def test_goes_on_where_it_was_ended(
         assert "Not there yet: rtn at W8A8." in text
         assert "earest to full" not in text
         assert "inf to" not in text
-    again = measured(folder, *some)
+    again = measured(folder, *some, sets=held_out)
     assert quantized == ["pcr W8A8", "ptq4dm W8A8", "rtn W8A8", "rtn W8A8"]
     for one, other in zip(results["cells"], again["cells"], strict=False):
         assert (one["artifact"], one["values"]) == (other["artifact"], other["values"])
     assert not list((folder / "work").iterdir())
     (lost,) = (folder / "cells").glob("W8A8-rtn-*")
     lost.unlink()
-    assert cells(measured(folder, *some))["W8A8", "rtn"]["values"] == again["cells"][-1]["values"]
+    assert cells(measured(folder, *some, sets=held_out))["W8A8", "rtn"]["values"] == again["cells"][-1]["values"]
     assert len(quantized) == 4  # the artifact was there still
 
 

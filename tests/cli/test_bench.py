@@ -181,6 +181,7 @@ def test_bad_input_is_refused_before_anything_is_generated(
     assert "holds thesis.txt, which no benchmark wrote" in message()
 
 
+@pytest.mark.slow  # tests/artifact/test_shared_work.py has a benchmark by two processes without torchrun
 def test_two_processes_find_what_one_finds(
     bench: Callable[..., dict[str, Any]], model: Path, artifact: Path, prompts: Path, tmp_path: Path
 ) -> None:

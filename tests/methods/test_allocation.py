@@ -21,7 +21,6 @@ KEYS = {"steps": 3, "num_prompts": 2, "rounding": "nearest", "relax": "auto:6.5"
 
 @pytest.fixture(autouse=True)
 def _measure_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sensitivity, "BOUNDS", (0.0, 0.5, 1.0))
     monkeypatch.setattr(sensitivity, "PROBES", 1)
 
 

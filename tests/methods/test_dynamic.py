@@ -65,7 +65,7 @@ def test_onednn_runs_it_in_integers(made: Quantization, folder: Path) -> None:
     ("keys", "message"),
     [
         ({"relax": "0.5:1@10"}, "relax is 0.5:1@10, but dynamic has the same bits at all steps; use pcr or one-shot"),
-        ({"activation_range": "l4"}, "activation_range is l4, but dynamic takes the extremes of what comes"),
+        ({"activation_range": "l4"}, "activation_range is l4, but dynamic takes the extremes of each input"),
     ],
 )
 def test_what_needs_calibrated_ranges_is_refused(

@@ -215,11 +215,8 @@ def test_every_method_runs_on_the_bundled_pipeline() -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_what_is_planned_is_what_is_reported(
-    name: str, tiny_pipe: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_planned_is_what_is_reported(name: str, tiny_pipe: StableDiffusionPipeline) -> None:
     """In that order, and in as many pieces; of what reports nothing nothing is planned."""
-    monkeypatch.setattr("bitbrush.calibration.sensitivity.BOUNDS", (0.0, 0.5, 1.0))
     progress = RecordedProgress()
     keys = METHODS[name].recipe({"steps": 2, "num_prompts": 2, "batch_size": 2})
     bitbrush.quantize(tiny_pipe, keys, PROMPTS, progress=progress)

@@ -68,7 +68,7 @@ def test_texts_without_a_common_first_token_are_refused() -> None:
     full, _ = layers()
     with pytest.raises(ValueError, match=r"first tokens of texts differ by 0\.05 of their largest value"):
         FirstToken.of(full, texts() * torch.tensor([1.0, 1.05]).view(2, 1, 1))
-    with pytest.raises(ValueError, match="all that were given are zeros"):
+    with pytest.raises(ValueError, match="all texts are zeros"):
         FirstToken.of(full, torch.zeros(2, 5, 3))
 
 

@@ -174,4 +174,4 @@ def test_too_little_disk_is_refused(
     monkeypatch.setattr(estimates, "available_disk", lambda _: max(planned.saving, planned.offloaded))
     with pytest.raises(ValueError, match=r"of disk.* for unfinished work beside it, \d+ [KMG]iB are free; make room"):
         require_memory(planned, tmp_path / "new")
-    require_memory(planned, tmp_path / "new", kept=planned.work)
+    require_memory(planned, tmp_path / "new", journal_bytes=planned.work)

@@ -174,7 +174,7 @@ def test_errors_are_spread_as_optimal_brain_quantization_does(monkeypatch: pytes
 def test_a_large_gram_matrix_waits_on_the_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     layer, target_x, x = layer_and_inputs("grouped", 0, drift=0.2)
     materialized = compensated(layer, 4, target_x, x)
-    monkeypatch.setattr(compensation, "WAITING_BYTES", 1)
+    monkeypatch.setattr(compensation, "OFFLOAD_BYTES", 1)
     monkeypatch.setattr(offloading, "SMALLEST", 1)
     put = []
     monkeypatch.setattr(Offload, "put", lambda self, hessian: put.append(hessian) or self._put([hessian]))

@@ -91,12 +91,11 @@ def test_once_through_either_network_the_same_each_time_and_no_trace(
 
 
 def test_memory_does_not_grow_with_samples(
-    tiny_pipe: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    tiny_pipe: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tensors that are there, and not on the disk, whenever a block of several layers is learned."""
     gc.collect()
     gc.freeze()  # what is there before is not looked through each time
-    request.addfinalizer(gc.unfreeze)
     monkeypatch.setattr(offloading, "SMALLEST", 1)
     monkeypatch.setattr(reconstruction, "ITERATIONS", 0)
     usual, seen = reconstruction.reconstruct, list[int]()

@@ -1,6 +1,7 @@
 """LoRAs on lowered denoisers: each runtime computes what full precision does, fused, and forgets them afterwards."""
 
 import copy
+import functools
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -75,14 +76,21 @@ def paired(unet: nn.Module, runtime: str, parts: nn.Module | None = None) -> Pai
     return Pair(exact, ours, bound if parts is None else 0.03)
 
 
+@pytest.fixture(scope="module")
+def lowered(_one_tiny_pipe: StableDiffusionPipeline) -> Callable[[str], Pair]:
+    """Lowers a denoiser once for each runtime and gives copies of it, which takes less time."""
+    whole = functools.cache(lambda runtime: paired(_one_tiny_pipe.unet, runtime))
+    return lambda runtime: copy.deepcopy(whole(runtime))
+
+
 @pytest.fixture(params=list(runtimes()))
-def pair(request: pytest.FixtureRequest, tiny_pipe: StableDiffusionPipeline) -> Pair:
-    return paired(tiny_pipe.unet, request.param)
+def pair(request: pytest.FixtureRequest, lowered: Callable[[str], Pair]) -> Pair:
+    return lowered(request.param)
 
 
 @pytest.fixture
-def onednn(tiny_pipe: StableDiffusionPipeline) -> Pair:
-    return paired(tiny_pipe.unet, "onednn")
+def onednn(lowered: Callable[[str], Pair]) -> Pair:
+    return lowered("onednn")
 
 
 def test_all_layers_are_adapted_as_in_full_precision(pair: Pair) -> None:

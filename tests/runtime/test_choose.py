@@ -138,7 +138,17 @@ def test_a_card_that_cannot_be_used_is_told_of(
     chosen = choose_runtime()
     assert chosen.runtime.name in ("onednn", "reference")
     assert chosen.shortfall is not None
-    assert "the card is not used" in chosen.shortfall
+    assert "the GPU is not used" in chosen.shortfall
+
+
+@pytest.mark.usefixtures("_card")
+def test_a_gpu_that_is_slow_at_bytes_is_left_alone_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (10, 3))
+    chosen = choose_runtime()
+    assert chosen.runtime.name in ("onednn", "reference")
+    assert chosen.shortfall is not None
+    assert "a fifteenth of fp16's rate" in chosen.shortfall
+    assert isinstance(choose_runtime(RuntimeName.CUDA).runtime, CudaRuntime)
 
 
 def test_what_a_card_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,9 +37,7 @@ OFFLOADS: dict[str, Callable[[Any, Any], Any]] = {
 @pytest.mark.parametrize("name", list(OFFLOADS))
 def test_offloading_layers_is_refused_and_changes_nothing(name: str, onednn: Any, tmp_path: Any) -> None:
     before, blocks = call(onednn), fused(onednn)
-    with pytest.raises(
-        ValueError, match=r"stay on cpu.*enable_model_cpu_offload.*exclude_modules.*'reference'"
-    ):
+    with pytest.raises(ValueError, match=r"stay on cpu.*enable_model_cpu_offload.*exclude_modules.*'reference'"):
         OFFLOADS[name](onednn, tmp_path)
     assert torch.equal(call(onednn), before)
     assert fused(onednn) == blocks

@@ -221,3 +221,10 @@ def test_the_current_folder_may_be_an_output(tmp_path: Path, monkeypatch: pytest
         assert claimed_in_a_thread(tmp_path / "a")
     assert work_folder(Path()) == tmp_path / ".a.work"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no /proc here")
+@pytest.mark.parametrize("place", ["/proc/x", "/proc/x/y"])
+def test_a_folder_that_makes_no_files_is_named(place: str) -> None:
+    with pytest.raises(DiskError, match=rf"{place} cannot be written: .*choose another output"), claimed(Path(place)):
+        raise AssertionError

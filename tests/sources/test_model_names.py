@@ -126,7 +126,7 @@ def test_a_hub_out_of_reach_is_not_asked_for_artifacts(models: Path, monkeypatch
     monkeypatch.setattr("bitbrush.artifact.manifest.hf_hub_download", None)
     monkeypatch.chdir(models)
     assert not is_artifact("someone/nothing")
-    with pytest.raises(ArtifactError, match=r"nor has a hub id of that name in the cache or within reach$"):
+    with pytest.raises(ArtifactError, match=r"nor does a hub id of that name in the cache or within reach$"):
         read_manifest("someone/nothing")
 
 
@@ -135,6 +135,6 @@ def test_artifacts_that_are_meant_are_no_bundled_models(
     models: Path, monkeypatch: pytest.MonkeyPatch, name: str, meant: str | None
 ) -> None:
     monkeypatch.chdir(models)
-    with pytest.raises(ArtifactError, match="is no bitbrush artifact: it has no manifest") as raised:
+    with pytest.raises(ArtifactError, match="is no bitbrush artifact: it does not exist") as raised:
         read_manifest(name)
-    assert str(raised.value).endswith(f"; did you mean {meant!r}?" if meant else "manifest.json")
+    assert str(raised.value).endswith(f"; did you mean {meant!r}?" if meant else "does not exist")

@@ -40,7 +40,7 @@ def test_holds_the_same_weights_as_the_folder(
 
 
 def test_without_a_configuration_and_offline(checkpoint: Path) -> None:
-    with pytest.raises(ValueError, match=r"stable-diffusion-v1-5, the configuration its shapes point at,.*--config"):
+    with pytest.raises(ValueError, match=r"stable-diffusion-v1-5, which its shapes indicate: .*--config"):
         load_full_precision(checkpoint)
 
 

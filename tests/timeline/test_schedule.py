@@ -58,8 +58,8 @@ def test_static_is_the_same_at_every_step() -> None:
 @pytest.mark.parametrize(
     ("timesteps", "count", "message"),
     [
-        ((), 0, "0 timesteps for 0 grids"),
-        ((1.0,), 2, "1 timesteps for 2 grids; one each, at least one"),
+        ((), 0, "0 timesteps for 0 qparams"),
+        ((1.0,), 2, "1 timesteps for 2 qparams; one each, at least one"),
         ((1.0, 2.0), 2, "must strictly descend"),
         ((2.0, 2.0), 2, "must strictly descend"),
     ],

@@ -24,6 +24,7 @@ UNFIT = (
     AttributeError,
     LookupError,
     MemoryError,
+    NameError,
     OSError,
     RuntimeError,
     SafetensorError,

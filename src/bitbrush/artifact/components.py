@@ -9,21 +9,28 @@ import math
 import types
 from collections.abc import Iterator, Mapping
 from functools import cache
+from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import diffusers
 import torch
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
-from transformers import FeatureExtractionMixin, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import (
+    FeatureExtractionMixin,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
 from transformers.image_processing_base import ImageProcessingMixin
 
-from bitbrush.artifact.documents import ArtifactError, require_schema
+from bitbrush.artifact.documents import ArtifactError, require_schema, unknown_keys
 from bitbrush.artifact.folder import VerifiedFolder
 from bitbrush.artifact.schema import QuantizationEntry, TokenizerConfiguration, WeightIndex
 from bitbrush.artifact.tensor_file import TensorFile
 from bitbrush.sources.model_names import MODEL_INDEX
-from bitbrush.sources.networks import component_class
+from bitbrush.sources.networks import KEYS_SHOWN, component_class
 
 NETWORKS = (ModelMixin, PreTrainedModel)
 KINDS = (
@@ -64,12 +71,13 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 QUANTIZATION = "quantization_config"
 
 
-def require_fitting(folder: VerifiedFolder, component: str) -> None:
+def require_fitting(folder: VerifiedFolder, component: str, versions: Mapping[str, str]) -> None:
     """Checks the documents of an artifact against each other and against the classes of its components.
 
     Args:
         folder: Folder with verified hashes.
         component: Name of the denoiser.
+        versions: Versions of the libraries that wrote the documents, by name.
 
     Raises:
         ArtifactError: A document is of another class, or has a value of another type or size; the message names the
@@ -83,7 +91,7 @@ def require_fitting(folder: VerifiedFolder, component: str) -> None:
         if owner and owner not in classes:
             raise ArtifactError(f"{folder.root / name} belongs to no component of {MODEL_INDEX}; remove it")
     for name, kind in classes.items():
-        _require_configuration(folder, name, kind, quantized=name == component)
+        _require_configuration(folder, name, kind, versions, quantized=name == component)
         if issubclass(kind, NETWORKS) and name != component:
             _require_floats(folder.root / name)
     for name, document in folder.documents.items():
@@ -138,7 +146,9 @@ def _class(path: Path, key: str, entry: list[Any]) -> type:
     return kind
 
 
-def _require_configuration(folder: VerifiedFolder, name: str, kind: Any, *, quantized: bool) -> None:
+def _require_configuration(
+    folder: VerifiedFolder, name: str, kind: Any, versions: Mapping[str, str], *, quantized: bool
+) -> None:
     """Checks a component's configuration against the arguments of its class."""
     file = "scheduler_config.json" if issubclass(kind, SchedulerMixin) else "config.json"
     if not issubclass(kind, (*NETWORKS, SchedulerMixin)):
@@ -159,10 +169,40 @@ def _require_configuration(folder: VerifiedFolder, name: str, kind: Any, *, quan
             )
         hints = _arguments(kind)
     if quantized:
-        require_schema(document.get(QUANTIZATION), QuantizationEntry, f"{path}, {QUANTIZATION}")
+        entry = document.get(QUANTIZATION)
+        known = require_schema(entry, QuantizationEntry, f"{path}, {QUANTIZATION}")
+        if unknown := next(unknown_keys(entry, known, QUANTIZATION), None):
+            raise ArtifactError(
+                f"{path} has {unknown}, which this bitbrush does not know; upgrade it or quantize again"
+            )
+    _require_complete(document, kind, versions, path)
     for key, value in document.items():
         if key in hints:
             _require_value(value, hints[key], f"{path}: {key}")
+
+
+def _require_complete(document: Mapping[str, Any], kind: Any, versions: Mapping[str, str], path: Path) -> None:
+    """Rejects a configuration without all settings that the library, in the version that wrote it, writes.
+
+    Another version may declare others, so only a configuration of the installed version is checked.
+    """
+    library = kind.__module__.partition(".")[0]
+    if versions.get(library) != import_module(library).__version__:
+        return
+    if missing := [key for key in _written(kind) if key not in document]:
+        raise ArtifactError(
+            f"{path} lacks {', '.join(missing[:KEYS_SHOWN])}, which {library} {versions[library]} writes for a "
+            f"{kind.__name__}; quantize or copy it again"
+        )
+
+
+@cache
+def _written(kind: Any) -> tuple[str, ...]:
+    """Returns the settings that a library writes for each component of a class, whatever their values."""
+    if not issubclass(kind, PreTrainedModel):
+        return tuple(key for key in _arguments(kind) if key not in getattr(kind, "ignore_for_config", ()))
+    own = kind.config_class().to_dict().keys() - PretrainedConfig().to_dict().keys()
+    return tuple(key for key in _arguments(kind.config_class) if key in own)
 
 
 @cache
@@ -173,7 +213,11 @@ def _arguments(kind: Any) -> dict[str, tuple[Any, Any]]:
     except NameError:  # a name that its module imports for type checkers alone
         hints = {}
     parameters = inspect.signature(kind).parameters
-    return {name: (hints.get(name, one.annotation), one.default) for name, one in parameters.items()}
+    return {
+        name: (hints.get(name, one.annotation), one.default)
+        for name, one in parameters.items()
+        if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+    }
 
 
 def _require_value(value: Any, argument: tuple[Any, Any], place: str) -> None:
@@ -193,7 +237,7 @@ def _require_value(value: Any, argument: tuple[Any, Any], place: str) -> None:
             raise ArtifactError(f"{place} is {value!r:.80}; a finite number of a usual magnitude is expected")
         if place.endswith(POSITIVE) and default is not None and (one is None or (_is_number(one) and one <= 0)):
             raise ArtifactError(f"{place} is {value!r:.80}; a positive number is expected")
-        if one is None and (default is None or type(None) in allowed or bool in allowed):
+        if one is None and (default is None or type(None) in allowed or (bool in allowed and not default)):
             continue
         if allowed and not _is_one_of(one, allowed):
             raise ArtifactError(f"{place} is {value!r:.80}; {_expected(allowed)} is expected")

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from bitbrush.artifact.building import building
@@ -13,6 +12,7 @@ from bitbrush.artifact.documents import parse, read_whole, require_schema
 from bitbrush.artifact.schema import QuantizationEntry
 from bitbrush.artifact.tensor_file import TensorFile
 from bitbrush.artifact.tensors import LAYER_KEYS, layer_from_tensors
+from bitbrush.network.empty import without_values
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.network.low_rank import branch_
 from bitbrush.network.skip_inputs import split_
@@ -21,7 +21,7 @@ from bitbrush.runtime.interface import Execution
 from bitbrush.runtime.lowered import lower
 from bitbrush.session.allocator import return_freed_memory
 from bitbrush.session.progress import Progress, silent
-from bitbrush.sources.networks import KEYS_SHOWN, is_finite
+from bitbrush.sources.networks import unusable_values
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CONFIG = "config.json"
@@ -96,13 +96,13 @@ def require_values(denoiser: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Checks dtypes and values of tensors that are not quantized.
 
     Raises:
-        ValueError: A tensor has another dtype than the denoiser's, or holds NaN or infinity.
+        ValueError: A tensor has another dtype than the denoiser's, or values that are not finite or too large.
     """
     for name, expected in denoiser.state_dict().items():
         if name in tensors and tensors[name].dtype != expected.dtype:
             raise ValueError(f"tensor {name} is of {tensors[name].dtype}; the denoiser's is of {expected.dtype}")
-    if bad := [name for name, tensor in tensors.items() if not is_finite(tensor)]:
-        raise ValueError(f"the denoiser holds NaN or infinity in {', '.join(bad[:KEYS_SHOWN])}")
+    if unusable := unusable_values(tensors):
+        raise ValueError(f"the denoiser {unusable}")
 
 
 def _require_first_tokens(bits: Mapping[str, int], listed: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
@@ -142,7 +142,7 @@ def _empty_denoiser(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     packed = config.pop("quantization_config")
     require_uncorrected(packed)
     require_schema(packed, QuantizationEntry, folder / CONFIG)
-    with building(folder), init_empty_weights(include_buffers=False):
+    with building(folder), without_values():
         denoiser: nn.Module = getattr(diffusers, config["_class_name"]).from_config(config)
         split_(denoiser, packed.get("split_skips", {}))
         branch_(denoiser, packed.get("low_ranks", {}))

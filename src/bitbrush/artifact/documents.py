@@ -112,6 +112,25 @@ def require_schema(document: Any, schema: Any, path: Path | str) -> Any:
         raise ArtifactError(f"{path} is damaged: {error}; quantize or copy it again") from error
 
 
+def unknown_keys(document: Any, known: Any, place: str = "$") -> Iterator[str]:
+    """Yields the places of a document's keys that its schema does not name.
+
+    Args:
+        document: Parsed JSON.
+        known: The document as :func:`require_schema` returned it.
+        place: Place of the document, for the result.
+    """
+    if isinstance(document, dict):
+        for key, value in document.items():
+            if key in known:
+                yield from unknown_keys(value, known[key], f"{place}.{key}")
+            else:
+                yield f"{place}.{key}"
+    elif isinstance(document, list):
+        for number, (value, other) in enumerate(zip(document, known, strict=True)):
+            yield from unknown_keys(value, other, f"{place}[{number}]")
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     unique = dict(pairs)
     if len(unique) != len(pairs):
@@ -137,8 +156,8 @@ def _representable(text: str) -> float:
 def _require_shallow(document: Any) -> None:
     level = [document]
     for _ in range(MAX_DEPTH):
-        parents = [one for one in level if isinstance(one, dict | list)]
-        level = [child for one in parents for child in (one.values() if isinstance(one, dict) else one)]
+        parents = [one for one in level if type(one) in (dict, list)]  # as json makes them; vocabularies are long
+        level = [child for one in parents for child in (one.values() if type(one) is dict else one)]
         if not level:
             return
     raise ValueError(f"nested deeper than {MAX_DEPTH}")

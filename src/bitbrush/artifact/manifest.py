@@ -4,14 +4,16 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
+from packaging.version import InvalidVersion, Version
 from safetensors import SafetensorError
 
-from bitbrush.artifact.documents import ArtifactError, parse, read_whole, require_schema
+from bitbrush.artifact.documents import ArtifactError, parse, read_whole, require_schema, unknown_keys
 from bitbrush.artifact.folder import MANIFEST, require_known_names, text_digest
 from bitbrush.artifact.schema import Manifest
 from bitbrush.sources.model_names import did_you_mean, is_within_reach, may_be_hub_id
@@ -76,9 +78,17 @@ def _content(source: str | os.PathLike[str], path: Path) -> bytes:
     try:
         return read_whole(path)
     except (FileNotFoundError, NotADirectoryError):
-        on_hub = ", nor has a hub id of that name in the cache or within reach" if _may_be_hub_id(source) else ""
-        meant = "" if Path(source).exists() else did_you_mean(os.fspath(source), bundled=())
-        raise ArtifactError(f"{source} is no bitbrush artifact: it has no {MANIFEST}{on_hub}{meant}") from None
+        raise ArtifactError(f"{source} is no bitbrush artifact: {_missing_text(source)}") from None
+
+
+def _missing_text(source: str | os.PathLike[str]) -> str:
+    place = Path(source)
+    if place.is_dir():
+        return f"it has no {MANIFEST}"
+    if place.exists():
+        return "it is no folder"
+    on_hub = ", nor does a hub id of that name in the cache or within reach" if _may_be_hub_id(source) else ""
+    return f"it does not exist{on_hub}{did_you_mean(os.fspath(source), bundled=())}"
 
 
 def _validated(manifest: Any, path: Path) -> dict[str, Any]:
@@ -86,16 +96,40 @@ def _validated(manifest: Any, path: Path) -> dict[str, Any]:
         raise ArtifactError(
             f"{path} is not the manifest of a bitbrush artifact: quantize or copy it again, or give another folder"
         )
-    version = manifest["schema_version"]
-    if isinstance(version, int) and version > SCHEMA_VERSION:
+    schema = manifest["schema_version"]
+    if isinstance(schema, int) and schema > SCHEMA_VERSION:
         raise ArtifactError(
-            f"{path} has schema version {version}; this bitbrush reads up to {SCHEMA_VERSION}: upgrade bitbrush"
+            f"{path} was written by a newer bitbrush: it has schema version {schema}, and this one reads up to "
+            f"{SCHEMA_VERSION}; upgrade bitbrush"
         )
-    require_schema(manifest, Manifest, path)
+    known = require_schema(manifest, Manifest, path)
+    if (unknown := next(unknown_keys(manifest, known), None)) is not None:
+        raise ArtifactError(_unknown_text(path, unknown, manifest["versions"].get("bitbrush")))
     names = [layer["name"] for layer in manifest["layers"]]
     if len(set(names)) != len(names):
         raise ArtifactError(f"{path} is damaged: layers lists a name twice; quantize or copy it again")
     return _with_current_names(manifest)
+
+
+def _unknown_text(path: Path, unknown: str, writer: str | None) -> str:
+    """Returns the message for a key that this version does not know, with the versions that wrote and read it."""
+    own = version("bitbrush")
+    if writer is not None and _is_newer(writer, own):
+        return (
+            f"{path} was written by a newer bitbrush, {writer}, and has {unknown}, which {own} does not know; upgrade "
+            "bitbrush"
+        )
+    return (
+        f"{path} is damaged: {unknown} is no key that bitbrush {writer or 'of an unknown version'} writes or {own} "
+        "reads; quantize or copy it again"
+    )
+
+
+def _is_newer(one: str, other: str) -> bool:
+    try:
+        return Version(one) > Version(other)
+    except InvalidVersion:
+        return False
 
 
 def _with_current_names(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,7 +146,13 @@ def reading_tensors(root: Path) -> Iterator[None]:
         yield
     except ArtifactError:
         raise
-    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+    except (
+        SafetensorError,
+        AttributeError,
+        KeyError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # no such layer, no such tensor
         raise ArtifactError(f"{root} does not hold what {MANIFEST} lists: {error}; quantize again") from error
 
 

@@ -63,7 +63,7 @@ class Denoiser(TypedDict):
 
 
 class Layer(TypedDict):
-    """Treatment of a Conv2d or Linear; earlier versions named ``high_precision`` ``edge``."""
+    """Treatment of a Conv2d or Linear; earlier versions named ``high_precision`` ``edge``, and had ``groups``."""
 
     name: Name
     kind: Name
@@ -73,6 +73,7 @@ class Layer(TypedDict):
     edge: NotRequired[bool]
     excluded: str | None
     factor: NotRequired[bool]
+    groups: NotRequired[Rank]
 
 
 class Cost(TypedDict):
@@ -104,13 +105,14 @@ class Manifest(TypedDict):
 
 
 class QuantizationEntry(TypedDict):
-    """Entry ``quantization_config`` of the denoiser's configuration."""
+    """Entry ``quantization_config`` of the denoiser's configuration; earlier versions had ``correction``."""
 
     quant_method: NotRequired[str]
     weight_bits: Annotated[dict[Name, WeightBits], Meta(min_length=1, max_length=100_000)]
     split_skips: NotRequired[dict[Name, Dimension]]
     low_ranks: NotRequired[dict[Name, Rank]]
     first_tokens: NotRequired[list[Name]]
+    correction: NotRequired[Any]
 
 
 class WeightIndex(TypedDict):

@@ -2,7 +2,9 @@
 
 import math
 import os
+import weakref
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -100,10 +102,12 @@ class TensorFile(Mapping[str, Tensor]):
             ArtifactError: The file has no safetensors header, or its tensors overlap, leave gaps or exceed the file.
         """
         self._path = path
-        with opening(path) as file:
-            status = os.fstat(file.fileno())
+        with ExitStack() as stack:
+            self._file = stack.enter_context(opening(path))
+            status = os.fstat(self._file.fileno())
             identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
             self.entries, self._begin = _header(path, identity)
+            weakref.finalize(self, stack.pop_all().close)  # opening it for each tensor takes longer than reading
 
     def __getitem__(self, name: str) -> Tensor:
         entry = self.entries[name]
@@ -111,10 +115,9 @@ class TensorFile(Mapping[str, Tensor]):
             raise ArtifactError(f"{self._path}: tensor {name} has dtype {entry.dtype}; known are {', '.join(DTYPES)}")
         begin, end = entry.data_offsets
         data = torch.empty(end - begin, dtype=torch.uint8)
-        with self._path.open("rb") as file:
-            file.seek(self._begin + begin)
-            if file.readinto(data.numpy().data) != end - begin:
-                raise ArtifactError(f"{self._path} ends before the tensor {name} does")
+        self._file.seek(self._begin + begin)
+        if self._file.readinto(data.numpy().data) != end - begin:
+            raise ArtifactError(f"{self._path} ends before the tensor {name} does")
         return data.view(DTYPES[entry.dtype]).view(entry.shape)
 
     def stored_bytes(self, prefix: str) -> int:

@@ -14,7 +14,7 @@ from bitbrush.network.lazy_weights import state_readers
 from bitbrush.numerics.affine import QParams
 from bitbrush.numerics.packing import pack, unpack
 from bitbrush.numerics.weights import QuantizedWeight, WeightQParams
-from bitbrush.sources.networks import is_finite
+from bitbrush.sources.networks import LARGEST_VALUE, unusable_values
 from bitbrush.timeline.schedule import Activations, ActivationSchedule, DynamicRanges
 
 LAYER_KEYS = frozenset(
@@ -131,15 +131,18 @@ class _LayerReader:
     def finite(self, key: str, length: int | None = None) -> Tensor:
         """Reads finite float32 values."""
         tensor = self(key, torch.float32, length)
-        if not is_finite(tensor):
-            raise ValueError(f"{self.name}.{key} holds NaN or infinity")
+        if unusable := unusable_values({key: tensor}):
+            raise ValueError(f"{self.name} {unusable}")
         return tensor
 
     def positive(self, key: str, length: int) -> Tensor:
         """Reads positive finite float32 values."""
-        tensor = self.finite(key, length)
-        if length and float(tensor.min()) <= 0:
-            raise ValueError(f"{self.name}.{key} holds {float(tensor.min()):g}; scales are positive")
+        tensor = self(key, torch.float32, length)
+        low, high = (end.item() for end in tensor.aminmax()) if length else (1.0, 1.0)
+        if not 0 < low <= high <= LARGEST_VALUE:
+            raise ValueError(
+                f"{self.name}.{key} holds {low:g} to {high:g}; scales are positive and at most {LARGEST_VALUE:.0f}"
+            )
         return tensor
 
 

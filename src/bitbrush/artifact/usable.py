@@ -9,6 +9,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedM
 
 from bitbrush.artifact.documents import ArtifactError
 from bitbrush.sources.networks import is_finite
+from bitbrush.sources.settings import require_settings
 
 TEXTS = ["a red cat", ""]
 TOKENS = 77
@@ -24,9 +25,10 @@ def require_usable(pipe: DiffusionPipeline, steps: int) -> None:
         steps: Number of steps of its plan.
 
     Raises:
-        ArtifactError: A timestep or sample is not finite, or a token has no embedding. Other errors are the components'
-            own.
+        ArtifactError: A timestep or sample is not finite, or a token has no embedding.
+        ValueError: The pipeline computes with a setting that is null. Other errors are the components' own.
     """
+    require_settings(pipe)
     _require_steps(pipe.scheduler, steps)
     for name, part in pipe.components.items():
         if isinstance(part, PreTrainedTokenizerBase):

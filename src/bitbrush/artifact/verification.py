@@ -41,7 +41,7 @@ def reading(source: str | os.PathLike[str]) -> Iterator[tuple[Path, dict[str, An
     _require_known_settings(root, manifest)
     _require_known_family(manifest["denoiser"]["family"])
     with verified(root, manifest["files"]) as folder:
-        require_fitting(folder, manifest["denoiser"]["component"])
+        require_fitting(folder, manifest["denoiser"]["component"], manifest["versions"])
         _require_agreement(folder, manifest)
         yield root, manifest
 

@@ -19,10 +19,10 @@ def step_tensors(
     """
     histograms = [observer.histogram(name) for name in names]
     return {
-        "low": torch.tensor([one.low for one in histograms], dtype=torch.float64),
-        "high": torch.tensor([one.high for one in histograms], dtype=torch.float64),
-        "exponent": torch.tensor([one.exponent for one in histograms]),
-        "counts": torch.stack([one.counts for one in histograms]),
+        "low": torch.tensor([histogram.low for histogram in histograms], dtype=torch.float64),
+        "high": torch.tensor([histogram.high for histogram in histograms], dtype=torch.float64),
+        "exponent": torch.tensor([histogram.exponent for histogram in histograms]),
+        "counts": torch.stack([histogram.counts for histogram in histograms]),
         "scale": torch.tensor([all_qparams[name].scale for name in names], dtype=torch.float64),
         "zero_point": torch.tensor([all_qparams[name].zero_point for name in names]),
         "bits": torch.tensor([all_qparams[name].bits for name in names]),
@@ -36,10 +36,10 @@ def step_from_tensors(names: Sequence[str], tensors: Mapping[str, Tensor]) -> tu
         return zip(*(tensors[key].tolist() for key in keys), strict=True)
 
     observer = InputObserver()
-    seen = zip(columns("low", "high", "exponent"), tensors["counts"], strict=True)
+    rows = zip(columns("low", "high", "exponent"), tensors["counts"], strict=True)
     observer.histograms = {
         name: Histogram(low, high, int(exponent), counts)
-        for name, ((low, high, exponent), counts) in zip(names, seen, strict=True)
+        for name, ((low, high, exponent), counts) in zip(names, rows, strict=True)
     }
     all_qparams = zip(names, columns("scale", "zero_point", "bits"), strict=True)
     return observer, {name: QParams(scale, int(zero), int(bits)) for name, (scale, zero, bits) in all_qparams}

@@ -28,14 +28,17 @@ def merged_over_ranks(observer: InputObserver, names: Sequence[str], ranks: Rank
     """
     if ranks.world == 1:
         return observer
-    seen = [observer.histograms.get(name) for name in names]
-    low = ranks.least(_column([one.low if one else torch.inf for one in seen])).tolist()
-    high = ranks.most(_column([one.high if one else -torch.inf for one in seen])).tolist()
-    exponents = ranks.most(torch.tensor([one.exponent if one else UNSEEN for one in seen])).tolist()
-    own = [
-        one.counts_to(exponent) if one else _column([0.0] * BINS) for one, exponent in zip(seen, exponents, strict=True)
+    histograms = [observer.histograms.get(name) for name in names]
+    low = ranks.least(_column([histogram.low if histogram else torch.inf for histogram in histograms])).tolist()
+    high = ranks.most(_column([histogram.high if histogram else -torch.inf for histogram in histograms])).tolist()
+    exponents = ranks.most(
+        torch.tensor([histogram.exponent if histogram else UNSEEN for histogram in histograms])
+    ).tolist()
+    local_counts = [
+        histogram.counts_to(exponent) if histogram else _column([0.0] * BINS)
+        for histogram, exponent in zip(histograms, exponents, strict=True)
     ]
-    counts = ranks.sum(torch.stack(own))
+    counts = ranks.sum(torch.stack(local_counts))
     merged = InputObserver()
     for index, name in enumerate(names):
         if exponents[index] != UNSEEN:

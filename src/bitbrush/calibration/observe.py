@@ -97,7 +97,7 @@ class Calibration:
             Quantization parameters by layer name.
         """
         # A pipeline in half precision rounds the planned timesteps.
-        step = min(planned, key=lambda known: abs(known - timestep))
+        step = min(planned, key=lambda candidate: abs(candidate - timestep))
         bits = [self.bits.of(spec, planned)[step] for spec in self.layers]
         histograms = [observer.histogram(name) for name in self.names]
         return dict(zip(self.names, find_qparams(self.estimator, histograms, bits), strict=True))

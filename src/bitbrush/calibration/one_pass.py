@@ -30,7 +30,7 @@ def static_schedules(
         everything.histograms[name] = reduce(Histogram.merge, histograms)
     any_step = next(iter(observations))
     qparams = calibration.qparams(everything, any_step, (any_step,))
-    return {name: ActivationSchedule.static(own) for name, own in qparams.items()}
+    return {name: ActivationSchedule.static(layer_qparams) for name, layer_qparams in qparams.items()}
 
 
 def one_shot_schedules(calibration: Calibration, observations: Observations) -> dict[str, ActivationSchedule]:

@@ -35,9 +35,9 @@ class Probed:
     inputs: dict[str, Tensor] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
 
-    def add(self, found: dict[str, Tensor], name: str, errors: Tensor) -> None:
-        """Adds the errors of a layer to ``found``."""
-        found[name] = found[name] + errors if name in found else errors
+    def add(self, totals: dict[str, Tensor], name: str, errors: Tensor) -> None:
+        """Adds the errors of a layer to ``totals``."""
+        totals[name] = totals[name] + errors if name in totals else errors
 
 
 def guided(output: Tensor, prompts: int, guidance: float) -> Tensor:
@@ -78,10 +78,10 @@ def probe(
     probed = Probed()
     with _listening(denoiser, candidates, len(importance), probed), torch.enable_grad():
         output = call.forward(denoiser)[0]
-        wanted = guided(output, len(importance), guidance)
-        size = importance.repeat(len(wanted) // len(importance)).sqrt()
-        v = torch.randn(wanted.shape, generator=generator).to(wanted.device) * size.view(-1, *(1,) * (wanted.dim() - 1))
-        wanted.backward(v)
+        y = guided(output, len(importance), guidance)
+        size = importance.repeat(len(y) // len(importance)).sqrt()
+        v = torch.randn(y.shape, generator=generator).to(y.device) * size.view(-1, *(1,) * (y.dim() - 1))
+        y.backward(v)
     return probed
 
 

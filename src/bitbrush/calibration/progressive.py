@@ -54,8 +54,8 @@ def calibrate_progressively(
         for number, calls in enumerate(lockstep(trajectories)):
             timestep, piece = calls[0].timestep, f"step-{number:04d}"
             active.clear()
-            if (kept := session.journal.read(piece)) is not None:
-                observed[timestep], qparams[timestep] = step_from_tensors(calibration.names, kept)
+            if (tensors := session.journal.read(piece)) is not None:
+                observed[timestep], qparams[timestep] = step_from_tensors(calibration.names, tensors)
             else:
                 observer = observed.setdefault(timestep, InputObserver())
                 observer.add(observe_step(denoiser, calibration, calls, session))

@@ -34,12 +34,12 @@ class Propagation:
         calls: list[DenoiserCall] = []
         outputs: list[Any] = []
 
-        def kept(index: int, call: DenoiserCall) -> Any:
+        def record(index: int, call: DenoiserCall) -> Any:
             calls.append(call)
             outputs.append(answer(index, call))
             return outputs[-1]
 
-        latents = self._run(batch, kept)
+        latents = self._run(batch, record)
         return CleanRun(batch, tuple(calls), tuple(outputs), latents)
 
     def effect(self, run: CleanRun, segment: range, disturbed: Answer, clean: Answer) -> Tensor:

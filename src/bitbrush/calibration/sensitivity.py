@@ -213,8 +213,8 @@ class _Network:
         with observer.watching(self.denoiser, layers), _counting_products(self.denoiser, self.products):
             output = self.plain(index, call)
         self._observers.append(observer)
-        own = self._found(observer, (self.measurement.bits,))
-        self.qparams.append({name: qparams for name, (qparams,) in own.items()})
+        all_qparams = self._layer_qparams(observer, (self.measurement.bits,))
+        self.qparams.append({name: qparams for name, (qparams,) in all_qparams.items()})
         return output
 
     def quantized(self, index: int, call: DenoiserCall) -> Any:
@@ -224,13 +224,13 @@ class _Network:
 
     def choices(self, index: int) -> dict[str, list[QParams]]:
         """Returns every layer's qparams at an observed call, one for each of ACTIVATION_CHOICES."""
-        return self._found(self._observers[index], ACTIVATION_CHOICES)
+        return self._layer_qparams(self._observers[index], ACTIVATION_CHOICES)
 
-    def _found(self, observer: InputObserver, bits: Sequence[int]) -> dict[str, list[QParams]]:
+    def _layer_qparams(self, observer: InputObserver, bits: Sequence[int]) -> dict[str, list[QParams]]:
         layers = self.measurement.layers
         histograms = [observer.histogram(name) for name in layers for _ in bits]
-        found = iter(find_qparams(self.measurement.activation_range, histograms, list(bits) * len(layers)))
-        return {name: [next(found) for _ in bits] for name in layers}
+        qparams = iter(find_qparams(self.measurement.activation_range, histograms, list(bits) * len(layers)))
+        return {name: [next(qparams) for _ in bits] for name in layers}
 
 
 @contextmanager
@@ -252,21 +252,21 @@ def _importance(
 ) -> Tensor:
     """Estimates the effect of a unit of squared output error in a call on the image, (denoiser calls, prompts)."""
     calls = len(run.calls)
-    found = _kept({segment: _segment_piece(segment) for segment in segments(calls)}, journal)
-    missing = [segment for segment in segments(calls) if segment not in found]
+    results = _journal_results({segment: _segment_piece(segment) for segment in segments(calls)}, journal)
+    missing = [segment for segment in segments(calls) if segment not in results]
     with progress(DISTURBED_STEPS, _disturbed_calls(calls, missing)) as advance, network.reporting(advance):
         for segment in missing:
-            found[segment] = _disturbed(propagation, network, run, segment)
-            journal.write(_segment_piece(segment), found[segment])
+            results[segment] = _disturbed(propagation, network, run, segment)
+            journal.write(_segment_piece(segment), results[segment])
     importance, all_effects = [], torch.zeros(len(run.batch.prompts))
     for segment in segments(calls):
-        errors, effect = found[segment]["errors"], found[segment]["effect"]
+        errors, effect = results[segment]["errors"], results[segment]["effect"]
         importance.append((effect / errors.sum(0).clamp_min(LEAST)).expand_as(errors))
         all_effects += effect
     return torch.cat(importance) / all_effects.clamp_min(LEAST)
 
 
-def _kept(pieces: Mapping[Key, str], journal: Journal) -> dict[Key, dict[str, Tensor]]:
+def _journal_results(pieces: Mapping[Key, str], journal: Journal) -> dict[Key, dict[str, Tensor]]:
     """Reads the results that the journal holds."""
     read = {key: journal.read(piece) for key, piece in pieces.items()}
     return {key: tensors for key, tensors in read.items() if tensors is not None}
@@ -299,18 +299,18 @@ def _probe_all(
 ) -> tuple[Tensor, Tensor]:
     """Probes inputs and weights, each (probed calls, layers, choices)."""
     probed = probed_calls(len(run.calls))
-    found = _kept({index: _probe_piece(index) for index in probed}, journal)
-    missing = len(probed) - len(found)
+    results = _journal_results({index: _probe_piece(index) for index in probed}, journal)
+    missing = len(probed) - len(results)
     all_qparams = _weight_qparams(network.measurement, progress) if missing else {}
     generator = Generator().manual_seed(0)
     with progress(PROBING, PROBES * missing) as advance, network.reporting(advance):
         for index in probed:
-            if index not in found:
+            if index not in results:
                 candidates = Candidates(network.choices(index), all_qparams)
-                found[index] = _probed(network, run.calls[index], candidates, importance[index], generator)
-                journal.write(_probe_piece(index), found[index])
-            generator.set_state(found[index][GENERATOR])
-    inputs, weights = (torch.stack([found[index][key] for index in probed]) for key in ("inputs", "weights"))
+                results[index] = _probed(network, run.calls[index], candidates, importance[index], generator)
+                journal.write(_probe_piece(index), results[index])
+            generator.set_state(results[index][GENERATOR])
+    inputs, weights = (torch.stack([results[index][key] for index in probed]) for key in ("inputs", "weights"))
     return inputs, weights
 
 
@@ -328,8 +328,8 @@ def _probed(
         probes.append(probe(network.denoiser, call, candidates, weighted, measurement.plan.guidance_scale, generator))
         network.count()
     return {
-        "inputs": _mean([one.inputs for one in probes], measurement.layers).cpu(),
-        "weights": _mean([one.weights for one in probes], measurement.layers).cpu(),
+        "inputs": _mean([errors.inputs for errors in probes], measurement.layers).cpu(),
+        "weights": _mean([errors.weights for errors in probes], measurement.layers).cpu(),
         GENERATOR: generator.get_state(),
     }
 
@@ -345,9 +345,9 @@ def _weight_qparams(measurement: Measurement, progress: Progress) -> dict[str, l
     return all_qparams
 
 
-def _mean(found: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> Tensor:
+def _mean(probes: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> Tensor:
     """Averages probes, (layers, choices)."""
-    return torch.stack([torch.stack([one[name] for one in found]).mean(0) for name in names])
+    return torch.stack([torch.stack([errors[name] for errors in probes]).mean(0) for name in names])
 
 
 def _between(measured: Tensor, at: Sequence[int], calls: int) -> Tensor:

@@ -93,17 +93,17 @@ class StepSizeLearner:
             generator, total = Generator().manual_seed(0), EPOCHS * len(calls)
             steps = [self._step(call) for call in calls]
             with self._session.progress(LEARNING_TITLE, total) as advance:
-                for done in range(total):
-                    if done % len(calls) == 0:
+                for iteration in range(total):
+                    if iteration % len(calls) == 0:
                         order = torch.randperm(len(calls), generator=generator).tolist()
-                    self._adam.param_groups[0]["lr"] = RATE * (1 - done / total)
-                    self._iterate(denoiser, steps[order[done % len(calls)]], all_qparams)
+                    self._adam.param_groups[0]["lr"] = RATE * (1 - iteration / total)
+                    self._iterate(denoiser, steps[order[iteration % len(calls)]], all_qparams)
                     advance()
             return {"u": self._u.detach()}
 
-        found = self._session.ranks.from_first(iterate)
-        assert found is not None
-        factors = dict(zip(self._layers, found["u"].exp().tolist(), strict=True))
+        tensors = self._session.ranks.from_first(iterate)
+        assert tensors is not None
+        factors = dict(zip(self._layers, tensors["u"].exp().tolist(), strict=True))
         return {
             name: scaled(qparams, factors[name]) if name in factors else qparams
             for name, qparams in all_qparams.items()
@@ -149,22 +149,24 @@ def scaled(qparams: QParams, factor: float) -> QParams:
     return replace(qparams, scale=float(torch.tensor(qparams.scale * factor, dtype=torch.float32)))
 
 
-def of_first_prompts(call: DenoiserCall, prompts: int, kept: int) -> DenoiserCall:
-    """Selects the rows of the first ``kept`` of a call's ``prompts`` in each of its parts (two with guidance).
+def of_first_prompts(call: DenoiserCall, prompts: int, count: int) -> DenoiserCall:
+    """Selects the rows of the first ``count`` of a call's ``prompts`` in each of its parts (two with guidance).
 
     Values other than tensors with as many rows as the latents are assumed common to all prompts.
     """
-    rows = next(len(one) for one in (*call.args, *call.kwargs.values()) if isinstance(one, Tensor) and one.dim() > 1)
-    chosen = torch.arange(rows).view(-1, prompts)[:, :kept].flatten() if rows % prompts == 0 else torch.arange(rows)
+    rows = next(
+        len(item) for item in (*call.args, *call.kwargs.values()) if isinstance(item, Tensor) and item.dim() > 1
+    )
+    indices = torch.arange(rows).view(-1, prompts)[:, :count].flatten() if rows % prompts == 0 else torch.arange(rows)
 
     def pick(value: Any) -> Any:
         match value:
             case Tensor() if value.dim() > 0 and len(value) == rows:
-                return value[chosen]
+                return value[indices]
             case dict():
-                return {key: pick(one) for key, one in value.items()}
+                return {key: pick(item) for key, item in value.items()}
             case list() | tuple():
-                return type(value)(pick(one) for one in value)
+                return type(value)(pick(item) for item in value)
             case _:
                 return value
 

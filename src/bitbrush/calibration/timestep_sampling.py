@@ -31,9 +31,9 @@ def skewed_normal_draws(timesteps: Sequence[float], *, seed: int, draws: int = D
         Count of each drawn timestep.
     """
     generator = torch.Generator().manual_seed(seed)
-    known, most = tuple(timesteps), max(timesteps)
+    plan, most = tuple(timesteps), max(timesteps)
     counts: Counter[float] = Counter()
     while (missing := draws - counts.total()) > 0:
         drawn = (SKEWED_MEAN + 0.5 * torch.randn(missing, generator=generator, dtype=torch.float64)) * most
-        counts.update(known[nearest(known, t)] for t in drawn.tolist() if 0 <= t <= most)
+        counts.update(plan[nearest(plan, t)] for t in drawn.tolist() if 0 <= t <= most)
     return counts

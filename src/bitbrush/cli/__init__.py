@@ -10,6 +10,7 @@ from bitbrush.cli.bench import bench
 from bitbrush.cli.compare import compare
 from bitbrush.cli.console import reporting_errors
 from bitbrush.cli.demo import demo
+from bitbrush.cli.doctor import doctor
 from bitbrush.cli.generate import generate
 from bitbrush.cli.inspect import inspect
 from bitbrush.cli.plans import plans
@@ -28,7 +29,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (quantize, recalibrate, generate, compare, bench, plans, ablate, sensitivity, inspect, verify, demo):
+for command in (
+    quantize,
+    recalibrate,
+    generate,
+    compare,
+    bench,
+    plans,
+    ablate,
+    sensitivity,
+    inspect,
+    verify,
+    demo,
+    doctor,
+):
     app.command()(reporting_errors(command))
 
 

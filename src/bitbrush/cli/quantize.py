@@ -165,9 +165,9 @@ def _look_ahead(state: "QuantizationState", calibration: Sequence[str], output: 
         print_plan(state, planned, output)
         return
     if state.pipe.device.type == "cpu":
-        require_memory(planned, output, kept=kept.size, processes=state.session.ranks.here)
+        require_memory(planned, output, journal_bytes=kept.size, processes=state.session.ranks.here)
     else:
-        require_disk(planned, output, kept=kept.size)
+        require_disk(planned, output, journal_bytes=kept.size)
         if short := short_on_gpu(planned, state.pipe.device):
             warn(short)
     if done := kept.pieces():

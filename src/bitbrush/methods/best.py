@@ -2,7 +2,7 @@
 
 The averages equal those of ``pcr`` with the same keys. Weight bits are the same on average. The two extra bits of pcr's
 relaxed fifth are distributed over all steps and layers. If activations have fewer than 8 bits, layers get low-rank
-branches, whose weights count in the average. docs/methods.md describes the measurement and the branches and their gain.
+branches, whose weights count in the average. docs/methods.md describes the measurement, the branches and their gain.
 """
 
 from bitbrush.calibration.relaxing import MeasuredRelaxation

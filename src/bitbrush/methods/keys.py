@@ -160,7 +160,7 @@ def named_value(text: str) -> tuple[str, Any] | None:
     if not (name and equals):
         return None
     parsed = _json_value(value)
-    is_text = isinstance(parsed, str) or (isinstance(parsed, list) and all(isinstance(one, str) for one in parsed))
+    is_text = isinstance(parsed, str) or (isinstance(parsed, list) and all(isinstance(item, str) for item in parsed))
     return name, value if is_prompt_text(name) and not is_text else parsed
 
 
@@ -169,7 +169,7 @@ def _json_value(text: str) -> Any:
     if parsed is not None or text == "null":
         return parsed
     numbers = read_json(f"[{text}]")
-    return numbers if numbers and all(isinstance(one, int | float) for one in numbers) else text
+    return numbers if numbers and all(isinstance(item, int | float) for item in numbers) else text
 
 
 def read_json(text: str) -> Any:
@@ -182,4 +182,4 @@ def read_json(text: str) -> Any:
 
 def keys_of(recipe: type) -> Mapping[str, Key]:
     """Returns the keys of a recipe class by name, in order."""
-    return {name: one.metadata[METADATA] for name, one in recipe.__dataclass_fields__.items()}  # type: ignore[attr-defined]
+    return {name: entry.metadata[METADATA] for name, entry in recipe.__dataclass_fields__.items()}  # type: ignore[attr-defined]

@@ -112,17 +112,17 @@ def _pipeline_arguments(name: str, value: Any) -> tuple[tuple[str, PipelineArgum
     """Parses a table, or ``NAME=VALUE`` texts with values in JSON or as plain text."""
     if not isinstance(value, Mapping | list | tuple):
         raise ValueError(f"{name} is {value!r}; expected a table, or NAME=VALUE strings")
-    pairs = value if isinstance(value, Mapping) else dict(_pair(one) for one in value)
-    return tuple((argument, _pipeline_argument(argument, given)) for argument, given in pairs.items())
+    pairs = value if isinstance(value, Mapping) else dict(_pair(item) for item in value)
+    return tuple((argument, _pipeline_argument(argument, setting)) for argument, setting in pairs.items())
 
 
 def _pipeline_argument(name: str, value: Any) -> PipelineArgument:
     values = value if isinstance(value, list | tuple) else (value,)
-    if is_prompt_text(name) and not (value is None or (values and all(isinstance(one, str) for one in values))):
+    if is_prompt_text(name) and not (value is None or (values and all(isinstance(item, str) for item in values))):
         raise ValueError(f"pipeline argument {name} is {value!r}; it must be a text, or a list of texts")
-    numbers = [one for one in values if isinstance(one, float)]
+    numbers = [item for item in values if isinstance(item, float)]
     if not (
-        all(isinstance(one, bool | int | float | str | None) for one in values) and all(map(math.isfinite, numbers))
+        all(isinstance(item, bool | int | float | str | None) for item in values) and all(map(math.isfinite, numbers))
     ):
         raise ValueError(
             f"pipeline argument {name} is {value!r}; it must be a number, a text, true or false, or a list of these "
@@ -131,12 +131,12 @@ def _pipeline_argument(name: str, value: Any) -> PipelineArgument:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _pair(given: Any) -> tuple[str, Any]:
-    if isinstance(given, tuple) and len(given) == 2:
-        return str(given[0]), given[1]
-    pair = named_value(str(given))
+def _pair(argument: Any) -> tuple[str, Any]:
+    if isinstance(argument, tuple) and len(argument) == 2:
+        return str(argument[0]), argument[1]
+    pair = named_value(str(argument))
     if pair is None:
-        raise ValueError(f"pipeline argument is {given!r}; expected NAME=VALUE, e.g. height=768")
+        raise ValueError(f"pipeline argument is {argument!r}; expected NAME=VALUE, e.g. height=768")
     return pair
 
 
@@ -274,9 +274,9 @@ class Recipe:
         Raises:
             ValueError: A value is invalid for its key.
         """
-        given = {name: value for name, value in keys.items() if value is not None}
-        added = _pipeline_arguments("pipeline_arguments", given.get("pipeline_arguments", ()))
-        return self.updated({**given, "pipeline_arguments": dict(self.pipeline_arguments) | dict(added)}).plan
+        settings = {name: value for name, value in keys.items() if value is not None}
+        arguments = _pipeline_arguments("pipeline_arguments", settings.get("pipeline_arguments", ()))
+        return self.updated({**settings, "pipeline_arguments": dict(self.pipeline_arguments) | dict(arguments)}).plan
 
     @property
     def name(self) -> str:

@@ -24,8 +24,8 @@ def renamed(recipe: Mapping[str, Any]) -> dict[str, Any]:
 def removed_setting(recipe: Mapping[str, Any]) -> str | None:
     """Returns the first unsupported setting as ``key = value``, or None if all are supported."""
     recipe = renamed(recipe)
-    kept = without_removed(recipe)
-    changed = [key for key in recipe if key in kept and kept[key] is not recipe[key]]  # NaN differs from itself
+    settings = without_removed(recipe)
+    changed = [key for key in recipe if key in settings and settings[key] is not recipe[key]]  # NaN differs from itself
     changed += [key for key, neutral in KEYS.items() if recipe.get(key) not in (None, neutral)]
     return f"{changed[0]} = {recipe[changed[0]]}" if changed else None
 
@@ -33,7 +33,7 @@ def removed_setting(recipe: Mapping[str, Any]) -> str | None:
 def without_removed(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the recipe with current key names, without removed keys and with removed values replaced."""
     named = renamed(recipe)
-    kept = {key: VALUES.get(key, {}).get(str(value), value) for key, value in named.items() if key not in KEYS}
-    if kept.get("step_sizes") == "learned" and kept.get("method") in RANGES_BY_STEP:
-        kept["step_sizes"] = "observed"
-    return kept
+    settings = {key: VALUES.get(key, {}).get(str(value), value) for key, value in named.items() if key not in KEYS}
+    if settings.get("step_sizes") == "learned" and settings.get("method") in RANGES_BY_STEP:
+        settings["step_sizes"] = "observed"
+    return settings

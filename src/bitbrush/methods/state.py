@@ -48,7 +48,7 @@ class QuantizationState:
         recipe: Keys that determine the result.
         batches: All calibration prompts.
         session: Processes, journal, offload, progress and costs.
-        given: Pipeline before any stage.
+        original: Pipeline before any stage.
         factors: Integers of low-rank branches by layer name, unchanged by rounding.
         allocated: Measured bits; None before the measurement.
         samples: Recorded denoiser calls for learned rounding, until the weights are rounded.
@@ -65,7 +65,7 @@ class QuantizationState:
     recipe: Recipe
     batches: tuple[PromptBatch, ...]
     session: Session
-    given: Any
+    original: Any
     factors: Mapping[str, QuantizedWeight] = field(default_factory=dict)
     allocated: AllocatedBits | None = None
     samples: Sequence[DenoiserCall] = ()

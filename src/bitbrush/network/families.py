@@ -30,9 +30,9 @@ def family_of(pipe: DiffusionPipeline) -> Family:
     family = _known_family(pipe)
     if family is None:
         held = {name: type(part).__name__ for name, part in pipe.components.items()}
-        known = ", ".join(family.denoiser_class.__name__ for family in FAMILIES)
+        classes = ", ".join(family.denoiser_class.__name__ for family in FAMILIES)
         raise UnknownDenoiserError(
-            f"{type(pipe).__name__} has no denoiser of a known kind ({known}); it holds {held}. With --generic "
+            f"{type(pipe).__name__} has no denoiser of a known kind ({classes}); it holds {held}. With --generic "
             "(generic=True) its Linear and Conv2d layers are quantized without regard to its architecture"
         )
     return family
@@ -55,4 +55,4 @@ def _known_family(pipe: DiffusionPipeline) -> Family | None:
 
 def known_fusions(denoiser: nn.Module) -> tuple[Fusion, ...]:
     """Returns the fused ops of a denoiser; none if its family is unknown."""
-    return next((one.fusions(denoiser) for one in FAMILIES if isinstance(denoiser, one.denoiser_class)), ())
+    return next((family.fusions(denoiser) for family in FAMILIES if isinstance(denoiser, family.denoiser_class)), ())

@@ -53,12 +53,12 @@ class FirstToken:
         """
         first = _texts(x)[:, 0]
         if not len(first):
-            raise ValueError("no text's first token is known: all that were given are zeros")
+            raise ValueError("no text has a first token: all texts are zeros")
         apart = _apart(first)
         if apart > TOLERANCE:
             raise ValueError(
-                f"first tokens of texts differ by {apart:.2g} of their largest value, at most {TOLERANCE:.2g} are the "
-                "same one: the text encoder is not causal, or has no start token; leave first_token at quantized"
+                f"first tokens of texts differ by {apart:.2g} of their largest value, and equal ones by at most "
+                f"{TOLERANCE:.2g}: the text encoder is not causal or has no start token; leave first_token at quantized"
             )
         with torch.no_grad():
             output: Tensor = layer(first[:1])
@@ -66,7 +66,7 @@ class FirstToken:
 
 
 _call = threading.local()
-"""Thread-local state, as threads share layers: ``known`` marks samples that begin with the known token."""
+"""Thread-local state, as threads share layers: ``matches`` marks samples that begin with the known token."""
 
 
 def start_token_ratio(x: Tensor) -> float | None:
@@ -125,23 +125,23 @@ def without_known_token(layer: Any, x: Tensor) -> Tensor:
     if not answers_first_token(layer):
         return x
     quantized = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-    quantized[:, :1] = ~_known(layer, x)
+    quantized[:, :1] = ~_matches(layer, x)
     return x[quantized]
 
 
-def _known(layer: Any, x: Tensor) -> Tensor:
+def _matches(layer: Any, x: Tensor) -> Tensor:
     """Marks the samples that begin with the known token, (N, 1)."""
     distance = (x[:, 0].float() - layer.first_input).abs().amax(-1, keepdim=True)
-    known: Tensor = distance <= TOLERANCE * layer.first_input.abs().max()
-    return known
+    matches: Tensor = distance <= TOLERANCE * layer.first_input.abs().max()
+    return matches
 
 
 def _look(layer: Any, args: tuple[Any, ...]) -> None:
-    _call.known = _known(layer, args[0])
+    _call.matches = _matches(layer, args[0])
 
 
 def _answer(layer: Any, _: tuple[Any, ...], y: Tensor) -> Tensor:
-    row = torch.where(_call.known, layer.first_output, y[:, 0].float()).to(y.dtype)
+    row = torch.where(_call.matches, layer.first_output, y[:, 0].float()).to(y.dtype)
     return torch.cat([row[:, None], y[:, 1:]], 1)
 
 
@@ -152,10 +152,10 @@ def answers_first_token(layer: nn.Module) -> bool:
 
 def text_inputs(denoiser: nn.Module, layers: Iterable[str], call: Any) -> dict[str, Tensor]:
     """Runs ``call`` on ``denoiser`` and returns the inputs of the named layers."""
-    given: dict[str, Tensor] = {}
+    inputs: dict[str, Tensor] = {}
 
     def note(name: str) -> Any:
-        return lambda _, args: given.__setitem__(name, args[0].detach())
+        return lambda _, args: inputs.__setitem__(name, args[0].detach())
 
     handles = [denoiser.get_submodule(name).register_forward_pre_hook(note(name)) for name in layers]
     try:
@@ -163,4 +163,4 @@ def text_inputs(denoiser: nn.Module, layers: Iterable[str], call: Any) -> dict[s
     finally:
         for handle in handles:
             handle.remove()
-    return given
+    return inputs

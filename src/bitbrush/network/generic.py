@@ -19,18 +19,18 @@ def generic_family(pipe: DiffusionPipeline) -> Family:
     Raises:
         ValueError: There is no such network, or more than one.
     """
-    found = {
+    networks = {
         name: part
         for name, part in pipe.components.items()
         if isinstance(part, nn.Module) and "timestep" in inspect.signature(part.forward).parameters
     }
-    if len(found) != 1:
-        held = ", ".join(f"{name}: {type(part).__name__}" for name, part in found.items()) or "none"
+    if len(networks) != 1:
+        held = ", ".join(f"{name}: {type(part).__name__}" for name, part in networks.items()) or "none"
         raise ValueError(
-            f"{type(pipe).__name__} has {len(found)} networks that are called with a timestep ({held}); generic "
+            f"{type(pipe).__name__} has {len(networks)} networks that are called with a timestep ({held}); generic "
             "quantization needs exactly one"
         )
-    ((component, denoiser),) = found.items()
+    ((component, denoiser),) = networks.items()
     return Family(NAME, component, type(denoiser), high_precision_layers=_none, block_classes=())
 
 

@@ -57,8 +57,8 @@ class InputObserver:
             self._add(name, histogram)
 
     def _add(self, name: str, histogram: Histogram) -> None:
-        known = self.histograms.get(name)
-        self.histograms[name] = known.merge(histogram) if known else histogram
+        total = self.histograms.get(name)
+        self.histograms[name] = total.merge(histogram) if total else histogram
 
     def _observe(self, name: str, tokens: slice) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(_: nn.Module, args: tuple[Any, ...]) -> None:

@@ -119,7 +119,7 @@ def _spec(
             f"{bad} of {weight.numel()} weights of layer {name} are NaN or infinite; "
             "the checkpoint is damaged, or was cast to a type too narrow for it"
         )
-    high_precision = any(f"{name}.".startswith(f"{one}.") for one in high_precision_names)  # or a part of one
+    high_precision = any(f"{name}.".startswith(f"{parent}.") for parent in high_precision_names)  # or a part of one
     reason = next((f"recipe: exclude {p}" for p in exclude if fnmatchcase(name, p)), None)
     return LayerSpec(
         name=name,
@@ -142,14 +142,14 @@ def set_weight(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
     parameter.
     """
     assert isinstance(layer, nn.Conv2d | nn.Linear)
-    own = layer._parameters["weight"]
-    if own is not None and own.is_meta:
+    parameter = layer._parameters["weight"]
+    if parameter is not None and parameter.is_meta:
         layer.weight = nn.Parameter(weight, requires_grad=False)
         layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         return
-    if own is None:
+    if parameter is None:
         layer.weight = nn.Parameter(weight, requires_grad=False)
     else:
-        own.data = weight.to(own)
+        parameter.data = weight.to(parameter)
     if layer.bias is not None and bias is not None:
         layer.bias.data = bias.to(layer.bias)

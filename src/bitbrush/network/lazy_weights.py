@@ -46,8 +46,8 @@ class LazyLayer(Extension):
     @property
     def weight(self) -> Tensor:
         """Weight in float32: the parameter if there is one, else the lazy weight, dequantized."""
-        own = self._parameters["weight"]
-        return self.lazy_weight.read() if own is None else own
+        parameter = self._parameters["weight"]
+        return self.lazy_weight.read() if parameter is None else parameter
 
 
 def set_lazy_weight(layer: nn.Module, weight: LazyWeight) -> None:
@@ -68,7 +68,7 @@ def set_quantized_weight(layer: nn.Module, weight: QuantizedWeight, bias: Tensor
 def device_of(network: nn.Module) -> torch.device:
     """Returns the device of the network's first parameter or buffer that has values; the CPU if none has."""
     values = itertools.chain(network.parameters(), network.buffers())
-    return next((one.device for one in values if not one.is_meta), CPU)
+    return next((tensor.device for tensor in values if not tensor.is_meta), CPU)
 
 
 def weight_shape(layer: nn.Module) -> tuple[int, ...]:
@@ -88,8 +88,10 @@ def show_widths_(module: nn.Module, layer: nn.Module) -> None:
 
 def shallow_copy(network: nn.Module) -> nn.Module:
     """Copies the modules and shares every tensor; tensors set on one network do not affect the other."""
-    memo: dict[int, Any] = {id(one): nn.Parameter(one.detach(), requires_grad=False) for one in network.parameters()}
-    memo |= {id(one): one.detach() for one in network.buffers()}
+    memo: dict[int, Any] = {
+        id(parameter): nn.Parameter(parameter.detach(), requires_grad=False) for parameter in network.parameters()
+    }
+    memo |= {id(buffer): buffer.detach() for buffer in network.buffers()}
     return copy.deepcopy(network, memo)
 
 
@@ -98,7 +100,7 @@ def in_float32(network: nn.Module) -> nn.Module:
 
     Conv2d and Linear weights in half precision stay so and are converted for each call, which is exact.
     """
-    narrow = any(one.dtype in HALF for one in (*network.parameters(), *network.buffers()))
+    narrow = any(tensor.dtype in HALF for tensor in (*network.parameters(), *network.buffers()))
     if not narrow:
         return network
     wide = shallow_copy(network)
@@ -139,13 +141,13 @@ def materialize_(network: nn.Module) -> nn.Module:
 
 def lazy_layers(network: nn.Module) -> dict[str, LazyLayer]:
     """Returns the layers with lazy weights, by name."""
-    holding = {name: module for name, module in network.named_modules() if isinstance(module, LazyLayer)}
-    return {name: module for name, module in holding.items() if module._parameters["weight"] is None}
+    candidates = {name: module for name, module in network.named_modules() if isinstance(module, LazyLayer)}
+    return {name: module for name, module in candidates.items() if module._parameters["weight"] is None}
 
 
 def state_readers(network: nn.Module) -> dict[str, Callable[[], Tensor]]:
     """Returns ``state_dict()`` with the lazy weights included, as functions that read each tensor."""
-    readers: dict[str, Callable[[], Tensor]] = {key: one.detach for key, one in network.state_dict().items()}
+    readers: dict[str, Callable[[], Tensor]] = {key: tensor.detach for key, tensor in network.state_dict().items()}
     return readers | {f"{name}.weight": layer.lazy_weight.read for name, layer in lazy_layers(network).items()}
 
 

@@ -45,8 +45,8 @@ class BranchedLayer(nn.Module):
         self.rank = rank
         show_widths_(self, layer)
         if isinstance(layer, nn.Conv2d):
-            own = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
-            geometry: dict[str, Any] = {key: getattr(layer, key) for key in own} | {"bias": False, "device": "meta"}
+            keys = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+            geometry: dict[str, Any] = {key: getattr(layer, key) for key in keys} | {"bias": False, "device": "meta"}
             self.residual: nn.Module = nn.Conv2d(layer.in_channels, layer.out_channels, **geometry)
             self.down: nn.Module = nn.Conv2d(layer.in_channels, rank, **geometry)
             self.up: nn.Module = nn.Conv2d(rank, layer.out_channels, 1, bias=False, device="meta")
@@ -80,8 +80,8 @@ def branch_(denoiser: nn.Module, ranks: Mapping[str, int]) -> None:
     for name, rank in ranks.items():
         layer = denoiser.get_submodule(name)
         assert isinstance(layer, nn.Conv2d | nn.Linear)
-        parent, _, own = name.rpartition(".")
-        setattr(denoiser.get_submodule(parent), own, BranchedLayer(layer, rank))
+        parent, _, child = name.rpartition(".")
+        setattr(denoiser.get_submodule(parent), child, BranchedLayer(layer, rank))
 
 
 def branch_ranks(denoiser: nn.Module) -> dict[str, int]:
@@ -127,8 +127,8 @@ def factors(weight: Tensor, rank: int, bits: int) -> Factors:
     columns = weight.flatten(1).cpu().double()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        left, *_ = torch.svd_lowrank(columns, min(rank + OVERSAMPLING, *columns.shape), POWER_ITERATIONS)
-    up = _rounded(left[:, :rank].float(), bits)
+        left_vectors, *_ = torch.svd_lowrank(columns, min(rank + OVERSAMPLING, *columns.shape), POWER_ITERATIONS)
+    up = _rounded(left_vectors[:, :rank].float(), bits)
     down = _rounded(torch.linalg.lstsq(up.dequantize().double(), columns).solution.float(), bits)
     if weight.dim() > 2:
         up = QuantizedWeight(up.w_q[:, :, None, None], up.qparams)
@@ -150,21 +150,21 @@ def weight_reader(layer: nn.Module) -> Callable[[], Tensor]:
     return partial(torch.clone, layer.weight.detach().float())
 
 
-def set_factors(branched: nn.Module, read: Callable[[], Tensor], found: Factors) -> None:
+def set_factors(branched: nn.Module, read: Callable[[], Tensor], pair: Factors) -> None:
     """Sets the values of a branched layer's parts.
 
     Args:
         branched: A :class:`BranchedLayer`.
         read: Reads the weight of the whole layer; the residual is computed from it at each access.
-        found: Factors of that weight.
+        pair: Factors of that weight.
     """
     assert isinstance(branched, BranchedLayer)
-    set_quantized_weight(branched.down, found.down, None)
-    set_quantized_weight(branched.up, found.up, None)
-    set_lazy_weight(branched.residual, LazyWeight(partial(_residual, read, found)))
+    set_quantized_weight(branched.down, pair.down, None)
+    set_quantized_weight(branched.up, pair.up, None)
+    set_lazy_weight(branched.residual, LazyWeight(partial(_residual, read, pair)))
 
 
-def _residual(read: Callable[[], Tensor], found: Factors) -> Tensor:
+def _residual(read: Callable[[], Tensor], pair: Factors) -> Tensor:
     weight = read()
-    up, down = found.up.dequantize().flatten(1), found.down.dequantize().flatten(1)
+    up, down = pair.up.dequantize().flatten(1), pair.down.dequantize().flatten(1)
     return weight.flatten(1).addmm_(up, down, alpha=-1).view(weight.shape)

@@ -13,13 +13,13 @@ def lossless_type(tensors: Iterable[Tensor]) -> torch.dtype:
 
     The numbers of a half-precision checkpoint stay so, whatever dtype they were loaded in.
     """
-    left = list(HALF)
+    candidates = list(HALF)
     for tensor in tensors:
         if tensor.dtype == torch.float32:
-            left = [dtype for dtype in left if torch.equal(tensor.to(dtype).float(), tensor)]
-        if not left:
+            candidates = [dtype for dtype in candidates if torch.equal(tensor.to(dtype).float(), tensor)]
+        if not candidates:
             break
-    return left[0] if left else torch.float32
+    return candidates[0] if candidates else torch.float32
 
 
 def float32_bytes(network: nn.Module) -> int:

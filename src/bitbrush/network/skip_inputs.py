@@ -49,8 +49,8 @@ def _part(conv: nn.Conv2d, begin: int, end: int) -> nn.Conv2d:
 
     With zeros, learned rounding can correct the mean error of either half.
     """
-    own = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
-    geometry: dict[str, Any] = {key: getattr(conv, key) for key in own}
+    keys = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+    geometry: dict[str, Any] = {key: getattr(conv, key) for key in keys}
     part = nn.Conv2d(end - begin, conv.out_channels, bias=False, device="meta", **geometry)
     if conv._parameters["weight"] is None:
         assert isinstance(conv, LazyLayer)
@@ -62,8 +62,8 @@ def _part(conv: nn.Conv2d, begin: int, end: int) -> nn.Conv2d:
     return part
 
 
-def _read(held: LazyWeight, begin: int, end: int) -> Tensor:
-    return held.read()[:, begin:end].contiguous()
+def _read(weight: LazyWeight, begin: int, end: int) -> Tensor:
+    return weight.read()[:, begin:end].contiguous()
 
 
 def split_(denoiser: nn.Module, begins: Mapping[str, int]) -> None:
@@ -75,8 +75,8 @@ def split_(denoiser: nn.Module, begins: Mapping[str, int]) -> None:
         conv = denoiser.get_submodule(name)
         assert isinstance(conv, nn.Conv2d)
         assert conv.groups == 1
-        parent, _, own = name.rpartition(".")
-        setattr(denoiser.get_submodule(parent), own, SplitConv2d(conv, begin))
+        parent, _, child = name.rpartition(".")
+        setattr(denoiser.get_submodule(parent), child, SplitConv2d(conv, begin))
 
 
 def split_begins(denoiser: nn.Module) -> dict[str, int]:
@@ -110,6 +110,6 @@ def with_split_skips(denoiser: nn.Module, family: Family, exclude: Sequence[str]
     }
     if not whole:
         return denoiser
-    made = shallow_copy(denoiser)
-    split_(made, whole)
-    return made
+    network = shallow_copy(denoiser)
+    split_(network, whole)
+    return network

@@ -34,24 +34,23 @@ def smoothable_inputs(denoiser: nn.Module, family: Family) -> tuple[SmoothableIn
     Cross-attention's keys and values are left out, because the text encoder produces their input.
     """
     return tuple(
-        found
+        shared_input
         for fusion in family.fusions(denoiser)
         if isinstance(fusion, TransformerBlock)
-        for found in _of_transformer(fusion)
+        for shared_input in _of_transformer(fusion)
     )
 
 
 def _of_transformer(block: TransformerBlock) -> Iterator[SmoothableInput]:
-    own = block.self_attention
-    yield SmoothableInput(block.norm1, (own.query, own.key, own.value))
-    yield SmoothableInput(own.value, (own.output,))
+    attention = block.self_attention
+    yield SmoothableInput(block.norm1, (attention.query, attention.key, attention.value))
+    yield SmoothableInput(attention.value, (attention.output,))
     if block.cross_attention is not None and block.norm2 is not None:
         yield SmoothableInput(block.norm2, (block.cross_attention.query,))
         yield SmoothableInput(block.cross_attention.value, (block.cross_attention.output,))
     yield SmoothableInput(block.norm3, (block.expand,))
-    yield SmoothableInput(
-        block.expand, (block.shrink,)
-    )  # the first half of its output are the values, the rest the gates
+    # The first half of its output channels are the values, the second half the gates.
+    yield SmoothableInput(block.expand, (block.shrink,))
 
 
 def channel_scale(weight: Tensor, extremes: Tensor, alpha: float) -> Tensor:
@@ -69,9 +68,9 @@ def channel_scale(weight: Tensor, extremes: Tensor, alpha: float) -> Tensor:
     return extremes.clamp_min(LEAST) ** alpha / largest ** (1 - alpha)
 
 
-def reader_weight(denoiser: nn.Module, one: SmoothableInput) -> Tensor:
+def reader_weight(denoiser: nn.Module, shared_input: SmoothableInput) -> Tensor:
     """Concatenates the weights of all layers that read an input, (sum of C_out, C_in)."""
-    return torch.cat([_weight(denoiser, name) for name in one.readers])
+    return torch.cat([_weight(denoiser, name) for name in shared_input.readers])
 
 
 @torch.no_grad()
@@ -83,15 +82,15 @@ def smooth_(denoiser: nn.Module, inputs: Sequence[SmoothableInput], scales: Mapp
         inputs: Inputs to smooth.
         scales: Scales (C_in,), by the name of an input's first reader. An input without scales stays as it is.
     """
-    for one in inputs:
-        scale = scales.get(one.readers[0])
+    for shared_input in inputs:
+        scale = scales.get(shared_input.readers[0])
         if scale is None:
             continue
-        maker = denoiser.get_submodule(one.maker)
+        maker = denoiser.get_submodule(shared_input.maker)
         for key in ("weight", "bias"):
             if getattr(maker, key, None) is not None:
                 _rescale_rows(maker, key, scale.reciprocal())
-        for name in one.readers:
+        for name in shared_input.readers:
             weight = nn.Parameter(_weight(denoiser, name) * scale, requires_grad=False)
             denoiser.get_submodule(name).register_parameter("weight", weight)
 

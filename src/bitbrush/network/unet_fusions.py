@@ -104,8 +104,8 @@ def _is_plain_attention(attention: DiffusersAttention) -> bool:
 
 
 def _transformer(name: str, block: Any) -> TransformerBlock:
-    def attention(own: str, module: DiffusersAttention) -> Attention:
-        query, key, value, output = (f"{name}.{own}.{part}" for part in ("to_q", "to_k", "to_v", "to_out.0"))
+    def attention(child: str, module: DiffusersAttention) -> Attention:
+        query, key, value, output = (f"{name}.{child}.{part}" for part in ("to_q", "to_k", "to_v", "to_out.0"))
         return Attention(query, key, value, output, module.heads)
 
     return TransformerBlock(

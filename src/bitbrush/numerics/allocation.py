@@ -54,7 +54,7 @@ def allocate(distortion: Tensor, choices: Sequence[int], sizes: Tensor, budget: 
         ValueError: The budget is below the fewest bits, or a distortion is not finite.
     """
     if budget < choices[0]:
-        raise ValueError(f"the budget is {budget:g} bits on average; the least that can be given is {choices[0]}")
+        raise ValueError(f"the budget is {budget:g} bits on average; the smallest choice is {choices[0]}")
     if not bool(torch.isfinite(distortion).all()):
         raise ValueError("a distortion is NaN or infinite: a layer overflowed where it was measured")
     rows, size = distortion.double().tolist(), sizes.double().tolist()
@@ -62,22 +62,22 @@ def allocate(distortion: Tensor, choices: Sequence[int], sizes: Tensor, budget: 
         (rise for item, row in enumerate(rows) for rise in _rises(item, row, choices, size[item])),
         key=lambda rise: -rise.gain,
     )
-    left = (budget - choices[0]) * sum(size) + _SLACK * budget * sum(size)
-    chosen, stopped = [0] * len(rows), [False] * len(rows)
+    remaining = (budget - choices[0]) * sum(size) + _SLACK * budget * sum(size)
+    selection, stopped = [0] * len(rows), [False] * len(rows)
     total = sum(row[0] for row in rows)
     bound: float | None = None
     for rise in rises:
-        fits = rise.cost <= left
+        fits = rise.cost <= remaining
         if not fits and bound is None:
-            bound = total - rise.gain * left
+            bound = total - rise.gain * remaining
         if fits and not stopped[rise.item]:
-            chosen[rise.item] = rise.choice
+            selection[rise.item] = rise.choice
             total -= rise.gain * rise.cost
-            left -= rise.cost
+            remaining -= rise.cost
         else:
             stopped[rise.item] = True  # later climbs of this hull presuppose this one
-    bits = torch.tensor([choices[choice] for choice in chosen])
-    total = sum(row[choice] for row, choice in zip(rows, chosen, strict=True))
+    bits = torch.tensor([choices[choice] for choice in selection])
+    total = sum(row[choice] for row, choice in zip(rows, selection, strict=True))
     average = float((bits * sizes.double()).sum() / sizes.double().sum())
     return Allocation(bits, total, total if bound is None else min(bound, total), average)
 

@@ -10,7 +10,7 @@ MAX_SEED = 2**63 - 1
 MAX_STEPS = 10_000
 """Denoising steps; a scheduler has its own limit, most often 1000."""
 MAX_COUNT = 1_000_000
-"""Prompts, images or samples of one run; a typing error, not work, lies above."""
+"""Prompts, images or samples of one run; a larger number is most likely a typing error."""
 
 
 class WeightRange(StrEnum):

@@ -5,6 +5,7 @@ bits fits a signed byte only around a zero point of 128. That costs a sixth more
 emoji-sd) where the error is least. It saves every kernel a pass over its output.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,6 +16,8 @@ from bitbrush.numerics.limits import MAX_WEIGHT_BITS, MIN_WEIGHT_BITS, WeightRan
 SIGNED_BYTE_ZERO = 128
 _SHRINK = 40
 _REFINEMENTS = 2
+_AT_ONCE = 1 << 16
+"""Elements of the errors computed at once: small weights are searched in few operations, large ones stay in cache."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,10 @@ class QuantizedWeight:
 
     def to(self, device: torch.device) -> "QuantizedWeight":
         """Copies the weight to a device."""
-        own = replace(self.qparams, scale=self.qparams.scale.to(device), zero_point=self.qparams.zero_point.to(device))
-        return QuantizedWeight(self.w_q.to(device), own)
+        qparams = replace(
+            self.qparams, scale=self.qparams.scale.to(device), zero_point=self.qparams.zero_point.to(device)
+        )
+        return QuantizedWeight(self.w_q.to(device), qparams)
 
 
 def round_to_nearest(weight: Tensor, qparams: WeightQParams) -> QuantizedWeight:
@@ -100,31 +105,32 @@ def _affine(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def _least_squared_error(rows: Tensor, low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    best_low, best_high, best = low, high, _squared_error(rows, low, high, bits)
-
-    def consider(candidate_low: Tensor, candidate_high: Tensor) -> None:
-        nonlocal best_low, best_high, best
-        error = _squared_error(rows, candidate_low, candidate_high, bits)
-        better = error < best
-        best_low = torch.where(better, candidate_low, best_low)
-        best_high = torch.where(better, candidate_high, best_high)
-        best = torch.where(better, error, best)
-
-    for step in range(_SHRINK // 4, _SHRINK):
-        consider(low * (step / _SHRINK), high * (step / _SHRINK))
+    """Searches the range of least squared error of every row, (C_out, C_in * taps)."""
+    shrunk = [1.0, *(step / _SHRINK for step in range(_SHRINK // 4, _SHRINK))]
+    low, high = _least(rows, _scaled(low, shrunk), _scaled(high, shrunk), bits)
     for refinement in range(_REFINEMENTS):
         reach = 0.2 / 2**refinement
-        center_low, center_high = best_low, best_high
-        for offset in torch.linspace(-reach, reach, 8).tolist():
-            consider(center_low * (1 + offset), best_high)
-        center_low = best_low
-        for offset in torch.linspace(-reach, reach, 8).tolist():
-            consider(center_low, center_high * (1 + offset))
-    return best_low, best_high
+        moved = [1.0, *(1 + offset for offset in torch.linspace(-reach, reach, 8).tolist())]
+        low, high = _least(rows, _scaled(low, moved), high.expand(len(moved), -1), bits)
+        low, high = _least(rows, low.expand(len(moved), -1), _scaled(high, moved), bits)
+    return low, high
+
+
+def _scaled(ends: Tensor, factors: Sequence[float]) -> Tensor:
+    """Multiplies one end of the ranges by each factor, (factors, C_out)."""
+    return ends * torch.tensor(factors, device=ends.device)[:, None]
+
+
+def _least(rows: Tensor, lows: Tensor, highs: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Returns every row's range of least squared error among (candidates, C_out); the first of equal ones."""
+    at_once = max(1, _AT_ONCE // rows.numel())
+    pieces = zip(lows.split(at_once), highs.split(at_once), strict=True)
+    best = torch.cat([_squared_error(rows, low, high, bits) for low, high in pieces]).argmin(0, keepdim=True)
+    return lows.gather(0, best)[0], highs.gather(0, best)[0]
 
 
 def _squared_error(rows: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
-    scale, zero_point = _affine(low, high, bits)
-    scale, zero_point = scale[:, None], zero_point[:, None]
+    """Computes the squared errors of the rows for (candidates, C_out) ranges."""
+    scale, zero_point = (tensor[..., None] for tensor in _affine(low, high, bits))
     w_hat = (rows / scale).round_().add_(zero_point).clamp_(0, (1 << bits) - 1).sub_(zero_point).mul_(scale)
-    return w_hat.sub_(rows).square_().sum(1)
+    return w_hat.sub_(rows).square_().sum(-1)

@@ -23,7 +23,7 @@ from bitbrush.network.narrow import float32_bytes, narrow_bytes, saving_bytes
 from bitbrush.numerics.histogram import BINS
 from bitbrush.quantization.trace import PipelineTrace, sample_bytes, trace_pipeline
 from bitbrush.rounding.blocks import reconstruction_blocks
-from bitbrush.rounding.compensation import WAITING_BYTES, WHOLE_BYTES
+from bitbrush.rounding.compensation import OFFLOAD_BYTES, WHOLE_BYTES
 from bitbrush.session.disk import available_disk, size_text
 from bitbrush.session.machine import available_memory, available_on_gpu
 from bitbrush.session.memory import resident_memory
@@ -111,7 +111,9 @@ def estimate(state: QuantizationState) -> Estimate:
     quantized, others = _quantized_bytes(state, trace), _other_networks(state)
     return Estimate(
         specs=state.specs,
-        stages=tuple(StageEstimate(name, len(one.batches), one.per_batch) for name, one in calls.items()),
+        stages=tuple(
+            StageEstimate(name, len(stage_calls.batches), stage_calls.per_batch) for name, stage_calls in calls.items()
+        ),
         resident=resident_memory(),
         memory=integers + histograms + searched + working + min(working, FRAGMENTATION),
         offloaded=max(0, learned + waiting - BUDGET_BYTES),
@@ -132,15 +134,15 @@ def _call_bytes(state: QuantizationState, trace: PipelineTrace) -> int:
 
 def _graph_bytes(state: QuantizationState, trace: PipelineTrace) -> int:
     """Bounds the activations that a denoiser call of the first batch stores for its backward pass."""
-    kept = sum(use.inputs + use.outputs for use in trace.memory.modules.values())
-    return 2 * kept * len(state.batches[0].prompts)
+    activations = sum(use.inputs + use.outputs for use in trace.memory.modules.values())
+    return 2 * activations * len(state.batches[0].prompts)
 
 
 def _rounding_bytes(state: QuantizationState) -> int:
     """Bounds the memory of error compensation in the widest layer: Hessians (Gram matrices) and input columns."""
     widths = [math.prod(weight_shape(state.denoiser.get_submodule(spec.name))[1:]) for spec in state.calibration.layers]
     matrix = FLOAT * max(widths, default=0) ** 2
-    return matrix + min(matrix, WAITING_BYTES) + WHOLE_BYTES
+    return matrix + min(matrix, OFFLOAD_BYTES) + WHOLE_BYTES
 
 
 def _offloaded_bytes(state: QuantizationState, trace: PipelineTrace) -> int:
@@ -150,7 +152,7 @@ def _offloaded_bytes(state: QuantizationState, trace: PipelineTrace) -> int:
     blocks = [called[name] for name in reconstruction_blocks(state.denoiser, state.family, names)]
     held = max((2 * use.live + use.inputs + 2 * use.outputs for use in blocks), default=0)
     matrix = FLOAT * max(math.prod(weight_shape(state.denoiser.get_submodule(name))[1:]) for name in names) ** 2
-    return len(sample_bytes(state, trace)) * held + (matrix if matrix >= WAITING_BYTES else 0)
+    return len(sample_bytes(state, trace)) * held + (matrix if matrix >= OFFLOAD_BYTES else 0)
 
 
 def _other_networks(state: QuantizationState) -> list[tuple[int, int]]:
@@ -173,13 +175,13 @@ def _state_bytes(network: nn.Module) -> int:
     return sum(int(tensor.nbytes) for tensor in network.state_dict().values()) + FLOAT * count_lazy_weights(network)
 
 
-def require_memory(estimate: Estimate, output: Path, *, kept: int = 0, processes: int = 1) -> None:
+def require_memory(estimate: Estimate, output: Path, *, journal_bytes: int = 0, processes: int = 1) -> None:
     """Rejects a quantization that exceeds the available memory or disk space.
 
     Args:
         estimate: Estimate for each process.
         output: Folder of the artifact.
-        kept: Bytes of intermediate results already on the disk.
+        journal_bytes: Bytes of intermediate results already on the disk.
         processes: Processes on this machine, each with this estimate and each with its model loaded.
 
     Raises:
@@ -193,22 +195,22 @@ def require_memory(estimate: Estimate, output: Path, *, kept: int = 0, processes
             f"{size_text(memory)} are available; lower batch_size or num_prompts, choose --method pcr (which measures "
             "no sensitivities) or --rounding nearest, make smaller images, or free memory"
         )
-    require_disk(estimate, output, kept=kept, processes=processes)
+    require_disk(estimate, output, journal_bytes=journal_bytes, processes=processes)
 
 
-def require_disk(estimate: Estimate, output: Path, *, kept: int = 0, processes: int = 1) -> None:
+def require_disk(estimate: Estimate, output: Path, *, journal_bytes: int = 0, processes: int = 1) -> None:
     """Rejects a quantization that exceeds the free disk space.
 
     Args:
         estimate: Estimate for each process.
         output: Folder of the artifact.
-        kept: Bytes of intermediate results already on the disk.
+        journal_bytes: Bytes of intermediate results already on the disk.
         processes: Processes on this machine, each with this estimate.
 
     Raises:
         ValueError: The disk lacks space; the message names the amounts and the remedies.
     """
-    work, disk = max(0, estimate.work - kept), available_disk(output)
+    work, disk = max(0, estimate.work - journal_bytes), available_disk(output)
     most = max(estimate.saving, processes * estimate.offloaded)  # samples are deleted before the artifact is written
     if most + work > disk:
         samples = "" if most == estimate.saving else " for samples (fewer with a lower num_prompts)"
@@ -228,10 +230,10 @@ def short_on_gpu(estimate: Estimate, gpu: torch.device) -> str | None:
     Returns:
         Warning text with both sizes, or None.
     """
-    left = available_on_gpu(gpu)
-    if estimate.memory <= left:
+    free = available_on_gpu(gpu)
+    if estimate.memory <= free:
         return None
     return (
-        f"quantizing takes up to {size_text(estimate.memory)} beside what is loaded, and {size_text(left)} are left on "
+        f"quantizing takes up to {size_text(estimate.memory)} beside what is loaded, and {size_text(free)} are left on "
         f"{gpu}: if that is too little, lower batch_size or num_prompts, or compute on the CPU (--device cpu)"
     )

@@ -40,7 +40,7 @@ from bitbrush.runtime.lowered import lower, lowered_of
 from bitbrush.session.allocator import share_heap
 from bitbrush.session.costs import PhaseCost
 from bitbrush.session.journal import Journal, open_journal
-from bitbrush.session.offload import BUDGET_BYTES, CPU, Offload, OffloadBudget
+from bitbrush.session.offload import BUDGET_BYTES, Offload, OffloadBudget
 from bitbrush.session.outputs import claimed
 from bitbrush.session.progress import (
     PlannedWork,
@@ -158,13 +158,12 @@ def quantize(
     Raises:
         ValueError: An unknown method, denoiser or scheduler; a denoiser of another type or already quantized; too few
             prompts, or fewer than processes; ``rounded`` weights of other layers or bits; ``work`` of another
-            quantization; missing or unknown pipeline inputs; several processes on a GPU; NaN in checkpoint or
-            activations.
+            quantization; missing or unknown pipeline inputs; NaN in checkpoint or activations.
         OutputBusyError: Another process works in ``work``.
     """
-    with ranks() as own, _claimed(work, own), own.together(), plain_defaults():
+    with ranks() as processes, _claimed(work, processes), processes.together(), plain_defaults():
         state = prepare(
-            pipe, recipe, prompts, inputs=inputs, generic=generic, rounded=rounded, progress=progress, ranks=own
+            pipe, recipe, prompts, inputs=inputs, generic=generic, rounded=rounded, progress=progress, ranks=processes
         )
         return run(state, work)
 
@@ -204,7 +203,7 @@ def _opened(work: Path, state: QuantizationState) -> Journal:
     ranks = state.session.ranks
     if not ranks.leads:
         return Journal(None, ranks)
-    return open_journal(work, {"model": model_digest(state.given), **work_facts(state)}, ranks)
+    return open_journal(work, {"model": model_digest(state.original), **work_facts(state)}, ranks)
 
 
 def finish(stages: tuple[Stage, ...], state: QuantizationState) -> Quantization:
@@ -215,7 +214,7 @@ def finish(stages: tuple[Stage, ...], state: QuantizationState) -> Quantization:
         _require_same_layers(state.rounded, state.calibration.layers)
     state = run_stages(stages[begin:], state)
     costs, world = state.session.costs.phases, state.session.ranks.world
-    original = None if state.pipe is state.given else state.given
+    original = None if state.pipe is state.original else state.original
     return Quantization(
         state.pipe, state.family, state.recipe, outcome(state), costs, processes=world, original=original
     )
@@ -260,7 +259,6 @@ def prepare(
         )
     _require_full_precision(pipe)
     require_inputs(pipe, inputs or {})
-    _require_one_gpu(pipe, ranks)
     family = generic_family(pipe) if generic else family_of(pipe)
     _require_float(getattr(pipe, family.component), family.component)
     require_savable(pipe)
@@ -271,7 +269,7 @@ def prepare(
     if rounded is not None and recipe.weight_allocation is WeightAllocation.MEASURED:
         allocated = AllocatedBits({name: layer.weight.qparams.bits for name, layer in rounded.items()})
     state = QuantizationState(
-        source, family, recipe, batches, session, given=source, rounded=rounded, allocated=allocated
+        source, family, recipe, batches, session, original=source, rounded=rounded, allocated=allocated
     )
     METHODS[recipe.method].planned(state)  # rejects keys that the method's stages do not support
     _ = state.specs  # rejects patterns that match no layer
@@ -309,21 +307,13 @@ def require_inputs(pipe: DiffusionPipeline, inputs: Mapping[str, Any]) -> None:
     Raises:
         ValueError: An image input is missing; the message names it.
     """
-    from_pictures = (*AUTO_IMAGE2IMAGE_PIPELINES_MAPPING.values(), *AUTO_INPAINT_PIPELINES_MAPPING.values())
-    taken = inspect.signature(pipe.__call__).parameters
-    missing = [name for name in ("image", "mask_image") if name in taken and name not in inputs]
-    if missing and type(pipe) in from_pictures:
+    image_pipelines = (*AUTO_IMAGE2IMAGE_PIPELINES_MAPPING.values(), *AUTO_INPAINT_PIPELINES_MAPPING.values())
+    parameters = inspect.signature(pipe.__call__).parameters
+    missing = [name for name in ("image", "mask_image") if name in parameters and name not in inputs]
+    if missing and type(pipe) in image_pipelines:
         raise ValueError(
             f"{type(pipe).__name__} makes images from images; give {' and '.join(missing)}: "
             'inputs={"image": [...]}, or the folders --images (and --masks) on the command line'
-        )
-
-
-def _require_one_gpu(pipe: DiffusionPipeline, ranks: Ranks) -> None:
-    if ranks.world > 1 and pipe.device != CPU:
-        raise ValueError(
-            f"the pipeline is on {pipe.device}, and {ranks.world} processes share the work: they exchange tensors of "
-            "the processor only; start one process, or leave the pipeline on the processor"
         )
 
 
@@ -353,18 +343,18 @@ def _in_float32(pipe: DiffusionPipeline) -> DiffusionPipeline:
     wide = {name: in_float32(part) for name, part in networks.items()}
     if all(wide[name] is part for name, part in networks.items()):
         return pipe
-    own = copy.copy(pipe)
+    pipe_copy = copy.copy(pipe)
     for name, part in wide.items():
-        setattr(own, name, part)
-    return own
+        setattr(pipe_copy, name, part)
+    return pipe_copy
 
 
 def _require_same_layers(rounded: Mapping[str, RoundedLayer], layers: Sequence[LayerSpec]) -> None:
-    given = {name: f"{layer.weight.qparams.bits} bits" for name, layer in rounded.items()}
-    wanted = {spec.name: f"{spec.weight_bits} bits" for spec in layers}
-    for name in (*wanted, *given):
-        if given.get(name) != wanted.get(name):
+    rounded_bits = {name: f"{layer.weight.qparams.bits} bits" for name, layer in rounded.items()}
+    recipe_bits = {spec.name: f"{spec.weight_bits} bits" for spec in layers}
+    for name in (*recipe_bits, *rounded_bits):
+        if rounded_bits.get(name) != recipe_bits.get(name):
             raise ValueError(
-                f"rounded weights have {given.get(name, 'no bits')} for layer {name}, the recipe has "
-                f"{wanted.get(name, 'none')}; they serve recipes of the same keys for weights and layers only"
+                f"rounded weights have {rounded_bits.get(name, 'no bits')} for layer {name}, the recipe has "
+                f"{recipe_bits.get(name, 'none')}; use them with the same keys for weights and layers"
             )

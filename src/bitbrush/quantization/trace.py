@@ -48,16 +48,18 @@ def trace_pipeline(state: QuantizationState) -> PipelineTrace:
     timesteps, sizes = [], []
     with start(state.pipe, state.family.component, state.batches[0][:1], state.recipe.plan) as trajectory:
         while (call := trajectory.request) is not None:
-            given = (call.args, call.kwargs)
-            shapes = tuple(value.shape for value in tree_iter(given) if isinstance(value, Tensor))
+            arguments = (call.args, call.kwargs)
+            shapes = tuple(value.shape for value in tree_iter(arguments) if isinstance(value, Tensor))
             if shapes not in outputs:
                 outputs[shapes], memory = measure_call_memory(state.denoiser, call, names)
                 memories.append(memory)
             timesteps.append(call.timestep)
-            sizes.append(tensor_bytes(given))
+            sizes.append(tensor_bytes(arguments))
             trajectory.answer(copy.deepcopy(outputs[shapes]))  # the pipeline may modify its input in place
-    modules = {name: use for one in reversed(memories) for name, use in one.modules.items()}
-    return PipelineTrace(tuple(timesteps), tuple(sizes), CallMemory(max(one.most for one in memories), modules))
+    modules = {name: use for call_memory in reversed(memories) for name, use in call_memory.modules.items()}
+    return PipelineTrace(
+        tuple(timesteps), tuple(sizes), CallMemory(max(call_memory.most for call_memory in memories), modules)
+    )
 
 
 def sample_bytes(state: QuantizationState, trace: PipelineTrace) -> list[int]:

@@ -54,8 +54,8 @@ def require_same_work(state: QuantizationState) -> None:
         ValueError: The inputs differ; raised in every process, and the message names the facts that differ.
     """
     parts = work_facts(state)
-    own = torch.tensor([int(json_digest(part)[:14], 16) for part in parts.values()])
-    differ = state.session.ranks.least(own.clone()) != state.session.ranks.most(own.clone())
+    digests = torch.tensor([int(json_digest(part)[:14], 16) for part in parts.values()])
+    differ = state.session.ranks.least(digests.clone()) != state.session.ranks.most(digests.clone())
     unlike = [name for name, other in zip(parts, differ.tolist(), strict=True) if other]
     if unlike:
         raise ValueError(

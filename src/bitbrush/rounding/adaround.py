@@ -82,8 +82,8 @@ def adaround(
 
 def _beta(iteration: int) -> float | None:
     """Returns the exponent of the regularizer, None during warm-up."""
-    done = (iteration / ITERATIONS - WARM_UP) / (1 - WARM_UP)
-    return None if done < 0 else LAST_BETA + (FIRST_BETA - LAST_BETA) * (1 - done)
+    progress = (iteration / ITERATIONS - WARM_UP) / (1 - WARM_UP)
+    return None if progress < 0 else LAST_BETA + (FIRST_BETA - LAST_BETA) * (1 - progress)
 
 
 def _set_gradients(

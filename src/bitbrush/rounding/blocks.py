@@ -75,11 +75,11 @@ def reconstruction_blocks(denoiser: nn.Module, family: Family, layers: Sequence[
     """
     classes = family.block_classes
     blocks = [name for name, module in denoiser.named_modules() if isinstance(module, classes)]
-    held: dict[str, tuple[str, ...]] = {}
+    groups: dict[str, tuple[str, ...]] = {}
     for layer in layers:
         block = next((name for name in blocks if layer.startswith(name + ".")), layer)
-        held[block] = (*held.get(block, ()), layer)
-    return held
+        groups[block] = (*groups.get(block, ()), layer)
+    return groups
 
 
 def next_block(
@@ -208,14 +208,14 @@ class Rows:
     def __getitem__(self, rows: Tensor | slice) -> Tensor:
         if isinstance(rows, slice):
             rows = torch.arange(len(self))[rows]
-        taken = self.parts[0].new_empty(len(rows), *self.parts[0].shape[1:])
+        copies = self.parts[0].new_empty(len(rows), *self.parts[0].shape[1:])
         begin = 0
         for part in self.parts:
             here = (rows >= begin) & (rows < begin + len(part))
-            taken[here] = part[rows[here] - begin]
+            copies[here] = part[rows[here] - begin]
             release(part)
             begin += len(part)
-        return taken.to(self.device)
+        return copies.to(self.device)
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ class BlockInputs:
         rows = [call.rows for call in calls]
 
         def join(values: Sequence[Any]) -> Any:
-            by_row = all(_has_rows(value, own) for value, own in zip(values, rows, strict=True))
+            by_row = all(_has_rows(value, count) for value, count in zip(values, rows, strict=True))
             return Rows(tuple(values), device) if by_row else on(device, values[0])
 
         args = tuple(join(values) for values in zip(*(call.args for call in calls), strict=True))

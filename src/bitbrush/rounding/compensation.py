@@ -36,7 +36,7 @@ MIN_POSITIONS = 4096
 WHOLE_BYTES = 512 << 20
 """Limit on input columns processed at once; larger inputs are processed in parts of ``PART_BYTES``."""
 PART_BYTES = 64 << 20
-WAITING_BYTES = 256 << 20
+OFFLOAD_BYTES = 256 << 20
 """Size from which CPU Hessians are offloaded to disk, so that only derived matrices are in memory."""
 SOLUTION = ("w_q", "w_fp", "scale", "zero_point", "shift")
 
@@ -87,10 +87,10 @@ def round_with_compensation(
     weight = layer.weight.detach().float().flatten(1)
     shard = shard or Shard.whole(0 if x is None else len(x))
     parts = []
-    found = _seen(layer, weight, target_x, x, shard, generator)
-    for w, seen in zip(weight.chunk(_groups(layer)), (one.waiting_in(offload) for one in found), strict=True):
+    groups = _group_moments(layer, weight, target_x, x, shard, generator)
+    for w, moments in zip(weight.chunk(_groups(layer)), (group.offloaded_to(offload) for group in groups), strict=True):
         # The last bits depend on the machine, so the first process solves for all.
-        solved = shard.ranks.from_first(partial(seen.solve, w, bits, estimator))
+        solved = shard.ranks.from_first(partial(moments.solve, w, bits, estimator))
         assert solved is not None
         parts.append({key: value.to(weight.device) for key, value in solved.items()})
     w_q, w_fp, scale, zero_point, shift = (torch.cat([part[key] for part in parts]) for key in SOLUTION)
@@ -100,7 +100,7 @@ def round_with_compensation(
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _Moments:
     """Moments of a channel group's inputs.
 
     Args:
@@ -113,9 +113,9 @@ class _Seen:
     residual: Tensor
     means: Tensor
 
-    def waiting_in(self, offload: Offload) -> "_Seen":
+    def offloaded_to(self, offload: Offload) -> "_Moments":
         """Offloads a large CPU Hessian."""
-        if self.hessian.nbytes >= WAITING_BYTES and self.hessian.device == CPU:
+        if self.hessian.nbytes >= OFFLOAD_BYTES and self.hessian.device == CPU:
             offload.put(self.hessian)
         return self
 
@@ -133,21 +133,21 @@ def _groups(layer: nn.Conv2d | nn.Linear) -> int:
     return layer.groups if isinstance(layer, nn.Conv2d) else 1
 
 
-def _seen(
+def _group_moments(
     layer: nn.Conv2d | nn.Linear,
     weight: Tensor,
     target_x: Tensor | Rows | None,
     x: Tensor | Rows | None,
     shard: Shard,
     generator: Generator,
-) -> list[_Seen]:
+) -> list[_Moments]:
     """Accumulates moments by channel group in parts, so that memory does not grow with the number of positions."""
     groups, size, ranks = _groups(layer), weight.shape[1], shard.ranks
     per_row = torch.tensor(0 if x is None else len(_columns(layer, x[:1], None)))
     sampling = _Sampling.draw(layer, int(ranks.most(per_row)), shard, generator)
     sums = [weight.new_zeros(2, size) for _ in range(groups)]
     hessians = [weight.new_zeros(size, size) for _ in range(groups)]
-    residuals = [_ResidualSum(own_weight) for own_weight in weight.chunk(groups)]
+    residuals = [_ResidualSum(group_weight) for group_weight in weight.chunk(groups)]
     if x is not None and target_x is not None:
         for part, here in _parts(layer, x, sampling.rows, sampling.positions):
             target_columns = _columns(layer, target_x[part], here).chunk(groups, 1)
@@ -159,7 +159,7 @@ def _seen(
     for hessian in hessians:
         _mirror_upper_(hessian)
     return [
-        _Seen(*(ranks.sum(total).div_(sampling.count) for total in (hessian, residual.total(), means)))
+        _Moments(*(ranks.sum(total).div_(sampling.count) for total in (hessian, residual.total(), means)))
         for hessian, residual, means in zip(hessians, residuals, sums, strict=True)
     ]
 
@@ -228,17 +228,17 @@ class _Sampling:
     @classmethod
     def draw(cls, layer: nn.Conv2d | nn.Linear, per_row: int, shard: Shard, generator: Generator) -> "_Sampling":
         """Draws enough positions for the Hessian, the same in all processes; takes all if there are few."""
-        w_fp = max(MIN_POSITIONS, POSITIONS_PER_COLUMN * layer.weight[0].numel())
-        rows = torch.randperm(shard.rows, generator=generator)[: -(-2 * w_fp // per_row)]
+        target = max(MIN_POSITIONS, POSITIONS_PER_COLUMN * layer.weight[0].numel())
+        rows = torch.randperm(shard.rows, generator=generator)[: -(-2 * target // per_row)]
         available = len(rows) * per_row
-        own = shard.own(rows)
-        if available <= w_fp:
-            return cls(own, None, available)
-        positions = torch.randperm(available, generator=generator)[:w_fp]
+        local_rows = shard.local_indices(rows)
+        if available <= target:
+            return cls(local_rows, None, available)
+        positions = torch.randperm(available, generator=generator)[:target]
         here = shard.local[rows] >= 0
         row = positions // per_row
-        own_row = here.cumsum(0)[row] - 1
-        return cls(own, (own_row * per_row + positions % per_row)[here[row]], w_fp)
+        local_row = here.cumsum(0)[row] - 1
+        return cls(local_rows, (local_row * per_row + positions % per_row)[here[row]], target)
 
 
 def _columns(layer: nn.Conv2d | nn.Linear, x: Tensor, positions: Tensor | None) -> Tensor:
@@ -305,10 +305,10 @@ def _inverse_of_lower_(factor: Tensor) -> Tensor:
         corner_inverse = torch.linalg.solve_triangular(
             corner, torch.eye(len(corner), device=corner.device), upper=False
         )
-        left = factor[begin:end, :begin].clone()
+        panel = factor[begin:end, :begin].clone()
         for column in range(0, begin, ROWS_AT_ONCE):
             columns = slice(column, column + ROWS_AT_ONCE)
-            factor[begin:end, columns] = -corner_inverse @ (left[:, column:] @ factor[column:begin, columns])
+            factor[begin:end, columns] = -corner_inverse @ (panel[:, column:] @ factor[column:begin, columns])
         factor[begin:end, begin:end] = corner_inverse
     return factor
 

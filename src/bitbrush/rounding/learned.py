@@ -86,7 +86,7 @@ class _Calls:
     places: Sequence[SampleShard]
 
 
-def _waiting(runners: Sequence[BlockRunner], indices: Sequence[int]) -> list[BlockCall]:
+def _calls_at(runners: Sequence[BlockRunner], indices: Sequence[int]) -> list[BlockCall]:
     return [called(runners[index]) for index in indices]
 
 
@@ -122,8 +122,8 @@ class _Learner:
         if len(layers) >= self._procedure.least_layers:
             inner = {layer.removeprefix(name).removeprefix("."): compensated[layer] for layer in layers}
             block = self.quantized.get_submodule(name)
-            waiting = tuple(self._session.offload.put(as_rows(output)) for output in outputs)
-            targets = Rows(waiting, self._device) if outputs else None
+            parts = tuple(self._session.offload.put(as_rows(output)) for output in outputs)
+            targets = Rows(parts, self._device) if outputs else None
             inputs = BlockInputs.of(calls.quantized, self._device) if calls.quantized else None
             shard = Shard.of(calls.places, [call.rows for call in calls.quantized], self._session.ranks)
             learned = self._procedure.reconstruct(block, inner, inputs, targets, self.generator, shard)
@@ -139,17 +139,17 @@ class _Learner:
             block_runners(self.quantized, layers, calls.quantized, self._session.offload) as inputs,
         ):
             while stop := next_block(targets, layers, self._session.ranks):
-                name, waiting = stop
+                name, indices = stop
                 if name not in compensated:
-                    own = _Calls(
-                        _waiting(targets, waiting),
-                        _waiting(inputs, waiting),
-                        [calls.places[index] for index in waiting],
+                    layer_calls = _Calls(
+                        _calls_at(targets, indices),
+                        _calls_at(inputs, indices),
+                        [calls.places[index] for index in indices],
                     )
-                    compensated[name] = self._compensate_one(name, own)
-                for index in waiting:
+                    compensated[name] = self._compensate_one(name, layer_calls)
+                for index in indices:
                     targets[index].answer(called(targets[index]).run(self.full))
-                for index in waiting:
+                for index in indices:
                     inputs[index].answer(called(inputs[index]).run(self.quantized))
             if missing := [layer for layer in layers if layer not in compensated]:
                 raise ValueError(f"layer {missing[0]} is never called by the denoiser; exclude it by pattern")
@@ -193,9 +193,9 @@ class _Learner:
 def _learn_or_recall(learner: _Learner, name: str, layers: Sequence[str], calls: _Calls, session: Session) -> list[Any]:
     """Rounds the layers of the block ``name``, or reads them from the journal; returns its full-precision outputs."""
     piece = _piece(name)
-    kept = session.journal.read(piece)
-    if kept is not None:
-        learner.recall(block_from_tensors(layers, kept, learner.generator))
+    tensors = session.journal.read(piece)
+    if tensors is not None:
+        learner.recall(block_from_tensors(layers, tensors, learner.generator))
         return [session.offload.put(call.run(learner.full)) for call in calls.full]
     outputs = learner.learn(name, layers, calls)
     session.journal.write(piece, block_tensors({layer: learner.rounded[layer] for layer in layers}, learner.generator))
@@ -242,23 +242,23 @@ def learn_rounding(
     """
     blocks = reconstruction_blocks(denoiser, family, [spec.name for spec in specs])
     learner, offload = _Learner(denoiser, specs, estimator, session, procedure), session.offload
-    names, kept = list(blocks), session.journal.pieces()
-    missing = {name for name in names if _piece(name) not in kept}
+    names, pieces = list(blocks), session.journal.pieces()
+    missing = {name for name in names if _piece(name) not in pieces}
     with (
         block_runners(denoiser, names, samples, offload) as full,
         block_runners(learner.quantized, names, samples, offload) as quantized,
         session.progress(ROUNDING_TITLE, len(missing)) as advance,
     ):
         while stop := next_block(full, names, session.ranks):
-            name, waiting = stop
-            calls = _Calls(_waiting(full, waiting), _waiting(quantized, waiting), shards.of(waiting))
+            name, indices = stop
+            calls = _Calls(_calls_at(full, indices), _calls_at(quantized, indices), shards.of(indices))
             if name in blocks:
                 outputs = _learn_or_recall(learner, name, blocks.pop(name), calls, session)
                 if name in missing:
                     advance()
             else:
                 outputs = [offload.put(call.run(denoiser)) for call in calls.full]
-            for index, output, call in zip(waiting, outputs, calls.quantized, strict=True):
+            for index, output, call in zip(indices, outputs, calls.quantized, strict=True):
                 full[index].answer(output)
                 quantized[index].answer(call.run(learner.quantized))
     if blocks:

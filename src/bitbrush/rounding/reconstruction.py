@@ -51,10 +51,10 @@ class Block:
 
     def passes(self, rows: Tensor) -> list[tuple[Tensor, float]]:
         """Returns this process's share of ``rows``, split into passes, each with its fraction of all rows."""
-        own = self.shard.own(rows)
-        if self.inputs is None or not len(own):
+        local_rows = self.shard.local_indices(rows)
+        if self.inputs is None or not len(local_rows):
             return []
-        parts = own.split(max(1, PASS_BYTES // max(1, self.inputs.row_bytes)))
+        parts = local_rows.split(max(1, PASS_BYTES // max(1, self.inputs.row_bytes)))
         return [(part, len(part) / len(rows)) for part in parts]
 
     @property
@@ -63,13 +63,13 @@ class Block:
         assert self.targets is not None
         return int(self.targets[:1].shape[1])
 
-    def loss(self, weights: Mapping[str, Tensor], own: Tensor) -> Tensor:
+    def loss(self, weights: Mapping[str, Tensor], local_rows: Tensor) -> Tensor:
         """Computes the mean squared output error for rows of this process."""
         assert self.inputs is not None
         assert self.targets is not None
-        args, kwargs = self.inputs.take(own)
+        args, kwargs = self.inputs.take(local_rows)
         named = {f"{name}.weight".lstrip("."): weight for name, weight in weights.items()}
-        return F.mse_loss(as_rows(functional_call(self.module, named, args, kwargs)), self.targets[own])
+        return F.mse_loss(as_rows(functional_call(self.module, named, args, kwargs)), self.targets[local_rows])
 
 
 def reconstruct(
@@ -109,10 +109,10 @@ def reconstruct(
         rows = training[torch.randint(len(training), (BATCH_ROWS,), generator=generator)]
         _descend(block, offsets, rows, STEP * (1 - iteration / ITERATIONS))
         if (iteration + 1) % CHECK_EVERY == 0:
-            now = {name: _integers(layers[name], offset.detach()) for name, offset in offsets.items()}
-            loss = _held_out_loss(block, now, held_out)
+            candidate = {name: _integers(layers[name], offset.detach()) for name, offset in offsets.items()}
+            loss = _held_out_loss(block, candidate, held_out)
             if loss < least:
-                best, least, misses = now, loss, 0
+                best, least, misses = candidate, loss, 0
             elif (misses := misses + 1) == PATIENCE:
                 break
     return best
@@ -148,5 +148,5 @@ def _integers(layer: Compensated, offset: Tensor) -> QuantizedWeight:
 @torch.no_grad()
 def _held_out_loss(block: Block, weights: Mapping[str, QuantizedWeight], rows: Tensor) -> float:
     floats = {name: weight.dequantize() for name, weight in weights.items()}
-    own = sum(float(block.loss(floats, part)) * share for part, share in block.passes(rows))
-    return float(block.shard.ranks.sum(torch.tensor(own, dtype=torch.float64)))
+    local_loss = sum(float(block.loss(floats, part)) * share for part, share in block.passes(rows))
+    return float(block.shard.ranks.sum(torch.tensor(local_loss, dtype=torch.float64)))

@@ -54,8 +54,8 @@ def is_sample(call: int, batch: int, of: int) -> bool:
 
 def recorded_samples(pieces: Sequence[BatchShard], calls: int) -> int:
     """Counts the sampled denoiser calls, one per prompt, of the shards for a pipeline with ``calls`` denoiser calls."""
-    kept = (piece for call in range(calls) for piece in pieces if is_sample(call, piece.index, piece.batches))
-    return sum(len(piece.batch.prompts) for piece in kept)
+    samples = (piece for call in range(calls) for piece in pieces if is_sample(call, piece.index, piece.batches))
+    return sum(len(piece.batch.prompts) for piece in samples)
 
 
 def record_samples(
@@ -79,14 +79,14 @@ def record_samples(
     """
     denoiser = getattr(pipe, family.component)
     samples = []
-    own = sample_pieces(batches, session.ranks)
+    pieces = sample_pieces(batches, session.ranks)
     steps = len(planned_timesteps(pipe, family.component, plan, batches[0]))
     with (
-        carried(pipe, family.component, [piece.batch for piece in own], plan) as trajectories,
+        carried(pipe, family.component, [piece.batch for piece in pieces], plan) as trajectories,
         session.progress(RECORDING_TITLE, steps) as advance,
     ):
         for number, calls in enumerate(lockstep(trajectories)):
-            for piece, trajectory, call in zip(own, trajectories, calls, strict=True):
+            for piece, trajectory, call in zip(pieces, trajectories, calls, strict=True):
                 output = call.run(denoiser)
                 if is_sample(number, piece.index, piece.batches):
                     session.offload.put((call.args, call.kwargs))

@@ -55,9 +55,9 @@ class Shard:
     @classmethod
     def of(cls, places: Sequence[SampleShard], rows: Sequence[int], ranks: Ranks) -> "Shard":
         """Creates a shard from the positions of this process's calls and their row counts; a process may have none."""
-        keys, own = ranks.join(torch.cat([torch.zeros(0, dtype=torch.long), *map(SampleShard.keys, places, rows)]))
-        local = keys.argsort() - own.start
-        return cls(local.where((local >= 0) & (local < len(own)), -1), ranks)
+        keys, span = ranks.join(torch.cat([torch.zeros(0, dtype=torch.long), *map(SampleShard.keys, places, rows)]))
+        local = keys.argsort() - span.start
+        return cls(local.where((local >= 0) & (local < len(span)), -1), ranks)
 
     @classmethod
     def whole(cls, rows: int) -> "Shard":
@@ -69,7 +69,7 @@ class Shard:
         """Number of rows in all processes."""
         return len(self.local)
 
-    def own(self, rows: Tensor) -> Tensor:
+    def local_indices(self, rows: Tensor) -> Tensor:
         """Returns the local indices of those ``rows`` that this process has, in order."""
         local = self.local[rows]
         return local[local >= 0]

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from bitbrush.runtime.cuda.engine import record_cuda_graph
-from bitbrush.runtime.cuda.package import has_gpu, require_gpu
+from bitbrush.runtime.cuda.graphs import CudaGraphs
+from bitbrush.runtime.cuda.package import has_gpu, require_fast_bytes, require_gpu
 from bitbrush.runtime.cuda.runtime import CudaRuntime
 from bitbrush.runtime.interface import Runtime, RuntimeUnavailable
 from bitbrush.runtime.onednn.probe import require_exact_products
@@ -75,10 +75,11 @@ def choose_runtime(
             if not has_gpu():
                 return _on_processor(dtype, memory)
             try:
-                return _cuda(dtype, memory, "8-bit products on the card")
+                require_fast_bytes()
+                return _cuda(dtype, memory, "8-bit products on the GPU")
             except RuntimeUnavailable as error:
                 chosen = _on_processor(dtype, memory)
-                why = "; ".join(filter(None, (f"the card is not used: {error}", chosen.shortfall)))
+                why = "; ".join(filter(None, (f"the GPU is not used: {error}", chosen.shortfall)))
                 return replace(chosen, shortfall=why)
 
 
@@ -120,7 +121,7 @@ def _on_processor(dtype: torch.dtype | None, memory: Memory) -> Choice:
 def _cuda(dtype: torch.dtype | None, memory: Memory, reason: str) -> Choice:
     require_gpu()
     device = torch.device("cuda", torch.cuda.current_device())
-    runtime = CudaRuntime(device, dtype or torch.bfloat16, nibbles=memory is Memory.LOW, record=record_cuda_graph)
+    runtime = CudaRuntime(device, dtype or torch.bfloat16, nibbles=memory is Memory.LOW, record=CudaGraphs())
     return Choice(runtime, reason, device=device, memory=memory)
 
 

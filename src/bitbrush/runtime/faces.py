@@ -24,6 +24,14 @@ _LAYER = "quantized"
 class Face(nn.Module):
     """Base of the faces. Without a quantized layer it is a plain layer: PEFT makes factors of its layer's class."""
 
+    weight: Tensor
+
+    def reset_parameters(self) -> None:
+        """Draws initial values, unless there is no memory for them."""
+        if not self.weight.is_meta:
+            own: Any = super()
+            own.reset_parameters()
+
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Computes the quantized layer on ``x``, or returns ``y`` if a fused block has computed it."""
         layer = quantized_layer(self)

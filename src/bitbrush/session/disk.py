@@ -20,7 +20,7 @@ _NUMBER = re.compile(r"os error (\d+)")
 
 
 class DiskError(OSError, ValueError):
-    """A file could not be written because the disk is full or read-only."""
+    """A file could not be written because the disk is full or read-only, or its folder takes none."""
 
 
 @contextmanager
@@ -119,7 +119,7 @@ def require_replaceable(path: Path) -> None:
 
 
 def _require_access(path: Path, place: Path) -> None:
-    nearest = next(one for one in (place, *place.parents) if one.exists())
+    nearest = next(candidate for candidate in (place, *place.parents) if candidate.exists())
     if not nearest.is_dir():
         raise ValueError(f"{path} cannot be made: {nearest} is a file; choose another output")
     if not os.access(nearest, os.W_OK | os.X_OK):
@@ -178,5 +178,5 @@ def size_text(size: int) -> str:
 def _error_number(error: Exception) -> int | None:
     if isinstance(error, OSError):
         return error.errno
-    found = _NUMBER.search(str(error))
-    return int(found[1]) if found else None
+    match = _NUMBER.search(str(error))
+    return int(match[1]) if match else None

@@ -166,7 +166,7 @@ def mark_saved(folder: Path, result: Path) -> None:
 def remove_saved(folder: Path, result: Path) -> None:
     """Removes work whose result, the file that :func:`mark_saved` recorded, is in place.
 
-    Its process was killed between the two.
+    A process that is killed between the two leaves such work.
     """
     path = folder / SAVED
     if path.exists() and result.is_file() and path.read_bytes() == file_digest(result).encode():
@@ -215,9 +215,9 @@ def _facts(folder: Path) -> dict[str, Any] | None:
 
 def _foreign(folder: Path) -> list[str]:
     """Returns the names of files that are no journal's."""
-    own = (FINGERPRINT, SAVED, _PIECES, *_TEMPORARY)
+    patterns = (FINGERPRINT, SAVED, _PIECES, *_TEMPORARY)
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [path.name for path in paths if not any(path.match(pattern) for pattern in own)]
+    return [path.name for path in paths if not any(path.match(pattern) for pattern in patterns)]
 
 
 def _difference(theirs: Any, ours: Any) -> str:

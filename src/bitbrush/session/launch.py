@@ -24,6 +24,16 @@ def launched_ranks(environment: Mapping[str, str] = os.environ) -> tuple[int, in
     return rank, world
 
 
+def local_rank(environment: Mapping[str, str] = os.environ) -> int:
+    """Reads the number of this process among those of its machine, 0 for a process started alone.
+
+    Raises:
+        ValueError: The variable is no number, or out of range.
+    """
+    here = _number(environment, "LOCAL_WORLD_SIZE", 1, low=1, high=1 << 20)
+    return _number(environment, "LOCAL_RANK", 0, low=0, high=here - 1)
+
+
 def _number(environment: Mapping[str, str], name: str, default: int, *, low: int, high: int) -> int:
     text = environment.get(name, str(default))
     if not (text.isascii() and text.isdecimal() and len(text) <= 9 and low <= int(text) <= high):

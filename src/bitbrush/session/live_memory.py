@@ -24,7 +24,7 @@ class LiveMemory(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.most = 0
-        self._known: set[int] = set()
+        self._storage_ids: set[int] = set()
 
     def __torch_dispatch__(
         self,
@@ -34,21 +34,21 @@ class LiveMemory(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         output = func(*args, **(kwargs or {}))
-        given = {id(storage) for storage in _storages((args, kwargs))}
+        input_ids = {id(storage) for storage in _storages((args, kwargs))}
         for storage in _storages(output):
-            if id(storage) not in given and id(storage) not in self._known:
+            if id(storage) not in input_ids and id(storage) not in self._storage_ids:
                 self._add(storage)
         return output
 
     def _add(self, storage: Any) -> None:
         key, size = id(storage), storage.nbytes()
-        self._known.add(key)
+        self._storage_ids.add(key)
         self.now += size
         self.most = max(self.most, self.now)
         weakref.finalize(storage, self._remove, key, size).atexit = False
 
     def _remove(self, key: int, size: int) -> None:
-        self._known.discard(key)
+        self._storage_ids.discard(key)
         self.now -= size
 
 

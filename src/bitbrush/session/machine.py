@@ -7,6 +7,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from bitbrush.session.launch import local_rank
+
 CGROUP, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
@@ -17,11 +19,11 @@ def available_memory() -> int:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # psutil warns of other figures, which some sandboxes hide
-        left = psutil.virtual_memory().available + psutil.swap_memory().free
-    return min((int(left), *_left_by_groups()))
+        memory = psutil.virtual_memory().available + psutil.swap_memory().free
+    return min((int(memory), *_free_in_groups()))
 
 
-def _left_by_groups() -> Iterator[int]:
+def _free_in_groups() -> Iterator[int]:
     """Yields the bytes left in every limited control group of this process (versions 1 and 2).
 
     File pages count as free, because the system can reclaim them.
@@ -35,8 +37,8 @@ def _left_by_groups() -> Iterator[int]:
             files = "total_inactive_file"
         else:
             continue
-        own = root / group.lstrip("/")
-        for folder in (own, *own.parents):
+        leaf = root / group.lstrip("/")
+        for folder in (leaf, *leaf.parents):
             if folder.is_relative_to(root) and (folder / limit).is_file():
                 most = (folder / limit).read_text(encoding="ascii").strip()
                 if most != "max":
@@ -53,6 +55,8 @@ def available_on_gpu(device: torch.device) -> int:
 def find_device(name: str) -> torch.device:
     """Finds a device by name: ``cpu``, ``cuda``, or one GPU of several, ``cuda:1``.
 
+    Of the processes that torchrun started on this machine, each gets a GPU of its own by ``cuda``.
+
     Raises:
         ValueError: The name is none of these, or the device is missing; the message says why.
     """
@@ -60,13 +64,17 @@ def find_device(name: str) -> torch.device:
     if name == "cpu":
         return torch.device(name)
     if kind != "cuda" or not (index.isdecimal() or name == "cuda"):
-        raise ValueError(f"device is {name!r}; choose cpu, cuda, or one card of several: cuda:1")
+        raise ValueError(f"device is {name!r}; choose cpu, cuda, or one GPU of several: cuda:1")
     if torch.version.cuda is None:
         raise ValueError(
             f"device is {name}, but torch {torch.__version__} is not built for CUDA; install the build for your driver "
             "from PyTorch's own index, or leave --device at cpu"
         )
-    gpus = torch.cuda.device_count()
-    if int(index or 0) >= gpus:
-        raise ValueError(f"device is {name}, but torch sees {gpus} GPUs; look at `nvidia-smi` and CUDA_VISIBLE_DEVICES")
-    return torch.device("cuda", int(index or 0))
+    number, gpus = int(index or local_rank()), torch.cuda.device_count()
+    if number >= gpus:
+        process = "" if index else f" for process {number} of this machine, counted from 0"
+        raise ValueError(
+            f"device is {name}{process}, but torch sees {gpus} GPUs; start as many processes at most, and look at "
+            "`nvidia-smi` and CUDA_VISIBLE_DEVICES"
+        )
+    return torch.device("cuda", number)

@@ -41,21 +41,21 @@ class OffloadBudget:
     """Memory of ``size`` bytes for tensors; each occupies its bytes until it is freed."""
 
     def __init__(self, size: int) -> None:
-        self._left = size
-        self._held: set[int] = set()
+        self._free = size
+        self._reservations: set[int] = set()
 
     def holds(self, storage: torch.UntypedStorage) -> bool:
         """Reserves memory for a storage if enough is left, and tells whether it has a reservation."""
         key, size = id(storage), storage.nbytes()
-        if key not in self._held and size <= self._left:
-            self._held.add(key)
-            self._left -= size
-            weakref.finalize(storage, self._leave, key, size).atexit = False
-        return key in self._held
+        if key not in self._reservations and size <= self._free:
+            self._reservations.add(key)
+            self._free -= size
+            weakref.finalize(storage, self._cancel, key, size).atexit = False
+        return key in self._reservations
 
-    def _leave(self, key: int, size: int) -> None:
-        self._held.discard(key)
-        self._left += size
+    def _cancel(self, key: int, size: int) -> None:
+        self._reservations.discard(key)
+        self._free += size
 
 
 NO_BUDGET = OffloadBudget(0)
@@ -163,18 +163,18 @@ class TensorTracker(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._offload, self._device = offload, device
         self._moved: list[weakref.ref[Tensor]] = []
-        self._known: list[weakref.ref[Tensor]] = []
+        self._references: list[weakref.ref[Tensor]] = []
 
     def follow(self, values: Any) -> None:
         """Tracks tensors that were created elsewhere, too."""
-        self._known += [weakref.ref(value) for value in tree_iter(values) if isinstance(value, Tensor)]
+        self._references += [weakref.ref(value) for value in tree_iter(values) if isinstance(value, Tensor)]
 
     def put(self) -> None:
         """Offloads all tracked tensors that are still alive."""
-        there = {id(value): value for known in self._known if (value := known()) is not None}
-        self._moved = [weakref.ref(value) for value in there.values() if value.device == self._device]
-        self._offload.put(list(there.values()))
-        self._known = [weakref.ref(value) for value in there.values()]
+        tensors = {id(value): value for reference in self._references if (value := reference()) is not None}
+        self._moved = [weakref.ref(value) for value in tensors.values() if value.device == self._device]
+        self._offload.put(list(tensors.values()))
+        self._references = [weakref.ref(value) for value in tensors.values()]
 
     def bring_back(self, values: Any) -> None:
         """Moves the tensors that :meth:`put` took from the device back to it, and ``values`` too."""

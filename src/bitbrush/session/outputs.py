@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import lock_descriptor
 
-from bitbrush.session.disk import require_replaceable, writing
+from bitbrush.session.disk import DiskError, require_replaceable, writing
 from bitbrush.session.journal import remove_temporary, remove_unstarted
 from bitbrush.session.ranks import ALONE, Ranks
 from bitbrush.session.replacing import recover
@@ -108,9 +108,7 @@ def _lock(path: Path, output: Path) -> int:
     removed file, sees that it is no longer at ``path``, and tries again.
     """
     while True:
-        with writing(output):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = _opened(path, output)
         try:
             _require_lock(descriptor, output)
             if _is_at(path, descriptor):
@@ -119,6 +117,15 @@ def _lock(path: Path, output: Path) -> int:
             os.close(descriptor)
             raise
         os.close(descriptor)
+
+
+def _opened(path: Path, output: Path) -> int:
+    try:
+        with writing(output):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except FileNotFoundError as error:  # /proc is writable to its owner, and makes no files
+        raise DiskError(f"{output} cannot be written: its folder takes no new files; choose another output") from error
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
@@ -154,6 +161,6 @@ def _busy_text(descriptor: int, output: Path) -> str:
     try:
         owner = json.loads(os.read(descriptor, 4096))
         name = f"process {owner['process']} on {owner['host']} has written since {owner['since']}"
-    except (ValueError, KeyError, TypeError):  # it has locked the file, and not yet named itself
+    except (ValueError, KeyError, TypeError):  # its owner has locked the file, but not yet written its name
         name = "another process has just begun to write"
     return f"{output} is in use: {name}; wait until it ends, end it, or choose another output"

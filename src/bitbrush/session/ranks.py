@@ -13,13 +13,13 @@ from safetensors.torch import load, save
 from torch import Tensor, distributed
 from torch.distributed import ReduceOp
 
-from bitbrush.session.launch import launched_ranks
+from bitbrush.session.launch import launched_ranks, local_rank
 
 T = TypeVar("T")
 
 PATIENCE = timedelta(days=7)
 """Timeout of an exchange between processes: as long as generation may take. torchrun ends all when one fails."""
-_KEPT: deque[Tensor] = deque(maxlen=8)
+_LATEST: deque[Tensor] = deque(maxlen=8)
 """Tensors of the latest exchanges, which must outlive gloo's use of them.
 
 gloo's thread may drop the last reference while the process group ends. That end waits for the thread while it holds
@@ -90,19 +90,19 @@ class Ranks:
         lengths = torch.zeros(self.world, dtype=torch.long)
         lengths[self.rank] = len(x)
         ends = self.sum(lengths).cumsum(0).tolist()
-        own = range(ends[self.rank] - len(x), ends[self.rank])
+        span = range(ends[self.rank] - len(x), ends[self.rank])
         everything = x.new_zeros(ends[-1])
-        everything[own.start : own.stop] = x
-        return self.sum(everything), own
+        everything[span.start : span.stop] = x
+        return self.sum(everything), span
 
     def from_first(self, make: Callable[[], dict[str, Tensor] | None]) -> dict[str, Tensor] | None:
         """Calls ``make()`` in the first process only, and returns its result, on the CPU, in all processes."""
-        made = make() if self.leads else None
-        made = None if made is None else {key: tensor.cpu() for key, tensor in made.items()}
+        tensors = make() if self.leads else None
+        tensors = None if tensors is None else {key: tensor.cpu() for key, tensor in tensors.items()}
         if self.world == 1:
-            return made
+            return tensors
         self._meet()
-        data = b"" if made is None else save({key: tensor.contiguous() for key, tensor in made.items()})
+        data = b"" if tensors is None else save({key: tensor.contiguous() for key, tensor in tensors.items()})
         with _reached():
             size = torch.tensor(len(data))
             distributed.broadcast(size, 0)
@@ -110,7 +110,7 @@ class Ranks:
                 return None
             text = _bytes(data) if self.leads else torch.empty(int(size), dtype=torch.uint8)
             distributed.broadcast(text, 0)
-        return made if self.leads else load(text.numpy().tobytes())
+        return tensors if self.leads else load(text.numpy().tobytes())
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -129,26 +129,28 @@ class Ranks:
         self.wait()
 
     def _reduce(self, x: Tensor, operation: ReduceOp.RedOpType) -> Tensor:
-        if self.world > 1:
-            self._meet()
-            with _reached():
-                distributed.all_reduce(x, operation)
-        return x
+        if self.world == 1:
+            return x
+        self._meet()
+        exchanged = x.cpu()  # gloo works on the CPU's memory
+        with _reached():
+            distributed.all_reduce(exchanged, operation)
+        return x if exchanged is x else x.copy_(exchanged)
 
     def _meet(self, failure: str = "") -> None:
         """Exchanges failures before every other exchange, so that all processes end with the name of the failure."""
         if self.world == 1:
             return
-        own = failure.encode()
+        message = failure.encode()
         with _reached():
             lengths = torch.zeros(self.world, dtype=torch.long)
-            lengths[self.rank] = len(own)
-            _KEPT.append(lengths)
+            lengths[self.rank] = len(message)
+            _LATEST.append(lengths)
             distributed.all_reduce(lengths)
             failures = []
             for rank in lengths.nonzero().flatten().tolist():
-                text = _bytes(own) if rank == self.rank else torch.empty(int(lengths[rank]), dtype=torch.uint8)
-                _KEPT.append(text)
+                text = _bytes(message) if rank == self.rank else torch.empty(int(lengths[rank]), dtype=torch.uint8)
+                _LATEST.append(text)
                 distributed.broadcast(text, rank)
                 failures.append(f"process {rank} of {self.world} failed: {text.numpy().tobytes().decode()}")
         if failures and not failure:
@@ -168,7 +170,7 @@ def _reached() -> Iterator[None]:
         yield
     except RuntimeError as error:  # torch.distributed raises nothing more specific
         raise RankError(
-            f"another process of this job has ended; see what it said, and start all of them again ({error})"
+            f"another process of this job has ended; see its output, and start all processes again ({error})"
         ) from error
 
 
@@ -176,7 +178,7 @@ def _reached() -> Iterator[None]:
 def ranks() -> Iterator[Ranks]:
     """Yields the processes of the initialized torch.distributed group, or else those that torchrun started.
 
-    A process that was started otherwise is alone.
+    A process that was started otherwise is alone. Each of torchrun's has a GPU of its own where there are enough.
 
     Raises:
         ValueError: The group cannot exchange CPU tensors, or torchrun's environment variables are damaged.
@@ -184,13 +186,17 @@ def ranks() -> Iterator[Ranks]:
     if distributed.is_available() and distributed.is_initialized():
         backend = distributed.get_backend_config()
         if "gloo" not in backend:
-            raise ValueError(f"the process group's backend is {backend}; initialize it with gloo: work is on the CPU")
+            raise ValueError(
+                f"the process group's backend is {backend}; initialize it with gloo: processes exchange CPU tensors"
+            )
         yield Ranks(distributed.get_rank(), distributed.get_world_size())
         return
     rank, world = launched_ranks()
     if world == 1:
         yield ALONE
         return
+    if local_rank() < torch.cuda.device_count():
+        torch.cuda.set_device(local_rank())
     with _reached():
         distributed.init_process_group("gloo", timeout=PATIENCE)
     try:

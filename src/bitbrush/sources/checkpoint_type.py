@@ -35,30 +35,30 @@ def in_type(dtype: torch.dtype | Mapping[str, torch.dtype]) -> dict[str, Any]:
 
 def variants(component: Path) -> set[str | None]:
     """Returns the variants of a component's weight files; None stands for files without a variant."""
-    found = (_WEIGHTS.fullmatch(path.name) for path in component.glob("*"))
-    return {match["variant"] for match in found if match}
+    matches = (_WEIGHTS.fullmatch(path.name) for path in component.glob("*"))
+    return {match["variant"] for match in matches if match}
 
 
-def weights_variant(component: Path, wanted: str | None) -> str | None:
-    """Chooses the variant to load: the wanted one, files without a variant, or the only one there is.
+def weights_variant(component: Path, variant: str | None) -> str | None:
+    """Chooses the variant to load: the requested one, files without a variant, or the only one there is.
 
     Args:
         component: Folder of the component.
-        wanted: Variant that the user asks for, or None.
+        variant: Variant that the user asks for, or None.
 
     Raises:
         ValueError: The choice is ambiguous.
     """
-    found = variants(component)
-    if wanted in found:
-        return wanted
-    if None in found or not found:
+    names = variants(component)
+    if variant in names:
+        return variant
+    if None in names or not names:
         return None
-    if wanted is None and len(found) == 1:
-        return found.pop()
-    held = " and ".join(sorted(str(name) for name in found))
-    asked = f"none of variant {wanted!r}" if wanted else "none without a variant"
-    raise ValueError(f"{component} holds weights of variant {held}, but {asked}; choose one with --variant")
+    if variant is None and len(names) == 1:
+        return names.pop()
+    held = " and ".join(sorted(str(name) for name in names))
+    lack = f"none of variant {variant!r}" if variant else "none without a variant"
+    raise ValueError(f"{component} holds weights of variant {held}, but {lack}; choose one with --variant")
 
 
 def component_types(pipeline: Path, variant: str | None = None) -> dict[str, torch.dtype]:
@@ -80,9 +80,9 @@ def folder_type(component: Path, variant: str | None) -> torch.dtype:
 
 def variant_files(component: Path, variant: str | None) -> list[Path]:
     """Returns the safetensors files in a component's folder that are loaded for ``variant``."""
-    own = weights_variant(component, variant)
-    found = ((path, _WEIGHTS.fullmatch(path.name)) for path in sorted(component.glob("*.safetensors")))
-    return [path for path, match in found if match and match["variant"] == own]
+    file_variant = weights_variant(component, variant)
+    matches = ((path, _WEIGHTS.fullmatch(path.name)) for path in sorted(component.glob("*.safetensors")))
+    return [path for path, match in matches if match and match["variant"] == file_variant]
 
 
 def integer_weights(path: Path) -> list[str]:
@@ -119,5 +119,5 @@ def _types(path: Path) -> Iterable[str]:
 
 
 def _common(types: Iterable[str]) -> torch.dtype:
-    found = {kind for kind in types if kind in _FLOATS}
-    return _HALF.get(found.pop(), torch.float32) if len(found) == 1 else torch.float32
+    kinds = {kind for kind in types if kind in _FLOATS}
+    return _HALF.get(kinds.pop(), torch.float32) if len(kinds) == 1 else torch.float32

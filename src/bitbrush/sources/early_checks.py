@@ -42,10 +42,10 @@ def require_plan_of_folder(source: str | os.PathLike[str], plan: SamplingPlan, r
     index = _read(os.fspath(source), MODEL_INDEX, revision)
     pipeline = component_class("diffusers", str(index.get("_class_name")))
     entry = index.get("scheduler")
-    own = component_class(*entry) if isinstance(entry, list) and len(entry) == 2 and all(entry) else None
-    if pipeline is None or own is None or not issubclass(own, SchedulerMixin):
+    scheduler = component_class(*entry) if isinstance(entry, list) and len(entry) == 2 and all(entry) else None
+    if pipeline is None or scheduler is None or not issubclass(scheduler, SchedulerMixin):
         return
-    kind: Any = scheduler_class(plan.scheduler, own, pipeline.__name__)
+    kind: Any = scheduler_class(plan.scheduler, scheduler, pipeline.__name__)
     config = _read(os.fspath(source), SCHEDULER_CONFIG, revision)
     require_callable(pipeline, kind.from_config(config) if config else None, plan)
 

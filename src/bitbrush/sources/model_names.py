@@ -37,11 +37,11 @@ def require_known(model: str | os.PathLike[str], revision: str | None = None) ->
         return
     if Path(name).suffix == SINGLE_FILE:
         raise UnknownModelError(f"there is no file {name}{did_you_mean(name)}")
-    asked = "" if revision is None else f" with revision {revision!r}"
+    requirement = "" if revision is None else f" with revision {revision!r}"
     if not may_be_hub_id(name):
-        raise UnknownModelError(unknown_text(name, asked))
+        raise UnknownModelError(unknown_text(name, requirement))
     if not _is_cached(name, MODEL_INDEX, revision) and (reason := _out_of_reach()):
-        raise UnknownModelError(unknown_text(name, asked, reason))
+        raise UnknownModelError(unknown_text(name, requirement, reason))
 
 
 def portable_name(model: str | os.PathLike[str]) -> str:
@@ -52,17 +52,17 @@ def portable_name(model: str | os.PathLike[str]) -> str:
     return path.resolve().name if is_local and model_path(name) is None else name
 
 
-def unknown_text(model: str, asked: str = "", reason: str = "") -> str:
+def unknown_text(model: str, requirement: str = "", reason: str = "") -> str:
     """Returns the message for a model that is found nowhere.
 
     Args:
         model: Name of the model.
-        asked: Further requirements, such as a revision.
+        requirement: Further requirements, such as a revision.
         reason: Why the hub has no such model, or cannot be reached.
     """
     return (
-        f"model {model!r}{asked} is neither bundled ({', '.join(MODELS)}), nor a directory with {MODEL_INDEX}, nor in "
-        f"the hub's cache or reachable on the hub{f' ({reason})' if reason else ''}{did_you_mean(model)}"
+        f"model {model!r}{requirement} is neither bundled ({', '.join(MODELS)}), nor a directory with {MODEL_INDEX}, "
+        f"nor in the hub's cache or reachable on the hub{f' ({reason})' if reason else ''}{did_you_mean(model)}"
     )
 
 
@@ -78,14 +78,14 @@ def did_you_mean(model: str, bundled: Sequence[str] = tuple(MODELS)) -> str:
     """
     path = Path(model)
     near = {str(path.with_name(name)): name for name in _models_in(path.parent)}
-    known = {**{name: name for name in (*filter(_is_pipeline, bundled), *_cached_ids())}, **near}
+    candidates = {**{name: name for name in (*filter(_is_pipeline, bundled), *_cached_ids())}, **near}
     by_name: dict[str, str] = {}
-    for given, name in known.items():
-        by_name.setdefault(name.lower(), given)
-    wanted = [model.lower(), path.name.lower()]
-    close = [one for text in wanted for one in difflib.get_close_matches(text, by_name, SUGGESTIONS, LIKENESS)]
-    found = list(dict.fromkeys(by_name[one] for one in close))[:SUGGESTIONS]
-    return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
+    for suggestion, name in candidates.items():
+        by_name.setdefault(name.lower(), suggestion)
+    texts = [model.lower(), path.name.lower()]
+    close = [match for text in texts for match in difflib.get_close_matches(text, by_name, SUGGESTIONS, LIKENESS)]
+    suggestions = list(dict.fromkeys(by_name[match] for match in close))[:SUGGESTIONS]
+    return f"; did you mean {' or '.join(map(repr, suggestions))}?" if suggestions else ""
 
 
 def _is_pipeline(name: str) -> bool:

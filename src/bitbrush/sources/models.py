@@ -65,8 +65,8 @@ class ModelOptions:
     def facts(self) -> dict[str, Any]:
         """Returns the options that are set, for the manifest; files by name and hash, without their folders."""
         config = None if self.config is None else portable_name(self.config)
-        given = {"revision": self.revision, "variant": self.variant, "config": config}
-        facts: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        options = {"revision": self.revision, "variant": self.variant, "config": config}
+        facts: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         return facts | ({"loras": [lora.facts() for lora in self.loras]} if self.loras else {})
 
 
@@ -254,16 +254,16 @@ def _require_on_hub(model: str, options: ModelOptions) -> None:
 
 def _unreadable(folder: str, options: ModelOptions, error: Exception) -> str:
     return (
-        f"the pipeline in {folder}{_asked(options)} cannot be loaded: {error}; a file may be missing, damaged or cut "
-        "short: fetch it again"
+        f"the pipeline in {folder}{_requirements(options)} cannot be loaded: {error}; a file may be missing, damaged "
+        "or cut short: fetch it again"
     )
 
 
-def _asked(options: ModelOptions) -> str:
-    given = {"revision": options.revision, "variant": options.variant}
-    asked = ", ".join(f"{name} {value!r}" for name, value in given.items() if value is not None)
-    return f" with {asked}" if asked else ""
+def _requirements(options: ModelOptions) -> str:
+    requirements = {"revision": options.revision, "variant": options.variant}
+    listing = ", ".join(f"{name} {value!r}" for name, value in requirements.items() if value is not None)
+    return f" with {listing}" if listing else ""
 
 
 def _unknown(model: str | os.PathLike[str], options: ModelOptions, error: Exception) -> str:
-    return unknown_text(os.fspath(model), _asked(options), str(error))
+    return unknown_text(os.fspath(model), _requirements(options), str(error))

@@ -1,6 +1,7 @@
 """Loading of pipelines from folders: every network has all of its tensors, or loading fails with their names."""
 
 import json
+import math
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from importlib import import_module
@@ -23,6 +24,8 @@ from bitbrush.sources.model_names import MODEL_INDEX
 
 SAFETY_CHECK = ("safety_checker", "feature_extractor")
 KEYS_SHOWN = 3
+LARGEST_VALUE = 2.0**24
+"""Largest magnitude of a network's weights. Squares and products of larger ones overflow float32: the image is NaN."""
 _REPORTING = ("diffusers.models.modeling_utils", "transformers.modeling_utils")
 """Modules whose ``from_pretrained`` reports the tensors it found. Containers of several networks have their own."""
 _UNUSABLE = (ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, StrictDataclassError)
@@ -137,16 +140,16 @@ def lacks_weights(folder: Path) -> bool:
 
 
 def require_whole(network: nn.Module, name: str) -> None:
-    """Checks that all tensors of a network have finite values.
+    """Checks that all tensors of a network have values with which it can compute.
 
     Raises:
-        ValueError: A tensor has no values, or some are not finite; the message names it.
+        ValueError: A tensor has no values, or some are not finite or too large; the message names it.
     """
     if missing := missing_tensors(network):
         raise ValueError(f"{_named(name, network)} {missing}")
     state = network.state_dict()
-    if bad := [key for key, tensor in state.items() if not is_finite(tensor)]:
-        raise ValueError(f"{_named(name, network)} holds NaN or infinity in {_of(len(state), bad)}")
+    if unusable := unusable_values(state):
+        raise ValueError(f"{_named(name, network)} {unusable}")
 
 
 def missing_tensors(network: nn.Module) -> str | None:
@@ -159,12 +162,27 @@ def missing_tensors(network: nn.Module) -> str | None:
     return f"lacks {_of(len(state), missing)}" if missing else None
 
 
+def unusable_values(tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """Describes the tensors with values that are not finite, or beyond ``LARGEST_VALUE``; None if there are none."""
+    magnitudes = {key: _largest_magnitude(tensor) for key, tensor in tensors.items()}
+    if bad := [key for key, magnitude in magnitudes.items() if not math.isfinite(magnitude)]:
+        return f"holds NaN or infinity in {_of(len(tensors), bad)}"
+    if bad := [key for key, magnitude in magnitudes.items() if magnitude > LARGEST_VALUE]:
+        return f"holds values beyond {LARGEST_VALUE:.0f} in {_of(len(tensors), bad)}, which no trained network has"
+    return None
+
+
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Tells whether no value is NaN or infinite; ``aminmax`` propagates NaN and allocates no memory."""
+    """Tells whether no value is NaN or infinite."""
+    return math.isfinite(_largest_magnitude(tensor))
+
+
+def _largest_magnitude(tensor: torch.Tensor) -> float:
+    """Returns the largest magnitude, or NaN; ``aminmax`` propagates NaN and allocates no memory."""
     if not tensor.is_floating_point() or not tensor.numel():
-        return True
+        return 0.0
     wide = tensor.float() if tensor.itemsize == 1 else tensor  # float8 has no such operator
-    return all(bool(end.isfinite()) for end in wide.aminmax())
+    return max(abs(end.item()) for end in wide.aminmax())
 
 
 def _components(folder: Path) -> Iterator[tuple[str, tuple[Any, Any]]]:

@@ -75,8 +75,8 @@ def _coco(content: bytes) -> list[str]:
     try:
         annotations = json.loads(content)["annotations"]
         first: dict[int, tuple[int, str]] = {}
-        for one in annotations:
-            image, row = int(one["image_id"]), (int(one["id"]), str(one["caption"]))
+        for annotation in annotations:
+            image, row = int(annotation["image_id"]), (int(annotation["id"]), str(annotation["caption"]))
             first[image] = min(first.get(image, row), row)
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(
@@ -105,12 +105,12 @@ def _parquet(content: bytes) -> list[str]:
 
 
 def _column(names: list[str]) -> str:
-    for wanted in COLUMNS:
+    for column in COLUMNS:
         for name in names:
-            if name.lower() == wanted:
+            if name.lower() == column:
                 return name
-    wanted = " or ".join(COLUMNS)
-    raise ValueError(f"the table has columns {', '.join(names) or 'none'}; one called {wanted} is needed")
+    choices = " or ".join(COLUMNS)
+    raise ValueError(f"the table has columns {', '.join(names) or 'none'}; one called {choices} is needed")
 
 
 def _line(value: Any) -> str:

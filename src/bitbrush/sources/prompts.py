@@ -80,16 +80,16 @@ def bench_sets(sources: Sequence[str], unseen: Sequence[str], model: str) -> tup
     """
     if not sources and not unseen:
         sources = tuple(held_out_prompts((), model))
-    made: list[PromptSet] = []
-    for source, given in [(s, Domain.CALIBRATION) for s in sources] + [(s, Domain.UNSEEN) for s in unseen]:
-        domain = given
+    sets: list[PromptSet] = []
+    for source, style in [(s, Domain.CALIBRATION) for s in sources] + [(s, Domain.UNSEEN) for s in unseen]:
+        domain = style
         if model in MODELS and source in prompt_sets(model):
             domain = Domain.CALIBRATION if CALIBRATION in prompt_sets(model)[source] else Domain.UNSEEN
         name = Path(source).stem
-        if any(other.name == name for other in made):
+        if any(other.name == name for other in sets):
             raise ValueError(f"two prompt sets are called {name!r}; rename a file")
-        made.append(PromptSet(name, domain, read_prompts(source, model, TEST)))
-    return tuple(made)
+        sets.append(PromptSet(name, domain, read_prompts(source, model, TEST)))
+    return tuple(sets)
 
 
 def read_prompts(source: str, model: str, split: str) -> tuple[str, ...]:

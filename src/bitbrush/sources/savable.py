@@ -3,14 +3,15 @@
 from typing import Any, Never
 
 import diffusers
-from accelerate import init_empty_weights
 from diffusers import DiffusionPipeline, ModelMixin
 from torch import nn
 
+from bitbrush.network.empty import without_values
 from bitbrush.network.lazy_weights import lazy_layers, weight_shape
 from bitbrush.network.low_rank import branch_, branch_ranks
 from bitbrush.network.skip_inputs import split_, split_begins
 from bitbrush.sources.networks import KEYS_SHOWN, component_class, reports_tensors
+from bitbrush.sources.settings import require_settings
 
 UNDO = {
     "lora": "fuse the adapter first: pipe.fuse_lora(), then pipe.unload_lora_weights()",
@@ -32,6 +33,7 @@ def require_savable(pipe: DiffusionPipeline) -> None:
         ValueError: It could not; the message names the component and the remedy.
     """
     saved_class(pipe)
+    require_settings(pipe)
     for name, part in pipe.components.items():
         if part is not None:
             _require_known_class(pipe, name)
@@ -57,8 +59,8 @@ def saved_class(pipe: DiffusionPipeline) -> type[DiffusionPipeline]:
             f"{problem}, and {base.__name__}, as which its artifact is loaded, takes no {others[0]}; quantize "
             f"a {base.__name__} of its other components"
         )
-    known: type[DiffusionPipeline] = base
-    return known
+    pipeline_class: type[DiffusionPipeline] = base
+    return pipeline_class
 
 
 def _require_known_class(pipe: DiffusionPipeline, name: str) -> None:
@@ -113,7 +115,7 @@ def _settings(network: nn.Module) -> dict[str, str]:
 
 def _from_configuration(network: Any) -> nn.Module:
     """Creates the network that loading starts from: its class with its configuration, without values."""
-    with init_empty_weights(include_buffers=False):
+    with without_values():
         fresh: nn.Module = (
             type(network).from_config(network.config)
             if isinstance(network, ModelMixin)
@@ -137,5 +139,6 @@ def refuse_saving(*_: Any, **__: Any) -> Never:
         ValueError: Always.
     """
     raise ValueError(
-        "what is quantized is not serializable from memory: copy the artifact's folder, or write one with bitbrush.save"
+        "a quantized pipeline is not serializable from memory: copy the artifact's folder, or write one with "
+        "bitbrush.save"
     )

@@ -53,28 +53,28 @@ def with_scheduler(pipe: DiffusionPipeline, name: str | None) -> DiffusionPipeli
     return other
 
 
-def scheduler_class(name: str | None, own: type, pipeline: str) -> type:
+def scheduler_class(name: str | None, default: type, pipeline: str) -> type:
     """Finds a scheduler's class by its short name or class name.
 
     Args:
         name: Short name or class name; None for the pipeline's own.
-        own: Class of the pipeline's scheduler.
+        default: Class of the pipeline's scheduler.
         pipeline: Name of the pipeline's class, for messages.
 
     Raises:
         ValueError: The scheduler is unknown, or is for the other kind of model (flow matching or not).
     """
     if name is None:
-        return own
+        return default
     kind = getattr(diffusers, class_name(name), None)
     if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin) and issubclass(kind, ConfigMixin)):
-        known = ", ".join((*SHORT_NAMES, *FLOW_NAMES))
-        raise ValueError(f"scheduler is {name!r}; known are {known} and diffusers' class names")
-    if _is_of_flow(kind) != _is_of_flow(own):
-        model = "a flow-matching model" if _is_of_flow(own) else "no flow-matching model"
+        names = ", ".join((*SHORT_NAMES, *FLOW_NAMES))
+        raise ValueError(f"scheduler is {name!r}; known are {names} and diffusers' class names")
+    if _is_of_flow(kind) != _is_of_flow(default):
+        model = "a flow-matching model" if _is_of_flow(default) else "no flow-matching model"
         raise ValueError(
-            f"scheduler is {name!r}, but {pipeline} with its {own.__name__} is {model}; "
-            f"those that fit are {', '.join(_names_for(own))}"
+            f"scheduler is {name!r}, but {pipeline} with its {default.__name__} is {model}; "
+            f"those that fit are {', '.join(_names_for(default))}"
         )
     return kind
 
@@ -84,8 +84,8 @@ def names_for(pipe: DiffusionPipeline) -> tuple[str, ...]:
     return _names_for(type(pipe.scheduler))
 
 
-def _names_for(own: type) -> tuple[str, ...]:
-    return tuple(FLOW_NAMES if _is_of_flow(own) else SHORT_NAMES)
+def _names_for(scheduler: type) -> tuple[str, ...]:
+    return tuple(FLOW_NAMES if _is_of_flow(scheduler) else SHORT_NAMES)
 
 
 def class_name(name: str) -> str:

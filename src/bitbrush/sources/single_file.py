@@ -43,10 +43,10 @@ def load_single_file(path: Path, config: str | None, dtype: torch.dtype = torch.
                 require_whole(part, name)
         return pipe
     except (OSError, ValueError, KeyError, AttributeError, RuntimeError, HfHubHTTPError) as error:
-        given = f"the configuration {source}" if config else f"{source}, the configuration its shapes point at,"
+        description = f"the configuration {source}" if config else f"{source}, which its shapes indicate"
         reason = _missing_tensors(error) or _first_line(error)
         raise ValueError(
-            f"{path} cannot be loaded with {given}: {reason}; give the pipeline folder that it belongs to with "
+            f"{path} cannot be loaded with {description}: {reason}; give the pipeline folder that it belongs to with "
             "--config, or download the file again"
         ) from error
 

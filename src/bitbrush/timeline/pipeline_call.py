@@ -27,9 +27,9 @@ SIDES = ("height", "width")
 ONE_SIDE_IGNORED = "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion"
 """Module of the call that replaces both sides by its defaults unless both are given."""
 LARGEST_SIDE = 16384
-"""Pixels; far above what any model makes, and below what exhausts memory at once."""
+"""Largest side in pixels: far above that of any model's images, and below what exhausts memory at once."""
 LARGEST_NUMBER = 2**53
-"""Up to which every whole number is exact in floating point; NaN is not below it."""
+"""Largest number up to which every whole number is exact in floating point; NaN is not below it."""
 OWN_TIMESTEPS = ("timesteps", "sigmas")
 """Arguments that replace the timesteps which follow from the number of steps."""
 STEP_LIMITS = ("num_train_timesteps", "original_inference_steps")
@@ -51,9 +51,9 @@ def require_callable(pipeline: Any, scheduler: Any, plan: SamplingPlan, inputs: 
     """
     call = pipeline.__call__
     require_taken(pipeline.__name__, call, [*dict(plan.arguments), *inputs])
-    taken = inspect.signature(call).parameters
+    parameters = inspect.signature(call).parameters
     for name, value in plan.arguments:
-        _require_value(pipeline.__name__, taken[name], value)
+        _require_value(pipeline.__name__, parameters[name], value)
     if call.__module__ == ONE_SIDE_IGNORED:
         _require_both_sides(pipeline.__name__, dict(plan.arguments))
     if scheduler is not None:
@@ -69,7 +69,11 @@ def require_taken(pipeline: str, call: Callable[..., Any], names: Collection[str
         ValueError: It has no such argument; the message names the free ones.
     """
     parameters = inspect.signature(call).parameters.values()
-    named = [one.name for one in parameters if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)]
+    named = [
+        parameter.name
+        for parameter in parameters
+        if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+    ]
     free = [name for name in named if name not in OWN_ARGUMENTS and name != "self"]
     wrong = [name for name in names if name not in free]
     if wrong or "prompt" not in named:
@@ -84,7 +88,7 @@ def require_steps(scheduler: Any, steps: int) -> None:
     """
     config: Mapping[str, Any] = scheduler.config
     limits = {name: config[name] for name in STEP_LIMITS if config.get(name)}
-    name = min(limits, key=lambda one: limits[one], default=None)
+    name = min(limits, key=lambda entry: limits[entry], default=None)
     if name is not None and steps > limits[name]:
         raise ValueError(
             f"steps is {steps}, and {type(scheduler).__name__} has at most {limits[name]} ({name}); lower --steps"
@@ -105,14 +109,14 @@ def _require_value(pipeline: str, parameter: inspect.Parameter, value: Any) -> N
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Tells whether a recipe's value is of the annotated type; an annotation that is unknown takes all."""
+    """Tells whether a recipe's value is of the annotated type; an unknown annotation accepts everything."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return any(_fits(value, part) for part in parts)
     if origin in (list, tuple) and isinstance(value, list | tuple):
         if origin is tuple and Ellipsis not in parts:
             return len(value) == len(parts) and all(map(_fits, value, parts))
-        return all(_fits(one, parts[0]) for one in value)
+        return all(_fits(item, parts[0]) for item in value)
     if kind is inspect.Parameter.empty or kind is Any or isinstance(kind, str):
         return True
     if kind in (int, float):

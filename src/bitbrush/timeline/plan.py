@@ -7,7 +7,7 @@ from typing import TypeAlias
 PipelineArgument: TypeAlias = bool | int | float | str | tuple[bool | int | float | str, ...] | None
 """Type of a recipe's values for arguments of the pipeline's call."""
 LARGEST_GUIDANCE = 1000
-"""Far above what any model is sampled with, and below what overflows float16 latents at once."""
+"""Largest guidance scale: far above any in use, and below what overflows float16 latents at once."""
 _PROMPT_TEXT = re.compile(r"(negative_)?prompt(_\d+)?")
 
 

@@ -23,7 +23,7 @@ class ActivationSchedule:
 
     def __post_init__(self) -> None:
         if len(self.timesteps) != len(self.qparams) or not self.qparams:
-            raise ValueError(f"{len(self.timesteps)} timesteps for {len(self.qparams)} grids; one each, at least one")
+            raise ValueError(f"{len(self.timesteps)} timesteps for {len(self.qparams)} qparams; one each, at least one")
         if not all(a > b for a, b in zip(self.timesteps, self.timesteps[1:], strict=False)):  # NaN is in no order
             raise ValueError(f"timesteps are {self.timesteps}; they must strictly descend")
 

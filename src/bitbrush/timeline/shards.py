@@ -31,11 +31,11 @@ def own_shards(batches: Sequence[PromptBatch], ranks: Ranks) -> tuple[BatchShard
     number = len(batches)
     if number >= ranks.world:
         return tuple(BatchShard(batches[i], i, number, 0, len(batches[i].prompts)) for i in ranks.cut(number))
-    own = ranks.cut(sum(len(batch.prompts) for batch in batches))
+    span = ranks.cut(sum(len(batch.prompts) for batch in batches))
     pieces, first = [], 0
     for index, batch in enumerate(batches):
         count = len(batch.prompts)
-        begin, end = max(own.start - first, 0), min(own.stop - first, count)
+        begin, end = max(span.start - first, 0), min(span.stop - first, count)
         if begin < end:
             pieces.append(BatchShard(batch[begin:end], index, number, begin, count))
         first += count

@@ -75,7 +75,7 @@ class Suspension(Generic[Request, Answer, Result]):
             result = self._function(self._hand_out)
         except Cancelled:
             self._reports.put(lambda: self._end_with(None))
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it is raised where the caller waits
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the caller's thread raises it
             raised = error
             self._reports.put(lambda: self._fail_with(raised))
         else:

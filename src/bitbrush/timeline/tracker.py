@@ -83,6 +83,8 @@ def as_timestep(value: Any) -> float:
     if isinstance(value, Tensor) and value.numel() > 1:
         low, high = float(value.min()), float(value.max())
         if low != high:
-            raise ValueError(f"one denoiser call holds timesteps from {low} to {high}; one call is one step")
+            raise ValueError(
+                f"one denoiser call holds timesteps from {low} to {high}; one call is one step: give all samples one"
+            )
         return low
     return float(value)

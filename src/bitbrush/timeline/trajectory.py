@@ -103,8 +103,10 @@ def prompt_batches(
     for name, values in (inputs or {}).items():
         if not len(values):
             raise ValueError(f"input {name!r} of the pipeline has no value; at least one is needed")
-    own = {name: tuple(values[i % len(values)] for i in range(len(prompts))) for name, values in (inputs or {}).items()}
-    everything = PromptBatch(tuple(prompts), noise_seeds(prompts, seed), own)
+    prompt_inputs = {
+        name: tuple(values[i % len(values)] for i in range(len(prompts))) for name, values in (inputs or {}).items()
+    }
+    everything = PromptBatch(tuple(prompts), noise_seeds(prompts, seed), prompt_inputs)
     return split(everything, batch_size)
 
 
@@ -115,10 +117,10 @@ def split(batch: PromptBatch, batch_size: int) -> list[PromptBatch]:
 
 def join(batches: Sequence[PromptBatch]) -> PromptBatch:
     """Joins batches into one, in their order."""
-    inputs = {name: tuple(value for one in batches for value in one.inputs[name]) for name in batches[0].inputs}
-    prompts = tuple(prompt for one in batches for prompt in one.prompts)
-    places = tuple(place for one in batches for place in one.places)
-    return PromptBatch(prompts, tuple(seed for one in batches for seed in one.seeds), inputs, places)
+    inputs = {name: tuple(value for batch in batches for value in batch.inputs[name]) for name in batches[0].inputs}
+    prompts = tuple(prompt for batch in batches for prompt in batch.prompts)
+    places = tuple(place for batch in batches for place in batch.places)
+    return PromptBatch(prompts, tuple(seed for batch in batches for seed in batch.seeds), inputs, places)
 
 
 def noise_seeds(prompts: Sequence[str], seed: int) -> tuple[int, ...]:
@@ -126,12 +128,12 @@ def noise_seeds(prompts: Sequence[str], seed: int) -> tuple[int, ...]:
 
     So neither batch size, nor order, nor number of prompts changes the noise of any prompt.
     """
-    seen: Counter[str] = Counter()
+    occurrences: Counter[str] = Counter()
     seeds = []
     for prompt in prompts:
-        digest = hashlib.sha256(f"{seed}/{seen[prompt]}/{prompt}".encode()).digest()
+        digest = hashlib.sha256(f"{seed}/{occurrences[prompt]}/{prompt}".encode()).digest()
         seeds.append(int.from_bytes(digest[:6], "little"))
-        seen[prompt] += 1
+        occurrences[prompt] += 1
     return tuple(seeds)
 
 
@@ -146,10 +148,10 @@ def stand_in(denoiser: nn.Module, answer: Callable[..., Any]) -> nn.Module:
     def call(_: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return answer(*args, **kwargs)
 
-    own = {"__call__": call, "forward": call, "__module__": kind.__module__, "__doc__": kind.__doc__}
-    made: nn.Module = object.__new__(type(kind.__name__, (kind,), own))
-    object.__setattr__(made, "__dict__", denoiser.__dict__)
-    return made
+    attributes = {"__call__": call, "forward": call, "__module__": kind.__module__, "__doc__": kind.__doc__}
+    substitute: nn.Module = object.__new__(type(kind.__name__, (kind,), attributes))
+    object.__setattr__(substitute, "__dict__", denoiser.__dict__)
+    return substitute
 
 
 def planned_from(scheduler: Any, first: float) -> tuple[float, ...]:
@@ -169,15 +171,15 @@ def planned_from(scheduler: Any, first: float) -> tuple[float, ...]:
     train = getattr(scheduler.config, "num_train_timesteps", None)
     units = [scheduler.timesteps] + ([scheduler.timesteps / train] if train else [])
     plans = [tuple(float(timestep) for timestep in unit) for unit in units]
-    found = [(_nearest_index(plan, first), plan) for plan in plans]
-    close = [(step, plan) for step, plan in found if abs(plan[step] - first) <= HALF_PRECISION * abs(first)]
+    candidates = [(_nearest_index(plan, first), plan) for plan in plans]
+    close = [(step, plan) for step, plan in candidates if abs(plan[step] - first) <= HALF_PRECISION * abs(first)]
     if not close:
         raise ValueError(
             f"the denoiser is called with timestep {first:g}, which is none of the {len(plans[0])} of its "
-            f"{type(scheduler).__name__} ({plans[0][0]:g} to {plans[0][-1]:g}), nor a share of its training timesteps; "
-            "a pipeline that counts its steps in another way cannot be calibrated"
+            f"{type(scheduler).__name__} ({plans[0][0]:g} to {plans[0][-1]:g}), nor a fraction of its training "
+            "timesteps; a pipeline that counts its steps in another way cannot be calibrated"
         )
-    step, plan = min(close, key=lambda one: one[0])
+    step, plan = min(close, key=lambda candidate: candidate[0])
     return plan[step:]
 
 
@@ -216,13 +218,13 @@ def start(
     timestep_of = timestep_reader(denoiser)
 
     def run(hand_out: Callable[[DenoiserCall], Any]) -> Any:
-        own, tracker = copy.copy(pipe), ChangeTracker(denoiser)
+        pipe_copy, tracker = copy.copy(pipe), ChangeTracker(denoiser)
         planned: tuple[float, ...] = ()
 
         def answer(*args: Any, **kwargs: Any) -> Any:
             nonlocal planned
             timestep = timestep_of(args, kwargs)
-            planned = planned or planned_from(own.scheduler, timestep)
+            planned = planned or planned_from(pipe_copy.scheduler, timestep)
             changes = tracker.pause()
             try:
                 # Cloned, because the pipeline may reuse the memory of its latents while the call is suspended.
@@ -230,11 +232,11 @@ def start(
             finally:
                 tracker.resume(changes)
 
-        own.scheduler = copy.deepcopy(pipe.scheduler)
-        setattr(own, component, stand_in(denoiser, answer))
-        own.set_progress_bar_config(disable=True)
+        pipe_copy.scheduler = copy.deepcopy(pipe.scheduler)
+        setattr(pipe_copy, component, stand_in(denoiser, answer))
+        pipe_copy.set_progress_bar_config(disable=True)
         try:
-            return own(**call_arguments(pipe, batch, plan), output_type=output_type).images
+            return pipe_copy(**call_arguments(pipe, batch, plan), output_type=output_type).images
         finally:
             tracker.pause()
 
@@ -245,19 +247,19 @@ def call_arguments(pipe: Any, batch: PromptBatch, plan: SamplingPlan) -> dict[st
     """Returns the arguments of ``pipe(...)``; guidance is left out if the pipeline has none.
 
     Raises:
-        ValueError: The pipeline does not take an argument of the plan or an input of the batch, or not its value, or
-            its scheduler has fewer steps; the message names it.
+        ValueError: The pipeline does not take an argument of the plan, its value, or an input of the batch; or its
+            scheduler has fewer steps. The message names it.
     """
     require_callable(type(pipe), getattr(pipe, "scheduler", None), plan, batch.inputs)
-    taken = inspect.signature(pipe.__call__).parameters
-    further = {name: _argument_value(name, value, taken[name].annotation, batch) for name, value in plan.arguments}
+    parameters = inspect.signature(pipe.__call__).parameters
+    further = {name: _argument_value(name, value, parameters[name].annotation, batch) for name, value in plan.arguments}
     further |= {name: list(values) for name, values in batch.inputs.items()}
     arguments = {
         "prompt": list(batch.prompts),
         "num_inference_steps": plan.steps,
         "generator": [torch.Generator().manual_seed(seed) for seed in batch.seeds],
     }
-    if "guidance_scale" in taken:
+    if "guidance_scale" in parameters:
         arguments["guidance_scale"] = plan.guidance_scale
     return {**arguments, **further}
 
@@ -306,17 +308,17 @@ def planned_timesteps(
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
         if not plan.arguments:
             raise
-        given = ", ".join(f"{name}={value!r}" for name, value in plan.arguments)
+        arguments = ", ".join(f"{name}={value!r}" for name, value in plan.arguments)
         raise ValueError(
-            f"{type(pipe).__name__} cannot be called with the pipeline arguments {given} "
+            f"{type(pipe).__name__} cannot be called with the pipeline arguments {arguments} "
             f"({type(error).__name__}: {error}); change them or leave them out"
         ) from error
 
 
 def lockstep(trajectories: Sequence[Trajectory]) -> Iterator[list[DenoiserCall]]:
     """Yields the requests of all trajectories, step by step; each must be answered before the next step."""
-    while waiting := pending(trajectories):
-        yield waiting
+    while calls := pending(trajectories):
+        yield calls
 
 
 def pending(trajectories: Sequence[Trajectory]) -> list[DenoiserCall]:

@@ -50,10 +50,11 @@ def peak_bytes(root: Path, count: int, clip: Clip) -> int:
 def test_memory_does_not_grow_with_the_number_of_pairs(tmp_path: Path, clip: Clip) -> None:
     peak_bytes(tmp_path / "warm", 2 * CHUNK, clip)  # imports and caches count once
     few = peak_bytes(tmp_path / "few", 2 * CHUNK, clip)
-    # What happens to run once in this process (a late import, a collection) is no growth: it does not come again.
-    many = min(peak_bytes(tmp_path / name, 10 * CHUNK, clip) for name in ("many", "again"))
-    of_images = 8 * CHUNK * SIZE * SIZE * 3  # of one side alone, as bytes
-    assert many - few < of_images / 2  # a chunk or two may be read ahead
+    limit = few + 4 * CHUNK * SIZE * SIZE * 3 / 2  # half of one side, as bytes: a chunk or two may be read ahead
+    many = peak_bytes(tmp_path / "many", 6 * CHUNK, clip)
+    if many >= limit:  # what happens to run once in this process (a late import, a collection) does not come again
+        many = peak_bytes(tmp_path / "again", 6 * CHUNK, clip)
+    assert many < limit
 
 
 def test_images_are_read_while_the_network_computes(tmp_path: Path) -> None:

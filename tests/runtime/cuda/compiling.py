@@ -1,6 +1,7 @@
-"""Compiles the kernels for a card that is not there: ``python compiling.py 90`` (a compute capability); JSON lines.
+"""Compiles the kernels for a GPU that is not there: ``python compiling.py 90 [tiles]``; JSON lines.
 
-Stands in for the driver and compiles what would be launched, as it would be launched at the shapes of SDXL.
+The number is a compute capability. Stands in for the driver and compiles what would be launched at the shapes of SDXL;
+with ``tiles``, the products alone, with every tile that may be chosen.
 """
 
 import json
@@ -8,6 +9,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from triton.runtime.jit import JITFunction
 
 from bitbrush.runtime.cuda import ops, product_ops
 from bitbrush.runtime.cuda.ops import Geometry
-from bitbrush.runtime.cuda.tiles import Gpu
+from bitbrush.runtime.cuda.tiles import Gpu, Need, Product, candidates
 
 CARDS = {80: Gpu(108, 166_912, 2048), 90: Gpu(132, 232_448, 4096)}
 
@@ -51,11 +53,17 @@ def used(cubin: bytes) -> dict[str, int]:
 
 
 def main() -> None:
-    capability = int(sys.argv[1])
+    capability, tiles = int(sys.argv[1]), sys.argv[2:] == ["tiles"]
+    compile_only(capability)
+    launch_every_tile(capability) if tiles else launch_all()
+
+
+def compile_only(capability: int) -> None:
+    """Makes launches compile and print what came of it."""
     driver.set_active(Driver(capability))
     launch = JITFunction.run
 
-    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+    def compiled(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         made = launch(self, *args, grid=grid, warmup=True, **kwargs)
         ptx = made.asm["ptx"]
         units = [name for name in ("wgmma", "mma.sync") if name in ptx]
@@ -64,8 +72,41 @@ def main() -> None:
         print(json.dumps(told), flush=True)
         return made
 
-    JITFunction.run = compile_only
+    JITFunction.run = compiled
     product_ops.gpu_of = lambda _: CARDS[capability]
+
+
+def launch_every_tile(capability: int) -> None:
+    """Launches a product of each need with each of its tiles."""
+    for need in (Need.NOTHING, Need.RESIDUAL, Need.GATE, Need.UNPACKING):
+        weights = 2 if need is Need.UNPACKING else 1
+        for tile in candidates(Product(8192, 10240, 1280, weights=weights), CARDS[capability], need):
+            product_ops.choose_tile = lambda *_, tile=tile: tile
+            print(json.dumps({"need": need.name, **asdict(tile)}), flush=True)
+            launch_product(need)
+
+
+def launch_product(need: Need) -> None:
+    """Launches the convolution or gated product of a need that takes the most registers."""
+    scales, integers, ones = torch.ones(4), torch.zeros(4, dtype=torch.int32), torch.ones(10240)
+    sums, zero = torch.zeros(10240, dtype=torch.int32), torch.zeros(10240, dtype=torch.int8)
+    if need is Need.GATE:
+        rows, weight = (torch.zeros(2, size, 1280, dtype=torch.int8) for size in (1024, 5120))
+        weight = weight.view(10240, 1, 1280)
+        ops.gated_product(rows, rows, weight, None, sums, ones, ones, *(scales, integers) * 2, False, True)
+        return
+    packed = need is Need.UNPACKING
+    high = torch.zeros(2, 66, 66, 640, dtype=torch.int8)
+    weight = torch.zeros(640, 9, 320, dtype=torch.uint8) if packed else torch.zeros(640, 9, 640, dtype=torch.int8)
+    residual = None if need is Need.NOTHING else torch.zeros(2, 64, 64, 640, dtype=torch.bfloat16)
+    ops.integer_product(
+        *(high, high, weight, zero[:640] if packed else None, sums[:640], ones[:640], ones[:640], residual),
+        *(scales, integers, Geometry(64, 64, 3, 3), False, torch.bfloat16),
+    )
+
+
+def launch_all() -> None:
+    """Launches every kernel."""
     scales, integers = torch.ones(4), torch.zeros(4, dtype=torch.int32)
     ones = torch.ones(10240)
     sums = torch.zeros(10240, dtype=torch.int32)

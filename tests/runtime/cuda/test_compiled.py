@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,14 +17,28 @@ KERNELS = PRODUCTS | {"quantize_kernel", "moments_kernel", "affine_kernel", "lay
 @pytest.mark.parametrize(("capability", "unit", "spilled"), [(80, "mma.sync", 32), (90, "wgmma", 32)])
 def test_kernels_compile_for_cards(capability: int, unit: str, spilled: int, tmp_path: Path) -> None:
     """``spilled``: bytes of a thread's that may lie in memory for want of registers, outside of the inner loop."""
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    script = Path(__file__).with_name("compiling.py")
-    command = [sys.executable, str(script), str(capability)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    made = [json.loads(line) for line in done.stdout.splitlines()]
-    assert {one["kernel"] for one in made} == KERNELS
-    assert all(unit in one["units"] for one in made if one["kernel"] in PRODUCTS)
+    programs = compiled(tmp_path, capability)
+    assert {program["kernel"] for program in programs} == KERNELS
+    assert all(unit in program["units"] for program in programs if program["kernel"] in PRODUCTS)
     # Pixels and weights come sixteen bytes at a time; singly come at most the filters' zero points.
-    assert all(one["singly"] <= 4 for one in made if one["kernel"] in PRODUCTS)
-    assert all(one["stack"] <= spilled for one in made), made
+    assert all(program["singly"] <= 4 for program in programs if program["kernel"] in PRODUCTS)
+    assert all(program["stack"] <= spilled for program in programs), programs
+
+
+@pytest.mark.slow
+def test_no_tile_takes_more_registers_than_its_estimate_counts_on(tmp_path: Path) -> None:
+    lines = compiled(tmp_path, 90, "tiles")
+    tiles, programs = lines[::2], lines[1::2]
+    assert len(tiles) == 33
+    for tile, program in zip(tiles, programs, strict=True):
+        assert tile["registers"] - 40 <= program["reg"] <= tile["registers"], (tile, program)
+        assert program["stack"] <= 32, (tile, program)
+
+
+def compiled(cache: Path, *arguments: object) -> list[dict[str, Any]]:
+    """Runs compiling.py in a process of its own, which compiles instead of interpreting."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache)}
+    command = [sys.executable, str(Path(__file__).with_name("compiling.py")), *map(str, arguments)]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr[-2000:]
+    return [json.loads(line) for line in process.stdout.splitlines()]

@@ -1,5 +1,6 @@
 """Every kernel against whole numbers and float64, on odd sizes: emulated here, on the card where there is one."""
 
+import sys
 from types import ModuleType
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from bitbrush.numerics.weights import round_to_nearest, weight_qparams
 from bitbrush.runtime.cuda.fused_ops import CudaFusedOps, DeviceBytes
 from bitbrush.runtime.cuda.layers import IntegerLinear
 from bitbrush.runtime.cuda.steps import StepQParams, Steps
+from bitbrush.runtime.cuda.tiles import Gpu, Need, Product, candidates
 from bitbrush.runtime.cuda.weights import lay_out
 from bitbrush.timeline.schedule import ActivationSchedule
 
@@ -100,6 +102,35 @@ def test_sums_equal_those_of_whole_numbers(
             *(step.scales, step.integers, geometry, split, torch.float32),
         )
         assert torch.equal(y.cpu(), expected if residual is None else expected + residual)
+
+
+@pytest.mark.parametrize("need", [Need.RESIDUAL, Need.UNPACKING])
+def test_results_do_not_depend_on_the_tile(
+    need: Need, ops: ModuleType, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums are exact and every output is computed by itself, so tiles may be chosen by time alone."""
+    packed = need is Need.UNPACKING
+    x_q, steps = integers((1, 70, 1, 130), 0, 256, 0), at({1.0: QParams(0.03, 77, 8)}, 1.0, device)
+    high, _ = as_bytes(x_q, 8)
+    w = integers((130, 1, 35 if packed else 70), 0, 256, 1)
+    weight = w.to(device, torch.uint8) if packed else (w - 128).to(device, torch.int8)
+    zero, sums = torch.full((130,), 7, dtype=torch.int8, device=device), integers((130,), -99, 99, 2).to(device).int()
+    scale, residual = torch.rand(130, device=device), torch.randn(1, 1, 130, 130, device=device)
+    results = []
+    for tile in candidates(Product(130, 130, 70, weights=1 + packed), Gpu(132, 232_448, 4096), need):
+        monkeypatch.setattr(product_ops_of(ops), "choose_tile", lambda *_, tile=tile: tile)
+        results.append(
+            ops.integer_product(
+                *(high.to(device), None, weight, zero if packed else None, sums, scale, None, residual),
+                *(steps.scales, steps.integers, (1, 130, *(1,) * 7), False, torch.float32),
+            )
+        )
+    assert len(results) >= 7
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+def product_ops_of(ops: ModuleType) -> ModuleType:
+    return sys.modules[f"{ops.__package__}.product_ops"]
 
 
 @pytest.mark.parametrize("bits", [8, 10])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bitbrush.network.first_token import FirstToken
 from bitbrush.runtime.cuda.engine import Replay
 from bitbrush.runtime.cuda.runtime import CudaRuntime
-from tests.runtime.cuda.test_runtime import TIMESTEPS, Answering, Recorder, all_layers, given, quantized
+from tests.runtime.cuda.test_runtime import TIMESTEPS, Answering, Recorder, all_layers, given, quantized, small_unet
 
 THREADS = 8
 
@@ -51,20 +51,6 @@ def test_eight_threads_get_what_each_gets_alone(device: torch.device, *, recorde
     for expected, answers in zip(alone, together, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(answers, expected, strict=True))
         assert answers[0].dtype == expected[0].dtype
-
-
-def small_unet() -> UNet2DConditionModel:
-    torch.manual_seed(0)
-    return UNet2DConditionModel(
-        block_out_channels=(4,),
-        down_block_types=("CrossAttnDownBlock2D",),
-        up_block_types=("CrossAttnUpBlock2D",),
-        mid_block_type=None,
-        layers_per_block=1,
-        norm_num_groups=2,
-        attention_head_dim=2,
-        cross_attention_dim=6,
-    ).requires_grad_(False)
 
 
 @torch.no_grad()

@@ -1,1 +1,1 @@
-"""The stages that methods are made of, a file each."""
+"""Stages of methods, one file each."""

@@ -1,7 +1,7 @@
-"""Bits where they matter: of weights by layer, of activations by layer and step, under the recipe's averages.
+"""Allocation of weight bits to layers, and of activation bits to layers and steps, under the recipe's averages.
 
 The sensitivities are measured once, before anything is quantized, and serve both. High-precision layers keep their own
-bits and do not count. A weight's bits count by the number of weights, with those of a branch beside it; a layer's
+bits and do not count. A layer's weight bits count by its number of weights, those of its branch included. Its
 activation bits count by its multiplications.
 """
 
@@ -39,7 +39,7 @@ NAME = "sensitivity"
 
 @dataclass(frozen=True)
 class _Averages:
-    """The averages for which bits are measured; None where the recipe gives the bits, as an average of 8 does."""
+    """Averages of the measured bits; None if the recipe itself determines the bits, e.g. by an average of 8."""
 
     weights: float | None
     activations: float | None
@@ -55,7 +55,7 @@ def _averages(state: QuantizationState) -> _Averages:
 
 
 def allocate_bits(state: QuantizationState) -> QuantizationState:
-    """Measures the sensitivities and settles all bits."""
+    """Measures the sensitivities and allocates bits by them."""
     averages = _averages(state)
     sensitivities = _sensitivities(state)
     bits = state.allocated or AllocatedBits()
@@ -68,14 +68,14 @@ def allocate_bits(state: QuantizationState) -> QuantizationState:
 
 
 def _sensitivities(state: QuantizationState) -> Sensitivities:
-    """Measures, or reads them from the journal; the first process measures, so that all settle for the same bits."""
-    found = state.session.journal.read(NAME)
-    if found is None:
-        found = state.session.ranks.from_first(lambda: _measured(state))
-        assert found is not None
-        state.session.journal.write(NAME, found)
-    timesteps = tuple(found["timesteps"].tolist())
-    return Sensitivities(timesteps, _counted_layers(state), found["inputs"], found["weights"], found["products"])
+    """Measures the sensitivities, or reads them from the journal; the first process measures for all processes."""
+    tensors = state.session.journal.read(NAME)
+    if tensors is None:
+        tensors = state.session.ranks.from_first(lambda: _measured(state))
+        assert tensors is not None
+        state.session.journal.write(NAME, tensors)
+    timesteps = tuple(tensors["timesteps"].tolist())
+    return Sensitivities(timesteps, _counted_layers(state), tensors["inputs"], tensors["weights"], tensors["products"])
 
 
 def _counted_layers(state: QuantizationState) -> tuple[str, ...]:
@@ -84,7 +84,7 @@ def _counted_layers(state: QuantizationState) -> tuple[str, ...]:
 
 def _measured(state: QuantizationState) -> dict[str, Tensor]:
     pipe, recipe = copy.copy(state.pipe), state.recipe
-    setattr(pipe, state.family.component, materialized(state.denoiser))  # gradients are of parameters
+    setattr(pipe, state.family.component, materialized(state.denoiser))  # only parameters have gradients
     measurement = Measurement(
         pipe=pipe,
         component=state.family.component,
@@ -94,45 +94,43 @@ def _measured(state: QuantizationState) -> dict[str, Tensor]:
         activation_range=recipe.activation_range,
         weight_range=recipe.weight_range,
     )
-    own = replace(
-        state.session, journal=replace(state.session.journal, ranks=ALONE)
-    )  # the others wait for what it finds
-    found = measure_sensitivities(measurement, measured_batch(state.batches), own)
-    tensors = {"inputs": found.inputs, "weights": found.weights, "products": found.products}
-    return {"timesteps": torch.tensor(found.timesteps, dtype=torch.float64), **tensors}
+    # Only this process measures; the others receive its result.
+    session = replace(state.session, journal=replace(state.session.journal, ranks=ALONE))
+    sensitivities = measure_sensitivities(measurement, measured_batch(state.batches), session)
+    tensors = {"inputs": sensitivities.inputs, "weights": sensitivities.weights, "products": sensitivities.products}
+    return {"timesteps": torch.tensor(sensitivities.timesteps, dtype=torch.float64), **tensors}
 
 
 def _weight_bits(state: QuantizationState, sensitivities: Sensitivities, average: float) -> dict[str, int]:
-    """Returns bits by layer; with those of branches they are ``average`` bits for each weight of the layers."""
+    """Returns weight bits by layer; with the bits of branches they are ``average`` bits per weight."""
     layers = (state.denoiser.get_submodule(name) for name in sensitivities.layers)
     sizes = torch.tensor([float(math.prod(weight_shape(layer))) for layer in layers])
-    left = average - branch_weight_bits(state) / float(sizes.sum())
-    if left < WEIGHT_CHOICES[0]:
+    layer_bits = average - branch_weight_bits(state) / float(sizes.sum())
+    if layer_bits < WEIGHT_CHOICES[0]:
         raise ValueError(
-            f"weights is {average:g} bits on average, of which branches of rank {state.recipe.low_rank} leave "
-            f"{left:.2f} for the layers, that need {WEIGHT_CHOICES[0]}; raise weights, lower low_rank or set it to none"
+            f"weights is {average:g} bits on average; branches of rank {state.recipe.low_rank} leave {layer_bits:.2f} "
+            f"of them for the layers, which need {WEIGHT_CHOICES[0]}; raise weights, lower low_rank or set it to none"
         )
-    chosen = allocate(sensitivities.weights, WEIGHT_CHOICES, sizes, left)
-    return dict(zip(sensitivities.layers, chosen.bits.tolist(), strict=True))
+    allocation = allocate(sensitivities.weights, WEIGHT_CHOICES, sizes, layer_bits)
+    return dict(zip(sensitivities.layers, allocation.bits.tolist(), strict=True))
 
 
 def _activation_bits(sensitivities: Sensitivities, average: float) -> tuple[Mapping[str, Mapping[float, int]], float]:
     """Returns bits by layer and timestep, and their average.
 
-    A layer keeps its bits throughout a segment of the steps, so that less depends on the noise of a single call's
-    probes.
+    A layer has the same bits throughout a segment of the steps, which averages the noise of single calls' probes.
     """
     parts = _calls_by_segment(sensitivities.timesteps)
     errors = torch.stack([sensitivities.inputs[calls].sum(0) for calls in parts])
     sizes = torch.stack([len(calls) * sensitivities.products for calls in parts])
-    chosen = allocate(errors.flatten(0, 1), ACTIVATION_CHOICES, sizes.flatten(), average)
-    bits = chosen.bits.view(len(parts), -1)
+    allocation = allocate(errors.flatten(0, 1), ACTIVATION_CHOICES, sizes.flatten(), average)
+    bits = allocation.bits.view(len(parts), -1)
     part_of = {sensitivities.timesteps[call]: part for part, calls in enumerate(parts) for call in calls}
     by_layer = {
         name: {timestep: int(bits[part, index]) for timestep, part in part_of.items()}
         for index, name in enumerate(sensitivities.layers)
     }
-    return by_layer, chosen.average
+    return by_layer, allocation.average
 
 
 def _calls_by_segment(timesteps: Sequence[float]) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""Low-rank branches (after SVDQuant, arXiv 2411.05007): beside every layer a thin one takes out the largest errors."""
+"""Low-rank branches (after SVDQuant, arXiv 2411.05007), which compute the most sensitive part of each layer."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ PARTS = ("up", "down")
 
 
 def add_branches(state: QuantizationState) -> QuantizationState:
-    """Puts a branch beside every layer; the denoiser computes the same.
+    """Adds a branch to every layer; the denoiser computes the same.
 
     High-precision and excluded layers, and those with a known first token, stay as they are.
 
@@ -41,20 +41,20 @@ def add_branches(state: QuantizationState) -> QuantizationState:
     denoiser = shallow_copy(state.denoiser)
     whole = {name: weight_reader(denoiser.get_submodule(name)) for name in ranks}
     branch_(denoiser, ranks)
-    found = _factors(state, whole, ranks)
+    all_factors = _factors(state, whole, ranks)
     device = device_of(state.denoiser)
-    for name, own in found.items():
-        set_factors(denoiser.get_submodule(name), whole[name], own.to(device))
-    integers = {f"{name}.{part}": getattr(own, part) for name, own in found.items() for part in PARTS}
+    for name, pair in all_factors.items():
+        set_factors(denoiser.get_submodule(name), whole[name], pair.to(device))
+    integers = {f"{name}.{part}": getattr(pair, part) for name, pair in all_factors.items() for part in PARTS}
     return replace(state.with_denoiser(denoiser), factors=integers)
 
 
 def _ranks(state: QuantizationState) -> dict[str, int]:
-    rank, kept = state.recipe.low_rank, state.first_token_layers
+    rank, text_layers = state.recipe.low_rank, state.first_token_layers
     assert rank is not None
-    free = (spec.name for spec in state.calibration.layers if not spec.high_precision and spec.name not in kept)
-    found = {name: rank_of(state.denoiser.get_submodule(name), rank) for name in free}
-    return {name: own for name, own in found.items() if own}
+    free = (spec.name for spec in state.calibration.layers if not spec.high_precision and spec.name not in text_layers)
+    ranks = {name: rank_of(state.denoiser.get_submodule(name), rank) for name in free}
+    return {name: layer_rank for name, layer_rank in ranks.items() if layer_rank}
 
 
 def _factors(
@@ -67,8 +67,8 @@ def _factors(
         tensors: dict[str, Tensor] = {}
         with state.session.progress("finding branches", len(ranks)) as advance:
             for name, rank in ranks.items():
-                own = factors(whole[name](), rank, bits)
-                tensors |= _tensors(f"{name}.up", own.up) | _tensors(f"{name}.down", own.down)
+                pair = factors(whole[name](), rank, bits)
+                tensors |= _tensors(f"{name}.up", pair.up) | _tensors(f"{name}.down", pair.down)
                 advance()
         return tensors
 
@@ -98,8 +98,8 @@ def branch_weight_bits(state: QuantizationState) -> int:
 def _check(state: QuantizationState) -> None:
     if state.recipe.low_rank is not None and state.recipe.smoothing is not Smoothing.NONE:
         raise ValueError(
-            f"low_rank is {state.recipe.low_rank} and smoothing {state.recipe.smoothing}: branches are of the weights "
-            "before anything is smoothed; set one of the two to none"
+            f"low_rank is {state.recipe.low_rank} and smoothing {state.recipe.smoothing}: branches are "
+            "computed from the weights before smoothing; set one of the two to none"
         )
 
 

@@ -11,7 +11,7 @@ from bitbrush.timeline.trajectory import carried
 
 
 def calibrate_progressively(state: QuantizationState) -> QuantizationState:
-    """Finds one range per layer and timestep, each on what the quantized steps before produced."""
+    """Computes one range per layer and timestep, each from the output of the quantized steps before it."""
     assert state.rounded is not None
     quantized = with_weights(state.denoiser, state.rounded)
     with carried(state.pipe, state.family.component, state.own_batches, state.recipe.plan) as trajectories:

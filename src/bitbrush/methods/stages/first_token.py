@@ -1,4 +1,4 @@
-"""The known first token (MixDQ, arXiv 2405.17873): a text's start token is the same in all, so its answer is known."""
+"""Known first token (MixDQ, arXiv 2405.17873): all texts have the same start token, so its output is precomputed."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,17 +17,17 @@ MEASURED_TEXTS = 2
 
 
 def measure_start_token(state: QuantizationState) -> QuantizationState:
-    """Measures the norm of the texts' start token over the others'; makes no denoiser call.
+    """Measures the norm of the texts' start token over that of the other tokens; makes no denoiser call.
 
     The first of several processes measures, since all must quantize the same layers.
     """
-    found = state.session.ranks.from_first(lambda: _measured_ratio(state))
-    assert found is not None
-    return replace(state, start_token_ratio=float(found["ratio"]) if found else None)
+    tensors = state.session.ranks.from_first(lambda: _measured_ratio(state))
+    assert tensors is not None
+    return replace(state, start_token_ratio=float(tensors["ratio"]) if tensors else None)
 
 
 def _measured_ratio(state: QuantizationState) -> dict[str, Tensor]:
-    """Returns nothing where the texts have no start token in common."""
+    """Returns the ratio by name; an empty dictionary if the texts have no start token in common."""
     batch = state.batches[0][:MEASURED_TEXTS]
     with carried(state.pipe, state.family.component, [batch], state.recipe.plan) as trajectories:
         text = text_embedding(state.denoiser, pending(trajectories)[0])
@@ -36,14 +36,14 @@ def _measured_ratio(state: QuantizationState) -> dict[str, Tensor]:
 
 
 def know_first_token(state: QuantizationState) -> QuantizationState:
-    """Gives the layers that read the text full precision's answer to its first token; others lose what they know."""
+    """Sets the full-precision output for the first token in layers that read the text; removes it from other layers."""
     layers = state.first_token_layers
     assert state.rounded is not None
-    if _known(state.rounded) >= layers:
+    if _layers_with_first(state.rounded) >= layers:
         return replace(state, rounded={name: _only(layer, name in layers) for name, layer in state.rounded.items()})
-    found = state.session.ranks.from_first(lambda: _measured(state))
-    assert found is not None
-    firsts = {name: FirstToken(found[f"{name}.input"], found[f"{name}.output"]) for name in layers}
+    tensors = state.session.ranks.from_first(lambda: _measured(state))
+    assert tensors is not None
+    firsts = {name: FirstToken(tensors[f"{name}.input"], tensors[f"{name}.output"]) for name in layers}
     rounded = {name: replace(layer, first=firsts.get(name)) for name, layer in state.rounded.items()}
     return replace(state, rounded=rounded)
 
@@ -52,7 +52,7 @@ def _only(layer: RoundedLayer, knows: bool) -> RoundedLayer:  # noqa: FBT001
     return layer if knows else replace(layer, first=None)
 
 
-def _known(rounded: Mapping[str, RoundedLayer]) -> set[str]:
+def _layers_with_first(rounded: Mapping[str, RoundedLayer]) -> set[str]:
     return {name for name, layer in rounded.items() if layer.first is not None}
 
 
@@ -71,7 +71,7 @@ def _check(state: QuantizationState) -> None:
     if state.recipe.first_token is FirstTokens.KNOWN and not state.family.text_layers(state.denoiser):
         raise ValueError(
             f"first_token is {state.recipe.first_token}, but a denoiser of the family {state.family.name} has no "
-            "layers that read a text with a start token only; leave it at quantized"
+            "layers that read only a text with a start token; leave it at quantized"
         )
 
 
@@ -79,7 +79,7 @@ KNOW_FIRST_TOKEN = Stage(
     name="first_token",
     summary="Keys and values of a text's start token are full precision's; ranges are those of the other tokens.",
     run=know_first_token,
-    wanted=lambda state: bool(state.first_token_layers or _known(state.rounded or {})),
+    wanted=lambda state: bool(state.first_token_layers or _layers_with_first(state.rounded or {})),
     calls=lambda state, _: StageCalls(state.batches[:1] if state.first_token_layers else (), 1),
     check=_check,
 )

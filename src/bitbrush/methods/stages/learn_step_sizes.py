@@ -13,7 +13,7 @@ from bitbrush.timeline.schedule import ActivationSchedule
 
 
 def learn_step_sizes(state: QuantizationState) -> QuantizationState:
-    """Goes on from the observed ranges by gradients of the quantized denoiser's error, high-precision layers aside."""
+    """Refines the observed ranges by gradients of the quantized denoiser's error, except in high-precision layers."""
     assert state.rounded is not None
     layers = [spec.name for spec in state.calibration.layers if not spec.high_precision]
     learner = StepSizeLearner(
@@ -34,7 +34,7 @@ def _calls(state: QuantizationState, of_pipeline: int) -> StageCalls:
 
 
 ITERATION_COST = 3
-"""Denoiser calls that an iteration, forward and backward, is worth."""
+"""Cost of an iteration, forward and backward, in denoiser calls."""
 
 
 def _work(state: QuantizationState, of_pipeline: int) -> tuple[PlannedWork, ...]:

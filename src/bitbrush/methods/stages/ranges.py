@@ -22,7 +22,7 @@ Counts: TypeAlias = Callable[[QuantizationState, Sequence[float]], Mapping[float
 def observe_full_precision(state: QuantizationState) -> QuantizationState:
     """Observes every layer's inputs along the full-precision trajectories of the calibration prompts.
 
-    Keeps the calls of the first few prompts where step sizes are learned afterwards.
+    It records the calls of the first few prompts if step sizes are learned afterwards.
     """
     recorded: list[DenoiserCall] = []
     prompts = learning_prompts(state)
@@ -37,23 +37,23 @@ def observe_full_precision(state: QuantizationState) -> QuantizationState:
 
 
 def learning_prompts(state: QuantizationState) -> int:
-    """Returns the prompts of a recorded call on which step sizes are learned; 0 where none are learned."""
+    """Returns the prompts of a recorded call on which step sizes are learned; 0 if none are learned."""
     if state.recipe.step_sizes is not StepSizes.LEARNED:
         return 0
     return min(LEARNED_PROMPTS, len(state.own_batches[0].prompts))
 
 
 def find_ranges_by_step(state: QuantizationState) -> QuantizationState:
-    """Finds one range per layer and timestep from what was observed."""
+    """Computes one range per layer and timestep from the observations."""
     return replace(state, activations=one_shot_schedules(state.calibration, state.observations), observations={})
 
 
 def static_ranges(counts: Counts = lambda _, __: None) -> Stage:
-    """Makes the stage that finds one range per layer for all steps; ``counts`` weighs the timesteps."""
+    """Creates the stage that computes one range per layer for all steps; ``counts`` weights the timesteps."""
 
     def find(state: QuantizationState) -> QuantizationState:
-        chosen = counts(state, tuple(state.observations))
-        schedules = static_schedules(state.calibration, state.observations, chosen)
+        weights = counts(state, tuple(state.observations))
+        schedules = static_schedules(state.calibration, state.observations, weights)
         return replace(state, activations=schedules, observations={})
 
     return Stage(
@@ -65,12 +65,12 @@ def static_ranges(counts: Counts = lambda _, __: None) -> Stage:
 
 
 def find_dynamic_ranges(state: QuantizationState) -> QuantizationState:
-    """Leaves ranges to be found at run time; only the bits are settled."""
+    """Sets the bits of ranges that are computed at run time."""
     bits = {
         spec.name: HIGH_PRECISION_ACTIVATION_BITS if spec.high_precision else state.recipe.activations
         for spec in state.calibration.layers
     }
-    return replace(state, activations={name: DynamicRanges(own) for name, own in bits.items()})
+    return replace(state, activations={name: DynamicRanges(layer_bits) for name, layer_bits in bits.items()})
 
 
 def _require_no_relaxing(state: QuantizationState) -> None:
@@ -89,13 +89,13 @@ def _check_dynamic(state: QuantizationState) -> None:
         )
     if recipe.activation_range is not RangeEstimator.MIN_MAX:
         raise ValueError(
-            f"activation_range is {recipe.activation_range}, but {recipe.method} takes the extremes of what comes; "
+            f"activation_range is {recipe.activation_range}, but {recipe.method} takes the extremes of each input; "
             f"leave it at {RangeEstimator.MIN_MAX}, or use one-shot"
         )
 
 
 def require_observed_step_sizes(state: QuantizationState) -> None:
-    """Raises ValueError if the recipe wants step sizes learned, for a method that cannot."""
+    """Raises ValueError if the recipe asks for learned step sizes, which the method does not support."""
     if state.recipe.step_sizes is StepSizes.LEARNED:
         raise ValueError(
             f"step_sizes is learned, but {state.recipe.method} has ranges for every step or finds them at run time; "

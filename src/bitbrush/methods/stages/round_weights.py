@@ -1,4 +1,4 @@
-"""Weights become integers: to nearest, or learned block by block on recorded full-precision trajectories."""
+"""Rounding of weights to integers: to nearest, or learned by block on recorded full-precision trajectories."""
 
 from dataclasses import replace
 

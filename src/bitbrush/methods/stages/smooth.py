@@ -1,7 +1,7 @@
 """Equivalent scaling (SmoothQuant, arXiv 2211.10438): part of the inputs' scale moves into the weights.
 
-The inputs of transformer blocks that a norm or a linear layer makes are smoothed; a convolution behind a SiLU has
-nothing to take the scale on, and stays as it is.
+It smooths inputs of transformer blocks that a norm or a linear layer computes. A convolution after a SiLU stays as it
+is, because nothing before it can absorb the scale.
 """
 
 from bitbrush.calibration.channels import CHANNEL_CALLS, CHANNELS_TITLE, observe_channels
@@ -25,13 +25,13 @@ def smooth(state: QuantizationState) -> QuantizationState:
     inputs = smoothable_inputs(state.denoiser, state.family)
     if not inputs:
         raise ValueError(
-            f"smoothing is {state.recipe.smoothing}, but nothing in this {type(state.denoiser).__name__} can take on "
+            f"smoothing is {state.recipe.smoothing}, but nothing in this {type(state.denoiser).__name__} can absorb "
             "the scale of an input: the transformer blocks of U-Nets can; choose none"
         )
-    names = [one.readers[0] for one in inputs]
+    names = [shared_input.readers[0] for shared_input in inputs]
     with carried(state.pipe, state.family.component, state.own_batches, state.recipe.plan) as trajectories:
         extremes = observe_channels(state.denoiser, names, trajectories, state.session)
-    weights = {one.readers[0]: reader_weight(state.denoiser, one) for one in inputs}
+    weights = {shared_input.readers[0]: reader_weight(state.denoiser, shared_input) for shared_input in inputs}
     denoiser = shallow_copy(state.denoiser)
     smooth_(denoiser, inputs, {name: channel_scale(weights[name], extremes[name], ALPHA) for name in names})
     return state.with_denoiser(denoiser)

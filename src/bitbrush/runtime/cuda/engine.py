@@ -195,21 +195,3 @@ class Engine:
                 stacklevel=6,
             )
             return None
-
-
-def record_cuda_graph(run: Callable[[], Any]) -> Replay:
-    """Records the launches of ``run`` as one CUDA graph, after a warm-up run on a side stream; a :data:`Recorder`."""
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        run()
-    torch.cuda.current_stream().wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may call CUDA meanwhile
-        output = run()
-
-    def replay() -> Any:
-        graph.replay()
-        return output
-
-    return replay

@@ -12,6 +12,9 @@ from bitbrush.runtime.interface import RuntimeUnavailable
 OLDEST = (8, 0)
 """Oldest compute capability with bfloat16 and with matrix units that Triton multiplies bytes on (Ampere)."""
 
+SLOW_BYTES = frozenset({(10, 3)})
+"""Compute capabilities that multiply bytes more slowly than fp16: B300, 150 against 2,250 tera-operations a second."""
+
 OLDEST_TRITON = Version("3.6")
 """Oldest Triton version, equal to that of the extra ``cuda``."""
 
@@ -48,6 +51,19 @@ def require_gpu() -> None:
     require_triton()
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise RuntimeUnavailable("TRITON_INTERPRET is 1: Triton would emulate its kernels; unset it to run on the card")
+
+
+def require_fast_bytes() -> None:
+    """Checks that the GPU multiplies bytes faster than half precision.
+
+    Raises:
+        RuntimeUnavailable: It does not, so that ``auto`` leaves it alone.
+    """
+    if torch.cuda.get_device_capability() in SLOW_BYTES:
+        raise RuntimeUnavailable(
+            f"{torch.cuda.get_device_name()} multiplies bytes at a fifteenth of fp16's rate, so half precision is "
+            "faster on it; --runtime cuda runs integers anyway"
+        )
 
 
 def require_triton() -> None:

@@ -80,7 +80,8 @@ def integer_product(
     rows, filters = y.numel() // y.shape[-1], y.shape[-1] // own.groups
     channels = high.shape[-1] // own.groups
     product = Product(rows, filters, channels, own.kernel_h * own.kernel_w)
-    tile = _tile(high, w_zero, product, Need.NOTHING, split=split)
+    need = Need.NOTHING if residual is None else Need.RESIDUAL
+    tile = _tile(high, w_zero, product, need, split=split)
     programs = triton.cdiv(rows, tile.m) * triton.cdiv(filters, tile.n)
     sizes = (
         rows,

@@ -1,6 +1,7 @@
 """The demo from end to end on the bundled pipeline, with few steps and pairs; its page and its figures."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from bitbrush.bench.experiments.demo.run import (
     run_demo,
 )
 from bitbrush.bench.experiments.value_table import VALUES
+from bitbrush.session.outputs import OutputBusyError, claimed
 from tests.bench.results_files import read_results
 from tests.recorded_progress import RecordedProgress
 
@@ -83,3 +85,15 @@ def test_nothing_of_someone_else_is_touched(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds thesis\.txt, which no demo wrote"):
         run_demo(tmp_path, keys=SMALL, pairs=1)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_one_demo_at_a_time_writes_to_a_folder(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as elsewhere:
+        claim = claimed(tmp_path / "demo")
+        elsewhere.submit(claim.__enter__).result()
+        try:
+            with pytest.raises(OutputBusyError, match="demo is in use"):
+                run_demo(tmp_path / "demo", keys=SMALL, pairs=1)
+        finally:
+            elsewhere.submit(claim.__exit__, None, None, None).result()
+    assert not list(tmp_path.iterdir())

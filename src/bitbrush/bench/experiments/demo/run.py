@@ -26,6 +26,7 @@ from bitbrush.quantization.quantize import (
     quantize,
 )
 from bitbrush.session.disk import write_whole
+from bitbrush.session.outputs import claimed
 from bitbrush.session.progress import (
     PlannedWork,
     Progress,
@@ -66,18 +67,24 @@ def run_demo(
         Path of the page.
 
     Raises:
-        ValueError: ``directory`` holds something else than a demo.
+        ValueError: ``directory`` holds something else than a demo, or another process writes there.
     """
     artifacts = {name: directory / f"{MODEL}-{name}" for name in (BASELINE, METHOD)}
-    require_own(directory, (PAGE, RESULTS, VALUES, *(path.name for path in artifacts.values())), "demo")
-    directory.mkdir(parents=True, exist_ok=True)
-    pipe, recipes = load_full_precision(MODEL), _recipes(keys)
+    with claimed(directory):
+        require_own(directory, (PAGE, RESULTS, VALUES, *(path.name for path in artifacts.values())), "demo")
+        directory.mkdir(parents=True, exist_ok=True)
+        _write(directory, _run(artifacts, _recipes(keys), pairs, progress))
+    return directory / PAGE
+
+
+def _run(artifacts: Mapping[str, Path], recipes: Mapping[str, Recipe], pairs: int, progress: Progress) -> DemoRun:
+    pipe = load_full_precision(MODEL)
     progress = planned(progress, lambda: _works(pipe, recipes, pairs))
     prompts = prompt_set(MODEL, DEFAULT_CALIBRATION_SET, "calibration")
     quantized = {name: quantize(pipe, recipe, prompts, progress=progress) for name, recipe in recipes.items()}
     pipes = {name: _saved(quantized[name], path) for name, path in artifacts.items()}
     batches, plan = _batches(pairs, SEED), recipes[METHOD].plan
-    run = DemoRun(
+    return DemoRun(
         model=MODEL,
         seed=SEED,
         prompts={style: prompt_set(MODEL, style, "test")[:pairs] for style in STYLES},
@@ -87,10 +94,12 @@ def run_demo(
         other_seed=_generate(pipe, _batches(pairs, SEED + 1), plan, progress),
         candidates={name: _generate(other, batches, plan, progress) for name, other in pipes.items()},
     )
+
+
+def _write(directory: Path, run: DemoRun) -> None:
     write_values(demo_rows(run), directory / VALUES)
     write_whole(demo_results(run), directory / RESULTS)
     write_whole(render_page(demo_page(run)), directory / PAGE)
-    return directory / PAGE
 
 
 def _recipes(keys: Mapping[str, Any]) -> dict[str, Recipe]:
