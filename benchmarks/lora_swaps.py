@@ -15,6 +15,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 
 import bitbrush
@@ -32,6 +33,7 @@ def main() -> None:
     count: int = parser.parse_args().generations
     warnings.filterwarnings("ignore", message="Already found a `peft_config`")
     torch.set_num_threads(1)
+    diffusers.utils.logging.set_verbosity_error()
     from tests.runtime.loras import random_lora
 
     exact = bitbrush.load_full_precision(MODEL)
