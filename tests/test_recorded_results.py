@@ -35,6 +35,15 @@ def test_quantizing_large_denoisers_took_no_more_than_a_modest_machine_has() -> 
             assert list(row["calls_per_batch"].values())[-1] == calls * row["steps"], (key, name)
 
 
+def test_200_generations_with_swapped_loras_needed_no_more_memory() -> None:
+    document = json.loads((RESULTS / "lora-swaps.json").read_text(encoding="utf-8"))
+    sizes = document["resident_mib"]
+    growth = max(sizes[10:]) - max(sizes[:10])
+    assert len(sizes) == document["generations"] == 200
+    assert growth == document["growth_after_tenth_mib"] < document["adapter_mib"] / 5
+    assert f"grew by {growth:.1f} MiB" in (DOCS / "how-to" / "lora.md").read_text(encoding="utf-8")
+
+
 def test_after_every_recorded_kill_work_goes_on_to_the_same_bits() -> None:
     document = json.loads((RESULTS / "reliability-kills.json").read_text(encoding="utf-8"))
     assert document["right"] == document["total"] == len(document["kills"]) >= 50
