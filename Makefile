@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow test-shuffled test-oldest lint format docs dist clean distclean
+.PHONY: help setup demo test test-slow test-shuffled test-oldest lint format features docs dist clean distclean
 
 # The first Python that is new enough and can make virtual environments. The pins were tested with 3.11, so it comes first.
 # Tried by running it: a version manager's shim may be on the path and yet point nowhere.
@@ -78,6 +78,9 @@ test-oldest: ## the tests with the oldest packages that pyproject.toml allows, i
 format: setup ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+features: setup ## write the table of features from its tests (docs/how-to/features.md)
+	$(BIN)/python -m tests.features
 
 docs: setup ## build the documentation into site/ (open site/index.html), with links checked and nothing fetched when it is read
 	@$(PIP) install $(PINNED) --no-build-isolation --editable '.[docs]'

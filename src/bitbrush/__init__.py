@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bitbrush.bench.metrics.registry import METRICS, ImageMetric, PairedMetric, register_metric
     from bitbrush.methods import METHODS, register_method
     from bitbrush.methods.recipe import Recipe
+    from bitbrush.runtime.watch import watch
     from bitbrush.sources.lora import Lora
     from bitbrush.sources.models import ModelOptions, load_full_precision
 
@@ -43,6 +44,7 @@ __all__ = [
     "register_method",
     "register_metric",
     "save",
+    "watch",
 ]
 
 _HOMES = {
@@ -66,6 +68,7 @@ _HOMES = {
     "register_method": "bitbrush.methods",
     "register_metric": "bitbrush.bench.metrics.registry",
     "save": "bitbrush.artifact.store",
+    "watch": "bitbrush.runtime.watch",
 }
 
 

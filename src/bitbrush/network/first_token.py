@@ -112,9 +112,32 @@ def answer_first_token(layer: nn.Module, first: FirstToken) -> None:
     layer.register_forward_hook(_answer)
 
 
+def without_known_token(layer: Any, x: Tensor) -> Tensor:
+    """Returns the tokens of a layer's input that it quantizes: not the first ones that it knows.
+
+    Args:
+        layer: Any layer.
+        x: Its input.
+
+    Returns:
+        ``x`` itself, or its tokens (N, C_in) without the known ones.
+    """
+    if not answers_first_token(layer):
+        return x
+    quantized = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+    quantized[:, :1] = ~_known(layer, x)
+    return x[quantized]
+
+
+def _known(layer: Any, x: Tensor) -> Tensor:
+    """Marks the samples that begin with the known token, (N, 1)."""
+    distance = (x[:, 0].float() - layer.first_input).abs().amax(-1, keepdim=True)
+    known: Tensor = distance <= TOLERANCE * layer.first_input.abs().max()
+    return known
+
+
 def _look(layer: Any, args: tuple[Any, ...]) -> None:
-    distance = (args[0][:, 0].float() - layer.first_input).abs().amax(-1, keepdim=True)
-    _call.matches = distance <= TOLERANCE * layer.first_input.abs().max()
+    _call.matches = _known(layer, args[0])
 
 
 def _answer(layer: Any, _: tuple[Any, ...], y: Tensor) -> Tensor:

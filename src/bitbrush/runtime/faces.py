@@ -14,6 +14,7 @@ from bitbrush.network.lazy_weights import weight_shape
 from bitbrush.network.low_rank import BranchedLayer
 from bitbrush.network.skip_inputs import SplitConv2d
 from bitbrush.runtime.integer_weight import WithoutFloatWeight
+from bitbrush.runtime.wrappers import BASE
 
 FACED = WithoutFloatWeight, SplitConv2d, BranchedLayer
 """Classes of the layers that need a face."""
@@ -107,6 +108,14 @@ def reveal(face: Face, layer: nn.Module) -> Face:
 def quantized_layer(module: nn.Module) -> nn.Module | None:
     """Returns the layer that a face stands for; None for other modules."""
     return module._modules.get(_LAYER) if isinstance(module, Face) else None
+
+
+def innermost(root: nn.Module) -> dict[str, nn.Module]:
+    """Maps the names that layers had before adapters were attached to the layers that adapters wrap."""
+    added = BASE, _LAYER
+    return {
+        ".".join(part for part in name.split(".") if part not in added): module for name, module in root.named_modules()
+    }
 
 
 def conceal(module: nn.Module) -> nn.Module:

@@ -1,9 +1,11 @@
 """Integer weights as parameters, so that a lowered denoiser lists its weights."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Never, Self
 
+import torch
 from torch import Tensor, nn
 
 _ELSEWHERE = "load the artifact where it is needed instead: bitbrush.load(DIRECTORY)"
@@ -98,6 +100,34 @@ class IntegerParameters(WithoutFloatWeight):
     def unlisted_parameters(self) -> int:
         """Number of weights that the elements of :meth:`parameters`, bias apart, do not show."""
         return self._count - self.integer_weight.numel() - self.weight_scale.numel()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002 - torch's
+        """Keeps dtypes and device, which the kernels were made for.
+
+        Raises:
+            ValueError: ``fn`` moves tensors to another device.
+        """
+        here = self.weight_scale.device
+        there = fn(torch.empty(0, device=here)).device
+        if there != here:
+            raise ValueError(
+                f"{type(self).__name__} stays on {here}, where its kernels run, and was sent to {there}; offload the "
+                "other networks, or use bitbrush.load(..., runtime='reference'), which runs on any device"
+            )
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns the layer's part of a network's state.
+
+        Raises:
+            ValueError: The layer's own state is requested, as by networks that copy weights of a U-Net.
+        """
+        if not args and kwargs.get("destination") is None:
+            raise ValueError(
+                f"{type(self).__name__} has no weight in floating point for another network to start from; "
+                "make that network (ControlNetModel.from_unet, AnimateDiff) from the full-precision pipeline"
+            )
+        return super().state_dict(*args, **kwargs)
 
     def _load_from_state_dict(self, state: Any, prefix: str, *args: Any) -> None:
         """Refuses values of the layer; a state without any, such as an adapter's, leaves it as it is."""

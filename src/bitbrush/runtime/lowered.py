@@ -1,6 +1,6 @@
 """Lowered denoisers: how they are executed, and how they react where users treat them as any other module."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
@@ -15,13 +15,21 @@ from bitbrush.runtime.choose import Choice
 from bitbrush.runtime.integer_weight import IntegerParameters
 from bitbrush.runtime.interface import Execution
 from bitbrush.runtime.refusals import refuse_unquantized
+from bitbrush.timeline.schedule import Activations
 
 _ATTRIBUTE = "bitbrush_lowered"
+_ACCELERATE_HOOK = "_hf_hook"
+_STAYS = (
+    "the layers of a quantized denoiser stay on {device}, where their kernels run, and are not offloaded one by one. "
+    "Offload whole networks, pipe.enable_model_cpu_offload(), or the others, "
+    "pipe.enable_group_offload(..., exclude_modules=['unet', 'transformer']). bitbrush.load(..., memory='low') needs "
+    "less memory, and runtime='reference' allows offloading layers"
+)
 
 
 @dataclass(frozen=True)
 class Lowered:
-    """Runtime of a denoiser and the execution of each quantized layer.
+    """Runtime of a denoiser, and the execution and activation ranges of each quantized layer.
 
     ``device`` is where it computes; None: wherever the denoiser is.
     """
@@ -30,6 +38,7 @@ class Lowered:
     description: str
     reason: str
     executions: tuple[Execution, ...]
+    activations: Mapping[str, Activations]
     shortfall: str | None = None
     device: torch.device | None = None
 
@@ -52,6 +61,30 @@ class LoweredDenoiser(Extension, nn.Module):
         if lowered is None or lowered.device is None:
             super()._apply(partial(_moved, fn), *args, **kwargs)  # type: ignore[no-untyped-call]
         return self
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuses accelerate's hooks that offload layer by layer, before they take the first layer away.
+
+        Raises:
+            ValueError: The runtime has a device of its own.
+        """
+        if name == _ACCELERATE_HOOK and any(map(_offloads_layers, getattr(value, "hooks", (value,)))):
+            self._require_movable_layers()
+        super().__setattr__(name, value)
+
+    def enable_group_offload(self, *args: Any, **kwargs: Any) -> None:
+        """Offloads groups of layers as diffusers does.
+
+        Raises:
+            ValueError: The runtime has a device of its own.
+        """
+        self._require_movable_layers()
+        super().enable_group_offload(*args, **kwargs)  # type: ignore[misc]
+
+    def _require_movable_layers(self) -> None:
+        lowered = lowered_of(self)
+        if lowered is not None and lowered.device is not None:
+            raise ValueError(_STAYS.format(device=lowered.device))
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Moves the denoiser without a cast; diffusers' own method refuses to cast quantized models."""
@@ -88,6 +121,11 @@ class LoweredDenoiser(Extension, nn.Module):
         return count + sum(one.unlisted_parameters for one in self.modules() if isinstance(one, IntegerParameters))
 
 
+def _offloads_layers(hook: Any) -> bool:
+    """Tells whether accelerate's hook of a network only aligns devices, because its layers have offloading hooks."""
+    return getattr(hook, "io_same_device", False) and getattr(hook, "execution_device", None) is None
+
+
 def _moved(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
     """Applies ``fn`` to a tensor but keeps its dtype."""
     moved = fn(tensor)
@@ -106,12 +144,21 @@ def lower(denoiser: nn.Module, choice: Choice, layers: Iterable[QuantizedLayer])
     extend_(denoiser, LoweredDenoiser)
     refuse_unquantized(denoiser)
     make_adaptable_(denoiser, runtime.dtype, runtime.device)  # first: lowering takes note of the class
-    executions = runtime.lower(denoiser, layers)
+    activations: dict[str, Activations] = {}
+    executions = runtime.lower(denoiser, _noting(activations, layers))
     show_weight_shapes(denoiser)
     lowered = Lowered(
-        runtime.name, runtime.description, choice.reason, executions, choice.shortfall, device=runtime.device
+        *(runtime.name, runtime.description, choice.reason, executions, activations, choice.shortfall),
+        device=runtime.device,
     )
     setattr(denoiser, _ATTRIBUTE, lowered)
+
+
+def _noting(activations: dict[str, Activations], layers: Iterable[QuantizedLayer]) -> Iterator[QuantizedLayer]:
+    """Yields the layers and notes their activation ranges by name."""
+    for layer in layers:
+        activations[layer.name] = layer.activations
+        yield layer
 
 
 def lowered_of(denoiser: nn.Module) -> Lowered | None:

@@ -6,14 +6,14 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
-_BASE = "base_layer"
+BASE = "base_layer"
 _LOW_RANK = "peft.tuners.lora.layer"
 _ADDING = "Linear", "Conv2d"
 
 
 def is_wrapper(module: nn.Module) -> bool:
     """Tells whether ``module`` is a layer with adapters."""
-    return _BASE in module._modules and hasattr(module, "adapter_layer_names")
+    return BASE in module._modules and hasattr(module, "adapter_layer_names")
 
 
 def wrappers_in(root: nn.Module) -> tuple[nn.Module, ...]:
@@ -23,7 +23,7 @@ def wrappers_in(root: nn.Module) -> tuple[nn.Module, ...]:
 
 def base_of(wrapper: nn.Module) -> nn.Module:
     """Returns the layer that a wrapper calls."""
-    base = wrapper._modules[_BASE]
+    base = wrapper._modules[BASE]
     assert base is not None
     return base
 
