@@ -29,7 +29,7 @@ GROUPS = {
     "Save and load": ("save", "load", "register", "read_manifest"),
     "Recipes": ("Recipe",),
     "Measure": ("benchmark", "ablate"),
-    "Metrics": ("register_metric", "PairedMetric", "ImageMetric"),
+    "Metrics": ("register_metric", "PairedMetric", "ImageMetric", "PromptMetric"),
     "Options of loading a model": ("ModelOptions", "Lora"),
 }
 """Public names by heading; those that no group lists get a heading of their own."""

@@ -31,10 +31,11 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 BENCH_MAY_IMPORT: dict[str, set[str]] = {
     "metrics": set(),
+    "peers": set(),
     "networks": {"metrics"},
     "images": {"metrics", "networks"},
     "pages": {"metrics"},
-    "experiments": {"metrics", "networks", "images", "pages"},
+    "experiments": {"metrics", "networks", "images", "pages", "peers"},
 }
 """Rooms of `bench/`; a folder of `experiments/` may import no other one, but what stands beside the folders."""
 FACES = {"__init__", "__main__", "api", "cli"}  # may import everything

@@ -14,7 +14,13 @@ if TYPE_CHECKING:
     from bitbrush.artifact.store import load, save
     from bitbrush.bench.experiments.ablate.run import ablate
     from bitbrush.bench.experiments.bench.run import benchmark
-    from bitbrush.bench.metrics.registry import METRICS, ImageMetric, PairedMetric, register_metric
+    from bitbrush.bench.metrics.registry import (
+        METRICS,
+        ImageMetric,
+        PairedMetric,
+        PromptMetric,
+        register_metric,
+    )
     from bitbrush.methods import METHODS, register_method
     from bitbrush.methods.recipe import Recipe
     from bitbrush.runtime.watch import watch
@@ -31,6 +37,7 @@ __all__ = [
     "Lora",
     "ModelOptions",
     "PairedMetric",
+    "PromptMetric",
     "Quantization",
     "Recipe",
     "ablate",
@@ -56,6 +63,7 @@ _HOMES = {
     "Lora": "bitbrush.sources.lora",
     "ModelOptions": "bitbrush.sources.models",
     "PairedMetric": "bitbrush.bench.metrics.registry",
+    "PromptMetric": "bitbrush.bench.metrics.registry",
     "Quantization": "bitbrush.api",
     "Recipe": "bitbrush.methods.recipe",
     "ablate": "bitbrush.bench.experiments.ablate.run",

@@ -154,7 +154,7 @@ class TestDenoisers:
         ],
     )
     def test_it_runs_as_in_its_pipeline(self, saved: Path, kind: Any, folder: str, given: dict[str, Any]) -> None:
-        denoiser = kind.from_pretrained(saved / folder, **given)
+        denoiser = kind.from_pretrained(str(saved / folder), **given)
         own = bitbrush.load(saved)
         assert lowered_of(denoiser) == lowered_of(own.unet)
         assert not denoiser.training

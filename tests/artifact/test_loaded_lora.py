@@ -93,10 +93,10 @@ def test_diffusers_own_loader_takes_one(folder: Path, tiny_pipe: StableDiffusion
 
     pipe, lora = diffusers.DiffusionPipeline.from_pretrained(folder), of_unet(tiny_pipe)
     pipe.set_progress_bar_config(disable=True)
-    reference = loaded(folder, "reference")
-    for one in (pipe, reference):
+    own = bitbrush.load(folder)
+    for one in (pipe, own):
         one.load_lora_weights(dict(lora))
-    assert apart(latents(pipe), latents(reference)) < 1e-4
+    assert torch.equal(latents(pipe), latents(own))
 
 
 def test_pipelines_methods_work_as_ever(pipe: Any, tiny_pipe: StableDiffusionPipeline) -> None:
@@ -131,7 +131,7 @@ def test_fusing_is_refused_and_that_of_the_text_encoder_is_not(pipe: Any, tiny_p
 
 def test_a_pipeline_is_not_saved_with_one(pipe: Any, tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
     pipe.load_lora_weights(of_unet(tiny_pipe))
-    with pytest.raises(ValueError, match="copy the artifact's folder"):
+    with pytest.raises(ValueError, match=r"has an adapter .*unload it first"):
         pipe.save_pretrained(tmp_path / "again")
     with pytest.raises(ValueError, match="quantized"):
         bitbrush.quantize(pipe, bitbrush.METHODS["rtn"].recipe({"steps": 2, "num_prompts": 1}), ("a cat",))

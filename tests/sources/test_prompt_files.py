@@ -33,7 +33,7 @@ def test_csv_has_its_prompts_in_a_column(tmp_path: Path) -> None:
     (tmp_path / "eval.csv").write_text('id,Prompt\n1,"a castle, ""trending""\non artstation"\n2,a fox\n3,\n')
     assert read_prompt_file(str(tmp_path / "eval.csv")) == ('a castle, "trending" on artstation', "a fox")
     (tmp_path / "bad.csv").write_text("id,name\n1,x\n")
-    with pytest.raises(ValueError, match="has columns id, name; one called prompt or caption or text"):
+    with pytest.raises(ValueError, match="has columns id, name; one called prompt or prompts or caption or text"):
         read_prompt_file(str(tmp_path / "bad.csv"))
 
 
@@ -84,3 +84,34 @@ def test_bundled_sets_know_their_domain(tmp_path: Path) -> None:
         bench_sets((mine,), (mine,), "someone/model")
     with pytest.raises(ValueError, match="has no prompts of its own"):
         bench_sets((), (), "someone/model")
+
+
+MJHQ = {"a1": {"category": "animals", "prompt": "a fox,  red"}, "b2": {"category": "food", "prompt": "bread"}}
+
+
+def test_mjhq_and_sdci_and_drawbench_are_read_as_published(tmp_path: Path) -> None:
+    (tmp_path / "meta_data.json").write_text(json.dumps(MJHQ))
+    (tmp_path / "sDCI.yaml").write_text("sa_1: a street\n  at night\nsa_2: 'a: b'\n")
+    (tmp_path / "drawbench.csv").write_text("Prompts,Category\na cat,Colors\n")
+    assert read_prompt_file(str(tmp_path / "meta_data.json")) == ("a fox, red", "bread")
+    assert read_prompt_file(str(tmp_path / "sDCI.yaml")) == ("a street at night", "a: b")
+    assert read_prompt_file(str(tmp_path / "drawbench.csv")) == ("a cat",)
+
+
+@pytest.mark.parametrize(("content", "message"), [("a: [", "is no YAML"), ("- a\n- b\n", "is no table of prompts")])
+def test_other_yaml_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "x.yaml").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_prompt_file(str(tmp_path / "x.yaml"))
+
+
+def test_standard_sets_are_found_by_name_in_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BITBRUSH_PROMPTS", raising=False)
+    with pytest.raises(ValueError, match=r"set BITBRUSH_PROMPTS to the folder with meta_data\.json"):
+        read_prompt_file("mjhq-30k")
+    monkeypatch.setenv("BITBRUSH_PROMPTS", str(tmp_path))
+    with pytest.raises(ValueError, match=r"has no captions_val2017\.json or captions_val2014\.json; put it there"):
+        read_prompt_file("coco-captions")
+    (tmp_path / "mjhq-30k").mkdir()
+    (tmp_path / "mjhq-30k" / "meta_data.json").write_text(json.dumps(MJHQ))
+    assert read_prompt_file("mjhq-30k") == ("a fox, red", "bread")

@@ -175,7 +175,8 @@ def _print(document: dict[str, Any]) -> None:
     from bitbrush.bench.experiments.ablate.standing import headline, missing_text
     from bitbrush.bench.experiments.ablate.tables import bits_tables
 
-    columns = {0: "PSNR, dB", 1: "median", 2: "latent MSE", 4: f"less\n{document['against']}'s", 5: "times\nits MSE"}
+    columns = {0: "PSNR, dB", 1: "median", 2: "latent MSE,\ngeometric"}
+    columns |= {4: f"less\n{document['against']}'s", 5: "times\nits MSE"}
     for one in bits_tables(document):
         shown_figures = table(one.name, *columns.values())
         for row in one.rows:

@@ -29,7 +29,11 @@ from bitbrush.session.launch import launched_ranks
 from bitbrush.session.progress import silent
 from bitbrush.sources.model_names import require_known
 
+NOT_MEASURED, GATE_FAILED = 1, 3
+"""Exit status where a candidate could not be measured, and where a gate does not hold."""
+
 if TYPE_CHECKING:
+    from bitbrush.bench.experiments.bench.gates import Gate
     from bitbrush.bench.experiments.bench.qdiffbench import Protocol
     from bitbrush.bench.networks.chosen import Networks
     from bitbrush.sources.models import ModelOptions
@@ -40,7 +44,11 @@ def bench(
     reference: Annotated[str, typer.Argument(help="Full-precision model: bundled name, directory or hub id.")],
     candidates: Annotated[
         list[str],
-        typer.Argument(help="Artifacts made of it (or models), each DIR or NAME=DIR.", metavar="CANDIDATE..."),
+        typer.Argument(
+            help="Each SOURCE or NAME=SOURCE: an artifact made of it, a model, another package's quantization (e.g. "
+            "torchao:int8dq, sdnq:uint4+svd, gguf:FILE), or MODULE:FUNCTION, which returns a pipeline.",
+            metavar="CANDIDATE...",
+        ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Directory for results (JSON, CSV) and report.html.")],
     prompts: Annotated[
@@ -60,6 +68,10 @@ def bench(
         str | None, typer.Option(help=f"CLIP model: bundled name, directory, hub id [{BUNDLED_CLIP} or {USUAL_CLIP}].")
     ] = None,
     lpips: Annotated[Path | None, typer.Option(help="Weights of LPIPS, safetensors (docs/benchmark.md).")] = None,
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option("--metric", help="NAME=WEIGHTS: pickscore, imagereward, hpsv2 or dreamsim; repeatable."),
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, max=MAX_STEPS, help="Denoising steps [the first artifact's].")
     ] = None,
@@ -73,6 +85,14 @@ def bench(
     dtype: DtypeOption = None,
     memory: MemoryOption = "expanded",
     pictures: Annotated[Path | None, typer.Option(help="Folder of images, shared by benchmarks [in output].")] = None,
+    gates: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--gate",
+            help="Bound that every pair must keep, e.g. psnr>=25 or lpips<=0.15, or median(psnr)>=30; repeatable. Exit "
+            "status 3 where one does not hold.",
+        ),
+    ] = None,
     plans: Annotated[
         str | None,
         typer.Option(help="steps,scheduler or one of them: tabulate over these instead, as `bitbrush plans` does."),
@@ -85,15 +105,15 @@ def bench(
     config: Config = None,
     loras: Loras = None,
 ) -> None:
-    """Measure what artifacts kept of their full-precision model, and write a report."""
+    """Measure what candidates kept of their full-precision model, and write a report."""
     if plans is not None:
         plans_of_bench(plans, reference, candidates, output, _given(context))
         return
     launched_ranks()
     require_known(reference, revision)
     quiet_libraries()
-    from bitbrush.bench.experiments.bench.run import bench_protocol, require_bench_folder
-    from bitbrush.bench.experiments.candidates import named_candidates
+    from bitbrush.bench.experiments.bench.run import bench_protocol, read_gates, require_bench_folder
+    from bitbrush.bench.experiments.candidates import named_candidates, require_candidate
     from bitbrush.bench.networks.chosen import load_networks
     from bitbrush.sources.early_checks import require_plan
     from bitbrush.sources.input_images import read_inputs
@@ -106,7 +126,8 @@ def bench(
     require_bench_folder(output)
     options = model_options(revision, variant, config, loras)
     find_model(reference, options)
-    _require_candidates(sources)
+    for name, source in sources.items():
+        require_candidate(name, source)
     plan: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale, "scheduler": scheduler}
     plan["pipeline_arguments"] = pipeline_arguments
     execution: dict[str, Any] = {"runtime": runtime, "dtype": dtype, "memory": memory}
@@ -124,8 +145,11 @@ def bench(
         **execution,
     )
     require_plan(reference, options, protocol.plan)
-    networks = load_networks(reference, clip=clip, feature_extractor=feature_extractor, lpips=lpips)
-    _run(reference, options, sources, protocol, networks, output, pictures)
+    networks = load_networks(
+        reference, clip=clip, feature_extractor=feature_extractor, lpips=lpips, metrics=metrics or ()
+    )
+    bounds = read_gates(gates or (), networks)
+    _run(reference, options, sources, protocol, networks, output, pictures, bounds)
 
 
 def _run(
@@ -136,6 +160,7 @@ def _run(
     networks: "Networks",
     output: Path,
     pictures: Path | None,
+    gates: "list[Gate]",
 ) -> None:
     from bitbrush.bench.experiments.bench.run import REPORT, run_bench
     from bitbrush.bench.images.image_values import Work
@@ -158,30 +183,16 @@ def _run(
                 work,
                 pictures=pictures,
                 options=options,
+                gates=gates,
                 command=command,
             )
         if own.leads:
             _print(document)
             note(f"{output / REPORT}\nOpen it in a browser.")
             if any(one["problem"] for one in document["candidates"]):
-                raise typer.Exit(1)
-
-
-def _require_candidates(sources: dict[str, str]) -> None:
-    """Checks that every candidate exists; what is damaged or does not fit becomes a row of the report.
-
-    Raises:
-        ValueError: One is neither an artifact nor a model.
-    """
-    from bitbrush.artifact.manifest import is_artifact
-    from bitbrush.sources.models import find_model
-
-    for name, source in sources.items():
-        if not is_artifact(source):
-            try:
-                find_model(source)
-            except ValueError as error:
-                raise ValueError(f"candidate {name!r} is no artifact, and no model to compare: {error}") from error
+                raise typer.Exit(NOT_MEASURED)
+            if not all(result["passed"] for result in document["gates"]):
+                raise typer.Exit(GATE_FAILED)
 
 
 def _given(context: typer.Context) -> dict[str, Any]:
@@ -211,6 +222,8 @@ def _announcement(reference: str, names: list[str], protocol: "Protocol") -> str
 
 
 def _print(document: dict[str, Any]) -> None:
+    from bitbrush.bench.experiments.bench.gates import gate_lines
+    from bitbrush.bench.experiments.bench.power import Detectable, power_lines
     from bitbrush.bench.experiments.results import interval_of
     from bitbrush.bench.pages.number_format import format_interval
 
@@ -226,6 +239,10 @@ def _print(document: dict[str, Any]) -> None:
             shown_figures.add_row(metric, *(f"{mean}\n{between}" for mean, between in cells))
         show(shown_figures)
         say("")
+    for line in power_lines([Detectable(**one) for one in document["power"]]):
+        say(line)
+    for line in gate_lines(document):
+        warn(line)
     for one in document["candidates"]:
         if one["problem"]:
             warn(f"{one['name']} was not measured: {one['problem']}")

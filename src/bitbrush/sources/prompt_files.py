@@ -3,11 +3,13 @@
 import csv
 import io
 import json
+import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
@@ -16,25 +18,42 @@ from bitbrush.sources.prompt_texts import require_text
 HUB = "hf://datasets/"
 LARGEST = 2**31
 """Bytes; COCO's captions are 90 MB."""
-COLUMNS = ("prompt", "caption", "text")
+FOLDER = "BITBRUSH_PROMPTS"
+"""Variable that names the folder with the files of standard prompt sets."""
+STANDARD = {
+    "mjhq-30k": ("meta_data.json",),
+    "sdci": ("sDCI.yaml",),
+    "drawbench": ("DrawBench.csv", "drawbench.csv"),
+    "coco-captions": ("captions_val2017.json", "captions_val2014.json"),
+}
+"""Standard prompt sets, and the files that they are published as."""
+COLUMNS = ("prompt", "prompts", "caption", "text")
 
 
 def read_prompt_file(source: str) -> tuple[str, ...]:
     """Reads the non-blank prompts of a file, in order, stripped.
 
     The suffix selects the format. ``.json`` is COCO's ``captions_*.json``: the first caption of every image (lowest
-    annotation id), images in the order of their id. ``.csv`` and ``.parquet`` (extra ``parquet``) are tables with a
-    column "Prompt", "caption" or "text", the format of Stable-Diffusion-Prompts. Other files are text, one prompt a
-    line.
+    annotation id), images in the order of their id; or MJHQ-30K's ``meta_data.json``: the prompt of every entry.
+    ``.yaml`` maps names to prompts, as sDCI's does. ``.csv`` and ``.parquet`` (extra ``parquet``) are tables with a
+    column "Prompt", "Prompts", "caption" or "text", the formats of Stable-Diffusion-Prompts and DrawBench. Other files
+    are text, one prompt a line.
 
     Args:
-        source: Path of the file, or ``hf://datasets/OWNER/NAME/PATH``, which is fetched from the hub first.
+        source: Path of the file, a name of :data:`STANDARD`, or ``hf://datasets/OWNER/NAME/PATH``, which is fetched
+            from the hub first.
 
     Raises:
         ValueError: The file is missing, unreadable, or has no prompts.
     """
-    path = _fetched(source) if source.startswith(HUB) else Path(source)
-    readers: dict[str, Callable[[bytes], list[str]]] = {".json": _coco, ".csv": _csv, ".parquet": _parquet}
+    path = _fetched(source) if source.startswith(HUB) else _standard_file(source) or Path(source)
+    readers: dict[str, Callable[[bytes], list[str]]] = {
+        ".json": _json,
+        ".yaml": _yaml,
+        ".yml": _yaml,
+        ".csv": _csv,
+        ".parquet": _parquet,
+    }
     try:
         lines = readers.get(path.suffix, _text)(_content(path))
     except FileNotFoundError:
@@ -55,6 +74,23 @@ def read_prompt_file(source: str) -> tuple[str, ...]:
     return prompts
 
 
+def _standard_file(name: str) -> Path | None:
+    """Returns the file of a standard prompt set; None for any other source.
+
+    Raises:
+        ValueError: The folder of such files is not named, or lacks it.
+    """
+    if name not in STANDARD or Path(name).exists():
+        return None
+    folder, files = os.environ.get(FOLDER), STANDARD[name]
+    if folder is None:
+        raise ValueError(f"prompts {name!r}: set {FOLDER} to the folder with {' or '.join(files)}, or name the file")
+    found = [path for file in files for path in (Path(folder, name, file), Path(folder, file)) if path.is_file()]
+    if not found:
+        raise ValueError(f"prompts {name!r}: {folder} ({FOLDER}) has no {' or '.join(files)}; put it there")
+    return found[0]
+
+
 def _content(path: Path) -> bytes:
     """Reads a regular file; a pipe or device might never end."""
     status = path.stat()
@@ -71,14 +107,35 @@ def _text(content: bytes) -> list[str]:
     return content.decode("utf-8-sig").splitlines()
 
 
-def _coco(content: bytes) -> list[str]:
+def _json(content: bytes) -> list[str]:
     try:
-        annotations = json.loads(content)["annotations"]
+        document = json.loads(content)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the file is not COCO's captions, and no JSON at all ({error})") from error
+    entries = list(document.values()) if isinstance(document, dict) else []
+    if entries and all(isinstance(entry, dict) and "prompt" in entry for entry in entries):  # MJHQ-30K
+        return [_line(entry["prompt"]) for entry in entries]
+    return _coco(document)
+
+
+def _yaml(content: bytes) -> list[str]:
+    try:
+        document = yaml.safe_load(content)
+    except yaml.YAMLError as error:
+        raise ValueError(f"the file is no YAML ({' '.join(str(error).split())}); write it again") from error
+    if not isinstance(document, dict):
+        raise ValueError("the file is no table of prompts by name, as sDCI's is")
+    return [_line(prompt) for prompt in document.values()]
+
+
+def _coco(document: Any) -> list[str]:
+    try:
+        annotations = document["annotations"]
         first: dict[int, tuple[int, str]] = {}
         for annotation in annotations:
             image, row = int(annotation["image_id"]), (int(annotation["id"]), str(annotation["caption"]))
             first[image] = min(first.get(image, row), row)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise ValueError(
             f"the file is not COCO's captions ({type(error).__name__}: {error}); it needs annotations with image_id, "
             "id and caption"

@@ -1,9 +1,8 @@
-"""Candidates of a measurement, full-precision models or artifacts, and their descriptions."""
+"""Candidates of a measurement: artifacts, models, other packages' quantization, and functions."""
 
 import copy
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,17 @@ from bitbrush.artifact.origin import require_origin
 from bitbrush.artifact.sizes import MIB, checkpoint_bytes, denoiser_sizes
 from bitbrush.artifact.store import load_with
 from bitbrush.artifact.verification import artifact_digest
+from bitbrush.bench.experiments.foreign import (
+    function_pipeline,
+    named_function,
+    names_function,
+    peer_pipeline,
+    quantized_by,
+    saved_pipeline,
+)
+from bitbrush.bench.experiments.storage import memory_bytes
+from bitbrush.bench.experiments.subject import Subject
+from bitbrush.bench.peers.registry import installed_peer, names_peer
 from bitbrush.methods.recipe import Recipe
 from bitbrush.network.families import denoiser_name
 from bitbrush.network.layers import HIGH_PRECISION_ACTIVATION_BITS
@@ -23,43 +33,10 @@ from bitbrush.runtime.choose import Choice
 from bitbrush.runtime.interface import layers_by_fallback
 from bitbrush.runtime.lowered import lowered_of
 from bitbrush.sources.identity import model_digest
-from bitbrush.sources.models import ModelOptions, load_full_precision
+from bitbrush.sources.models import ModelOptions, find_model, load_full_precision
 from bitbrush.timeline.plan import SamplingPlan
 
 FLOAT = "torch: float32"
-
-
-@dataclass(frozen=True)
-class Subject:
-    """Description of a full-precision model or an artifact.
-
-    Args:
-        name: Name in tables.
-        source: Bundled name, folder or hub id.
-        digest: Digest of the model's weights, or of the artifact.
-        denoiser_mib: Size of the denoiser's weight files.
-        float32_mib: Size of all denoiser parameters in float32.
-        weight_bits: Average bits of the weights.
-        activation_bits: Average bits of the activations.
-        operators: Number of denoiser layers by kind and bits.
-        runtime: Executor of the layers.
-        int8_layers: Number of layers computed in integers.
-        fallbacks: Names of the other quantized layers, by how they are computed instead and why.
-        notes: Remarks that a reader should know.
-    """
-
-    name: str
-    source: str
-    digest: str
-    denoiser_mib: float
-    float32_mib: float
-    weight_bits: float
-    activation_bits: float
-    operators: dict[str, int]
-    runtime: str
-    int8_layers: int = 0
-    fallbacks: dict[str, list[str]] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
 
 
 def open_reference(source: str, options: ModelOptions | None = None) -> tuple[Subject, DiffusionPipeline]:
@@ -72,7 +49,7 @@ def open_reference(source: str, options: ModelOptions | None = None) -> tuple[Su
         raise ValueError(
             f"the reference {source!r} is a quantized artifact; name the full-precision model it was made of"
         )
-    return _full_precision("full precision", source, options or ModelOptions())
+    return _model("full precision", source, options or ModelOptions())
 
 
 def open_candidate(
@@ -83,11 +60,11 @@ def open_candidate(
     choice: Choice,
     options: ModelOptions | None = None,
 ) -> tuple[Subject, DiffusionPipeline]:
-    """Loads an artifact or a full-precision model.
+    """Loads a candidate.
 
     Args:
         name: Name in tables.
-        source: Folder of the artifact, or the model.
+        source: Folder of an artifact, a model, ``PEER:SCHEME`` or ``MODULE:FUNCTION``.
         reference: Full-precision model that an artifact must be made of.
         plan: Sampling plan of the measurement; differences from the calibration become notes.
         choice: Runtime of an artifact.
@@ -99,12 +76,32 @@ def open_candidate(
     Raises:
         ValueError: The artifact is made of another model, or cannot be loaded.
     """
-    if not is_artifact(source):
-        return _full_precision(name, source, ModelOptions())
+    if is_artifact(source):
+        return _artifact(name, source, reference, plan, choice, options=options)
+    if names_peer(source):
+        pipe = choice.place(load_full_precision(reference.source, options))
+        return peer_pipeline(name, source, pipe, reference)
+    if names_function(source):
+        return function_pipeline(name, source, reference)
+    if quantized_by(source):
+        return saved_pipeline(name, source, reference)
+    return _model(name, source, ModelOptions())
+
+
+def _artifact(
+    name: str,
+    source: str,
+    reference: Subject,
+    plan: SamplingPlan,
+    choice: Choice,
+    *,
+    options: ModelOptions | None,
+) -> tuple[Subject, DiffusionPipeline]:
     manifest = read_manifest(source)
     doubt = require_origin(source, manifest, reference.source, options or ModelOptions(), reference.digest)
     pipe = load_with(source, choice)
-    lowered = lowered_of(getattr(pipe, denoiser_name(pipe)))
+    denoiser = getattr(pipe, denoiser_name(pipe))
+    lowered = lowered_of(denoiser)
     assert lowered is not None
     recipe, sizes = Recipe().updated(manifest["recipe"]), denoiser_sizes(manifest)
     subject = Subject(
@@ -112,6 +109,7 @@ def open_candidate(
         source=source,
         digest=artifact_digest(source),
         denoiser_mib=sizes.packed / MIB,
+        memory_mib=memory_bytes(denoiser) / MIB,
         float32_mib=sizes.float32 / MIB,
         weight_bits=recipe.weights,
         activation_bits=manifest["plan"]["average_activation_bits"],
@@ -122,6 +120,25 @@ def open_candidate(
         notes=(*_notes(recipe, plan), *([doubt] if doubt else [])),
     )
     return subject, pipe
+
+
+def require_candidate(name: str, source: str) -> None:
+    """Checks that a candidate exists, before anything is generated; what is damaged or does not fit is found later.
+
+    Raises:
+        ValueError: It is neither an artifact, nor a model, nor an installed peer's scheme, nor a function.
+    """
+    if is_artifact(source):
+        return
+    if names_peer(source):
+        installed_peer(*source.split(":", 1))
+    elif names_function(source):
+        named_function(source)
+    else:
+        try:
+            find_model(source)
+        except ValueError as error:
+            raise ValueError(f"candidate {name!r} is no artifact, and no model to compare: {error}") from error
 
 
 def require_alike(full: DiffusionPipeline, candidate: DiffusionPipeline) -> None:
@@ -136,8 +153,8 @@ def require_alike(full: DiffusionPipeline, candidate: DiffusionPipeline) -> None
         shapes.append((type(pipe).__name__, config.in_channels, config.get("sample_size")))  # FLUX has none
     if shapes[0] != shapes[1]:
         raise ValueError(
-            f"the model is {shapes[0]} and the artifact {shapes[1]} (pipeline, latent channels, latent size); "
-            "compare an artifact with the model it was made of"
+            f"the model is {shapes[0]} and the candidate {shapes[1]} (pipeline, latent channels, latent size); "
+            "compare an artifact with the model it was made of, any other with one of its class and latents"
         )
 
 
@@ -168,7 +185,7 @@ def with_scheduler_of(pipe: DiffusionPipeline, reference: DiffusionPipeline) -> 
     return other
 
 
-def _full_precision(name: str, source: str, options: ModelOptions) -> tuple[Subject, DiffusionPipeline]:
+def _model(name: str, source: str, options: ModelOptions) -> tuple[Subject, DiffusionPipeline]:
     pipe = load_full_precision(source, options)
     component = denoiser_name(pipe)
     denoiser = getattr(pipe, component)
@@ -180,6 +197,7 @@ def _full_precision(name: str, source: str, options: ModelOptions) -> tuple[Subj
         source=source,
         digest=model_digest(pipe),
         denoiser_mib=checkpoint_bytes(source, options, component, denoiser) / MIB,
+        memory_mib=memory_bytes(denoiser) / MIB,
         float32_mib=float32_bytes(denoiser) / MIB,
         weight_bits=32,
         activation_bits=32,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
+from scipy import stats
 
 from bitbrush.bench.experiments.candidates import require_alike
 from bitbrush.bench.images.generation import Generated, generate, generating_work
@@ -26,7 +27,8 @@ class Comparison:
     Args:
         candidate: Figures of the candidate.
         other_seed: Figures of full precision from other noise: the distance of two correct images of one prompt.
-        latent_mse_by_step: Mean over the candidate's pairs after each denoiser call, (T,).
+        latent_mse_by_step: Geometric mean over the candidate's pairs after each denoiser call, (T,); 0 where a pair
+            is identical.
     """
 
     candidate: Mapping[str, Interval]
@@ -83,7 +85,7 @@ def compare(
         compared[name] = Comparison(
             _intervals(reference, quantized),
             _intervals(reference, other),
-            latent_mse_by_step(reference, quantized).mean(0),
+            stats.gmean(latent_mse_by_step(reference, quantized), axis=0),
         )
     return compared
 

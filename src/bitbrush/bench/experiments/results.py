@@ -11,8 +11,12 @@ import torch
 
 from bitbrush.bench.metrics.interval import Interval
 
-SCHEMA_VERSION = 2
-"""Version of the envelope; documents of version 1 lack ``experiment``, and some ``protocol`` or ``versions``."""
+SCHEMA_VERSION = 3
+"""Version of the documents.
+
+Those of version 1 lack ``experiment``, and some ``protocol`` or ``versions``. Up to version 2 errors by step are
+arithmetic means, and ``bench`` lacks power, gates, and sizes in memory.
+"""
 PACKAGES: Sequence[str] = ("bitbrush", "torch", "diffusers", "transformers", "numpy")
 
 

@@ -1,5 +1,6 @@
 """Generation into image sets: resumable image by image, and shared by any number of processes."""
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,9 +55,29 @@ def fill(
     pipe.set_progress_bar_config(disable=True)
     with progress(GENERATING, len(missing) * denoiser_calls(pipe, plan, batches[0])) as advance:
         for start, batch in missing:
-            generated = generate_batch(pipe, batch, plan, lambda _, __: advance())
+            times = [time.perf_counter()]
+
+            def after_call(_: Any, __: int, times: list[float] = times) -> None:
+                times.append(time.perf_counter())
+                advance()
+
+            generated = generate_batch(pipe, batch, plan, after_call)
+            images.add_seconds(start, denoising_seconds(times) / len(batch.prompts))
             for offset in range(len(batch.prompts)):
                 index = start + offset
                 if not images.has(index):
                     steps = generated.steps[offset] if index < with_latents else None
                     images.add(index, generated.images[offset], steps)
+
+
+def denoising_seconds(times: Sequence[float]) -> float:
+    """Estimates the seconds of all denoiser calls of a batch, without what the first call does alone.
+
+    The first call compiles and packs, and the time before it encodes prompts. It counts as much as the others do on
+    average.
+
+    Args:
+        times: Time of the start and after each denoiser call, in seconds.
+    """
+    start, first, *others = times
+    return (others[-1] - first) / len(others) * (len(others) + 1) if others else first - start

@@ -89,6 +89,14 @@ class ImageSet:
         Image.fromarray(image).save(buffer, format="PNG", compress_level=COMPRESSION, pnginfo=text)
         write_whole(buffer.getvalue(), self._png(index))
 
+    def add_seconds(self, start: int, seconds: float) -> None:
+        """Stores the seconds per image of the batch that starts with an image."""
+        write_whole(json.dumps(seconds), self._seconds(start))
+
+    def seconds(self) -> list[float]:
+        """Reads the seconds per image of every batch that was timed."""
+        return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.directory.glob("*.seconds"))]
+
     def images(self, indices: range) -> NDArray[np.uint8]:
         """Reads images, (n, H, W, 3).
 
@@ -142,6 +150,9 @@ class ImageSet:
 
     def _steps(self, index: int) -> Path:
         return self.directory / f"{index:05d}.safetensors"
+
+    def _seconds(self, start: int) -> Path:
+        return self.directory / f"{start:05d}.seconds"
 
     def _require_unaltered(self, facts: Mapping[str, Any]) -> None:
         try:

@@ -58,6 +58,10 @@ class ImageSets:
         """Returns the seed of an image's run."""
         return self.sets[index // self.count].seed
 
+    def seconds(self) -> list[float]:
+        """Reads the seconds per image of every batch that was timed."""
+        return [seconds for images in self.sets for seconds in images.seconds()]
+
     def compute_features(self, network: FeatureExtractor, work: Work) -> None:
         """Computes the features of all images."""
         for images in self.sets:
@@ -70,9 +74,17 @@ class ImageSets:
 
     def compute_metric(self, metric: ImageMetric, work: Work) -> None:
         """Computes a metric of single images."""
+
+        def values(of_chunk: tuple[NDArray[np.uint8], list[str]]) -> NDArray[np.float64]:
+            return metric.of_prompts(*of_chunk)
+
         for images in self.sets:
+
+            def load(chunk: range, images: ImageSet = images) -> tuple[NDArray[np.uint8], list[str]]:
+                return images.images(chunk), [images.prompts[index] for index in chunk]
+
             directory = _metric(images, metric)
-            compute_chunks(directory, self.count, images.images, metric.values, **work.phase(metric.name))
+            compute_chunks(directory, self.count, load, values, **work.phase(metric.name))
 
     def metric(self, metric: ImageMetric) -> NDArray[np.float64]:
         """Reads the values of a metric of single images, (N,)."""

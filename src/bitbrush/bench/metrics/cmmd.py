@@ -1,4 +1,4 @@
-"""CMMD: kernel distance between CLIP embeddings."""
+"""Kernel distance between CLIP embeddings: CMMD without the terms of pairs."""
 
 from typing import Any
 
@@ -16,7 +16,8 @@ def cmmd(reference: NDArray[np.floating[Any]], candidate: NDArray[np.floating[An
     """Computes CMMD: 1000 times the unbiased squared MMD of normalized embeddings.
 
     The kernel is `exp(-|x - y|^2 / (2 sigma^2))`, sigma 10. Source: Jayasumana et al., arXiv 2401.09603, section 4.
-    Deviation: the unbiased estimate of pairs (see `kernel_distance`), where the authors' program keeps the diagonal.
+    Deviation: the unbiased estimate without the terms of pairs (see `kernel_distance`), where the authors' program
+    keeps the diagonal. Tables call it "CMMD, unpaired terms".
 
     Args:
         reference: Embeddings `(N, D)`; they are divided by their length.

@@ -19,7 +19,7 @@ _DRAWS_AT_ONCE = 1 << 20  # 16 MiB of indices and values, however many values an
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """Mean of n values and its confidence interval `[low, high]`, in the unit of the values."""
+    """Mean (or another figure) of n values and its confidence interval `[low, high]`, in the unit of the values."""
 
     mean: float
     low: float
@@ -52,6 +52,31 @@ def bootstrap_mean(values: ArrayLike, *, confidence: float = 0.95, resamples: in
     _require_sample(array)
     draws = _resampled((array,), np.mean, resamples, np.random.default_rng(seed))
     return Interval(float(array.mean()), *_ends(draws, confidence), array.size)
+
+
+def student_mean(values: ArrayLike, *, confidence: float = 0.95) -> Interval:
+    """Computes the mean with Student's t interval, in float64.
+
+    For values that are nearly normal, such as logarithms of errors: there it covers more than the bootstrap, whose
+    intervals of few values are too narrow. Source: Student, "The Probable Error of a Mean", Biometrika 6, 1908.
+
+    Args:
+        values: Values `(N,)`.
+        confidence: Confidence of the interval.
+
+    Returns:
+        The mean with its interval, which has no width for a single value.
+
+    Raises:
+        ValueError: As :func:`bootstrap_mean`.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    _require_sample(array)
+    mean, count = float(array.mean()), array.size
+    if count == 1:
+        return Interval(mean, mean, mean, 1)
+    half = float(stats.t.ppf((1 + confidence) / 2, count - 1) * array.std(ddof=1) / math.sqrt(count))
+    return Interval(mean, mean - half, mean + half, count)
 
 
 def bootstrap_difference(
@@ -178,6 +203,11 @@ def median_interval(values: ArrayLike, *, confidence: float = 0.95) -> tuple[flo
     interval = stats.quantile_test(array).confidence_interval(confidence)
     low, high = (-math.inf, math.inf) if math.isnan(interval.low) else (interval.low, interval.high)
     return float(np.median(array)), float(low), float(high)
+
+
+def median_of(values: ArrayLike) -> Interval:
+    """Computes :func:`median_interval` as an interval, whose `mean` is the median."""
+    return Interval(*median_interval(values), np.size(values))
 
 
 def _require_sample(array: NDArray[np.float64]) -> None:

@@ -1,4 +1,4 @@
-"""Kernel distance with the cubic kernel; with the standard Inception's features it is KID."""
+"""Kernel distance with the cubic kernel: KID without the terms of pairs."""
 
 from typing import Any
 
@@ -14,7 +14,8 @@ def kid(reference: NDArray[np.floating[Any]], candidate: NDArray[np.floating[Any
 
     Source: Binkowski et al., arXiv 1801.01401, section 4. Deviations: all images at once, where the paper averages over
     random subsets, which is faster and varies more; and the terms of a pair are left out, see `kernel_distance`.
-    Expected values are the same for independent sets.
+    Expected values are the same for independent sets. Of two paired sets it is another figure than the published one,
+    so tables call it "KID, unpaired terms".
 
     Args:
         reference: Features `(N, D)`.

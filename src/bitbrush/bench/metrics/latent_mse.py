@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bitbrush.bench.metrics.interval import Interval, bootstrap_mean
+from bitbrush.bench.metrics.interval import Interval, student_mean
 from bitbrush.bench.metrics.pairs import require_same_shape
 
 
@@ -40,13 +40,20 @@ def latent_mse(reference: NDArray[np.floating[Any]], candidate: NDArray[np.float
 
 
 def geometric_mean(errors: NDArray[np.float64]) -> Interval | None:
-    """Computes the geometric mean of errors `(N,)` with its bootstrap interval; None where an error is 0.
+    """Computes the geometric mean of errors `(N,)`; None where an error is 0.
 
-    A few large errors do not dominate it. The interval of the arithmetic mean holds the true mean far less often than
-    it says: few images turn into different ones, and a sample may have none of them.
+    Its interval is Student's of the logarithms. A few large errors do not dominate it. The interval of the arithmetic
+    mean holds the true mean far less often than it says: few images turn into different ones, and a sample may have
+    none of them.
     """
     if errors.min() <= 0:
         return None
-    logarithms = bootstrap_mean(np.log(errors))
+    logarithms = student_mean(np.log(errors))
     mean, low, high = np.exp([logarithms.mean, logarithms.low, logarithms.high]).tolist()
     return Interval(mean, low, high, logarithms.n)
+
+
+def geometric_means(errors: NDArray[np.float64]) -> list[Interval]:
+    """Computes the geometric mean after each denoiser call of errors `(N, T)`; it is 0 where an error is 0."""
+    nothing = Interval(0.0, 0.0, 0.0, len(errors))
+    return [geometric_mean(of_call) or nothing for of_call in errors.T]

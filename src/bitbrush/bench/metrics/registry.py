@@ -4,7 +4,7 @@ Other packages add metrics with the entry point group ``bitbrush.metrics``, prog
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeAlias
@@ -25,7 +25,7 @@ class _Metric:
 
     Args:
         name: Name in tables and files, unit included, e.g. ``"sharpness (dB)"``.
-        function: The metric; it is called with batches of images.
+        function: The metric; it is called with batches of images, and with their prompts by a PromptMetric.
         higher_is_better: Whether more is better.
         version: Text to change when the values change; stored values of another version are not used.
     """
@@ -40,17 +40,18 @@ class _Metric:
         """Name of the folder that stores the metric's values."""
         return hashlib.sha256(f"{self.name}\n{self.version}".encode()).hexdigest()[:12]
 
-    def values(self, *images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    def values(self, *inputs: Any) -> NDArray[np.float64]:
         """Computes the metric, (N,).
 
         Raises:
             ValueError: The function returns another shape, or values that are not finite.
         """
-        values = np.asarray(self.function(*images), dtype=np.float64)
-        if values.shape != (len(images[0]),):
+        values = np.asarray(self.function(*inputs), dtype=np.float64)
+        count = len(inputs[0])
+        if values.shape != (count,):
             raise ValueError(
-                f"metric {self.name!r} returns shape {values.shape} for {len(images[0])} images; it needs one value "
-                f"per image, ({len(images[0])},)"
+                f"metric {self.name!r} returns shape {values.shape} for {count} images; it needs one value "
+                f"per image, ({count},)"
             )
         broken = np.flatnonzero(~np.isfinite(values))
         if broken.size:
@@ -67,6 +68,26 @@ class PairedMetric(_Metric):
 
 class ImageMetric(_Metric):
     """Metric of single images: ``function(images)`` maps an (N, H, W, 3) uint8 batch to values (N,)."""
+
+    def of_prompts(self, images: NDArray[np.uint8], prompts: Sequence[str]) -> NDArray[np.float64]:
+        """Computes the metric of images of these prompts, (N,).
+
+        Raises:
+            ValueError: The function returns another shape, or values that are not finite.
+        """
+        return self.values(images)
+
+
+class PromptMetric(ImageMetric):
+    """Metric of images and their prompts: ``function(images, prompts)`` maps both, of length N, to values (N,)."""
+
+    def of_prompts(self, images: NDArray[np.uint8], prompts: Sequence[str]) -> NDArray[np.float64]:
+        """Computes the metric of images of these prompts, (N,).
+
+        Raises:
+            ValueError: The function returns another shape, or values that are not finite.
+        """
+        return self.values(images, prompts)
 
 
 Metric: TypeAlias = PairedMetric | ImageMetric
@@ -92,7 +113,7 @@ class Metrics(Mapping[str, Metric]):
         """Adds a metric to the running program.
 
         Raises:
-            ValueError: The metric is no PairedMetric or ImageMetric, or its name is taken.
+            ValueError: The metric is of no such kind, or its name is taken.
         """
         self._add(self._loaded(), metric)
 
@@ -104,7 +125,9 @@ class Metrics(Mapping[str, Metric]):
 
     def _add(self, metrics: dict[str, Metric], metric: Metric) -> None:
         if not isinstance(metric, PairedMetric | ImageMetric):
-            raise ValueError(f"metric is a {type(metric).__name__}; give a PairedMetric or an ImageMetric")
+            raise ValueError(
+                f"metric is a {type(metric).__name__}; give a PairedMetric, an ImageMetric or a PromptMetric"
+            )
         if metric.name.startswith(BUILT_IN) or metrics.get(metric.name, metric) != metric:
             raise ValueError(f"metric {metric.name!r} exists already; give yours another name")
         metrics[metric.name] = metric
@@ -120,9 +143,9 @@ def register_metric(metric: Metric) -> None:
     :class:`ImageMetric` it adds the paired difference from full precision.
 
     Args:
-        metric: :class:`PairedMetric` or :class:`ImageMetric` with an unused name.
+        metric: :class:`PairedMetric`, :class:`ImageMetric` or :class:`PromptMetric` with an unused name.
 
     Raises:
-        ValueError: It is neither, or its name is taken.
+        ValueError: It is none of these, or its name is taken.
     """
     METRICS.register(metric)

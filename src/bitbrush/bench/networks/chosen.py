@@ -1,6 +1,7 @@
 """Choice of the networks and metrics of one benchmark."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from bitbrush.bench.networks.clip import Clip, load_clip
 from bitbrush.bench.networks.extractor import FeatureExtractor
 from bitbrush.bench.networks.inception import load_inception
 from bitbrush.bench.networks.lpips import Lpips, load_lpips
+from bitbrush.bench.networks.preference.named import load_named
 from bitbrush.zoo import MODELS
 
 CPU = torch.device("cpu")
@@ -53,6 +55,7 @@ def load_networks(
     clip: str | None = None,
     feature_extractor: str | None = None,
     lpips: str | os.PathLike[str] | None = None,
+    metrics: Sequence[str] = (),
 ) -> Networks:
     """Loads the networks of a benchmark on the CPU, and takes the registered metrics along.
 
@@ -61,16 +64,19 @@ def load_networks(
         clip: CLIP model: bundled name, folder or hub id.
         feature_extractor: A CLIP, or the path of torch-fidelity's Inception weights (.pth); by default ``clip``.
         lpips: Path of the weights of LPIPS; None leaves it out.
+        metrics: Metrics of preference and perception, ``NAME=WEIGHTS`` each.
 
     Raises:
-        ValueError: A network cannot be loaded, or an installed metric is invalid.
+        ValueError: A network cannot be loaded, or a metric is unknown or invalid.
     """
     judge = judge_of(model, clip)
     extractor: FeatureExtractor = judge
     if feature_extractor is not None:
         is_inception = feature_extractor.endswith(".pth")
         extractor = load_inception(feature_extractor) if is_inception else load_clip(feature_extractor, CPU)
-    return Networks(extractor, judge, None if lpips is None else load_lpips(lpips), tuple(METRICS.values()))
+    named = [load_named(text) for text in metrics]
+    weights = None if lpips is None else load_lpips(lpips)
+    return Networks(extractor, judge, weights, (*METRICS.values(), *named))
 
 
 def judge_of(model: str, clip: str | None) -> Clip:

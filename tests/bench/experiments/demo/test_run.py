@@ -49,7 +49,9 @@ def test_results_hold_every_figure(demo: Path) -> None:
     for styles in results["metrics"].values():
         assert set(styles) == {"coco", "sdp"}
         for metrics in styles.values():
-            assert set(metrics) == {"PSNR (dB)", "SSIM", "image MSE", "latent MSE"}
+            median = metrics.pop("latent MSE, median")
+            assert (median["low"], median["high"]) == (None, None)  # two images bound none
+            assert set(metrics) == {"PSNR (dB)", "SSIM", "image MSE", "latent MSE, geometric mean", "latent MSE"}
             assert all(m["low"] <= m["mean"] <= m["high"] and m["n"] == 2 for m in metrics.values())
     assert all(len(errors) == 3 and min(errors) > 0 for errors in results["latent_mse_by_step"].values())
     assert {name: recipe["method"] for name, recipe in results["recipes"].items()} == {"rtn": "rtn", "best": "best"}

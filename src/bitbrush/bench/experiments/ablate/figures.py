@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from bitbrush.bench.experiments.ablate.cells import SetValues
 from bitbrush.bench.metrics.interval import (
@@ -13,7 +14,8 @@ from bitbrush.bench.metrics.interval import (
     bootstrap_gap,
     bootstrap_mean,
     bootstrap_ratio,
-    median_interval,
+    median_of,
+    student_mean,
 )
 from bitbrush.bench.metrics.latent_mse import geometric_mean
 from bitbrush.sources.prompts import Domain
@@ -36,7 +38,7 @@ class Figures:
             identical.
         clip_score: Mean CLIP score.
         clip_difference: CLIP score minus full precision's.
-        latent_mse_by_step: Mean latent MSE after each denoiser call.
+        latent_mse_by_step: Geometric mean of the latent MSE after each denoiser call; 0 where a pair is identical.
     """
 
     psnr: Interval
@@ -82,12 +84,12 @@ def figures(values: Paired, full_clip: NDArray[np.float64]) -> Figures:
     errors = values["latent_mse"]
     return Figures(
         psnr=bootstrap_mean(values["psnr"]),
-        psnr_median=Interval(*median_interval(values["psnr"]), values["psnr"].size),
+        psnr_median=median_of(values["psnr"]),
         latent_mse=bootstrap_mean(errors),
         latent_mse_geometric=geometric_mean(errors),
         clip_score=bootstrap_mean(values["clip"]),
         clip_difference=bootstrap_difference(full_clip, values["clip"]),
-        latent_mse_by_step=tuple(values["by_step"].mean(0).tolist()),
+        latent_mse_by_step=tuple(stats.gmean(values["by_step"], axis=0).tolist()),
     )
 
 
@@ -98,7 +100,7 @@ def against(other: Paired, values: Paired) -> Against:
     return Against(
         psnr_difference=bootstrap_difference(other["psnr"], values["psnr"]),
         latent_mse_ratio=bootstrap_ratio(first, second) if apart else None,
-        geometric_ratio=_exponential(bootstrap_difference(np.log(first), np.log(second))) if apart else None,
+        geometric_ratio=_exponential(student_mean(np.log(second) - np.log(first))) if apart else None,
     )
 
 

@@ -7,8 +7,8 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from bitbrush.bench.experiments.ablate.recipes import Setting, given_keys
-from bitbrush.bench.experiments.candidates import Subject
 from bitbrush.bench.experiments.protocol import FEWEST_IMAGES, plan_facts
+from bitbrush.bench.experiments.subject import Subject
 from bitbrush.bench.networks.clip import Clip
 from bitbrush.runtime.choose import Choice
 from bitbrush.session.digests import json_digest

@@ -12,6 +12,7 @@ from bitbrush.bench.experiments.ablate.tables import (
     fallback_lines,
     set_tables,
 )
+from bitbrush.bench.metrics.paired import HEAVY_TAILED
 from bitbrush.session.disk import write_whole
 
 
@@ -30,7 +31,7 @@ def protocol_text(document: Document) -> str:
         f"guidance {protocol['guidance_scale']:g}; quantized with {prompts} calibration prompts; held-out prompts: "
         f"{sets}; every image from the noise that full precision had for it, seed {protocol['seed']}. Executed by "
         f"{protocol['execution']}. Intervals: 95 % bootstrap over prompts, of medians by order statistics. Averages of "
-        "bits leave out the layers next to the latents. "
+        f"bits leave out the layers next to the latents. {HEAVY_TAILED} "
         f"CLIP score ({protocol['clip']['name']}) less full precision's. Seconds of single "
         "runs, calls for each batch of prompts."
     )

@@ -15,6 +15,7 @@ from bitbrush.bench.experiments.ablate.recipes import Setting
 from bitbrush.bench.experiments.ablate.standing import headline, missing_text
 from bitbrush.bench.experiments.ablate.tables import Document, ranked
 from bitbrush.bench.experiments.cell_store import FailedCell
+from bitbrush.bench.metrics.paired import HEAVY_TAILED
 from bitbrush.bench.pages.images import size_note
 from bitbrush.bench.pages.number_format import format_number
 from bitbrush.bench.pages.page import Cell as TableCell
@@ -33,10 +34,7 @@ from bitbrush.bench.pages.page import (
 from bitbrush.bench.pages.plots import LinePlot
 from bitbrush.bench.pages.prompt_sets import explained
 
-_FIGURES_ABOUT = (
-    "Highest PSNR first, each with its 95 % interval. A few images turn into other ones, which decides the means of "
-    "squared errors; median and geometric mean describe the usual image."
-)
+_FIGURES_ABOUT = f"Highest PSNR first, each with its 95 % interval. {HEAVY_TAILED}"
 _SETS_ABOUT = (
     "Whether a recipe keeps less where the prompts' style is not the calibration's; an interval that holds 0 does not "
     "tell."

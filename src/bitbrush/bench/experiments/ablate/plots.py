@@ -20,6 +20,8 @@ from bitbrush.session.disk import write_whole
 
 TOGETHER = 5
 """Number of recipes in a plot, beside the one that all are compared with."""
+GEOMETRIC_SINCE = 3
+"""First schema version whose errors by step are geometric means; recorded results may be older."""
 PRODUCT = Axis("weight bits × activation bits, averages")
 FIDELITY = Axis(f"{PSNR} to full precision")
 ERROR = Axis("latent MSE to full precision", Scale.LOG)
@@ -104,6 +106,7 @@ def _product(cell: Mapping[str, Any]) -> float:
 def _steps(document: Document) -> Iterator[tuple[str, LinePlot]]:
     """Yields plots of the error over the denoiser calls: the first recipes and the one compared with."""
     against = document["against"]
+    mean = "Mean" if document["schema_version"] < GEOMETRIC_SINCE else "Geometric mean"
     for bits in document["bits"]:
         cells = ranked([cell for cell in document["cells"] if cell["bits"] == bits])
         shown = [cell for cell in cells if cell["recipe"] != against][:TOGETHER]
@@ -113,5 +116,5 @@ def _steps(document: Document) -> Iterator[tuple[str, LinePlot]]:
             if (cell in shown or cell["recipe"] == against) and min(errors) > 0:
                 series.append(Series(cell["recipe"], list(range(len(errors))), errors))
         if series:
-            caption = "Mean over the images after each denoiser call."
+            caption = f"{mean} over the images after each denoiser call."
             yield bits, LinePlot(f"Error over the steps, {bits}", series, STEP_AXIS, ERROR, caption)

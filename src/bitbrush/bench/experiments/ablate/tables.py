@@ -37,11 +37,11 @@ def bits_tables(document: Document) -> Iterator[Table]:
     columns = [
         "PSNR, dB",
         "median",
-        "latent MSE",
-        "geometric mean",
+        "latent MSE, geometric mean",
+        "latent MSE, mean",
         f"PSNR less {against}'s",
-        f"MSE, times {against}'s",
-        f"geometric, times {against}'s",
+        f"geometric mean, times {against}'s",
+        f"mean, times {against}'s",
         "CLIP score",
         "CLIP score change",
         "weight, activation bits",
@@ -63,7 +63,7 @@ def set_tables(document: Document) -> Iterator[Table]:
     sets = [prompts["name"] for prompts in document["protocol"]["prompt_sets"]]
     if len(sets) < 2:
         return
-    columns = [f"{metric} {name}" for metric in ("PSNR", "latent MSE") for name in sets] + [
+    columns = [f"{metric} {name}" for metric in ("PSNR", "latent MSE, geometric mean") for name in sets] + [
         "PSNR, unseen style less seen"
     ]
     for bits in document["bits"]:
@@ -112,13 +112,13 @@ def _ratio_text(ratio: Mapping[str, Any] | None) -> Text | None:
 
 def _quality(cell: Mapping[str, Any], against: str) -> list[Text | None]:
     figures = of_all(cell)
-    texts = [interval_text(figures[name]) for name in ("psnr", "psnr_median", "latent_mse", "latent_mse_geometric")]
+    texts = [interval_text(figures[name]) for name in ("psnr", "psnr_median", "latent_mse_geometric", "latent_mse")]
     compared: Mapping[str, Any] = cell["against"].get(TOGETHER) or next(iter(cell["against"].values()), {})
     if cell["recipe"] == against:
         texts += [("0", ""), ("1", ""), ("1", "")]
     else:
         texts.append(interval_text(compared.get("psnr_difference")))
-        texts += [_ratio_text(compared.get(name)) for name in ("latent_mse_ratio", "geometric_ratio")]
+        texts += [_ratio_text(compared.get(name)) for name in ("geometric_ratio", "latent_mse_ratio")]
     return [*texts, *(interval_text(figures[name]) for name in ("clip_score", "clip_difference"))]
 
 
@@ -132,7 +132,7 @@ def _costs(cell: Mapping[str, Any]) -> list[Text | None]:
 
 
 def _by_set(cell: Mapping[str, Any], sets: Sequence[str]) -> Iterator[Text | None]:
-    for metric in ("psnr", "latent_mse"):
+    for metric in ("psnr", "latent_mse_geometric"):
         for name in sets:
             yield interval_text(cell["figures"][name][metric])
     yield interval_text(cell["gap"])

@@ -1,6 +1,6 @@
 """Figures of a benchmark by candidate and prompt set, from the values of the images."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bitbrush.bench.experiments.bench.power import Detectable, detectable_differences
 from bitbrush.bench.experiments.bench.qdiffbench import Entry, GeneratedImages
 from bitbrush.bench.experiments.bench.verdict import (
     ALIKE_SSIM,
@@ -15,15 +16,21 @@ from bitbrush.bench.experiments.bench.verdict import (
     Verdict,
     verdict,
 )
-from bitbrush.bench.images.image_values import ImagePairs, ImageSets
+from bitbrush.bench.images.image_values import PAIRED, ImagePairs, ImageSets
 from bitbrush.bench.metrics.clip_score import clip_score
 from bitbrush.bench.metrics.cmmd import cmmd
 from bitbrush.bench.metrics.counts import share_interval
 from bitbrush.bench.metrics.frechet import frechet_interval
-from bitbrush.bench.metrics.interval import Interval, bootstrap_difference, bootstrap_gap, bootstrap_mean
+from bitbrush.bench.metrics.interval import (
+    Interval,
+    bootstrap_difference,
+    bootstrap_gap,
+    bootstrap_mean,
+    median_of,
+)
 from bitbrush.bench.metrics.kid import kid
-from bitbrush.bench.metrics.paired import LATENT_MSE, PSNR, SSIM, latent_mse_figures
-from bitbrush.bench.metrics.registry import METRICS
+from bitbrush.bench.metrics.latent_mse import geometric_means
+from bitbrush.bench.metrics.paired import LATENT_MSE, PSNR, PSNR_MEDIAN, SSIM, latent_mse_figures
 from bitbrush.bench.networks.chosen import Networks
 from bitbrush.session.progress import Progress
 from bitbrush.sources.prompts import Domain, PromptSet
@@ -31,6 +38,7 @@ from bitbrush.sources.prompts import Domain, PromptSet
 WORST = 10
 ALIKE = f"pairs alike (SSIM ≥ {ALIKE_SSIM:g})"
 NAN = "NaN latents"
+MATCH = "CLIP score difference"
 DIFFERENCE = ", difference"
 """Ending of the paired difference of a further metric of single images."""
 
@@ -41,7 +49,7 @@ class SetFigures:
 
     Args:
         figures: Intervals by metric.
-        latent_mse: Interval after each denoiser call, over the images with stored latents.
+        latent_mse: Geometric mean after each denoiser call, over the images with stored latents.
         defects: Defects by index of the image.
         worst: Indices of the pairs with the lowest SSIM, lowest first.
         values: Values of the paired metrics, (N,) each.
@@ -84,12 +92,14 @@ class BenchFigures:
         together: CLIP score of full precision over all prompt sets, where there are several.
         floor: Figures of another seed.
         candidates: Figures of the candidates.
+        power: Differences that the images could have shown.
     """
 
     reference: Mapping[str, SetFigures]
     together: Mapping[str, Interval]
     floor: EntryFigures
     candidates: tuple[EntryFigures, ...]
+    power: tuple[Detectable, ...] = ()
 
 
 def bench_figures(
@@ -120,7 +130,18 @@ def bench_figures(
     ]
     scores = np.concatenate([of_set.values[names.clip_score] for of_set in reference.values()])
     together = {names.clip_score: bootstrap_mean(scores)} if several else {}
-    return BenchFigures(reference, together, floor, tuple(candidates))
+    power = [one for name in reference for one in _power(name, candidates)]
+    return BenchFigures(reference, together, floor, tuple(candidates), tuple(power))
+
+
+def _power(prompt_set: str, candidates: Sequence[EntryFigures]) -> Iterator[Detectable]:
+    values = {one.entry.name: one.sets[prompt_set].values for one in candidates if one.sets}
+    from_full = {
+        name: {metric: of_metric for metric, of_metric in of_set.items() if is_difference(metric)}
+        for name, of_set in values.items()
+    }
+    psnr = {name: of_set[PSNR] for name, of_set in values.items()}
+    return detectable_differences(prompt_set, from_full, psnr)
 
 
 @dataclass(frozen=True)
@@ -133,11 +154,11 @@ class _Names:
 
     @property
     def kid(self) -> str:
-        return f"KID ({self.networks.extractor.name})"
+        return f"KID, unpaired terms ({self.networks.extractor.name})"
 
     @property
     def cmmd(self) -> str:
-        return f"CMMD ({self.networks.clip.name})"
+        return f"CMMD, unpaired terms ({self.networks.clip.name})"
 
     @property
     def clip_score(self) -> str:
@@ -145,18 +166,29 @@ class _Names:
 
     @property
     def match(self) -> str:
-        return f"CLIP score difference ({self.networks.clip.name})"
+        return f"{MATCH} ({self.networks.clip.name})"
 
     @property
     def change(self) -> str:
         return f"CLIP score change ({self.networks.clip.name})"
 
 
-def higher_is_better(metric: str) -> bool:
-    """Whether more is better of a figure of `bench`."""
-    further = METRICS.get(metric.removesuffix(DIFFERENCE))
-    if further is not None:
-        return further.higher_is_better
+def image_metrics(networks: Networks) -> list[str]:
+    """Lists the metrics that every pair, or every image of a candidate, has a value of."""
+    names = _Names(networks)
+    paired, of_images = ([metric.name for metric in kind] for kind in (networks.paired, networks.of_images))
+    return [*PAIRED, *paired, LATENT_MSE, names.clip_score, names.match, *of_images]
+
+
+def is_difference(metric: str) -> bool:
+    """Whether a metric is a paired difference from full precision."""
+    return metric.endswith(DIFFERENCE) or metric.startswith(MATCH)
+
+
+def higher_is_better(metric: str, further: Mapping[str, bool]) -> bool:
+    """Whether more is better of a figure of `bench`; ``further`` says so of metrics from outside by name."""
+    if (name := metric.removesuffix(DIFFERENCE)) in further:
+        return further[name]
     return metric.startswith((PSNR, SSIM, "CLIP score", "pairs alike")) and not metric.startswith("CLIP score change")
 
 
@@ -226,7 +258,8 @@ def _image_values(name: str, measured: _Measured) -> tuple[NDArray[np.float64], 
 
 
 def _figures(measured: _Measured, names: _Names) -> dict[str, Interval]:
-    figures = {name: bootstrap_mean(of_pairs) for name, of_pairs in measured.values.items()}
+    figures = {PSNR: bootstrap_mean(measured.values[PSNR]), PSNR_MEDIAN: median_of(measured.values[PSNR])}
+    figures |= {name: bootstrap_mean(of_pairs) for name, of_pairs in measured.values.items() if name != PSNR}
     alike = measured.values[SSIM] >= ALIKE_SSIM
     figures[ALIKE] = share_interval(int(alike.sum()), alike.size)
     if measured.errors.size:
@@ -249,12 +282,13 @@ def _of_set(measured: _Measured, pairs: ImagePairs, names: _Names) -> SetFigures
     errors = pairs.latent_mse_by_step()
     broken |= {index: NAN for index, error in errors.items() if not np.isfinite(error).all()}
     reference, candidate = measured.scores
+    differences = {f"{name}{DIFFERENCE}": new - full for name, (full, new) in measured.of_images.items()}
     return SetFigures(
         figures=_figures(measured, names),
-        latent_mse=[bootstrap_mean(step, resamples=2000) for step in measured.errors.T],
+        latent_mse=geometric_means(measured.errors),
         defects=broken,
         worst=tuple(int(index) for index in np.argsort(measured.values[SSIM], kind="stable")[:WORST]),
-        values={**measured.values, names.match: candidate - reference},
+        values={**measured.values, names.match: candidate - reference, **differences},
         image_values={
             **{metric: values.tolist() for metric, values in measured.values.items()},
             LATENT_MSE: [float(errors[index][-1]) if index in errors else None for index in range(candidate.size)],

@@ -5,30 +5,33 @@ stored in image sets that later runs share, with the values that figures need: f
 """
 
 import re
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import DiffusionPipeline
 
 from bitbrush.bench.experiments.candidates import (
-    Subject,
     open_candidate,
     open_reference,
     require_alike,
     with_scheduler_of,
 )
 from bitbrush.bench.experiments.protocol import ANOTHER_SEED, FEWEST_IMAGES, plan_facts
+from bitbrush.bench.experiments.subject import Subject
 from bitbrush.bench.images.filling import fill
 from bitbrush.bench.images.generation import denoiser_calls, generating_work
-from bitbrush.bench.images.image_set import ImageSet
+from bitbrush.bench.images.image_set import ImageSet, ImageSetError
 from bitbrush.bench.images.image_values import ImagePairs, ImageSets, Work
 from bitbrush.bench.networks.chosen import Networks
 from bitbrush.quantization.quantize import require_inputs
 from bitbrush.runtime.choose import Choice, choose_runtime
+from bitbrush.session.disk import DiskError
 from bitbrush.session.progress import PlannedWork, planned
-from bitbrush.session.ranks import Ranks
+from bitbrush.session.ranks import RankError, Ranks
 from bitbrush.sources.input_images import inputs_digest
 from bitbrush.sources.models import ModelOptions
 from bitbrush.sources.prompts import PromptSet
@@ -95,6 +98,12 @@ class Entry:
     images: Mapping[str, ImageSets] = field(default_factory=dict)
     problem: str | None = None
 
+    @property
+    def seconds_per_image(self) -> float | None:
+        """Median over batches of the seconds that denoising an image takes; None where no batch was timed."""
+        seconds = [of_batch for images in self.images.values() for of_batch in images.seconds()]
+        return statistics.median(seconds) if seconds else None
+
 
 @dataclass(frozen=True)
 class GeneratedImages:
@@ -122,8 +131,8 @@ def generate_all(
 ) -> GeneratedImages:
     """Generates the images that are not yet below ``root``.
 
-    A candidate that cannot be measured (damaged, made of other weights, of another shape) becomes an entry with its
-    problem and does not affect the others.
+    A candidate that cannot be loaded or run (damaged, made of other weights, of another shape, an error of another
+    package) becomes an entry with its problem and does not affect the others.
 
     Args:
         reference: Full-precision model.
@@ -150,6 +159,7 @@ def generate_all(
         Entry(subject, name, _fill(pipe, made_by, protocol, seeds, root / "full-precision", work))
         for name, seeds in (("full precision", protocol.seeds), (ANOTHER_SEED, protocol.floor_seeds))
     ]
+    work.ranks.wait()
     (batch,) = prompt_batches(protocol.sets[0].prompts[:1], 0, 1, inputs=protocol.inputs)
     calls = denoiser_calls(pipe, protocol.plan, batch)
     others = [
@@ -196,14 +206,27 @@ def _candidate(
     *,
     options: ModelOptions | None,
 ) -> Entry:
+    subject, images, problem = None, {}, None
     try:
         subject, quantized = open_candidate(name, source, reference, protocol.plan, protocol.choice, options=options)
         require_alike(pipe, quantized)
+        quantized = protocol.choice.place(with_scheduler_of(quantized, pipe))
+        made_by = {"model": subject.digest, "runtime": subject.runtime, **protocol.facts(pipe)}
+        images = _fill(quantized, made_by, protocol, protocol.seeds, root / _folder(name), work)
+    except (DiskError, ImageSetError, RankError):
+        raise
     except ValueError as error:
-        return Entry(None, name, problem=str(error))
-    quantized = protocol.choice.place(with_scheduler_of(quantized, pipe))
-    made_by = {"model": subject.digest, "runtime": subject.runtime, **protocol.facts(pipe)}
-    return Entry(subject, name, _fill(quantized, made_by, protocol, protocol.seeds, root / _folder(name), work))
+        problem = str(error)
+    except Exception as error:  # noqa: BLE001 - code of other packages raises anything, and becomes a row
+        problem = f"{type(error).__name__}: {error}"
+    problem = agreed(problem, work.ranks)
+    return Entry(subject, name, images) if problem is None else Entry(None, name, problem=problem)
+
+
+def agreed(problem: str | None, processes: Ranks) -> str | None:
+    """Returns this process's problem, or says that another process has one; it waits for all of them."""
+    failed = bool(processes.most(torch.tensor([int(problem is not None)])).item())
+    return problem or ("another process could not measure it" if failed else None)
 
 
 def _fill(
@@ -231,7 +254,6 @@ def _fill(
                 progress=work.progress,
             )
         collections[prompts.name] = ImageSets(tuple(opened), count)
-    work.ranks.wait()
     return collections
 
 

@@ -4,10 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bitbrush.bench.experiments.bench.figures import BenchFigures, EntryFigures, higher_is_better
+from bitbrush.bench.experiments.bench.gates import standing
+from bitbrush.bench.experiments.bench.power import FULL, power_lines
 from bitbrush.bench.experiments.bench.qdiffbench import GeneratedImages
 from bitbrush.bench.experiments.bench.verdict import Level
 from bitbrush.bench.metrics.interval import Interval
-from bitbrush.bench.metrics.paired import LATENT_MSE, PSNR, SSIM
+from bitbrush.bench.metrics.paired import HEAVY_TAILED, LATENT_MSE, PSNR, SSIM
 from bitbrush.bench.pages.images import size_note
 from bitbrush.bench.pages.number_format import format_number
 from bitbrush.bench.pages.page import (
@@ -31,7 +33,8 @@ from bitbrush.bench.pages.prompt_sets import explained
 
 USUAL = 8
 """Number of pairs of every prompt set that are shown in the order of the prompts, beside the worst ones."""
-FULL = "full precision"
+GATE_STRENGTH = 25
+"""Percent of a gate's colour."""
 
 _TONES = {
     Level.INDISTINGUISHABLE: Tone.GOOD,
@@ -48,9 +51,8 @@ _SENTENCES = {
 }
 _FIGURES_ABOUT = (
     "Mean, and below it its 95 % interval. Another seed: full precision against itself from other noise, as far apart "
-    "as two right images of one prompt are, and the floor of the distances between sets at this number of images. The "
-    "latent MSE's geometric mean and median describe the usual image; its mean is that of the few that turn into "
-    "other ones."
+    "as two right images of one prompt are, and the floor of the distances between sets at this number of images. "
+    f"{HEAVY_TAILED}"
 )
 
 
@@ -69,13 +71,39 @@ def render_report(document: Mapping[str, Any], figures: BenchFigures, generated:
         verdict=_verdict(figures.candidates),
         facts=dict(_facts(document)),
         command=document["command"],
+        warnings=list(_gate_warnings(document)),
         images_about=f"Each row starts from the same noise. {size_note(first_image)}".strip(),
         galleries=list(_galleries(document, measured, generated)) if measured else [],
         quality=_quality(document, figures, measured),
-        tables=[_table_section(document, figures, measured)],
+        tables=[*_gates(document), _table_section(document, figures, measured)],
         plots=PlotSection("Error over the steps", list(_step_plots(figures, measured))),
     )
     return render_page(page)
+
+
+def _gates(document: Mapping[str, Any]) -> Iterator[TableSection]:
+    """Yields the table of gates, if there are any: a row for each gate and prompt set, candidates across."""
+    results = {(one["gate"], one["prompt_set"], one["candidate"]): one for one in document["gates"]}
+    if not results:
+        return
+    names = list(dict.fromkeys(candidate for _, _, candidate in results))
+    rows = [
+        Row(f"{gate}, {prompt_set}", [_gate(results[gate, prompt_set, name]) for name in names])
+        for gate, prompt_set in dict.fromkeys((gate, prompt_set) for gate, prompt_set, _ in results)
+    ]
+    about = "Bounds that every pair keeps, or the mean or median of a prompt set's pairs. Pairs are in results.json."
+    yield TableSection("Gates", about, [Table("", names, rows, corner="gate")])
+
+
+def _gate(result: Mapping[str, Any]) -> Cell:
+    tone = Tone.GOOD if result["passed"] else Tone.BAD
+    return Cell("holds" if result["passed"] else "fails", standing(result).replace(", ", "\n"), tone, GATE_STRENGTH)
+
+
+def _gate_warnings(document: Mapping[str, Any]) -> Iterator[str]:
+    failing = dict.fromkeys(result["candidate"] for result in document["gates"] if not result["passed"])
+    if failing:
+        yield f"Gates do not hold for {', '.join(failing)}."
 
 
 def _verdict(candidates: Sequence[EntryFigures]) -> str:
@@ -145,7 +173,7 @@ class _Rows:
 
 def _quality(document: Mapping[str, Any], figures: BenchFigures, measured: Sequence[EntryFigures]) -> PlotSection:
     cards = [_card(candidate, document) for candidate in figures.candidates]
-    plots = [_size_plot(document, figures, measured)] if measured else []
+    plots = list(_size_plots(document, figures, measured))
     return PlotSection("Quality against size", plots, cards, document["protocol"]["verdict_rule"])
 
 
@@ -156,7 +184,8 @@ def _card(candidate: EntryFigures, document: Mapping[str, Any]) -> Card:
     share = subject.denoiser_mib / document["reference"]["denoiser_mib"]
     size = (
         f"{format_number(subject.denoiser_mib, digits=3)} MiB denoiser, {share:.2f} of the "
-        f"checkpoint's ({format_number(subject.float32_mib, digits=3)} MiB in float32), "
+        f"checkpoint's ({format_number(subject.memory_mib, digits=3)} MiB in memory, "
+        f"{format_number(subject.float32_mib, digits=3)} in float32), "
         f"{format_number(subject.weight_bits, digits=3)}-bit weights, "
         f"{format_number(subject.activation_bits, digits=3)}-bit activations"
     )
@@ -165,10 +194,19 @@ def _card(candidate: EntryFigures, document: Mapping[str, Any]) -> Card:
     return Card(candidate.entry.name, level.value, lines, _TONES[level], share)
 
 
+def _size_plots(
+    document: Mapping[str, Any], figures: BenchFigures, measured: Sequence[EntryFigures]
+) -> Iterator[LinePlot]:
+    """Yields plots of the PSNR over all prompt sets, as many candidates in each as have colours of their own."""
+    together = MOST_SERIES - 1
+    for start in range(0, len(measured), together):
+        yield _size_plot(document, figures, measured[start : start + together])
+
+
 def _size_plot(document: Mapping[str, Any], figures: BenchFigures, measured: Sequence[EntryFigures]) -> LinePlot:
     """Plots the PSNR over all prompt sets; a line marks that of another seed."""
     series = []
-    for candidate in measured[: MOST_SERIES - 1]:
+    for candidate in measured:
         interval, subject = _over_all_sets(candidate)[PSNR], candidate.entry.subject
         assert subject is not None
         point = ([value] for value in (subject.denoiser_mib, interval.mean, interval.low, interval.high))
@@ -182,8 +220,7 @@ def _size_plot(document: Mapping[str, Any], figures: BenchFigures, measured: Seq
         f"{format_number(checkpoint, digits=3)} MiB ({float32} in float32)."
     )
     size = Axis("size of the denoiser's weights (MiB)", Scale.LOG)
-    title, fidelity = f"{floor.n} images of all prompt sets", Axis(f"{PSNR} to full precision")
-    return LinePlot(title, series, size, fidelity, caption + _left_out(len(measured), MOST_SERIES - 1))
+    return LinePlot(f"{floor.n} images of all prompt sets", series, size, Axis(f"{PSNR} to full precision"), caption)
 
 
 def _over_all_sets(candidate: EntryFigures) -> Mapping[str, Interval]:
@@ -199,7 +236,10 @@ def _step_plots(figures: BenchFigures, measured: Sequence[EntryFigures]) -> Iter
         ]
         if series:
             pairs = next(iter(measured or [figures.floor])).sets[name].latent_mse[0].n
-            caption = f"After each denoiser call, with 95 % intervals over the {pairs} images that kept their latents."
+            caption = (
+                f"Geometric mean after each denoiser call, with 95 % intervals over the {pairs} images that kept their "
+                "latents."
+            )
             axis = Axis(f"{LATENT_MSE} to full precision", Scale.LOG)
             yield LinePlot(name, series[:MOST_SERIES], STEP_AXIS, axis, caption + _left_out(len(series), MOST_SERIES))
 
@@ -217,9 +257,8 @@ def _table_section(
     document: Mapping[str, Any], figures: BenchFigures, measured: Sequence[EntryFigures]
 ) -> TableSection:
     tables = [*_figure_tables(document, figures, measured), *_gap_tables(measured)]
-    return TableSection(
-        "All figures", _FIGURES_ABOUT, tables, notes=[f"Not measured. {line}" for line in document["absent"]]
-    )
+    notes = [*power_lines(figures.power), *(f"Not measured. {line}" for line in document["absent"])]
+    return TableSection("All figures", _FIGURES_ABOUT, tables, notes)
 
 
 def _figure_tables(
@@ -231,21 +270,22 @@ def _figure_tables(
     if figures.floor.together:
         sources = [figures.together, figures.floor.together, *(candidate.together for candidate in measured)]
         count = sum(prompt_set["prompts"] for prompt_set in prompt_sets) * seeds
-        yield Table("all prompt sets together", columns, _rows(sources), f"{count} images")
+        yield Table("all prompt sets together", columns, _rows(sources, document), f"{count} images")
     for prompt_set in prompt_sets:
         name = prompt_set["name"]
         sources = [figures.reference[name].figures, figures.floor.sets[name].figures]
         sources += [candidate.sets[name].figures for candidate in measured]
         about = f"{prompt_set['prompts'] * seeds} images; {explained(name, prompt_set['domain'])}"
-        yield Table(name, columns, _rows(sources), about)
+        yield Table(name, columns, _rows(sources, document), about)
     yield Table("sizes, costs, execution", columns, list(_costs(document, measured)))
 
 
-def _rows(sources: Sequence[Mapping[str, Interval]]) -> list[Row]:
+def _rows(sources: Sequence[Mapping[str, Interval]], document: Mapping[str, Any]) -> list[Row]:
+    further = {metric["name"]: metric["higher_is_better"] for metric in document["metrics"]}
     metrics = dict.fromkeys(metric for source in sources[1:] for metric in source)
     return [
         Row(
-            f"{metric} {'↑' if higher_is_better(metric) else '↓'}",
+            f"{metric} {'↑' if higher_is_better(metric, further) else '↓'}",
             [interval_cell(source[metric]) if metric in source else None for source in sources],
         )
         for metric in metrics
@@ -258,19 +298,26 @@ def _costs(document: Mapping[str, Any], measured: Sequence[EntryFigures]) -> Ite
     subjects = [document["reference"]] * 2 + [candidates[candidate.entry.name] for candidate in measured]
     sizes = {
         "denoiser's files, MiB ↓": "denoiser_mib",
-        "in float32, MiB ↓": "float32_mib",
+        "denoiser's tensors in memory, MiB ↓": "memory_mib",
+        "parameters in float32, MiB ↓": "float32_mib",
         "weight bits ↓": "weight_bits",
         "activation bits ↓": "activation_bits",
     }
     for name, key in sizes.items():
         yield _text_row(name, [format_number(subject[key], digits=3) for subject in subjects])
     yield _text_row("runtime", [subject["runtime"].partition(":")[0] for subject in subjects])
-    yield _text_row("layers in 8-bit integers", [str(subject["int8_layers"]) for subject in subjects])
+    yield _text_row("layers in bitbrush's 8-bit kernels", [str(subject["int8_layers"]) for subject in subjects])
     if any(subject["fallbacks"] for subject in subjects):
         counts = [sum(map(len, subject["fallbacks"].values())) for subject in subjects]
         yield _text_row("quantized, yet in floating point ↓", [str(count) for count in counts])
+    seconds = [subject["seconds_per_image"] for subject in subjects]
+    yield _text_row("denoising, seconds per image ↓", [_digits(of_subject) for of_subject in seconds])
     calls = format_number(document["protocol"]["denoiser_calls"], digits=3)
     yield _text_row("denoiser calls per image ↓", [calls] * len(subjects))
+
+
+def _digits(seconds: float | None) -> str:
+    return "-" if seconds is None else format_number(seconds, digits=3)
 
 
 def _text_row(name: str, texts: Sequence[str]) -> Row:

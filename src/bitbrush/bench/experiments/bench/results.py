@@ -1,14 +1,15 @@
 """``results.json`` and ``results.csv`` of a benchmark."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from bitbrush.bench.experiments.bench.figures import BenchFigures, EntryFigures, SetFigures
+from bitbrush.bench.experiments.bench.gates import GateResult
 from bitbrush.bench.experiments.bench.qdiffbench import Entry, GeneratedImages, Protocol
 from bitbrush.bench.experiments.bench.verdict import RULE
-from bitbrush.bench.experiments.candidates import Subject
 from bitbrush.bench.experiments.results import results_document
+from bitbrush.bench.experiments.subject import Subject
 from bitbrush.bench.experiments.value_table import Row, TableImages, value_rows
 from bitbrush.bench.metrics.interval import Interval
 from bitbrush.bench.metrics.registry import Metric, PairedMetric
@@ -18,7 +19,13 @@ EXPERIMENT = "bench"
 
 
 def bench_results(
-    figures: BenchFigures, generated: GeneratedImages, protocol: Protocol, networks: Networks, command: str
+    figures: BenchFigures,
+    generated: GeneratedImages,
+    protocol: Protocol,
+    networks: Networks,
+    *,
+    gates: Sequence[GateResult] = (),
+    command: str = "",
 ) -> dict[str, Any]:
     """Returns the results as JSON values.
 
@@ -32,11 +39,14 @@ def bench_results(
         "absent": [] if networks.lpips else ["LPIPS: no weights were given (--lpips)"],
         "reference": {
             **_subject(reference),
+            "seconds_per_image": generated.reference.seconds_per_image,
             "sets": _sets(figures.reference),
             "together": _intervals(figures.together),
         },
         "floor": {"name": generated.floor.name, **_figures(figures.floor)},
         "candidates": [_candidate(candidate) for candidate in figures.candidates],
+        "power": [asdict(one) for one in figures.power],
+        "gates": [asdict(one) for one in gates],
     }
     facts = _protocol(reference.source, generated, protocol)
     return results_document(EXPERIMENT, command=command, protocol=facts, content=content)
@@ -101,6 +111,7 @@ def _candidate(figures: EntryFigures) -> dict[str, Any]:
     verdict = figures.verdict
     return {
         **(_subject(entry.subject) if entry.subject else {"name": entry.name}),
+        "seconds_per_image": entry.seconds_per_image,
         "problem": entry.problem,
         "verdict": {"level": verdict.level.value, "reasons": list(verdict.reasons)} if verdict else None,
         **_figures(figures),

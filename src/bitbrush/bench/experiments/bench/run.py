@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from bitbrush.bench.experiments.bench.figures import bench_figures
+from bitbrush.bench.experiments.bench.figures import bench_figures, image_metrics
+from bitbrush.bench.experiments.bench.gates import Gate, gate_results
 from bitbrush.bench.experiments.bench.qdiffbench import Protocol, compute_all, generate_all
 from bitbrush.bench.experiments.bench.report import render_report
 from bitbrush.bench.experiments.bench.results import bench_results, bench_rows
@@ -35,8 +36,10 @@ def benchmark(
     clip: str | None = None,
     feature_extractor: str | None = None,
     lpips: str | os.PathLike[str] | None = None,
+    metrics: Sequence[str] = (),
     pictures: str | os.PathLike[str] | None = None,
     options: ModelOptions | None = None,
+    gates: Sequence[str] = (),
     progress: Progress = silent,
     **protocol: Any,
 ) -> dict[str, Any]:
@@ -46,13 +49,15 @@ def benchmark(
 
     Args:
         reference: Full-precision model: bundled name, folder or hub id.
-        candidates: Artifacts or models by name.
+        candidates: Artifacts, models, ``PEER:SCHEME`` or ``MODULE:FUNCTION`` by name.
         directory: Output folder for ``results.json``, ``results.csv``, ``report.html`` and images.
         clip: CLIP model: bundled name, folder or hub id.
         feature_extractor: Network for distances between sets: a CLIP, or torch-fidelity's Inception (.pth).
         lpips: Weights of LPIPS; None leaves it out.
+        metrics: Metrics of preference and perception, ``NAME=WEIGHTS`` each.
         pictures: Folder of images that benchmarks share; by default in ``directory``.
         options: Revision, variant and LoRAs with which the reference is loaded.
+        gates: Bounds such as ``"psnr>=25"``; ``gates`` of the results says which hold.
         progress: Callback that receives progress reports.
         **protocol: Arguments of :func:`bench_protocol`: prompts, num_images, seeds, steps and so on.
 
@@ -60,16 +65,20 @@ def benchmark(
         The content of ``results.json``.
 
     Raises:
-        ValueError: The reference, prompts or networks cannot be loaded, or ``directory`` contains something else.
+        ValueError: The reference, prompts or networks cannot be loaded, a gate is invalid, or ``directory`` contains
+            something else.
     """
     root = Path(directory)
     require_bench_folder(root)
     chosen = bench_protocol(reference, candidates.values(), **protocol)
-    networks = load_networks(reference, clip=clip, feature_extractor=feature_extractor, lpips=lpips)
+    networks = load_networks(reference, clip=clip, feature_extractor=feature_extractor, lpips=lpips, metrics=metrics)
+    bounds = read_gates(gates, networks)
     place = None if pictures is None else Path(pictures)
     with ranks() as processes:
         work = Work(processes, progress if processes.leads else silent)
-        return run_bench(reference, candidates, chosen, networks, root, work, pictures=place, options=options)
+        return run_bench(
+            reference, candidates, chosen, networks, root, work, pictures=place, options=options, gates=bounds
+        )
 
 
 def bench_protocol(
@@ -135,6 +144,15 @@ def bench_protocol(
     )
 
 
+def read_gates(texts: Sequence[str], networks: Networks) -> list[Gate]:
+    """Reads gates of the metrics that a benchmark with these networks computes.
+
+    Raises:
+        ValueError: A gate has another form, or there is no such metric.
+    """
+    return [Gate.parse(text, image_metrics(networks)) for text in texts]
+
+
 def require_bench_folder(directory: Path) -> None:
     """Checks that ``directory`` is free or written by a benchmark.
 
@@ -154,6 +172,7 @@ def run_bench(
     *,
     pictures: Path | None = None,
     options: ModelOptions | None = None,
+    gates: Sequence[Gate] = (),
     command: str = "",
 ) -> dict[str, Any]:
     """Benchmarks candidates and writes ``directory``.
@@ -170,6 +189,7 @@ def run_bench(
         work: Processes and progress.
         pictures: Folder of the images; by default ``directory/pictures``.
         options: Loading options of the reference.
+        gates: Bounds that every candidate should keep.
         command: Command line.
 
     Returns:
@@ -184,7 +204,8 @@ def run_bench(
     document: dict[str, Any] = {}
     if work.ranks.leads:
         figures = bench_figures(generated, protocol.sets, networks, work.progress)
-        document = bench_results(figures, generated, protocol, networks, command)
+        checked = list(gate_results(gates, figures.candidates))
+        document = bench_results(figures, generated, protocol, networks, gates=checked, command=command)
         write_values(bench_rows(figures, generated), directory / VALUES)
         write_whole(results_text(document), directory / RESULTS)
         write_whole(render_report(document, figures, generated), directory / REPORT)

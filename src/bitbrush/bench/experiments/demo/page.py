@@ -8,8 +8,9 @@ from bitbrush.artifact.sizes import MIB
 from bitbrush.bench.experiments.demo.results import BASELINE, METHOD, OTHER_SEED, DemoRun
 from bitbrush.bench.experiments.results import versions
 from bitbrush.bench.metrics.counts import FEWEST_DECIDING
-from bitbrush.bench.metrics.interval import Interval, bootstrap_difference, bootstrap_mean
-from bitbrush.bench.metrics.paired import LATENT_MSE, PSNR
+from bitbrush.bench.metrics.interval import bootstrap_difference, bootstrap_mean
+from bitbrush.bench.metrics.latent_mse import geometric_means
+from bitbrush.bench.metrics.paired import HEAVY_TAILED, LATENT_MSE, PSNR, paired_figures
 from bitbrush.bench.pages.number_format import format_number
 from bitbrush.bench.pages.page import (
     Card,
@@ -156,31 +157,28 @@ def _size_plot(run: DemoRun) -> LinePlot:
 def _table_section(run: DemoRun) -> TableSection:
     tables = []
     for style, prompts in run.prompts.items():
-        metrics = list(run.metrics[METHOD][style])
+        figures = {name: paired_figures(run.metrics[name][style]) for name in (BASELINE, METHOD, OTHER_SEED)}
+        metrics = list(figures[METHOD])
         rows = [
-            Row(name, [interval_cell(_interval(run, name, style, metric)) for metric in metrics])
-            for name in (BASELINE, METHOD, OTHER_SEED)
+            Row(name, [interval_cell(of_name[metric]) if metric in of_name else None for metric in metrics])
+            for name, of_name in figures.items()
         ]
         about = f"{len(prompts)} images; {explained(style, _domain(style))}"
         tables.append(Table(style, metrics, rows, about))
-    about = "Distance to full precision, pair by pair: the mean, and below it its 95 % interval."
+    about = f"Distance to full precision, pair by pair: the mean, and below it its 95 % interval. {HEAVY_TAILED}"
     return TableSection("All figures", about, tables)
-
-
-def _interval(run: DemoRun, name: str, style: str, metric: str) -> Interval:
-    return bootstrap_mean(run.metrics[name][style][metric])
 
 
 def _error_plot(run: DemoRun) -> LinePlot:
     series = []
     for name in METHODS:
         errors = run.error_by_step(name)
-        intervals = [bootstrap_mean(errors[:, step], resamples=2000) for step in range(errors.shape[1])]
+        intervals = geometric_means(errors)
         means, lows, highs = zip(*((one.mean, one.low, one.high) for one in intervals), strict=True)
         series.append(Series(name, list(range(len(means))), means, lows, highs))
     caption = (
-        f"Distance of the latents from those of {FULL} after each denoiser call, with 95 % intervals over "
-        f"{len(run.all_pairs(METHOD, PSNR))} prompts."
+        f"Distance of the latents from those of {FULL} after each denoiser call: geometric means with 95 % "
+        f"intervals over {len(run.all_pairs(METHOD, PSNR))} prompts."
     )
     return LinePlot("Error of the latents", series, STEP_AXIS, Axis(f"{LATENT_MSE} to {FULL}", Scale.LOG), caption)
 

@@ -6,6 +6,7 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from bitbrush.artifact.sizes import DenoiserSizes
 from bitbrush.bench.experiments.protocol import plan_entries
@@ -13,7 +14,7 @@ from bitbrush.bench.experiments.results import results_document, results_text
 from bitbrush.bench.experiments.value_table import Row, TableImages, value_rows
 from bitbrush.bench.images.generation import Generated
 from bitbrush.bench.images.paired_runs import latent_mse_by_step, paired_metrics
-from bitbrush.bench.metrics.interval import bootstrap_mean
+from bitbrush.bench.metrics.paired import paired_figures
 from bitbrush.quantization.quantize import Quantization
 
 BASELINE, METHOD = "rtn", "best"
@@ -73,12 +74,12 @@ def demo_results(run: DemoRun) -> str:
         "recipes": {name: quantization.recipe.to_dict() for name, quantization in run.quantized.items()},
         "metrics": {
             name: {
-                style: {metric: asdict(bootstrap_mean(values)) for metric, values in metrics.items()}
+                style: {metric: asdict(figure) for metric, figure in paired_figures(metrics).items()}
                 for style, metrics in styles.items()
             }
             for name, styles in run.metrics.items()
         },
-        "latent_mse_by_step": {name: run.error_by_step(name).mean(0).tolist() for name in run.candidates},
+        "latent_mse_by_step": {name: stats.gmean(run.error_by_step(name), axis=0).tolist() for name in run.candidates},
         "cost": {
             name: {stage: vars(cost) for stage, cost in quantization.costs.items()}
             for name, quantization in run.quantized.items()

@@ -12,7 +12,7 @@ from bitbrush.bench.experiments.cell_store import FailedCell
 from bitbrush.bench.experiments.plans.cells import Fidelity, PlanCell
 from bitbrush.bench.experiments.plans.plan_list import Plan
 from bitbrush.bench.metrics.counts import FEWEST_DECIDING
-from bitbrush.bench.metrics.interval import Interval, bootstrap_mean, bootstrap_ratio, median_interval
+from bitbrush.bench.metrics.interval import Interval, bootstrap_mean, bootstrap_ratio, median_of
 
 TOLERATED = 1.3
 """Ratio of errors up to which another plan counts as kept; above it, recalibrating is advised."""
@@ -123,7 +123,7 @@ def _figures(fidelity: Fidelity) -> FidelityFigures:
 
 
 def _spread(values: NDArray[np.float64]) -> Spread:
-    return Spread(Interval(*median_interval(values), values.size), bootstrap_mean(values))
+    return Spread(median_of(values), bootstrap_mean(values))
 
 
 def _ratios(errors: NDArray[np.float64], recalibrated: NDArray[np.float64]) -> Ratios | None:

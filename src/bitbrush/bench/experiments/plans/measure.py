@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from bitbrush.artifact.manifest import read_manifest
 from bitbrush.artifact.recalibration import recalibrate
 from bitbrush.artifact.store import load_with, save
-from bitbrush.bench.experiments.candidates import Subject, require_alike, with_scheduler_of
+from bitbrush.bench.experiments.candidates import require_alike, with_scheduler_of
 from bitbrush.bench.experiments.cell_store import FailedCell
 from bitbrush.bench.experiments.plans.cells import WORST, Fidelity, PlanCell, read_cell, write_cell
 from bitbrush.bench.experiments.plans.plan_list import Plan
 from bitbrush.bench.experiments.protocol import plan_facts
+from bitbrush.bench.experiments.subject import Subject
 from bitbrush.bench.images.generation import NonFiniteLatents, generate_each
 from bitbrush.bench.metrics.latent_mse import latent_mse
 from bitbrush.bench.metrics.psnr import psnr

@@ -8,7 +8,7 @@ from bitbrush.bench.experiments.plans.cells import PlanCell
 from bitbrush.bench.experiments.plans.figures import TOLERATED, CellFigures, Standing, headline, standing
 from bitbrush.bench.experiments.plans.plan_list import Plan
 from bitbrush.bench.metrics.interval import Interval
-from bitbrush.bench.metrics.paired import LATENT_MSE, PSNR
+from bitbrush.bench.metrics.paired import HEAVY_TAILED, LATENT_MSE, PSNR
 from bitbrush.bench.pages.images import size_note
 from bitbrush.bench.pages.number_format import format_interval, format_number
 from bitbrush.bench.pages.page import (
@@ -34,10 +34,7 @@ FARTHEST = 2.0
 """Ratio of errors at which a cell has the deepest colour."""
 
 _TONES = {Standing.KEPT: Tone.GOOD, Standing.LOST: Tone.BAD, Standing.OPEN: Tone.PLAIN}
-_FIGURES_ABOUT = (
-    "Each with its 95 % interval. A few images turn into other ones, which decides the mean; the median describes the "
-    "usual image."
-)
+_FIGURES_ABOUT = f"Each with its 95 % interval. {HEAVY_TAILED}"
 
 
 def plans_page(

@@ -1,0 +1,1 @@
+"""Networks trained on what people prefer or perceive, as metrics of `bench`: a file each."""

@@ -1,0 +1,1 @@
+"""Quantization packages of others, which `bench` measures beside artifacts: a file each."""
