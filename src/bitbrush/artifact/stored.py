@@ -33,6 +33,14 @@ class StoredDenoiser:
         """Returns itself: copies of a denoiser are saved alike."""
         return self
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leaves nothing in a pickle, which may be read where the file is not."""
+        return _nothing, ()
+
+
+def _nothing() -> None:
+    """Stands for a stored form that was pickled."""
+
 
 def attach(denoiser: nn.Module, stored: StoredDenoiser) -> None:
     """Records the stored form of a lowered denoiser."""
