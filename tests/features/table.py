@@ -8,8 +8,9 @@ from tests.features.calls import CALLS
 from tests.features.loras import LORAS
 from tests.features.movement import MOVEMENT
 from tests.features.row import RUNTIMES, Row, Section
+from tests.features.sharing import SHARING
 
-SECTIONS = (LORAS, ADAPTERS, CALLS, MOVEMENT)
+SECTIONS = (LORAS, ADAPTERS, CALLS, MOVEMENT, SHARING)
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "features.md"
 INTRODUCTION = """# What works on a loaded pipeline
 
