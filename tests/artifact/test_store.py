@@ -210,7 +210,7 @@ def test_what_is_no_artifact_is_refused(artifact: Path, tmp_path: Path) -> None:
 def test_what_a_newer_version_wrote_is_refused(artifact: Path) -> None:
     with edited(artifact) as manifest:
         manifest["schema_version"] = 2
-    with pytest.raises(ArtifactError, match="newer bitbrush: it has schema version 2, and this one reads up to 1; upgrade"):
+    with pytest.raises(ArtifactError, match="has schema version 2, and this one reads up to 1; upgrade"):
         load(artifact)
     with edited(artifact) as manifest:
         manifest["schema_version"] = 1

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from click.testing import Result
 
 import bitbrush
@@ -244,12 +243,26 @@ def test_a_candidate_with_one_broken_step_is_clearly_worse(
 
 
 def test_a_candidate_that_makes_nan_is_a_row_with_a_verdict(
-    bench: Callable[..., dict[str, Any]], damaged: Callable[[Damage], tuple[Path, Path]]
+    bench: Callable[..., dict[str, Any]],
+    artifact: Path,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def huge_bias(layer: QuantizedLayer) -> QuantizedLayer:
-        return replace(layer, bias=None if layer.bias is None else torch.full_like(layer.bias, 3e38))  # overflows
+    """The artifact of an overflowing denoiser is refused when it is loaded; another pipeline may come to it later."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "overflowing.py").write_text(
+        f"""import bitbrush
 
-    whole, broken = bench(*damaged(huge_bias))["candidates"]
+
+def pipeline():
+    pipe = bitbrush.load_full_precision({str(model)!r})
+    pipe.unet.register_forward_hook(lambda _, __, y: (y[0] * 3e38 * 3e38,))
+    return pipe
+""",
+        encoding="utf-8",
+    )
+    whole, broken = bench(artifact, "overflowing:pipeline")["candidates"]
     assert whole["verdict"]["level"] == "too few to tell"
     assert broken["verdict"] == {"level": "clearly worse", "reasons": ["animals: 2 of 3 images have NaN latents"]}
     of_set = broken["sets"]["animals"]

@@ -121,5 +121,5 @@ def test_damaged_artifacts_are_refused(refused: Callable[..., str], artifact: Pa
     manifest = artifact / "manifest.json"
     manifest.write_text(manifest.read_text(encoding="utf-8").replace('"schema_version": 1', '"schema_version": 9'))
     said = refused("generate", artifact, "a cat", "-o", tmp_path / "images")
-    assert "has schema version 9; this bitbrush reads up to 1: upgrade bitbrush" in said
+    assert "has schema version 9, and this one reads up to 1; upgrade bitbrush" in said
     assert not (tmp_path / "images").exists()

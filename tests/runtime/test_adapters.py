@@ -245,7 +245,7 @@ def test_it_is_saved_as_it_was_loaded_and_the_denoiser_is_not(pair: Pair, tmp_pa
 
     lora = random_lora(pair.exact, strength=0.5, layers=attention)
     attach(pair.ours, lora)
-    with pytest.raises(ValueError, match="not serializable from memory"):
+    with pytest.raises(ValueError, match=r"has an adapter .* unload it first"):
         pair.ours.save_pretrained(tmp_path / "unet")
     state = pair.ours.state_dict()
     assert sum("lora_" in key for key in state) == len(lora)

@@ -109,7 +109,7 @@ def test_layers_show_their_weights(device: torch.device, *, nibbles: bool) -> No
     assert layer.integer_weight.numel() == 144 // (1 + nibbles)
     listed = sum(parameter.numel() for parameter in layer.parameters())
     assert listed + layer.unlisted_parameters == sum(parameter.numel() for parameter in full.layer.parameters())
-    assert not any(tensor.is_meta for tensor in layer.state_dict().values())
+    assert not any(tensor.is_meta for tensor in denoiser.state_dict().values())
 
 
 @pytest.mark.usefixtures("_often_interrupted")
