@@ -16,6 +16,7 @@ from bitbrush.artifact.manifest import FORMAT, SCHEMA_VERSION, read_manifest
 from bitbrush.artifact.single_file import is_single_file, pack
 from bitbrush.artifact.sizes import bytes_to_save, checkpoint_bytes
 from bitbrush.artifact.stored import StoredDenoiser, packing
+from bitbrush.artifact.verification import artifact_digest
 from bitbrush.artifact.writing import (
     packed_tensors,
     stored_config,
@@ -36,7 +37,18 @@ from bitbrush.sources.identity import model_digest
 from bitbrush.sources.model_names import SINGLE_FILE, portable_name
 from bitbrush.sources.models import ModelOptions
 
-__all__ = ["load", "load_with", "placing", "read_layer", "read_layers", "require_free", "result_file", "save", "verify"]
+__all__ = [
+    "artifact_digest",
+    "load",
+    "load_with",
+    "placing",
+    "read_layer",
+    "read_layers",
+    "require_free",
+    "result_file",
+    "save",
+    "verify",
+]
 
 
 def require_free(directory: Path, *, overwrite: bool = True) -> None:
