@@ -85,7 +85,7 @@ def test_an_ignored_signal_stays_ignored() -> None:
 MODULE = "import runpy; runpy.run_module('bitbrush', run_name='__main__')"
 COMMANDS = {
     "quantize": ("quantize", "MODEL", "--prompts", "PROMPTS", "--num-prompts", "3", "--steps", "200"),
-    "generate": ("generate", "MODEL", "a cat", "--steps", "1000"),
+    "generate": ("generate", "MODEL", "a cat", "--steps", "900"),
     "bench": ("bench", "MODEL", "ARTIFACT", "--prompts", "PROMPTS", "--steps", "500", "--clip", "emoji-clip"),
     "plans": ("plans", "MODEL", "ARTIFACT", "--prompts", "PROMPTS", "--no-recalibration", "--steps", "900,1000"),
     "ablate": (
