@@ -87,7 +87,7 @@ COMMANDS = {
     "quantize": ("quantize", "MODEL", "--prompts", "PROMPTS", "--num-prompts", "3", "--steps", "200"),
     "generate": ("generate", "MODEL", "a cat", "--steps", "900"),
     "bench": ("bench", "MODEL", "ARTIFACT", "--prompts", "PROMPTS", "--steps", "500", "--clip", "emoji-clip"),
-    "plans": ("plans", "MODEL", "ARTIFACT", "--prompts", "PROMPTS", "--no-recalibration", "--steps", "900,1000"),
+    "plans": ("plans", "MODEL", "ARTIFACT", "--prompts", "PROMPTS", "--no-recalibration", "--steps", "900,950"),
     "ablate": (
         *("ablate", "MODEL", "--prompts", "PROMPTS", "--num-images", "3", "--clip", "emoji-clip", "--recipes", "pcr"),
         *("--calibration-prompts", "OTHERS", "--num-prompts", "2", "--bits", "W4A8", "--steps", "500"),

@@ -115,6 +115,16 @@ def test_steps_end_where_the_schedulers_do(scheduler: Any, most: int) -> None:
         check(SD, scheduler, steps=most + 1)
 
 
+@pytest.mark.parametrize("kind", [PNDMScheduler, DDIMScheduler])
+def test_steps_whose_first_timestep_is_beyond_the_table_are_refused(kind: Any) -> None:
+    """Stable Diffusion's ``steps_offset`` makes the first of 1,000 timesteps the 1001st of 1,000."""
+    scheduler = kind(steps_offset=1, timestep_spacing="leading")
+    check(SD, scheduler, steps=999)
+    with pytest.raises(ValueError, match=r"steps is 1000: .* would begin at timestep 1000, and knows those up to 999"):
+        check(SD, scheduler, steps=1000)
+    check(SD, EulerDiscreteScheduler(steps_offset=1, timestep_spacing="leading"), steps=1000)  # has no table
+
+
 def test_own_timesteps_need_no_number_of_steps() -> None:
     check(SD, LCMScheduler(), steps=60, timesteps=(999, 500))
 

@@ -1,5 +1,6 @@
 """Checks of a sampling plan against the pipeline's call and the scheduler; they need no weights."""
 
+import copy
 import inspect
 import types
 from collections.abc import Callable, Collection, Mapping
@@ -92,6 +93,22 @@ def require_steps(scheduler: Any, steps: int) -> None:
     if name is not None and steps > limits[name]:
         raise ValueError(
             f"steps is {steps}, and {type(scheduler).__name__} has at most {limits[name]} ({name}); lower --steps"
+        )
+    _require_known_timesteps(scheduler, steps)
+
+
+def _require_known_timesteps(scheduler: Any, steps: int) -> None:
+    """Checks that schedulers that look timesteps up in a table have all of them: ``steps_offset`` adds to the first."""
+    table = getattr(scheduler, "alphas_cumprod", None)
+    if table is None or hasattr(scheduler, "sigmas"):
+        return
+    trial = copy.deepcopy(scheduler)
+    trial.set_timesteps(steps)
+    largest = int(trial.timesteps.max())
+    if largest >= len(table):
+        raise ValueError(
+            f"steps is {steps}: {type(scheduler).__name__} would begin at timestep {largest}, and knows those up to "
+            f"{len(table) - 1} (steps_offset {scheduler.config.get('steps_offset', 0)}); lower --steps"
         )
 
 
