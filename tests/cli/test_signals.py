@@ -94,6 +94,9 @@ COMMANDS = {
     ),
 }
 
+ANNOUNCED = ("steps, guidance", "held-out prompts")
+"""Words of what commands say before long work."""
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", EXITS)
@@ -114,7 +117,7 @@ def test_commands_end_cleanly_wherever_they_are(
         env=os.environ,
     )
     assert process.stderr is not None
-    while "steps, guidance" not in (line := process.stderr.readline()):  # the announcement, before long work
+    while not any(words in (line := process.stderr.readline()) for words in ANNOUNCED):
         assert line, "the command ended"
     time.sleep(1)
     for _ in range(2):
