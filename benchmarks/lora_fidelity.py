@@ -1,4 +1,4 @@
-"""What an artifact loses with a LoRA: loaded at run time, and fused before quantizing anew by the same method.
+"""Fidelity of an artifact with a LoRA: loaded at run time, and fused before quantizing anew by the same method.
 
     python benchmarks/lora_fidelity.py --model emoji-sdxl --method dynamic --steps 4
 

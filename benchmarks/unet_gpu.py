@@ -110,7 +110,7 @@ def _limits(device: torch.device, _: float) -> dict[str, Any]:
 
 
 def _quantizing(device: torch.device, deadline: float) -> dict[str, Any]:
-    """What a quantization computed on the card has in common with the processor's."""
+    """Compares a quantization computed on the GPU with one of the CPU."""
     return _answer("gpu.quantizing", (device.type, "4" if device.type == "cuda" else "2"), deadline)
 
 
@@ -164,7 +164,7 @@ def _sweep(document: dict[str, Any], path: Path, model: str, case: str, deadline
 
 
 def _run(module: str, arguments: list[str], seconds: float) -> tuple[str, str, int]:
-    """What the module's process answers, its errors, and its exit status: 0 where its time was over."""
+    """Returns the answers of the module's process, its errors, and its exit status: 0 if its time was over."""
     on_card = "cpu" not in arguments
     environment = _environment() | {"TRITON_INTERPRET": "0" if on_card else "1"}
     command = [sys.executable, "-m", module, *arguments]
@@ -227,7 +227,7 @@ def _options() -> argparse.Namespace:
 
 
 ONCE = {"conformance": _conformance, "calls": _calls, "limits": _limits, "quantizing": _quantizing}
-"""What is measured once, whatever the denoiser."""
+"""Measurements that no denoiser of the cases takes part in; each is made once."""
 
 if __name__ == "__main__":
     main()

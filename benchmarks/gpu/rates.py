@@ -39,7 +39,7 @@ class Measured:
 
 
 def products_of(denoiser: nn.Module, call: Callable[[], Tensor]) -> list[Measured]:
-    """Of one call."""
+    """Lists the distinct products of one call."""
     counts: Counter[tuple[Any, ...]] = Counter()
     again: dict[tuple[Any, ...], Callable[[], Any]] = {}
 

@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def _asked(one: Measured) -> tuple[Product, Gpu, Need]:
-    """What the product's tile is chosen for."""
+    """Returns the arguments by which the product's tile is chosen."""
     asked: list[tuple[Product, Gpu, Need]] = []
 
     def note(*args: Any) -> Tile:

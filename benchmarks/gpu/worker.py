@@ -72,7 +72,7 @@ def _error(y: Tensor, expected: Tensor) -> float:
 
 
 def _forget(denoiser: nn.Module) -> None:
-    """What was recorded for the last case holds memory."""
+    """Frees the graphs of the last case."""
     forget = getattr(denoiser.forward, "forget", None)
     if forget is not None:
         forget()

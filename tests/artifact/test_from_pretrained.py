@@ -191,7 +191,7 @@ class TestDenoisers:
     "ending", ["conv_in.weight_scale", "conv_in.bias", "conv_norm_out.weight", "attn2.to_k.weight", "conv_out.weight"]
 )
 def test_tensors_that_a_denoiser_lacks_are_named(artifact: Path, ending: str) -> None:
-    """Of quantized layers, excluded ones and norms, by every way of loading, where hashes agree."""
+    """Quantized and excluded layers and norms are tried by every way of loading; the hashes agree."""
     file = artifact / "unet" / WEIGHTS
     tensors = load_file(file)
     lost = next(name for name in tensors if name.endswith(ending))

@@ -90,7 +90,7 @@ def test_what_it_cannot_do_is_refused_before_weights_are_read(
 
 
 def test_rtn_by_its_keys(full: Path) -> None:
-    """As the message on ``method="rtn"`` says."""
+    """The message on ``method="rtn"`` names these keys."""
     config = BitbrushConfig(weights=4, weight_range="min-max")
     assert runtime_of(UNet2DConditionModel.from_pretrained(full, subfolder="unet", quantization_config=config))
 

@@ -63,7 +63,7 @@ def bench(run: Callable[..., Result], model: Path, prompts: Path, tmp_path: Path
 
 
 def figures(results: dict[str, Any]) -> dict[str, Any]:
-    """What must not depend on who computed it, or when."""
+    """Returns the results that are the same whoever computed them, and whenever."""
     kept = {key: results[key] for key in ("reference", "floor", "candidates", "networks", "protocol", "power")}
     for one in (kept["reference"], *kept["candidates"]):
         assert one.pop("seconds_per_image", 1) > 0

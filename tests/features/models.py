@@ -48,7 +48,7 @@ SMALLER = {
     "block_out_channels": (4,),
     "attention_head_dim": 2,
 }
-"""What Triton's interpreter computes in seconds."""
+"""Keys of a U-Net that Triton's interpreter computes in seconds."""
 TEXT = {"max_sequence_length": 20}
 CALLS: dict[str, dict[str, Any]] = {
     "sd": {"num_inference_steps": 3},

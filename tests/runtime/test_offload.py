@@ -62,7 +62,7 @@ def test_a_layer_that_is_sent_elsewhere_says_where_it_stays(onednn: Any) -> None
 
 
 def test_groups_that_stay_where_they_are_run(onednn: Any) -> None:
-    """By the function, which asks no network; blocks that have hooks are computed layer by layer."""
+    """The function asks no network for permission. Blocks with hooks are computed layer by layer."""
     before = call(onednn)
     apply_group_offloading(onednn, CPU, CPU, offload_type="leaf_level")
     assert torch.allclose(call(onednn), before, rtol=1e-2, atol=1e-2)

@@ -87,7 +87,7 @@ pipe = DiffusionPipeline.from_pretrained("BASE_MODEL", {{ component }}=denoiser)
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured on an artifact, as texts for its card.
+    """Measured figures of an artifact, as texts for its card.
 
     Attributes:
         speed: Time of a denoiser call and where it was measured; empty if it was not measured.

@@ -16,14 +16,15 @@ from bitbrush.runtime.choose import Choice
 from bitbrush.runtime.cuda.runtime import CudaRuntime
 from bitbrush.runtime.lowered import lower
 from tests.runtime.changes import apart, fused, quantized_layers
-from tests.runtime.cuda.test_user_changes import Recorder, call, small_unet
+from tests.runtime.cuda.test_runtime import small_unet
+from tests.runtime.cuda.test_user_changes import TEXT_WIDTH, Recorder, call
 from tests.runtime.loras import attach, random_lora
 
 pytest.importorskip("peft", reason="the extra 'lora' is not installed")
 
 
 def test_all_layers_are_adapted_as_in_full_precision(device: torch.device) -> None:
-    exact, ours = small_unet(), small_unet()
+    exact, ours = (small_unet(TEXT_WIDTH).eval() for _ in range(2))
     layers = quantized_layers(ours)
     for layer in layers:
         set_weight(exact.get_submodule(layer.name), layer.weight.dequantize(), layer.bias)

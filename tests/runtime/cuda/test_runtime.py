@@ -114,7 +114,7 @@ def test_a_layer_that_does_not_fit_is_named_and_still_right(device: torch.device
         assert_same_sums(ours(x, timestep), exact(x, timestep), own.weight.w_q)
 
 
-def small_unet() -> UNet2DConditionModel:
+def small_unet(text_width: int = 6) -> UNet2DConditionModel:
     """A denoiser with a block down and one up, of which each kernel is run a few times alone."""
     torch.manual_seed(0)
     return UNet2DConditionModel(
@@ -125,7 +125,7 @@ def small_unet() -> UNet2DConditionModel:
         layers_per_block=1,
         norm_num_groups=2,
         attention_head_dim=2,
-        cross_attention_dim=6,
+        cross_attention_dim=text_width,
     ).requires_grad_(False)
 
 

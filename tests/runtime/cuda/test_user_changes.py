@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
@@ -16,31 +15,18 @@ from bitbrush.runtime.cuda.runtime import CudaRuntime
 from bitbrush.runtime.fused_forward import FusedForward
 from bitbrush.runtime.reference import ReferenceRuntime
 from tests.runtime.changes import Half, WithWeights, apart, overridden, quantized_layers
+from tests.runtime.cuda.test_runtime import small_unet
 from tests.runtime.test_user_changes import ip_adapter
 
 CLOSE = 1e-3
 BLOCK = "up_blocks.0.attentions.0.transformer_blocks.0"
 RESNET = "up_blocks.0.resnets.0"
-
-
-def small_unet() -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return UNet2DConditionModel(
-            block_out_channels=(4,),
-            down_block_types=("CrossAttnDownBlock2D",),
-            up_block_types=("CrossAttnUpBlock2D",),
-            mid_block_type=None,
-            layers_per_block=1,
-            norm_num_groups=2,
-            attention_head_dim=2,
-            cross_attention_dim=16,
-        ).eval()
+TEXT_WIDTH = 16
 
 
 def call(unet: nn.Module, **arguments: Any) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    x, text = torch.randn(1, 4, 4, 4, generator=generator), torch.randn(1, 3, 16, generator=generator)
+    x, text = torch.randn(1, 4, 4, 4, generator=generator), torch.randn(1, 3, TEXT_WIDTH, generator=generator)
     with torch.no_grad():
         y: Tensor = unet(x, torch.tensor(500.0), text, return_dict=False, **arguments)[0]
     return y
@@ -63,14 +49,14 @@ class Recorder:
 
 
 def lowered(device: torch.device, dtype: torch.dtype = torch.float32) -> nn.Module:
-    unet = small_unet()
+    unet = small_unet(TEXT_WIDTH).eval()
     CudaRuntime(device, dtype).lower(unet, quantized_layers(unet))
     return unet
 
 
 @pytest.fixture(scope="module")
 def exact() -> nn.Module:
-    unet = small_unet()
+    unet = small_unet(TEXT_WIDTH).eval()
     ReferenceRuntime().lower(unet, quantized_layers(unet))
     return unet
 
