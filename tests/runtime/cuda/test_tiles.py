@@ -65,18 +65,21 @@ def need_of(row: Mapping[str, Any]) -> Need:
     return Need.RESIDUAL if row["residual"] else Need.NOTHING
 
 
-def test_the_chosen_of_the_tiles_that_an_h200_measured_takes_at_most_five_percent_more_than_the_fastest() -> None:
-    regrets = []
+def test_the_chosen_of_the_tiles_that_an_h200_measured_is_nearly_the_fastest() -> None:
+    regrets, regrets_before = [], []
     for product, need, measured in measured_products():
         tiles = {
             tile: measured[name_of(tile)] for tile in candidates(product, HOPPER, need) if name_of(tile) in measured
         }
         chosen = min(tiles, key=lambda tile: clocks(product, tile, HOPPER, need))
-        fastest = min(row["milliseconds"] for row in tiles.values())
+        fastest = min(row["milliseconds"] for row in measured.values())
         regrets.append(tiles[chosen]["milliseconds"] / fastest - 1)
+        chosen_before = min(measured.values(), key=lambda row: row["clocks"])  # by the formula of that run
+        regrets_before.append(chosen_before["milliseconds"] / fastest - 1)
     assert len(regrets) == 16
-    assert fmean(regrets) <= 0.05
     assert max(regrets) <= 0.15
+    percent = [f"{fmean(values):.1%}" for values in (regrets, regrets_before)]
+    assert percent == ["2.9%", "13.9%"], "docs/performance.md says so"
 
 
 def name_of(tile: Tile) -> str:
