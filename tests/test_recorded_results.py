@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.docs_plots import docs_plots
 from bitbrush.bench.experiments.ablate.markdown import ablation_markdown, marks
+from bitbrush.bench.experiments.demo import page
 from bitbrush.bench.pages.number_format import format_number
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
@@ -42,6 +43,18 @@ def test_200_generations_with_swapped_loras_needed_no_more_memory() -> None:
     assert len(sizes) == document["generations"] == 200
     assert growth == document["growth_after_tenth_mib"] < document["adapter_mib"] / 5
     assert f"grew by {growth:.1f} MiB" in (DOCS / "how-to" / "lora.md").read_text(encoding="utf-8")
+
+
+def test_the_docs_and_the_demo_say_how_far_images_move_between_machines() -> None:
+    document = json.loads((RESULTS / "machines-emoji-sd.json").read_text(encoding="utf-8"))
+    text = (DOCS / "benchmark.md").read_text(encoding="utf-8")
+    assert document["method"] in page._MACHINES
+    for name, row in document["comparisons"].items():
+        mean = row["psnr"]
+        interval = f"{mean['mean']:.1f} ({mean['low']:.1f} to {mean['high']:.1f})"
+        assert f"| {name} | {interval} | {row['psnr_median']:.1f} | {row['psnr_lowest']:.1f} |" in text
+        if name != "full precision":
+            assert f"{mean['mean']:.1f} dB" in page._MACHINES
 
 
 def test_after_every_recorded_kill_work_goes_on_to_the_same_bits() -> None:
