@@ -1,10 +1,12 @@
 """Input that only its meaning makes bad is refused by name before any weights are loaded, and nothing is written."""
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from bitbrush.cli import app
 from bitbrush.cli.encoding import visible
 from bitbrush.cli.options import command_line, lora_files
 
@@ -93,6 +95,52 @@ def test_outputs_within_inputs_are_refused(
 @pytest.mark.parametrize("name", ["n" * 300, "x/" * 2000 + "x", "é" * 120])
 def test_names_that_no_disk_takes(refused: Callable[..., str], model: Path, tmp_path: Path, name: str) -> None:
     assert "choose a shorter one" in refused("quantize", model, "-o", tmp_path / name)
+
+
+WRITING = {
+    "quantize": ("model", "--prompts", "prompts", "-o"),
+    "recalibrate": ("artifact", "--prompts", "prompts", "-o"),
+    "generate": ("artifact", "a cat", "-o"),
+    "bench": ("model", "artifact", "--prompts", "prompts", "-o"),
+    "bench --pictures": ("model", "artifact", "--prompts", "prompts", "-o", "new", "--pictures"),
+    "plans": ("model", "artifact", "--prompts", "prompts", "-o"),
+    "ablate": ("model", "--prompts", "prompts", "-o"),
+    "sensitivity": ("model", "--prompts", "prompts", "-o"),
+    "demo": ("-o",),
+    "card": ("artifact", "-o"),
+    "inspect --plot": ("artifact", "--plot"),
+}
+"""Commands, by the option after which a path to write comes last."""
+
+
+def test_all_options_that_name_a_path_to_write_are_tried() -> None:
+    options = {
+        (command.callback.__name__, name)
+        for command in app.registered_commands
+        if command.callback
+        for name in ("output", "plot", "pictures")
+        if name in inspect.signature(command.callback).parameters
+    }
+    tried = {(words[0], words[1].strip("-") if words[1:] else "output") for words in map(str.split, WRITING)}
+    assert tried == options
+
+
+@pytest.mark.parametrize("line", WRITING)
+def test_places_that_take_no_files(
+    refused: Callable[..., str], model: Path, artifact: Path, prompts: Path, tmp_path: Path, line: str
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    given = {"model": model, "artifact": artifact, "prompts": prompts, "new": tmp_path / "new"}
+    words = [given.get(word, word) for word in WRITING[line]]
+    before = sorted(tmp_path.rglob("*"))
+    for place, reason in (
+        (Path("/proc/bitbrush/x.svg"), "/proc is read-only, or not yours to write to; choose another output"),
+        (tmp_path / "link" / "x.svg", f"{tmp_path / 'link'} is a link to nothing; choose another output"),
+    ):
+        told = refused(line.partition(" ")[0], *words, place)
+        assert str(place) in told
+        assert reason in told
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("name", [".", "..", ""])

@@ -1,5 +1,6 @@
 """bitbrush quantize: what it makes and says, which key wins, and every input it refuses."""
 
+import errno
 import json
 import re
 import resource
@@ -197,7 +198,10 @@ def test_a_disk_that_fills_up_while_saving_leaves_the_old_artifact(
 def test_a_read_only_place_is_known_before_anything_is_loaded(
     refused: Callable[..., str], prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere
+    def refuse(**_: object) -> None:  # root may write anywhere
+        raise PermissionError(errno.EACCES, "no")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     monkeypatch.setattr("bitbrush.sources.models.load_source", None)
     said = refused("quantize", "emoji-sd", "-o", tmp_path / place, *FAST)
     assert f"{place} cannot be written: {tmp_path} is read-only, or not yours to write to; choose another" in said

@@ -2,10 +2,12 @@
 
 import errno
 import resource
+import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
@@ -154,22 +156,61 @@ def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
         (tmp_path / "none").read_bytes()
 
 
-def test_what_cannot_be_made_is_known_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_made_is_known_before(tmp_path: Path) -> None:
     require_writable(tmp_path / "a" / "b")
     (tmp_path / "file").touch()
-    for place in ("file", "file/b"):
-        with pytest.raises(ValueError, match=r"cannot be made: .*file is a file; choose another output"):
-            require_writable(tmp_path / place)
-    asked: list[Path] = []
-    monkeypatch.setattr("os.access", lambda path, _: asked.append(path))  # root may write anywhere
-    with pytest.raises(DiskError, match=r"a/b cannot be written: .* is read-only"):
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for place, kind in (("file", "a file"), ("link", "a link to nothing"), ("loop", "a link to nothing")):
+        for below in (place, f"{place}/b", f"{place}/b/c"):
+            with pytest.raises(ValueError, match=rf"{below} cannot be made: .*{place} is {kind}; choose another output"):
+                require_writable(tmp_path / below)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "loop"]
+
+
+Refusing = Callable[[Path, int], None]
+
+
+@pytest.fixture
+def refusing(monkeypatch: pytest.MonkeyPatch) -> Refusing:
+    """Lets the system refuse new files in a folder, as it does to those who are not root."""
+    make = tempfile.TemporaryFile
+
+    def refuse(folder: Path, number: int) -> None:
+        def temporary(*, dir: Path) -> IO[bytes]:  # noqa: A002 - the name of the original
+            if dir == folder:
+                raise OSError(number, "no")
+            return make(dir=dir)
+
+        monkeypatch.setattr("tempfile.TemporaryFile", temporary)
+
+    return refuse
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT])
+def test_a_folder_that_takes_no_files_is_named(tmp_path: Path, refusing: Refusing, number: int) -> None:
+    refusing(tmp_path, number)
+    with pytest.raises(DiskError, match=rf"a/b cannot be written: {tmp_path} is read-only, or not yours"):
         require_writable(tmp_path / "a" / "b")
-    assert asked == [tmp_path]
 
 
-def test_what_replaces_a_folder_is_written_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_without_room_for_a_file_is_named_before(tmp_path: Path, refusing: Refusing) -> None:
+    refusing(tmp_path, errno.ENOSPC)
+    with pytest.raises(DiskError, match=r"a cannot be written: the disk has .* left; make room there"):
+        require_replaceable(tmp_path / "a")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="Linux has /proc")
+@pytest.mark.parametrize("path", ["/proc/x", "/proc/x/y", "/proc/self/x/y/z"])
+def test_proc_takes_no_files_even_from_root(path: str) -> None:
+    for require in (require_writable, require_replaceable):
+        with pytest.raises(DiskError, match=rf"{path} cannot be written: /proc\S* is read-only, or not yours"):
+            require(Path(path))
+
+
+def test_what_replaces_a_folder_is_written_beside_it(tmp_path: Path, refusing: Refusing) -> None:
     (tmp_path / "artifact").mkdir()
-    monkeypatch.setattr("os.access", lambda path, _: path != tmp_path)
+    refusing(tmp_path, errno.EACCES)
     require_writable(tmp_path / "artifact")
     with pytest.raises(DiskError, match=rf"artifact cannot be written: {tmp_path} is read-only"):
         require_replaceable(tmp_path / "artifact")

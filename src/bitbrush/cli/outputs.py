@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from bitbrush.session.disk import require_replaceable, require_writable
 from bitbrush.zoo import model_path
 
 LONGEST_NAME, LONGEST_PATH = 180, 3000
@@ -13,7 +14,7 @@ LONGEST_NAME, LONGEST_PATH = 180, 3000
 def require_output(
     output: Path, inputs: Iterable[str | os.PathLike[str] | None] = (), *, option: str = "--output"
 ) -> None:
-    """Checks that files can be named after the output, and that it lies outside of what the command reads.
+    """Checks that the output can be written, and that it lies outside of what the command reads.
 
     Args:
         output: File or folder to write.
@@ -21,7 +22,8 @@ def require_output(
         option: Name of the option, for messages.
 
     Raises:
-        ValueError: The path is too long, or it is or lies in an input.
+        ValueError: The path is too long, or it is or lies in an input, or a file is in the place of its folder.
+        DiskError: Its folder takes no files.
     """
     if len(os.fsencode(output.name)) > LONGEST_NAME or len(os.fsencode(output.absolute())) > LONGEST_PATH:
         raise ValueError(
@@ -33,6 +35,7 @@ def require_output(
         read = (model_path(os.fspath(one)) or Path(one)).resolve()
         if read.exists() and (place == read or read in place.parents):
             raise ValueError(f"{option} is {output}, which is or lies in {one}, an input; choose a place outside of it")
+    require_writable(output) if output.is_dir() else require_replaceable(output)
 
 
 def require_artifact_output(output: Path, inputs: Iterable[str | os.PathLike[str] | None] = ()) -> None:

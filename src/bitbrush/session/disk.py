@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -119,11 +120,18 @@ def require_replaceable(path: Path) -> None:
 
 
 def _require_access(path: Path, place: Path) -> None:
-    nearest = next(candidate for candidate in (place, *place.parents) if candidate.exists())
-    if not nearest.is_dir():
-        raise ValueError(f"{path} cannot be made: {nearest} is a file; choose another output")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise DiskError(read_only_text(path, nearest))
+    """Makes a file in the nearest existing folder, since permissions do not tell what /proc refuses even to root."""
+    nearest = next(candidate for candidate in (place, *place.parents) if os.path.lexists(candidate))
+    if not os.path.isdir(nearest):
+        kind = "a file" if os.path.exists(nearest) else "a link to nothing"
+        raise ValueError(f"{path} cannot be made: {nearest} is {kind}; choose another output")
+    with writing(path):
+        try:
+            tempfile.TemporaryFile(dir=nearest).close()  # without a name where the system can
+        except OSError as error:
+            if error.errno in (*READ_ONLY, errno.ENOENT):
+                raise DiskError(read_only_text(path, nearest)) from error
+            raise
 
 
 def require_space(path: Path, size: int, need: str = "that it takes") -> None:
@@ -143,7 +151,7 @@ def require_space(path: Path, size: int, need: str = "that it takes") -> None:
 
 def nearest_folder(path: Path) -> Path:
     """Finds the nearest existing folder: ``path`` itself or one above it."""
-    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if os.path.isdir(folder))
 
 
 def available_disk(path: Path) -> int:
