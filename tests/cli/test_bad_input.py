@@ -1,6 +1,7 @@
 """Input that only its meaning makes bad is refused by name before any weights are loaded, and nothing is written."""
 
 import inspect
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -140,7 +141,21 @@ def test_places_that_take_no_files(
         told = refused(line.partition(" ")[0], *words, place)
         assert str(place) in told
         assert reason in told
+    assert str(tmp_path / "link") in refused(line.partition(" ")[0], *words, tmp_path / "link")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("words", [("card",), ("inspect",)])
+@pytest.mark.parametrize("name", ["folder.svg", "linked.svg", "pipe.svg"])
+def test_a_file_replaces_no_folder_and_no_device(
+    refused: Callable[..., str], artifact: Path, tmp_path: Path, words: tuple[str], name: str
+) -> None:
+    (tmp_path / "folder.svg").mkdir()
+    (tmp_path / "linked.svg").symlink_to(tmp_path / "folder.svg")
+    os.mkfifo(tmp_path / "pipe.svg")
+    option = "--plot" if words == ("inspect",) else "--output"
+    told = refused(*words, artifact, option, tmp_path / name)
+    assert f"{option} is {tmp_path / name}, which is no file to replace" in told
 
 
 @pytest.mark.parametrize("name", [".", "..", ""])

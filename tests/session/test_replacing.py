@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.reliability.killing import run
 from bitbrush.session import replacing
+from bitbrush.session.outputs import claimed, work_folder
 from bitbrush.session.replacing import complete_folder, recover, remove_folder
 
 KILLED = -signal.SIGKILL
@@ -98,3 +99,18 @@ def test_linux_exchanges_folders_in_one_step(tmp_path: Path) -> None:
     assert exchanged == (sys.platform == "linux")
     assert content(tmp_path / "a") == (NEW if exchanged else OLD)
     assert not replacing._exchange(tmp_path / "a", tmp_path / "absent")
+
+
+def test_a_link_stays_and_the_folder_that_it_leads_to_is_replaced(tmp_path: Path) -> None:
+    """The folder may be on another disk, with room that the link's has not."""
+    (tmp_path / "large" / "disk").mkdir(parents=True)
+    link = tmp_path / "artifact"
+    link.symlink_to(tmp_path / "large" / "disk")
+    for text in ("old", "new"):
+        with claimed(link):
+            assert work_folder(link).parent == tmp_path / "large"
+            write(link, text)
+    assert link.is_symlink()
+    assert content(tmp_path / "large" / "disk") == NEW
+    assert [path.name for path in tmp_path.iterdir() if path != link] == ["large"]
+    assert [path.name for path in (tmp_path / "large").iterdir()] == ["disk"]

@@ -8,7 +8,7 @@ import typer
 from bitbrush.cli.console import quiet_libraries, say_unbroken
 from bitbrush.cli.execution import DtypeOption, MemoryOption, RuntimeOption, chosen
 from bitbrush.cli.options import Overwrite
-from bitbrush.cli.outputs import require_output
+from bitbrush.cli.outputs import require_file_output
 
 
 def card(
@@ -25,7 +25,7 @@ def card(
 ) -> None:
     """Write an artifact's model card, with what was measured: figures of a benchmark, speed on this machine."""
     if output is not None:
-        require_output(output)
+        require_file_output(output)
     quiet_libraries()
     from bitbrush.artifact.card import Measured, model_card
     from bitbrush.artifact.folder import CARD

@@ -11,7 +11,7 @@ import typer
 
 from bitbrush.cli.console import quiet_libraries, say, say_unbroken, show, show_facts, table
 from bitbrush.cli.execution import chosen, fallback_lines, in_integers
-from bitbrush.cli.outputs import require_output
+from bitbrush.cli.outputs import require_file_output
 from bitbrush.cli.progress import shown
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def inspect(
 ) -> None:
     """Show what an artifact holds: recipe, bits, sizes, cost, layers, and activation ranges over the steps."""
     if plot:
-        require_output(plot, [artifact], option="--plot")
+        require_file_output(plot, [artifact], option="--plot")
         _require_format(plot)
     quiet_libraries()
     from bitbrush.artifact.verification import verified_manifest

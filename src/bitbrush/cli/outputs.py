@@ -38,11 +38,26 @@ def require_output(
     require_writable(output) if output.is_dir() else require_replaceable(output)
 
 
+def require_file_output(
+    output: Path, inputs: Iterable[str | os.PathLike[str] | None] = (), *, option: str = "--output"
+) -> None:
+    """Checks as :func:`require_output` does, and that the output is a file if it exists: no folder and no device.
+
+    Raises:
+        ValueError: As there, or the output is something else.
+        DiskError: As there.
+    """
+    require_output(output, inputs, option=option)
+    if output.exists() and not output.is_file():
+        raise ValueError(f"{option} is {output}, which is no file to replace; choose the name of a file")
+
+
 def require_artifact_output(output: Path, inputs: Iterable[str | os.PathLike[str] | None] = ()) -> None:
     """Checks as :func:`require_output` does, and that the output has a name, since an artifact is renamed into place.
 
     Raises:
         ValueError: As there, or the output is the current folder or one above it.
+        DiskError: As there.
     """
     require_output(output, inputs)
     if output.name in ("", ".."):

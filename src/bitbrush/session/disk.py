@@ -114,9 +114,9 @@ def require_replaceable(path: Path) -> None:
 
     Raises:
         DiskError: Its folder is read-only.
-        ValueError: A file is in the place of its folder.
+        ValueError: A file is in the place of its folder, or the path is a link to nothing.
     """
-    _require_access(path, path.absolute().parent)
+    _require_access(path, path.absolute() if path.is_symlink() and not path.exists() else path.absolute().parent)
 
 
 def _require_access(path: Path, place: Path) -> None:

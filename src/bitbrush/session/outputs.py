@@ -29,12 +29,12 @@ class OutputBusyError(ValueError):
 
 
 def work_folder(output: Path) -> Path:
-    """Returns the folder of unfinished work for ``output``: hidden, beside it."""
+    """Returns the folder of unfinished work for ``output``: hidden, beside it or beside the folder that it links to."""
     return _hidden(output, "work")
 
 
 def _hidden(output: Path, ending: str) -> Path:
-    named = output.resolve() if output.name in ("", "..") else output  # the current folder, or the one above it
+    named = output.resolve() if output.name in ("", "..") or output.is_symlink() else output
     return named.with_name(f".{named.name}.{ending}")
 
 

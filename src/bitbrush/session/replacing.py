@@ -20,12 +20,13 @@ _EXCHANGE = 2
 def complete_folder(target: Path) -> Iterator[Path]:
     """Yields a temporary path beside ``target`` and moves it to ``target`` at the end.
 
-    An error leaves nothing behind. Linux exchanges the folders in one step. Elsewhere, a process killed between two
+    A link to a folder stays, and that folder is replaced. An error leaves nothing behind. Linux exchanges the folders in one step. Elsewhere, a process killed between two
     renames leaves the old folder aside, and :func:`recover` restores it.
 
     Raises:
         DiskError: The disk is full or read-only.
     """
+    target = followed(target)
     recover(target)
     fresh, _ = _temporary(target)
     try:
@@ -50,7 +51,7 @@ def folder_beside(target: Path) -> Iterator[Path]:
 
 def recover(target: Path) -> None:
     """Restores a folder whose replacement was interrupted, and removes what killed processes left beside it."""
-    target = target.absolute()
+    target = followed(target)
     fresh, aside = _temporary(target)
     if aside.exists() and not target.exists():
         aside.replace(target)
@@ -61,8 +62,14 @@ def recover(target: Path) -> None:
     shutil.rmtree(_removed(target), ignore_errors=True)
 
 
+def followed(target: Path) -> Path:
+    """Returns the folder to which a link leads, since it may be on another disk; other paths are made absolute."""
+    return target.resolve() if target.is_symlink() else target.absolute()
+
+
 def remove_folder(folder: Path) -> None:
     """Removes a folder in one step: it is renamed first, and :func:`recover` finishes an interrupted removal."""
+    folder = followed(folder)
     recover(folder)
     if folder.exists():
         removed = _removed(folder)
