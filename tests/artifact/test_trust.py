@@ -274,14 +274,58 @@ def test_a_key_of_the_manifest_that_no_version_knows_is_refused(artifact: Path, 
         verify(artifact)
     with edited(artifact, "manifest.json") as manifest:
         manifest["versions"]["bitbrush"] = "99.1"
-    with pytest.raises(ArtifactError, match=rf"written by a newer bitbrush, 99\.1, and has {key}.*upgrade"):
+    with pytest.raises(
+        ArtifactError, match=rf"written by a newer bitbrush, 99\.1, and .* \({key}.*\); upgrade bitbrush$"
+    ):
+        verify(artifact)
+
+
+NEWER = (
+    lambda m: m["layers"][2].update(weight_bits=99),
+    lambda m: m["layers"][2].pop("excluded"),
+    lambda m: m.update(layers={"conv_in": {}}),
+    lambda m: m["plan"].update(timesteps="trailing"),
+    lambda m: m.pop("cost"),
+    lambda m: m["recipe"].update(codebook="e8"),
+    lambda m: m["recipe"].update(rounding="lattice"),
+    lambda m: m.update(files=[]),
+)
+
+
+@pytest.mark.parametrize("change", NEWER)
+@pytest.mark.parametrize("schema", [1, 2, 2.5, 10**30])
+def test_what_breaks_the_schema_of_this_version_is_not_damage_of_a_newer_one(
+    artifact: Path, change: Callable[[Any], None], schema: float
+) -> None:
+    with edited(artifact, "manifest.json") as manifest:
+        change(manifest)
+        manifest["schema_version"] = schema
+        manifest["versions"]["bitbrush"] = "99.1"
+    message = r"manifest\.json was written by a newer bitbrush.*; upgrade bitbrush$"
+    for read in (verify, bitbrush.load, diffusers.DiffusionPipeline.from_pretrained):
+        with pytest.raises(ArtifactError, match=message):
+            read(artifact)
+
+
+@pytest.mark.parametrize("versions", [None, [], {}, {"bitbrush": 99}, {"bitbrush": "new"}])
+def test_without_a_version_that_is_newer_it_is_damage(artifact: Path, versions: Any) -> None:
+    with edited(artifact, "manifest.json") as manifest:
+        manifest.pop("cost")
+        manifest["versions"] = versions
+    with pytest.raises(ArtifactError, match=r"manifest\.json is damaged: "):
         verify(artifact)
 
 
 def test_a_key_of_the_quantization_that_no_version_knows_is_refused(artifact: Path) -> None:
     with edited(artifact, "unet/config.json") as config:
         config["quantization_config"]["rotation"] = "hadamard"
-    with pytest.raises(ArtifactError, match=r"unet/config\.json has quantization_config\.rotation"):
+    with pytest.raises(ArtifactError, match=r"unet/config\.json is damaged: quantization_config\.rotation is no key"):
+        verify(artifact)
+    with edited(artifact, "manifest.json") as manifest:
+        manifest["versions"]["bitbrush"] = "99.1"
+    with pytest.raises(
+        ArtifactError, match=r"unet/config\.json was written by a newer bitbrush, 99\.1, and .*rotation"
+    ):
         verify(artifact)
 
 

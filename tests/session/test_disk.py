@@ -163,7 +163,9 @@ def test_what_cannot_be_made_is_known_before(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for place, kind in (("file", "a file"), ("link", "a link to nothing"), ("loop", "a link to nothing")):
         for below in (place, f"{place}/b", f"{place}/b/c"):
-            with pytest.raises(ValueError, match=rf"{below} cannot be made: .*{place} is {kind}; choose another output"):
+            with pytest.raises(
+                ValueError, match=rf"{below} cannot be made: .*{place} is {kind}; choose another output"
+            ):
                 require_writable(tmp_path / below)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "loop"]
 

@@ -25,8 +25,9 @@ from transformers import (
 )
 from transformers.image_processing_base import ImageProcessingMixin
 
-from bitbrush.artifact.documents import ArtifactError, require_schema, unknown_keys
+from bitbrush.artifact.documents import ArtifactError, DamagedError, require_schema, unknown_keys
 from bitbrush.artifact.folder import VerifiedFolder
+from bitbrush.artifact.manifest import newer_versions_named
 from bitbrush.artifact.schema import QuantizationEntry, TokenizerConfiguration, WeightIndex
 from bitbrush.artifact.tensor_file import TensorFile
 from bitbrush.sources.model_names import MODEL_INDEX
@@ -191,11 +192,10 @@ def _require_configuration(
         hints = _arguments(kind)
     if quantized:
         entry = document.get(QUANTIZATION)
-        known = require_schema(entry, QuantizationEntry, f"{path}, {QUANTIZATION}")
-        if unknown := next(unknown_keys(entry, known, QUANTIZATION), None):
-            raise ArtifactError(
-                f"{path} has {unknown}, which this bitbrush does not know; upgrade it or quantize again"
-            )
+        with newer_versions_named(versions):
+            known = require_schema(entry, QuantizationEntry, f"{path}, {QUANTIZATION}")
+            if unknown := next(unknown_keys(entry, known, QUANTIZATION), None):
+                raise DamagedError(path, f"{unknown} is no key that this bitbrush knows")
     _require_complete(document, kind, versions, path)
     for key, value in document.items():
         if key in hints:

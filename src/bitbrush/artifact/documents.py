@@ -23,6 +23,14 @@ class ArtifactError(ValueError):
     """Error for a directory that is no intact artifact readable by this version."""
 
 
+class DamagedError(ArtifactError):
+    """Error for a document that breaks its rules; ``problem`` says where."""
+
+    def __init__(self, path: Path | str, problem: object) -> None:
+        super().__init__(f"{path} is damaged: {problem}; quantize or copy it again")
+        self.path, self.problem = path, problem
+
+
 @contextmanager
 def opening(path: Path) -> Iterator[io.BufferedReader]:
     """Opens a regular file for reading; a FIFO or device would block or have no end.
@@ -76,7 +84,7 @@ def parse(content: bytes, path: Path) -> Any:
         The parsed value.
 
     Raises:
-        ArtifactError: The document breaks a rule; the message names the file and the rule.
+        DamagedError: The document breaks a rule; the message names the file and the rule.
     """
     try:
         document = json.loads(
@@ -86,9 +94,9 @@ def parse(content: bytes, path: Path) -> Any:
         if _ESCAPED_SURROGATE.search(content):
             json.dumps(document, ensure_ascii=False).encode()  # half a pair is no character
     except RecursionError:
-        raise ArtifactError(f"{path} is damaged: nested deeper than {MAX_DEPTH}; quantize or copy it again") from None
+        raise DamagedError(path, f"nested deeper than {MAX_DEPTH}") from None
     except ValueError as error:  # also of numbers with thousands of digits
-        raise ArtifactError(f"{path} is damaged: {error}; quantize or copy it again") from error
+        raise DamagedError(path, error) from error
     return document
 
 
@@ -104,12 +112,12 @@ def require_schema(document: Any, schema: Any, path: Path | str) -> Any:
         The document; of tables only the keys that the type names.
 
     Raises:
-        ArtifactError: The document does not conform; the message names the file, the field and what was expected.
+        DamagedError: The document does not conform; the message names the file, the field and what was expected.
     """
     try:
         return msgspec.convert(document, schema)
     except (msgspec.ValidationError, OverflowError) as error:
-        raise ArtifactError(f"{path} is damaged: {error}; quantize or copy it again") from error
+        raise DamagedError(path, error) from error
 
 
 def unknown_keys(document: Any, known: Any, place: str = "$") -> Iterator[str]:

@@ -21,7 +21,6 @@ from bitbrush.artifact.tensor_file import TensorFile
 from bitbrush.artifact.tensors import layer_from_tensors
 from bitbrush.artifact.usable import require_usable
 from bitbrush.artifact.verification import reading
-from bitbrush.methods.recipe import Recipe
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.network.narrow_weight import compute_in_float32
 from bitbrush.runtime.choose import Choice, runtime_named
@@ -111,7 +110,7 @@ def _remember(pipe: DiffusionPipeline, path: Path, manifest: Mapping[str, Any]) 
 
 
 def _load(root: Path, manifest: dict[str, Any], choice: Choice, surroundings: Surroundings) -> DiffusionPipeline:
-    component, steps = manifest["denoiser"]["component"], Recipe().updated(manifest["recipe"]).steps
+    component = manifest["denoiser"]["component"]
     parts = dict(surroundings.components)
     types = surroundings.dtype or (component_types(root) if choice.memory is Memory.LOW else torch.float32)
     try:
@@ -120,7 +119,7 @@ def _load(root: Path, manifest: dict[str, Any], choice: Choice, surroundings: Su
                 parts[component] = load_stored(root / component, manifest, choice)
         with building(root):
             pipe = load_pipeline(root, types, components=parts, pipeline_class=surroundings.kind)
-            require_usable(pipe, steps)
+            require_usable(pipe, manifest)
     except ImportError as error:  # a tokenizer class of another version may need further packages
         saved_with = manifest["versions"].get("transformers", "of another version")
         raise ArtifactError(
@@ -206,4 +205,4 @@ def _read_all(root: Path, manifest: dict[str, Any]) -> None:
         networks = load_networks(root, component_types(root), omit=(component,))
         empty = {name: network.to("meta") for name, network in networks}
         pipe = load_pipeline(root, components={**empty, component: denoiser})
-        require_usable(pipe, Recipe().updated(manifest["recipe"]).steps)
+        require_usable(pipe, manifest)

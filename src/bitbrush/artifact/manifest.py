@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from packaging.version import InvalidVersion, Version
 from safetensors import SafetensorError
 
-from bitbrush.artifact.documents import ArtifactError, parse, read_whole, require_schema, unknown_keys
+from bitbrush.artifact.documents import ArtifactError, DamagedError, parse, read_whole, require_schema, unknown_keys
 from bitbrush.artifact.folder import MANIFEST, require_known_names, text_digest
 from bitbrush.artifact.schema import DenoiserManifest, Manifest
 from bitbrush.artifact.single_file import is_single_file, packed_manifest
@@ -127,32 +127,44 @@ def _validated(manifest: Any, path: Path, form: str = FORMAT, kind: Any = Manife
             f"{path} is not the manifest of a bitbrush artifact: quantize or copy it again, or give another folder"
         )
     schema = manifest["schema_version"]
-    if isinstance(schema, int) and schema > SCHEMA_VERSION:
+    if isinstance(schema, int | float) and schema > SCHEMA_VERSION:
         raise ArtifactError(
             f"{path} was written by a newer bitbrush: it has schema version {schema}, and this one reads up to "
             f"{SCHEMA_VERSION}; upgrade bitbrush"
         )
-    known = require_schema(manifest, kind, path)
-    if (unknown := next(unknown_keys(manifest, known), None)) is not None:
-        raise ArtifactError(_unknown_text(path, unknown, manifest["versions"].get("bitbrush")))
-    names = [layer["name"] for layer in manifest["layers"]]
-    if len(set(names)) != len(names):
-        raise ArtifactError(f"{path} is damaged: layers lists a name twice; quantize or copy it again")
+    with newer_versions_named(manifest.get("versions")):
+        known = require_schema(manifest, kind, path)
+        if (unknown := next(unknown_keys(manifest, known), None)) is not None:
+            writer = manifest["versions"].get("bitbrush", "of an unknown version")
+            raise DamagedError(
+                path, f"{unknown} is no key that bitbrush {writer} writes or {version('bitbrush')} reads"
+            )
+        names = [layer["name"] for layer in manifest["layers"]]
+        if len(set(names)) != len(names):
+            raise DamagedError(path, "layers lists a name twice")
     return _with_current_names(manifest)
 
 
-def _unknown_text(path: Path, unknown: str, writer: str | None) -> str:
-    """Returns the message for a key that this version does not know, with the versions that wrote and read it."""
-    own = version("bitbrush")
-    if writer is not None and _is_newer(writer, own):
-        return (
-            f"{path} was written by a newer bitbrush, {writer}, and has {unknown}, which {own} does not know; upgrade "
-            "bitbrush"
-        )
-    return (
-        f"{path} is damaged: {unknown} is no key that bitbrush {writer or 'of an unknown version'} writes or {own} "
-        "reads; quantize or copy it again"
-    )
+@contextmanager
+def newer_versions_named(versions: Any) -> Iterator[None]:
+    """Turns the damage of a document that a newer bitbrush wrote into the advice to upgrade.
+
+    Args:
+        versions: Versions of the libraries that wrote it, as its manifest has them; of any type.
+
+    Raises:
+        ArtifactError: The document does not conform; the message names the version if it is newer.
+    """
+    try:
+        yield
+    except DamagedError as error:
+        writer, own = versions.get("bitbrush") if isinstance(versions, dict) else None, version("bitbrush")
+        if not isinstance(writer, str) or not _is_newer(writer, own):
+            raise
+        raise ArtifactError(
+            f"{error.path} was written by a newer bitbrush, {writer}, and {own} cannot read it ({error.problem}); "
+            "upgrade bitbrush"
+        ) from error
 
 
 def _is_newer(one: str, other: str) -> bool:

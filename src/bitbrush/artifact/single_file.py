@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import msgspec
 
-from bitbrush.artifact.documents import ArtifactError, parse, read_whole, require_schema
+from bitbrush.artifact.documents import ArtifactError, DamagedError, parse, read_whole, require_schema
 from bitbrush.artifact.folder import CARD, MANIFEST, WEIGHT_SUFFIX, require_known_names
 from bitbrush.artifact.tensor_file import Entry, TensorFile, parse_header, require_gapless
 from bitbrush.session.disk import require_space
@@ -149,7 +149,7 @@ def _contents(path: Path) -> dict[str, Callable[[Path], Any]]:
         first, last = file.entries[name].data_offsets
         contents[name] = _slicing(path, b"", file.begin + first, last - first)
     if expected != {name: entry for name, entry in file.entries.items() if name not in listed}:
-        raise ArtifactError(f"{path} is damaged: its header is not that of the files in it; quantize or copy it again")
+        raise DamagedError(path, "its header is not that of the files in it")
     return contents
 
 

@@ -1,6 +1,7 @@
 """Trial of what a pipeline's scheduler and tokenizers do, because they check most of their settings only then."""
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,6 +9,8 @@ from diffusers import DiffusionPipeline
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel, PreTrainedTokenizerBase
 
 from bitbrush.artifact.documents import ArtifactError
+from bitbrush.methods.recipe import Recipe
+from bitbrush.sources.agreement import require_agreement
 from bitbrush.sources.networks import is_finite
 from bitbrush.sources.settings import require_settings
 
@@ -17,19 +20,20 @@ CLIP = (CLIPTextModel, CLIPTextModelWithProjection)
 """Encoders with an embedding per position."""
 
 
-def require_usable(pipe: DiffusionPipeline, steps: int) -> None:
+def require_usable(pipe: DiffusionPipeline, manifest: Mapping[str, Any]) -> None:
     """Tries the scheduler of a loaded pipeline on zeros and its tokenizers on two texts; the pipeline is not changed.
 
     Args:
         pipe: Pipeline of an artifact.
-        steps: Number of steps of its plan.
+        manifest: Manifest of the artifact.
 
     Raises:
         ArtifactError: A timestep or sample is not finite, or a token has no embedding.
-        ValueError: The pipeline computes with a setting that is null. Other errors are the components' own.
+        ValueError: A setting is null, or does not agree with others. Other errors are the components' own.
     """
     require_settings(pipe)
-    _require_steps(pipe.scheduler, steps)
+    require_agreement(pipe, manifest.get("pipeline_class", type(pipe).__name__))
+    _require_steps(pipe.scheduler, Recipe().updated(manifest["recipe"]).steps)
     for name, part in pipe.components.items():
         if isinstance(part, PreTrainedTokenizerBase):
             _require_tokens(name, part, getattr(pipe, name.replace("tokenizer", "text_encoder"), None))

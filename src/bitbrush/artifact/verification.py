@@ -10,9 +10,9 @@ from typing import Any
 from bitbrush.artifact.card import quantize_command
 from bitbrush.artifact.components import QUANTIZATION, require_fitting, require_fitting_denoiser
 from bitbrush.artifact.denoiser import CONFIG, WEIGHTS
-from bitbrush.artifact.documents import ArtifactError
+from bitbrush.artifact.documents import ArtifactError, DamagedError
 from bitbrush.artifact.folder import CARD, MANIFEST, VerifiedFolder, verified
-from bitbrush.artifact.manifest import artifact_folder, read_denoiser_manifest, read_manifest
+from bitbrush.artifact.manifest import artifact_folder, newer_versions_named, read_denoiser_manifest, read_manifest
 from bitbrush.artifact.single_file import is_single_file, unpacked
 from bitbrush.artifact.tensor_file import TensorFile
 from bitbrush.methods.recipe import Recipe
@@ -102,10 +102,11 @@ def _require_known_settings(root: Path, manifest: dict[str, Any]) -> None:
             f"{root} was made with {removed}, which this bitbrush has no more; quantize again without it:\n"
             f"{quantize_command(manifest)}"
         )
-    try:
-        Recipe().updated(manifest["recipe"])
-    except (TypeError, ValueError) as error:
-        raise ArtifactError(f"{root / MANIFEST} is damaged: recipe: {error}; quantize or copy it again") from error
+    with newer_versions_named(manifest["versions"]):
+        try:
+            Recipe().updated(manifest["recipe"])
+        except (TypeError, ValueError) as error:
+            raise DamagedError(root / MANIFEST, f"recipe: {error}") from error
 
 
 def _require_known_family(family: str) -> None:

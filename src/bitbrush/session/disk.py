@@ -122,8 +122,8 @@ def require_replaceable(path: Path) -> None:
 def _require_access(path: Path, place: Path) -> None:
     """Makes a file in the nearest existing folder, since permissions do not tell what /proc refuses even to root."""
     nearest = next(candidate for candidate in (place, *place.parents) if os.path.lexists(candidate))
-    if not os.path.isdir(nearest):
-        kind = "a file" if os.path.exists(nearest) else "a link to nothing"
+    if not nearest.is_dir():
+        kind = "a file" if nearest.exists() else "a link to nothing"
         raise ValueError(f"{path} cannot be made: {nearest} is {kind}; choose another output")
     with writing(path):
         try:
@@ -151,7 +151,7 @@ def require_space(path: Path, size: int, need: str = "that it takes") -> None:
 
 def nearest_folder(path: Path) -> Path:
     """Finds the nearest existing folder: ``path`` itself or one above it."""
-    return next(folder for folder in (path.absolute(), *path.absolute().parents) if os.path.isdir(folder))
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
 
 
 def available_disk(path: Path) -> int:

@@ -20,8 +20,9 @@ _EXCHANGE = 2
 def complete_folder(target: Path) -> Iterator[Path]:
     """Yields a temporary path beside ``target`` and moves it to ``target`` at the end.
 
-    A link to a folder stays, and that folder is replaced. An error leaves nothing behind. Linux exchanges the folders in one step. Elsewhere, a process killed between two
-    renames leaves the old folder aside, and :func:`recover` restores it.
+    A link to a folder stays, and that folder is replaced. An error leaves nothing behind. Linux exchanges the folders
+    in one step. Elsewhere, a process killed between two renames leaves the old folder aside, and :func:`recover`
+    restores it.
 
     Raises:
         DiskError: The disk is full or read-only.

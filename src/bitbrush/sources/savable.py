@@ -10,6 +10,7 @@ from bitbrush.network.empty import without_values
 from bitbrush.network.lazy_weights import lazy_layers, weight_shape
 from bitbrush.network.low_rank import branch_, branch_ranks
 from bitbrush.network.skip_inputs import split_, split_begins
+from bitbrush.sources.agreement import require_agreement
 from bitbrush.sources.networks import KEYS_SHOWN, component_class, reports_tensors
 from bitbrush.sources.settings import require_settings
 
@@ -38,6 +39,7 @@ def require_savable(pipe: DiffusionPipeline, quantized: str | None = None) -> No
     """
     saved_class(pipe)
     require_settings(pipe)
+    require_agreement(pipe, type(pipe).__name__)
     for name, part in pipe.components.items():
         if part is not None:
             _require_known_class(pipe, name)
