@@ -89,6 +89,9 @@ MEANINGS = (
         True,
     ),
     Meaning("-o", "quantize bench", ("model/unet/deeper",), ("output",), True),
+    Meaning("-o", f"{ALL} demo", ("link", "link/below", "loop/below"), ("link", "loop"), True),
+    Meaning("-o", f"{ALL} demo", ("/proc/bitbrush/x",), ("/proc",)),
+    Meaning("--plot", "inspect", ("link/bits.svg", "empty-folder.svg", "pipe.svg"), ("plot", "link"), True),
     Meaning("--scheduler", "quantize generate ablate", ("ddpm2", "StableDiffusionPipeline", "flow_euler", "os")),
     Meaning("--images", "quantize bench", ("missing", "prompts.txt", "empty-folder", "text-images"), is_path=True),
     Meaning(
@@ -152,6 +155,8 @@ class Folders:
             "inspect": ((artifact,), {}),
             "demo": ((), output),
             "verify": ((artifact,), {}),
+            "card": ((artifact,), {}),
+            "doctor": ((), {}),
         }
         return lines[command]
 
@@ -225,7 +230,11 @@ def _write_texts(root: Path) -> None:
     (root / "empty-folder").mkdir()
     (root / "text-images").mkdir()
     (root / "text-images" / "a.png").write_text("no image", encoding="utf-8")
-    os.mkfifo(root / "pipe")
+    for name in ("pipe", "pipe.svg"):
+        os.mkfifo(root / name)
+    (root / "empty-folder.svg").mkdir()
+    (root / "link").symlink_to(root / "no-such")
+    (root / "loop").symlink_to(root / "loop")
 
 
 def _write_loras(root: Path) -> None:

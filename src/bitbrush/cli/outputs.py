@@ -30,12 +30,17 @@ def require_output(
             f"{option} is {_shortened(str(output))!r}, a path of {len(os.fsencode(output))} bytes; a name has at most "
             f"{LONGEST_NAME} and a whole path {LONGEST_PATH}: choose a shorter one"
         )
-    place = output.resolve()
+    place = resolved(output)
     for one in (given for given in inputs if given is not None):
-        read = (model_path(os.fspath(one)) or Path(one)).resolve()
+        read = resolved(model_path(os.fspath(one)) or Path(one))
         if read.exists() and (place == read or read in place.parents):
             raise ValueError(f"{option} is {output}, which is or lies in {one}, an input; choose a place outside of it")
     require_writable(output) if output.is_dir() else require_replaceable(output)
+
+
+def resolved(path: Path) -> Path:
+    """Resolves links; unlike ``Path.resolve`` in earlier versions of Python, also where they form a loop."""
+    return Path(os.path.realpath(path))
 
 
 def require_file_output(

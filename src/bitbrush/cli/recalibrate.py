@@ -8,7 +8,7 @@ import typer
 
 from bitbrush.cli.console import note, quiet_libraries, warn
 from bitbrush.cli.options import Device, Images, Masks, Overwrite
-from bitbrush.cli.outputs import require_artifact_output
+from bitbrush.cli.outputs import require_artifact_output, resolved
 from bitbrush.cli.progress import shown
 from bitbrush.cli.quantize import print_summary
 from bitbrush.cli.recipe_options import RECALIBRATED, takes_recipe_keys
@@ -30,7 +30,7 @@ def recalibrate(
 ) -> None:
     """Find an artifact's activation ranges anew, for another plan: minutes, and no full-precision model."""
     read = [prompts, images, masks]
-    require_artifact_output(output, read if output.resolve() == artifact.resolve() else [artifact, *read])
+    require_artifact_output(output, read if resolved(output) == resolved(artifact) else [artifact, *read])
     launched_ranks()
     quiet_libraries()
     from bitbrush.artifact.manifest import artifact_folder, read_manifest

@@ -34,7 +34,7 @@ def work_folder(output: Path) -> Path:
 
 
 def _hidden(output: Path, ending: str) -> Path:
-    named = output.resolve() if output.name in ("", "..") or output.is_symlink() else output
+    named = Path(os.path.realpath(output)) if output.name in ("", "..") or output.is_symlink() else output
     return named.with_name(f".{named.name}.{ending}")
 
 

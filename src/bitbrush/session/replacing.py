@@ -65,7 +65,7 @@ def recover(target: Path) -> None:
 
 def followed(target: Path) -> Path:
     """Returns the folder to which a link leads, since it may be on another disk; other paths are made absolute."""
-    return target.resolve() if target.is_symlink() else target.absolute()
+    return Path(os.path.realpath(target)) if target.is_symlink() else target.absolute()
 
 
 def remove_folder(folder: Path) -> None:

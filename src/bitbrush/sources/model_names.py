@@ -49,7 +49,7 @@ def portable_name(model: str | os.PathLike[str]) -> str:
     name = os.fspath(model)
     path = Path(name)
     is_local = path.exists() or path.is_absolute() or name.startswith((".", "~"))
-    return path.resolve().name if is_local and model_path(name) is None else name
+    return Path(os.path.realpath(path)).name if is_local and model_path(name) is None else name
 
 
 def unknown_text(model: str, requirement: str = "", reason: str = "") -> str:
