@@ -4,12 +4,13 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers.hooks import LayerSkipConfig, apply_layer_skip, apply_pyramid_attention_broadcast
+from diffusers.guiders import SmoothedEnergyGuidance
+from diffusers.hooks import LayerSkipConfig, SmoothedEnergyGuidanceConfig, apply_layer_skip
 from torch import Tensor
 
 from tests.features.additions import around, controlnet, ip_adapter, load_ip_adapters, picture, t2i_adapter
 from tests.features.models import call
-from tests.features.row import INTEGERS, Section
+from tests.features.row import INTEGERS, RUNTIMES, Section
 
 ADAPTERS = Section(
     "Adapters and guidance", "Added networks compute in floating point, the denoiser's layers in integers."
@@ -146,6 +147,38 @@ def _sag(pipe: Any) -> Tensor:
     return call(around("StableDiffusionSAGPipeline", pipe), sag_scale=0.75)
 
 
+NO_GRADIENT = "sample requires a gradient, which a quantized denoiser does not have: it rounds its inputs"
+
+
+@ADAPTERS.row("Attend-and-Excite", refused=dict.fromkeys(RUNTIMES, NO_GRADIENT))
+def _attend_and_excite(pipe: Any) -> Tensor:
+    excited = around("StableDiffusionAttendAndExcitePipeline", pipe)
+    return call(excited, token_indices=[2], attn_res=(4, 4), max_iter_to_alter=2, thresholds={})
+
+
+BOXES = {"gligen_phrases": ["a cat", "a hat"], "gligen_boxes": [[0.1, 0.2, 0.6, 0.9], [0.3, 0.0, 0.5, 0.3]]}
+
+
+@ADAPTERS.row("GLIGEN; quantize it with `--exclude '*.fuser.*' --exclude 'position_net.*'`", "gligen")
+def _gligen(pipe: Any) -> Tensor:
+    return call(around("StableDiffusionGLIGENPipeline", pipe), **BOXES, gligen_scheduled_sampling_beta=0.7)
+
+
+UNSMOOTHED = "smoothed energy guidance would change nothing: it hooks queries of nn.Linear"
+
+
+@ADAPTERS.row("smoothed energy guidance (SEG)", refused=dict.fromkeys(INTEGERS, UNSMOOTHED))
+def _smoothed_energy(pipe: Any) -> Tensor:
+    """Smooths queries, as modular pipelines do for one of their calls of the denoiser."""
+    places = [name for name, _ in pipe.unet.named_modules() if name.endswith("transformer_blocks")]
+    configs = [SmoothedEnergyGuidanceConfig([0], fqn=place) for place in places]
+    guider = SmoothedEnergyGuidance(seg_blur_sigma=1e9, seg_guidance_config=configs)
+    guider.set_state(step=1, num_inference_steps=3, timestep=torch.tensor(500))
+    guider._count_prepared = 3
+    guider.prepare_models(pipe.unet)
+    return call(pipe)
+
+
 @ADAPTERS.row("skipped layers, `skip_guidance_layers`", "sd3")
 def _skipped_layers(pipe: Any) -> Tensor:
     span = {"skip_layer_guidance_start": -1.0, "skip_layer_guidance_stop": 1.0, "skip_layer_guidance_scale": 2.8}
@@ -162,52 +195,4 @@ def _skipped_feed_forward(pipe: Any) -> Tensor:
 @ADAPTERS.row("skipped attention, `LayerSkipConfig`")
 def _skipped_attention(pipe: Any) -> Tensor:
     apply_layer_skip(pipe.unet, LayerSkipConfig(indices=[0], fqn=BLOCKS, skip_ff=False))
-    return call(pipe)
-
-
-def more_steps(pipe: Any) -> Tensor:
-    return call(pipe, num_inference_steps=5)
-
-
-@ADAPTERS.row("pyramid attention broadcast (PAB)", without=more_steps, emulated=False)
-def _attention_broadcast(pipe: Any) -> Tensor:
-    config = diffusers.PyramidAttentionBroadcastConfig(
-        spatial_attention_block_skip_range=10,
-        spatial_attention_timestep_skip_range=(-1, 2000),
-        spatial_attention_block_identifiers=("transformer_blocks",),
-        cross_attention_block_skip_range=10,
-        cross_attention_timestep_skip_range=(-1, 2000),
-        cross_attention_block_identifiers=("transformer_blocks",),
-        current_timestep_callback=lambda: 500,
-    )
-    apply_pyramid_attention_broadcast(pipe.unet, config)
-    return more_steps(pipe)
-
-
-@ADAPTERS.row("first block cache", "flux")
-def _first_block_cache(pipe: Any) -> Tensor:
-    pipe.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=5.0))
-    return call(pipe)
-
-
-@ADAPTERS.row("`disable_cache`: the images from before", "flux", same=0.0)
-def _no_cache(pipe: Any) -> Tensor:
-    pipe.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=5.0))
-    call(pipe)
-    pipe.transformer.disable_cache()
-    return call(pipe)
-
-
-@ADAPTERS.row("DeepCache and others that replace the `forward` of blocks", emulated=False)
-def _deep_cache(pipe: Any) -> Tensor:
-    block, results = pipe.unet.up_blocks[0], list[Tensor]()
-    forward = block.forward
-
-    def cached(*args: Any, **kwargs: Any) -> Tensor:
-        """Computes the block in the first call alone."""
-        if not results:
-            results.append(forward(*args, **kwargs))
-        return results[0]
-
-    block.forward = cached
     return call(pipe)

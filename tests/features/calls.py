@@ -8,7 +8,7 @@ from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting, Aut
 from torch import Tensor
 
 from tests.features.additions import around, controlnet, picture
-from tests.features.models import call
+from tests.features.models import call, full
 from tests.features.row import Section
 
 CALLS = Section("Pipelines and calls", "Each runs at sizes, steps and guidance that were not calibrated, too.")
@@ -79,6 +79,21 @@ def _denoising_parts(pipe: Any) -> Tensor:
     return call(
         around("StableDiffusionXLImg2ImgPipeline", pipe), image=half, denoising_start=0.5, num_inference_steps=4
     )
+
+
+def refining(pipe: Any, **given: Any) -> Tensor:
+    return call(pipe, **{"image": picture(pipe), "strength": 1.0, **given})
+
+
+@CALLS.row("SDXL: a refiner, `denoising_start` from the latents of a base", "sdxl-refiner", without=refining, slow=True)
+def _refiner(pipe: Any) -> Tensor:
+    half = call(full("sdxl"), denoising_end=0.5, num_inference_steps=4)
+    return refining(pipe, image=half, denoising_start=0.5)
+
+
+@CALLS.row("a refiner, other aesthetic scores", "sdxl-refiner", without=refining, slow=True)
+def _scored(pipe: Any) -> Tensor:
+    return refining(pipe, aesthetic_score=60.0, negative_aesthetic_score=20.0)
 
 
 def brightening(_: Any, __: int, ___: Any, values: dict[str, Any]) -> dict[str, Any]:

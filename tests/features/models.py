@@ -78,6 +78,8 @@ def _arguments(pipe: Any) -> dict[str, Any]:
     if hasattr(pipe, "unet"):
         if pipe.unet.config.sample_size == SMALLER["sample_size"]:
             return {"num_inference_steps": 1}
+        if pipe.config.get("requires_aesthetics_score"):
+            return CALLS["sdxl-refiner"]
         return CALLS["sdxl" if hasattr(pipe, "text_encoder_2") else "sd"]
     return CALLS["sd3" if hasattr(pipe, "text_encoder_3") else "flux"]
 
@@ -95,7 +97,17 @@ def stable_diffusion(unet: dict[str, Any]) -> Any:
         )
 
 
+def gligen() -> Any:
+    """Makes a pipeline whose denoiser can look at boxes, as strongly as a trained one."""
+    pipe = stable_diffusion({**TINY, "attention_type": "gated"})
+    for name, parameter in pipe.unet.named_parameters():
+        if ".fuser.alpha_" in name:
+            torch.nn.init.constant_(parameter, 3.0)
+    return pipe
+
+
 MAKERS: dict[str, Callable[[], Any]] = {
+    "gligen": gligen,
     "sd": lambda: stable_diffusion(TINY),
     "sd-smaller": lambda: stable_diffusion(SMALLER),
     "sdxl": lambda: pipeline(CASES["sdxl-turbo"]),
@@ -104,6 +116,7 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "flux": lambda: pipeline(CASES["flux-schnell"]),
 }
 CALIBRATED: dict[str, dict[str, Any]] = {
+    "gligen": {"exclude": ["*.fuser.*", "position_net.*"]},
     "sd-smaller": {"steps": 2},
     "sdxl": {"steps": 2, "guidance_scale": 5.0},
     "sdxl-refiner": {"steps": 4, "pipeline_arguments": {"strength": 0.5}},

@@ -67,6 +67,25 @@ def _sequential_offload(pipe: Any) -> Tensor:
     return call(pipe)
 
 
+@row("`accelerate.dispatch_model` to one device")
+def _dispatched(pipe: Any) -> Tensor:
+    accelerate.dispatch_model(pipe.unet, {"": "cpu"})
+    return call(pipe)
+
+
+@row("`accelerate.dispatch_model(force_hooks=True)`", refused=STAYS)
+def _dispatched_with_hooks(pipe: Any) -> Tensor:
+    accelerate.dispatch_model(pipe.unet, {"": "cpu"}, force_hooks=True)
+    return call(pipe)
+
+
+@row("`accelerate.dispatch_model` of blocks", refused=STAYS)
+def _dispatched_blocks(pipe: Any) -> Tensor:
+    places = dict.fromkeys((name for name, _ in pipe.unet.named_children()), "cpu")
+    accelerate.dispatch_model(pipe.unet, places, force_hooks=True)
+    return call(pipe)
+
+
 @row("offloading to disk", refused=STAYS, slow=True)
 def _disk_offload(pipe: Any) -> Tensor:
     with tempfile.TemporaryDirectory() as folder:

@@ -4,13 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.features.adapters import ADAPTERS
+from tests.features.caches import CACHES
 from tests.features.calls import CALLS
 from tests.features.loras import LORAS
 from tests.features.movement import MOVEMENT
 from tests.features.row import RUNTIMES, Row, Section
 from tests.features.sharing import SHARING
 
-SECTIONS = (LORAS, ADAPTERS, CALLS, MOVEMENT, SHARING)
+SECTIONS = (LORAS, ADAPTERS, CACHES, CALLS, MOVEMENT, SHARING)
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "features.md"
 INTRODUCTION = """# What works on a loaded pipeline
 

@@ -13,7 +13,10 @@ from tests.features.row import RUNTIMES, Row, Use
 from tests.features.table import PAGE, page, rows
 
 pytest.importorskip("peft", reason="the extra 'lora' is not installed")
-pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning"),
+    pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning"),
+]
 
 
 @pytest.fixture(scope="module")

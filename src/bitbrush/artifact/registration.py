@@ -18,6 +18,7 @@ from bitbrush.sources.plain_loading import is_plain
 
 _MARK = "bitbrush_original"
 _FROM_PRETRAINED, _SAVING = "bitbrush.artifact.from_pretrained", "bitbrush.artifact.save_pretrained"
+_REFUSALS = "bitbrush.runtime.refusals"
 
 
 def register() -> None:
@@ -114,10 +115,15 @@ def _register_models(module: Any) -> None:
     _replace(module.ModelMixin, "push_to_hub", _SAVING, "push")
 
 
+def _register_guiders(module: Any) -> None:
+    _replace(module.SmoothedEnergyGuidance, "prepare_models", _REFUSALS, "prepare_smoothing")
+
+
 _HOOKS: Mapping[str, Callable[[Any], None]] = MappingProxyType(
     {
         "diffusers.quantizers.auto": _register_quantizer,
         "transformers.quantizers.auto": _register_refusal,
+        "diffusers.guiders.smoothed_energy_guidance": _register_guiders,
         "diffusers.models.modeling_utils": _register_models,
         "diffusers.pipelines.pipeline_utils": _register_pipelines,
     }

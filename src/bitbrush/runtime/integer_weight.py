@@ -50,6 +50,10 @@ class IntegerWeight(nn.Parameter):
         data = self.detach()
         return IntegerWeight(data.clone() if data.is_mkldnn else copy.deepcopy(data, memo))
 
+    def data_ptr(self) -> int:
+        """Returns the address; a number stands for it where oneDNN's layout has none, as accelerate asks for it."""
+        return id(self) if self.is_mkldnn else super().data_ptr()
+
     def __reduce_ex__(self, protocol: Any) -> Never:
         raise TypeError(
             f"integer weights are in the layout of this machine's kernels and are not pickled; {_ELSEWHERE}"

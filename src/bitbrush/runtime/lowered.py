@@ -20,7 +20,7 @@ from bitbrush.timeline.schedule import Activations
 _ATTRIBUTE = "bitbrush_lowered"
 _ACCELERATE_HOOK = "_hf_hook"
 _STAYS = (
-    "the layers of a quantized denoiser stay on {device}, where their kernels run, and are not offloaded one by one. "
+    "the layers of a quantized denoiser stay on {device}, where their kernels run, and are not placed one by one. "
     "Offload whole networks, pipe.enable_model_cpu_offload(), or the others, "
     "pipe.enable_group_offload(..., exclude_modules=['unet', 'transformer']). bitbrush.load(..., memory='low') needs "
     "less memory, and runtime='reference' allows offloading layers"
@@ -63,12 +63,12 @@ class LoweredDenoiser(Extension, nn.Module):
         return self
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Refuses accelerate's hooks that offload layer by layer, before they take the first layer away.
+        """Refuses accelerate's hooks that place or offload layer by layer, before they reach the first layer.
 
         Raises:
             ValueError: The runtime has a device of its own.
         """
-        if name == _ACCELERATE_HOOK and any(map(_offloads_layers, getattr(value, "hooks", (value,)))):
+        if name == _ACCELERATE_HOOK and any(map(_places_layers, getattr(value, "hooks", (value,)))):
             self._require_movable_layers()
         super().__setattr__(name, value)
 
@@ -121,9 +121,9 @@ class LoweredDenoiser(Extension, nn.Module):
         return count + sum(one.unlisted_parameters for one in self.modules() if isinstance(one, IntegerParameters))
 
 
-def _offloads_layers(hook: Any) -> bool:
-    """Tells whether accelerate's hook of a network only aligns devices, because its layers have offloading hooks."""
-    return getattr(hook, "io_same_device", False) and getattr(hook, "execution_device", None) is None
+def _places_layers(hook: Any) -> bool:
+    """Tells whether accelerate's hook of a network returns outputs to the inputs' device, as its layers have hooks."""
+    return bool(getattr(hook, "io_same_device", False))
 
 
 def _moved(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from typing import Any, Never
 
 from torch import nn
 
+from bitbrush.runtime.integer_weight import WithoutFloatWeight
+
 _JOINED = (
     "the projections of a quantized denoiser cannot be joined: the joined layer would not be quantized. Leave them as "
     "they are, the cuda runtime joins them by itself; pipe.vae.fuse_qkv_projections() joins those of the VAE"
@@ -13,6 +15,28 @@ _STORED = (
     "a quantized denoiser's weights are not stored in another dtype: they are integers. "
     "bitbrush.load(..., memory='low') needs less memory"
 )
+
+
+_UNSMOOTHED = (
+    "smoothed energy guidance would change nothing: it hooks queries of nn.Linear, and a quantized denoiser computes "
+    "them in integers. Use bitbrush.load(..., runtime='reference'), or perturbed attention (enable_pag=True)"
+)
+
+
+def prepare_smoothing(original: Callable[..., Any], guider: Any, denoiser: nn.Module) -> Any:
+    """Replaces ``SmoothedEnergyGuidance.prepare_models``, which passes over layers that are no ``nn.Linear``.
+
+    Args:
+        original: The method of diffusers.
+        guider: Guider of a modular pipeline.
+        denoiser: Denoiser to hook.
+
+    Raises:
+        ValueError: The denoiser computes in integers.
+    """
+    if any(isinstance(module, WithoutFloatWeight) for module in denoiser.modules()):
+        raise ValueError(_UNSMOOTHED)
+    return original(guider, denoiser)
 
 
 def refuse_unquantized(denoiser: nn.Module) -> None:
