@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 import bitbrush
 from bitbrush.artifact.card import model_card
 from bitbrush.artifact.manifest import manifest_digest
+from bitbrush.artifact.single_file import pack
 from bitbrush.artifact.verification import artifact_digest
 from bitbrush.bench.experiments import evidence
 from bitbrush.bench.experiments.evidence import bench_table, call_time
@@ -99,6 +100,16 @@ def test_a_card_that_was_edited_is_left_without_a_word_to_replace_it(
     assert run("card", artifact, "-o", tmp_path / "CARD.md") == 0
     assert run("card", artifact, "--overwrite") == 0
     assert card.read_text(encoding="utf-8") == (tmp_path / "CARD.md").read_text(encoding="utf-8")
+
+
+def test_a_single_file_gets_its_card_beside_it(
+    artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pack(artifact, tmp_path / "one.safetensors")
+    assert run("card", tmp_path / "one.safetensors") == 2
+    assert "into which no card is written; give -o FILE" in " ".join(capsys.readouterr().err.split())
+    assert run("card", tmp_path / "one.safetensors", "-o", tmp_path / "card.md") == 0
+    assert (tmp_path / "card.md").read_text(encoding="utf-8") == (artifact / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_damaged_artifact_gets_no_card(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:

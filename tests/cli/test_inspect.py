@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+from bitbrush.artifact.single_file import pack
+
 LAYER = "mid_block.resnets.0.conv1"
 
 
@@ -22,6 +24,31 @@ def test_summary(run: Callable[..., Result], artifact: Path) -> None:
     ):
         assert part in " ".join(text.split())
     assert "floating point (recipe: exclude *attn2.to_k)" in " ".join(text.split())
+
+
+@pytest.fixture
+def single(artifact: Path, tmp_path: Path) -> Path:
+    """The same artifact as a single file."""
+    pack(artifact, tmp_path / "one.safetensors")
+    return tmp_path / "one.safetensors"
+
+
+@pytest.mark.parametrize("options", [(), ("--layers",), ("--json",), ("--layer", LAYER), ("--layer", LAYER, "--json")])
+def test_a_single_file_is_shown_as_its_folder(
+    run: Callable[..., Result], artifact: Path, single: Path, options: tuple[str, ...]
+) -> None:
+    shown = [run("inspect", place, *options).stdout.replace(str(place), "PLACE") for place in (artifact, single)]
+    assert shown[0]
+    assert " ".join(shown[0].split()) == " ".join(shown[1].split())
+
+
+@pytest.mark.parametrize("options", [(), ("--layer", LAYER)])
+def test_a_single_files_plot_is_that_of_its_folder(
+    run: Callable[..., Result], artifact: Path, single: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    for number, place in enumerate((artifact, single)):
+        assert run("inspect", place, *options, "--plot", tmp_path / f"{number}.svg").exit_code == 0
+    assert (tmp_path / "0.svg").read_bytes() == (tmp_path / "1.svg").read_bytes()
 
 
 def test_every_layer_is_listed(run: Callable[..., Result], artifact: Path) -> None:

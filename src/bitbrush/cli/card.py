@@ -12,7 +12,7 @@ from bitbrush.cli.outputs import require_file_output
 
 
 def card(
-    artifact: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of an artifact.")],
+    artifact: Annotated[Path, typer.Argument(metavar="DIR", help="Artifact: a folder, or with -o a single file.")],
     bench: Annotated[
         Path | None, typer.Option(help="Results of `bitbrush bench` with this artifact, to show on the card.")
     ] = None,
@@ -26,6 +26,8 @@ def card(
     """Write an artifact's model card, with what was measured: figures of a benchmark, speed on this machine."""
     if output is not None:
         require_file_output(output)
+    elif artifact.is_file():
+        raise ValueError(f"{artifact} is a single file, into which no card is written; give -o FILE, e.g. -o README.md")
     quiet_libraries()
     from bitbrush.artifact.card import Measured, model_card
     from bitbrush.artifact.folder import CARD

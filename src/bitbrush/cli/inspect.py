@@ -23,7 +23,7 @@ ROWS_SHOWN = 12
 
 
 def inspect(
-    artifact: Annotated[Path, typer.Argument(metavar="DIR", help="What `bitbrush quantize` made.")],
+    artifact: Annotated[Path, typer.Argument(metavar="DIR", help="What `bitbrush quantize` made, folder or file.")],
     layers: Annotated[bool, typer.Option("--layers", help="List every layer and how it is treated.")] = False,
     layer: Annotated[str | None, typer.Option(help="Show the activation range of this layer over the steps.")] = None,
     plot: Annotated[
@@ -41,20 +41,20 @@ def inspect(
         require_file_output(plot, [artifact], option="--plot")
         _require_format(plot)
     quiet_libraries()
-    from bitbrush.artifact.verification import verified_manifest
+    from bitbrush.artifact.verification import reading
 
-    manifest = verified_manifest(artifact)
-    if layer:
-        _show_layer(artifact, manifest, layer, plot, as_json=as_json)
-    elif as_json:
-        print(json.dumps(manifest, indent=1))
-    else:
-        executions = _executions(artifact, manifest)
-        _show_summary(artifact, manifest)
-        _show_layers(manifest, executions) if layers else _show_kinds(manifest)
-        _show_executions(executions)
-    if plot and not layer:
-        _plot_bits(artifact, manifest, plot)
+    with reading(artifact) as (root, manifest):  # the folder of a single file is temporary
+        if layer:
+            _show_layer(root, manifest, layer, plot, as_json=as_json)
+        elif as_json:
+            print(json.dumps(manifest, indent=1))
+        else:
+            executions = _executions(root, manifest)
+            _show_summary(artifact, manifest)
+            _show_layers(manifest, executions) if layers else _show_kinds(manifest)
+            _show_executions(executions)
+        if plot and not layer:
+            _plot_bits(root, manifest, plot)
 
 
 def _require_format(plot: Path) -> None:
@@ -63,22 +63,21 @@ def _require_format(plot: Path) -> None:
     require_format(plot)
 
 
-def _plot_bits(artifact: Path, manifest: dict[str, Any], plot: Path) -> None:
+def _plot_bits(root: Path, manifest: dict[str, Any], plot: Path) -> None:
     from bitbrush.artifact.store import read_layers
 
     inner = {entry["name"] for entry in manifest["layers"] if not entry["high_precision"]}
-    schedules = [_scheduled(layer.activations) for layer in read_layers(artifact) if layer.name in inner]
+    schedules = [_scheduled(layer.activations) for layer in read_layers(root) if layer.name in inner]
     _write_plot(_bits_plot(schedules), plot)
     say_unbroken(f"plot: {plot}")
 
 
-def _executions(artifact: Path, manifest: dict[str, Any]) -> "tuple[Execution, ...]":
+def _executions(root: Path, manifest: dict[str, Any]) -> "tuple[Execution, ...]":
     """Predicts how each quantized layer would be executed on this machine."""
     from bitbrush.artifact.denoiser import denoiser_executions
-    from bitbrush.artifact.manifest import artifact_folder
 
     choice = chosen("auto", None, "expanded")
-    return denoiser_executions(artifact_folder(artifact) / manifest["denoiser"]["component"], choice, shown)
+    return denoiser_executions(root / manifest["denoiser"]["component"], choice, shown)
 
 
 def _show_summary(artifact: Path, manifest: dict[str, Any]) -> None:
@@ -150,7 +149,7 @@ def _treatment(entry: dict[str, Any]) -> str:
     return f"{entry['weight_bits']}-bit weights{', relaxed at every step' if entry['high_precision'] else ''}"
 
 
-def _show_layer(artifact: Path, manifest: dict[str, Any], name: str, plot: Path | None, *, as_json: bool) -> None:
+def _show_layer(root: Path, manifest: dict[str, Any], name: str, plot: Path | None, *, as_json: bool) -> None:
     from bitbrush.artifact.store import read_layer
     from bitbrush.timeline.schedule import DynamicRanges
 
@@ -161,7 +160,7 @@ def _show_layer(artifact: Path, manifest: dict[str, Any], name: str, plot: Path 
             f"layer {name!r} is not among the {len(quantized)} quantized ones"
             f"{'; near are ' + ', '.join(near) if near else ''}; --layers lists all"
         )
-    activations = read_layer(artifact, name).activations
+    activations = read_layer(root, name).activations
     if isinstance(activations, DynamicRanges) and not plot:
         _show_dynamic(name, activations, as_json=as_json)
         return

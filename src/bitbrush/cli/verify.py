@@ -9,7 +9,7 @@ from bitbrush.cli.console import quiet_libraries, say_unbroken
 
 
 def verify(
-    artifact: Annotated[str, typer.Argument(metavar="DIR", help="Folder or hub id of an artifact.")],
+    artifact: Annotated[str, typer.Argument(metavar="DIR", help="Folder, single file or hub id of an artifact.")],
     sha256: Annotated[
         str | None,
         typer.Option(metavar="DIGEST", help="Digest to expect, as `bitbrush quantize` printed it."),
