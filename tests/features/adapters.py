@@ -159,7 +159,7 @@ def _attend_and_excite(pipe: Any) -> Tensor:
 BOXES = {"gligen_phrases": ["a cat", "a hat"], "gligen_boxes": [[0.1, 0.2, 0.6, 0.9], [0.3, 0.0, 0.5, 0.3]]}
 
 
-@ADAPTERS.row("GLIGEN; quantize it with `--exclude '*.fuser.*' --exclude 'position_net.*'`", "gligen")
+@ADAPTERS.row("GLIGEN; quantize it with `--exclude '*.fuser.*' --exclude 'position_net.*'`", "gligen", slow=True)
 def _gligen(pipe: Any) -> Tensor:
     return call(around("StableDiffusionGLIGENPipeline", pipe), **BOXES, gligen_scheduled_sampling_beta=0.7)
 

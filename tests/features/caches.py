@@ -88,13 +88,13 @@ def _faster_cache(pipe: Any) -> Tensor:
     return call(pipe)
 
 
-@CACHES.row("FasterCache of a model that needs no guidance", "flux")
+@CACHES.row("FasterCache of a model that needs no guidance", "flux", slow=True)
 def _faster_cache_of_attention(pipe: Any) -> Tensor:
     pipe.transformer.enable_cache(faster(pipe, is_guidance_distilled=True))
     return call(pipe)
 
 
-@CACHES.row("TaylorSeer", "flux")
+@CACHES.row("TaylorSeer", "flux", slow=True)
 def _taylor_seer(pipe: Any) -> Tensor:
     parts = [r".*norm1", r".*ff", "norm_out"]
     config = diffusers.TaylorSeerCacheConfig(cache_interval=8, disable_cache_before_step=2, cache_identifiers=parts)
@@ -102,14 +102,14 @@ def _taylor_seer(pipe: Any) -> Tensor:
     return call(pipe)
 
 
-@CACHES.row("TaylorSeer Lite", "flux")
+@CACHES.row("TaylorSeer Lite", "flux", slow=True)
 def _taylor_seer_lite(pipe: Any) -> Tensor:
     config = diffusers.TaylorSeerCacheConfig(cache_interval=8, disable_cache_before_step=1, use_lite_mode=True)
     pipe.transformer.enable_cache(config)
     return call(pipe)
 
 
-@CACHES.row("MagCache", "flux")
+@CACHES.row("MagCache", "flux", slow=True)
 def _mag_cache(pipe: Any) -> Tensor:
     config = diffusers.MagCacheConfig(
         threshold=5.0, retention_ratio=0.0, num_inference_steps=4, mag_ratios=FLUX_MAG_RATIOS

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tests.features.models import call, full
@@ -79,6 +80,16 @@ def _unloaded(pipe: Any) -> Tensor:
     return call(pipe)
 
 
+@LORAS.row("`unload_lora_weights` after `pipe.unet.compile()`", "sd-smaller", same=0.0)
+def _unloaded_compiled(pipe: Any) -> Tensor:
+    torch.compiler.reset()
+    pipe.unet.compile(backend="eager")
+    pipe.load_lora_weights(lora(pipe))
+    call(pipe)
+    pipe.unload_lora_weights()
+    return call(pipe)
+
+
 @LORAS.row("`delete_adapters`: the images from before", same=0.0, emulated=False, slow=True)
 def _deleted(pipe: Any) -> Tensor:
     pipe.load_lora_weights(lora(pipe), adapter_name="style")
@@ -94,4 +105,13 @@ FUSED = "a LoRA cannot be fused into the integers of a quantized denoiser, and n
 def _fused(pipe: Any) -> Tensor:
     pipe.load_lora_weights(lora(pipe))
     pipe.fuse_lora()
+    return call(pipe)
+
+
+LOHA = "Invalid LoRA checkpoint. Make sure all LoRA param names contain `'lora'` substring"
+
+
+@LORAS.row("LoHa and other factors that diffusers does not read", refused=dict.fromkeys(RUNTIMES, LOHA), slow=True)
+def _loha(pipe: Any) -> Tensor:
+    pipe.load_lora_weights({"lora_unet_mid_block.hada_w1_a".removeprefix("lora_"): torch.ones(2, 2)})
     return call(pipe)

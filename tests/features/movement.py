@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.features.additions import around
 from tests.features.models import call
-from tests.features.row import INTEGERS, Section
+from tests.features.row import INTEGERS, RUNTIMES, Section
 
 MOVEMENT = Section(
     "Movement",
@@ -111,13 +111,13 @@ STORED = "a quantized denoiser's weights are not stored in another dtype"
 JOINED = "the projections of a quantized denoiser cannot be joined"
 
 
-@row("`enable_layerwise_casting`", refused=dict.fromkeys(("reference", *INTEGERS), STORED))
+@row("`enable_layerwise_casting`", refused=dict.fromkeys(RUNTIMES, STORED))
 def _layerwise_casting(pipe: Any) -> Tensor:
     pipe.unet.enable_layerwise_casting(storage_dtype=torch.float16, compute_dtype=torch.float32)
     return call(pipe)
 
 
-@row("`fuse_qkv_projections`", refused=dict.fromkeys(("reference", *INTEGERS), JOINED))
+@row("`fuse_qkv_projections`", refused=dict.fromkeys(RUNTIMES, JOINED))
 def _joined_projections(pipe: Any) -> Tensor:
     pipe.fuse_qkv_projections()
     return call(pipe)
@@ -151,6 +151,22 @@ def _compiled(pipe: Any) -> Tensor:
 def _compiled_blocks(pipe: Any) -> Tensor:
     torch.compiler.reset()
     pipe.unet.compile_repeated_blocks(backend="eager")
+    return call(pipe)
+
+
+@row("`pipe.unet.compile()`", "sd-smaller")
+def _compiled_in_place(pipe: Any) -> Tensor:
+    torch.compiler.reset()
+    pipe.unet.compile(backend="eager")
+    return call(pipe)
+
+
+TRACED = "a quantized denoiser brings its own kernels, which torch does not trace, so there is no full graph of it"
+
+
+@row("`compile_repeated_blocks(fullgraph=True)`", "sd-smaller", refused=dict.fromkeys(RUNTIMES, TRACED))
+def _traced_blocks(pipe: Any) -> Tensor:
+    pipe.unet.compile_repeated_blocks(backend="eager", fullgraph=True)
     return call(pipe)
 
 

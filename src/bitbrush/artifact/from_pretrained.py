@@ -18,11 +18,13 @@ from bitbrush.artifact.loading import Surroundings, load_stored, load_with
 from bitbrush.artifact.manifest import is_artifact, read_manifest, reading_tensors
 from bitbrush.artifact.quantization_config import METHOD, BitbrushConfig
 from bitbrush.artifact.quantizer import AlreadyQuantized, require_one_device
+from bitbrush.artifact.single_file import is_single_file
 from bitbrush.artifact.verification import reading_denoiser
 from bitbrush.runtime.choose import Choice, dtype_name, runtime_named
 from bitbrush.timeline.defaults import plain_defaults
 
 TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_FILE = "pretrained_model_link_or_path"
 _ONE_COPY = "an artifact has its weights once: leave it out; torch_dtype sets the type that other networks compute in"
 _NO_CODE = "an artifact runs no code of others: load it, and build YourPipeline(**pipe.components)"
 REMEDIES = {
@@ -37,6 +39,8 @@ REMEDIES = {
     "parallel_config": "a quantized denoiser is on one device: leave it out",
     "use_flashpack": "an artifact is in safetensors: leave it out",
     "use_onnx": "an artifact is in safetensors: leave it out",
+    "config": "an artifact has its configurations: leave it out",
+    "original_config": "an artifact has its configurations: leave it out",
 }
 """Options of ``from_pretrained`` that an artifact refuses, and what to do instead."""
 STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -75,6 +79,48 @@ def load_pipeline_as(
     pipe.set_progress_bar_config()  # shown, as diffusers does
     pipe.register_to_config(_name_or_path=os.fspath(source))
     return pipe
+
+
+def load_file_as(original: Callable[..., Any], kind: Any, *args: Any, **options: Any) -> Any:
+    """Replaces ``from_single_file`` of pipelines: an artifact in one file loads as by ``from_pretrained``.
+
+    Args:
+        original: The method of diffusers, for everything else.
+        kind: Class whose method is called.
+        *args: The file.
+        **options: Options of the method.
+
+    Returns:
+        The pipeline.
+
+    Raises:
+        ArtifactError: The artifact is not intact.
+        ValueError: An option does not apply to artifacts; the message has the remedy.
+    """
+    file = args[0] if args else options.get(_FILE)
+    if not _is_packed(file):
+        return original(kind, *args, **options)
+    options.pop(_FILE, None)
+    return kind.from_pretrained(file, **options)
+
+
+def refuse_file(original: Callable[..., Any], kind: Any, *args: Any, **options: Any) -> Any:
+    """Replaces ``from_single_file`` of networks, which would look for original names in an artifact's file.
+
+    Raises:
+        ValueError: The file is an artifact.
+    """
+    file = args[0] if args else options.get(f"{_FILE}_or_dict")
+    if _is_packed(file):
+        raise ValueError(
+            f"{file} is an artifact, of a whole pipeline: bitbrush.load({os.fspath(file)!r}) loads it, its "
+            f"{kind.__name__} included"
+        )
+    return original(kind, *args, **options)
+
+
+def _is_packed(file: Any) -> bool:
+    return isinstance(file, str | os.PathLike) and is_single_file(file) and is_artifact(file)
 
 
 def _artifact_at(source: Any, options: Mapping[str, Any]) -> Path | None:

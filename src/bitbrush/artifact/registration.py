@@ -115,6 +115,14 @@ def _register_models(module: Any) -> None:
     _replace(module.ModelMixin, "push_to_hub", _SAVING, "push")
 
 
+def _register_files(module: Any) -> None:
+    _replace(module.FromSingleFileMixin, "from_single_file", _FROM_PRETRAINED, "load_file_as", loads=True)
+
+
+def _register_network_files(module: Any) -> None:
+    _replace(module.FromOriginalModelMixin, "from_single_file", _FROM_PRETRAINED, "refuse_file", loads=True)
+
+
 def _register_guiders(module: Any) -> None:
     _replace(module.SmoothedEnergyGuidance, "prepare_models", _REFUSALS, "prepare_smoothing")
 
@@ -124,6 +132,8 @@ _HOOKS: Mapping[str, Callable[[Any], None]] = MappingProxyType(
         "diffusers.quantizers.auto": _register_quantizer,
         "transformers.quantizers.auto": _register_refusal,
         "diffusers.guiders.smoothed_energy_guidance": _register_guiders,
+        "diffusers.loaders.single_file": _register_files,
+        "diffusers.loaders.single_file_model": _register_network_files,
         "diffusers.models.modeling_utils": _register_models,
         "diffusers.pipelines.pipeline_utils": _register_pipelines,
     }
