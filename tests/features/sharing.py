@@ -96,7 +96,7 @@ def _pushed(pipe: Any) -> Tensor:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as replaced:
         place, repository = Path(folder, "uploaded"), SimpleNamespace(repo_id="me/mine")
         for module in (save_pretrained, hub_utils):
-            replaced.enter_context(mock.patch.object(module, "create_repo", lambda *_, **__: repository))
+            replaced.enter_context(mock.patch.object(module, "create_repo", return_value=repository))
         upload = mock.patch.object(hub_utils, "upload_folder", lambda **given: copytree(given["folder_path"], place))
         replaced.enter_context(upload)
         pipe.push_to_hub("me/mine")
