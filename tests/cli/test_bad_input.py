@@ -106,6 +106,7 @@ WRITING = {
     "bench --pictures": ("model", "artifact", "--prompts", "prompts", "-o", "new", "--pictures"),
     "plans": ("model", "artifact", "--prompts", "prompts", "-o"),
     "ablate": ("model", "--prompts", "prompts", "-o"),
+    "ablate --markdown": ("model", "--prompts", "prompts", "-o", "new", "--markdown"),
     "sensitivity": ("model", "--prompts", "prompts", "-o"),
     "demo": ("-o",),
     "card": ("artifact", "-o"),
@@ -119,7 +120,7 @@ def test_all_options_that_name_a_path_to_write_are_tried() -> None:
         (command.callback.__name__, name)
         for command in app.registered_commands
         if command.callback
-        for name in ("output", "plot", "pictures")
+        for name in ("output", "plot", "pictures", "markdown")
         if name in inspect.signature(command.callback).parameters
     }
     tried = {(words[0], words[1].strip("-") if words[1:] else "output") for words in map(str.split, WRITING)}
@@ -145,17 +146,18 @@ def test_places_that_take_no_files(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("words", [("card",), ("inspect",)])
+@pytest.mark.parametrize("line", ["card", "inspect --plot", "ablate --markdown"])
 @pytest.mark.parametrize("name", ["folder.svg", "linked.svg", "pipe.svg"])
 def test_a_file_replaces_no_folder_and_no_device(
-    refused: Callable[..., str], artifact: Path, tmp_path: Path, words: tuple[str], name: str
+    refused: Callable[..., str], model: Path, artifact: Path, prompts: Path, tmp_path: Path, line: str, name: str
 ) -> None:
     (tmp_path / "folder.svg").mkdir()
     (tmp_path / "linked.svg").symlink_to(tmp_path / "folder.svg")
     os.mkfifo(tmp_path / "pipe.svg")
-    option = "--plot" if words == ("inspect",) else "--output"
-    told = refused(*words, artifact, option, tmp_path / name)
-    assert f"{option} is {tmp_path / name}, which is no file to replace" in told
+    given = {"model": model, "artifact": artifact, "prompts": prompts, "new": tmp_path / "new"}
+    command, _, option = line.partition(" ")
+    told = refused(command, *[given.get(word, word) for word in WRITING[line]], tmp_path / name)
+    assert f"{option or '--output'} is {tmp_path / name}, which is no file to replace" in told
 
 
 @pytest.mark.parametrize("name", [".", "..", ""])

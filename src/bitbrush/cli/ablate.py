@@ -23,7 +23,7 @@ from bitbrush.cli.options import (
     lora_files,
     model_options,
 )
-from bitbrush.cli.outputs import require_output
+from bitbrush.cli.outputs import require_file_output, require_output
 from bitbrush.cli.progress import shown
 from bitbrush.numerics.limits import MAX_COUNT, MAX_SEED, MAX_STEPS
 from bitbrush.sources.model_names import require_known
@@ -89,7 +89,8 @@ def ablate(
     """Compare recipes at several bit settings under one protocol; run it again to go on, or twice to share the work."""
     read = [model, config, images, masks, *lora_files(loras)]
     require_output(output, read)
-    require_output(markdown or output, read, option="--markdown")
+    if markdown is not None:
+        require_file_output(markdown, read, option="--markdown")
     require_known(model, revision)
     quiet_libraries()
     from bitbrush.bench.experiments.ablate.folder import REPORT
