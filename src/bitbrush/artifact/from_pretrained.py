@@ -113,7 +113,7 @@ def refuse_file(original: Callable[..., Any], kind: Any, *args: Any, **options: 
     file = args[0] if args else options.get(f"{_FILE}_or_dict")
     if _is_packed(file):
         raise ValueError(
-            f"{file} is an artifact, of a whole pipeline: bitbrush.load({os.fspath(file)!r}) loads it, its "
+            f"{file} is an artifact, of a whole pipeline: bitbrush.load({str(file)!r}) loads it, its "
             f"{kind.__name__} included"
         )
     return original(kind, *args, **options)
