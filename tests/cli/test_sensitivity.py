@@ -43,6 +43,7 @@ def test_writes_curves_and_a_page(run: Callable[..., Result], model: Path, promp
     page = (tmp_path / "s" / "report.html").read_text(encoding="utf-8")
     assert page.count("<svg") == 3
     assert "activations of one step in 4 bits" in page
+    assert "this scheduler calls it more than once at a timestep" in page  # PNDM after its first step
 
 
 def test_every_second_step_and_noise(run: Callable[..., Result], model: Path, prompts: Path, tmp_path: Path) -> None:
@@ -50,6 +51,7 @@ def test_every_second_step_and_noise(run: Callable[..., Result], model: Path, pr
     assert run("sensitivity", model, "-o", tmp_path / "s", "--prompts", prompts, *options).exit_code == 0
     results = read_results(tmp_path / "s")
     assert [one["step"] for one in results["steps"]] == [0, 2, 4]
+    assert "more than once" not in (tmp_path / "s" / "report.html").read_text(encoding="utf-8")
 
 
 def test_bad_input_is_refused(refused: Callable[..., str], model: Path, prompts: Path, tmp_path: Path) -> None:

@@ -46,6 +46,8 @@ def _table_section(sensitivities: Sequence[StepSensitivity], match: str) -> Tabl
         rows.append(Row(str(step.step), [Cell(f"{step.timestep:g}"), *map(interval_cell, intervals)]))
     table = Table("", columns, rows, corner="step")
     about = "Mean over the images, and below it its 95 % interval."
+    if len({step.timestep for step in sensitivities}) < len(sensitivities):
+        about += " Each row is a call of the denoiser; this scheduler calls it more than once at a timestep."
     return TableSection("All steps", about, [table], folded=len(rows) > 12)
 
 
