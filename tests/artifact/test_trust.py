@@ -293,7 +293,7 @@ NEWER = (
 
 
 @pytest.mark.parametrize("change", NEWER)
-@pytest.mark.parametrize("schema", [1, 2, 2.5, 10**30])
+@pytest.mark.parametrize("schema", [1, 2.5])
 def test_what_breaks_the_schema_of_this_version_is_not_damage_of_a_newer_one(
     artifact: Path, change: Callable[[Any], None], schema: float
 ) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from tests.features.models import call, full
 from tests.features.row import RUNTIMES, Section
-from tests.runtime.loras import as_diffusers, as_kohya, random_lora
+from tests.runtime.loras import as_diffusers, as_kohya, attention, random_lora
 
 LORAS = Section("LoRAs", "Loaded at run time, beside the integer layers ([how](lora.md)).")
 TEXT_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -29,6 +29,22 @@ def of_text(pipe: Any) -> dict[str, Tensor]:
 def _loaded(pipe: Any) -> Tensor:
     pipe.load_lora_weights(lora(pipe))
     return call(pipe)
+
+
+def of_family(name: str, model: str, component: str) -> None:
+    """Declares a row for a LoRA of all attention layers of another architecture."""
+
+    def use(pipe: Any) -> Tensor:
+        factors = random_lora(getattr(full(model), component), strength=0.3, prefix=component, layers=attention)
+        pipe.load_lora_weights(factors)
+        return call(pipe)
+
+    LORAS.row(name, model, slow=True)(use)
+
+
+of_family("a LoRA of SDXL", "sdxl", "unet")
+of_family("a LoRA of Stable Diffusion 3", "sd3", "transformer")
+of_family("a LoRA of FLUX", "flux", "transformer")
 
 
 @LORAS.row("files of kohya's programs", emulated=False, slow=True)
@@ -80,7 +96,7 @@ def _unloaded(pipe: Any) -> Tensor:
     return call(pipe)
 
 
-@LORAS.row("`unload_lora_weights` after `pipe.unet.compile()`", "sd-smaller", same=0.0)
+@LORAS.row("`unload_lora_weights` after `pipe.unet.compile()`", "sd-smaller", same=0.0, slow=True)
 def _unloaded_compiled(pipe: Any) -> Tensor:
     torch.compiler.reset()
     pipe.unet.compile(backend="eager")

@@ -79,7 +79,7 @@ def _dispatched_with_hooks(pipe: Any) -> Tensor:
     return call(pipe)
 
 
-@row("`accelerate.dispatch_model` of blocks", refused=STAYS)
+@row("`accelerate.dispatch_model` of blocks", refused=STAYS, slow=True)
 def _dispatched_blocks(pipe: Any) -> Tensor:
     places = dict.fromkeys((name for name, _ in pipe.unet.named_children()), "cpu")
     accelerate.dispatch_model(pipe.unet, places, force_hooks=True)
