@@ -87,10 +87,7 @@ def ablate(
     loras: Loras = None,
 ) -> None:
     """Compare recipes at several bit settings under one protocol; run it again to go on, or twice to share the work."""
-    read = [model, config, images, masks, *lora_files(loras)]
-    require_output(output, read)
-    if markdown is not None:
-        require_file_output(markdown, read, option="--markdown")
+    _require_outputs(output, markdown, [model, config, images, masks, *lora_files(loras)])
     require_known(model, revision)
     quiet_libraries()
     from bitbrush.bench.experiments.ablate.folder import REPORT
@@ -170,6 +167,12 @@ def _announcement(model: str, compared: "Sequence[Setting]", images: int, sets: 
     names = ", ".join(dict.fromkeys(one.name for one in compared))
     bits = ", ".join(dict.fromkeys(str(one.bits) for one in compared))
     return f"{model}: {names} at {bits}; {images} held-out prompts of each of {', '.join(sets)}"
+
+
+def _require_outputs(output: Path, markdown: Path | None, read: Sequence[str | Path | None]) -> None:
+    require_output(output, read)
+    if markdown is not None:
+        require_file_output(markdown, read, option="--markdown")
 
 
 def _print(document: dict[str, Any]) -> None:
