@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 
 from bitbrush.numerics.affine import QParams, fake_quantize
 from bitbrush.numerics.weights import WeightQParams, round_to_nearest
-from bitbrush.timeline.trajectory import DenoiserCall
+from bitbrush.timeline.trajectory import DenoiserCall, prediction
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def probe(
     """
     probed = Probed()
     with _listening(denoiser, candidates, len(importance), probed), torch.enable_grad():
-        output = call.forward(denoiser)[0]
+        output = prediction(call.forward(denoiser))
         y = guided(output, len(importance), guidance)
         size = importance.repeat(len(y) // len(importance)).sqrt()
         v = torch.randn(y.shape, generator=generator).to(y.device) * size.view(-1, *(1,) * (y.dim() - 1))

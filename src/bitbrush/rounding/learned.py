@@ -4,12 +4,14 @@ Each block's layers are first rounded one by one with error compensation; a bloc
 whole. Later blocks receive the actual inputs from the rounded network.
 """
 
+import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bitbrush.network.family import Family
 from bitbrush.network.layers import LayerSpec
@@ -38,6 +40,7 @@ from bitbrush.rounding.shards import WHOLE, SampleShard, Shard, Shards
 from bitbrush.session.allocator import trim
 from bitbrush.session.offload import CPU
 from bitbrush.session.progress import PlannedWork
+from bitbrush.session.ranks import Ranks
 from bitbrush.session.session import Session
 from bitbrush.timeline.trajectory import DenoiserCall
 
@@ -159,11 +162,13 @@ class _Learner:
         """Rounds a layer by the inputs of its first call; later calls in the same denoiser call reuse the result."""
         layer = self.full.get_submodule(name)
         assert isinstance(layer, nn.Conv2d | nn.Linear)
-        target_x, x = None, None
-        if calls.full:
-            target_x = Rows(tuple(call.args[0] for call in calls.full), self._device)
-            x = Rows(tuple(call.args[0] for call in calls.quantized), self._device)
-        shard = Shard.of(calls.places, [len(call.args[0]) for call in calls.quantized], self._session.ranks)
+        targets, inputs = ([call.args[0] for call in part] for part in (calls.full, calls.quantized))
+        if _differ_in_length(inputs, self._session.ranks):
+            targets, inputs = ([x.flatten(0, -2) for x in part] for part in (targets, inputs))
+        if any(a.shape != b.shape for a, b in zip(targets, inputs, strict=True)):
+            targets = inputs  # experts get other tokens in the quantized network, so there is no drift to correct
+        target_x, x = (Rows(tuple(part), self._device) if part else None for part in (targets, inputs))
+        shard = Shard.of(calls.places, list(map(len, inputs)), self._session.ranks)
         spec = self._specs[name]
         start = self._procedure.start(
             layer,
@@ -188,6 +193,13 @@ class _Learner:
         self.rounded[name] = rounded.to(CPU)
         here = rounded.to(self._device)
         set_quantized_weight(self.quantized.get_submodule(name), here.weight, here.bias)
+
+
+def _differ_in_length(inputs: Sequence[Tensor], ranks: Ranks) -> bool:
+    """Returns whether the layer's tokens differ in number between calls of any process: texts of different lengths."""
+    tokens = [math.prod(x.shape[1:-1]) for x in inputs]
+    most, least = torch.tensor(max(tokens, default=0)), torch.tensor(min(tokens, default=sys.maxsize))
+    return int(ranks.most(most)) > int(ranks.least(least))
 
 
 def _learn_or_recall(learner: _Learner, name: str, layers: Sequence[str], calls: _Calls, session: Session) -> list[Any]:
@@ -226,7 +238,7 @@ def learn_rounding(
 
     Args:
         denoiser: Full-precision denoiser.
-        family: Block classes of the architecture.
+        family: Its architecture.
         specs: Layers to round, and their bits.
         estimator: Range estimator of an output channel's weights.
         samples: Denoiser calls of the full-precision model.

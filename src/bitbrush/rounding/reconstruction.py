@@ -54,7 +54,8 @@ class Block:
         local_rows = self.shard.local_indices(rows)
         if self.inputs is None or not len(local_rows):
             return []
-        parts = local_rows.split(max(1, PASS_BYTES // max(1, self.inputs.row_bytes)))
+        at_once = max(1, PASS_BYTES // max(1, self.inputs.row_bytes))
+        parts = [part for of_kind in self.inputs.of_one_kind(local_rows) for part in of_kind.split(at_once)]
         return [(part, len(part) / len(rows)) for part in parts]
 
     @property

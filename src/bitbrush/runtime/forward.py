@@ -9,7 +9,7 @@ from torch import nn
 
 from bitbrush.network.compiling import not_compiled
 from bitbrush.runtime.arguments import answer_like, by_name, cast, require_no_gradient, sample_of
-from bitbrush.timeline.tracker import TRACKER, argument_names, as_timestep
+from bitbrush.timeline.tracker import TRACKER, argument_names, as_timestep, time_argument
 
 
 class LoweredForward:
@@ -28,7 +28,7 @@ class LoweredForward:
     def __init__(self, denoiser: nn.Module, dtype: torch.dtype, device: torch.device | None) -> None:
         functools.update_wrapper(self, denoiser.forward, updated=())
         self._denoiser, self._inner = denoiser, vars(denoiser).get("forward")
-        self._names = argument_names(denoiser)
+        self._names, self._time = argument_names(denoiser), time_argument(denoiser)
         self._dtype, self._device = dtype, device
 
     @not_compiled
@@ -37,7 +37,7 @@ class LoweredForward:
         arguments = by_name(self._names, args, kwargs)
         require_no_gradient(arguments)
         sample = sample_of(self._names, arguments)
-        with TRACKER.at(as_timestep(arguments.get("timestep"))), _without_autocast(sample.device):
+        with TRACKER.at(as_timestep(arguments.get(self._time))), _without_autocast(sample.device):
             given = cast(arguments, self._dtype, self._device)
             inner = self._inner
             output = inner(**given) if inner else type(self._denoiser).forward(self._denoiser, **given)
@@ -48,7 +48,7 @@ def compute_in(denoiser: nn.Module, dtype: torch.dtype, device: torch.device | N
     """Makes ``denoiser`` compute in ``dtype``, on ``device`` unless it is None; see :class:`LoweredForward`.
 
     Raises:
-        TypeError: The denoiser has no argument ``timestep``.
+        TypeError: The denoiser takes no timestep.
     """
     denoiser.forward = LoweredForward(denoiser, dtype, device)
 

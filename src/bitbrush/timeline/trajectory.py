@@ -9,6 +9,7 @@ import copy
 import functools
 import hashlib
 import inspect
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -54,6 +55,12 @@ class DenoiserCall:
         """Runs the call on ``denoiser`` with gradients as they are enabled."""
         with self.changes.made_to(denoiser):
             return denoiser(*self.args, **self.kwargs)
+
+
+def prediction(output: Any) -> Tensor:
+    """Returns what a denoiser call predicts, (rows, ...); Z-Image's output is a list with a tensor for each row."""
+    first: Tensor | list[Tensor] = output[0]
+    return torch.stack(first) if isinstance(first, list) else first
 
 
 HALF_PRECISION = 2.0**-8
@@ -157,19 +164,20 @@ def stand_in(denoiser: nn.Module, answer: Callable[..., Any]) -> nn.Module:
 def planned_from(scheduler: Any, first: float) -> tuple[float, ...]:
     """Returns the timesteps of the scheduler's steps in the denoiser's unit, from its first call on.
 
-    Pipelines pass the scheduler's timesteps, or (FLUX and other flow-matching models) their fraction of the training
-    timesteps. The unit is the one in which ``first`` is found. If both contain it, the earlier step decides, because it
-    is the first call. ``first`` may be rounded to half precision.
+    Pipelines pass the scheduler's timesteps, their fraction of the training timesteps (FLUX and other flow-matching
+    models), or one less this fraction (Z-Image, Lumina 2). The unit is the one in which ``first`` is found. If several
+    contain it, the earliest step decides, because it is the first call. ``first`` may be rounded to half precision.
 
     Args:
         scheduler: The pipeline's scheduler, with its timesteps set.
         first: Timestep of the first denoiser call.
 
     Raises:
-        ValueError: ``first`` is found in neither unit.
+        ValueError: ``first`` is found in no unit.
     """
     train = getattr(scheduler.config, "num_train_timesteps", None)
-    units = [scheduler.timesteps] + ([scheduler.timesteps / train] if train else [])
+    fraction = scheduler.timesteps / (train or math.inf)
+    units = [scheduler.timesteps] + ([fraction, 1 - fraction] if train else [])
     plans = [tuple(float(timestep) for timestep in unit) for unit in units]
     candidates = [(_nearest_index(plan, first), plan) for plan in plans]
     close = [(step, plan) for step, plan in candidates if abs(plan[step] - first) <= HALF_PRECISION * abs(first)]
@@ -187,14 +195,15 @@ def _nearest_index(timesteps: Sequence[float], timestep: float) -> int:
     return min(range(len(timesteps)), key=lambda step: abs(timesteps[step] - timestep))
 
 
-def _clone(value: Any) -> Any:
+def cloned(value: Any) -> Any:
+    """Copies the tensors in ``value``, however nested."""
     match value:
         case Tensor():
             return value.clone()
         case tuple() | list():
-            return type(value)(_clone(item) for item in value)
+            return type(value)(cloned(item) for item in value)
         case dict():
-            return {key: _clone(item) for key, item in value.items()}
+            return {key: cloned(item) for key, item in value.items()}
         case _:
             return value
 
@@ -228,7 +237,7 @@ def start(
             changes = tracker.pause()
             try:
                 # Cloned, because the pipeline may reuse the memory of its latents while the call is suspended.
-                return hand_out(DenoiserCall(_clone(args), _clone(kwargs), timestep, planned, changes))
+                return hand_out(DenoiserCall(cloned(args), cloned(kwargs), timestep, planned, changes))
             finally:
                 tracker.resume(changes)
 
