@@ -154,7 +154,7 @@ def of_first_prompts(call: DenoiserCall, prompts: int, count: int) -> DenoiserCa
 
     Values other than tensors and lists with as many rows as the latents are assumed common to all prompts.
     """
-    rows = next(len(item) for item in (*call.args, *call.kwargs.values()) if _is_batch(item))
+    rows = call.rows
     indices = torch.arange(rows).view(-1, prompts)[:, :count].flatten() if rows % prompts == 0 else torch.arange(rows)
 
     def pick(value: Any) -> Any:
@@ -171,8 +171,3 @@ def of_first_prompts(call: DenoiserCall, prompts: int, count: int) -> DenoiserCa
                 return value
 
     return replace(call, args=pick(call.args), kwargs=pick(call.kwargs))
-
-
-def _is_batch(value: Any) -> bool:
-    """Returns whether a value has a row for each sample: a tensor, or Z-Image's list of tensors."""
-    return value.dim() > 1 if isinstance(value, Tensor) else isinstance(value, list)

@@ -14,6 +14,7 @@ from diffusers import DiffusionPipeline
 from diffusers.pipelines.auto_pipeline import (
     AUTO_IMAGE2IMAGE_PIPELINES_MAPPING,
     AUTO_INPAINT_PIPELINES_MAPPING,
+    AUTO_TEXT2IMAGE_PIPELINES_MAPPING,
 )
 from torch import nn
 
@@ -306,7 +307,8 @@ def require_inputs(pipe: DiffusionPipeline, inputs: Mapping[str, Any]) -> None:
     Raises:
         ValueError: An image input is missing; the message names it.
     """
-    image_pipelines = (*AUTO_IMAGE2IMAGE_PIPELINES_MAPPING.values(), *AUTO_INPAINT_PIPELINES_MAPPING.values())
+    image_pipelines = {*AUTO_IMAGE2IMAGE_PIPELINES_MAPPING.values(), *AUTO_INPAINT_PIPELINES_MAPPING.values()}
+    image_pipelines -= {*AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values()}
     parameters = inspect.signature(pipe.__call__).parameters
     missing = [name for name in ("image", "mask_image") if name in parameters and name not in inputs]
     if missing and type(pipe) in image_pipelines:

@@ -82,11 +82,15 @@ def learning_work(
 
 @dataclass(frozen=True)
 class _Calls:
-    """Calls of one block or layer in both networks, with the shard of each among the calls of all processes."""
+    """Calls of one block or layer in both networks, with the shard of each among the calls of all processes.
+
+    ``samples`` are the samples in the batch of each denoiser call.
+    """
 
     full: Sequence[BlockCall]
     quantized: Sequence[BlockCall]
     places: Sequence[SampleShard]
+    samples: Sequence[int] = ()
 
 
 def _calls_at(runners: Sequence[BlockRunner], indices: Sequence[int]) -> list[BlockCall]:
@@ -122,7 +126,7 @@ class _Learner:
         """Rounds the layers of the block ``name``; returns its full-precision outputs."""
         compensated, outputs = self._compensate(layers, calls)
         weights = {layer: start.weight for layer, start in compensated.items()}
-        if len(layers) >= self._procedure.least_layers:
+        if len(layers) >= self._procedure.least_layers and self._is_by_sample(name, layers, calls):
             inner = {layer.removeprefix(name).removeprefix("."): compensated[layer] for layer in layers}
             block = self.quantized.get_submodule(name)
             parts = tuple(self._session.offload.put(as_rows(output)) for output in outputs)
@@ -134,6 +138,13 @@ class _Learner:
         for layer, weight in weights.items():
             self._set(layer, RoundedLayer(weight, compensated[layer].bias))
         return outputs
+
+    def _is_by_sample(self, name: str, layers: Sequence[str], calls: "_Calls") -> bool:
+        """Returns whether a block's inputs have a row for each sample; ERNIE-Image's have one for each token."""
+        if list(layers) == [name]:
+            return True  # a layer computes each row by itself, whatever it is
+        by_sample = all(call.rows == count for call, count in zip(calls.quantized, calls.samples, strict=True))
+        return bool(self._session.ranks.least(torch.tensor(int(by_sample))))
 
     def _compensate(self, layers: Sequence[str], calls: "_Calls") -> tuple[dict[str, Compensated], list[Any]]:
         compensated: dict[str, Compensated] = {}
@@ -263,7 +274,8 @@ def learn_rounding(
     ):
         while stop := next_block(full, names, session.ranks):
             name, indices = stop
-            calls = _Calls(_calls_at(full, indices), _calls_at(quantized, indices), shards.of(indices))
+            rows = [samples[index].rows for index in indices]
+            calls = _Calls(_calls_at(full, indices), _calls_at(quantized, indices), shards.of(indices), rows)
             if name in blocks:
                 outputs = _learn_or_recall(learner, name, blocks.pop(name), calls, session)
                 if name in missing:

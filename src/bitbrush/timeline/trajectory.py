@@ -42,6 +42,11 @@ class DenoiserCall:
     changes: ModuleChanges = NO_CHANGES
 
     @property
+    def rows(self) -> int:
+        """Number of samples: the length of the first tensor with more than one dimension, or of a list of tensors."""
+        return next(len(value) for value in (*self.args, *self.kwargs.values()) if _is_batch(value))
+
+    @property
     def step(self) -> int:
         """Index of the planned timestep nearest to the call's; of two equal ones, the first."""
         return _nearest_index(self.planned, self.timestep)
@@ -55,6 +60,10 @@ class DenoiserCall:
         """Runs the call on ``denoiser`` with gradients as they are enabled."""
         with self.changes.made_to(denoiser):
             return denoiser(*self.args, **self.kwargs)
+
+
+def _is_batch(value: Any) -> bool:
+    return value.dim() > 1 if isinstance(value, Tensor) else isinstance(value, list)
 
 
 def prediction(output: Any) -> Tensor:
@@ -221,7 +230,7 @@ def start(
         output_type: The pipeline's argument of that name: ``"latent"`` for the final latents, else images.
 
     Returns:
-        The suspended call; its result is the pipeline's ``images``.
+        The suspended call; its result is the pipeline's ``images``, or ``frames``.
     """
     denoiser: nn.Module = getattr(pipe, component)
     timestep_of = timestep_reader(denoiser)
@@ -245,11 +254,16 @@ def start(
         setattr(pipe_copy, component, stand_in(denoiser, answer))
         pipe_copy.set_progress_bar_config(disable=True)
         try:
-            return pipe_copy(**call_arguments(pipe, batch, plan), output_type=output_type).images
+            return generated_images(pipe_copy(**call_arguments(pipe, batch, plan), output_type=output_type))
         finally:
             tracker.pause()
 
     return Suspension(run)
+
+
+def generated_images(output: Any) -> Any:
+    """Returns the images, or the videos (N, frames, ...), of a pipeline's output."""
+    return output.images if hasattr(output, "images") else output.frames
 
 
 def call_arguments(pipe: Any, batch: PromptBatch, plan: SamplingPlan) -> dict[str, Any]:
