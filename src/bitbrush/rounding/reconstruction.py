@@ -124,7 +124,8 @@ def _descend(block: Block, offsets: Mapping[str, Tensor], rows: Tensor, step: fl
     for part, share in block.passes(rows):
         with torch.enable_grad():
             weights = {name: _straight_through(block.layers[name], offset) for name, offset in offsets.items()}
-            of_part = torch.autograd.grad(block.loss(weights, part) * share, list(offsets.values()))
+            loss = block.loss(weights, part) * share
+            of_part = torch.autograd.grad(loss, list(offsets.values()), materialize_grads=True)  # experts may be idle
         for gradient, more in zip(gradients, of_part, strict=True):
             gradient += more
     for offset, gradient in zip(offsets.values(), gradients, strict=True):
