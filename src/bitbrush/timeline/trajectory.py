@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -230,7 +231,7 @@ def start(
         output_type: The pipeline's argument of that name: ``"latent"`` for the final latents, else images.
 
     Returns:
-        The suspended call; its result is the pipeline's ``images``, or ``frames``.
+        The suspended call; its result is that of :func:`generated_images`.
     """
     denoiser: nn.Module = getattr(pipe, component)
     timestep_of = timestep_reader(denoiser)
@@ -262,8 +263,12 @@ def start(
 
 
 def generated_images(output: Any) -> Any:
-    """Returns the images, or the videos (N, frames, ...), of a pipeline's output."""
-    return output.images if hasattr(output, "images") else output.frames
+    """Returns a pipeline's images or latents; the frames (N, T, H, W, 3) of a video become one image, side by side."""
+    if hasattr(output, "images"):
+        return output.images
+    frames = output.frames
+    is_latent = isinstance(frames, Tensor)
+    return frames if is_latent else np.concatenate(list(frames.swapaxes(0, 1)), axis=2)
 
 
 def call_arguments(pipe: Any, batch: PromptBatch, plan: SamplingPlan) -> dict[str, Any]:
