@@ -385,9 +385,9 @@ def pipeline(case: Case) -> DiffusionPipeline:
 
 
 def quantized(case: Case, pipe: DiffusionPipeline, *, generic: bool = False, **keys: Any) -> Quantization:
-    """By PCR at two steps, or as the case and then the keys say."""
+    """By PCR at two steps, or as the case and then the keys (among them the method) say."""
     arguments = {**case.keys.get("pipeline_arguments", {}), **keys.pop("pipeline_arguments", {})}
-    recipe = bitbrush.METHODS["pcr"].recipe(
+    recipe = bitbrush.METHODS[keys.pop("method", "pcr")].recipe(
         {"steps": 2, "num_prompts": 2, **case.keys, **keys, "pipeline_arguments": arguments}
     )
     return bitbrush.quantize(pipe, recipe, PROMPTS, inputs=case.inputs, generic=generic)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import diffusers
+import pytest
 import torch
 import transformers
 from diffusers import AutoencoderKL, DiffusionPipeline
@@ -399,3 +400,9 @@ TRANSFORMERS: Mapping[str, Case] = {
     "pixart-sigma": case(pixart_sigma, **PIXART_ARGUMENTS),
     "wan": case(wan, num_frames=5, **SHORT),
 }
+
+
+def small_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets HiDream make images of 16 pixels a side: its pipeline scales any size to its own."""
+    kept = property(lambda _: 8, lambda _, __: None)
+    monkeypatch.setattr(diffusers.HiDreamImagePipeline, "default_sample_size", kept, raising=False)
