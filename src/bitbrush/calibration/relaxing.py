@@ -60,7 +60,7 @@ class Relaxation:
 
     def timesteps(self, timesteps: Sequence[float]) -> frozenset[float]:
         """Returns the relaxed ones among the distinct ``timesteps`` of a plan, which begins with the noisiest."""
-        distinct = sorted(set(timesteps), reverse=timesteps[0] > timesteps[-1])
+        distinct = sorted(set(timesteps), reverse=timesteps[0] >= timesteps[-1])
         count = _round_half_up((self.end - self.start) * len(distinct))
         first = min(_round_half_up(self.start * len(distinct)), len(distinct) - count)
         return frozenset(distinct[first : first + count])

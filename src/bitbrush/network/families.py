@@ -39,6 +39,7 @@ def family_of(pipe: DiffusionPipeline) -> Family:
 
     Raises:
         UnknownDenoiserError: The denoiser is of no known family; the message lists the pipeline's components.
+        ValueError: The pipeline has several denoisers.
     """
     family = _known_family(pipe)
     if family is None:
@@ -62,7 +63,24 @@ def denoiser_name(pipe: DiffusionPipeline) -> str:
 
 def _known_family(pipe: DiffusionPipeline) -> Family | None:
     held = (family for family in FAMILIES if family.describes(getattr(pipe, family.component, None)))
-    return next(held, None)
+    family = next(held, None)
+    if family is not None:
+        _require_one_denoiser(pipe, family)
+    return family
+
+
+def _require_one_denoiser(pipe: DiffusionPipeline, family: Family) -> None:
+    """Refuses pipelines that change the denoiser during a generation, as Wan 2.2's do.
+
+    Raises:
+        ValueError: The pipeline has several denoisers.
+    """
+    names = [name for name, part in pipe.components.items() if family.describes(part)]
+    if len(names) > 1:
+        raise ValueError(
+            f"{type(pipe).__name__} has {len(names)} denoisers ({', '.join(names)}), each for a range of timesteps; "
+            "bitbrush quantizes pipelines with one: quantize a model with a single denoiser, e.g. Wan 2.1"
+        )
 
 
 def known_classes() -> str:

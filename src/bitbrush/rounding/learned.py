@@ -177,9 +177,11 @@ class _Learner:
         if _differ_in_length(inputs, self._session.ranks):
             targets, inputs = ([x.flatten(0, -2) for x in part] for part in (targets, inputs))
         if any(a.shape != b.shape for a, b in zip(targets, inputs, strict=True)):
-            targets = inputs  # experts get other tokens in the quantized network, so there is no drift to correct
+            inputs = targets  # experts get other tokens in the quantized network, so there is no drift to correct
         target_x, x = (Rows(tuple(part), self._device) if part else None for part in (targets, inputs))
         shard = Shard.of(calls.places, list(map(len, inputs)), self._session.ranks)
+        if not shard.rows:
+            raise ValueError(f"layer {name} is called without any input; exclude it by pattern")
         spec = self._specs[name]
         start = self._procedure.start(
             layer,
