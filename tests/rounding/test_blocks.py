@@ -61,7 +61,6 @@ def test_blocks_cover_all_layers_once_and_in_order(tiny_pipe: StableDiffusionPip
     blocks = reconstruction_blocks(tiny_pipe.unet, UNET, names)
     assert [layer for layers in blocks.values() for layer in layers] == names
     for block, layers in blocks.items():
-        module = tiny_pipe.unet.get_submodule(block)
         if block in UNET.blocks(tiny_pipe.unet):
             assert all(layer.startswith(f"{block}.") for layer in layers)
         else:

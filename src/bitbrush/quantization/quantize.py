@@ -145,7 +145,7 @@ def quantize(
         prompts: Calibration prompts; the first ``recipe.num_prompts`` are used.
         inputs: Further pipeline arguments, one value per prompt under the pipeline's argument name, e.g.
             ``{"image": [...], "mask_image": [...]}``.
-        generic: Whether to quantize the layers of any denoiser without knowledge of its architecture.
+        generic: Whether to quantize a denoiser of no known family, by the structure that diffusers declares.
         rounded: Rounded weights of an earlier quantization of the same pipeline with the same weight keys; they are
             not rounded again.
         work: Folder for intermediate results. The same call resumes from it, bit for bit. Remove it after saving the
@@ -238,7 +238,7 @@ def prepare(
         recipe: Keys that determine the result.
         prompts: Calibration prompts.
         inputs: Further pipeline arguments, one value per prompt.
-        generic: Whether to quantize the layers of any denoiser without knowledge of its architecture.
+        generic: Whether to quantize a denoiser of no known family, by the structure that diffusers declares.
         rounded: Rounded weights of an earlier quantization.
         progress: Callback that receives progress reports.
         ranks: Processes that share the work; only the first reports progress.

@@ -29,7 +29,8 @@ class Generated:
 
     Args:
         images: (N, H, W, 3) uint8.
-        steps: Latents after each denoiser call, (N, T, C, H, W) float32; (N, T, L, C) for latents as tokens (FLUX).
+        steps: Latents after each denoiser call, (N, T, C, H, W) float32; (N, T, L, C) for latents as tokens (FLUX), and
+            (N, T, C, F, H, W) for the frames F of a video.
     """
 
     images: NDArray[np.uint8]
