@@ -1,7 +1,4 @@
-"""Pipelines of today's transformers in their published configurations, at tiny width and with random weights.
-
-Text encoders are of the published classes. Their tokenizer knows the words of the test's prompts and templates.
-"""
+"""Pipelines of today's transformers in their published configurations, at tiny width and with random weights."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,100 +7,27 @@ import diffusers
 import pytest
 import torch
 import transformers
-from diffusers import AutoencoderKL, DiffusionPipeline
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast
+from diffusers import DiffusionPipeline
+from packaging.version import Version
 
-from tests.artifact.pipelines import FLOW, FLUX_FLOW, PIXART, SQUARE, Case, clip, clip_tokenizer, scheduler, t5, vae
+from tests.artifact.pipeline_parts import (
+    SHIFTED,
+    TYPED_TEMPLATE,
+    WIDTH,
+    dynamic_flow,
+    flow,
+    language_config,
+    language_model,
+    mistral3,
+    qwen_vl,
+    tokenizer,
+    vae8,
+    vae_flux2,
+    vae_qwen,
+)
+from tests.artifact.pipelines import PIXART, SQUARE, Case, clip, clip_tokenizer, scheduler, t5, vae
 
-WIDTH = 32
-TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-TYPED_TEMPLATE = "{% for message in messages %}{{ message['content'][0]['text'] }}{% endfor %}"
-WORDS = """a red cat two blue dogs on the left green tree owl describe image by detailing color shape size texture
-quantity text spatial relationships of objects and background im_start im_end system user assistant : , . < > | <| |>"""
-SHIFTED = {"scaling_factor": 0.3611, "shift_factor": 0.1159}
 SHORT = {"max_sequence_length": 12}
-
-
-def tokenizer(template: str = TEMPLATE) -> PreTrainedTokenizerFast:
-    """A tokenizer of whole words; any other word is unknown."""
-    words = ["<pad>", "<s>", "</s>", "<unk>", *dict.fromkeys(WORDS.split())]
-    words_of = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
-    words_of.pre_tokenizer = Whitespace()
-    words_of.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    inputs = ["input_ids", "attention_mask"]
-    made = PreTrainedTokenizerFast(tokenizer_object=words_of, model_max_length=128, model_input_names=inputs, **names)
-    made.chat_template = template
-    return made
-
-
-def language_config(name: str, **keys: Any) -> Any:
-    """A configuration of two layers for a text model of transformers."""
-    return getattr(transformers, name)(
-        vocab_size=128,
-        hidden_size=WIDTH,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=16,
-        max_position_embeddings=256,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        **keys,
-    )
-
-
-def language_model(name: str, config: Any) -> Any:
-    return getattr(transformers, name)(config).eval()
-
-
-def mistral3(name: str) -> Any:
-    text = language_config("MistralConfig")
-    sees = transformers.PixtralVisionConfig(
-        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
-    )
-    return language_model(name, transformers.Mistral3Config(vision_config=sees, text_config=text))
-
-
-def qwen_vl(name: str, config: str) -> Any:
-    rotary = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e6}
-    text = language_config(f"{config}TextConfig", rope_parameters=rotary)
-    sees = {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 2, "out_hidden_size": WIDTH}
-    sees |= {"fullatt_block_indexes": [0]} if "2_5" in config else {"deepstack_visual_indexes": [0]}
-    both = getattr(transformers, f"{config}Config")(text_config=text.to_dict(), vision_config=sees)
-    return language_model(name, both)
-
-
-def vae_flux2() -> Any:
-    return diffusers.AutoencoderKLFlux2(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(4, 8),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=16,
-    ).eval()
-
-
-def vae_qwen(kind: str = "AutoencoderKLQwenImage") -> Any:
-    """The causal video VAE of Wan and Qwen-Image; it divides sides by 8."""
-    statistics = {"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}
-    return getattr(diffusers, kind)(base_dim=4, z_dim=4, num_res_blocks=1, **statistics).eval()
-
-
-def flow(**keys: Any) -> Any:
-    return scheduler("FlowMatchEulerDiscreteScheduler", **{**FLOW, **keys})
-
-
-def dynamic_flow() -> Any:
-    return scheduler("FlowMatchEulerDiscreteScheduler", **FLUX_FLOW, base_shift=0.5, max_shift=1.15)
 
 
 def z_image() -> DiffusionPipeline:
@@ -256,19 +180,6 @@ def lumina2() -> DiffusionPipeline:
     )
 
 
-def vae8() -> AutoencoderKL:
-    """A VAE that divides sides by 8, which Lumina's pipeline takes for granted."""
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(4, 4, 4, 4),
-        layers_per_block=1,
-        norm_num_groups=4,
-        latent_channels=4,
-        **SHIFTED,
-    ).eval()
-
-
 def ernie_image() -> DiffusionPipeline:
     pipe = _ernie_image()
     torch.nn.init.normal_(pipe.transformer.final_linear.weight, std=0.1)  # zeros in an untrained network
@@ -385,7 +296,7 @@ def case(make: Callable[[], DiffusionPipeline], guidance: float = 4.0, **argumen
 
 LAYERS = {"text_encoder_out_layers": (0, 1, 2), **SHORT}
 PIXART_ARGUMENTS = {"use_resolution_binning": False, "clean_caption": False, **SHORT}
-TRANSFORMERS: Mapping[str, Case] = {
+_CASES: Mapping[str, Case] = {
     "z-image": case(z_image, **SHORT),
     "z-image-turbo": case(z_image, 0.0, **SHORT),
     "flux2-dev": case(flux2_dev, **LAYERS),
@@ -400,6 +311,9 @@ TRANSFORMERS: Mapping[str, Case] = {
     "pixart-sigma": case(pixart_sigma, **PIXART_ARGUMENTS),
     "wan": case(wan, num_frames=5, **SHORT),
 }
+
+TRANSFORMERS = _CASES if Version(transformers.__version__) >= Version("5") else {}
+"""Older versions of transformers and diffusers lack classes of some."""
 
 
 def small_images(monkeypatch: pytest.MonkeyPatch) -> None:

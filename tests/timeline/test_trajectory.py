@@ -254,6 +254,12 @@ def test_another_way_of_counting_is_refused(first: float, train: int | None) -> 
         planned_from(Scheduler([981.0, 501.0], train), first)
 
 
+def test_radians_are_no_training_timesteps() -> None:
+    """SANA-Sprint passes a trigonometric function of them."""
+    with pytest.raises(ValueError, match="timestep 1, which is none of the 3"):
+        planned_from(Scheduler([1.5708, 1.3, 0.0]), 1.0)
+
+
 def test_inputs_go_with_their_prompts() -> None:
     batches = prompt_batches(PROMPTS, 0, 2, inputs={"image": ["p", "q"], "strength": [1, 2, 3, 4, 5, 6]})
     assert [batch.inputs["image"] for batch in batches] == [("p", "q"), ("p", "q"), ("p",)]

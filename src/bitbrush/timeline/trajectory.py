@@ -187,7 +187,8 @@ def planned_from(scheduler: Any, first: float) -> tuple[float, ...]:
     """
     train = getattr(scheduler.config, "num_train_timesteps", None)
     fraction = scheduler.timesteps / (train or math.inf)
-    units = [scheduler.timesteps] + ([fraction, 1 - fraction] if train else [])
+    counted = train and float(scheduler.timesteps[0]) > 2  # SANA-Sprint's are radians
+    units = [scheduler.timesteps] + ([fraction, 1 - fraction] if counted else [])
     plans = [tuple(float(timestep) for timestep in unit) for unit in units]
     candidates = [(_nearest_index(plan, first), plan) for plan in plans]
     close = [(step, plan) for step, plan in candidates if abs(plan[step] - first) <= HALF_PRECISION * abs(first)]
