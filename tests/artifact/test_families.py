@@ -27,6 +27,7 @@ from bitbrush.network.families import family_of
 from bitbrush.network.generic import generic_family
 from bitbrush.rounding.blocks import reconstruction_blocks
 from bitbrush.runtime.choose import runtime_named
+from bitbrush.runtime.interface import RuntimeUnavailable
 from bitbrush.session.progress import silent
 from bitbrush.session.ranks import ranks
 from bitbrush.sources.prompts import Domain, PromptSet
@@ -116,6 +117,18 @@ def assert_all_is_quantized_and_kept(made: Made) -> None:
 
 def test_quantize_save_load_generate(nearest: Made) -> None:
     assert_all_is_quantized_and_kept(nearest)
+
+
+@pytest.mark.parametrize("nearest", TRANSFORMERS, indirect=True)
+def test_integers_generate_what_the_reference_does(nearest: Made) -> None:
+    try:
+        loaded = bitbrush.load(nearest.artifact, runtime="onednn", dtype="float32")
+    except RuntimeUnavailable as error:
+        pytest.skip(str(error))
+    latents = generated(nearest.case, loaded, nearest.quantization).latents
+    expected = generated(nearest.case, nearest.quantization.pipeline(), nearest.quantization).latents
+    # A value on the edge between two integers may go to the other one.
+    assert np.square(latents - expected).mean() < 1e-3 * np.square(expected).mean()
 
 
 @pytest.mark.parametrize("name", CASES)
