@@ -141,6 +141,18 @@ def test_best_with_measured_bits(name: str, tmp_path: Path) -> None:
     assert_all_is_quantized_and_kept(made_of(name, tmp_path, method="best", batch_size=1))
 
 
+def test_branches_of_as_many_channels_as_the_latents(tmp_path: Path) -> None:
+    """A factor's size then equals that of a patch; the layers next to the latents stay the same, without branches."""
+    made = made_of("z-image", tmp_path, method="best", activations=4, low_rank=4)
+    specs = made.quantization.outcome.specs
+    assert any(spec.factor and len({*spec.shape} & {4}) for spec in specs)
+    whole = {spec.name for spec in specs if spec.high_precision and not spec.factor}
+    assert whole == set(family_of(made.pipe).high_precision_layers(made.pipe.transformer))
+    loaded, expected = bitbrush.load(made.artifact, runtime="reference"), made.quantization.pipeline()
+    images = [generated(made.case, pipe, made.quantization).latents for pipe in (loaded, expected)]
+    assert np.array_equal(*images)
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_blocks_and_edges_are_those_of_the_architecture(name: str) -> None:
     pipe = pipeline(ALL[name])

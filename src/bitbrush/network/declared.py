@@ -6,6 +6,9 @@ from typing import Any
 
 from torch import nn
 
+from bitbrush.network.lazy_weights import weight_shape
+from bitbrush.network.low_rank import branch_layers
+
 DECLARATIONS = ("_repeated_blocks", "_no_split_modules")
 """Attributes of a diffusers model that name its block classes: for ``compile_repeated_blocks`` and ``device_map``."""
 
@@ -44,17 +47,17 @@ def layers_next_to_latents(denoiser: nn.Module) -> tuple[str, ...]:
     Pipelines may pass latents with the patch's positions as channels, so the channels alone are tried first.
     """
     config: Mapping[str, Any] = getattr(denoiser, "config", {})
-    blocks = tuple(f"{name}." for name in declared_blocks(denoiser))
-    layers = {
-        name: layer
+    blocks, factors = tuple(f"{name}." for name in declared_blocks(denoiser)), branch_layers(denoiser)
+    shapes = {
+        name: weight_shape(layer)
         for name, layer in denoiser.named_modules()
-        if isinstance(layer, nn.Conv2d | nn.Linear) and not name.startswith(blocks)
+        if isinstance(layer, nn.Conv2d | nn.Linear) and not name.startswith(blocks) and name not in factors
     }
-    inputs = {name: layer.weight[0].numel() for name, layer in layers.items()}
-    outputs = {name: len(layer.weight) for name, layer in layers.items()}
+    inputs = {name: math.prod(shape[1:]) for name, shape in shapes.items()}
+    outputs = {name: shape[0] for name, shape in shapes.items()}
     read = config.get("in_channels")
     found = {*_of_patch(inputs, read, config), *_of_patch(outputs, config.get("out_channels") or read, config)}
-    return tuple(name for name in layers if name in found)
+    return tuple(name for name in shapes if name in found)
 
 
 def _of_patch(sizes: Mapping[str, int], channels: int | None, config: Mapping[str, Any]) -> list[str]:

@@ -57,6 +57,12 @@ class BranchedLayer(nn.Module):
         if layer.bias is not None:
             self.residual.bias = layer.bias
 
+    @property
+    def weight(self) -> Tensor:
+        """Weight of ``residual``, of the layer's shape: Z-Image's network reads its dtype."""
+        weight: Tensor = self.residual.weight  # type: ignore[assignment]
+        return weight
+
     def forward(self, x: Tensor) -> Tensor:
         """Computes ``residual(x) + up(down(x))``."""
         y: Tensor = self.residual(x) + self.up(self.down(x))
