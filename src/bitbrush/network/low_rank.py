@@ -57,11 +57,9 @@ class BranchedLayer(nn.Module):
         if layer.bias is not None:
             self.residual.bias = layer.bias
 
-    @property
-    def weight(self) -> Tensor:
-        """Weight of ``residual``, of the layer's shape: Z-Image's network reads its dtype."""
-        weight: Tensor = self.residual.weight  # type: ignore[assignment]
-        return weight
+    def __getattr__(self, name: str) -> Any:
+        """Shows the weight of ``residual`` until a runtime sets another one: Z-Image's network reads its dtype."""
+        return self.residual.weight if name == "weight" else super().__getattr__(name)
 
     def forward(self, x: Tensor) -> Tensor:
         """Computes ``residual(x) + up(down(x))``."""
