@@ -141,6 +141,16 @@ def test_best_with_measured_bits(name: str, tmp_path: Path) -> None:
     assert_all_is_quantized_and_kept(made_of(name, tmp_path, method="best", batch_size=1))
 
 
+def test_generic_reconstructs_blocks_and_measures_bits() -> None:
+    pipe = pipeline(UNKNOWN)
+    quantization = quantized(UNKNOWN, pipe, generic=True, method="best", weights=4)
+    specs = {spec.name: spec for spec in quantization.outcome.specs}
+    assert {name for name, spec in specs.items() if spec.high_precision} == {"pos_embed.proj", "proj_out"}
+    assert len({spec.weight_bits for spec in specs.values() if not spec.high_precision}) > 1
+    names = quantization.family.blocks(pipe.transformer)
+    assert names == ("joint_transformer_blocks.0", "single_transformer_blocks.0")
+
+
 def test_branches_of_as_many_channels_as_the_latents(tmp_path: Path) -> None:
     """A factor's size then equals that of a patch; the layers next to the latents stay the same, without branches."""
     made = made_of("z-image", tmp_path, method="best", activations=4, low_rank=4)
