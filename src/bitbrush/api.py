@@ -75,7 +75,7 @@ def quantize(
         recipe: A :class:`Recipe`, a mapping of recipe keys, or the path of a TOML or JSON file.
         inputs: Further pipeline arguments, one value per prompt under the pipeline's argument name, e.g.
             ``{"image": [...], "mask_image": [...]}``.
-        generic: Whether to quantize the layers of any denoiser without knowledge of its architecture.
+        generic: Whether to quantize a denoiser of no known family, by the structure that diffusers declares.
         rounded: Rounded weights of an earlier quantization of the same pipeline with the same weight keys.
         work: Folder for intermediate results. The same call resumes from it, bit for bit.
         progress: Callback that receives progress reports.

@@ -84,10 +84,10 @@ REFINER = {
 PIXART = {
     "activation_fn": "gelu-approximate",
     "attention_bias": True,
-    "attention_head_dim": 8,
+    "attention_head_dim": 12,
     "num_attention_heads": 3,
-    "caption_channels": WIDTH,
-    "cross_attention_dim": 24,
+    "caption_channels": 2 * WIDTH,
+    "cross_attention_dim": 36,
     "in_channels": 4,
     "out_channels": 8,
     "norm_elementwise_affine": False,
@@ -99,8 +99,8 @@ PIXART = {
     "use_additional_conditions": True,
 }
 SD3 = {
-    "attention_head_dim": 8,
-    "caption_projection_dim": 16,
+    "attention_head_dim": 12,
+    "caption_projection_dim": 24,
     "dual_attention_layers": (0,),
     "in_channels": 4,
     "joint_attention_dim": 3 * WIDTH,
@@ -114,16 +114,16 @@ SD3 = {
     "sample_size": LATENT,
 }
 FLUX = {
-    "attention_head_dim": 8,
-    "axes_dims_rope": (2, 2, 4),
+    "attention_head_dim": 12,
+    "axes_dims_rope": (4, 4, 4),
     "guidance_embeds": True,
     "in_channels": 16,
-    "joint_attention_dim": WIDTH,
+    "joint_attention_dim": 2 * WIDTH,
     "num_attention_heads": 2,
     "num_layers": 2,
     "num_single_layers": 2,
     "patch_size": 1,
-    "pooled_projection_dim": WIDTH,
+    "pooled_projection_dim": 24,
 }
 FLOW = {"num_train_timesteps": 1000, "shift": 3.0}
 FLUX_FLOW = {**FLOW, "use_dynamic_shifting": True, "base_image_seq_len": 4, "max_image_seq_len": 64}
@@ -160,11 +160,13 @@ def clip_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(bundled / "tokenizer")
 
 
-def clip(*, projection: bool = False, activation: str = "quick_gelu") -> CLIPTextModel | CLIPTextModelWithProjection:
+def clip(
+    *, projection: bool = False, activation: str = "quick_gelu", width: int = WIDTH
+) -> CLIPTextModel | CLIPTextModelWithProjection:
     tokenizer = clip_tokenizer()
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
+        hidden_size=width,
         intermediate_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -260,7 +262,7 @@ def refiner() -> DiffusionPipeline:
 
 
 def pixart() -> DiffusionPipeline:
-    text = t5(WIDTH)
+    text = t5(2 * WIDTH)
     return diffusers.PixArtAlphaPipeline(
         tokenizer=text["tokenizer"],
         text_encoder=text["model"],
@@ -287,11 +289,11 @@ def sd3() -> DiffusionPipeline:
 
 def flux(flow: Mapping[str, Any], *, guidance: bool) -> Callable[[], DiffusionPipeline]:
     def make() -> DiffusionPipeline:
-        text = t5(WIDTH)
+        text = t5(2 * WIDTH)
         return diffusers.FluxPipeline(
             scheduler=scheduler("FlowMatchEulerDiscreteScheduler", **flow),
             vae=vae(scaling_factor=0.3611, shift_factor=0.1159),
-            text_encoder=clip(),
+            text_encoder=clip(width=24),
             tokenizer=clip_tokenizer(),
             text_encoder_2=text["model"],
             tokenizer_2=text["tokenizer"],
@@ -303,7 +305,7 @@ def flux(flow: Mapping[str, Any], *, guidance: bool) -> Callable[[], DiffusionPi
 
 def aura_flow() -> DiffusionPipeline:
     """Of no family that bitbrush knows; its timesteps are shares of the training timesteps."""
-    text = t5(WIDTH)
+    text = t5(2 * WIDTH)
     return diffusers.AuraFlowPipeline(
         tokenizer=text["tokenizer"],
         text_encoder=text["model"],
@@ -312,10 +314,10 @@ def aura_flow() -> DiffusionPipeline:
             sample_size=LATENT,
             num_mmdit_layers=1,
             num_single_dit_layers=1,
-            attention_head_dim=8,
+            attention_head_dim=12,
             num_attention_heads=2,
-            joint_attention_dim=WIDTH,
-            caption_projection_dim=16,
+            joint_attention_dim=2 * WIDTH,
+            caption_projection_dim=24,
             pos_embed_max_size=16,
         ).eval(),
         scheduler=scheduler("FlowMatchEulerDiscreteScheduler", **FLOW),
@@ -383,9 +385,9 @@ def pipeline(case: Case) -> DiffusionPipeline:
 
 
 def quantized(case: Case, pipe: DiffusionPipeline, *, generic: bool = False, **keys: Any) -> Quantization:
-    """By PCR at two steps, or as the case and then the keys say."""
+    """By PCR at two steps, or as the case and then the keys (among them the method) say."""
     arguments = {**case.keys.get("pipeline_arguments", {}), **keys.pop("pipeline_arguments", {})}
-    recipe = bitbrush.METHODS["pcr"].recipe(
+    recipe = bitbrush.METHODS[keys.pop("method", "pcr")].recipe(
         {"steps": 2, "num_prompts": 2, **case.keys, **keys, "pipeline_arguments": arguments}
     )
     return bitbrush.quantize(pipe, recipe, PROMPTS, inputs=case.inputs, generic=generic)

@@ -63,6 +63,18 @@ def test_estimates_are_the_error_of_each_layer_and_candidate() -> None:
             torch.testing.assert_close(found[name][index], squared(difference, importance), rtol=0.25, atol=0.0)
 
 
+def test_a_layer_that_no_gradient_reaches_has_no_error() -> None:
+    """The last block's text output, or an expert without tokens."""
+    network, x = network_and_input()
+    network.twin.forward = lambda x: torch.zeros(*x.shape[:-1], 8)
+    qparams, weights = QParams.from_range(-1, 1, 4), weight_qparams(network.twin.weight, 4, WeightRange.MIN_MAX)
+    found = estimated(
+        network, x, Candidates({"first": [qparams], "twin": [qparams]}, {"twin": [weights]}), torch.ones(3)
+    )
+    assert float(found["input first"]) > 0
+    assert float(found["input twin"]) == float(found["weight twin"]) == 0
+
+
 def test_the_network_is_left_as_it_was() -> None:
     network, x = network_and_input()
     network.last.weight.requires_grad_(False)

@@ -132,5 +132,17 @@ def test_rows_of_the_first_prompts_are_taken_of_both_halves() -> None:
     assert part.kwargs["more"]["ids"][1] is shared
 
 
+def test_rows_of_lists_are_taken_too() -> None:
+    """Z-Image's latents and texts are lists of tensors; texts may differ in length."""
+    latents, texts = (
+        [torch.full((2, 2), float(i)) for i in range(4)],
+        [torch.full((i + 1, 2), float(i)) for i in range(4)],
+    )
+    part = of_first_prompts(DenoiserCall((latents, torch.ones(4)), {"cap": texts, "rotary": (1, 2)}, 1.0, ()), 2, 1)
+    assert [float(x[0, 0]) for x in part.args[0]] == [float(x[0, 0]) for x in part.kwargs["cap"]] == [0.0, 2.0]
+    assert part.args[1].shape == (2,)
+    assert part.kwargs["rotary"] == (1, 2)
+
+
 def test_a_scaled_grid_has_the_same_integers() -> None:
     assert scaled(QParams(0.5, 3, 4), 1.25) == QParams(0.625, 3, 4)

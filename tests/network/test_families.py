@@ -5,6 +5,8 @@ from diffusers import DDPMPipeline, DDPMScheduler, StableDiffusionPipeline, UNet
 
 from bitbrush.network.families import UnknownDenoiserError, denoiser_name, family_of
 from bitbrush.network.unet import UNET
+from tests.artifact.pipelines import pipeline
+from tests.artifact.transformer_pipelines import TRANSFORMERS
 
 
 def test_stable_diffusion_has_a_unet(tiny_pipe: StableDiffusionPipeline) -> None:
@@ -25,6 +27,15 @@ def test_another_denoiser_is_refused_by_name() -> None:
     known = "UNet2DConditionModel, PixArtTransformer2DModel, SD3Transformer2DModel, FluxTransformer2DModel"
     for part in ("DDPMPipeline", known, "'scheduler': 'DDPMScheduler'", "With --generic"):
         assert part in str(caught.value)
+
+
+def test_two_denoisers_are_refused_by_name() -> None:
+    """Wan 2.2 has one for high noise and one for low noise."""
+    pipe = pipeline(TRANSFORMERS["wan"])
+    pipe.register_modules(transformer_2=pipe.transformer)
+    for find in (family_of, denoiser_name):
+        with pytest.raises(ValueError, match=r"WanPipeline has 2 denoisers \(transformer, transformer_2\), each for"):
+            find(pipe)
 
 
 def test_no_denoiser_at_all(tiny_pipe: StableDiffusionPipeline) -> None:

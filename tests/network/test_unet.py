@@ -17,7 +17,7 @@ def order_of_calls(unet: UNet2DConditionModel) -> list[str]:
 
 
 def test_edge_layers_lie_next_to_the_latents(tiny_pipe: StableDiffusionPipeline) -> None:
-    assert isinstance(tiny_pipe.unet, UNET.denoiser_class)
+    assert UNET.describes(tiny_pipe.unet)
     first, shortcut, last = UNET.high_precision_layers(tiny_pipe.unet)
     order = order_of_calls(getattr(tiny_pipe, UNET.component))
     # The shortcut is added to what the last block's convolutions give, and conv_out follows.
@@ -25,6 +25,6 @@ def test_edge_layers_lie_next_to_the_latents(tiny_pipe: StableDiffusionPipeline)
 
 
 def test_blocks_lie_side_by_side(tiny_pipe: StableDiffusionPipeline) -> None:
-    blocks = [name for name, module in tiny_pipe.unet.named_modules() if isinstance(module, UNET.block_classes)]
+    blocks = UNET.blocks(tiny_pipe.unet)
     assert {name.split(".")[-2] for name in blocks} == {"resnets", "transformer_blocks"}
     assert not [(a, b) for a in blocks for b in blocks if b.startswith(a + ".")]

@@ -10,7 +10,7 @@ from bitbrush.numerics.limits import WeightRange
 from bitbrush.numerics.weights import QuantizedWeight
 from bitbrush.rounding import adaround as module
 from bitbrush.rounding.adaround import FIRST_BETA, LAST_BETA, _beta, adaround, round_alone
-from bitbrush.rounding.blocks import BlockCall, BlockInputs, Rows
+from bitbrush.rounding.blocks import BlockCall, BlockInputs
 from tests.rounding.test_reconstruction import block_and_inputs, loss, nearest
 
 
@@ -32,7 +32,7 @@ def test_better_than_nearest_on_rows_never_seen(bits: int) -> None:
         block, inputs = block_and_inputs(seed, rows=400)
         start = nearest(block, bits)
         fresh = inputs.args[0][200:]
-        learned = learn(block, start, BlockInputs("", (Rows((inputs.args[0][:200],)),), {}, 200))
+        learned = learn(block, start, BlockInputs.of([BlockCall("", (inputs.args[0][:200],), {})]))
         before = {name: layer.weight for name, layer in start.items()}
         assert loss(block, learned, fresh) < 0.9 * loss(block, before, fresh)
 

@@ -61,8 +61,7 @@ def test_blocks_cover_all_layers_once_and_in_order(tiny_pipe: StableDiffusionPip
     blocks = reconstruction_blocks(tiny_pipe.unet, UNET, names)
     assert [layer for layers in blocks.values() for layer in layers] == names
     for block, layers in blocks.items():
-        module = tiny_pipe.unet.get_submodule(block)
-        if isinstance(module, UNET.block_classes):
+        if block in UNET.blocks(tiny_pipe.unet):
             assert all(layer.startswith(f"{block}.") for layer in layers)
         else:
             assert layers == (block,)
@@ -175,6 +174,25 @@ def test_inputs_of_many_calls_are_joined_by_row() -> None:
     assert x.tolist() == [[6.0, 7.0], [0.0, 1.0], [6.0, 7.0]]
     assert (nothing, mode, kwargs["scale"]) == (None, "mode", 1.0)
     assert torch.equal(kwargs["temb"], 10 * x)
+
+
+def test_texts_of_different_lengths_are_taken_by_kind() -> None:
+    """Each kind keeps the values without rows of its own calls, here rotary embeddings of its length."""
+    calls = [
+        BlockCall("b", (torch.full((rows, length, 2), float(length)), torch.full((length, 4), float(length))), {})
+        for rows, length in ((2, 3), (1, 7), (2, 3))
+    ]
+    inputs = BlockInputs.of(calls)
+    parts = inputs.of_one_kind(torch.tensor([4, 2, 0]))
+    assert [part.tolist() for part in parts] == [[4, 0], [2]]
+    for part, length in zip(parts, (3, 7), strict=True):
+        (x, rotary), _ = inputs.take(part)
+        assert x.shape == (len(part), length, 2)
+        assert rotary.shape == (length, 4)
+        assert (x == length).all()
+        assert (rotary == length).all()
+    targets = Rows(tuple(call.args[0] for call in calls))
+    assert [tuple(targets[part].shape) for part in parts] == [(2, 3, 2), (1, 7, 2)]
 
 
 @pytest.mark.parametrize("away", [False, True])

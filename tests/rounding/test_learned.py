@@ -160,6 +160,7 @@ class Network(nn.Module):
             torch.manual_seed(0)
             self.first, self.second, self.last = Block(), Block(), nn.Linear(3, 3)
         self.order = ["first", "second", "last"]
+        self.threshold = 0.0
 
     def forward(self, x: Tensor) -> Tensor:
         for name in self.order:
@@ -167,10 +168,14 @@ class Network(nn.Module):
         return x
 
 
-def learn_network(network: Network, *, leave_out: str, procedure: Procedure = COMPENSATED) -> dict[str, RoundedLayer]:
-    family = replace(UNET, denoiser_class=Network, high_precision_layers=lambda _: (), block_classes=(Block,))
-    specs = specs_of(network, family, leave_out)
-    return learn_rounding(network, family, specs, WeightRange.MSE, [CALL], Session(), procedure=procedure)
+FAMILY = Family("network", "Network", blocks=lambda _: ("first", "second"), high_precision_layers=lambda _: ())
+
+
+def learn_network(
+    network: Network, *, leave_out: str, procedure: Procedure = COMPENSATED, calls: Sequence[DenoiserCall] = (CALL,)
+) -> dict[str, RoundedLayer]:
+    specs = specs_of(network, FAMILY, leave_out)
+    return learn_rounding(network, FAMILY, specs, WeightRange.MSE, calls, Session(), procedure=procedure)
 
 
 def specs_of(network: Network, family: Family, leave_out: str) -> list[LayerSpec]:
@@ -211,6 +216,50 @@ def test_a_block_called_again_goes_on_with_what_its_first_call_learned() -> None
     for layer in ("first.a", "first.b", "second.a", "second.b"):
         assert torch.equal(rounded[layer].weight.w_q, expected[layer].weight.w_q)
     assert not any("forward" in module.__dict__ for module in again.modules())
+
+
+@pytest.mark.parametrize("lengths", [(3, 3), (3, 7)])
+def test_texts_may_differ_in_length(lengths: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    calls = [DenoiserCall((torch.randn(8, n, 3, generator=generator),), {}, 0.0, ()) for n in lengths]
+    network = Network()
+    rounded = learn_network(network, leave_out="*.spare", calls=calls)
+    specs = layer_specs(network, FAMILY, weight_bits=2, exclude=("*.spare",))
+    nearest = round_all_to_nearest(network, [spec for spec in specs if spec.excluded is None], WeightRange.MSE)
+    assert output_error(network, rounded, calls) < output_error(network, nearest, calls)
+
+
+def test_blocks_with_tokens_first_are_compensated_layer_by_layer() -> None:
+    """The rows of ERNIE-Image's blocks are tokens, and attention needs all of them."""
+
+    class TokensFirst(Network):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.transpose(0, 1)).transpose(0, 1)
+
+    def fail(*_: object, **__: object) -> dict[str, QuantizedWeight]:
+        pytest.fail("a block was reconstructed by its rows")
+
+    call = DenoiserCall((torch.randn(8, 5, 3),), {}, 0.0, ())
+    network = TokensFirst()
+    rounded = learn_network(
+        network, leave_out="*.spare", calls=[call], procedure=replace(COMPENSATED, reconstruct=fail)
+    )
+    assert set(rounded) == {"first.a", "first.b", "second.a", "second.b", "last"}
+
+
+def test_experts_that_get_other_tokens_are_compensated_without_drift() -> None:
+    """Routing depends on the network's values, so the quantized network may pass on fewer tokens."""
+
+    class Routed(Network):
+        def forward(self, x: Tensor) -> Tensor:
+            for name in ("first", "second"):
+                x = getattr(self, name)(x)
+            return self.last(x[x[:, 0] > self.threshold])
+
+    network = Routed()
+    network.threshold = float(network.second(network.first(CALL.args[0])).detach()[:, 0].median())
+    rounded = learn_network(network, leave_out="*.spare")
+    assert rounded["last"].weight.dequantize().isfinite().all()
 
 
 def test_a_block_never_called_is_named() -> None:

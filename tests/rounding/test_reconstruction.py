@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from bitbrush.numerics.limits import WeightRange
 from bitbrush.numerics.weights import QuantizedWeight, round_to_nearest, weight_qparams
-from bitbrush.rounding.blocks import BlockCall, BlockInputs, Rows
+from bitbrush.rounding.blocks import BlockCall, BlockInputs
 from bitbrush.rounding.compensation import Compensated
 from bitbrush.rounding.reconstruction import HELD_OUT, reconstruct
 
@@ -62,7 +62,7 @@ def test_clearly_better_on_rows_never_seen(bits: int) -> None:
         block, inputs = block_and_inputs(seed, rows=400)
         start = nearest(block, bits)
         fresh = inputs.args[0][200:]
-        learned = learn(block, start, BlockInputs("", (Rows((inputs.args[0][:200],)),), {}, 200))
+        learned = learn(block, start, BlockInputs.of([BlockCall("", (inputs.args[0][:200],), {})]))
         before = {name: layer.weight for name, layer in start.items()}
         assert loss(block, learned, fresh) < 0.9 * loss(block, before, fresh)
 

@@ -2,13 +2,11 @@
 
 import copy
 import itertools
-from dataclasses import replace
 
 import pytest
 import torch
 from torch import Generator, Tensor
 
-from bitbrush.network.unet import UNET
 from bitbrush.numerics.limits import WeightRange
 from bitbrush.numerics.weights import round_to_nearest
 from bitbrush.rounding.blocks import BlockCall, BlockInputs
@@ -21,7 +19,7 @@ from bitbrush.session.ranks import Ranks
 from bitbrush.session.session import Session
 from bitbrush.timeline.trajectory import DenoiserCall, prompt_batches
 from tests.rounding.test_compensation import LAYERS, layer_and_inputs
-from tests.rounding.test_learned import Block, Network, specs_of
+from tests.rounding.test_learned import FAMILY, Network, specs_of
 from tests.rounding.test_reconstruction import block_and_inputs, nearest
 from tests.thread_ranks import in_threads
 
@@ -132,20 +130,19 @@ def test_a_block_that_no_call_of_a_process_comes_to() -> None:
     """As where guidance skips layers in some calls: the others learn it, and tell."""
     x = torch.randn(160, 3, generator=Generator().manual_seed(0))
     calls = [DenoiserCall((x[:80],), {}, 0.0, ()), DenoiserCall((x[80:],), {"skip": True}, 0.0, ())]
-    family = replace(UNET, denoiser_class=Skipping, high_precision_layers=lambda _: (), block_classes=(Block,))
     fresh = Skipping()
 
     def learned(ranks: Ranks) -> dict[str, Tensor]:
         network, own = copy.deepcopy(fresh), list(ranks.cut(len(calls)))
         shards = Shards(ranks, [SampleShard(index) for index in own])
         given = (
-            specs_of(network, family, "*.spare"),
+            specs_of(network, FAMILY, "*.spare"),
             WeightRange.MSE,
             [calls[index] for index in own],
             Session(ranks=ranks),
         )
         return {
-            name: layer.weight.w_q for name, layer in learn_rounding(network, family, *given, shards=shards).items()
+            name: layer.weight.w_q for name, layer in learn_rounding(network, FAMILY, *given, shards=shards).items()
         }
 
     (single,), (first, second) = in_threads(1, learned), in_threads(2, learned)

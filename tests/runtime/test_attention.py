@@ -2,9 +2,16 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from bitbrush.runtime.attention import QUERIES_PER_CHUNK, AttentionKernel, chunked_attention, torch_attention
+from bitbrush.runtime.attention import (
+    QUERIES_PER_CHUNK,
+    AttentionKernel,
+    KernelAttention,
+    chunked_attention,
+    torch_attention,
+)
 from bitbrush.runtime.native.attention import native_attention
 from bitbrush.runtime.native.build import native_library
 
@@ -95,3 +102,48 @@ def test_what_the_kernel_is_not_made_for_is_torchs(native: AttentionKernel) -> N
     wide, odd = torch.randn(1, 9, 8, generator=generator), torch.randn(1, 9, 6, generator=generator).bfloat16()
     assert torch.equal(native(wide, wide, wide, 2), torch_attention(wide, wide, wide, 2))
     assert torch.equal(native(odd, odd, odd, 2), torch_attention(odd, odd, odd, 2))
+
+
+class Counted:
+    """A kernel that counts its calls."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+        self.calls += 1
+        return torch_attention(query, key, value, heads)
+
+
+def test_the_kernel_stands_for_torchs_operator_while_entered() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, n, 8, generator=generator).bfloat16() for n in (5, 9, 9))
+    kernel, expected = Counted(), F.scaled_dot_product_attention(q, k, v)
+    with KernelAttention(kernel):
+        plain = F.scaled_dot_product_attention(q, k, v)
+        named = F.scaled_dot_product_attention(query=q, key=k, value=v, scale=8**-0.5, dropout_p=0.0)
+    assert kernel.calls == 2
+    for y in (plain, named):
+        assert y.shape == expected.shape
+        torch.testing.assert_close(y, expected, rtol=0.02, atol=0.02)
+    F.scaled_dot_product_attention(q, k, v)
+    assert kernel.calls == 2
+
+
+def test_other_calls_are_torchs() -> None:
+    q, k = torch.randn(1, 4, 5, 8).bfloat16(), torch.randn(1, 2, 5, 8).bfloat16()
+    mask = torch.ones(1, 1, 5, 5, dtype=torch.bool)
+    others = (
+        (q, q, q, {"attn_mask": mask}),
+        (q, q, q, {"is_causal": True}),
+        (q, q, q, {"scale": 1.0}),
+        (q, k, k, {"enable_gqa": True}),
+        (q.float(), q.float(), q.float(), {}),
+        (q[0], q[0], q[0], {}),
+    )
+    kernel = Counted()
+    expected = [F.scaled_dot_product_attention(a, b, c, **options) for a, b, c, options in others]
+    with KernelAttention(kernel):
+        found = [F.scaled_dot_product_attention(a, b, c, **options) for a, b, c, options in others]
+    assert kernel.calls == 0
+    assert all(map(torch.equal, found, expected))

@@ -206,7 +206,7 @@ def test_second_text_encoders(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("peft")
 def test_a_text_encoder_beside_a_transformer_is_adapted_once(tmp_path: Path) -> None:
     pipe = pipeline(CASES["flux-dev"])
-    down, up = factors()
+    down, up = factors(24, 24)
     text, layer = "lora_te1_text_model_encoder_layers_1_self_attn_v_proj", "transformer_blocks.0.attn.to_q"
     tensors = {f"{text}.lora_down.weight": down, f"{text}.lora_up.weight": up, f"{text}.alpha": torch.tensor(1.0)}
     tensors |= {f"transformer.{layer}.lora_A.weight": down.clone(), f"transformer.{layer}.lora_B.weight": up.clone()}

@@ -74,6 +74,11 @@ def test_order_and_repetitions_do_not_matter() -> None:
     assert relaxation.timesteps([5, 1, 3, 3, 7, 5]) == relaxation.timesteps([7, 5, 3, 1]) == {3, 1}
 
 
+def test_the_end_is_relaxed_where_timesteps_ascend() -> None:
+    """Z-Image and Lumina 2 count from 0, the noisiest, towards 1."""
+    assert Relaxation(0.75, 1.0, 10).timesteps([0.0, 0.25, 0.25, 0.5, 0.9]) == {0.9}
+
+
 @pytest.mark.parametrize(
     ("relaxation", "expected"),
     [

@@ -1,6 +1,7 @@
 """The tracker knows the timestep of the running call, in every thread its own."""
 
 import asyncio
+import inspect
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bitbrush.timeline.tracker import TRACKER, argument_names, timestep_reader
+from bitbrush.timeline.tracker import TIME_ARGUMENTS, TRACKER, takes_time, time_argument, timestep_reader
 
 
 class Denoiser(nn.Module):
@@ -18,7 +19,7 @@ class Denoiser(nn.Module):
 
 
 class NoDenoiser(nn.Module):
-    def forward(self, sample: Tensor, sigma: float) -> Tensor:
+    def forward(self, sample: Tensor, noise: float) -> Tensor:
         return sample
 
 
@@ -97,7 +98,19 @@ def test_no_timestep_is_refused() -> None:
 
 
 def test_a_module_without_timestep_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"NoDenoiser\.forward takes \['sample', 'sigma'\], no 'timestep'"):
+    with pytest.raises(TypeError, match=r"NoDenoiser\.forward takes \['sample', 'noise'\], none of \['timestep'"):
         timestep_reader(NoDenoiser())
     with pytest.raises(TypeError, match="Linear"):
-        argument_names(nn.Linear(1, 1))
+        time_argument(nn.Linear(1, 1))
+    assert not takes_time(NoDenoiser())
+
+
+@pytest.mark.parametrize("name", TIME_ARGUMENTS)
+def test_the_timestep_has_one_of_several_names(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    denoiser = Denoiser()
+    parameters = [inspect.Parameter(one, inspect.Parameter.POSITIONAL_OR_KEYWORD) for one in ("sample", name, "text")]
+    monkeypatch.setattr(Denoiser.forward, "__signature__", inspect.Signature(parameters), raising=False)
+    monkeypatch.setattr(denoiser, "forward", Denoiser.forward)
+    assert takes_time(denoiser)
+    read = timestep_reader(denoiser)
+    assert read((SAMPLE, torch.tensor(0.25)), {}) == read((SAMPLE,), {name: 0.25}) == 0.25

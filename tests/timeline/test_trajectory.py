@@ -230,10 +230,16 @@ class Scheduler:
         (980.0, (981.0, 501.0, 501.0, 1.0, 0.0)),  # 981 in bfloat16
         (0.981, (0.981, 0.501, 0.501, 0.001, 0.0)),
         (0.501, (0.501, 0.501, 0.001, 0.0)),
+        (0.019, (0.019, 0.499, 0.499, 0.999, 1.0)),  # Z-Image and Lumina 2 pass one less the fraction
+        (0.499, (0.499, 0.499, 0.999, 1.0)),
     ],
 )
 def test_planned_timesteps_are_those_that_the_denoiser_is_told(first: float, planned: tuple[float, ...]) -> None:
     assert planned_from(Scheduler([981.0, 501.0, 501.0, 1.0, 0.0]), first) == pytest.approx(planned)
+
+
+def test_a_pipeline_that_begins_at_zero_counts_upwards() -> None:
+    assert planned_from(Scheduler([1000.0, 750.0, 0.0]), 0.0) == (0.0, 0.25, 1.0)
 
 
 def test_of_two_units_the_one_of_the_earlier_step() -> None:
@@ -242,10 +248,16 @@ def test_of_two_units_the_one_of_the_earlier_step() -> None:
     assert len(planned_from(Scheduler([1000.0, 999.0, 2.0, 1.0]), 1.0)) == 4
 
 
-@pytest.mark.parametrize(("first", "train"), [(400.0, 1000), (0.019, 1000), (0.981, None)])
+@pytest.mark.parametrize(("first", "train"), [(400.0, 1000), (0.3, 1000), (0.981, None)])
 def test_another_way_of_counting_is_refused(first: float, train: int | None) -> None:
     with pytest.raises(ValueError, match=f"timestep {first:g}, which is none of the 2 of its Scheduler .981 to 501."):
         planned_from(Scheduler([981.0, 501.0], train), first)
+
+
+def test_radians_are_no_training_timesteps() -> None:
+    """SANA-Sprint passes a trigonometric function of them."""
+    with pytest.raises(ValueError, match="timestep 1, which is none of the 3"):
+        planned_from(Scheduler([1.5708, 1.3, 0.0]), 1.0)
 
 
 def test_inputs_go_with_their_prompts() -> None:

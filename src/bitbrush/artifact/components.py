@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import import_module
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 import diffusers
 import torch
@@ -147,10 +147,10 @@ def component_classes(folder: VerifiedFolder) -> dict[str, type]:
                 raise ArtifactError(f"{path}: {key} is {entry!r}; a text is expected of {', '.join(INDEX_SETTINGS)}")
         elif key not in arguments:
             raise ArtifactError(f"{path}: {key} is no argument of {name}")
-        elif isinstance(entry, list):
+        elif isinstance(entry, list) and not (entry and all(map(_is_number, entry))):
             if entry != [None, None]:
                 classes[key] = _class(path, key, entry)
-        elif not isinstance(entry, bool | int | float | str | None):
+        elif not isinstance(entry, bool | int | float | str | list | None):
             raise ArtifactError(f"{path}: {key} is {entry!r}; a component is a list of library and class")
     return classes
 
@@ -253,6 +253,7 @@ def _require_value(value: Any, argument: tuple[Any, Any], place: str) -> None:
     if texts and isinstance(value, str) and value not in texts and str not in allowed:
         raise ArtifactError(f"{place} is {value!r}; one of {', '.join(sorted(texts))} is expected")
     infinite = isinstance(default, float) and math.isinf(default)
+    scalars = allowed if not isinstance(value, dict) or allowed & {bool, int, float, str} else set()
     for one in _leaves(value, place):
         if isinstance(one, float) and not SMALLEST <= abs(one or 1) <= LARGEST and not (infinite and one == default):
             raise ArtifactError(f"{place} is {value!r:.80}; a finite number of a usual magnitude is expected")
@@ -260,14 +261,20 @@ def _require_value(value: Any, argument: tuple[Any, Any], place: str) -> None:
             raise ArtifactError(f"{place} is {value!r:.80}; a positive number is expected")
         if one is None and (default is None or type(None) in allowed or (bool in allowed and not default)):
             continue
-        if allowed and not _is_one_of(one, allowed):
+        if scalars and not _is_one_of(one, scalars):
             raise ArtifactError(f"{place} is {value!r:.80}; {_expected(allowed)} is expected")
     if isinstance(value, list) and allowed and not allowed & {list, tuple}:
         raise ArtifactError(f"{place} is {value!r:.80}; {_expected(allowed)} is expected")
-    if isinstance(value, dict) and allowed and dict not in allowed:
+    if isinstance(value, dict) and allowed and not any(map(_is_table, allowed)):
         raise ArtifactError(f"{place} is {value!r:.80}; {_expected(allowed)} is expected")
     if value == [] and isinstance(default, tuple | list) and default:
         raise ArtifactError(f"{place} is empty")
+
+
+def _is_table(annotation: Any) -> bool:
+    """Tells whether a type is written as a table: a dictionary, or the configuration of an inner network."""
+    configuration = isinstance(annotation, type) and issubclass(annotation, PretrainedConfig)
+    return annotation is dict or is_typeddict(annotation) or configuration
 
 
 def _is_number(value: Any) -> bool:

@@ -14,7 +14,7 @@ from bitbrush.methods import METHODS
 from bitbrush.methods.method import run_stages
 from bitbrush.methods.recipe import FirstTokens, Rounding
 from bitbrush.methods.state import QuantizationState
-from bitbrush.network.families import FAMILIES
+from bitbrush.network.families import family_of_network, known_classes
 from bitbrush.network.family import Family
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.network.narrow import float32_bytes
@@ -100,11 +100,10 @@ def denoiser_family(denoiser: nn.Module) -> Family:
     Raises:
         ValueError: There is none.
     """
-    found = next((family for family in FAMILIES if isinstance(denoiser, family.denoiser_class)), None)
+    found = family_of_network(denoiser)
     if found is None:
-        known = ", ".join(family.denoiser_class.__name__ for family in FAMILIES)
         raise ValueError(
-            f"{type(denoiser).__name__} is no denoiser of a known kind ({known}): name the denoiser alone, e.g. "
-            "components_to_quantize='unet', or use bitbrush.quantize(pipe, prompts, generic=True)"
+            f"{type(denoiser).__name__} is no denoiser of a known kind ({known_classes()}): name the denoiser alone, "
+            "e.g. components_to_quantize='unet', or use bitbrush.quantize(pipe, prompts, generic=True)"
         )
     return found

@@ -8,7 +8,7 @@ the quantization error. For a random vector v with independent entries of varian
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 
 from bitbrush.numerics.affine import QParams, fake_quantize
 from bitbrush.numerics.weights import WeightQParams, round_to_nearest
-from bitbrush.timeline.trajectory import DenoiserCall
+from bitbrush.timeline.trajectory import DenoiserCall, prediction
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,21 @@ class Candidates:
 class Probed:
     """Squared output errors by layer, for each candidate of the input and of the weight."""
 
-    inputs: dict[str, Tensor] = field(default_factory=dict)
-    weights: dict[str, Tensor] = field(default_factory=dict)
+    inputs: dict[str, Tensor]
+    weights: dict[str, Tensor]
+
+    @classmethod
+    def nothing(cls, candidates: Candidates) -> "Probed":
+        """Returns no errors. A layer keeps them if no gradient reaches it: the last block's text, an idle expert."""
+        inputs, weights = (
+            {name: torch.zeros(len(choices)) for name, choices in by_layer.items()}
+            for by_layer in (candidates.inputs, candidates.weights)
+        )
+        return cls(inputs, weights)
 
     def add(self, totals: dict[str, Tensor], name: str, errors: Tensor) -> None:
         """Adds the errors of a layer to ``totals``."""
-        totals[name] = totals[name] + errors if name in totals else errors
+        totals[name] = totals[name].to(errors) + errors
 
 
 def guided(output: Tensor, prompts: int, guidance: float) -> Tensor:
@@ -75,9 +84,9 @@ def probe(
     Returns:
         Squared errors by layer and candidate.
     """
-    probed = Probed()
+    probed = Probed.nothing(candidates)
     with _listening(denoiser, candidates, len(importance), probed), torch.enable_grad():
-        output = call.forward(denoiser)[0]
+        output = prediction(call.forward(denoiser))
         y = guided(output, len(importance), guidance)
         size = importance.repeat(len(y) // len(importance)).sqrt()
         v = torch.randn(y.shape, generator=generator).to(y.device) * size.view(-1, *(1,) * (y.dim() - 1))

@@ -59,11 +59,11 @@ class Relaxation:
         return f"{start}:{end}@{self.bits}"
 
     def timesteps(self, timesteps: Sequence[float]) -> frozenset[float]:
-        """Returns the relaxed ones among the distinct ``timesteps`` of a plan, in any order."""
-        descending = sorted(set(timesteps), reverse=True)
-        count = _round_half_up((self.end - self.start) * len(descending))
-        first = min(_round_half_up(self.start * len(descending)), len(descending) - count)
-        return frozenset(descending[first : first + count])
+        """Returns the relaxed ones among the distinct ``timesteps`` of a plan, which begins with the noisiest."""
+        distinct = sorted(set(timesteps), reverse=timesteps[0] >= timesteps[-1])
+        count = _round_half_up((self.end - self.start) * len(distinct))
+        first = min(_round_half_up(self.start * len(distinct)), len(distinct) - count)
+        return frozenset(distinct[first : first + count])
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from bitbrush.session.journal import Journal
 from bitbrush.session.progress import Advance, PlannedWork, Progress
 from bitbrush.session.session import Session
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.trajectory import DenoiserCall, PromptBatch, join, planned_timesteps
+from bitbrush.timeline.trajectory import DenoiserCall, PromptBatch, join, planned_timesteps, prediction
 
 Key = TypeVar("Key")
 
@@ -280,7 +280,9 @@ def _disturbed(propagation: Propagation, network: _Network, run: CleanRun, segme
     """Measures output ``errors``, (calls of the segment, prompts), and their ``effect`` on the latents, (prompts,)."""
     prompts, guidance = len(run.batch.prompts), network.measurement.plan.guidance_scale
     outputs = [network.quantized(index, run.calls[index]) for index in segment]
-    wrong = [output[0] - run.outputs[index][0] for index, output in zip(segment, outputs, strict=True)]
+    wrong = [
+        prediction(output) - prediction(run.outputs[index]) for index, output in zip(segment, outputs, strict=True)
+    ]
 
     def answer(index: int, call: DenoiserCall) -> Any:
         return outputs[0] if index == segment.start else network.quantized(index, call)

@@ -20,7 +20,7 @@ from bitbrush.calibration.probe import guided
 from bitbrush.network.lazy_weights import device_of
 from bitbrush.numerics.affine import QParams, quantize_straight_through
 from bitbrush.session.session import Session
-from bitbrush.timeline.trajectory import DenoiserCall
+from bitbrush.timeline.trajectory import DenoiserCall, prediction
 
 QParamsByLayer: TypeAlias = Mapping[str, QParams]
 
@@ -110,14 +110,14 @@ class StepSizeLearner:
         }
 
     def _step(self, call: DenoiserCall) -> _Step:
-        target = guided(call.run(self._full)[0], self._prompts, self._guidance)
+        target = guided(prediction(call.run(self._full)), self._prompts, self._guidance)
         self._session.count_call()
         return _Step(call, target)
 
     def _iterate(self, denoiser: nn.Module, step: _Step, all_qparams: QParamsByLayer) -> None:
         """Updates ``u`` once."""
         with self._quantized(denoiser, all_qparams), torch.enable_grad():
-            output = step.call.forward(denoiser)[0]
+            output = prediction(step.call.forward(denoiser))
             error = guided(output, self._prompts, self._guidance) - step.target
             size = error.detach().square().mean().clamp_min(LEAST)  # gives all steps equal weight
             (self._u.grad,) = torch.autograd.grad(error.square().mean() / size, [self._u])
@@ -152,17 +152,17 @@ def scaled(qparams: QParams, factor: float) -> QParams:
 def of_first_prompts(call: DenoiserCall, prompts: int, count: int) -> DenoiserCall:
     """Selects the rows of the first ``count`` of a call's ``prompts`` in each of its parts (two with guidance).
 
-    Values other than tensors with as many rows as the latents are assumed common to all prompts.
+    Values other than tensors and lists with as many rows as the latents are assumed common to all prompts.
     """
-    rows = next(
-        len(item) for item in (*call.args, *call.kwargs.values()) if isinstance(item, Tensor) and item.dim() > 1
-    )
+    rows = call.rows
     indices = torch.arange(rows).view(-1, prompts)[:, :count].flatten() if rows % prompts == 0 else torch.arange(rows)
 
     def pick(value: Any) -> Any:
         match value:
             case Tensor() if value.dim() > 0 and len(value) == rows:
                 return value[indices]
+            case list() if len(value) == rows:
+                return [value[index] for index in indices.tolist()]
             case dict():
                 return {key: pick(item) for key, item in value.items()}
             case list() | tuple():

@@ -22,7 +22,7 @@ Images: TypeAlias = Annotated[
 ]
 Masks: TypeAlias = Annotated[Path | None, typer.Option(help="Folder of masks, white where to paint: inpainting.")]
 Generic: TypeAlias = Annotated[
-    bool, typer.Option("--generic", help="Quantize a denoiser of unknown architecture, layer by layer.")
+    bool, typer.Option("--generic", help="Quantize a denoiser of no known family, by what diffusers declares of it.")
 ]
 Revision: TypeAlias = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id [main].")]
 Variant: TypeAlias = Annotated[str | None, typer.Option(help="Variant of the weight files, e.g. fp16.")]

@@ -1,11 +1,10 @@
-"""Support for any other denoiser: its Conv2d and Linear layers, without knowledge of its structure."""
-
-import inspect
+"""Support for any other denoiser, as far as its class declares its structure."""
 
 from diffusers import DiffusionPipeline
 from torch import nn
 
 from bitbrush.network.family import Family
+from bitbrush.timeline.tracker import takes_time
 
 NAME = "generic"
 
@@ -13,16 +12,14 @@ NAME = "generic"
 def generic_family(pipe: DiffusionPipeline) -> Family:
     """Creates a family for the pipeline's only network that is called with a timestep.
 
-    It has no high-precision layers and no blocks. So learned rounding compensates each layer by itself, and the first
-    and last layer get the bits of all others. Exclude them by pattern if that costs too much.
+    Blocks and layers next to the latents are those that diffusers declares. Where it declares no blocks, learned
+    rounding compensates each layer by itself.
 
     Raises:
         ValueError: There is no such network, or more than one.
     """
     networks = {
-        name: part
-        for name, part in pipe.components.items()
-        if isinstance(part, nn.Module) and "timestep" in inspect.signature(part.forward).parameters
+        name: part for name, part in pipe.components.items() if isinstance(part, nn.Module) and takes_time(part)
     }
     if len(networks) != 1:
         held = ", ".join(f"{name}: {type(part).__name__}" for name, part in networks.items()) or "none"
@@ -31,8 +28,4 @@ def generic_family(pipe: DiffusionPipeline) -> Family:
             "quantization needs exactly one"
         )
     ((component, denoiser),) = networks.items()
-    return Family(NAME, component, type(denoiser), high_precision_layers=_none, block_classes=())
-
-
-def _none(_: nn.Module) -> tuple[str, ...]:
-    return ()
+    return Family(NAME, type(denoiser).__name__, component)

@@ -57,6 +57,10 @@ class BranchedLayer(nn.Module):
         if layer.bias is not None:
             self.residual.bias = layer.bias
 
+    def __getattr__(self, name: str) -> Any:
+        """Shows the weight of ``residual`` until a runtime sets another one: Z-Image's network reads its dtype."""
+        return self.residual.weight if name == "weight" else super().__getattr__(name)
+
     def forward(self, x: Tensor) -> Tensor:
         """Computes ``residual(x) + up(down(x))``."""
         y: Tensor = self.residual(x) + self.up(self.down(x))

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d_blocks import CrossAttnDownBlock2D, CrossAttnUpBlock2D, DownBlock2D, UpBlock2D
+from torch import nn
 
+from bitbrush.network.declared import blocks_of_classes
 from bitbrush.network.family import Family
 from bitbrush.network.unet_fusions import unet_fusions
 
@@ -52,12 +52,17 @@ def _text_layers(denoiser: Any) -> tuple[str, ...]:
     )
 
 
+def _blocks(denoiser: nn.Module) -> tuple[str, ...]:
+    """Returns the residual and the transformer blocks; diffusers also declares the stages that contain them."""
+    return blocks_of_classes(denoiser, ("ResnetBlock2D", "BasicTransformerBlock"))
+
+
 UNET = Family(
     name="unet",
+    denoiser_class="UNet2DConditionModel",
     component="unet",
-    denoiser_class=UNet2DConditionModel,
+    blocks=_blocks,
     high_precision_layers=_high_precision_layers,
-    block_classes=(ResnetBlock2D, BasicTransformerBlock),
     fusions=unet_fusions,
     skip_readers=_skip_readers,
     text_layers=_text_layers,

@@ -14,6 +14,7 @@ from diffusers import DiffusionPipeline
 from diffusers.pipelines.auto_pipeline import (
     AUTO_IMAGE2IMAGE_PIPELINES_MAPPING,
     AUTO_INPAINT_PIPELINES_MAPPING,
+    AUTO_TEXT2IMAGE_PIPELINES_MAPPING,
 )
 from torch import nn
 
@@ -144,7 +145,7 @@ def quantize(
         prompts: Calibration prompts; the first ``recipe.num_prompts`` are used.
         inputs: Further pipeline arguments, one value per prompt under the pipeline's argument name, e.g.
             ``{"image": [...], "mask_image": [...]}``.
-        generic: Whether to quantize the layers of any denoiser without knowledge of its architecture.
+        generic: Whether to quantize a denoiser of no known family, by the structure that diffusers declares.
         rounded: Rounded weights of an earlier quantization of the same pipeline with the same weight keys; they are
             not rounded again.
         work: Folder for intermediate results. The same call resumes from it, bit for bit. Remove it after saving the
@@ -237,7 +238,7 @@ def prepare(
         recipe: Keys that determine the result.
         prompts: Calibration prompts.
         inputs: Further pipeline arguments, one value per prompt.
-        generic: Whether to quantize the layers of any denoiser without knowledge of its architecture.
+        generic: Whether to quantize a denoiser of no known family, by the structure that diffusers declares.
         rounded: Rounded weights of an earlier quantization.
         progress: Callback that receives progress reports.
         ranks: Processes that share the work; only the first reports progress.
@@ -306,7 +307,8 @@ def require_inputs(pipe: DiffusionPipeline, inputs: Mapping[str, Any]) -> None:
     Raises:
         ValueError: An image input is missing; the message names it.
     """
-    image_pipelines = (*AUTO_IMAGE2IMAGE_PIPELINES_MAPPING.values(), *AUTO_INPAINT_PIPELINES_MAPPING.values())
+    image_pipelines = {*AUTO_IMAGE2IMAGE_PIPELINES_MAPPING.values(), *AUTO_INPAINT_PIPELINES_MAPPING.values()}
+    image_pipelines -= {*AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values()}
     parameters = inspect.signature(pipe.__call__).parameters
     missing = [name for name in ("image", "mask_image") if name in parameters and name not in inputs]
     if missing and type(pipe) in image_pipelines:

@@ -94,7 +94,7 @@ def _set_gradients(
         with torch.enable_grad():
             weights = {name: _soft(block.layers[name], alpha) for name, alpha in alphas.items()}
             loss = block.loss(weights, part) * block.second_dimension * share
-            of_part = torch.autograd.grad(loss, list(alphas.values()))
+            of_part = torch.autograd.grad(loss, list(alphas.values()), materialize_grads=True)
         for gradient, more in zip(gradients, of_part, strict=True):
             gradient += more
     for alpha, gradient in zip(alphas.values(), gradients, strict=True):

@@ -67,14 +67,13 @@ def reconstruction_blocks(denoiser: nn.Module, family: Family, layers: Sequence[
 
     Args:
         denoiser: Denoiser with the layers.
-        family: Block classes of the architecture.
+        family: Its architecture.
         layers: Layer names.
 
     Returns:
         Layer names by block name.
     """
-    classes = family.block_classes
-    blocks = [name for name, module in denoiser.named_modules() if isinstance(module, classes)]
+    blocks = family.blocks(denoiser)
     groups: dict[str, tuple[str, ...]] = {}
     for layer in layers:
         block = next((name for name in blocks if layer.startswith(name + ".")), layer)
@@ -194,6 +193,8 @@ def _block_runner(
 class Rows:
     """Tensors with one row per sample, concatenated along the first dimension; indexing copies only the selected rows.
 
+    Texts of different lengths give parts of different shapes. Rows that are selected together must have one shape.
+
     Args:
         parts: Tensors, (rows, ...).
         device: Device of the copies.
@@ -208,56 +209,94 @@ class Rows:
     def __getitem__(self, rows: Tensor | slice) -> Tensor:
         if isinstance(rows, slice):
             rows = torch.arange(len(self))[rows]
-        copies = self.parts[0].new_empty(len(rows), *self.parts[0].shape[1:])
+        copies: Tensor | None = None
         begin = 0
         for part in self.parts:
             here = (rows >= begin) & (rows < begin + len(part))
-            copies[here] = part[rows[here] - begin]
-            release(part)
             begin += len(part)
+            if bool(here.any()):
+                copies = part.new_empty(len(rows), *part.shape[1:]) if copies is None else copies
+                copies[here] = part[rows[here] - (begin - len(part))]
+                release(part)
+        if copies is None:
+            copies = self.parts[0].new_empty(0, *self.parts[0].shape[1:])
         return copies.to(self.device)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the largest row."""
+        return max(part.nbytes // max(1, len(part)) for part in self.parts)
 
 
 @dataclass(frozen=True)
 class BlockInputs:
     """Inputs of one block from many calls, row by row.
 
-    Values other than tensors with a row per sample are assumed equal in all calls: flags, or rotary position
-    embeddings.
+    Values other than tensors with a row per sample are assumed equal in all calls of one kind: flags, or rotary
+    position embeddings. Calls are of one kind if all their tensors have the same shapes, except for the number of rows.
+
+    Args:
+        name: Name of the block.
+        args: Arguments: ``Rows``, or a list with the value of each call.
+        kwargs: Keyword arguments, alike.
+        call_of: Index of the call of each row, (rows,), int64.
+        kind_of: Kind of each call, (calls,), int64.
+        device: Device of the block.
     """
 
     name: str
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    rows: int
+    args: tuple[Rows | list[Any], ...]
+    kwargs: dict[str, Rows | list[Any]]
+    call_of: Tensor
+    kind_of: Tensor
+    device: torch.device = CPU
 
     @classmethod
     def of(cls, calls: Sequence[BlockCall], device: torch.device = CPU) -> "BlockInputs":
         """Joins the inputs of several calls; ``device`` is the device of the block."""
         rows = [call.rows for call in calls]
 
-        def join(values: Sequence[Any]) -> Any:
+        def join(values: Sequence[Any]) -> Rows | list[Any]:
             by_row = all(_has_rows(value, count) for value, count in zip(values, rows, strict=True))
-            return Rows(tuple(values), device) if by_row else on(device, values[0])
+            return Rows(tuple(values), device) if by_row else list(values)
 
         args = tuple(join(values) for values in zip(*(call.args for call in calls), strict=True))
         kwargs = {key: join([call.kwargs[key] for call in calls]) for key in calls[0].kwargs}
-        return cls(calls[0].name, args, kwargs, sum(rows))
+        kinds: dict[Any, int] = {}
+        kind_of = [kinds.setdefault(_kind(call), len(kinds)) for call in calls]
+        call_of = torch.arange(len(calls)).repeat_interleave(torch.tensor(rows))
+        return cls(calls[0].name, args, kwargs, call_of, torch.tensor(kind_of), device)
+
+    @property
+    def rows(self) -> int:
+        """Number of samples."""
+        return len(self.call_of)
+
+    def of_one_kind(self, rows: Tensor) -> list[Tensor]:
+        """Splits rows by the kind of their calls; one part if all texts have the same length."""
+        kinds = self.kind_of[self.call_of[rows]]
+        return [rows[kinds == kind] for kind in kinds.unique()]
 
     def take(self, rows: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Returns arguments and keyword arguments with the selected rows."""
+        """Returns arguments and keyword arguments with the selected rows, all of one kind."""
+        call = int(self.call_of[rows[0]])
 
-        def pick(value: Any) -> Any:
-            return value[rows] if isinstance(value, Rows) else value
+        def pick(value: Rows | list[Any]) -> Any:
+            return value[rows] if isinstance(value, Rows) else on(self.device, value[call])
 
         return tuple(pick(value) for value in self.args), {key: pick(value) for key, value in self.kwargs.items()}
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one sample."""
-        parts = [value.parts[0] for value in (*self.args, *self.kwargs.values()) if isinstance(value, Rows)]
-        return sum(part.nbytes // len(part) for part in parts)
+        """Bytes of the largest sample."""
+        return sum(value.row_bytes for value in (*self.args, *self.kwargs.values()) if isinstance(value, Rows))
 
 
 def _has_rows(value: Any, rows: int) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == rows
+
+
+def _kind(call: BlockCall) -> tuple[tuple[int, ...], ...]:
+    """Returns the shapes of all tensors of a call, without the number of its rows."""
+    tensors = (value for value in tree_iter((call.args, call.kwargs)) if isinstance(value, Tensor))
+    return tuple(tuple(x.shape[1:] if _has_rows(x, call.rows) else x.shape) for x in tensors)

@@ -4,12 +4,14 @@ Each block's layers are first rounded one by one with error compensation; a bloc
 whole. Later blocks receive the actual inputs from the rounded network.
 """
 
+import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bitbrush.network.family import Family
 from bitbrush.network.layers import LayerSpec
@@ -38,6 +40,7 @@ from bitbrush.rounding.shards import WHOLE, SampleShard, Shard, Shards
 from bitbrush.session.allocator import trim
 from bitbrush.session.offload import CPU
 from bitbrush.session.progress import PlannedWork
+from bitbrush.session.ranks import Ranks
 from bitbrush.session.session import Session
 from bitbrush.timeline.trajectory import DenoiserCall
 
@@ -79,11 +82,15 @@ def learning_work(
 
 @dataclass(frozen=True)
 class _Calls:
-    """Calls of one block or layer in both networks, with the shard of each among the calls of all processes."""
+    """Calls of one block or layer in both networks, with the shard of each among the calls of all processes.
+
+    ``samples`` are the samples in the batch of each denoiser call.
+    """
 
     full: Sequence[BlockCall]
     quantized: Sequence[BlockCall]
     places: Sequence[SampleShard]
+    samples: Sequence[int] = ()
 
 
 def _calls_at(runners: Sequence[BlockRunner], indices: Sequence[int]) -> list[BlockCall]:
@@ -119,7 +126,7 @@ class _Learner:
         """Rounds the layers of the block ``name``; returns its full-precision outputs."""
         compensated, outputs = self._compensate(layers, calls)
         weights = {layer: start.weight for layer, start in compensated.items()}
-        if len(layers) >= self._procedure.least_layers:
+        if len(layers) >= self._procedure.least_layers and self._is_by_sample(name, layers, calls):
             inner = {layer.removeprefix(name).removeprefix("."): compensated[layer] for layer in layers}
             block = self.quantized.get_submodule(name)
             parts = tuple(self._session.offload.put(as_rows(output)) for output in outputs)
@@ -131,6 +138,13 @@ class _Learner:
         for layer, weight in weights.items():
             self._set(layer, RoundedLayer(weight, compensated[layer].bias))
         return outputs
+
+    def _is_by_sample(self, name: str, layers: Sequence[str], calls: "_Calls") -> bool:
+        """Returns whether a block's inputs have a row for each sample; ERNIE-Image's have one for each token."""
+        if list(layers) == [name]:
+            return True  # a layer computes each row by itself, whatever it is
+        by_sample = all(call.rows == count for call, count in zip(calls.quantized, calls.samples, strict=True))
+        return bool(self._session.ranks.least(torch.tensor(int(by_sample))))
 
     def _compensate(self, layers: Sequence[str], calls: "_Calls") -> tuple[dict[str, Compensated], list[Any]]:
         compensated: dict[str, Compensated] = {}
@@ -159,11 +173,15 @@ class _Learner:
         """Rounds a layer by the inputs of its first call; later calls in the same denoiser call reuse the result."""
         layer = self.full.get_submodule(name)
         assert isinstance(layer, nn.Conv2d | nn.Linear)
-        target_x, x = None, None
-        if calls.full:
-            target_x = Rows(tuple(call.args[0] for call in calls.full), self._device)
-            x = Rows(tuple(call.args[0] for call in calls.quantized), self._device)
-        shard = Shard.of(calls.places, [len(call.args[0]) for call in calls.quantized], self._session.ranks)
+        targets, inputs = ([call.args[0] for call in part] for part in (calls.full, calls.quantized))
+        if _differ_in_length(inputs, self._session.ranks):
+            targets, inputs = ([x.flatten(0, -2) for x in part] for part in (targets, inputs))
+        if any(a.shape != b.shape for a, b in zip(targets, inputs, strict=True)):
+            inputs = targets  # experts get other tokens in the quantized network, so there is no drift to correct
+        target_x, x = (Rows(tuple(part), self._device) if part else None for part in (targets, inputs))
+        shard = Shard.of(calls.places, list(map(len, inputs)), self._session.ranks)
+        if not shard.rows:
+            raise ValueError(f"layer {name} is called without any input; exclude it by pattern")
         spec = self._specs[name]
         start = self._procedure.start(
             layer,
@@ -188,6 +206,13 @@ class _Learner:
         self.rounded[name] = rounded.to(CPU)
         here = rounded.to(self._device)
         set_quantized_weight(self.quantized.get_submodule(name), here.weight, here.bias)
+
+
+def _differ_in_length(inputs: Sequence[Tensor], ranks: Ranks) -> bool:
+    """Returns whether the layer's tokens differ in number between calls of any process: texts of different lengths."""
+    tokens = [math.prod(x.shape[1:-1]) for x in inputs]
+    most, least = torch.tensor(max(tokens, default=0)), torch.tensor(min(tokens, default=sys.maxsize))
+    return int(ranks.most(most)) > int(ranks.least(least))
 
 
 def _learn_or_recall(learner: _Learner, name: str, layers: Sequence[str], calls: _Calls, session: Session) -> list[Any]:
@@ -226,7 +251,7 @@ def learn_rounding(
 
     Args:
         denoiser: Full-precision denoiser.
-        family: Block classes of the architecture.
+        family: Its architecture.
         specs: Layers to round, and their bits.
         estimator: Range estimator of an output channel's weights.
         samples: Denoiser calls of the full-precision model.
@@ -251,7 +276,8 @@ def learn_rounding(
     ):
         while stop := next_block(full, names, session.ranks):
             name, indices = stop
-            calls = _Calls(_calls_at(full, indices), _calls_at(quantized, indices), shards.of(indices))
+            rows = [samples[index].rows for index in indices]
+            calls = _Calls(_calls_at(full, indices), _calls_at(quantized, indices), shards.of(indices), rows)
             if name in blocks:
                 outputs = _learn_or_recall(learner, name, blocks.pop(name), calls, session)
                 if name in missing:

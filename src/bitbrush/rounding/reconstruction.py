@@ -54,7 +54,8 @@ class Block:
         local_rows = self.shard.local_indices(rows)
         if self.inputs is None or not len(local_rows):
             return []
-        parts = local_rows.split(max(1, PASS_BYTES // max(1, self.inputs.row_bytes)))
+        at_once = max(1, PASS_BYTES // max(1, self.inputs.row_bytes))
+        parts = [part for of_kind in self.inputs.of_one_kind(local_rows) for part in of_kind.split(at_once)]
         return [(part, len(part) / len(rows)) for part in parts]
 
     @property
@@ -123,7 +124,8 @@ def _descend(block: Block, offsets: Mapping[str, Tensor], rows: Tensor, step: fl
     for part, share in block.passes(rows):
         with torch.enable_grad():
             weights = {name: _straight_through(block.layers[name], offset) for name, offset in offsets.items()}
-            of_part = torch.autograd.grad(block.loss(weights, part) * share, list(offsets.values()))
+            loss = block.loss(weights, part) * share
+            of_part = torch.autograd.grad(loss, list(offsets.values()), materialize_grads=True)  # experts may be idle
         for gradient, more in zip(gradients, of_part, strict=True):
             gradient += more
     for offset, gradient in zip(offsets.values(), gradients, strict=True):

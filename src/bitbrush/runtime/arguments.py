@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-EXACT_ARGUMENTS = ("timestep", "time_ids", "img_ids", "txt_ids", "resolution", "aspect_ratio")
+from bitbrush.timeline.tracker import TIME_ARGUMENTS
+
+EXACT_ARGUMENTS = (*TIME_ARGUMENTS, "time_ids", "img_ids", "txt_ids", "resolution", "aspect_ratio")
 """Arguments that a denoiser embeds: times, sizes and positions, which bfloat16 would round to a neighbour."""
 
 

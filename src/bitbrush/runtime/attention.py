@@ -1,11 +1,12 @@
 """Attention over query, key and value tokens, by the fastest exact method that torch has on a CPU."""
 
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 AttentionKernel: TypeAlias = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 """``softmax(q k^T / sqrt(d)) v`` per head: (N, L, heads d), (N, M, heads d) twice, heads -> (N, L, heads d)."""
@@ -59,6 +60,51 @@ def chunked_attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> 
                 weights = torch.mm(q[image, head, chunk], keys).softmax(-1)
                 by_head[image, head, chunk] = torch.mm(weights, values)
     return out
+
+
+class KernelAttention(TorchFunctionMode):
+    """Computes the attention of any network's code by ``kernel`` while entered, for bfloat16 on a CPU.
+
+    Calls with a mask, grouped heads or another option are torch's.
+    """
+
+    def __init__(self, kernel: AttentionKernel) -> None:
+        super().__init__()
+        self._kernel = kernel
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Replaces ``scaled_dot_product_attention`` alone."""
+        named = kwargs or {}
+        if func is F.scaled_dot_product_attention and _is_plain(*args, **named):
+            return self._attention(*args[:3], **{name: named[name] for name in QKV if name in named})
+        return func(*args, **named)
+
+    def _attention(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        heads = query.shape[1]
+        q, k, v = (x.transpose(1, 2).flatten(2) for x in (query, key, value))
+        return _by_head(self._kernel(q, k, v, heads), heads)
+
+
+QKV = ("query", "key", "value")
+
+
+def _is_plain(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,  # noqa: FBT001, FBT002 - torch's signature
+    scale: float | None = None,
+    enable_gqa: bool = False,  # noqa: FBT001, FBT002
+) -> bool:
+    """Returns whether a call of torch's operator is plain attention of bfloat16 tokens, (N, heads, tokens, d)."""
+    plain = attn_mask is None and not dropout_p and not is_causal and not enable_gqa
+    usual = scale is None or scale == query.shape[-1] ** -0.5
+    same = query.dim() == 4 and query.shape[:2] == key.shape[:2] and query.shape[-1] == value.shape[-1]
+    return plain and usual and same and query.dtype == torch.bfloat16 and query.device.type == "cpu"
 
 
 def _by_head(x: Tensor, heads: int) -> Tensor:

@@ -9,7 +9,8 @@ from torch import nn
 
 from bitbrush.network.compiling import not_compiled
 from bitbrush.runtime.arguments import answer_like, by_name, cast, require_no_gradient, sample_of
-from bitbrush.timeline.tracker import TRACKER, argument_names, as_timestep
+from bitbrush.runtime.attention import AttentionKernel, KernelAttention
+from bitbrush.timeline.tracker import TRACKER, argument_names, as_timestep, time_argument
 
 
 class LoweredForward:
@@ -25,11 +26,17 @@ class LoweredForward:
         ValueError: An argument requires a gradient while gradients are enabled.
     """
 
-    def __init__(self, denoiser: nn.Module, dtype: torch.dtype, device: torch.device | None) -> None:
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        dtype: torch.dtype,
+        device: torch.device | None,
+        attention: AttentionKernel | None = None,
+    ) -> None:
         functools.update_wrapper(self, denoiser.forward, updated=())
         self._denoiser, self._inner = denoiser, vars(denoiser).get("forward")
-        self._names = argument_names(denoiser)
-        self._dtype, self._device = dtype, device
+        self._names, self._time = argument_names(denoiser), time_argument(denoiser)
+        self._dtype, self._device, self._attention = dtype, device, attention
 
     @not_compiled
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -37,20 +44,33 @@ class LoweredForward:
         arguments = by_name(self._names, args, kwargs)
         require_no_gradient(arguments)
         sample = sample_of(self._names, arguments)
-        with TRACKER.at(as_timestep(arguments.get("timestep"))), _without_autocast(sample.device):
+        timestep = as_timestep(arguments.get(self._time))
+        attention = KernelAttention(self._attention) if self._attention else nullcontext()
+        with TRACKER.at(timestep), _without_autocast(sample.device), attention:
             given = cast(arguments, self._dtype, self._device)
             inner = self._inner
             output = inner(**given) if inner else type(self._denoiser).forward(self._denoiser, **given)
         return answer_like(sample, output)
 
 
-def compute_in(denoiser: nn.Module, dtype: torch.dtype, device: torch.device | None = None) -> None:
+def compute_in(
+    denoiser: nn.Module,
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+    attention: AttentionKernel | None = None,
+) -> None:
     """Makes ``denoiser`` compute in ``dtype``, on ``device`` unless it is None; see :class:`LoweredForward`.
 
+    Args:
+        denoiser: Changed in place.
+        dtype: Dtype of the computation.
+        device: Device of the computation; None: that of the arguments.
+        attention: Kernel for the attention of blocks that are not fused; None: torch's.
+
     Raises:
-        TypeError: The denoiser has no argument ``timestep``.
+        TypeError: The denoiser takes no timestep.
     """
-    denoiser.forward = LoweredForward(denoiser, dtype, device)
+    denoiser.forward = LoweredForward(denoiser, dtype, device, attention)
 
 
 def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:

@@ -67,6 +67,8 @@ def load_pipeline(
         if name not in parts:
             _require_folder(folder, name, kind)
     parts |= load_networks(folder, dtype, variant=variant, omit=parts)
+    if pipeline_class is DiffusionPipeline:  # which ignores given components that a pipeline may lack
+        pipeline_class = getattr(diffusers, _json(folder / MODEL_INDEX)["_class_name"])
     with plain():
         pipe: DiffusionPipeline = pipeline_class.from_pretrained(
             folder, **in_type(dtype), **parts, local_files_only=True, trust_remote_code=False
@@ -198,7 +200,8 @@ def _components(folder: Path) -> Iterator[tuple[str, tuple[Any, Any]]]:
     if not isinstance(kind, str) or not hasattr(diffusers, kind):
         raise ValueError(f"{folder / MODEL_INDEX}: _class_name is {kind!r}, no pipeline of diffusers")
     for name, entry in index.items():
-        if isinstance(entry, list) and len(entry) == 2 and not name.startswith("_"):
+        numbers = isinstance(entry, list) and any(isinstance(one, int | float) for one in entry)
+        if isinstance(entry, list) and len(entry) == 2 and not numbers and not name.startswith("_"):
             yield name, (entry[0], entry[1])
 
 

@@ -131,7 +131,7 @@ def _fits(value: Any, kind: Any) -> bool:
     if origin in (Union, types.UnionType):
         return any(_fits(value, part) for part in parts)
     if origin in (list, tuple) and isinstance(value, list | tuple):
-        if origin is tuple and Ellipsis not in parts:
+        if origin is tuple and len(parts) > 1 and Ellipsis not in parts:  # tuple[int] stands for any number of them
             return len(value) == len(parts) and all(map(_fits, value, parts))
         return all(_fits(item, parts[0]) for item in value)
     if kind is inspect.Parameter.empty or kind is Any or isinstance(kind, str):

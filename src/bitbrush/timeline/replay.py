@@ -3,10 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from torch import Tensor
-
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.trajectory import DenoiserCall, PromptBatch, start
+from bitbrush.timeline.trajectory import DenoiserCall, PromptBatch, cloned, start
 
 Answer: TypeAlias = Callable[[int, DenoiserCall], Any]
 """Function from the index of a denoiser call and the call to the denoiser's output."""
@@ -31,7 +29,7 @@ def run_answered(
     with start(pipe, component, batch, plan, output_type=output_type) as trajectory:
         index = 0
         while (call := trajectory.request) is not None:
-            trajectory.answer(_copied(answer(index, call)))
+            trajectory.answer(cloned(answer(index, call)))  # the pipeline may modify it in place
             index += 1
         return trajectory.result
 
@@ -49,8 +47,3 @@ def disturbed_answer(outputs: Sequence[Any], segment: range, disturbed: Answer, 
         return disturbed(index, call) if index in segment else clean(index, call)
 
     return answer
-
-
-def _copied(output: Any) -> Any:
-    """Copies the output, because the pipeline may modify it in place."""
-    return tuple(part.clone() if isinstance(part, Tensor) else part for part in output)

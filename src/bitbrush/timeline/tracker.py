@@ -50,26 +50,44 @@ TRACKER = TimestepTracker()
 """The process's only tracker. It stores nothing of a denoiser, so copies of a denoiser may share it."""
 
 
+TIME_ARGUMENTS = ("timestep", "timesteps", "t", "sigma")
+"""Names under which denoisers take their timestep; the first that a denoiser has counts."""
+
+
 def argument_names(denoiser: nn.Module) -> tuple[str, ...]:
-    """Returns the names of the denoiser's arguments, in order.
+    """Returns the names of the denoiser's arguments, in order."""
+    return tuple(inspect.signature(denoiser.forward).parameters)
+
+
+def takes_time(network: nn.Module) -> bool:
+    """Returns whether a network is called with a timestep."""
+    return not set(TIME_ARGUMENTS).isdisjoint(argument_names(network))
+
+
+def time_argument(denoiser: nn.Module) -> str:
+    """Returns the name of the denoiser's timestep.
 
     Raises:
-        TypeError: No argument is called ``timestep``.
+        TypeError: No argument has one of the names TIME_ARGUMENTS.
     """
-    names = tuple(inspect.signature(denoiser.forward).parameters)
-    if "timestep" not in names:
-        raise TypeError(f"{type(denoiser).__name__}.forward takes {list(names)}, no 'timestep'; it is not a denoiser")
-    return names
+    names = argument_names(denoiser)
+    for name in TIME_ARGUMENTS:
+        if name in names:
+            return name
+    raise TypeError(
+        f"{type(denoiser).__name__}.forward takes {list(names)}, none of {list(TIME_ARGUMENTS)}; it is not a denoiser"
+    )
 
 
 def timestep_reader(denoiser: nn.Module) -> Callable[[tuple[Any, ...], dict[str, Any]], float]:
     """Returns a function from the denoiser's call arguments to its timestep, as :func:`as_timestep` reads it.
 
     Raises:
-        TypeError: The denoiser has no argument ``timestep``.
+        TypeError: The denoiser takes no timestep.
     """
-    position = argument_names(denoiser).index("timestep")
-    return lambda args, kwargs: as_timestep(kwargs["timestep"] if "timestep" in kwargs else args[position])
+    name = time_argument(denoiser)
+    position = argument_names(denoiser).index(name)
+    return lambda args, kwargs: as_timestep(kwargs[name] if name in kwargs else args[position])
 
 
 def as_timestep(value: Any) -> float:

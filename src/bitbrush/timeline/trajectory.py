@@ -9,12 +9,14 @@ import copy
 import functools
 import hashlib
 import inspect
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -41,6 +43,11 @@ class DenoiserCall:
     changes: ModuleChanges = NO_CHANGES
 
     @property
+    def rows(self) -> int:
+        """Number of samples: the length of the first tensor with more than one dimension, or of a list of tensors."""
+        return next(len(value) for value in (*self.args, *self.kwargs.values()) if _is_batch(value))
+
+    @property
     def step(self) -> int:
         """Index of the planned timestep nearest to the call's; of two equal ones, the first."""
         return _nearest_index(self.planned, self.timestep)
@@ -54,6 +61,16 @@ class DenoiserCall:
         """Runs the call on ``denoiser`` with gradients as they are enabled."""
         with self.changes.made_to(denoiser):
             return denoiser(*self.args, **self.kwargs)
+
+
+def _is_batch(value: Any) -> bool:
+    return value.dim() > 1 if isinstance(value, Tensor) else isinstance(value, list)
+
+
+def prediction(output: Any) -> Tensor:
+    """Returns what a denoiser call predicts, (rows, ...); Z-Image's output is a list with a tensor for each row."""
+    first: Tensor | list[Tensor] = output[0]
+    return torch.stack(first) if isinstance(first, list) else first
 
 
 HALF_PRECISION = 2.0**-8
@@ -157,19 +174,21 @@ def stand_in(denoiser: nn.Module, answer: Callable[..., Any]) -> nn.Module:
 def planned_from(scheduler: Any, first: float) -> tuple[float, ...]:
     """Returns the timesteps of the scheduler's steps in the denoiser's unit, from its first call on.
 
-    Pipelines pass the scheduler's timesteps, or (FLUX and other flow-matching models) their fraction of the training
-    timesteps. The unit is the one in which ``first`` is found. If both contain it, the earlier step decides, because it
-    is the first call. ``first`` may be rounded to half precision.
+    Pipelines pass the scheduler's timesteps, their fraction of the training timesteps (FLUX and other flow-matching
+    models), or one less this fraction (Z-Image, Lumina 2). The unit is the one in which ``first`` is found. If several
+    contain it, the earliest step decides, because it is the first call. ``first`` may be rounded to half precision.
 
     Args:
         scheduler: The pipeline's scheduler, with its timesteps set.
         first: Timestep of the first denoiser call.
 
     Raises:
-        ValueError: ``first`` is found in neither unit.
+        ValueError: ``first`` is found in no unit.
     """
     train = getattr(scheduler.config, "num_train_timesteps", None)
-    units = [scheduler.timesteps] + ([scheduler.timesteps / train] if train else [])
+    fraction = scheduler.timesteps / (train or math.inf)
+    counted = train and float(scheduler.timesteps[0]) > 2  # SANA-Sprint's are radians
+    units = [scheduler.timesteps] + ([fraction, 1 - fraction] if counted else [])
     plans = [tuple(float(timestep) for timestep in unit) for unit in units]
     candidates = [(_nearest_index(plan, first), plan) for plan in plans]
     close = [(step, plan) for step, plan in candidates if abs(plan[step] - first) <= HALF_PRECISION * abs(first)]
@@ -187,14 +206,15 @@ def _nearest_index(timesteps: Sequence[float], timestep: float) -> int:
     return min(range(len(timesteps)), key=lambda step: abs(timesteps[step] - timestep))
 
 
-def _clone(value: Any) -> Any:
+def cloned(value: Any) -> Any:
+    """Copies the tensors in ``value``, however nested."""
     match value:
         case Tensor():
             return value.clone()
         case tuple() | list():
-            return type(value)(_clone(item) for item in value)
+            return type(value)(cloned(item) for item in value)
         case dict():
-            return {key: _clone(item) for key, item in value.items()}
+            return {key: cloned(item) for key, item in value.items()}
         case _:
             return value
 
@@ -212,7 +232,7 @@ def start(
         output_type: The pipeline's argument of that name: ``"latent"`` for the final latents, else images.
 
     Returns:
-        The suspended call; its result is the pipeline's ``images``.
+        The suspended call; its result is that of :func:`generated_images`.
     """
     denoiser: nn.Module = getattr(pipe, component)
     timestep_of = timestep_reader(denoiser)
@@ -228,7 +248,7 @@ def start(
             changes = tracker.pause()
             try:
                 # Cloned, because the pipeline may reuse the memory of its latents while the call is suspended.
-                return hand_out(DenoiserCall(_clone(args), _clone(kwargs), timestep, planned, changes))
+                return hand_out(DenoiserCall(cloned(args), cloned(kwargs), timestep, planned, changes))
             finally:
                 tracker.resume(changes)
 
@@ -236,11 +256,20 @@ def start(
         setattr(pipe_copy, component, stand_in(denoiser, answer))
         pipe_copy.set_progress_bar_config(disable=True)
         try:
-            return pipe_copy(**call_arguments(pipe, batch, plan), output_type=output_type).images
+            return generated_images(pipe_copy(**call_arguments(pipe, batch, plan), output_type=output_type))
         finally:
             tracker.pause()
 
     return Suspension(run)
+
+
+def generated_images(output: Any) -> Any:
+    """Returns a pipeline's images or latents; the frames (N, T, H, W, 3) of a video become one image, side by side."""
+    if hasattr(output, "images"):
+        return output.images
+    frames = output.frames
+    is_latent = isinstance(frames, Tensor)
+    return frames if is_latent else np.concatenate(list(frames.swapaxes(0, 1)), axis=2)
 
 
 def call_arguments(pipe: Any, batch: PromptBatch, plan: SamplingPlan) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from bitbrush.network.families import denoiser_name
 from bitbrush.session.progress import PlannedWork, Progress, silent
 from bitbrush.timeline.plan import SamplingPlan
-from bitbrush.timeline.trajectory import PromptBatch, call_arguments, planned_timesteps
+from bitbrush.timeline.trajectory import PromptBatch, call_arguments, generated_images, planned_timesteps
 
 GENERATING = "generating"
 """Title of progress reports."""
@@ -29,7 +29,8 @@ class Generated:
 
     Args:
         images: (N, H, W, 3) uint8.
-        steps: Latents after each denoiser call, (N, T, C, H, W) float32; (N, T, L, C) for latents as tokens (FLUX).
+        steps: Latents after each denoiser call, (N, T, C, H, W) float32; (N, T, L, C) for latents as tokens (FLUX), and
+            (N, T, C, F, H, W) for the frames F of a video.
     """
 
     images: NDArray[np.uint8]
@@ -108,7 +109,7 @@ def generate_batch(
         after_call(latents[-1], len(latents) - 1)
 
     output = pipe(**call_arguments(pipe, batch, plan), **_callback_arguments(pipe, record), output_type="np")
-    images = np.round(np.nan_to_num(output.images) * 255).astype(np.uint8)
+    images = np.round(np.nan_to_num(generated_images(output)) * 255).astype(np.uint8)
     return Generated(images, np.stack(latents, axis=1))
 
 

@@ -13,7 +13,7 @@ def latent_mse(reference: NDArray[np.floating[Any]], candidate: NDArray[np.float
     """Computes the mean of `(reference - candidate)^2` over channels and positions of each pair, in float64.
 
     Args:
-        reference: Floating-point latents `(N, C, H, W)`, or `(N, L, C)` as tokens.
+        reference: Floating-point latents `(N, C, H, W)`, `(N, C, T, H, W)` of videos, or `(N, L, C)` as tokens.
         candidate: Latents of the same shape, paired by index.
 
     Returns:
@@ -24,10 +24,10 @@ def latent_mse(reference: NDArray[np.floating[Any]], candidate: NDArray[np.float
         ValueError: Shapes or dtypes do not fit.
     """
     require_same_shape(reference, candidate)
-    if reference.ndim not in (3, 4) or 0 in reference.shape[1:]:
+    if reference.ndim not in (3, 4, 5) or 0 in reference.shape[1:]:
         raise ValueError(
             f"reference and candidate have shapes {reference.shape} and {candidate.shape}; latents are (N, C, H, W), "
-            "or (N, L, C) as tokens"
+            "(N, C, T, H, W) of videos, or (N, L, C) as tokens"
         )
     for array in (reference, candidate):
         if not np.issubdtype(array.dtype, np.floating):

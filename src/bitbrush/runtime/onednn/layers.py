@@ -158,14 +158,14 @@ class IntegerLinear(IntegerLayer):
 
     def _product(self, x: Tensor, by: Factors, residual: Tensor | None) -> Tensor:
         other = None if residual is None else residual.reshape(-1, self.out_features)
-        y = self._linear_product(x.view(-1, self.in_features), by, other)
+        y = self._linear_product(x.reshape(-1, self.in_features), by, other)  # tokens may be permuted
         return y.view(*x.shape[:-1], self.out_features)
 
     def _two_products(self, high: Tensor, low: Tensor, by: Factors, residual: Tensor | None) -> Tensor:
         """Computes some rows at a time: the float32 sums of all would take four times the memory of an 8-bit result."""
         out = high.new_empty(*high.shape[:-1], self.out_features, dtype=by.dtype)
         rows = out.view(-1, self.out_features)
-        parts = [x.view(len(rows), -1).split(self._rows_at_once) for x in (rows, high, low)]
+        parts = [x.reshape(len(rows), -1).split(self._rows_at_once) for x in (rows, high, low)]
         others = [None] * len(parts[0]) if residual is None else residual.reshape(rows.shape).split(self._rows_at_once)
         for y, part, low_part, other in zip(*parts, others, strict=True):
             y.copy_(super()._two_products(part, low_part, by, other))

@@ -49,7 +49,7 @@ class OneDnnRuntime:
         lowering.fuse(described)
         adapt_added_modules(denoiser, CPU, self.dtype)
         denoiser.forward = NonFiniteForward(denoiser)
-        compute_in(denoiser, self.dtype, self.device)
+        compute_in(denoiser, self.dtype, self.device, self.tools.attention)
         if self.memory is Memory.EXPANDED:
             keep_freed_memory()
         return executions

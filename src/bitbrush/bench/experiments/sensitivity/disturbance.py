@@ -26,7 +26,7 @@ from bitbrush.session.progress import (
 )
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.replay import Answer, disturbed_answer, run_answered
-from bitbrush.timeline.trajectory import DenoiserCall, PromptBatch
+from bitbrush.timeline.trajectory import DenoiserCall, PromptBatch, prediction
 
 UNDISTURBED, DISTURBING = "undisturbed", "disturbing"
 """Titles of progress reports."""
@@ -89,9 +89,10 @@ class RelativeNoise:
     def __call__(self, denoiser: nn.Module, call: DenoiserCall, output: Any) -> Any:
         """Returns the output with noise added."""
         generator = torch.Generator().manual_seed(self._seed)
-        (prediction, *rest) = output
-        noise = torch.randn(prediction.shape, generator=generator).to(prediction)
-        return (prediction + self._share * prediction.std() * noise, *rest)
+        predicted = prediction(output)
+        noise = torch.randn(predicted.shape, generator=generator).to(predicted)
+        noisy = predicted + self._share * predicted.std() * noise
+        return (list(noisy) if isinstance(output[0], list) else noisy, *output[1:])
 
 
 @dataclass(frozen=True)
