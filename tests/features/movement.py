@@ -161,10 +161,10 @@ def _compiled_in_place(pipe: Any) -> Tensor:
     return call(pipe)
 
 
-TRACED = "a quantized denoiser brings its own kernels, which torch does not trace, so there is no full graph of it"
+TRACED = {runtime: f"torch does not trace the kernels of the {runtime} runtime" for runtime in ("reference", "onednn")}
 
 
-@row("`compile_repeated_blocks(fullgraph=True)`", "sd-smaller", refused=dict.fromkeys(RUNTIMES, TRACED))
+@row("`compile_repeated_blocks(fullgraph=True)`", "sd-smaller", refused=TRACED)
 def _traced_blocks(pipe: Any) -> Tensor:
     pipe.unet.compile_repeated_blocks(backend="eager", fullgraph=True)
     return call(pipe)

@@ -86,22 +86,30 @@ class LoweredDenoiser(Extension, nn.Module):
         if lowered is not None and lowered.device is not None:
             raise ValueError(_STAYS.format(device=lowered.device))
 
+    def _require_traceable(self, *args: Any, fullgraph: bool = False, **_: Any) -> None:
+        lowered = lowered_of(self)
+        if (fullgraph or any(args)) and lowered is not None and lowered.runtime != "cuda":
+            raise ValueError(
+                f"torch does not trace the kernels of the {lowered.runtime} runtime, so there is no full graph of a "
+                "quantized denoiser: leave out fullgraph=True"
+            )
+
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compiles in place as torch does, around the denoiser's own kernels.
 
         Raises:
-            ValueError: A full graph is asked for.
+            ValueError: A full graph is asked for, and the runtime has none.
         """
-        _require_partial(*args, **kwargs)
+        self._require_traceable(*args, **kwargs)
         super().compile(*args, **kwargs)
 
     def compile_repeated_blocks(self, *args: Any, **kwargs: Any) -> None:
         """Compiles blocks as diffusers does.
 
         Raises:
-            ValueError: A full graph is asked for.
+            ValueError: A full graph is asked for, and the runtime has none.
         """
-        _require_partial(*args, **kwargs)
+        self._require_traceable(*args, **kwargs)
         super().compile_repeated_blocks(*args, **kwargs)  # type: ignore[misc]
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
@@ -142,14 +150,6 @@ class LoweredDenoiser(Extension, nn.Module):
 def _places_layers(hook: Any) -> bool:
     """Tells whether accelerate's hook of a network returns outputs to the inputs' device, as its layers have hooks."""
     return bool(getattr(hook, "io_same_device", False))
-
-
-def _require_partial(*args: Any, fullgraph: bool = False, **_: Any) -> None:
-    if fullgraph or any(args):
-        raise ValueError(
-            "a quantized denoiser brings its own kernels, which torch does not trace, so there is no full graph of it: "
-            "leave out fullgraph=True"
-        )
 
 
 def _moved(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
