@@ -9,14 +9,15 @@ from torch import nn
 
 from bitbrush.network.compiling import not_compiled
 from bitbrush.runtime.arguments import answer_like, by_name, cast, require_no_gradient, sample_of
-from bitbrush.timeline.tracker import TRACKER, argument_names, as_timestep
+from bitbrush.timeline.tracker import ONLY_STEP, TRACKER, argument_names, as_timestep
 
 
 class LoweredForward:
     """Forward that computes in ``dtype`` for any input dtype and returns the dtype of the sample.
 
-    Tensors that a denoiser embeds keep their dtype (EXACT_ARGUMENTS). Layers read the timestep from TRACKER. No state
-    outlives a call, so threads may share a denoiser. ``torch.compile`` does not trace the call.
+    Tensors that a denoiser embeds keep their dtype (EXACT_ARGUMENTS). Layers read the timestep from TRACKER; a network
+    without a timestep has one step. No state outlives a call, so threads may share a denoiser. ``torch.compile`` does
+    not trace the call.
 
     The forward is looked up on the denoiser's class at each call, since libraries replace either. A forward that the
     runtime has put on the instance takes precedence.
@@ -37,19 +38,18 @@ class LoweredForward:
         arguments = by_name(self._names, args, kwargs)
         require_no_gradient(arguments)
         sample = sample_of(self._names, arguments)
-        with TRACKER.at(as_timestep(arguments.get("timestep"))), _without_autocast(sample.device):
+        with TRACKER.at(self._timestep(arguments)), _without_autocast(sample.device):
             given = cast(arguments, self._dtype, self._device)
             inner = self._inner
             output = inner(**given) if inner else type(self._denoiser).forward(self._denoiser, **given)
         return answer_like(sample, output)
 
+    def _timestep(self, arguments: dict[str, Any]) -> float:
+        return as_timestep(arguments.get("timestep")) if "timestep" in self._names else ONLY_STEP
+
 
 def compute_in(denoiser: nn.Module, dtype: torch.dtype, device: torch.device | None = None) -> None:
-    """Makes ``denoiser`` compute in ``dtype``, on ``device`` unless it is None; see :class:`LoweredForward`.
-
-    Raises:
-        TypeError: The denoiser has no argument ``timestep``.
-    """
+    """Makes ``denoiser`` compute in ``dtype``, on ``device`` unless it is None; see :class:`LoweredForward`."""
     denoiser.forward = LoweredForward(denoiser, dtype, device)
 
 

@@ -50,16 +50,18 @@ TRACKER = TimestepTracker()
 """The process's only tracker. It stores nothing of a denoiser, so copies of a denoiser may share it."""
 
 
-def argument_names(denoiser: nn.Module) -> tuple[str, ...]:
-    """Returns the names of the denoiser's arguments, in order.
+ONLY_STEP = 0.0
+"""Timestep of a network that takes none, such as a VAE."""
 
-    Raises:
-        TypeError: No argument is called ``timestep``.
-    """
-    names = tuple(inspect.signature(denoiser.forward).parameters)
-    if "timestep" not in names:
-        raise TypeError(f"{type(denoiser).__name__}.forward takes {list(names)}, no 'timestep'; it is not a denoiser")
-    return names
+
+def argument_names(network: nn.Module) -> tuple[str, ...]:
+    """Returns the names of the arguments of a network's call, in order."""
+    return tuple(inspect.signature(network.forward).parameters)
+
+
+def takes_time(network: nn.Module) -> bool:
+    """Returns whether a network is called with a timestep."""
+    return "timestep" in argument_names(network)
 
 
 def timestep_reader(denoiser: nn.Module) -> Callable[[tuple[Any, ...], dict[str, Any]], float]:
@@ -68,7 +70,10 @@ def timestep_reader(denoiser: nn.Module) -> Callable[[tuple[Any, ...], dict[str,
     Raises:
         TypeError: The denoiser has no argument ``timestep``.
     """
-    position = argument_names(denoiser).index("timestep")
+    names = argument_names(denoiser)
+    if "timestep" not in names:
+        raise TypeError(f"{type(denoiser).__name__}.forward takes {list(names)}, no 'timestep'; it is not a denoiser")
+    position = names.index("timestep")
     return lambda args, kwargs: as_timestep(kwargs["timestep"] if "timestep" in kwargs else args[position])
 
 

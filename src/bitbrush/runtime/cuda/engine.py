@@ -19,7 +19,7 @@ from bitbrush.runtime.cuda.steps import Steps
 from bitbrush.runtime.cuda.turns import Turns
 from bitbrush.runtime.snapshot import Baseline
 from bitbrush.runtime.wrappers import state_of
-from bitbrush.timeline.tracker import argument_names
+from bitbrush.timeline.tracker import ONLY_STEP, argument_names
 
 _LOG = logging.getLogger(__name__)
 
@@ -107,6 +107,7 @@ class Engine:
         self._wrappers, self._parameters = self.baseline.wrappers, list(denoiser.parameters())
         self._places = self._current_places()
         self._told = False
+        self._only_step = torch.tensor(ONLY_STEP, device=steps.device)
 
     def __getstate__(self) -> dict[str, Any]:
         """Drops graphs from copies, which record their own."""
@@ -117,7 +118,7 @@ class Engine:
         arguments = by_name(self._names, args, kwargs)
         require_no_gradient(arguments)
         sample = sample_of(self._names, arguments)
-        timestep = arguments["timestep"]
+        timestep = arguments["timestep"] if "timestep" in self._names else self._only_step
         if not isinstance(timestep, Tensor):
             dtype = torch.float32 if isinstance(timestep, float) else torch.int64
             arguments["timestep"] = torch.tensor(timestep, dtype=dtype, device=self._steps.device)
@@ -159,7 +160,7 @@ class Engine:
 
     def _answer(self, arguments: dict[str, Any]) -> Any:
         """Computes on the device without synchronization."""
-        self._steps.set(arguments["timestep"])
+        self._steps.set(arguments["timestep"] if "timestep" in self._names else self._only_step)
         finite = torch.stack([x.isfinite().all() for x in floating_tensors(arguments)]).all()
         try:
             output = type(self._denoiser).forward(self._denoiser, **cast(arguments, self._dtype))
