@@ -15,6 +15,7 @@ from bitbrush.artifact.building import building
 from bitbrush.artifact.denoiser import CONFIG, WEIGHTS, check_denoiser, load_denoiser
 from bitbrush.artifact.documents import ArtifactError, parse, read_whole
 from bitbrush.artifact.manifest import artifact_folder, read_manifest, reading_tensors
+from bitbrush.artifact.network import check_network, load_network, network_class, weights_name
 from bitbrush.artifact.single_file import extracting, is_single_file
 from bitbrush.artifact.stored import StoredDenoiser, attach, copying, stored_of
 from bitbrush.artifact.tensor_file import TensorFile
@@ -91,8 +92,8 @@ def load_with(directory: str | os.PathLike[str], choice: Choice, surroundings: S
     """Loads an artifact (folder, file or hub id) with the runtime, type, memory mode and device of ``choice``.
 
     All files are verified first. Weights are read layer by layer; an integer runtime never holds them in floating
-    point. Everything else computes in float32, or in the choice's other type. In low-memory mode the other networks keep
-    their stored types and are widened for each call.
+    point. Everything else computes in float32, or in the choice's other type. In low-memory mode the other networks
+    keep their stored types and are widened for each call.
 
     Args:
         directory: Folder, single file or hub id of the artifact.
@@ -114,12 +115,18 @@ def load_with(directory: str | os.PathLike[str], choice: Choice, surroundings: S
 
 
 def _remember(pipe: DiffusionPipeline, path: Path, manifest: Mapping[str, Any]) -> None:
-    """Records the single file from which a denoiser came, since the folder that it was unpacked to is gone."""
-    component = manifest["denoiser"]["component"]
-    denoiser, name = getattr(pipe, component), f"{component}/{WEIGHTS}"
-    stored = stored_of(denoiser)
-    if stored is not None and stored.manifest is manifest:
-        attach(denoiser, replace(stored, write=extracting(path.absolute(), name, manifest["files"][name])))
+    """Records the single file from which networks came, since the folder that it was unpacked to is gone."""
+    for component in quantized_components(manifest):
+        network = getattr(pipe, component)
+        stored = stored_of(network)
+        if stored is not None and stored.manifest is manifest:
+            name = f"{component}/{weights_name(type(network))}"
+            attach(network, replace(stored, write=extracting(path.absolute(), name, manifest["files"][name])))
+
+
+def quantized_components(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the names of an artifact's quantized networks, the denoiser first."""
+    return manifest["denoiser"]["component"], *manifest.get("networks", {})
 
 
 def _load(root: Path, manifest: dict[str, Any], choice: Choice, surroundings: Surroundings) -> DiffusionPipeline:
@@ -130,6 +137,9 @@ def _load(root: Path, manifest: dict[str, Any], choice: Choice, surroundings: Su
         with reading_tensors(root):
             if component not in parts:
                 parts[component] = load_stored(root / component, manifest, choice)
+            for name in manifest.get("networks", {}):
+                if name not in parts:
+                    parts[name] = _load_stored_network(root, name, manifest, choice)
         with building(root):
             pipe = load_pipeline(root, types, components=parts, pipeline_class=surroundings.kind)
             require_usable(pipe, steps)
@@ -180,6 +190,16 @@ def load_stored(folder: Path, manifest: Mapping[str, Any], choice: Choice) -> to
     return denoiser
 
 
+def _load_stored_network(root: Path, name: str, manifest: Mapping[str, Any], choice: Choice) -> torch.nn.Module:
+    """Loads a quantized network beside the denoiser, and records where it is stored."""
+    kind = network_class(root, name)
+    network, weights = load_network(root / name, kind, choice), weights_name(kind)
+    config = parse(read_whole(root / name / CONFIG), root / name / CONFIG)
+    write = copying(root / name / weights, manifest["files"][f"{name}/{weights}"])
+    attach(network, StoredDenoiser(config, manifest, write))
+    return network
+
+
 def verify(source: str | os.PathLike[str]) -> dict[str, Any]:
     """Verifies an artifact as loading does, tensors included, with one network in memory at a time.
 
@@ -226,9 +246,11 @@ def _read_all(root: Path, manifest: dict[str, Any]) -> None:
     """Reads every tensor, with one network in memory at a time and without computing anything."""
     component = manifest["denoiser"]["component"]
     with reading_tensors(root):
-        denoiser = check_denoiser(root / component)
+        checked = {component: check_denoiser(root / component)}
+        for name in manifest.get("networks", {}):
+            checked[name] = check_network(root / name, network_class(root, name))
     with building(root):
-        networks = load_networks(root, component_types(root), omit=(component,))
+        networks = load_networks(root, component_types(root), omit=checked)
         empty = {name: network.to("meta") for name, network in networks}
-        pipe = load_pipeline(root, components={**empty, component: denoiser})
+        pipe = load_pipeline(root, components={**empty, **checked})
         require_usable(pipe, Recipe().updated(manifest["recipe"]).steps)

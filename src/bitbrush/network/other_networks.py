@@ -93,7 +93,7 @@ def table_shapes(network: nn.Module) -> dict[str, tuple[int, int]]:
     """Returns the shapes of the tables that :func:`round_embeddings` rounds, by name."""
     tokens = getattr(network, "get_input_embeddings", lambda: None)()
     names = [name for name, module in network.named_modules() if module is tokens and isinstance(module, nn.Embedding)]
-    return {name: (tokens.num_embeddings, tokens.embedding_dim) for name in names[:1]}
+    return dict.fromkeys(names[:1], (tokens.num_embeddings, tokens.embedding_dim))
 
 
 def _rounded_table(embedding: nn.Embedding) -> QuantizedWeight:

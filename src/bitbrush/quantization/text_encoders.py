@@ -14,7 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from bitbrush.methods.state import QuantizationState
-from bitbrush.network.layers import HIGH_PRECISION_ACTIVATION_BITS, HIGH_PRECISION_WEIGHT_BITS, LayerSpec, QuantizedLayer
+from bitbrush.network.layers import (
+    HIGH_PRECISION_ACTIVATION_BITS,
+    HIGH_PRECISION_WEIGHT_BITS,
+    LayerSpec,
+    QuantizedLayer,
+)
 from bitbrush.network.lazy_weights import set_quantized_weight, shallow_copy, weight_shape
 from bitbrush.network.other_networks import QuantizedNetwork, round_embeddings
 from bitbrush.numerics.dynamic import fake_quantize_rows
@@ -172,9 +177,7 @@ def _inputs(network: nn.Module, names: Sequence[str], receive: Any) -> Iterator[
             handle.remove()
 
 
-def _with_wide_inputs(
-    encoder: nn.Module, specs: tuple[LayerSpec, ...], calls: Sequence[Call]
-) -> tuple[LayerSpec, ...]:
+def _with_wide_inputs(encoder: nn.Module, specs: tuple[LayerSpec, ...], calls: Sequence[Call]) -> tuple[LayerSpec, ...]:
     """Gives 8-bit weights and 16-bit inputs to layers whose output 8-bit inputs would change by OUTLYING_ERROR."""
     errors: dict[str, Tensor] = {}
 

@@ -12,7 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from bitbrush.network.inputs import InputObserver
-from bitbrush.network.layers import HIGH_PRECISION_ACTIVATION_BITS, HIGH_PRECISION_WEIGHT_BITS, LayerSpec, QuantizedLayer
+from bitbrush.network.layers import (
+    HIGH_PRECISION_ACTIVATION_BITS,
+    HIGH_PRECISION_WEIGHT_BITS,
+    LayerSpec,
+    QuantizedLayer,
+)
 from bitbrush.network.lazy_weights import device_of, weight_shape
 from bitbrush.network.other_networks import QuantizedNetwork, integer_part, require_multipliable
 from bitbrush.numerics.affine import QParams

@@ -155,9 +155,7 @@ def lower(denoiser: nn.Module, choice: Choice, layers: Iterable[QuantizedLayer])
     setattr(denoiser, _ATTRIBUTE, lowered)
 
 
-def lower_network(
-    network: nn.Module, choice: Choice, layers: Iterable[QuantizedLayer], embeddings: Embeddings
-) -> None:
+def lower_network(network: nn.Module, choice: Choice, layers: Iterable[QuantizedLayer], embeddings: Embeddings) -> None:
     """Lowers a text encoder, or the decoder of a VAE, to the selected runtime.
 
     Args:
