@@ -15,6 +15,7 @@ import bitbrush
 from bitbrush import Quantization
 from bitbrush.artifact.documents import ArtifactError
 from bitbrush.artifact.folder import file_digests
+from bitbrush.artifact.store import verify
 from bitbrush.network.packed_weight import PackedEmbedding
 from bitbrush.runtime.integer_weight import IntegerParameters
 from bitbrush.runtime.lowered import lowered_of
@@ -91,7 +92,7 @@ def test_other_pipelines_load(name: str, tmp_path: Path) -> None:
 
 
 def test_the_manifest_and_the_files_tell_of_them(made: Quantization, stored: Path) -> None:
-    manifest = bitbrush.verify(stored)
+    manifest = verify(stored)
     assert manifest["networks"].keys() == {"text_encoder", "vae"}
     text = manifest["networks"]["text_encoder"]
     assert text["bytes"] == (stored / "text_encoder/model.safetensors").stat().st_size
@@ -125,7 +126,7 @@ def test_a_replaced_network_is_not_in_the_way(stored: Path, tmp_path: Path) -> N
     pipe = DiffusionPipeline.from_pretrained(stored, text_encoder=own)
     assert pipe.text_encoder is own
     pipe.save_pretrained(tmp_path / "other")
-    assert bitbrush.verify(tmp_path / "other")["networks"].keys() == {"vae"}
+    assert verify(tmp_path / "other")["networks"].keys() == {"vae"}
 
 
 def test_what_does_not_apply_is_refused_with_the_remedy(stored: Path, tmp_path: Path) -> None:
@@ -173,7 +174,7 @@ def test_a_missing_tensor_is_named(folder: Path, part: str, file: str, key: str,
     save_file(tensors, folder / part / file)
     altered(folder, f"{part}/{file}")
     with pytest.raises(ArtifactError, match=message):
-        bitbrush.verify(folder)
+        verify(folder)
 
 
 def test_entries_that_disagree_are_named(folder: Path) -> None:
@@ -182,7 +183,7 @@ def test_entries_that_disagree_are_named(folder: Path) -> None:
     (folder / "text_encoder/config.json").write_text(json.dumps(config))
     altered(folder, "text_encoder/config.json")
     with pytest.raises(ArtifactError, match="does not hold what manifest.json lists: embeddings"):
-        bitbrush.verify(folder)
+        verify(folder)
     del config["quantization_config"]
     (folder / "text_encoder/config.json").write_text(json.dumps(config))
     altered(folder, "text_encoder/config.json")

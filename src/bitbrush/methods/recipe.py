@@ -111,10 +111,8 @@ def _relax(name: str, value: Any) -> Relaxation | MeasuredRelaxation | None:
 
 def _networks(name: str, value: Any) -> tuple[Networks, ...]:
     """Parses names of groups of networks, a list or a text with commas between, in any order."""
-    texts = value.split(",") if isinstance(value, str) else value
-    names = (
-        [text.strip() if isinstance(text, str) else text for text in texts] if isinstance(texts, list | tuple) else []
-    )
+    texts = [text.strip() for text in value.split(",")] if isinstance(value, str) else value
+    names = list(texts) if isinstance(texts, list | tuple) else []
     unknown = [text for text in names if text not in list(Networks)]
     if unknown or Networks.DENOISER not in names or len(set(names)) != len(names):
         raise ValueError(

@@ -1,6 +1,7 @@
 """Architectures that can be quantized, and detection of a pipeline's architecture."""
 
 from diffusers import DiffusionPipeline
+from diffusers.models.autoencoders.vae import Decoder
 from torch import nn
 
 from bitbrush.network import generic
@@ -10,6 +11,7 @@ from bitbrush.network.fusions import Fusion
 from bitbrush.network.pixart import PIXART
 from bitbrush.network.sd3 import SD3
 from bitbrush.network.unet import UNET
+from bitbrush.network.unet_fusions import unet_fusions
 
 FAMILIES: tuple[Family, ...] = (UNET, PIXART, SD3, FLUX)
 DENOISERS: tuple[str, ...] = tuple(dict.fromkeys(family.component for family in FAMILIES))
@@ -54,5 +56,7 @@ def _known_family(pipe: DiffusionPipeline) -> Family | None:
 
 
 def known_fusions(denoiser: nn.Module) -> tuple[Fusion, ...]:
-    """Returns the fused ops of a denoiser; none if its family is unknown."""
+    """Returns the fused ops of a denoiser or of a VAE's decoder; none if its family is unknown."""
+    if isinstance(denoiser, Decoder):
+        return unet_fusions(denoiser)
     return next((family.fusions(denoiser) for family in FAMILIES if isinstance(denoiser, family.denoiser_class)), ())

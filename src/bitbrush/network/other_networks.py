@@ -78,8 +78,8 @@ def round_embeddings(network: nn.Module) -> Embeddings:
 
     Positions and relative distances have small tables of their own, which stay in floating point.
     """
-    tokens = getattr(network, "get_input_embeddings", lambda: None)()
-    if not isinstance(tokens, nn.Embedding):
+    tokens = _token_table(network)
+    if tokens is None:
         return Embeddings()
     first, *others = (
         name
@@ -91,9 +91,16 @@ def round_embeddings(network: nn.Module) -> Embeddings:
 
 def table_shapes(network: nn.Module) -> dict[str, tuple[int, int]]:
     """Returns the shapes of the tables that :func:`round_embeddings` rounds, by name."""
+    tokens = _token_table(network)
+    if tokens is None:
+        return {}
+    name = next(name for name, module in network.named_modules() if module is tokens)
+    return {name: (tokens.num_embeddings, tokens.embedding_dim)}
+
+
+def _token_table(network: nn.Module) -> nn.Embedding | None:
     tokens = getattr(network, "get_input_embeddings", lambda: None)()
-    names = [name for name, module in network.named_modules() if module is tokens and isinstance(module, nn.Embedding)]
-    return dict.fromkeys(names[:1], (tokens.num_embeddings, tokens.embedding_dim))
+    return tokens if isinstance(tokens, nn.Embedding) else None
 
 
 def _rounded_table(embedding: nn.Embedding) -> QuantizedWeight:
@@ -131,6 +138,6 @@ def require_multipliable(name: str, network: nn.Module) -> None:
     others = sorted({type(module).__name__ for module in part.modules() if isinstance(module, CONVOLUTIONS)})
     if others:
         raise ValueError(
-            f"networks has vae, but the decoder of {name} ({type(network).__name__}) has {' and '.join(others)} layers, "
-            "which no runtime multiplies in integers; leave vae out of networks"
+            f"networks has vae, but the decoder of {name} ({type(network).__name__}) has {' and '.join(others)} "
+            "layers, which no runtime multiplies in integers; leave vae out of networks"
         )

@@ -78,7 +78,7 @@ def set_channels_last_(autoencoder: nn.Module) -> None:
     """Lays the weights of an autoencoder's convolutions out as CPUs compute them; results differ by rounding."""
     for layer in autoencoder.modules():
         if isinstance(layer, nn.Conv2d):
-            layer.to(memory_format=torch.channels_last)
+            layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
 
 
 def compute_in_bfloat16(network: nn.Module) -> None:

@@ -1,6 +1,6 @@
 """Weights of networks that run once per image: they stay packed in memory and are dequantized for each call.
 
-Packed integers are buffers, so that a network moves between devices. Buffers of whole numbers keep their dtype in casts.
+Packed integers are buffers, so that a network moves between devices. A lowered network keeps the dtypes of buffers.
 """
 
 from typing import Any

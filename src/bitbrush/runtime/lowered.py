@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bitbrush.network.extension import Extension, extend_
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.network.other_networks import Embeddings, integer_part, set_embeddings
+from bitbrush.network.own_dtype import ReportsFloat32
 from bitbrush.runtime.adapters import make_adaptable_, show_weight_shapes
 from bitbrush.runtime.choose import Choice
 from bitbrush.runtime.integer_weight import IntegerParameters
@@ -167,6 +168,7 @@ def lower_network(network: nn.Module, choice: Choice, layers: Iterable[Quantized
     prefix, part = integer_part(network)
     set_embeddings(network, embeddings, choice.runtime.dtype)
     start = f"{prefix}." if prefix else ""
+    extend_(network, ReportsFloat32)  # pipelines take the dtype of the latents from the text encoder
     lower(part, choice, (replace(layer, name=layer.name.removeprefix(start)) for layer in layers))
 
 

@@ -14,8 +14,8 @@ _STORED = (
     "bitbrush.load(..., memory='low') needs less memory"
 )
 _ADAPTED = (
-    "a quantized text encoder takes no adapters: fuse the LoRA before, bitbrush quantize MODEL --lora FILE, or quantize "
-    "with text_encoders left out of networks"
+    "a quantized text encoder takes no adapters: fuse the LoRA before, bitbrush quantize MODEL --lora FILE, or "
+    "quantize with text_encoders left out of networks"
 )
 
 
