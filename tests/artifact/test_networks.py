@@ -25,7 +25,6 @@ ALL = "denoiser,text_encoders,vae"
 KEYS = {"steps": 2, "num_prompts": 2, "method": "dynamic", "text_encoder_weights": 4}
 
 
-
 def quantized(name: str, networks: str = ALL) -> Quantization:
     case = CASES[name]
     return bitbrush.quantize(pipeline(case), PROMPTS, {**KEYS, **case.keys, "networks": networks}, inputs=case.inputs)
@@ -161,7 +160,12 @@ def altered(folder: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("part", "file", "key", "message"),
     [
-        ("text_encoder", "model.safetensors", "embeddings.token_embedding.weight_scale", "token_embedding.weight_scale"),
+        (
+            "text_encoder",
+            "model.safetensors",
+            "embeddings.token_embedding.weight_scale",
+            "token_embedding.weight_scale",
+        ),
         ("text_encoder", "model.safetensors", "final_layer_norm.weight", "final_layer_norm"),
         ("text_encoder", "model.safetensors", "embeddings.token_embedding.weight", "token_embedding.weight of shape"),
         ("vae", "diffusion_pytorch_model.safetensors", "decoder.conv_in.weight", "decoder.conv_in.weight of shape"),
