@@ -187,8 +187,8 @@ def _announcement(model: str, recipe: "Recipe", processes: int) -> str:
     beside = f"; also {', '.join(recipe.networks[1:])}" if len(recipe.networks) > 1 else ""
     return (
         f"{model}: {recipe.method}, {recipe.weights}-bit weights{measured} ({recipe.rounding} rounding), "
-        f"{recipe.activations}-bit activations{relax}{beside}; {recipe.steps} steps, guidance {recipe.guidance_scale:g}, "
-        f"{recipe.num_prompts} prompts{f' shared by {processes} processes' if processes > 1 else ''}"
+        f"{recipe.activations}-bit activations{relax}{beside}; {recipe.steps} steps, "
+        f"guidance {recipe.guidance_scale:g}, {recipe.num_prompts} prompts{f' shared by {processes} processes' if processes > 1 else ''}"
     )
 
 
