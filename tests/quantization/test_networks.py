@@ -5,13 +5,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTextModel
 
 import bitbrush
 from bitbrush import Quantization
 from bitbrush.network.other_networks import Networks
 from bitbrush.network.packed_weight import PackedEmbedding, PackedLayer
 from bitbrush.quantization import text_encoders
+from bitbrush.quantization.text_encoders import encoder_specs
+from bitbrush.quantization.vae import decoder_specs, quantize_decoder
+from bitbrush.session.progress import silent
 from tests.artifact.pipelines import CASES, PROMPTS, pipeline
 
 ALL = "denoiser,text_encoders,vae"
@@ -129,15 +131,27 @@ def test_networks_are_a_list_or_a_text() -> None:
 
 
 def test_a_decoder_of_other_convolutions_is_refused() -> None:
-    pipe = pipeline(CASES["sd1"])
-    pipe.vae.decoder.add_module("video", nn.Conv3d(4, 4, 3))
+    vae: Any = pipeline(CASES["sd1"]).vae
+    vae.decoder.add_module("video", nn.Conv3d(4, 4, 3))
     with pytest.raises(ValueError, match=r"the decoder of vae \(AutoencoderKL\) has Conv3d layers"):
-        bitbrush.quantize(pipe, PROMPTS, {**KEYS, "networks": "denoiser,vae"})
+        decoder_specs("vae", vae)
 
 
-def test_an_encoder_without_linear_layers_is_refused() -> None:
+def test_a_vae_beyond_float16_is_named() -> None:
+    vae: Any = pipeline(CASES["sd1"]).vae
+    with torch.no_grad():
+        vae.decoder.mid_block.resnets[0].conv2.weight.mul_(1e7)
+    with pytest.warns(UserWarning, match=r"activations of vae reach .* beyond float16's 65504"):
+        quantize_decoder("vae", vae, [torch.ones(1, 4, 8, 8)], silent)
+
+
+def test_text_encoders_that_are_not_there_are_named() -> None:
     pipe = pipeline(CASES["sd1"])
     pipe.text_encoder = None
     with pytest.raises(ValueError, match="networks has text_encoders, and StableDiffusionPipeline has none"):
         bitbrush.quantize(pipe, PROMPTS, {**KEYS, "networks": "denoiser,text_encoders"})
-    assert issubclass(CLIPTextModel, nn.Module)
+
+
+def test_an_encoder_without_linear_layers_is_named() -> None:
+    with pytest.raises(ValueError, match=r"text_encoder_2 \(Sequential\) has no Linear layer"):
+        encoder_specs("text_encoder_2", nn.Sequential(nn.ReLU()), 8)
