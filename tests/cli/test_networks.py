@@ -20,7 +20,7 @@ def test_they_are_planned_quantized_and_shown(
         "Conv2d of vae",
         "text encoders 1",
         "vae 1 3 3",  # PNDM calls twice in a step
-        "in floating point: no whole network; of the denoiser and vae and text_encoder norms",
+        "in floating point: no whole network; of the denoiser, text_encoder, vae norms",
     ):
         assert text in plan
     done = run(*command)

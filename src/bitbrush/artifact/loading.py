@@ -58,7 +58,7 @@ def load(
         memory: ``expanded``, or ``low`` to keep weights of up to 4 bits packed.
         unquantized: Type that text encoders and VAE compute in where they are not quantized: float32, or bfloat16,
             which halves the time of the VAE on CPUs with instructions for it. The error is stated in
-            docs/performance.md.
+            docs/how-to/other-networks.md.
 
     Returns:
         The quantized pipeline.

@@ -20,7 +20,8 @@ from bitbrush.artifact.tensor_file import TensorFile
 from bitbrush.artifact.tensors import LAYER_KEYS, TABLE_KEYS, layer_tensors, table_from_tensors, table_tensors
 from bitbrush.network.empty import without_values
 from bitbrush.network.layers import QuantizedLayer
-from bitbrush.network.lazy_weights import state_readers
+from bitbrush.network.lazy_weights import HALF, state_readers
+from bitbrush.network.narrow import lossless_type
 from bitbrush.network.other_networks import TABLE_BITS, Embeddings, QuantizedNetwork
 from bitbrush.runtime.choose import Choice
 from bitbrush.runtime.interface import Execution
@@ -95,7 +96,7 @@ def read_network(folder: Path, kind: Any) -> tuple[nn.Module, Iterator[Quantized
     tensors = TensorFile(folder / weights_name(kind))
     quantized = {f"{name}.{key}" for name in bits for key in LAYER_KEYS}
     quantized |= {f"{name}.{key}" for name in names for key in TABLE_KEYS}
-    rest = {name: tensors[name] for name in tensors if name not in quantized}
+    rest = {name: _widened(tensors[name]) for name in tensors if name not in quantized}
     require_values(network, rest)
     missing, unexpected = network.load_state_dict(rest, strict=False, assign=True)
     replaced = {*bits, *names, *tied}
@@ -120,7 +121,9 @@ def network_tensors(network: nn.Module, quantized: QuantizedNetwork) -> dict[str
     """Returns the tensors of a full-precision network as its file holds them after quantization."""
     names = {*(layer.name for layer in quantized.layers), *quantized.embeddings.tables, *quantized.embeddings.tied}
     replaced = {f"{name}.{key}" for name in names for key in ("weight", "bias")}
-    tensors = {key: read().float().clone() for key, read in state_readers(network).items() if key not in replaced}
+    rest = {key: read().clone() for key, read in state_readers(network).items() if key not in replaced}
+    dtype = lossless_type(rest.values())
+    tensors = {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in rest.items()}
     for layer in quantized.layers:
         tensors |= layer_tensors(layer)
     for name, table in quantized.embeddings.tables.items():
@@ -160,6 +163,11 @@ def _empty_network(folder: Path, kind: Any) -> tuple[nn.Module, Mapping[str, Any
             kind.from_config(config) if issubclass(kind, ModelMixin) else kind(kind.config_class.from_dict(config))
         )
     return network, entry
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    """Returns half precision, in which a tensor is stored where that loses nothing, in float32."""
+    return tensor.float() if tensor.dtype in HALF else tensor
 
 
 def _table_shape(network: nn.Module, name: str) -> tuple[int, int]:

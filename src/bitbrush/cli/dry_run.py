@@ -55,7 +55,7 @@ def _print_layers(state: "QuantizationState", estimate: "Estimate") -> None:
 
 
 def _listed(quantized: Sequence[str]) -> str:
-    return " and ".join(("the denoiser", *quantized[1:]))
+    return ", ".join(("the denoiser", *quantized[1:]))
 
 
 def _bits_beside(network: str, spec: "LayerSpec") -> str:

@@ -184,11 +184,12 @@ def _recipe(file: Path | None, given: dict[str, Any]) -> "Recipe":
 def _announcement(model: str, recipe: "Recipe", processes: int) -> str:
     relax = f", relaxed {recipe.relax}" if recipe.relax else ""
     measured = ", measured by layer" if recipe.weight_allocation == "measured" else ""
+    shared = f" shared by {processes} processes" if processes > 1 else ""
     beside = f"; also {', '.join(recipe.networks[1:])}" if len(recipe.networks) > 1 else ""
     return (
         f"{model}: {recipe.method}, {recipe.weights}-bit weights{measured} ({recipe.rounding} rounding), "
         f"{recipe.activations}-bit activations{relax}{beside}; {recipe.steps} steps, "
-        f"guidance {recipe.guidance_scale:g}, {recipe.num_prompts} prompts{f' shared by {processes} processes' if processes > 1 else ''}"
+        f"guidance {recipe.guidance_scale:g}, {recipe.num_prompts} prompts{shared}"
     )
 
 
