@@ -131,7 +131,7 @@ def _with_unquantized(choice: Choice, dtype: torch.dtype) -> Choice:
             "unquantized is bfloat16, and this CPU has no instructions for it (avx512_bf16 or amx_bf16): it would be "
             "slower than float32; leave it at float32"
         )
-    return replace(choice, unquantized=dtype)
+    return choice if dtype == choice.unquantized else replace(choice, unquantized=dtype)
 
 
 def _runtime_on(device: torch.device, name: RuntimeName, dtype: torch.dtype | None, memory: Memory) -> Choice:
