@@ -87,7 +87,8 @@ def default_of(name: str) -> str:
     """Returns the default of a recipe key in the default method, as Markdown."""
     if name == "method":
         return f"`{DEFAULT_METHOD}`"
-    return code(METHODS[DEFAULT_METHOD].recipe().to_dict()[name])
+    value = KEYS[name].plain(getattr(METHODS[DEFAULT_METHOD].recipe(), name))  # to_dict leaves optional keys out
+    return code(list(value) if isinstance(value, tuple) else value)
 
 
 def methods_page() -> str:

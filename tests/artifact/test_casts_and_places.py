@@ -178,3 +178,24 @@ def test_torchs_own_types_are_taken_as_dtype(saved: Path) -> None:
     assert torch.equal(answer(own), answer(named))
     with pytest.raises(ValueError, match="dtype is 'float16'; choose from float32, bfloat16"):
         bitbrush.load(saved, dtype=torch.float16)
+
+
+def test_networks_that_are_not_quantized_in_bfloat16(load: Callable[[], StableDiffusionPipeline], saved: Path) -> None:
+    """Close to the images in float32, with the scheduler's arithmetic in float32 as ever."""
+    own = load()
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        with pytest.raises(RuntimeUnavailable, match="unquantized is bfloat16"):
+            bitbrush.load(saved, unquantized="bfloat16")
+        return
+    pipe = bitbrush.load(saved, runtime="reference", unquantized="bfloat16")
+    assert pipe.vae.decoder.conv_in.weight.dtype == pipe.text_encoder.get_input_embeddings().weight.dtype
+    assert pipe.vae.decoder.conv_in.weight.dtype == torch.bfloat16
+    assert pipe.vae.dtype == pipe.text_encoder.dtype == torch.float32
+    images, expected = picture(pipe), picture(bitbrush.load(saved, runtime="reference"))
+    assert 0 < (images - expected).square().mean().sqrt() < 0.02
+    assert {parameter.dtype for parameter in own.vae.parameters()} == {torch.float32}
+
+
+def test_an_unknown_type_of_these_networks_is_refused(saved: Path) -> None:
+    with pytest.raises(ValueError, match="unquantized is 'float16'; choose from float32, bfloat16"):
+        bitbrush.load(saved, unquantized="float16")

@@ -7,7 +7,7 @@ another type is named by file and field.
 import inspect
 import math
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from importlib import import_module
 from pathlib import Path, PurePosixPath
@@ -28,6 +28,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from bitbrush.artifact.documents import ArtifactError, DamagedError, require_schema, unknown_keys
 from bitbrush.artifact.folder import VerifiedFolder
 from bitbrush.artifact.manifest import newer_versions_named
+from bitbrush.artifact.quantization_config import QUANTIZATION
 from bitbrush.artifact.schema import QuantizationEntry, TokenizerConfiguration, WeightIndex
 from bitbrush.artifact.tensor_file import TensorFile
 from bitbrush.sources.model_names import MODEL_INDEX
@@ -69,15 +70,14 @@ POSITIVE = ("scaling_factor", "scale_factor", "eps", "epsilon")
 LONGEST = 4096
 """Most elements of a list, and characters of a text, in a configuration."""
 FLOATS = ("F64", "F32", "F16", "BF16")
-QUANTIZATION = "quantization_config"
 
 
-def require_fitting(folder: VerifiedFolder, component: str, versions: Mapping[str, str]) -> None:
+def require_fitting(folder: VerifiedFolder, quantized: Collection[str], versions: Mapping[str, str]) -> None:
     """Checks the documents of an artifact against each other and against the classes of its components.
 
     Args:
         folder: Folder with verified hashes.
-        component: Name of the denoiser.
+        quantized: Names of the quantized networks, the denoiser first.
         versions: Versions of the libraries that wrote the documents, by name.
 
     Raises:
@@ -85,18 +85,20 @@ def require_fitting(folder: VerifiedFolder, component: str, versions: Mapping[st
             file and the field.
     """
     classes = component_classes(folder)
-    if component not in classes:
-        raise ArtifactError(f"{folder.root / MODEL_INDEX} lists no {component}, the denoiser; quantize again")
+    for name in quantized:
+        if not issubclass(classes.get(name, object), NETWORKS):
+            raise ArtifactError(f"{folder.root / MODEL_INDEX} lists no {name}, which is quantized; quantize again")
     for name in folder.documents:
         owner = PurePosixPath(name).parent.name
         if owner and owner not in classes:
             raise ArtifactError(f"{folder.root / name} belongs to no component of {MODEL_INDEX}; remove it")
     for name, kind in classes.items():
-        _require_configuration(folder, name, kind, versions, quantized=name == component)
-        if issubclass(kind, NETWORKS) and name != component:
+        _require_configuration(folder, name, kind, versions, quantized=name in quantized)
+        if issubclass(kind, NETWORKS) and name not in quantized:
             _require_floats(folder.root / name)
+    configurations = {f"{name}/config.json" for name in quantized}
     for name, document in folder.documents.items():
-        _require_inert(document, folder.root / name, allowed=QUANTIZATION if name == f"{component}/config.json" else "")
+        _require_inert(document, folder.root / name, allowed=QUANTIZATION if name in configurations else "")
         if name.endswith(".safetensors.index.json"):
             _require_shards(folder, name, document)
         if name.endswith("/tokenizer_config.json"):

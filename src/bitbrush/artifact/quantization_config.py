@@ -11,6 +11,8 @@ from bitbrush.artifact.documents import require_schema
 from bitbrush.artifact.schema import QuantizationEntry, require_uncorrected
 
 METHOD = "bitbrush"
+QUANTIZATION = "quantization_config"
+"""Key of a network's ``config.json``."""
 
 
 class QuantMethod(StrEnum):
@@ -79,6 +81,8 @@ class StoredConfig:
         split_skips: Split convolutions with the input channel of the split; see ``network/skip_inputs.py``.
         low_ranks: Layers with a low-rank branch and its rank; see ``network/low_rank.py``.
         first_tokens: Layers with tensors of a known first token; see ``network/first_token.py``.
+        embeddings: Embedding tables with 8 bits per row.
+        tied_embeddings: Further embeddings that look up one of these tables, and its name.
         **others: Keys of other versions, rejected if they change the result.
     """
 
@@ -88,6 +92,8 @@ class StoredConfig:
         split_skips: dict[str, int] | None = None,
         low_ranks: dict[str, int] | None = None,
         first_tokens: Sequence[str] = (),
+        embeddings: Sequence[str] = (),
+        tied_embeddings: dict[str, str] | None = None,
         **others: Any,
     ) -> None:
         require_uncorrected(others)
@@ -96,6 +102,8 @@ class StoredConfig:
         self.split_skips = split_skips or {}
         self.low_ranks = low_ranks or {}
         self.first_tokens = first_tokens
+        self.embeddings = embeddings
+        self.tied_embeddings = tied_embeddings or {}
         require_schema(self.to_dict(), QuantizationEntry, "quantization_config of config.json")
 
     def to_dict(self) -> dict[str, Any]:
@@ -107,4 +115,8 @@ class StoredConfig:
             own["low_ranks"] = dict(self.low_ranks)
         if self.first_tokens:
             own["first_tokens"] = list(self.first_tokens)
+        if self.embeddings:
+            own["embeddings"] = list(self.embeddings)
+        if self.tied_embeddings:
+            own["tied_embeddings"] = dict(self.tied_embeddings)
         return own

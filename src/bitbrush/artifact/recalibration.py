@@ -60,9 +60,14 @@ def recalibrate(
 
     Raises:
         ArtifactError: The artifact is not intact.
-        ValueError: The weights depend on a key.
+        ValueError: The weights depend on a key, or the artifact has other quantized networks.
     """
     with reading(directory) as (root, manifest):
+        if networks := manifest.get("networks"):
+            raise ValueError(
+                f"{root} has quantized networks beside its denoiser ({', '.join(networks)}), and only artifacts of the "
+                "denoiser alone are recalibrated; quantize again with the other keys"
+            )
         recipe = _recipe(root, manifest, keys)
         pipe, rounded = load_rounded(root, manifest)
         digest = artifact_digest(root)

@@ -16,10 +16,13 @@ from bitbrush.artifact.card import denoiser_card
 from bitbrush.artifact.denoiser import WEIGHTS
 from bitbrush.artifact.folder import CARD, MANIFEST
 from bitbrush.artifact.manifest import DENOISER_FORMAT, FORMAT, SCHEMA_VERSION
+from bitbrush.artifact.network import weights_name
 from bitbrush.artifact.store import placing, require_free
 from bitbrush.artifact.stored import StoredDenoiser, stored_of
 from bitbrush.artifact.writing import versions, write_card, write_components, write_denoiser, write_manifest
 from bitbrush.methods.recipe import Recipe
+from bitbrush.network.other_networks import integer_part
+from bitbrush.network.own_dtype import is_autoencoder
 from bitbrush.runtime.lowered import lowered_of
 from bitbrush.session.disk import write_whole, writing
 from bitbrush.session.outputs import claimed
@@ -56,18 +59,23 @@ def save_pipeline(
     quantized = {name: part for name, part in pipe.components.items() if _is_lowered(part)}
     if not quantized:
         return original(pipe, save_directory, *args, **options)
-    ((component, denoiser),) = quantized.items()
     options = _named(original, pipe, save_directory, *args, **options)
-    stored = _stored(denoiser, options)
-    require_savable(pipe, component)
+    networks = {name: _stored(part, options) for name, part in quantized.items()}
+    component = _denoiser_of(networks)
+    denoiser, stored = quantized[component], networks.pop(component)
+    require_savable(pipe, quantized)
     target = Path(save_directory)
     with claimed(target):
         require_free(target)
         with writing(target), placing(target) as fresh:
             fresh.mkdir()
-            write_components(pipe, component, fresh)
+            write_components(pipe, quantized, fresh)
             write_denoiser(stored, fresh / component)
-            manifest = write_manifest(fresh, _pipeline_manifest(pipe, stored, denoiser, fresh / component / WEIGHTS))
+            for name, one in networks.items():
+                write_denoiser(one, fresh / name, weights_name(type(quantized[name])))
+            beside = {name: one.manifest["networks"][name] for name, one in networks.items()}
+            manifest = _pipeline_manifest(pipe, stored, denoiser, fresh / component / WEIGHTS)
+            manifest = write_manifest(fresh, manifest | ({"networks": beside} if beside else {}))
             write_card(fresh, manifest)
     return _pushed(pipe, target, options)
 
@@ -89,6 +97,8 @@ def save_model(
     """
     if not _is_lowered(model):
         return original(model, save_directory, *args, **options)
+    if is_autoencoder(model):
+        raise ValueError("a quantized VAE is saved with its pipeline: pipe.save_pretrained(DIR)")
     options = _named(original, model, save_directory, *args, **options)
     stored = _stored(model, options)
     target = Path(save_directory)
@@ -127,6 +137,21 @@ def push(original: Callable[..., Any], owner: Any, repo_id: str, *args: Any, **o
         return _upload(owner, target, {**options, "repo_id": repo_id}, subfolder)
 
 
+def _denoiser_of(networks: Mapping[str, StoredDenoiser]) -> str:
+    """Returns the name of the denoiser among quantized networks.
+
+    Raises:
+        ValueError: It is not quantized; other networks alone are no artifact.
+    """
+    component = next(iter(networks.values())).manifest["denoiser"]["component"]
+    if component not in networks:
+        raise ValueError(
+            f"{', '.join(networks)} of the pipeline is quantized and its {component} is not, which no artifact holds; "
+            "save the pipeline that bitbrush.load returns"
+        )
+    return str(component)
+
+
 def _named(original: Callable[..., Any], *args: Any, **options: Any) -> dict[str, Any]:
     """Returns the options of ``save_pretrained`` by name, whether they were given by position or by name."""
     bound = inspect.signature(original).bind(*args, **options).arguments
@@ -134,7 +159,7 @@ def _named(original: Callable[..., Any], *args: Any, **options: Any) -> dict[str
 
 
 def _is_lowered(part: Any) -> bool:
-    return isinstance(part, nn.Module) and lowered_of(part) is not None
+    return isinstance(part, nn.Module) and lowered_of(integer_part(part)[1]) is not None
 
 
 def _stored(denoiser: Any, options: dict[str, Any]) -> StoredDenoiser:
@@ -185,7 +210,7 @@ def _denoiser_manifest(stored: StoredDenoiser, denoiser: Any, weights: Path) -> 
 def _common(stored: StoredDenoiser, weights: Path) -> dict[str, Any]:
     """Returns the entries that the stored denoiser brings along."""
     denoiser = {**stored.manifest["denoiser"], "bytes": weights.stat().st_size}
-    earlier = {key: value for key, value in stored.manifest.items() if key != "files"}
+    earlier = {key: value for key, value in stored.manifest.items() if key not in ("files", "networks")}
     return {**earlier, "schema_version": SCHEMA_VERSION, "denoiser": denoiser, "versions": versions()}
 
 

@@ -85,6 +85,23 @@ class Layer(TypedDict):
     groups: NotRequired[Rank]
 
 
+class Table(TypedDict):
+    """Embedding table with 8 bits per row."""
+
+    name: Name
+    shape: Annotated[list[Dimension], Meta(min_length=2, max_length=2)]
+
+
+class Network(TypedDict):
+    """Quantized network beside the denoiser: sizes, layers and embedding tables."""
+
+    bytes: Size
+    full_precision_bytes: Annotated[int, Meta(ge=1, lt=2**62)]
+    checkpoint_bytes: NotRequired[Annotated[int, Meta(ge=1, lt=2**62)]]
+    layers: Annotated[list[Layer], Meta(min_length=1, max_length=100_000)]
+    tables: Annotated[list[Table], Meta(max_length=1000)]
+
+
 class Cost(TypedDict):
     """Cost of a phase."""
 
@@ -108,6 +125,7 @@ class Manifest(TypedDict):
     plan: Plan
     denoiser: Denoiser
     layers: Annotated[list[Layer], Meta(min_length=1, max_length=100_000)]
+    networks: NotRequired[Annotated[dict[Component, Network], Meta(min_length=1, max_length=16)]]
     processes: NotRequired[Rank]
     cost: dict[Name, Cost]
     versions: dict[Name, str]
@@ -140,6 +158,8 @@ class QuantizationEntry(TypedDict):
     split_skips: NotRequired[dict[Name, Dimension]]
     low_ranks: NotRequired[dict[Name, Rank]]
     first_tokens: NotRequired[list[Name]]
+    embeddings: NotRequired[list[Name]]
+    tied_embeddings: NotRequired[dict[Name, Name]]
     correction: NotRequired[Any]
 
 

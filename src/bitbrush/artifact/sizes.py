@@ -1,4 +1,4 @@
-"""Sizes of a denoiser: packed, in its checkpoint, in float32; the single source for pages, cards and commands."""
+"""Sizes of a network: packed, in its checkpoint, in float32; the single source for pages, cards and commands."""
 
 import os
 from collections.abc import Mapping
@@ -10,8 +10,10 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from torch import nn
 
+from bitbrush.artifact.network import network_tensors
 from bitbrush.artifact.tensor_file import TensorFile
 from bitbrush.artifact.tensors import other_tensors
+from bitbrush.network.families import DENOISERS
 from bitbrush.network.narrow import float32_bytes, narrow_bytes, saving_bytes
 from bitbrush.quantization.quantize import Quantization
 from bitbrush.sources.checkpoint_type import variant_files
@@ -25,7 +27,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class DenoiserSizes:
-    """Sizes of a denoiser's weights in bytes.
+    """Sizes of the weights of a denoiser, or of another quantized network, in bytes.
 
     Attributes:
         packed: Size of its file in the artifact.
@@ -49,43 +51,54 @@ class DenoiserSizes:
 
 def denoiser_sizes(manifest: Mapping[str, Any]) -> DenoiserSizes:
     """Returns the sizes that an artifact's manifest records."""
-    entry = manifest["denoiser"]
+    return _sizes(manifest["denoiser"])
+
+
+def network_sizes(manifest: Mapping[str, Any]) -> dict[str, DenoiserSizes]:
+    """Returns the recorded sizes of the quantized networks beside the denoiser, by name."""
+    return {name: _sizes(entry) for name, entry in manifest.get("networks", {}).items()}
+
+
+def _sizes(entry: Mapping[str, Any]) -> DenoiserSizes:
     return DenoiserSizes(entry["bytes"], entry["full_precision_bytes"], entry.get("checkpoint_bytes"))
 
 
 def bytes_to_save(quantization: Quantization) -> int:
     """Returns the disk space that saving an artifact takes at most."""
     component, pipe, layers = quantization.family.component, quantization.source, quantization.outcome.layers
-    others = [part for name, part in pipe.components.items() if name != component and isinstance(part, nn.Module)]
+    quantized = (component, *quantization.networks)
+    others = [part for name, part in pipe.components.items() if name not in quantized and isinstance(part, nn.Module)]
     rest = other_tensors(getattr(pipe, component), {layer.name: layer for layer in layers})
     integers = sum(layer.weight.w_q.numel() * layer.weight.qparams.bits // 8 for layer in layers)
     sizes = [(float32_bytes(part), narrow_bytes(part)) for part in others]
-    return saving_bytes(sizes, integers + sum(tensor.nbytes for tensor in rest.values()))
+    beside = (network_tensors(getattr(pipe, name), one).values() for name, one in quantization.networks.items())
+    packed = sum(tensor.nbytes for tensors in beside for tensor in tensors)
+    return saving_bytes(sizes, packed + integers + sum(tensor.nbytes for tensor in rest.values()))
 
 
-def checkpoint_bytes(model: str | os.PathLike[str], options: ModelOptions, component: str, denoiser: nn.Module) -> int:
-    """Returns the size of the denoiser's files in its checkpoint, without network access.
+def checkpoint_bytes(model: str | os.PathLike[str], options: ModelOptions, component: str, network: nn.Module) -> int:
+    """Returns the size of a network's files in its checkpoint, without network access.
 
-    A single-file checkpoint counts the denoiser's tensors. If ``model`` is not available locally, the result is the
-    size of ``denoiser`` in the narrowest lossless type.
+    A single-file checkpoint counts the denoiser's tensors. If ``model`` is not available locally, or in a single file
+    with another network, the result is the size of ``network`` in the narrowest lossless type.
 
     Args:
         model: Hub id, bundled name or path of the full-precision model.
         options: Loading options of that model.
-        component: Name of the denoiser in the pipeline.
-        denoiser: Denoiser, for the fallback.
+        component: Name of the network in the pipeline.
+        network: The network, for the fallback.
 
     Returns:
         Size in bytes.
     """
     source = local_model(os.fspath(model), options)
     found = 0 if source is None else _stored_bytes(source, component, options.variant)
-    return found or narrow_bytes(denoiser)
+    return found or narrow_bytes(network)
 
 
 def _stored_bytes(source: Path, component: str, variant: str | None) -> int:
     if source.suffix == SINGLE_FILE:
-        return TensorFile(source).stored_bytes(DENOISER)
+        return TensorFile(source).stored_bytes(DENOISER) if component in DENOISERS else 0
     return sum(path.stat().st_size for path in variant_files(source / component, variant))
 
 

@@ -1,9 +1,9 @@
 """Saving of quantized pipelines as artifacts: folders with packed integers and a manifest, written atomically."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from bitbrush.artifact.folder import MANIFEST
 from bitbrush.artifact.license import source_license
 from bitbrush.artifact.loading import load, load_with, read_layer, read_layers, verify
 from bitbrush.artifact.manifest import FORMAT, SCHEMA_VERSION, read_manifest
+from bitbrush.artifact.network import network_config, network_tensors, weights_name
 from bitbrush.artifact.single_file import is_single_file, pack
 from bitbrush.artifact.sizes import bytes_to_save, checkpoint_bytes
 from bitbrush.artifact.stored import StoredDenoiser, packing
@@ -27,7 +28,9 @@ from bitbrush.artifact.writing import (
     write_manifest,
 )
 from bitbrush.methods.recipe import Recipe
+from bitbrush.network.layers import LayerSpec
 from bitbrush.network.narrow import float32_bytes
+from bitbrush.network.other_networks import QuantizedNetwork
 from bitbrush.quantization.quantize import Quantization
 from bitbrush.session.disk import require_replaceable, require_space, writing, writing_whole
 from bitbrush.session.journal import mark_saved
@@ -191,31 +194,70 @@ def _origin(quantization: Quantization, base_model: str | None, options: ModelOp
     }
 
 
-def _write(quantization: Quantization, root: Path, origin: dict[str, Any], sizes: dict[str, int]) -> None:
+@dataclass(frozen=True)
+class _Sizes:
+    """Entries of a manifest on the sizes of the input networks, those beside the denoiser by name."""
+
+    denoiser: Mapping[str, int]
+    networks: Mapping[str, Mapping[str, int]]
+
+
+def _write(quantization: Quantization, root: Path, origin: dict[str, Any], sizes: _Sizes) -> None:
     pipe, component = quantization.source, quantization.family.component
     root.mkdir()
-    write_components(pipe, component, root)
+    write_components(pipe, (component, *quantization.networks), root)
     denoiser = getattr(pipe, component)
     layers = {layer.name: layer for layer in quantization.outcome.layers}
     packed = packed_tensors(denoiser, layers)
     write_denoiser(StoredDenoiser(stored_config(denoiser, layers), {}, packing(packed)), root / component)
+    for name, quantized in quantization.networks.items():
+        network = getattr(pipe, name)
+        stored = StoredDenoiser(network_config(network, quantized), {}, packing(network_tensors(network, quantized)))
+        write_denoiser(stored, root / name, weights_name(type(network)))
     write_card(root, write_manifest(root, _manifest(quantization, origin, sizes, root)))
 
 
-def _model_sizes(quantization: Quantization, base_model: str | None, options: ModelOptions) -> dict[str, int]:
-    """Returns the sizes of the input denoiser; a recalibrated artifact inherits them from its predecessor."""
+def _model_sizes(quantization: Quantization, base_model: str | None, options: ModelOptions) -> _Sizes:
+    """Returns the sizes of the input networks; a recalibrated artifact inherits them from its predecessor."""
     if quantization.recalibrated is not None:
         earlier = quantization.recalibrated["manifest"]["denoiser"]
-        return {key: earlier[key] for key in ("full_precision_bytes", "checkpoint_bytes") if key in earlier}
-    component = quantization.family.component
-    denoiser = getattr(quantization.original or quantization.source, component)
-    return {
-        "full_precision_bytes": float32_bytes(denoiser),
-        "checkpoint_bytes": checkpoint_bytes(str(base_model), options, component, denoiser),
+        return _Sizes({key: earlier[key] for key in ("full_precision_bytes", "checkpoint_bytes") if key in earlier}, {})
+    pipe, component = quantization.original or quantization.source, quantization.family.component
+    sizes = {
+        name: {
+            "full_precision_bytes": float32_bytes(getattr(pipe, name)),
+            "checkpoint_bytes": checkpoint_bytes(str(base_model), options, name, getattr(pipe, name)),
+        }
+        for name in (component, *quantization.networks)
     }
+    return _Sizes(sizes.pop(component), sizes)
 
 
-def _manifest(quantization: Quantization, origin: dict[str, Any], sizes: dict[str, int], root: Path) -> dict[str, Any]:
+def _layer_entries(specs: Iterable[LayerSpec]) -> list[dict[str, Any]]:
+    """Returns the entries of layers in a manifest."""
+    return [{**asdict(spec), "shape": list(spec.shape)} for spec in specs]
+
+
+def _table_entries(quantized: QuantizedNetwork) -> list[dict[str, Any]]:
+    tables = quantized.embeddings.tables
+    return [{"name": name, "shape": list(weight.w_q.shape)} for name, weight in tables.items()]
+
+
+def _network_entries(quantization: Quantization, root: Path, sizes: _Sizes) -> dict[str, Any]:
+    """Returns the manifest's entry on quantized networks beside the denoiser; none if there are none."""
+    entries = {
+        name: {
+            "bytes": (root / name / weights_name(type(getattr(quantization.source, name)))).stat().st_size,
+            **sizes.networks[name],
+            "layers": _layer_entries(quantized.specs),
+            "tables": _table_entries(quantized),
+        }
+        for name, quantized in quantization.networks.items()
+    }
+    return {"networks": entries} if entries else {}
+
+
+def _manifest(quantization: Quantization, origin: dict[str, Any], sizes: _Sizes, root: Path) -> dict[str, Any]:
     recipe: Recipe = quantization.recipe
     component = quantization.family.component
     return {
@@ -234,9 +276,10 @@ def _manifest(quantization: Quantization, origin: dict[str, Any], sizes: dict[st
             "component": component,
             "family": quantization.family.name,
             "bytes": (root / component / WEIGHTS).stat().st_size,
-            **sizes,
+            **sizes.denoiser,
         },
-        "layers": [{**asdict(spec), "shape": list(spec.shape)} for spec in quantization.outcome.specs],
+        "layers": _layer_entries(quantization.outcome.specs),
+        **_network_entries(quantization, root, sizes),
         "processes": quantization.processes,
         "cost": {phase: asdict(cost) for phase, cost in quantization.costs.items()},
         "versions": versions(),

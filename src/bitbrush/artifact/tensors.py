@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bitbrush.network.first_token import FirstToken
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.network.lazy_weights import state_readers
+from bitbrush.network.other_networks import TABLE_BITS
 from bitbrush.numerics.affine import QParams
 from bitbrush.numerics.packing import pack, unpack
 from bitbrush.numerics.weights import QuantizedWeight, WeightQParams
@@ -32,6 +33,8 @@ LAYER_KEYS = frozenset(
     )
 )
 """Stored tensors of a quantized layer; ``bias`` is optional, and the last two need a known first token."""
+TABLE_KEYS = frozenset(("weight", "weight_scale", "weight_zero_point"))
+"""Stored tensors of an embedding table."""
 
 
 def layer_tensors(layer: QuantizedLayer) -> dict[str, Tensor]:
@@ -82,17 +85,40 @@ def layer_from_tensors(name: str, shape: tuple[int, ...], bits: int, tensors: Ma
     """
     read = _LayerReader(name, tensors)
     channels = shape[0]
-    scale = read.positive("weight_scale", channels)
-    zero_point = read("weight_zero_point", torch.uint8, channels)
-    if (largest := int(zero_point.max())) >> bits:
-        raise ValueError(f"{name}.weight_zero_point is {largest}; with {bits} bits it is below {1 << bits}")
-    packed = read("weight", torch.uint8, -(-math.prod(shape) * bits // 8))
-    weight = QuantizedWeight(unpack(packed, bits, shape), WeightQParams(scale, zero_point, bits))
+    weight = _weight(read, shape, bits)
     bias = read.finite("bias", channels) if f"{name}.bias" in tensors else None
     first = None
     if f"{name}.first_input" in tensors or f"{name}.first_output" in tensors:
         first = FirstToken(read.finite("first_input", math.prod(shape[1:])), read.finite("first_output", channels))
     return QuantizedLayer(name, weight, bias, _activations(read), first)
+
+
+def table_tensors(name: str, table: QuantizedWeight) -> dict[str, Tensor]:
+    """Converts an embedding table to packed integers, and a scale and zero point per row."""
+    return {
+        f"{name}.weight": pack(table.w_q, table.qparams.bits),
+        f"{name}.weight_scale": table.qparams.scale,
+        f"{name}.weight_zero_point": table.qparams.zero_point,
+    }
+
+
+def table_from_tensors(name: str, shape: tuple[int, int], tensors: Mapping[str, Tensor]) -> QuantizedWeight:
+    """Restores an embedding table from the tensors of :func:`table_tensors` and checks them.
+
+    Raises:
+        KeyError: A tensor is missing.
+        ValueError: A tensor has another dtype or shape, or values that no quantization has.
+    """
+    return _weight(_LayerReader(name, tensors), shape, TABLE_BITS)
+
+
+def _weight(read: "_LayerReader", shape: tuple[int, ...], bits: int) -> QuantizedWeight:
+    scale = read.positive("weight_scale", shape[0])
+    zero_point = read("weight_zero_point", torch.uint8, shape[0])
+    if (largest := int(zero_point.max())) >> bits:
+        raise ValueError(f"{read.name}.weight_zero_point is {largest}; with {bits} bits it is below {1 << bits}")
+    packed = read("weight", torch.uint8, -(-math.prod(shape) * bits // 8))
+    return QuantizedWeight(unpack(packed, bits, shape), WeightQParams(scale, zero_point, bits))
 
 
 def _activations(read: "_LayerReader") -> Activations:

@@ -2,17 +2,19 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bitbrush.artifact.card import quantize_command
-from bitbrush.artifact.components import QUANTIZATION, require_fitting, require_fitting_denoiser
+from bitbrush.artifact.components import component_classes, require_fitting, require_fitting_denoiser
 from bitbrush.artifact.denoiser import CONFIG, WEIGHTS
 from bitbrush.artifact.documents import ArtifactError, DamagedError
 from bitbrush.artifact.folder import CARD, MANIFEST, VerifiedFolder, verified
 from bitbrush.artifact.manifest import artifact_folder, newer_versions_named, read_denoiser_manifest, read_manifest
+from bitbrush.artifact.network import weights_name
+from bitbrush.artifact.quantization_config import QUANTIZATION
 from bitbrush.artifact.single_file import is_single_file, unpacked
 from bitbrush.artifact.tensor_file import TensorFile
 from bitbrush.methods.recipe import Recipe
@@ -49,8 +51,13 @@ def reading(source: str | os.PathLike[str]) -> Iterator[tuple[Path, dict[str, An
 @contextmanager
 def _agreeing(root: Path, manifest: dict[str, Any]) -> Iterator[None]:
     with verified(root, manifest["files"]) as folder:
-        require_fitting(folder, manifest["denoiser"]["component"], manifest["versions"])
-        _require_agreement(folder, manifest, manifest["denoiser"]["component"])
+        component, networks = manifest["denoiser"]["component"], manifest.get("networks", {})
+        require_fitting(folder, (component, *networks), manifest["versions"])
+        _require_agreement(folder, manifest["layers"], f"{component}/{WEIGHTS}")
+        for name, network in networks.items():
+            weights = f"{name}/{weights_name(component_classes(folder)[name])}"
+            _require_agreement(folder, network["layers"], weights)
+            _require_tables(folder, network["tables"], weights)
         yield
 
 
@@ -76,7 +83,7 @@ def reading_denoiser(folder: Path) -> Iterator[dict[str, Any]]:
         raise ArtifactError(f"{folder} is quantized, and {root / MANIFEST} names another denoiser; quantize again")
     with verified(root, manifest["files"], part) as files:
         require_fitting_denoiser(files, part, manifest["versions"])
-        _require_agreement(files, manifest, part)
+        _require_agreement(files, manifest["layers"], f"{part}/{WEIGHTS}".lstrip("/"))
         yield manifest
 
 
@@ -116,23 +123,47 @@ def _require_known_family(family: str) -> None:
         )
 
 
-def _require_agreement(folder: VerifiedFolder, manifest: dict[str, Any], part: str) -> None:
+def _require_agreement(folder: VerifiedFolder, layers: Sequence[Mapping[str, Any]], weights: str) -> None:
     """Checks that the manifest's layers, which users read, are those of the configuration and of the tensors."""
-    path = folder.root / part / CONFIG
-    packed = folder.documents[f"{part}/{CONFIG}".lstrip("/")][QUANTIZATION]["weight_bits"]
-    listed = {entry["name"]: entry["weight_bits"] for entry in manifest["layers"] if entry["excluded"] is None}
+    path = folder.root / weights
+    document = f"{PurePosixPath(weights).parent}/{CONFIG}".removeprefix("./")
+    packed = folder.documents[document][QUANTIZATION]["weight_bits"]
+    listed = {entry["name"]: entry["weight_bits"] for entry in layers if entry["excluded"] is None}
     unlike = [name for name in {**listed, **packed} if listed.get(name) != packed.get(name)]
     if unlike:
-        raise ArtifactError(f"{path} does not hold what {MANIFEST} lists: layer {unlike[0]}; quantize again")
-    if f"{part}/{WEIGHTS}".lstrip("/") not in manifest["files"]:
-        raise ArtifactError(f"{path.with_name(WEIGHTS)} is missing; the artifact is incomplete: quantize it again")
-    entries = TensorFile(path.with_name(WEIGHTS)).entries
-    for layer in manifest["layers"]:
+        raise ArtifactError(
+            f"{path.with_name(CONFIG)} does not hold what {MANIFEST} lists: layer {unlike[0]}; quantize again"
+        )
+    entries = _entries(path)
+    for layer in layers:
         name, shape = layer["name"], layer["shape"]
-        stored = entries.get(f"{name}.weight")
         packed_shape = [-(-math.prod(shape) * layer["weight_bits"] // 8)]
-        if stored is None or stored.shape != (packed_shape if layer["excluded"] is None else shape):
-            raise ArtifactError(
-                f"{path.with_name(WEIGHTS)} does not hold what {MANIFEST} lists: {name}.weight of shape {shape}; "
-                "quantize again"
-            )
+        _require_stored(path, entries, name, packed_shape if layer["excluded"] is None else shape, shape)
+
+
+def _require_tables(folder: VerifiedFolder, tables: Sequence[Mapping[str, Any]], weights: str) -> None:
+    """Checks that the manifest's embedding tables are those of the configuration and of the tensors."""
+    path = folder.root / weights
+    packed = folder.documents[f"{PurePosixPath(weights).parent}/{CONFIG}"][QUANTIZATION].get("embeddings", [])
+    if sorted(packed) != sorted(table["name"] for table in tables):
+        raise ArtifactError(
+            f"{path.with_name(CONFIG)} does not hold what {MANIFEST} lists: embeddings {packed}; quantize again"
+        )
+    for table in tables:
+        _require_stored(path, _entries(path), table["name"], [math.prod(table["shape"])], table["shape"])
+
+
+def _entries(path: Path) -> Mapping[str, Any]:
+    if not path.exists():
+        raise ArtifactError(f"{path} is missing; the artifact is incomplete: quantize it again")
+    return TensorFile(path).entries
+
+
+def _require_stored(
+    path: Path, entries: Mapping[str, Any], name: str, stored_shape: Sequence[int], shape: Sequence[int]
+) -> None:
+    stored = entries.get(f"{name}.weight")
+    if stored is None or stored.shape != list(stored_shape):
+        raise ArtifactError(
+            f"{path} does not hold what {MANIFEST} lists: {name}.weight of shape {shape}; quantize again"
+        )

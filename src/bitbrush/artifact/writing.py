@@ -4,7 +4,7 @@ import importlib.metadata
 import json
 import platform
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,12 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from bitbrush.artifact.card import model_card
-from bitbrush.artifact.components import QUANTIZATION
 from bitbrush.artifact.denoiser import CONFIG, WEIGHTS
 from bitbrush.artifact.folder import CARD, MANIFEST, file_digests
 from bitbrush.artifact.local_paths import remove_local_paths, without_paths
 from bitbrush.artifact.manifest import manifest_digest
 from bitbrush.artifact.narrow import narrow_files
-from bitbrush.artifact.quantization_config import StoredConfig
+from bitbrush.artifact.quantization_config import QUANTIZATION, StoredConfig
 from bitbrush.artifact.stored import StoredDenoiser
 from bitbrush.artifact.tensors import layer_tensors, other_tensors
 from bitbrush.artifact.vocabulary import save_vocabulary
@@ -38,12 +37,12 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in LIBRARIES}}
 
 
-def write_components(pipe: DiffusionPipeline, component: str, root: Path) -> None:
-    """Writes ``model_index.json`` and every component but the denoiser ``component`` into an existing folder."""
+def write_components(pipe: DiffusionPipeline, quantized: Collection[str], root: Path) -> None:
+    """Writes ``model_index.json`` and every component that is not ``quantized`` into an existing folder."""
     with plain():
         _write_index(pipe, root)
         for name, part in pipe.components.items():
-            if name != component and hasattr(part, "save_pretrained"):
+            if name not in quantized and hasattr(part, "save_pretrained"):
                 whole: Any = materialized(part) if isinstance(part, nn.Module) else part
                 whole.save_pretrained(root / name)
                 save_vocabulary(part, root / name)
@@ -51,11 +50,11 @@ def write_components(pipe: DiffusionPipeline, component: str, root: Path) -> Non
     remove_local_paths(root)
 
 
-def write_denoiser(stored: StoredDenoiser, folder: Path) -> None:
-    """Writes configuration and packed weights of a denoiser."""
+def write_denoiser(stored: StoredDenoiser, folder: Path, weights: str = WEIGHTS) -> None:
+    """Writes configuration and packed weights of a denoiser, or of another quantized network."""
     folder.mkdir(exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(stored.config, indent=1) + "\n", encoding="utf-8")
-    stored.write(folder / WEIGHTS)
+    stored.write(folder / weights)
 
 
 def write_manifest(root: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:

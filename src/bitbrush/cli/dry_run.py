@@ -1,6 +1,7 @@
 """Output of ``bitbrush quantize --dry-run``."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,9 @@ def _print_layers(state: "QuantizationState", estimate: "Estimate") -> None:
             groups[kind, _weight_bits(state, spec), _activation_bits(state, spec)] += 1
         else:
             left[spec.excluded].append(spec.name)
+    for name, specs in estimate.networks.items():
+        for spec in specs:
+            groups[f"{KINDS[spec.kind]} of {name}", str(spec.weight_bits), _bits_beside(name, spec)] += 1
     layers = table("layers", "number", "weight bits", "activation bits")
     for (kind, weights, activations), count in sorted(groups.items()):
         layers.add_row(kind, str(count), weights, activations)
@@ -45,8 +49,26 @@ def _print_layers(state: "QuantizationState", estimate: "Estimate") -> None:
     for reason, names in left.items():
         say(f"left in floating point ({reason}): {', '.join(names)}")
     networks = [name for name, part in state.pipe.components.items() if hasattr(part, "parameters")]
-    others = ", ".join(name for name in networks if name != state.family.component)
-    say(f"in floating point: {others}; of the denoiser norms and attention's products\n")
+    quantized = (state.family.component, *estimate.networks)
+    others = ", ".join(name for name in networks if name not in quantized) or "no whole network"
+    say(f"in floating point: {others}; of {_listed(quantized)} norms and attention's products\n")
+
+
+def _listed(quantized: Sequence[str]) -> str:
+    return ", ".join(("the denoiser", *quantized[1:]))
+
+
+def _bits_beside(network: str, spec: "LayerSpec") -> str:
+    """Returns the activation bits of a layer beside the denoiser."""
+    from bitbrush.network.layers import HIGH_PRECISION_ACTIVATION_BITS
+    from bitbrush.network.own_dtype import is_text_encoder
+    from bitbrush.quantization.text_encoders import INPUT_BITS
+
+    if spec.high_precision:
+        return str(HIGH_PRECISION_ACTIVATION_BITS)
+    if is_text_encoder(network):
+        return f"{INPUT_BITS} per token, {HIGH_PRECISION_ACTIVATION_BITS} where they are outliers"
+    return str(INPUT_BITS)
 
 
 def _activation_bits(state: "QuantizationState", spec: "LayerSpec") -> str:

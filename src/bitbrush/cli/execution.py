@@ -24,13 +24,16 @@ DtypeOption: TypeAlias = Annotated[
 MemoryOption: TypeAlias = Annotated[
     str, typer.Option(help="Weights of up to 4 bits: expanded once to a byte, or low: half a byte each, and slower.")
 ]
+UnquantizedOption: TypeAlias = Annotated[
+    str, typer.Option(help="Of artifacts: text encoders and VAE that are not quantized, float32 or bfloat16 (faster).")
+]
 
 
-def chosen(runtime: str, dtype: str | None, memory: str) -> "Choice":
+def chosen(runtime: str, dtype: str | None, memory: str, unquantized: str = "float32") -> "Choice":
     """Selects the runtime by these names and announces it."""
     from bitbrush.runtime.choose import runtime_named
 
-    choice = runtime_named(runtime, dtype, memory)
+    choice = runtime_named(runtime, dtype, memory, unquantized=unquantized)
     announce(choice)
     return choice
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bitbrush.cli.console import note, quiet_libraries, say_unbroken, warn
-from bitbrush.cli.execution import DtypeOption, MemoryOption, RuntimeOption, chosen, tell_executions
+from bitbrush.cli.execution import DtypeOption, MemoryOption, RuntimeOption, UnquantizedOption, chosen, tell_executions
 from bitbrush.cli.options import ImageFile, MaskFile, PipelineArguments
 from bitbrush.cli.outputs import require_output
 from bitbrush.cli.progress import shown
@@ -43,6 +43,7 @@ def generate(
     runtime: RuntimeOption = "auto",
     dtype: DtypeOption = None,
     memory: MemoryOption = "expanded",
+    unquantized: UnquantizedOption = "float32",
     pipeline_arguments: PipelineArguments = None,
     image: ImageFile = None,
     mask: MaskFile = None,
@@ -68,11 +69,14 @@ def generate(
     inputs = {name: read_image(file) for name, file in (("image", image), ("mask_image", mask)) if file}
     if any(not prompt.strip() for prompt in prompt_texts(prompts)):
         raise ValueError("a prompt is empty; write what the image should show")
-    if is_artifact(model):
+    artifact = is_artifact(model)
+    if artifact:
         require_plan_of_folder(model if Path(model).is_file() else artifact_folder(model), plan)
     else:
         require_plan(model, ModelOptions(), plan)
-    loaded = load_with(model, chosen(runtime, dtype, memory)) if is_artifact(model) else _full_precision(model, runtime)
+    loaded = (
+        load_with(model, chosen(runtime, dtype, memory, unquantized)) if artifact else _full_precision(model, runtime)
+    )
     executor = tell_executions(loaded)
     pipe = with_scheduler(loaded, plan.scheduler)
     warn(*too_long(pipe, prompts))

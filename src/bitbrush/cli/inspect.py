@@ -4,6 +4,7 @@ import difflib
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -75,13 +76,18 @@ def _plot_bits(root: Path, manifest: dict[str, Any], plot: Path) -> None:
 def _executions(root: Path, manifest: dict[str, Any]) -> "tuple[Execution, ...]":
     """Predicts how each quantized layer would be executed on this machine."""
     from bitbrush.artifact.denoiser import denoiser_executions
+    from bitbrush.artifact.network import network_class, network_executions
 
     choice = chosen("auto", None, "expanded")
-    return denoiser_executions(root / manifest["denoiser"]["component"], choice, shown)
+    executions = denoiser_executions(root / manifest["denoiser"]["component"], choice, shown)
+    for name in manifest.get("networks", {}):
+        beside = network_executions(root / name, network_class(root, name), choice)
+        executions += tuple(replace(one, layer=f"{name}: {one.layer}") for one in beside)
+    return executions
 
 
 def _show_summary(artifact: Path, manifest: dict[str, Any]) -> None:
-    from bitbrush.artifact.sizes import denoiser_sizes
+    from bitbrush.artifact.sizes import denoiser_sizes, network_sizes
 
     recipe, plan = manifest["recipe"], manifest["plan"]
     measured = ", measured by layer" if recipe.get("weight_allocation") == "measured" else ""
@@ -97,6 +103,7 @@ def _show_summary(artifact: Path, manifest: dict[str, Any]) -> None:
         "plan": f"{plan['scheduler']}, {recipe['steps']} steps, guidance {recipe['guidance_scale']:g}",
         "calibration": f"{recipe['num_prompts']} prompts, seed {recipe['seed']}",
         "denoiser": denoiser_sizes(manifest).text,
+        **{name.replace("_", " "): sizes.text for name, sizes in network_sizes(manifest).items()},
         "cost": ", ".join(
             f"{phase.replace('_', ' ')} {cost['seconds']:.1f} s" for phase, cost in manifest["cost"].items()
         ),
@@ -114,6 +121,9 @@ def _first_token(recipe: dict[str, Any], plan: dict[str, Any]) -> str:
 
 def _show_kinds(manifest: dict[str, Any]) -> None:
     kinds = Counter((entry["kind"], _treatment(entry)) for entry in manifest["layers"])
+    for name, network in manifest.get("networks", {}).items():
+        kinds.update((f"{entry['kind']} of {name}", _treatment(entry)) for entry in network["layers"])
+        kinds.update((f"embedding of {name}", "8 bits per row") for _ in network["tables"])
     counted = table("layers", "treatment", "number")
     for (kind, treatment), number in kinds.items():
         counted.add_row(kind, treatment, str(number))
@@ -130,7 +140,12 @@ def _show_executions(executions: "tuple[Execution, ...]") -> None:
 def _show_layers(manifest: dict[str, Any], executions: "tuple[Execution, ...]") -> None:
     kernels = {one.layer: one.kernel for one in executions}
     listed = table("layer", "kind", "shape", "treatment", "computed as")
-    for entry in manifest["layers"]:
+    beside = [
+        {**entry, "name": f"{name}: {entry['name']}"}
+        for name, network in manifest.get("networks", {}).items()
+        for entry in network["layers"]
+    ]
+    for entry in (*manifest["layers"], *beside):
         listed.add_row(
             entry["name"],
             entry["kind"],

@@ -184,17 +184,19 @@ def _recipe(file: Path | None, given: dict[str, Any]) -> "Recipe":
 def _announcement(model: str, recipe: "Recipe", processes: int) -> str:
     relax = f", relaxed {recipe.relax}" if recipe.relax else ""
     measured = ", measured by layer" if recipe.weight_allocation == "measured" else ""
+    shared = f" shared by {processes} processes" if processes > 1 else ""
+    beside = f"; also {', '.join(recipe.networks[1:])}" if len(recipe.networks) > 1 else ""
     return (
         f"{model}: {recipe.method}, {recipe.weights}-bit weights{measured} ({recipe.rounding} rounding), "
-        f"{recipe.activations}-bit activations{relax}; {recipe.steps} steps, guidance {recipe.guidance_scale:g}, "
-        f"{recipe.num_prompts} prompts{f' shared by {processes} processes' if processes > 1 else ''}"
+        f"{recipe.activations}-bit activations{relax}{beside}; {recipe.steps} steps, "
+        f"guidance {recipe.guidance_scale:g}, {recipe.num_prompts} prompts{shared}"
     )
 
 
 def print_summary(quantization: "Quantization", output: Path) -> None:
     """Prints the result, its cost and the next command."""
     from bitbrush.artifact.manifest import manifest_digest, read_manifest
-    from bitbrush.artifact.sizes import denoiser_sizes
+    from bitbrush.artifact.sizes import denoiser_sizes, network_sizes
 
     manifest = read_manifest(output)
     costs = table("phase", "seconds", "denoiser calls per batch", "peak MiB")
@@ -214,5 +216,7 @@ def print_summary(quantization: "Quantization", output: Path) -> None:
         f"{quantization.average_activation_bits:.2f} activation bits on average\n"
         f"denoiser: {denoiser_sizes(manifest).text}"
     )
+    for name, sizes in network_sizes(manifest).items():
+        say(f"{name}: {sizes.text}")
     say_unbroken(f"saved: {output}\nsha256: {manifest_digest(output)}")
     say_unbroken(f'next: bitbrush generate {output} "a prompt" -o images')

@@ -32,6 +32,8 @@ class Decides(Enum):
     """Activation parameters, and the choice of layers with a low-rank branch, if any."""
     ACTIVATIONS = auto()
     """Activation parameters only."""
+    OTHER_NETWORKS = auto()
+    """Networks beside the denoiser, and nothing of it."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Key:
         decides: Results that the key affects.
         recalibrates: Whether ``recalibrate`` may change the key for an artifact with rounded weights.
         flag: Name of the command line's option if it differs from the key's.
+        optional: Whether manifests leave the key out where it has its default, as earlier versions did.
     """
 
     summary: str
@@ -55,6 +58,7 @@ class Key:
     decides: Decides
     recalibrates: bool
     flag: str | None
+    optional: bool
 
 
 def key(
@@ -67,6 +71,7 @@ def key(
     decides: Decides = Decides.WEIGHTS,
     recalibrates: bool = False,
     flag: str | None = None,
+    optional: bool = False,
 ) -> Any:
     """Declares a field of a recipe.
 
@@ -79,11 +84,12 @@ def key(
         decides: See :class:`Key`.
         recalibrates: See :class:`Key`.
         flag: See :class:`Key`.
+        optional: See :class:`Key`.
 
     Returns:
         A dataclass field with the key in its metadata.
     """
-    declared = Key(summary, parse, plain, option, decides, recalibrates, flag)
+    declared = Key(summary, parse, plain, option, decides, recalibrates, flag, optional)
     return field(default=default, metadata={METADATA: declared})
 
 

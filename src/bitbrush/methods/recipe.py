@@ -25,6 +25,7 @@ from bitbrush.methods.keys import (
 )
 from bitbrush.methods.registry import METHODS
 from bitbrush.methods.removed import removed_setting, without_removed
+from bitbrush.network.other_networks import Networks
 from bitbrush.numerics.limits import (
     MAX_BITS,
     MAX_COUNT,
@@ -106,6 +107,19 @@ def _relax(name: str, value: Any) -> Relaxation | MeasuredRelaxation | None:
             return MeasuredRelaxation.parse(value) if value.startswith(AUTO) else Relaxation.parse(value)
         case _:
             raise ValueError(f"{name} is {value!r}; expected START:END@BITS, e.g. 0.8:1.0@10, auto:BITS, or none")
+
+
+def _networks(name: str, value: Any) -> tuple[Networks, ...]:
+    """Parses names of groups of networks, a list or a text with commas between, in any order."""
+    texts = [text.strip() for text in value.split(",")] if isinstance(value, str) else value
+    names = list(texts) if isinstance(texts, list | tuple) else []
+    unknown = [text for text in names if text not in list(Networks)]
+    if unknown or Networks.DENOISER not in names or len(set(names)) != len(names):
+        raise ValueError(
+            f"{name} is {value!r}; it must name {Networks.DENOISER}, and may name {Networks.TEXT_ENCODERS} and "
+            f"{Networks.VAE}, each once"
+        )
+    return tuple(group for group in Networks if group in names)
 
 
 def _pipeline_arguments(name: str, value: Any) -> tuple[tuple[str, PipelineArgument], ...]:
@@ -251,6 +265,23 @@ class Recipe:
         decides=Decides.NETWORK,
     )
 
+    networks: tuple[Networks, ...] = key(
+        (Networks.DENOISER,),
+        _networks,
+        "Networks to quantize, with commas between: denoiser, text_encoders, vae.",
+        plain=",".join,
+        decides=Decides.OTHER_NETWORKS,
+        optional=True,
+    )
+    text_encoder_weights: int = key(
+        8,
+        whole(MIN_WEIGHT_BITS, MAX_WEIGHT_BITS),
+        "Weight bits of text encoders, 2 to 8, where networks has them.",
+        option=int,
+        decides=Decides.OTHER_NETWORKS,
+        optional=True,
+    )
+
     def __post_init__(self) -> None:
         for name, declared in KEYS.items():
             object.__setattr__(self, name, declared.parse(name, getattr(self, name)))
@@ -298,8 +329,14 @@ class Recipe:
         return replace(self, **keys)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns plain JSON values that :meth:`updated` reads back."""
-        values = {name: declared.plain(getattr(self, name)) for name, declared in KEYS.items()}
+        """Returns plain JSON values that :meth:`updated` reads back; optional keys only where they differ."""
+        defaults = type(self).__dataclass_fields__
+        kept = {
+            name: declared
+            for name, declared in KEYS.items()
+            if not declared.optional or getattr(self, name) != defaults[name].default
+        }
+        values = {name: declared.plain(getattr(self, name)) for name, declared in kept.items()}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 

@@ -1,12 +1,14 @@
 """Architectures that can be quantized, and detection of a pipeline's architecture."""
 
 from diffusers import DiffusionPipeline
+from diffusers.models.autoencoders.vae import Decoder
 from torch import nn
 
 from bitbrush.network import generic
 from bitbrush.network.family import Family
 from bitbrush.network.fusions import Fusion
 from bitbrush.network.unet import UNET
+from bitbrush.network.unet_fusions import unet_fusions
 
 FAMILIES: tuple[Family, ...] = (
     UNET,
@@ -94,6 +96,8 @@ def family_of_network(denoiser: nn.Module) -> Family | None:
 
 
 def known_fusions(denoiser: nn.Module) -> tuple[Fusion, ...]:
-    """Returns the fused ops of a denoiser; none if its family is unknown."""
+    """Returns the fused ops of a denoiser or of a VAE's decoder; none if its family is unknown."""
+    if isinstance(denoiser, Decoder):
+        return unet_fusions(denoiser)
     family = family_of_network(denoiser)
     return family.fusions(denoiser) if family else ()

@@ -142,7 +142,7 @@ def materialize_(network: nn.Module) -> nn.Module:
 def lazy_layers(network: nn.Module) -> dict[str, LazyLayer]:
     """Returns the layers with lazy weights, by name."""
     candidates = {name: module for name, module in network.named_modules() if isinstance(module, LazyLayer)}
-    return {name: module for name, module in candidates.items() if module._parameters["weight"] is None}
+    return {name: module for name, module in candidates.items() if module._parameters.get("weight", module) is None}
 
 
 def state_readers(network: nn.Module) -> dict[str, Callable[[], Tensor]]:

@@ -1,4 +1,4 @@
-"""Fused ops of a UNet2DConditionModel: diffusers' blocks with default options."""
+"""Fused ops of a UNet2DConditionModel and of a VAE's decoder: diffusers' blocks with default options."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,6 +8,7 @@ from diffusers.models.activations import GEGLU
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention as DiffusersAttention
 from diffusers.models.attention_processor import AttnProcessor2_0
+from diffusers.models.autoencoders.vae import Decoder
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
@@ -40,7 +41,7 @@ def _of(name: str, module: Any) -> Iterator[Fusion]:
             yield ImageTransformer(name, f"{name}.norm", f"{name}.proj_in", blocks, f"{name}.proj_out")
         case Upsample2D() if isinstance(module.conv, nn.Conv2d) and module.interpolate and module.norm is None:
             yield UpsampledConv(name, f"{name}.conv")
-        case UNet2DConditionModel() if _affine(module.conv_norm_out):
+        case UNet2DConditionModel() | Decoder() if _affine(module.conv_norm_out):
             yield PreciseNorm("conv_norm_out", "conv_out")
 
 
@@ -52,13 +53,18 @@ def _is_plain_residual(block: Any) -> bool:
     return (
         block.upsample is None
         and block.downsample is None
-        and block.time_embedding_norm == "default"
+        and (block.time_embedding_norm == "default" or _takes_no_time(block))
         and not block.skip_time_act
         and isinstance(block.nonlinearity, nn.SiLU)
         and block.output_scale_factor == 1
         and _affine(block.norm1)
         and _affine(block.norm2)
     )
+
+
+def _takes_no_time(block: Any) -> bool:
+    """Whether a block ignores the time embedding, as those of a VAE's decoder do."""
+    return block.time_embedding_norm == "group" and block.time_emb_proj is None
 
 
 def _residual(name: str, block: Any) -> ResidualBlock:

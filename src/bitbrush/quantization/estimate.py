@@ -5,6 +5,7 @@ They reject runs that cannot fit and are no closer prediction.
 """
 
 import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,10 @@ from bitbrush.methods.state import QuantizationState
 from bitbrush.network.layers import LayerSpec
 from bitbrush.network.lazy_weights import count_lazy_weights, weight_shape
 from bitbrush.network.narrow import float32_bytes, narrow_bytes, saving_bytes
+from bitbrush.network.other_networks import TABLE_BITS, Networks, table_shapes
 from bitbrush.numerics.histogram import BINS
+from bitbrush.quantization.networks import LATENT_PROMPTS, network_specs
+from bitbrush.quantization.text_encoders import HESSIAN_BYTES
 from bitbrush.quantization.trace import PipelineTrace, sample_bytes, trace_pipeline
 from bitbrush.rounding.blocks import reconstruction_blocks
 from bitbrush.rounding.compensation import OFFLOAD_BYTES, WHOLE_BYTES
@@ -28,6 +32,7 @@ from bitbrush.session.disk import available_disk, size_text
 from bitbrush.session.machine import available_memory, available_on_gpu
 from bitbrush.session.memory import resident_memory
 from bitbrush.session.offload import BUDGET_BYTES
+from bitbrush.timeline.trajectory import join, split
 
 FLOAT = 4
 HISTOGRAM_BYTES = 8 * BINS
@@ -58,6 +63,7 @@ class Estimate:
 
     Args:
         specs: Treatment of every layer of the input denoiser.
+        networks: Treatment of every layer of the networks beside it that are quantized, by name.
         stages: Stages that will run, in order.
         resident: Resident memory of the process before the stages run.
         memory: Upper bound on the additional memory of the stages.
@@ -68,6 +74,7 @@ class Estimate:
     """
 
     specs: tuple[LayerSpec, ...]
+    networks: Mapping[str, tuple[LayerSpec, ...]]
     stages: tuple[StageEstimate, ...]
     resident: int
     memory: int
@@ -108,14 +115,19 @@ def estimate(state: QuantizationState) -> Estimate:
         _graph_bytes(state, trace) + FLOAT * max(integers, count_lazy_weights(state.denoiser)) if has_gradients else 0
     )
     working = _call_bytes(state, trace) + max(rounding, backward)
-    quantized, others = _quantized_bytes(state, trace), _other_networks(state)
+    networks = network_specs(state)
+    beside = sum(_packed_bytes(getattr(state.pipe, name), specs) for name, specs in networks.items())
+    quantized, others = _quantized_bytes(state, trace) + beside, _other_networks(state, networks)
+    observed = HESSIAN_BYTES + WEIGHT_COPIES * FLOAT * _widest(networks) if networks else 0
     return Estimate(
         specs=state.specs,
-        stages=tuple(
-            StageEstimate(name, len(stage_calls.batches), stage_calls.per_batch) for name, stage_calls in calls.items()
+        networks=networks,
+        stages=(
+            *(StageEstimate(name, len(stage.batches), stage.per_batch) for name, stage in calls.items()),
+            *_network_stages(state, len(trace.timesteps)),
         ),
         resident=resident_memory(),
-        memory=integers + histograms + searched + working + min(working, FRAGMENTATION),
+        memory=max(integers + histograms + searched + working + min(working, FRAGMENTATION), beside + observed),
         offloaded=max(0, learned + waiting - BUDGET_BYTES),
         artifact=quantized + sum(narrow for _, narrow in others),
         saving=saving_bytes(others, quantized),
@@ -155,9 +167,35 @@ def _offloaded_bytes(state: QuantizationState, trace: PipelineTrace) -> int:
     return len(sample_bytes(state, trace)) * held + (matrix if matrix >= OFFLOAD_BYTES else 0)
 
 
-def _other_networks(state: QuantizationState) -> list[tuple[int, int]]:
-    """Returns the bytes of each network beside the denoiser, in float32 and in its lossless dtype."""
-    others = [part for name, part in state.pipe.components.items() if name != state.family.component]
+def _network_stages(state: QuantizationState, calls: int) -> list[StageEstimate]:
+    """Lists the stages after those of the method; ``calls`` are the denoiser calls of one generation."""
+    latents = split(join(state.batches)[:LATENT_PROMPTS], state.recipe.batch_size)
+    stages = {
+        Networks.TEXT_ENCODERS: StageEstimate(Networks.TEXT_ENCODERS, len(state.batches), 0),
+        Networks.VAE: StageEstimate(Networks.VAE, len(latents), calls),
+    }
+    return [stage for group, stage in stages.items() if group in state.recipe.networks]
+
+
+def _widest(networks: Mapping[str, Sequence[LayerSpec]]) -> int:
+    return max(math.prod(spec.shape) for specs in networks.values() for spec in specs)
+
+
+def _packed_bytes(network: nn.Module, specs: Sequence[LayerSpec]) -> int:
+    """Sums the packed integers, scales and embedding tables of a network beside the denoiser, and its other tensors."""
+    size = _state_bytes(network)
+    for spec in specs:
+        weights = math.prod(spec.shape)
+        size += -(-weights * spec.weight_bits // 8) - FLOAT * weights + (FLOAT + 1) * spec.shape[0] + 8 * ENTRY_BYTES
+    for rows, width in table_shapes(network).values():
+        size += rows * width * TABLE_BITS // 8 - FLOAT * rows * width + (FLOAT + 1) * rows + 3 * ENTRY_BYTES
+    return size
+
+
+def _other_networks(state: QuantizationState, quantized: Collection[str]) -> list[tuple[int, int]]:
+    """Returns the bytes of each network that stays in floating point, in float32 and in its lossless dtype."""
+    taken = (state.family.component, *quantized)
+    others = [part for name, part in state.pipe.components.items() if name not in taken]
     return [(float32_bytes(part), narrow_bytes(part)) for part in others if isinstance(part, nn.Module)]
 
 

@@ -5,7 +5,7 @@ import inspect
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,12 @@ from bitbrush.network.lazy_weights import (
     materialize_,
     shallow_copy,
 )
+from bitbrush.network.other_networks import Networks, QuantizedNetwork, integer_part
+from bitbrush.quantization.networks import network_specs, quantize_decoders, quantize_text_encoders
 from bitbrush.quantization.work import require_same_work, work_facts
 from bitbrush.rounding.nearest import RoundedLayer
 from bitbrush.runtime.choose import RuntimeName, choose_runtime
-from bitbrush.runtime.lowered import lower, lowered_of
+from bitbrush.runtime.lowered import lower, lower_network, lowered_of
 from bitbrush.session.allocator import share_heap
 from bitbrush.session.costs import PhaseCost
 from bitbrush.session.journal import Journal, open_journal
@@ -75,6 +77,7 @@ class Quantization:
             weights. None if the weights were rounded here.
         processes: Number of processes that shared the work.
         original: Pipeline before its denoiser was changed; None if ``source`` has the same denoiser.
+        networks: Quantized networks beside the denoiser, by name.
     """
 
     source: DiffusionPipeline
@@ -85,6 +88,7 @@ class Quantization:
     recalibrated: Mapping[str, Any] | None = None
     processes: int = 1
     original: DiffusionPipeline | None = None
+    networks: Mapping[str, QuantizedNetwork] = field(default_factory=dict)
 
     @property
     def average_activation_bits(self) -> float:
@@ -104,15 +108,21 @@ class Quantization:
         return {layer.name: RoundedLayer(layer.weight, layer.bias, layer.first) for layer in self.outcome.layers}
 
     def pipeline(self) -> DiffusionPipeline:
-        """Returns a pipeline with a quantized denoiser that shares all other components with the source.
+        """Returns a pipeline with quantized networks that shares all other components with the source.
 
-        The denoiser uses the reference runtime. Its weights are in float32, for speed, at the memory cost of float32.
+        Networks use the reference runtime. The denoiser's weights are in float32, for speed, at the memory cost of
+        float32.
         """
+        choice = choose_runtime(RuntimeName.REFERENCE)
         denoiser = shallow_copy(getattr(self.source, self.family.component))
-        lower(denoiser, choose_runtime(RuntimeName.REFERENCE), self.outcome.layers)
+        lower(denoiser, choice, self.outcome.layers)
         materialize_(denoiser)  # excluded layers may still be lazy weights
         pipe = copy.copy(self.source)
         setattr(pipe, self.family.component, denoiser)
+        for name, quantized in self.networks.items():
+            network = shallow_copy(getattr(self.source, name))
+            lower_network(network, choice, quantized.layers, quantized.embeddings)
+            setattr(pipe, name, materialize_(network))
         pipe.scheduler = copy.deepcopy(self.source.scheduler)
         return pipe
 
@@ -215,9 +225,13 @@ def finish(stages: tuple[Stage, ...], state: QuantizationState) -> Quantization:
     state = run_stages(stages[begin:], state)
     costs, world = state.session.costs.phases, state.session.ranks.world
     original = None if state.pipe is state.original else state.original
-    return Quantization(
+    done = Quantization(
         state.pipe, state.family, state.recipe, outcome(state), costs, processes=world, original=original
     )
+    done = replace(done, networks=quantize_text_encoders(state))
+    if Networks.VAE not in state.recipe.networks:
+        return done
+    return replace(done, networks={**done.networks, **quantize_decoders(state, done.pipeline())})
 
 
 def prepare(
@@ -273,6 +287,7 @@ def prepare(
     )
     METHODS[recipe.method].planned(state)  # rejects keys that the method's stages do not support
     _ = state.specs  # rejects patterns that match no layer
+    network_specs(state)  # rejects networks that cannot be quantized
     return state
 
 
@@ -320,7 +335,7 @@ def require_inputs(pipe: DiffusionPipeline, inputs: Mapping[str, Any]) -> None:
 
 def _require_full_precision(pipe: DiffusionPipeline) -> None:
     for name, part in pipe.components.items():
-        lowered = lowered_of(part) if isinstance(part, nn.Module) else None
+        lowered = lowered_of(integer_part(part)[1]) if isinstance(part, nn.Module) else None
         if lowered is not None:
             raise ValueError(
                 f"the pipeline's {name} is quantized already (it runs on {lowered.name}); quantize the full-precision "

@@ -99,6 +99,22 @@ def round_with_compensation(
     return Compensated(QuantizedWeight(w_q.view(shape), qparams), w_fp.view(shape), bias)
 
 
+def round_by_hessian(weight: Tensor, bits: int, estimator: WeightRange, hessian: Tensor) -> QuantizedWeight:
+    """Rounds a weight with error compensation alone, as GPTQ does: the input of the layer is taken as it is.
+
+    Args:
+        weight: (C_out, K), float32.
+        bits: Weight bits.
+        estimator: Range estimator of an output channel's weights.
+        hessian: E[x x^T] of the layer's input, (K, K); it is unchanged.
+
+    Returns:
+        Integers with one scale and zero point for each row.
+    """
+    qparams = weight_qparams(weight, bits, estimator)
+    return QuantizedWeight(_round_columns(weight, qparams, hessian)[0], qparams)
+
+
 @dataclass(frozen=True)
 class _Moments:
     """Moments of a channel group's inputs.

@@ -110,7 +110,9 @@ class AdaptableDenoiser(Extension, nn.Module):
 
 
 def make_adaptable_(denoiser: nn.Module, dtype: torch.dtype, device: torch.device | None) -> None:
-    """Prepares a denoiser that is about to be lowered for adapters, if its class loads any.
+    """Prepares a network that is about to be lowered for adapters, if its class loads any, and for reads of weights.
+
+    T5 reads the dtype of a weight before it calls the layer.
 
     Args:
         denoiser: Changed in place; its class becomes an :class:`AdaptableDenoiser`.
@@ -119,15 +121,14 @@ def make_adaptable_(denoiser: nn.Module, dtype: torch.dtype, device: torch.devic
     """
     if hasattr(denoiser, "load_lora_adapter"):
         extend_(denoiser, AdaptableDenoiser)
-        faces = Faces(faces_of(denoiser), dtype, device or device_of(denoiser))
-        setattr(denoiser, _ATTRIBUTE, faces)
-        faces.set_weight_shapes(denoiser)
+    faces = Faces(faces_of(denoiser), dtype, device or device_of(denoiser))
+    setattr(denoiser, _ATTRIBUTE, faces)
+    faces.set_weight_shapes(denoiser)
 
 
 def show_weight_shapes(denoiser: nn.Module) -> None:
-    """Gives the quantized layers of a lowered denoiser the weights without values that loaders look at."""
-    if isinstance(denoiser, AdaptableDenoiser):
-        _faces(denoiser).set_weight_shapes(denoiser)
+    """Gives the quantized layers of a lowered network the weights without values that loaders look at."""
+    _faces(denoiser).set_weight_shapes(denoiser)
 
 
 def _faces(denoiser: nn.Module) -> Faces:

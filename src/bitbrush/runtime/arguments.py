@@ -25,11 +25,13 @@ def floating_tensors(values: Any) -> list[Tensor]:
 
 
 def sample_of(names: Sequence[str], arguments: Mapping[str, Any]) -> Tensor:
-    """Returns the noisy latents: the first parameter of a denoiser, or the first tensor of a list.
+    """Returns the tensor whose dtype and device the output gets: the noisy latents, which are the first argument.
 
-    The output has their dtype.
+    They may be a list of tensors. A text encoder, which takes token numbers, answers in float32.
     """
-    return floating_tensors(arguments[names[0]])[0]
+    first = pytree.tree_leaves(arguments.get(names[0], arguments))
+    tensors = [x for x in first if isinstance(x, Tensor)]
+    return next((x for x in tensors if x.is_floating_point()), tensors[0][:0].float())
 
 
 def require_no_gradient(arguments: Mapping[str, Any]) -> None:

@@ -37,6 +37,7 @@ class Choice:
         shortfall: What makes it slower here than it could be, or None.
         device: Device that a pipeline must be on.
         memory: How weights are stored, those of networks that are not quantized included.
+        unquantized: Dtype that text encoders and VAE compute in where they are not quantized.
     """
 
     runtime: Runtime
@@ -44,6 +45,7 @@ class Choice:
     shortfall: str | None = None
     device: torch.device = CPU
     memory: Memory = Memory.EXPANDED
+    unquantized: torch.dtype = torch.float32
 
     def place(self, pipe: Any) -> Any:
         """Moves the pipeline to the device of the runtime and returns it."""
@@ -91,6 +93,7 @@ def runtime_named(
     dtype: str | torch.dtype | None = None,
     memory: str = Memory.EXPANDED,
     device: torch.device | None = None,
+    unquantized: str | torch.dtype = torch.float32,
 ) -> Choice:
     """Selects a runtime by strings, see :func:`choose_runtime`.
 
@@ -99,22 +102,36 @@ def runtime_named(
         dtype: Dtype of everything between the integer products, or None.
         memory: How weights are stored.
         device: Device that it must compute on; None: any.
+        unquantized: Dtype that text encoders and VAE compute in where they are not quantized.
 
     Raises:
         ValueError: A name is unknown, or the named runtime computes on another device.
-        RuntimeUnavailable: The named runtime cannot run on this machine.
+        RuntimeUnavailable: The named runtime cannot run on this machine, or it has no fast products of ``unquantized``.
     """
     for wish, given, known in (
         ("runtime", name, list(RuntimeName)),
         ("dtype", dtype_name(dtype or torch.float32), list(DTYPES)),
         ("memory", memory, list(Memory)),
+        ("unquantized", dtype_name(unquantized), list(DTYPES)),
     ):
         if given not in known:
             raise ValueError(f"{wish} is {given!r}; choose from {', '.join(known)}")
     kind = None if dtype is None else DTYPES[dtype_name(dtype)]
-    if device is None:
-        return choose_runtime(RuntimeName(name), dtype=kind, memory=Memory(memory))
-    return _runtime_on(device, RuntimeName(name), kind, Memory(memory))
+    choice = (
+        choose_runtime(RuntimeName(name), dtype=kind, memory=Memory(memory))
+        if device is None
+        else _runtime_on(device, RuntimeName(name), kind, Memory(memory))
+    )
+    return _with_unquantized(choice, DTYPES[dtype_name(unquantized)])
+
+
+def _with_unquantized(choice: Choice, dtype: torch.dtype) -> Choice:
+    if dtype == torch.bfloat16 and choice.device == CPU and not _multiplies_bfloat16():
+        raise RuntimeUnavailable(
+            "unquantized is bfloat16, and this CPU has no instructions for it (avx512_bf16 or amx_bf16): it would be "
+            "slower than float32; leave it at float32"
+        )
+    return choice if dtype == choice.unquantized else replace(choice, unquantized=dtype)
 
 
 def _runtime_on(device: torch.device, name: RuntimeName, dtype: torch.dtype | None, memory: Memory) -> Choice:
@@ -158,7 +175,11 @@ def _onednn(dtype: torch.dtype | None, memory: Memory, reason: str) -> Choice:
 
 def _fastest_dtype() -> torch.dtype:
     """Selects bfloat16 where the CPU multiplies it natively, else float32."""
-    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+    return torch.bfloat16 if _multiplies_bfloat16() else torch.float32
+
+
+def _multiplies_bfloat16() -> bool:
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _reference(dtype: torch.dtype | None, memory: Memory, reason: str) -> Choice:

@@ -10,14 +10,15 @@ from torch import nn
 from bitbrush.network.compiling import not_compiled
 from bitbrush.runtime.arguments import answer_like, by_name, cast, require_no_gradient, sample_of
 from bitbrush.runtime.attention import AttentionKernel, KernelAttention
-from bitbrush.timeline.tracker import TRACKER, argument_names, as_timestep, time_argument
+from bitbrush.timeline.tracker import ONLY_STEP, TRACKER, argument_names, as_timestep, takes_time, time_argument
 
 
 class LoweredForward:
     """Forward that computes in ``dtype`` for any input dtype and returns the dtype of the sample.
 
-    Tensors that a denoiser embeds keep their dtype (EXACT_ARGUMENTS). Layers read the timestep from TRACKER. No state
-    outlives a call, so threads may share a denoiser. ``torch.compile`` does not trace the call.
+    Tensors that a denoiser embeds keep their dtype (EXACT_ARGUMENTS). Layers read the timestep from TRACKER; a network
+    without a timestep has one step. No state outlives a call, so threads may share a denoiser. ``torch.compile`` does
+    not trace the call.
 
     The forward is looked up on the denoiser's class at each call, since libraries replace either. A forward that the
     runtime has put on the instance takes precedence.
@@ -35,7 +36,8 @@ class LoweredForward:
     ) -> None:
         functools.update_wrapper(self, denoiser.forward, updated=())
         self._denoiser, self._inner = denoiser, vars(denoiser).get("forward")
-        self._names, self._time = argument_names(denoiser), time_argument(denoiser)
+        self._names = argument_names(denoiser)
+        self._time = time_argument(denoiser) if takes_time(denoiser) else None
         self._dtype, self._device, self._attention = dtype, device, attention
 
     @not_compiled
@@ -44,7 +46,7 @@ class LoweredForward:
         arguments = by_name(self._names, args, kwargs)
         require_no_gradient(arguments)
         sample = sample_of(self._names, arguments)
-        timestep = as_timestep(arguments.get(self._time))
+        timestep = ONLY_STEP if self._time is None else as_timestep(arguments.get(self._time))
         attention = KernelAttention(self._attention) if self._attention else nullcontext()
         with TRACKER.at(timestep), _without_autocast(sample.device), attention:
             given = cast(arguments, self._dtype, self._device)
@@ -66,9 +68,6 @@ def compute_in(
         dtype: Dtype of the computation.
         device: Device of the computation; None: that of the arguments.
         attention: Kernel for the attention of blocks that are not fused; None: torch's.
-
-    Raises:
-        TypeError: The denoiser takes no timestep.
     """
     denoiser.forward = LoweredForward(denoiser, dtype, device, attention)
 

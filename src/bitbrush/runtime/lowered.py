@@ -1,7 +1,7 @@
 """Lowered denoisers: how they are executed, and how they react where users treat them as any other module."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self
 
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from bitbrush.network.extension import Extension, extend_
 from bitbrush.network.layers import QuantizedLayer
+from bitbrush.network.other_networks import Embeddings, integer_part, set_embeddings
+from bitbrush.network.own_dtype import ReportsFloat32
 from bitbrush.runtime.adapters import make_adaptable_, show_weight_shapes
 from bitbrush.runtime.choose import Choice
 from bitbrush.runtime.integer_weight import IntegerParameters
@@ -178,6 +180,22 @@ def lower(denoiser: nn.Module, choice: Choice, layers: Iterable[QuantizedLayer])
         device=runtime.device,
     )
     setattr(denoiser, _ATTRIBUTE, lowered)
+
+
+def lower_network(network: nn.Module, choice: Choice, layers: Iterable[QuantizedLayer], embeddings: Embeddings) -> None:
+    """Lowers a text encoder, or the decoder of a VAE, to the selected runtime.
+
+    Args:
+        network: Component of a pipeline beside the denoiser, changed in place.
+        choice: Selected runtime.
+        layers: Quantized layers with their names in the component, which may be generated one after another.
+        embeddings: Embedding tables.
+    """
+    prefix, part = integer_part(network)
+    set_embeddings(network, embeddings, choice.runtime.dtype)
+    start = f"{prefix}." if prefix else ""
+    extend_(network, ReportsFloat32)  # pipelines take the dtype of the latents from the text encoder
+    lower(part, choice, (replace(layer, name=layer.name.removeprefix(start)) for layer in layers))
 
 
 def _noting(activations: dict[str, Activations], layers: Iterable[QuantizedLayer]) -> Iterator[QuantizedLayer]:

@@ -8,9 +8,11 @@ from torch import nn
 from bitbrush.network.first_token import answer_first_token
 from bitbrush.network.layers import QuantizedLayer, set_weight
 from bitbrush.network.lazy_weights import device_of
+from bitbrush.network.packed_weight import set_packed_weight
 from bitbrush.runtime.emulation import emulate, fake_quantizer_of
 from bitbrush.runtime.forward import compute_in
 from bitbrush.runtime.interface import Execution
+from bitbrush.timeline.tracker import takes_time
 
 EMULATED = "the reference runtime emulates integers"
 
@@ -33,15 +35,22 @@ class ReferenceRuntime:
     def lower(self, denoiser: nn.Module, layers: Iterable[QuantizedLayer]) -> tuple[Execution, ...]:
         """Changes ``denoiser`` in place: weights are dequantized integers, inputs are fake-quantized as scheduled.
 
-        The denoiser computes in float32 and returns the dtype of its input.
+        The denoiser computes in float32 and returns the dtype of its input. Weights of a network that runs once per
+        image stay packed, and each call dequantizes them.
         """
-        device = device_of(denoiser)
-        executions = tuple(self._lower(denoiser.get_submodule(layer.name), layer, device) for layer in layers)
+        device, repeats = device_of(denoiser), takes_time(denoiser)
+        executions = tuple(
+            self._lower(denoiser.get_submodule(layer.name), layer, device, repeats=repeats) for layer in layers
+        )
         compute_in(denoiser, torch.float32)
         return executions
 
-    def _lower(self, module: nn.Module, layer: QuantizedLayer, device: torch.device) -> Execution:
-        set_weight(module, layer.weight.to(device).dequantize(), layer.bias)
+    def _lower(self, module: nn.Module, layer: QuantizedLayer, device: torch.device, *, repeats: bool) -> Execution:
+        weight = layer.weight.to(device)
+        if repeats:
+            set_weight(module, weight.dequantize(), layer.bias)
+        else:
+            set_packed_weight(module, weight, layer.bias)
         emulate(module, fake_quantizer_of(module, layer.activations))
         if layer.first is not None:
             answer_first_token(module, layer.first.to(device))

@@ -15,6 +15,10 @@ _STORED = (
     "a quantized denoiser's weights are not stored in another dtype: they are integers. "
     "bitbrush.load(..., memory='low') needs less memory"
 )
+_ADAPTED = (
+    "a quantized text encoder takes no adapters: fuse the LoRA before, bitbrush quantize MODEL --lora FILE, or "
+    "quantize with text_encoders left out of networks"
+)
 
 
 _UNSMOOTHED = (
@@ -42,6 +46,9 @@ def prepare_smoothing(original: Callable[..., Any], guider: Any, denoiser: nn.Mo
 def refuse_unquantized(denoiser: nn.Module) -> None:
     """Makes ``denoiser`` raise ValueError when joined projections or casts of its weights are requested."""
     _set(denoiser, "enable_layerwise_casting", _refuse_storage)
+    if not hasattr(denoiser, "load_lora_adapter"):
+        for name in ("load_adapter", "add_adapter"):
+            _set(denoiser, name, _refuse_adapter)
     for module in denoiser.modules():
         _set(module, "fuse_qkv_projections", _refuse_joined)
         _set(module, "fuse_projections", _refuse_joined)
@@ -58,3 +65,7 @@ def _refuse_joined(*_: Any, **__: Any) -> Never:
 
 def _refuse_storage(*_: Any, **__: Any) -> Never:
     raise ValueError(_STORED)
+
+
+def _refuse_adapter(*_: Any, **__: Any) -> Never:
+    raise ValueError(_ADAPTED)

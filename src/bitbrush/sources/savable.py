@@ -1,5 +1,6 @@
 """Check that a pipeline can be loaded from what an artifact stores: class names, configurations and tensors."""
 
+from collections.abc import Collection
 from typing import Any, Never
 
 import diffusers
@@ -27,12 +28,12 @@ _PLAIN_LAYERS = nn.Conv2d, nn.Linear, nn.GroupNorm, nn.LayerNorm, nn.Embedding
 """Layers whose settings are compared."""
 
 
-def require_savable(pipe: DiffusionPipeline, quantized: str | None = None) -> None:
+def require_savable(pipe: DiffusionPipeline, quantized: Collection[str] = ()) -> None:
     """Checks that an artifact of the pipeline could be loaded.
 
     Args:
         pipe: Pipeline.
-        quantized: Name of a quantized denoiser, whose tensors are not its configuration's.
+        quantized: Names of quantized networks, whose tensors are not their configuration's.
 
     Raises:
         ValueError: It could not; the message names the component and the remedy.
@@ -43,7 +44,7 @@ def require_savable(pipe: DiffusionPipeline, quantized: str | None = None) -> No
     for name, part in pipe.components.items():
         if part is not None:
             _require_known_class(pipe, name)
-        if isinstance(part, nn.Module) and name != quantized:
+        if isinstance(part, nn.Module) and name not in quantized:
             _require_own_tensors(name, getattr(part, "_orig_mod", part))
 
 

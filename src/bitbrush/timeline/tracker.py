@@ -50,6 +50,8 @@ TRACKER = TimestepTracker()
 """The process's only tracker. It stores nothing of a denoiser, so copies of a denoiser may share it."""
 
 
+ONLY_STEP = 0.0
+"""Timestep of a network that takes none, such as a VAE."""
 TIME_ARGUMENTS = ("timestep", "timesteps", "t", "sigma")
 """Names under which denoisers take their timestep; the first that a denoiser has counts."""
 

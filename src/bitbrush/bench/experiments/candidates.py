@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from bitbrush.artifact.manifest import is_artifact, read_manifest
 from bitbrush.artifact.origin import require_origin
-from bitbrush.artifact.sizes import MIB, checkpoint_bytes, denoiser_sizes
+from bitbrush.artifact.sizes import MIB, checkpoint_bytes, denoiser_sizes, network_sizes
 from bitbrush.artifact.store import load_with
 from bitbrush.artifact.verification import artifact_digest
 from bitbrush.bench.experiments.foreign import (
@@ -117,9 +117,14 @@ def _artifact(
         runtime=lowered.name,
         int8_layers=sum(execution.fallback is None for execution in lowered.executions),
         fallbacks=layers_by_fallback(lowered.executions),
-        notes=(*_notes(recipe, plan), *([doubt] if doubt else [])),
+        notes=(*_notes(recipe, plan), *_networks(manifest), *([doubt] if doubt else [])),
     )
     return subject, pipe
+
+
+def _networks(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns a note for each network that is quantized beside the denoiser, with its sizes."""
+    return tuple(f"{name} is quantized, too: {sizes.text}" for name, sizes in network_sizes(manifest).items())
 
 
 def require_candidate(name: str, source: str) -> None:

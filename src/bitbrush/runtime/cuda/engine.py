@@ -19,7 +19,7 @@ from bitbrush.runtime.cuda.steps import Steps
 from bitbrush.runtime.cuda.turns import Turns
 from bitbrush.runtime.snapshot import Baseline
 from bitbrush.runtime.wrappers import state_of
-from bitbrush.timeline.tracker import argument_names, time_argument
+from bitbrush.timeline.tracker import ONLY_STEP, argument_names, takes_time, time_argument
 
 _LOG = logging.getLogger(__name__)
 
@@ -98,7 +98,8 @@ class Engine:
     ) -> None:
         functools.update_wrapper(self, denoiser.forward, updated=())
         self._denoiser = denoiser
-        self._names, self._time = argument_names(denoiser), time_argument(denoiser)
+        self._names = argument_names(denoiser)
+        self._time = time_argument(denoiser) if takes_time(denoiser) else None
         self._steps, self._dtype, self._record, self._at_once = steps, dtype, record, at_once
         self._turns = Turns(steps.device)
         self._seen: list[tuple[Any, ...]] = []
@@ -107,6 +108,7 @@ class Engine:
         self._wrappers, self._parameters = self.baseline.wrappers, list(denoiser.parameters())
         self._places = self._current_places()
         self._told = False
+        self._only_step = torch.tensor(ONLY_STEP, device=steps.device)
 
     def __getstate__(self) -> dict[str, Any]:
         """Drops graphs from copies, which record their own."""
@@ -117,8 +119,8 @@ class Engine:
         arguments = by_name(self._names, args, kwargs)
         require_no_gradient(arguments)
         sample = sample_of(self._names, arguments)
-        timestep = arguments[self._time]
-        if not isinstance(timestep, Tensor):
+        timestep = self._only_step if self._time is None else arguments[self._time]
+        if self._time is not None and not isinstance(timestep, Tensor):
             dtype = torch.float32 if isinstance(timestep, float) else torch.int64
             arguments[self._time] = torch.tensor(timestep, dtype=dtype, device=self._steps.device)
         call = _Call.of(arguments, self._steps.device)
@@ -159,7 +161,7 @@ class Engine:
 
     def _answer(self, arguments: dict[str, Any]) -> Any:
         """Computes on the device without synchronization."""
-        self._steps.set(arguments[self._time])
+        self._steps.set(self._only_step if self._time is None else arguments[self._time])
         finite = torch.stack([x.isfinite().all() for x in floating_tensors(arguments)]).all()
         try:
             output = type(self._denoiser).forward(self._denoiser, **cast(arguments, self._dtype))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bitbrush.network.first_token import answer_first_token
 from bitbrush.network.layers import QuantizedLayer, set_weight
+from bitbrush.network.packed_weight import set_packed_weight
 from bitbrush.runtime.cuda.fused_ops import CudaFusedOps
 from bitbrush.runtime.cuda.layers import IntegerConv2d, IntegerLayer, IntegerLinear
 from bitbrush.runtime.cuda.steps import StepQParams, Steps
@@ -20,6 +21,7 @@ from bitbrush.runtime.integers import needs_schedule, obstacle, signed_bytes
 from bitbrush.runtime.interface import Execution
 from bitbrush.runtime.norms import normalize_in_float32
 from bitbrush.timeline.schedule import ActivationSchedule
+from bitbrush.timeline.tracker import takes_time
 
 KERNEL = "s8 x s8, int32 sums (Triton)"
 EMULATION = "fake-quantized float32"
@@ -69,7 +71,10 @@ class Lowering:
         return executed
 
     def _emulate(self, layer: QuantizedLayer, original: nn.Module) -> None:
-        set_weight(original, layer.weight.dequantize(), layer.bias)
+        if takes_time(self.denoiser):
+            set_weight(original, layer.weight.dequantize(), layer.bias)
+        else:  # it runs once per image, and may be larger than the denoiser
+            set_packed_weight(original, layer.weight, layer.bias)
         if isinstance(layer.activations, ActivationSchedule):
             quantizer: Callable[[Tensor], Tensor] = partial(_fake_quantize, self.steps.qparams(layer.schedule))
         else:

@@ -67,6 +67,11 @@ class Steps:
         self._known: dict[ActivationSchedule, StepQParams] = {}
         self._tables: tuple[Tensor, Tensor, Tensor] | None = None
 
+    @property
+    def empty(self) -> bool:
+        """Whether no layer has scheduled quantization parameters."""
+        return not self._known
+
     def qparams(self, schedule: ActivationSchedule) -> StepQParams:
         """Returns the current quantization parameters of a schedule, and registers it on first use."""
         if schedule not in self._known:

@@ -152,7 +152,7 @@ def settings(recipes: Sequence[NamedRecipe], bits: Sequence[Bits], shared: Mappi
 def given_keys(recipe: Recipe) -> dict[str, Any]:
     """Returns the keys in which a recipe differs from a plain one, so that keys of later versions change nothing."""
     plain = Recipe().to_dict()
-    return {key: value for key, value in recipe.to_dict().items() if value != plain[key]}
+    return {key: value for key, value in recipe.to_dict().items() if value != plain.get(key)}
 
 
 def _file_keys(path: str, text: str) -> dict[str, Any]:

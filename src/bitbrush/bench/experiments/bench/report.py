@@ -358,7 +358,10 @@ def _facts(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             source = f"{subject['source']}, sha256 {subject['digest'][:16]}"
             yield f"Layers of {subject['name']}", "\n".join([source, *layers])
             yield f"Execution of {subject['name']}", "\n".join(_execution(subject))
-    yield "In floating point everywhere", "attention's matrix products, norms, activations, text encoder, VAE"
+    yield (
+        "In floating point everywhere",
+        "attention's matrix products, norms, activations; text encoder and VAE unless a note says otherwise",
+    )
     for network in document["networks"]:
         yield f"Network: {network['use']}", f"{network['name']}, sha256 {network['sha256'][:16]}"
     yield "Versions", ", ".join(f"{name} {number}" for name, number in document["versions"].items())
