@@ -55,10 +55,11 @@ class IntegerLayer(IntegerParameters):
 
     def multiply(self, x: Bytes, dtype: torch.dtype, residual: Tensor | None = None) -> Tensor:
         """Multiplies quantized input by the weights and adds the bias and ``residual`` of the output's shape."""
-        by = Factors(self._weights.packed(), x.qparams.scale, self._bias_at(x.qparams), dtype)
-        if x.low is None:
-            return self._product(x.high, by, residual)
-        return self._two_products(x.high, x.low, by, residual)
+        with self._weights.packed() as packed:
+            by = Factors(packed, x.qparams.scale, self._bias_at(x.qparams), dtype)
+            if x.low is None:
+                return self._product(x.high, by, residual)
+            return self._two_products(x.high, x.low, by, residual)
 
     def multiply_gated(self, x: Bytes, qparams: QParams, dtype: torch.dtype) -> Bytes:
         """Quantizes ``value * gelu(gate)`` by another layer's ``qparams``, for the halves of :meth:`multiply`."""

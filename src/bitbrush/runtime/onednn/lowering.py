@@ -1,6 +1,7 @@
 """Replacement of a denoiser's layers and blocks by integer layers and fused blocks."""
 
 import functools
+import logging
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -39,12 +40,22 @@ from bitbrush.runtime.onednn.layers import (
     pack_conv,
     pack_linear,
 )
-from bitbrush.runtime.onednn.weights import ExpandedWeights, Memory, NibbleWeights, Pack, Weights
+from bitbrush.runtime.onednn.opaque import is_accessible
+from bitbrush.runtime.onednn.weights import (
+    ExpandedWeights,
+    Memory,
+    NibbleWeights,
+    Pack,
+    PlainNibbleWeights,
+    Weights,
+)
+from bitbrush.runtime.onednn.workspace import Workspace
 from bitbrush.runtime.tools import Tools
 from bitbrush.timeline.schedule import ActivationSchedule, DynamicRanges
 from bitbrush.timeline.tracker import TRACKER
 
 KERNEL = "u8 x s8, int32 sums (oneDNN)"
+_LOG = logging.getLogger(__name__)
 EMULATION = "fake-quantized float32"
 
 
@@ -57,6 +68,8 @@ class Lowering:
     dtype: torch.dtype
     memory: Memory
     emulated: list[nn.Module] = field(default_factory=list)
+    laid_out_anew: list[str] = field(default_factory=list)
+    workspace: Workspace = field(default_factory=Workspace)
 
     def place(self, layer: QuantizedLayer) -> Execution:
         """Replaces the float layer by an integer layer, or emulates it and reports why."""
@@ -90,9 +103,25 @@ class Lowering:
         pack: Pack = pack_linear
         if isinstance(original, nn.Conv2d) and not is_pointwise(original):
             pack = partial(pack_conv, original, layer.weight.qparams.scale)
-        if self.memory is Memory.LOW and layer.weight.qparams.bits <= NIBBLE:
-            return NibbleWeights(layer.weight, pack, self.tools.unpack)
-        return ExpandedWeights(signed, pack)
+        if self.memory is Memory.EXPANDED or layer.weight.qparams.bits > NIBBLE:
+            return ExpandedWeights(pack(signed))
+        return self._nibbles(layer.name, signed, pack, getattr(original, "groups", 1))
+
+    def _nibbles(self, name: str, signed: Tensor, pack: Pack, groups: int) -> Weights:
+        if is_accessible(pack_linear):
+            if stored := NibbleWeights.of(pack(signed), groups, self.workspace, self.tools.expand):
+                return stored
+        self.laid_out_anew.append(name)
+        return PlainNibbleWeights(signed, pack, self.tools.expand)
+
+    def name_slow_layers(self) -> None:
+        """Logs once which layers lay out their weights at every call."""
+        if self.laid_out_anew:
+            _LOG.warning(
+                "memory is low: the 4-bit weights of %d layers, %s the first, are laid out at every call, which is several "
+                "times slower; the layout that torch %s packs them in is unknown on this processor",
+                *(len(self.laid_out_anew), self.laid_out_anew[0], torch.__version__),
+            )
 
     def _place_reference(self, layer: QuantizedLayer, original: nn.Conv2d | nn.Linear) -> None:
         set_weight(original, layer.weight.dequantize(), layer.bias)

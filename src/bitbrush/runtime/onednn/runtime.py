@@ -45,6 +45,7 @@ class OneDnnRuntime:
         lowering = Lowering(denoiser, self.tools, self.dtype, self.memory)
         described = known_fusions(denoiser)
         executions = tuple(lowering.place(layer) for layer in layers)
+        lowering.name_slow_layers()
         lowering.convert_rest()
         lowering.fuse(described)
         adapt_added_modules(denoiser, CPU, self.dtype)
