@@ -4,21 +4,25 @@
 
 namespace {
 
-constexpr int LANES = 64;
-typedef uint8_t vb __attribute__((vector_size(LANES), aligned(1)));
+// LANES bytes at a time, from byte `i` on; returns the first byte that is left over.
+template <int LANES>
+inline int64_t expand(const uint8_t* from, const uint8_t* zero, int64_t i, int64_t width, uint8_t* low, uint8_t* high) {
+    typedef uint8_t vb __attribute__((vector_size(LANES), aligned(1)));
+    for (; i + LANES <= width; i += LANES) {
+        const vb both = *reinterpret_cast<const vb*>(from + i), less = *reinterpret_cast<const vb*>(zero + i);
+        *reinterpret_cast<vb*>(low + i) = (both & 15) - less;
+        *reinterpret_cast<vb*>(high + i) = (both >> 4) - less;
+    }
+    return i;
+}
 
-inline vb& at(uint8_t* p) { return *reinterpret_cast<vb*>(p); }
-inline const vb& at(const uint8_t* p) { return *reinterpret_cast<const vb*>(p); }
-
-// The low halves of a row of bytes to `low`, the high ones to `high` unless it is null, less the zero points.
-void expand(const uint8_t* from, const uint8_t* zero, int64_t width, uint8_t* low, uint8_t* high) {
+// The low halves of a row of bytes to `low` and the high ones to `high`, which is null after a last odd row.
+void expand_row(const uint8_t* from, const uint8_t* zero, int64_t width, uint8_t* low, uint8_t* high) {
     int64_t i = 0;
-    if (high)
-        for (; i + LANES <= width; i += LANES) {
-            const vb both = at(from + i), less = at(zero + i);
-            at(low + i) = (both & 15) - less;
-            at(high + i) = (both >> 4) - less;
-        }
+    if (high) {
+        i = expand<64>(from, zero, i, width, low, high);
+        i = expand<16>(from, zero, i, width, low, high);
+    }
     for (; i < width; i++) {
         low[i] = uint8_t((from[i] & 15) - zero[i]);
         if (high) high[i] = uint8_t((from[i] >> 4) - zero[i]);
@@ -35,7 +39,7 @@ extern "C" void bitbrush_expand_nibbles(const uint8_t* packed, const uint8_t* ze
     for (int64_t block = 0; block < blocks; block++)
         for (int64_t pair = 0; pair < pairs; pair++) {
             uint8_t* low = out + (block * rows + 2 * pair) * width;
-            expand(packed + (block * pairs + pair) * width, zero_point + block * width, width, low,
-                   2 * pair + 1 < rows ? low + width : nullptr);
+            expand_row(packed + (block * pairs + pair) * width, zero_point + block * width, width, low,
+                       2 * pair + 1 < rows ? low + width : nullptr);
         }
 }

@@ -109,7 +109,7 @@ class Lowering:
 
     def _nibbles(self, name: str, signed: Tensor, pack: Pack, groups: int) -> Weights:
         if is_accessible(pack_linear):
-            if stored := NibbleWeights.of(pack(signed), groups, self.workspace, self.tools.expand):
+            if stored := NibbleWeights.of(pack(signed), len(signed), groups, self.workspace, self.tools.expand):
                 return stored
         self.laid_out_anew.append(name)
         return PlainNibbleWeights(signed, pack, self.tools.expand)

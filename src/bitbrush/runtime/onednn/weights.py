@@ -75,17 +75,18 @@ class NibbleWeights:
         workspace.reserve(layout.nbytes)
 
     @classmethod
-    def of(cls, packed: Tensor, groups: int, workspace: Workspace, expand: Expand) -> Self | None:
+    def of(cls, packed: Tensor, channels: int, groups: int, workspace: Workspace, expand: Expand) -> Self | None:
         """Stores packed weights of up to 4 bits; None if their order is unknown.
 
         Args:
             packed: Weights in the layout of the kernels.
+            channels: Output channels.
             groups: Groups of the convolution; 1 for linear layers.
             workspace: Memory to expand them in.
             expand: Kernel that expands them.
         """
         layout, stored = Layout.of(packed), opaque_bytes(packed)
-        for arrangement in _arrangements(len(packed), groups):
+        for arrangement in _arrangements(channels, groups):
             if nibbles := to_nibbles(stored, arrangement):
                 return cls(nibbles, layout, workspace, expand)
         return None
@@ -133,12 +134,15 @@ def _signed(packed: Tensor) -> Tensor:
 def _arrangements(channels: int, groups: int) -> Iterator[Arrangement]:
     """Lists the orders that oneDNN's layouts may have.
 
-    Blocks of output channels come one after another. A row has a few inputs of each channel. Sums of each channel's
-    weights may follow, by which oneDNN accounts for zero points. Layouts without blocks have one row per input.
+    Most have blocks of output channels, one after another, whose rows are a few inputs of each channel. Sums of each
+    channel's weights may follow, by which oneDNN accounts for zero points. Those of depthwise convolutions, and those
+    that processors without AVX-512 have, have one input in a row, of some channels or of all.
     """
     for width in _CHANNELS:
         blocks = groups * -(-channels // groups // width)
         for sums in (0, blocks * width * _TOGETHER):
             yield Arrangement(blocks, width * _TOGETHER, sums)
-    for width in (1, *_CHANNELS):
-        yield Arrangement(1, -(-channels // width) * width)
+    for width in (*_CHANNELS, 1):
+        blocks = -(-channels // width)
+        yield Arrangement(1, blocks * width)
+        yield Arrangement(blocks, width)
