@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 NIBBLE = 4
@@ -55,11 +54,11 @@ def to_nibbles(signed: Tensor, arrangement: Arrangement) -> Nibbles | None:
     if int((rows.amax(1) - least).max()) > _MOST:
         return None
     zero_point = (-least).to(torch.uint8)
-    w_q = rows.view(torch.uint8) + zero_point[:, None]  # modulo 256
-    if w_q.shape[1] % 2:
-        w_q = F.pad(w_q, (0, 0, 0, 1))
-    packed = w_q[:, 1::2] << NIBBLE
-    packed |= w_q[:, ::2]
+    packed = torch.empty(blocks, (rows.shape[1] + 1) // 2, width, dtype=torch.uint8, device=signed.device)
+    for block, zero, out in zip(rows, zero_point, packed, strict=True):  # one at a time: temporary copies stay small
+        w_q = block.view(torch.uint8) + zero  # modulo 256
+        out.copy_(w_q[::2])
+        out[: len(w_q) // 2] |= w_q[1::2] << NIBBLE
     return Nibbles(packed, zero_point, signed[body:].view(torch.uint8).clone(), rows.shape[1])
 
 

@@ -15,6 +15,9 @@ from bitbrush.runtime.onednn.weights import Weights
 ONE_GO = 1 << 20
 """Sums of a linear layer computed at a time for activations of more than 8 bits: 4 MiB of float32."""
 
+GATED_AT_ONCE = 1 << 23
+"""Values of a linear layer computed at a time before half of them gate the others: 16 MiB of bfloat16."""
+
 
 class Factors(NamedTuple):
     """Packed weights and input scale that multiply quantized inputs; results have ``dtype``."""
@@ -56,18 +59,21 @@ class IntegerLayer(IntegerParameters):
     def multiply(self, x: Bytes, dtype: torch.dtype, residual: Tensor | None = None) -> Tensor:
         """Multiplies quantized input by the weights and adds the bias and ``residual`` of the output's shape."""
         with self._weights.packed() as packed:
-            by = Factors(packed, x.qparams.scale, self._bias_at(x.qparams), dtype)
-            if x.low is None:
-                return self._product(x.high, by, residual)
-            return self._two_products(x.high, x.low, by, residual)
+            return self._multiply(packed, x, dtype, residual)
 
     def multiply_gated(self, x: Bytes, qparams: QParams, dtype: torch.dtype) -> Bytes:
         """Quantizes ``value * gelu(gate)`` by another layer's ``qparams``, for the halves of :meth:`multiply`."""
         return self._fused_ops.geglu(self.multiply(x, dtype), qparams)
 
+    def _multiply(self, packed: Tensor, x: Bytes, dtype: torch.dtype, residual: Tensor | None = None) -> Tensor:
+        by = Factors(packed, x.qparams.scale, self._bias_at(x.qparams), dtype)
+        if x.low is None:
+            return self._product(x.high, by, residual)
+        return self._two_products(x.high, x.low, by, residual)
+
     def _two_products(self, high: Tensor, low: Tensor, by: Factors, residual: Tensor | None) -> Tensor:
         y = self._product(high, by._replace(scale=by.scale * (1 << BYTE), dtype=torch.float32), None)
-        y = self._product(low, by._replace(bias=None, dtype=torch.float32), y)
+        y = self._add_product(low, by._replace(bias=None, dtype=torch.float32), y)
         return (y if residual is None else y.add_(residual)).to(by.dtype)
 
     def _bias_at(self, qparams: QParams) -> Tensor:
@@ -85,6 +91,10 @@ class IntegerLayer(IntegerParameters):
 
     def _product(self, x: Tensor, by: Factors, residual: Tensor | None) -> Tensor:
         raise NotImplementedError
+
+    def _add_product(self, x: Tensor, by: Factors, y: Tensor) -> Tensor:
+        """Adds a product to ``y``, which may be overwritten."""
+        return self._product(x, by, y)
 
     def _linear_product(self, rows: Tensor, by: Factors, residual: Tensor | None) -> Tensor:
         """Multiplies (rows, C_in) by the weights and adds ``residual`` (rows, C_out)."""
@@ -126,6 +136,13 @@ class IntegerConv2d(IntegerLayer):
         )
         return y if residual is None else y.add_(residual)
 
+    def _add_product(self, x: Tensor, by: Factors, y: Tensor) -> Tensor:
+        factors = by.scale, 0, by.packed, self._scale, self._zero_points
+        result: Tensor = torch.ops.onednn.qconv2d_pointwise.binary(
+            x, *factors, y, by.bias, *self._geometry, 1.0, 0, by.dtype, 1.0, 0, "sum", 1.0, "none", [], ""
+        )
+        return result
+
 
 class IntegerPointwiseConv2d(IntegerConv2d):
     """1x1 convolution as a Linear over pixels, which lie in memory as tokens do."""
@@ -134,6 +151,10 @@ class IntegerPointwiseConv2d(IntegerConv2d):
         other = None if residual is None else _rows(residual)
         y = self._linear_product(_rows(x), by, other)
         return y.view(len(x), *x.shape[2:], self.out_channels).permute(0, 3, 1, 2)
+
+
+    def _add_product(self, x: Tensor, by: Factors, y: Tensor) -> Tensor:
+        return self._product(x, by, y)
 
 
 class IntegerLinear(IntegerLayer):
@@ -151,6 +172,16 @@ class IntegerLinear(IntegerLayer):
     def forward(self, x: Tensor) -> Tensor:
         """Computes the layer on floating-point input; the output has its dtype."""
         return self.multiply(self.quantize(x), x.dtype)
+
+    def multiply_gated(self, x: Bytes, qparams: QParams, dtype: torch.dtype) -> Bytes:
+        """Computes some rows at a time: the values of all would be the largest tensor of a denoiser."""
+        at_once = max(GATED_AT_ONCE // self.out_features, 1)
+        with self._weights.packed() as packed:
+            parts = [
+                self._fused_ops.geglu(self._multiply(packed, rows, dtype), qparams)
+                for rows in x.view(-1, self.in_features).split(at_once)
+            ]
+        return Bytes.join(parts).view(*x.high.shape[:-1], self.out_features // 2)
 
     def quantize(self, x: Tensor, *, upsample: int = 1) -> Bytes:
         """Quantizes the input for :meth:`multiply`; ``upsample`` must be 1."""

@@ -26,7 +26,7 @@ from bitbrush.runtime.emulation import emulate, fake_quantizer_of
 from bitbrush.runtime.fused import fuse
 from bitbrush.runtime.fused_forward import UntracedForward
 from bitbrush.runtime.integer_weight import BiasState
-from bitbrush.runtime.integers import obstacle, signed_bytes
+from bitbrush.runtime.integers import column_sums, obstacle, signed_bytes
 from bitbrush.runtime.interface import Execution
 from bitbrush.runtime.memo import Remembered
 from bitbrush.runtime.nibbles import NIBBLE
@@ -86,8 +86,10 @@ class Lowering:
         if executed.fallback is not None or signed is None:
             self._place_reference(layer, original)
             return executed
-        sums = signed.flatten(1).sum(1, dtype=torch.int64).double().float()
-        rest = layer, sums, self._weights(layer, original, signed), self.tools.fused_ops
+        pack = _pack(original, layer)
+        packed, sums = pack(signed), column_sums(signed).double().float()
+        del signed  # large layers: what follows holds the weights once more
+        rest = layer, sums, self._weights(layer, original, packed, pack), self.tools.fused_ops
         made: nn.Module
         match layer.activations:
             case ActivationSchedule():
@@ -99,20 +101,17 @@ class Lowering:
         setattr(self.denoiser.get_submodule(parent), own, made)
         return executed
 
-    def _weights(self, layer: QuantizedLayer, original: nn.Conv2d | nn.Linear, signed: Tensor) -> Weights:
-        pack: Pack = pack_linear
-        if isinstance(original, nn.Conv2d) and not is_pointwise(original):
-            pack = partial(pack_conv, original, layer.weight.qparams.scale)
+    def _weights(
+        self, layer: QuantizedLayer, original: nn.Conv2d | nn.Linear, packed: Tensor, pack: Pack
+    ) -> Weights:
         if self.memory is Memory.EXPANDED or layer.weight.qparams.bits > NIBBLE:
-            return ExpandedWeights(pack(signed))
-        return self._nibbles(layer.name, signed, pack, getattr(original, "groups", 1))
-
-    def _nibbles(self, name: str, signed: Tensor, pack: Pack, groups: int) -> Weights:
+            return ExpandedWeights(packed)
         if is_accessible(pack_linear):
-            if stored := NibbleWeights.of(pack(signed), len(signed), groups, self.workspace, self.tools.expand):
+            shape = len(layer.weight.w_q), getattr(original, "groups", 1)
+            if stored := NibbleWeights.of(packed, *shape, self.workspace, self.tools.expand):
                 return stored
-        self.laid_out_anew.append(name)
-        return PlainNibbleWeights(signed, pack, self.tools.expand)
+        self.laid_out_anew.append(layer.name)
+        return PlainNibbleWeights(layer.weight, pack, self.tools.expand)
 
     def name_slow_layers(self) -> None:
         """Logs once which layers lay out their weights at every call."""
@@ -160,7 +159,7 @@ def _timestep_and_biases(layer: nn.Module) -> Hashable:
 
 def _of_text(layer: nn.Module) -> Reading:
     """Caches a layer of the text: its result changes only with the text and the quantization parameters."""
-    return Remembered(layer, partial(_qparams_and_biases, layer), entries=4)
+    return Remembered(layer, partial(_qparams_and_biases, layer), entries=2)
 
 
 def _qparams_and_biases(layer: nn.Module) -> Hashable:
@@ -170,6 +169,12 @@ def _qparams_and_biases(layer: nn.Module) -> Hashable:
 def _biases(layer: nn.Module) -> Hashable:
     parts: Iterable[Any] = consumer_of(layer).parts
     return tuple(map(BiasState.of, parts))
+
+
+def _pack(original: nn.Conv2d | nn.Linear, layer: QuantizedLayer) -> Pack:
+    if isinstance(original, nn.Conv2d) and not is_pointwise(original):
+        return partial(pack_conv, original, layer.weight.qparams.scale)
+    return pack_linear
 
 
 def _integer_layer(original: nn.Conv2d | nn.Linear, *args: Any) -> IntegerLayer:

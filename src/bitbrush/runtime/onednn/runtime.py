@@ -51,6 +51,5 @@ class OneDnnRuntime:
         adapt_added_modules(denoiser, CPU, self.dtype)
         denoiser.forward = NonFiniteForward(denoiser)
         compute_in(denoiser, self.dtype, self.device)
-        if self.memory is Memory.EXPANDED:
-            keep_freed_memory()
+        keep_freed_memory()
         return executions

@@ -9,7 +9,9 @@ from typing import Protocol, Self, TypeAlias
 import torch
 from torch import Tensor
 
+from bitbrush.numerics.weights import QuantizedWeight
 from bitbrush.runtime.integer_weight import IntegerWeight
+from bitbrush.runtime.integers import signed_bytes
 from bitbrush.runtime.nibbles import Arrangement, Nibbles, to_nibbles
 from bitbrush.runtime.onednn.opaque import Layout, opaque_bytes, wrap
 from bitbrush.runtime.onednn.workspace import Workspace
@@ -108,7 +110,9 @@ class NibbleWeights:
 class PlainNibbleWeights:
     """Weights stored two in a byte and laid out at every call, which is slow."""
 
-    def __init__(self, signed: Tensor, pack: Pack, expand: Expand) -> None:
+    def __init__(self, weight: QuantizedWeight, pack: Pack, expand: Expand) -> None:
+        signed = signed_bytes(weight)
+        assert signed is not None
         self._shape = signed.shape
         nibbles = to_nibbles(signed.flatten(1).t().flatten(), Arrangement(1, len(signed)))
         assert nibbles is not None, "weights of up to 4 bits"
