@@ -15,8 +15,8 @@ from bitbrush.runtime.onednn.weights import Weights
 ONE_GO = 1 << 20
 """Sums of a linear layer computed at a time for activations of more than 8 bits: 4 MiB of float32."""
 
-GATED_AT_ONCE = 1 << 23
-"""Values of a linear layer computed at a time before half of them gate the others: 16 MiB of bfloat16."""
+GATED_AT_ONCE = 1 << 22
+"""Values of a linear layer computed at a time before half of them gate the others: 8 MiB of bfloat16."""
 
 
 class Factors(NamedTuple):
@@ -135,6 +135,14 @@ class IntegerConv2d(IntegerLayer):
             x, *factors, by.bias, *self._geometry, 1.0, 0, by.dtype, "none", [], ""
         )
         return y if residual is None else y.add_(residual)
+
+    def _two_products(self, high: Tensor, low: Tensor, by: Factors, residual: Tensor | None) -> Tensor:
+        """Computes large images one by one, for the same reason as :class:`IntegerLinear`."""
+        if len(high) == 1 or self.out_channels * high[0, 0].numel() < ONE_GO:
+            return super()._two_products(high, low, by, residual)
+        residuals = [None] * len(high) if residual is None else residual.split(1)
+        images = zip(high.split(1), low.split(1), residuals, strict=True)
+        return torch.cat([super(IntegerConv2d, self)._two_products(*image[:2], by, image[2]) for image in images])
 
     def _add_product(self, x: Tensor, by: Factors, y: Tensor) -> Tensor:
         factors = by.scale, 0, by.packed, self._scale, self._zero_points

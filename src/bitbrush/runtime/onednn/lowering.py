@@ -28,7 +28,7 @@ from bitbrush.runtime.fused_forward import UntracedForward
 from bitbrush.runtime.integer_weight import BiasState
 from bitbrush.runtime.integers import column_sums, obstacle, signed_bytes
 from bitbrush.runtime.interface import Execution
-from bitbrush.runtime.memo import Remembered
+from bitbrush.runtime.memo import Copies, Remembered
 from bitbrush.runtime.nibbles import NIBBLE
 from bitbrush.runtime.onednn.dynamic import DynamicLayer, as_product
 from bitbrush.runtime.onednn.layers import (
@@ -57,6 +57,8 @@ from bitbrush.timeline.tracker import TRACKER
 KERNEL = "u8 x s8, int32 sums (oneDNN)"
 _LOG = logging.getLogger(__name__)
 EMULATION = "fake-quantized float32"
+TEXTS = 2
+"""Texts, or quantization parameters of one text, whose keys and values are cached: plain steps and relaxed ones."""
 
 
 @dataclass(frozen=True)
@@ -142,8 +144,9 @@ class Lowering:
 
     def fuse(self, described: Iterable[fusions.Fusion]) -> None:
         """Fuses the described blocks whose layers are all integer layers."""
+        of_text = partial(_of_text, Copies(entries=TEXTS))
         between = FusionBackend(
-            self.tools.fused_ops, self.tools.attention, OneByOne, _of_text, _of_time, UntracedForward
+            self.tools.fused_ops, self.tools.attention, OneByOne, of_text, _of_time, UntracedForward
         )
         fuse(self.denoiser, described, IntegerLayer, between)
 
@@ -157,9 +160,9 @@ def _timestep_and_biases(layer: nn.Module) -> Hashable:
     return TRACKER.timestep, _biases(layer)
 
 
-def _of_text(layer: nn.Module) -> Reading:
+def _of_text(copies: Copies, layer: nn.Module) -> Reading:
     """Caches a layer of the text: its result changes only with the text and the quantization parameters."""
-    return Remembered(layer, partial(_qparams_and_biases, layer), entries=2)
+    return Remembered(layer, partial(_qparams_and_biases, layer), entries=TEXTS, copies=copies)
 
 
 def _qparams_and_biases(layer: nn.Module) -> Hashable:
