@@ -17,8 +17,8 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bitbrush.artifact.quantization_config import StoredConfig
 from bitbrush.artifact.denoiser import WEIGHTS
+from bitbrush.artifact.quantization_config import StoredConfig
 from bitbrush.artifact.tensors import layer_tensors
 from bitbrush.network.layers import HIGH_PRECISION_ACTIVATION_BITS, LayerSpec, QuantizedLayer, layer_specs
 from bitbrush.network.low_rank import branch_, branch_ranks, rank_of

@@ -18,8 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-sys.modules["triton"] = None  # type: ignore[assignment]  # torch imports it if it is there, as on machines with a GPU
-
 import torch
 from diffusers import DDIMScheduler
 

@@ -177,7 +177,9 @@ def test_nibbles_come_back(rows: int, width: int, tools: Tools) -> None:
         assert torch.equal(out.view(torch.int8), signed)
 
 
-@pytest.mark.parametrize("arrangement", [Arrangement(1, 2, rest=1), Arrangement(2, 3), Arrangement(1, 1), Arrangement(1, 2)])
+@pytest.mark.parametrize(
+    "arrangement", [Arrangement(1, 2, rest=1), Arrangement(2, 3), Arrangement(1, 1), Arrangement(1, 2)]
+)
 def test_bytes_in_another_order_are_no_nibbles(arrangement: Arrangement) -> None:
     signed = torch.tensor([-8, 7, 8, 7], dtype=torch.int8)
     assert to_nibbles(signed, arrangement) is None

@@ -35,7 +35,6 @@ class Bytes:
             return cls(x_q.to(torch.uint8), None, qparams)
         return cls((x_q >> BYTE).to(torch.uint8), (x_q & 255).to(torch.uint8), qparams)
 
-
     def view(self, *shape: int) -> "Bytes":
         """Views the integers in another shape."""
         return Bytes(self.high.view(shape), None if self.low is None else self.low.view(shape), self.qparams)

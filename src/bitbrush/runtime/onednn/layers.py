@@ -160,7 +160,6 @@ class IntegerPointwiseConv2d(IntegerConv2d):
         y = self._linear_product(_rows(x), by, other)
         return y.view(len(x), *x.shape[2:], self.out_channels).permute(0, 3, 1, 2)
 
-
     def _add_product(self, x: Tensor, by: Factors, y: Tensor) -> Tensor:
         return self._product(x, by, y)
 

@@ -103,9 +103,7 @@ class Lowering:
         setattr(self.denoiser.get_submodule(parent), own, made)
         return executed
 
-    def _weights(
-        self, layer: QuantizedLayer, original: nn.Conv2d | nn.Linear, packed: Tensor, pack: Pack
-    ) -> Weights:
+    def _weights(self, layer: QuantizedLayer, original: nn.Conv2d | nn.Linear, packed: Tensor, pack: Pack) -> Weights:
         if self.memory is Memory.EXPANDED or layer.weight.qparams.bits > NIBBLE:
             return ExpandedWeights(packed)
         if is_accessible(pack_linear):
@@ -119,8 +117,8 @@ class Lowering:
         """Logs once which layers lay out their weights at every call."""
         if self.laid_out_anew:
             _LOG.warning(
-                "memory is low: the 4-bit weights of %d layers, %s the first, are laid out at every call, which is several "
-                "times slower; the layout that torch %s packs them in is unknown on this processor",
+                "memory is low: the 4-bit weights of %d layers, %s the first, are laid out at every call, which takes "
+                "several times longer; the layout that torch %s packs them in is unknown on this processor",
                 *(len(self.laid_out_anew), self.laid_out_anew[0], torch.__version__),
             )
 

@@ -88,7 +88,7 @@ class NibbleWeights:
             expand: Kernel that expands them.
         """
         layout, stored = Layout.of(packed), opaque_bytes(packed)
-        for arrangement in _arrangements(channels, groups):
+        for arrangement in arrangements(channels, groups):
             if nibbles := to_nibbles(stored, arrangement):
                 return cls(nibbles, layout, workspace, expand)
         return None
@@ -127,7 +127,8 @@ class PlainNibbleWeights:
         """Returns the weights less their zero points, (C_out, ...) int8."""
         out = torch.empty(self._shape.numel(), dtype=torch.uint8, device=self.stored.device)
         self._expand(Nibbles(self.stored, *self._rest), out)
-        return out.view(torch.int8).view(-1, self._shape[0]).t().reshape(self._shape)
+        rows = out.view(torch.int8).view(-1, self._shape[0]).t()
+        return rows.contiguous().view(self._shape)
 
 
 def _signed(packed: Tensor) -> Tensor:
@@ -135,7 +136,7 @@ def _signed(packed: Tensor) -> Tensor:
     return dense.t() if dense.dim() == 2 else dense  # linear weights are stored transposed
 
 
-def _arrangements(channels: int, groups: int) -> Iterator[Arrangement]:
+def arrangements(channels: int, groups: int) -> Iterator[Arrangement]:
     """Lists the orders that oneDNN's layouts may have.
 
     Most have blocks of output channels, one after another, whose rows are a few inputs of each channel. Sums of each
