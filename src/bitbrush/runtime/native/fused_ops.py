@@ -1,6 +1,7 @@
 """Fused operations by the kernels of ``fused_ops.cpp``."""
 
 import ctypes
+import functools
 from ctypes import POINTER, Structure, byref, c_float, c_int, c_int32, c_int64, c_void_p
 from typing import Any, Self
 
@@ -125,10 +126,15 @@ class _Out:
         low = _empty(shape, padding) if qparams.bits > BYTE else None
         self.bytes = Bytes(high, low, qparams)
         self.arguments = (
-            byref(_QParams(reciprocal(qparams), qparams.zero_point, qparams.qmax)),
+            _pointer(qparams),
             byref(_Bytes(high.data_ptr(), None if low is None else low.data_ptr(), padding)),
             torch.get_num_threads(),
         )
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _pointer(qparams: QParams) -> Any:
+    return byref(_QParams(reciprocal(qparams), qparams.zero_point, qparams.qmax))
 
 
 def _empty(shape: torch.Size | tuple[int, ...], padding: int) -> Tensor:

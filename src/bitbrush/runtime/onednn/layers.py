@@ -28,6 +28,28 @@ class Factors(NamedTuple):
     dtype: torch.dtype
 
 
+class FoldedBias:
+    """Bias of a layer with the term of its input's zero point, cached from one call of a step to the next.
+
+    Args:
+        sums: Sums of each output channel's weights times the weight scale, (C_out,) float32.
+    """
+
+    def __init__(self, sums: Tensor) -> None:
+        self._sums = sums
+        self._known: tuple[QParams, BiasState, Tensor] | None = None
+
+    def at(self, qparams: QParams, bias: Tensor | None) -> Tensor:
+        """Computes ``bias - scale * zero_point * sums``."""
+        known = self._known  # read once: another thread may run another step
+        state = BiasState.of(bias)
+        if known is None or known[0] is not qparams or known[1] != state:
+            zero = -qparams.scale * qparams.zero_point
+            folded = self._sums * zero if bias is None else torch.add(bias, self._sums, alpha=zero)
+            self._known = known = qparams, state, folded
+        return known[2]
+
+
 class IntegerLayer(IntegerParameters):
     """Integer layer: ``y = scale w_scale (sum(x_q w) - zero_point sum(w)) + bias`` with ``w = w_q - w_zero_point``.
 
@@ -48,8 +70,7 @@ class IntegerLayer(IntegerParameters):
         self._scale = layer.weight.qparams.scale
         self.show(weights.stored, self._scale, layer.bias, count=layer.weight.w_q.numel())
         self._zero_points = torch.zeros_like(self._scale, dtype=torch.int32)
-        self._sums = column_sums * self._scale
-        self._folded: tuple[QParams, BiasState, Tensor] | None = None
+        self._folded = FoldedBias(column_sums * self._scale)
 
     @property
     def qparams(self) -> QParams:
@@ -66,7 +87,7 @@ class IntegerLayer(IntegerParameters):
         return self._fused_ops.geglu(self.multiply(x, dtype), qparams)
 
     def _multiply(self, packed: Tensor, x: Bytes, dtype: torch.dtype, residual: Tensor | None = None) -> Tensor:
-        by = Factors(packed, x.qparams.scale, self._bias_at(x.qparams), dtype)
+        by = Factors(packed, x.qparams.scale, self._folded.at(x.qparams, self.bias), dtype)
         if x.low is None:
             return self._product(x.high, by, residual)
         return self._two_products(x.high, x.low, by, residual)
@@ -75,14 +96,6 @@ class IntegerLayer(IntegerParameters):
         y = self._product(high, by._replace(scale=by.scale * (1 << BYTE), dtype=torch.float32), None)
         y = self._add_product(low, by._replace(bias=None, dtype=torch.float32), y)
         return (y if residual is None else y.add_(residual)).to(by.dtype)
-
-    def _bias_at(self, qparams: QParams) -> Tensor:
-        folded = self._folded  # read once: another thread may run another step
-        bias = BiasState.of(self)
-        if folded is None or folded[0] is not qparams or folded[1] != bias:
-            zeros = -qparams.scale * qparams.zero_point * self._sums
-            self._folded = folded = qparams, bias, zeros if self.bias is None else self.bias + zeros
-        return folded[2]
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, *args: Any) -> None:
         """Saves the integers in a plain layout."""

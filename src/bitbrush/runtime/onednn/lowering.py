@@ -169,7 +169,7 @@ def _qparams_and_biases(layer: nn.Module) -> Hashable:
 
 def _biases(layer: nn.Module) -> Hashable:
     parts: Iterable[Any] = consumer_of(layer).parts
-    return tuple(map(BiasState.of, parts))
+    return tuple(BiasState.of(part.bias) for part in parts)
 
 
 def _pack(original: nn.Conv2d | nn.Linear, layer: QuantizedLayer) -> Pack:
