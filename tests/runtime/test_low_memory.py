@@ -114,6 +114,16 @@ def test_packed_weights_are_wrapped_where_they_lie() -> None:
         wrap(memory[:3], layout)
 
 
+@pytest.mark.parametrize("tools", [best_tools, lambda: torch_tools("asked for")], ids=["best", "torch"])
+def test_a_first_call_in_inference_mode_allows_others_later(tools: Callable[[], Tools]) -> None:
+    layer, shape = LAYERS["linear"]
+    low, x = lowered(layer, Memory.LOW, tools()), torch.ones(shape)
+    with torch.inference_mode():
+        first = low(x, 1.0)
+    with torch.no_grad():
+        assert torch.equal(low(x, 1.0), first)
+
+
 class TwoLayers(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -54,7 +54,8 @@ class Workspace:
         known = self._packed.get(layout)
         if known is None:
             if self._memory is None:
-                self._memory = torch.empty(self._nbytes, dtype=torch.uint8, device=CPU)
+                with torch.inference_mode(mode=False):  # later calls write to it in any mode
+                    self._memory = torch.empty(self._nbytes, dtype=torch.uint8, device=CPU)
             memory = self._memory[: layout.nbytes]
             known = self._packed[layout] = memory, wrap(memory, layout)
         return known
