@@ -1,5 +1,6 @@
 """Rounding of weights to integers: to nearest, or learned by block on recorded full-precision trajectories."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from bitbrush.methods.recipe import Rounding
@@ -51,17 +52,17 @@ def _to_round(state: QuantizationState) -> tuple[LayerSpec, ...]:
     return tuple(spec for spec in state.calibration.layers if spec.name not in state.factors)
 
 
-def _recording_calls(state: QuantizationState, of_pipeline: int) -> StageCalls:
+def _recording_calls(state: QuantizationState, timesteps: Sequence[float]) -> StageCalls:
     recorded = [piece.batch for piece in sample_pieces(state.batches, state.session.ranks)]
-    return StageCalls(recorded, RECORDING_CALLS * of_pipeline)
+    return StageCalls(recorded, RECORDING_CALLS * len(timesteps))
 
 
-def _learning_work(state: QuantizationState, of_pipeline: int) -> tuple[PlannedWork, ...]:
+def _learning_work(state: QuantizationState, timesteps: Sequence[float]) -> tuple[PlannedWork, ...]:
     procedure = PROCEDURES.get(state.recipe.rounding)
     if procedure is None:
         return ()
     layers = [spec.name for spec in _to_round(state)]
-    samples = recorded_samples(sample_pieces(state.batches, state.session.ranks), of_pipeline)
+    samples = recorded_samples(sample_pieces(state.batches, state.session.ranks), len(timesteps))
     return (learning_work(state.denoiser, state.family, layers, samples, procedure),)
 
 
