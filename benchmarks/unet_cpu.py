@@ -88,12 +88,14 @@ def _turns(workers: Sequence[Worker], options: argparse.Namespace) -> Measured:
 
 def _rows(measured: Measured, names: Sequence[str], worker: Worker, options: argparse.Namespace) -> dict[str, Row]:
     beside = {anchor: _rounded(measured.seconds[anchor]) for anchor in options.anchors}
+    beside_cpu = {anchor: _rounded(measured.cpu_seconds[anchor]) for anchor in options.anchors}
     about = {**facts(worker), "idle_cores": round(measured.idle_cores, 3)}
     rows: dict[str, Row] = {
         name: {
             "seconds": _rounded(measured.seconds[name]),
             "cpu_seconds": _rounded(measured.cpu_seconds[name]),
             "beside": beside,
+            "beside_cpu": beside_cpu,
         }
         for name in names
     }
@@ -128,7 +130,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--models", type=_names(MODELS), default=["sd15"], help=f"of {', '.join(MODELS)}")
     parser.add_argument("--latents", type=_sizes, help="sizes, such as 32,64; each model has its own default")
     parser.add_argument("--subjects", type=_names(SUBJECTS), default=list(SUBJECTS), help=f"of {', '.join(SUBJECTS)}")
-    parser.add_argument("--anchors", type=_names(BASELINES), default=list(BASELINES), help="baselines kept alive")
+    parser.add_argument("--anchors", type=_names(SUBJECTS), default=list(BASELINES), help="subjects kept alive")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--generate", type=int, default=0, metavar="STEPS", help="time generations of STEPS steps")
     parser.add_argument("--per-operator", action="store_true", help="print where the time of one call goes instead")

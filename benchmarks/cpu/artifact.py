@@ -17,8 +17,8 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bitbrush.artifact.from_pretrained import BitbrushConfig
-from bitbrush.artifact.store import WEIGHTS
+from bitbrush.artifact.denoiser import WEIGHTS
+from bitbrush.artifact.quantization_config import StoredConfig
 from bitbrush.artifact.tensors import layer_tensors
 from bitbrush.network.layers import HIGH_PRECISION_ACTIVATION_BITS, LayerSpec, QuantizedLayer, layer_specs
 from bitbrush.network.low_rank import branch_, branch_ranks, rank_of
@@ -67,7 +67,7 @@ def artifact(task: Task, form: Form) -> Path:
         tensors |= layer_tensors(_quantized(denoiser.get_submodule(spec.name), spec, *ranges[spec.name]))
     tensors |= {name: tensor.float() for name, tensor in denoiser.state_dict().items()}
     bits = {spec.name: spec.weight_bits for spec in specs}
-    _write_config(denoiser, BitbrushConfig(bits, low_ranks=branch_ranks(denoiser)), folder)
+    _write_config(denoiser, StoredConfig(bits, low_ranks=branch_ranks(denoiser)), folder)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     return folder
 
@@ -124,7 +124,7 @@ def _grid(step: int, spec: LayerSpec, low: float, high: float) -> QParams:
     return QParams.from_range(low * wider, high * wider**2, bits)
 
 
-def _write_config(denoiser: Any, packed: BitbrushConfig, folder: Path) -> None:
+def _write_config(denoiser: Any, packed: StoredConfig, folder: Path) -> None:
     denoiser.save_config(folder)
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))

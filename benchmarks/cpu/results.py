@@ -17,7 +17,7 @@ PACKAGES = (
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_bf16", "amx_int8")
 
 Row: TypeAlias = dict[str, Any]
-"""``seconds`` per round and, by anchor, ``beside``: the anchor's seconds in the same rounds; or ``error``."""
+"""``seconds``, ``cpu_seconds`` per round; by anchor, ``beside``, ``beside_cpu`` of the same rounds; or ``error``."""
 
 
 class Results:

@@ -18,7 +18,7 @@ from bitbrush.numerics.weights import (
     weight_qparams,
 )
 from bitbrush.runtime.forward import compute_in
-from bitbrush.runtime.nibbles import from_nibbles, to_nibbles
+from bitbrush.runtime.nibbles import Arrangement, from_nibbles, to_nibbles
 from bitbrush.runtime.onednn.runtime import OneDnnRuntime
 from bitbrush.runtime.onednn.weights import Memory
 from bitbrush.runtime.reference import ReferenceRuntime
@@ -161,10 +161,25 @@ def test_what_is_not_a_number_is_not_made_one(
     assert unet(x, 500, text, return_dict=return_dict)[0].isnan().all()
 
 
-@pytest.mark.parametrize("columns", [1, 6, 7])
-def test_nibbles_come_back(columns: int, tools: Tools) -> None:
-    w_q = torch.randint(0, 16, (5, columns), generator=torch.Generator().manual_seed(0)).byte()
-    zero_point = torch.arange(5, dtype=torch.uint8)
-    expected = w_q.int() - zero_point[:, None].int()
-    for unpack in (from_nibbles, tools.unpack):
-        assert torch.equal(unpack(to_nibbles(w_q), zero_point, columns).int(), expected)
+@pytest.mark.parametrize("width", [1, 33, 64, 256])
+@pytest.mark.parametrize("rows", [1, 6, 7])
+def test_nibbles_come_back(rows: int, width: int, tools: Tools) -> None:
+    generator = torch.Generator().manual_seed(0)
+    zero_point = torch.randint(0, 16, (3, 1, width), generator=generator)
+    blocks = torch.randint(0, 16, (3, rows, width), generator=generator) - zero_point
+    signed = torch.cat([blocks.flatten(), torch.tensor([-128, 127, 5])]).to(torch.int8)
+    nibbles = to_nibbles(signed, Arrangement(3, width, rest=3))
+    assert nibbles is not None
+    assert nibbles.packed.numel() == 3 * -(-rows // 2) * width
+    for expand in (from_nibbles, tools.expand):
+        out = torch.empty(nibbles.nbytes, dtype=torch.uint8)
+        expand(nibbles, out)
+        assert torch.equal(out.view(torch.int8), signed)
+
+
+@pytest.mark.parametrize(
+    "arrangement", [Arrangement(1, 2, rest=1), Arrangement(2, 3), Arrangement(1, 1), Arrangement(1, 2)]
+)
+def test_bytes_in_another_order_are_no_nibbles(arrangement: Arrangement) -> None:
+    signed = torch.tensor([-8, 7, 8, 7], dtype=torch.int8)
+    assert to_nibbles(signed, arrangement) is None

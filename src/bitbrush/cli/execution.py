@@ -22,7 +22,7 @@ DtypeOption: TypeAlias = Annotated[
     typer.Option(help="Between the integer products: float32 or bfloat16 [bfloat16 where it is fast]."),
 ]
 MemoryOption: TypeAlias = Annotated[
-    str, typer.Option(help="Weights of up to 4 bits: expanded once to a byte, or low: half a byte each, and slower.")
+    str, typer.Option(help="Weights of up to 4 bits: expanded once to a byte, or low: half a byte each.")
 ]
 UnquantizedOption: TypeAlias = Annotated[
     str, typer.Option(help="Of artifacts: text encoders and VAE that are not quantized, float32 or bfloat16 (faster).")

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from ctypes import c_float
 from dataclasses import dataclass
 from typing import Self
 
@@ -107,4 +108,5 @@ def _check_bits(bits: int) -> None:
 @functools.lru_cache(maxsize=1 << 16)
 def reciprocal(qparams: QParams) -> float:
     """Computes ``1 / scale`` rounded to float32, the factor that inputs are multiplied by."""
-    return float(torch.tensor(qparams.scale, dtype=torch.float32, device="cpu").reciprocal())
+    scale = c_float(qparams.scale).value
+    return c_float(1 / scale).value if scale else math.inf

@@ -5,6 +5,7 @@ where possible. :class:`TorchFusedOps` uses torch's operators, several times slo
 C, H, W) in channels-last memory, tokens (..., C).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,6 +34,24 @@ class Bytes:
         if qparams.bits <= BYTE:
             return cls(x_q.to(torch.uint8), None, qparams)
         return cls((x_q >> BYTE).to(torch.uint8), (x_q & 255).to(torch.uint8), qparams)
+
+    def view(self, *shape: int) -> "Bytes":
+        """Views the integers in another shape."""
+        return Bytes(self.high.view(shape), None if self.low is None else self.low.view(shape), self.qparams)
+
+    def split(self, rows: int) -> "list[Bytes]":
+        """Splits the integers by ``rows`` of the first dimension."""
+        highs = self.high.split(rows)
+        lows = (None,) * len(highs) if self.low is None else self.low.split(rows)
+        return [Bytes(high, low, self.qparams) for high, low in zip(highs, lows, strict=True)]
+
+    @staticmethod
+    def join(parts: "Sequence[Bytes]") -> "Bytes":
+        """Inverts :meth:`split`."""
+        if len(parts) == 1:
+            return parts[0]
+        lows = [part.low for part in parts if part.low is not None]
+        return Bytes(torch.cat([part.high for part in parts]), torch.cat(lows) if lows else None, parts[0].qparams)
 
 
 def memory_format(x: Tensor) -> torch.memory_format:

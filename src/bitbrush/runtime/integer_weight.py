@@ -26,9 +26,8 @@ class BiasState:
     writes: int
 
     @classmethod
-    def of(cls, layer: nn.Module) -> Self:
-        """Captures the current state of the layer's bias."""
-        bias: Any = layer.bias
+    def of(cls, bias: Any) -> Self:
+        """Captures the current state of a bias."""
         return cls(bias, 0 if bias is None or bias.is_inference() else bias._version)
 
     def __eq__(self, other: object) -> bool:

@@ -10,11 +10,12 @@ from bitbrush.runtime.attention import AttentionKernel, torch_attention
 from bitbrush.runtime.fused_ops import FusedOps, TorchFusedOps
 from bitbrush.runtime.native.attention import native_attention
 from bitbrush.runtime.native.build import NativeUnavailable, native_library
-from bitbrush.runtime.native.fused_ops import NativeFusedOps, native_unpack
-from bitbrush.runtime.nibbles import from_nibbles
+from bitbrush.runtime.native.fused_ops import NativeFusedOps
+from bitbrush.runtime.native.nibbles import native_expand
+from bitbrush.runtime.nibbles import Nibbles, from_nibbles
 
-Unpack: TypeAlias = Callable[[Tensor, Tensor, int], Tensor]
-"""Unpacks nibbles (C_out, bytes) with zero points (C_out,) to signed bytes (C_out, columns)."""
+Expand: TypeAlias = Callable[[Nibbles, Tensor], None]
+"""Expands 4-bit weights into a buffer of their size."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Tools:
 
     fused_ops: FusedOps
     attention: AttentionKernel
-    unpack: Unpack
+    expand: Expand
     shortfall: str | None = None
 
 
@@ -34,7 +35,7 @@ def native_tools() -> Tools:
         NativeUnavailable: They cannot be compiled.
     """
     library = native_library()
-    return Tools(NativeFusedOps(library), native_attention(library), native_unpack(library))
+    return Tools(NativeFusedOps(library), native_attention(library), native_expand(library))
 
 
 def torch_tools(shortfall: str) -> Tools:

@@ -311,19 +311,3 @@ void geglu(const T* x, int64_t rows, int64_t c, QParams qparams, Bytes out, int 
 
 GLUE(f32, float)
 GLUE(bf16, bf16)
-
-// Two integers a byte, the first in the low half, each row from a byte of its own: signed bytes w_q - zero_point.
-extern "C" void bitbrush_unpack_nibbles(const uint8_t* packed, int64_t rows, int64_t columns, const uint8_t* zero_point,
-                                        int8_t* out, int threads) {
-    const int64_t bytes = (columns + 1) / 2;
-#pragma omp parallel for num_threads(threads)
-    for (int64_t row = 0; row < rows; row++) {
-        const uint8_t *from = packed + row * bytes, zero = zero_point[row];
-        int8_t* to = out + row * columns;
-        for (int64_t i = 0; i < columns / 2; i++) {
-            to[2 * i] = int8_t((from[i] & 15) - zero);
-            to[2 * i + 1] = int8_t((from[i] >> 4) - zero);
-        }
-        if (columns % 2) to[columns - 1] = int8_t((from[bytes - 1] & 15) - zero);
-    }
-}

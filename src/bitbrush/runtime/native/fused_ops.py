@@ -1,7 +1,7 @@
 """Fused operations by the kernels of ``fused_ops.cpp``."""
 
 import ctypes
-from collections.abc import Callable
+import functools
 from ctypes import POINTER, Structure, byref, c_float, c_int, c_int32, c_int64, c_void_p
 from typing import Any, Self
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bitbrush.numerics.affine import QParams, reciprocal
 from bitbrush.runtime.fused_ops import ALL, BYTE, Bytes
+from bitbrush.runtime.native.pointers import require_layout
 from bitbrush.session.offload import CPU
 
 _SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
@@ -89,8 +90,8 @@ class NativeFusedOps:
         out = _Out(qparams, (n, last - first, h, w) if x.dim() == 4 else (n, w, last - first), padding)
         gamma, beta = norm.weight.float().contiguous(), norm.bias.float().contiguous()
         add = None if add is None else add.float().expand(n, c).contiguous()
-        _require(gamma, torch.float32, (c,))
-        _require(beta, torch.float32, (c,))
+        require_layout(gamma, torch.float32, (c,))
+        require_layout(beta, torch.float32, (c,))
         pointers = gamma.data_ptr(), beta.data_ptr(), None if add is None else add.data_ptr()
         sizes = n, h, w, c, norm.num_groups, first, last - first
         self._functions["group_norm", x.dtype](x.data_ptr(), *sizes, norm.eps, *pointers, silu, *out.arguments)
@@ -102,8 +103,8 @@ class NativeFusedOps:
         c = x.shape[-1]
         out = _Out(qparams, x.shape, 0)
         gamma, beta = norm.weight.float().contiguous(), norm.bias.float().contiguous()
-        _require(gamma, torch.float32, (c,))
-        _require(beta, torch.float32, (c,))
+        require_layout(gamma, torch.float32, (c,))
+        require_layout(beta, torch.float32, (c,))
         pointers = gamma.data_ptr(), beta.data_ptr()
         self._functions["layer_norm", x.dtype](x.data_ptr(), x.numel() // c, c, norm.eps, *pointers, *out.arguments)
         return out.bytes
@@ -125,20 +126,15 @@ class _Out:
         low = _empty(shape, padding) if qparams.bits > BYTE else None
         self.bytes = Bytes(high, low, qparams)
         self.arguments = (
-            byref(_QParams(reciprocal(qparams), qparams.zero_point, qparams.qmax)),
+            _pointer(qparams),
             byref(_Bytes(high.data_ptr(), None if low is None else low.data_ptr(), padding)),
             torch.get_num_threads(),
         )
 
 
-def _require(tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    """Checks what a kernel reads by pointer: it trusts these lengths.
-
-    Raises:
-        ValueError: The tensor has another dtype, shape or layout.
-    """
-    if tensor.dtype != dtype or tuple(tensor.shape) != shape or not tensor.is_contiguous():
-        raise ValueError(f"a kernel got {tuple(tensor.shape)} of {tensor.dtype}; it reads {shape} of {dtype}")
+@functools.lru_cache(maxsize=1 << 14)
+def _pointer(qparams: QParams) -> Any:
+    return byref(_QParams(reciprocal(qparams), qparams.zero_point, qparams.qmax))
 
 
 def _empty(shape: torch.Size | tuple[int, ...], padding: int) -> Tensor:
@@ -147,19 +143,3 @@ def _empty(shape: torch.Size | tuple[int, ...], padding: int) -> Tensor:
     n, c, h, w = shape
     padded = (n, c, h + 2 * padding, w + 2 * padding)
     return torch.empty(padded, dtype=torch.uint8, device=CPU, memory_format=torch.channels_last)
-
-
-def native_unpack(library: ctypes.CDLL) -> Callable[[Tensor, Tensor, int], Tensor]:
-    """Returns :func:`bitbrush.runtime.nibbles.from_nibbles` as a native kernel of one pass."""
-    function = library.bitbrush_unpack_nibbles
-    function.argtypes, function.restype = [c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int], None
-
-    def unpack(nibbles: Tensor, zero_point: Tensor, columns: int) -> Tensor:
-        _require(nibbles, torch.uint8, (len(zero_point), (columns + 1) // 2))
-        _require(zero_point, torch.uint8, (len(zero_point),))
-        out = nibbles.new_empty(len(nibbles), columns, dtype=torch.int8)
-        pointers = zero_point.data_ptr(), out.data_ptr()
-        function(nibbles.data_ptr(), len(nibbles), columns, *pointers, torch.get_num_threads())
-        return out
-
-    return unpack

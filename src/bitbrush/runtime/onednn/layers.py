@@ -15,6 +15,9 @@ from bitbrush.runtime.onednn.weights import Weights
 ONE_GO = 1 << 20
 """Sums of a linear layer computed at a time for activations of more than 8 bits: 4 MiB of float32."""
 
+GATED_AT_ONCE = 1 << 22
+"""Values of a linear layer computed at a time before half of them gate the others: 8 MiB of bfloat16."""
+
 
 class Factors(NamedTuple):
     """Packed weights and input scale that multiply quantized inputs; results have ``dtype``."""
@@ -23,6 +26,28 @@ class Factors(NamedTuple):
     scale: float
     bias: Tensor | None
     dtype: torch.dtype
+
+
+class FoldedBias:
+    """Bias of a layer with the term of its input's zero point, cached from one call of a step to the next.
+
+    Args:
+        sums: Sums of each output channel's weights times the weight scale, (C_out,) float32.
+    """
+
+    def __init__(self, sums: Tensor) -> None:
+        self._sums = sums
+        self._known: tuple[QParams, BiasState, Tensor] | None = None
+
+    def at(self, qparams: QParams, bias: Tensor | None) -> Tensor:
+        """Computes ``bias - scale * zero_point * sums``."""
+        known = self._known  # read once: another thread may run another step
+        state = BiasState.of(bias)
+        if known is None or known[0] is not qparams or known[1] != state:
+            zero = -qparams.scale * qparams.zero_point
+            folded = self._sums * zero if bias is None else torch.add(bias, self._sums, alpha=zero)
+            self._known = known = qparams, state, folded
+        return known[2]
 
 
 class IntegerLayer(IntegerParameters):
@@ -45,8 +70,7 @@ class IntegerLayer(IntegerParameters):
         self._scale = layer.weight.qparams.scale
         self.show(weights.stored, self._scale, layer.bias, count=layer.weight.w_q.numel())
         self._zero_points = torch.zeros_like(self._scale, dtype=torch.int32)
-        self._sums = column_sums * self._scale
-        self._folded: tuple[QParams, BiasState, Tensor] | None = None
+        self._folded = FoldedBias(column_sums * self._scale)
 
     @property
     def qparams(self) -> QParams:
@@ -55,27 +79,23 @@ class IntegerLayer(IntegerParameters):
 
     def multiply(self, x: Bytes, dtype: torch.dtype, residual: Tensor | None = None) -> Tensor:
         """Multiplies quantized input by the weights and adds the bias and ``residual`` of the output's shape."""
-        by = Factors(self._weights.packed(), x.qparams.scale, self._bias_at(x.qparams), dtype)
-        if x.low is None:
-            return self._product(x.high, by, residual)
-        return self._two_products(x.high, x.low, by, residual)
+        with self._weights.packed() as packed:
+            return self._multiply(packed, x, dtype, residual)
 
     def multiply_gated(self, x: Bytes, qparams: QParams, dtype: torch.dtype) -> Bytes:
         """Quantizes ``value * gelu(gate)`` by another layer's ``qparams``, for the halves of :meth:`multiply`."""
         return self._fused_ops.geglu(self.multiply(x, dtype), qparams)
 
+    def _multiply(self, packed: Tensor, x: Bytes, dtype: torch.dtype, residual: Tensor | None = None) -> Tensor:
+        by = Factors(packed, x.qparams.scale, self._folded.at(x.qparams, self.bias), dtype)
+        if x.low is None:
+            return self._product(x.high, by, residual)
+        return self._two_products(x.high, x.low, by, residual)
+
     def _two_products(self, high: Tensor, low: Tensor, by: Factors, residual: Tensor | None) -> Tensor:
         y = self._product(high, by._replace(scale=by.scale * (1 << BYTE), dtype=torch.float32), None)
-        y = self._product(low, by._replace(bias=None, dtype=torch.float32), y)
+        y = self._add_product(low, by._replace(bias=None, dtype=torch.float32), y)
         return (y if residual is None else y.add_(residual)).to(by.dtype)
-
-    def _bias_at(self, qparams: QParams) -> Tensor:
-        folded = self._folded  # read once: another thread may run another step
-        bias = BiasState.of(self)
-        if folded is None or folded[0] is not qparams or folded[1] != bias:
-            zeros = -qparams.scale * qparams.zero_point * self._sums
-            self._folded = folded = qparams, bias, zeros if self.bias is None else self.bias + zeros
-        return folded[2]
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, *args: Any) -> None:
         """Saves the integers in a plain layout."""
@@ -84,6 +104,10 @@ class IntegerLayer(IntegerParameters):
 
     def _product(self, x: Tensor, by: Factors, residual: Tensor | None) -> Tensor:
         raise NotImplementedError
+
+    def _add_product(self, x: Tensor, by: Factors, y: Tensor) -> Tensor:
+        """Adds a product to ``y``, which may be overwritten."""
+        return self._product(x, by, y)
 
     def _linear_product(self, rows: Tensor, by: Factors, residual: Tensor | None) -> Tensor:
         """Multiplies (rows, C_in) by the weights and adds ``residual`` (rows, C_out)."""
@@ -125,6 +149,21 @@ class IntegerConv2d(IntegerLayer):
         )
         return y if residual is None else y.add_(residual)
 
+    def _two_products(self, high: Tensor, low: Tensor, by: Factors, residual: Tensor | None) -> Tensor:
+        """Computes large images one by one, for the same reason as :class:`IntegerLinear`."""
+        if len(high) == 1 or self.out_channels * high[0, 0].numel() < ONE_GO:
+            return super()._two_products(high, low, by, residual)
+        residuals = [None] * len(high) if residual is None else residual.split(1)
+        images = zip(high.split(1), low.split(1), residuals, strict=True)
+        return torch.cat([super(IntegerConv2d, self)._two_products(*image[:2], by, image[2]) for image in images])
+
+    def _add_product(self, x: Tensor, by: Factors, y: Tensor) -> Tensor:
+        factors = by.scale, 0, by.packed, self._scale, self._zero_points
+        result: Tensor = torch.ops.onednn.qconv2d_pointwise.binary(
+            x, *factors, y, by.bias, *self._geometry, 1.0, 0, by.dtype, 1.0, 0, "sum", 1.0, "none", [], ""
+        )
+        return result
+
 
 class IntegerPointwiseConv2d(IntegerConv2d):
     """1x1 convolution as a Linear over pixels, which lie in memory as tokens do."""
@@ -133,6 +172,9 @@ class IntegerPointwiseConv2d(IntegerConv2d):
         other = None if residual is None else _rows(residual)
         y = self._linear_product(_rows(x), by, other)
         return y.view(len(x), *x.shape[2:], self.out_channels).permute(0, 3, 1, 2)
+
+    def _add_product(self, x: Tensor, by: Factors, y: Tensor) -> Tensor:
+        return self._product(x, by, y)
 
 
 class IntegerLinear(IntegerLayer):
@@ -150,6 +192,16 @@ class IntegerLinear(IntegerLayer):
     def forward(self, x: Tensor) -> Tensor:
         """Computes the layer on floating-point input; the output has its dtype."""
         return self.multiply(self.quantize(x), x.dtype)
+
+    def multiply_gated(self, x: Bytes, qparams: QParams, dtype: torch.dtype) -> Bytes:
+        """Computes some rows at a time: the values of all would be the largest tensor of a denoiser."""
+        at_once = max(GATED_AT_ONCE // self.out_features, 1)
+        with self._weights.packed() as packed:
+            parts = [
+                self._fused_ops.geglu(self._multiply(packed, rows, dtype), qparams)
+                for rows in x.view(-1, self.in_features).split(at_once)
+            ]
+        return Bytes.join(parts).view(*x.high.shape[:-1], self.out_features // 2)
 
     def quantize(self, x: Tensor, *, upsample: int = 1) -> Bytes:
         """Quantizes the input for :meth:`multiply`; ``upsample`` must be 1."""

@@ -1,6 +1,7 @@
 """Replacement of a denoiser's layers and blocks by integer layers and fused blocks."""
 
 import functools
+import logging
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,9 +26,9 @@ from bitbrush.runtime.emulation import emulate, fake_quantizer_of
 from bitbrush.runtime.fused import fuse
 from bitbrush.runtime.fused_forward import UntracedForward
 from bitbrush.runtime.integer_weight import BiasState
-from bitbrush.runtime.integers import obstacle, signed_bytes
+from bitbrush.runtime.integers import column_sums, obstacle, signed_bytes
 from bitbrush.runtime.interface import Execution
-from bitbrush.runtime.memo import Remembered
+from bitbrush.runtime.memo import Copies, Remembered
 from bitbrush.runtime.nibbles import NIBBLE
 from bitbrush.runtime.onednn.dynamic import DynamicLayer, as_product
 from bitbrush.runtime.onednn.layers import (
@@ -39,13 +40,25 @@ from bitbrush.runtime.onednn.layers import (
     pack_conv,
     pack_linear,
 )
-from bitbrush.runtime.onednn.weights import ExpandedWeights, Memory, NibbleWeights, Pack, Weights
+from bitbrush.runtime.onednn.opaque import is_accessible
+from bitbrush.runtime.onednn.weights import (
+    ExpandedWeights,
+    Memory,
+    NibbleWeights,
+    Pack,
+    PlainNibbleWeights,
+    Weights,
+)
+from bitbrush.runtime.onednn.workspace import Workspace
 from bitbrush.runtime.tools import Tools
 from bitbrush.timeline.schedule import ActivationSchedule, DynamicRanges
 from bitbrush.timeline.tracker import TRACKER
 
 KERNEL = "u8 x s8, int32 sums (oneDNN)"
+_LOG = logging.getLogger(__name__)
 EMULATION = "fake-quantized float32"
+TEXTS = 2
+"""Texts, or quantization parameters of one text, whose keys and values are cached: plain steps and relaxed ones."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +70,8 @@ class Lowering:
     dtype: torch.dtype
     memory: Memory
     emulated: list[nn.Module] = field(default_factory=list)
+    laid_out_anew: list[str] = field(default_factory=list)
+    workspace: Workspace = field(default_factory=Workspace)
 
     def place(self, layer: QuantizedLayer) -> Execution:
         """Replaces the float layer by an integer layer, or emulates it and reports why."""
@@ -73,8 +88,10 @@ class Lowering:
         if executed.fallback is not None or signed is None:
             self._place_reference(layer, original)
             return executed
-        sums = signed.flatten(1).sum(1, dtype=torch.int64).double().float()
-        rest = layer, sums, self._weights(layer, original, signed), self.tools.fused_ops
+        pack = _pack(original, layer)
+        packed, sums = pack(signed), column_sums(signed).double().float()
+        del signed  # large layers: what follows holds the weights once more
+        rest = layer, sums, self._weights(layer, original, packed, pack), self.tools.fused_ops
         made: nn.Module
         match layer.activations:
             case ActivationSchedule():
@@ -86,13 +103,24 @@ class Lowering:
         setattr(self.denoiser.get_submodule(parent), own, made)
         return executed
 
-    def _weights(self, layer: QuantizedLayer, original: nn.Conv2d | nn.Linear, signed: Tensor) -> Weights:
-        pack: Pack = pack_linear
-        if isinstance(original, nn.Conv2d) and not is_pointwise(original):
-            pack = partial(pack_conv, original, layer.weight.qparams.scale)
-        if self.memory is Memory.LOW and layer.weight.qparams.bits <= NIBBLE:
-            return NibbleWeights(layer.weight, pack, self.tools.unpack)
-        return ExpandedWeights(signed, pack)
+    def _weights(self, layer: QuantizedLayer, original: nn.Conv2d | nn.Linear, packed: Tensor, pack: Pack) -> Weights:
+        if self.memory is Memory.EXPANDED or layer.weight.qparams.bits > NIBBLE:
+            return ExpandedWeights(packed)
+        if is_accessible(pack_linear):
+            shape = len(layer.weight.w_q), getattr(original, "groups", 1)
+            if stored := NibbleWeights.of(packed, *shape, self.workspace, self.tools.expand):
+                return stored
+        self.laid_out_anew.append(layer.name)
+        return PlainNibbleWeights(layer.weight, pack, self.tools.expand)
+
+    def name_slow_layers(self) -> None:
+        """Logs once which layers lay out their weights at every call."""
+        if self.laid_out_anew:
+            _LOG.warning(
+                "memory is low: the 4-bit weights of %d layers, %s the first, are laid out at every call, which takes "
+                "several times longer; the layout that torch %s packs them in is unknown on this processor",
+                *(len(self.laid_out_anew), self.laid_out_anew[0], torch.__version__),
+            )
 
     def _place_reference(self, layer: QuantizedLayer, original: nn.Conv2d | nn.Linear) -> None:
         set_weight(original, layer.weight.dequantize(), layer.bias)
@@ -114,8 +142,9 @@ class Lowering:
 
     def fuse(self, described: Iterable[fusions.Fusion]) -> None:
         """Fuses the described blocks whose layers are all integer layers."""
+        of_text = partial(_of_text, Copies(entries=TEXTS))
         between = FusionBackend(
-            self.tools.fused_ops, self.tools.attention, OneByOne, _of_text, _of_time, UntracedForward
+            self.tools.fused_ops, self.tools.attention, OneByOne, of_text, _of_time, UntracedForward
         )
         fuse(self.denoiser, described, IntegerLayer, between)
 
@@ -129,9 +158,9 @@ def _timestep_and_biases(layer: nn.Module) -> Hashable:
     return TRACKER.timestep, _biases(layer)
 
 
-def _of_text(layer: nn.Module) -> Reading:
+def _of_text(copies: Copies, layer: nn.Module) -> Reading:
     """Caches a layer of the text: its result changes only with the text and the quantization parameters."""
-    return Remembered(layer, partial(_qparams_and_biases, layer), entries=4)
+    return Remembered(layer, partial(_qparams_and_biases, layer), entries=TEXTS, copies=copies)
 
 
 def _qparams_and_biases(layer: nn.Module) -> Hashable:
@@ -140,7 +169,13 @@ def _qparams_and_biases(layer: nn.Module) -> Hashable:
 
 def _biases(layer: nn.Module) -> Hashable:
     parts: Iterable[Any] = consumer_of(layer).parts
-    return tuple(map(BiasState.of, parts))
+    return tuple(BiasState.of(part.bias) for part in parts)
+
+
+def _pack(original: nn.Conv2d | nn.Linear, layer: QuantizedLayer) -> Pack:
+    if isinstance(original, nn.Conv2d) and not is_pointwise(original):
+        return partial(pack_conv, original, layer.weight.qparams.scale)
+    return pack_linear
 
 
 def _integer_layer(original: nn.Conv2d | nn.Linear, *args: Any) -> IntegerLayer:

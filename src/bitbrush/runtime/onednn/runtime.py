@@ -45,11 +45,11 @@ class OneDnnRuntime:
         lowering = Lowering(denoiser, self.tools, self.dtype, self.memory)
         described = known_fusions(denoiser)
         executions = tuple(lowering.place(layer) for layer in layers)
+        lowering.name_slow_layers()
         lowering.convert_rest()
         lowering.fuse(described)
         adapt_added_modules(denoiser, CPU, self.dtype)
         denoiser.forward = NonFiniteForward(denoiser)
         compute_in(denoiser, self.dtype, self.device, self.tools.attention)
-        if self.memory is Memory.EXPANDED:
-            keep_freed_memory()
+        keep_freed_memory()
         return executions
