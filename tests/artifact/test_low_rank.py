@@ -61,6 +61,7 @@ def test_factors_have_16_bit_inputs_and_the_weights_bits(narrow: Quantization) -
         assert {qparams.bits for qparams in layers[name].schedule.qparams} == {HIGH_PRECISION_ACTIVATION_BITS}
     assert {spec.name for spec in narrow.outcome.specs if spec.factor} == factors
     assert narrow.average_activation_bits == 8  # theirs are not counted
+    assert narrow.outcome.product_bits.activations > 8.5  # and here they are
 
 
 @pytest.mark.parametrize("rounding", ["learned", "nearest"])

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -131,6 +132,7 @@ def test_manifest_says_what_was_done(quantization: Quantization, saved: Path) ->
         "timesteps": timesteps,
         "average_activation_bits": pytest.approx((8 + 10 + 10) / 3),
         "start_token_ratio": quantization.outcome.start_token_ratio,
+        "product_bits": asdict(quantization.outcome.product_bits),
     }
     names = [name for name, m in quantization.source.unet.named_modules() if type(m).__name__ in {"Conv2d", "Linear"}]
     assert [layer["name"] for layer in manifest["layers"]] == names

@@ -52,6 +52,13 @@ class Predecessor(TypedDict):
     recipe: Recipe
 
 
+class ProductBits(TypedDict):
+    """Average bits of both operands over all multiplications of the denoiser's quantized layers."""
+
+    weights: Positive
+    activations: Positive
+
+
 class Plan(TypedDict):
     """Sampling plan of the calibration."""
 
@@ -59,6 +66,7 @@ class Plan(TypedDict):
     timesteps: Annotated[list[Finite], Meta(min_length=1, max_length=100_000)]
     average_activation_bits: Positive
     start_token_ratio: NotRequired[Positive | None]
+    product_bits: NotRequired[ProductBits]
 
 
 class Denoiser(TypedDict):

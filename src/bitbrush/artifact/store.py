@@ -257,6 +257,11 @@ def _network_entries(quantization: Quantization, root: Path, sizes: _Sizes) -> d
     return {"networks": entries} if entries else {}
 
 
+def _product_bits(quantization: Quantization) -> dict[str, Any]:
+    bits = quantization.outcome.product_bits
+    return {} if bits is None else {"product_bits": asdict(bits)}
+
+
 def _manifest(quantization: Quantization, origin: dict[str, Any], sizes: _Sizes, root: Path) -> dict[str, Any]:
     recipe: Recipe = quantization.recipe
     component = quantization.family.component
@@ -271,6 +276,7 @@ def _manifest(quantization: Quantization, origin: dict[str, Any], sizes: _Sizes,
             "timesteps": list(quantization.outcome.planned),
             "average_activation_bits": quantization.average_activation_bits,
             "start_token_ratio": quantization.outcome.start_token_ratio,
+            **_product_bits(quantization),
         },
         "denoiser": {
             "component": component,

@@ -14,9 +14,8 @@ images that turn into a different image dominate the sum and the bit allocation.
 import bisect
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -27,6 +26,7 @@ from bitbrush.calibration.probe import Candidates, guided, probe
 from bitbrush.calibration.propagation import CleanRun, Propagation
 from bitbrush.network.inputs import InputObserver
 from bitbrush.network.lazy_weights import device_of
+from bitbrush.network.products import counting_products
 from bitbrush.numerics.affine import QParams
 from bitbrush.numerics.limits import RangeEstimator, WeightRange
 from bitbrush.numerics.ranges import find_qparams
@@ -210,7 +210,7 @@ class _Network:
         """Runs a call and records the layers' inputs, qparams and multiplications."""
         layers, observer = self.measurement.layers, InputObserver()
         self.products = dict.fromkeys(layers, 0)
-        with observer.watching(self.denoiser, layers), _counting_products(self.denoiser, self.products):
+        with observer.watching(self.denoiser, layers), counting_products(self.denoiser, self.products):
             output = self.plain(index, call)
         self._observers.append(observer)
         all_qparams = self._layer_qparams(observer, (self.measurement.bits,))
@@ -231,20 +231,6 @@ class _Network:
         histograms = [observer.histogram(name) for name in layers for _ in bits]
         qparams = iter(find_qparams(self.measurement.activation_range, histograms, list(bits) * len(layers)))
         return {name: [next(qparams) for _ in bits] for name in layers}
-
-
-@contextmanager
-def _counting_products(denoiser: nn.Module, products: dict[str, int]) -> Iterator[None]:
-    """Adds the multiplications of each layer's calls to ``products``."""
-
-    def count(name: str, layer: nn.Module, _: tuple[Any, ...], output: Tensor) -> None:
-        weight = layer.get_parameter("weight")
-        products[name] += output.numel() // weight.shape[0] * weight.numel()
-
-    with ExitStack() as stack:
-        for name in products:
-            stack.callback(denoiser.get_submodule(name).register_forward_hook(partial(count, name)).remove)
-        yield
 
 
 def _importance(

@@ -97,6 +97,7 @@ def _show_summary(artifact: Path, manifest: dict[str, Any]) -> None:
         "method": f"{recipe['method']}, W{recipe['weights']}A{recipe['activations']}, {recipe['rounding']} rounding",
         "weight bits": f"{recipe['weights']} on average{measured}",
         "relaxed steps": f"{recipe['relax']}, {plan['average_activation_bits']:.2f} activation bits on average",
+        "all products": _product_bits(plan),
         "ranges": f"weights {recipe['weight_range']}, activations {recipe['activation_range']}",
         "low rank": str(recipe.get("low_rank", "none")),
         "first token": _first_token(recipe, plan),
@@ -111,6 +112,16 @@ def _show_summary(artifact: Path, manifest: dict[str, Any]) -> None:
     }
     show_facts(facts)
     say("")
+
+
+def _product_bits(plan: dict[str, Any]) -> str:
+    bits = plan.get("product_bits")
+    if bits is None:
+        return "not counted"
+    return (
+        f"{bits['weights']:.2f} weight bits, {bits['activations']:.2f} activation bits on average, with branches and "
+        "layers next to the latents"
+    )
 
 
 def _first_token(recipe: dict[str, Any], plan: dict[str, Any]) -> str:

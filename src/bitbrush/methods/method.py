@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from bitbrush.methods.product_bits import ProductBits, average_product_bits
 from bitbrush.methods.recipe import DEFAULT_ACTIVATION_BITS, Recipe, check_activation_bits
 from bitbrush.methods.stage import Stage
 from bitbrush.methods.state import QuantizationState
@@ -23,6 +24,8 @@ class Outcome:
         planned: Timesteps of the plan, in order.
         average_activation_bits: Average of measured bits; None if the recipe alone determines the bits.
         start_token_ratio: Norm of the prompts' start token over that of the other tokens; None if not measured.
+        product_bits: Average bits over all multiplications of the quantized layers, branches and layers next to the
+            latents included; None if not counted.
     """
 
     specs: tuple[LayerSpec, ...]
@@ -30,6 +33,7 @@ class Outcome:
     planned: tuple[float, ...]
     average_activation_bits: float | None = None
     start_token_ratio: float | None = None
+    product_bits: ProductBits | None = None
 
 
 @dataclass(frozen=True)
@@ -86,4 +90,5 @@ def outcome(state: QuantizationState) -> Outcome:
     )
     planned = planned_timesteps(state.pipe, state.family.component, state.recipe.plan, state.batches[0])
     average = state.allocated.average if state.allocated else None
-    return Outcome(state.specs, layers, planned, average, state.start_token_ratio)
+    bits = average_product_bits(state, layers)
+    return Outcome(state.specs, layers, planned, average, state.start_token_ratio, bits)

@@ -37,6 +37,8 @@ from bitbrush.sources.models import ModelOptions, find_model, load_full_precisio
 from bitbrush.timeline.plan import SamplingPlan
 
 FLOAT = "torch: float32"
+NOTED_BITS = 0.05
+"""Difference of averages from which the bits over all products are noted."""
 
 
 def open_reference(source: str, options: ModelOptions | None = None) -> tuple[Subject, DiffusionPipeline]:
@@ -117,9 +119,20 @@ def _artifact(
         runtime=lowered.name,
         int8_layers=sum(execution.fallback is None for execution in lowered.executions),
         fallbacks=layers_by_fallback(lowered.executions),
-        notes=(*_notes(recipe, plan), *_networks(manifest), *([doubt] if doubt else [])),
+        notes=(*_notes(recipe, plan), *_product_bits(manifest), *_networks(manifest), *([doubt] if doubt else [])),
     )
     return subject, pipe
+
+
+def _product_bits(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """Yields a note if activations have more bits on average than the listed layers' once all products count."""
+    listed = manifest["plan"]["average_activation_bits"]
+    bits = manifest["plan"].get("product_bits")
+    if bits is not None and bits["activations"] - listed > NOTED_BITS:
+        yield (
+            f"with branches and layers next to the latents, {bits['activations']:.2f} activation bits and "
+            f"{bits['weights']:.2f} weight bits on average over all products"
+        )
 
 
 def _networks(manifest: Mapping[str, Any]) -> tuple[str, ...]:
