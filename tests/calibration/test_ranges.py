@@ -19,7 +19,7 @@ from bitbrush.calibration.observe import (
     observe,
 )
 from bitbrush.calibration.one_pass import one_shot_schedules, static_schedules
-from bitbrush.calibration.progressive import calibrate_progressively, progressive_calls
+from bitbrush.calibration.progressive import calibrate_progressively
 from bitbrush.calibration.relaxing import Relaxation
 from bitbrush.network.layers import HIGH_PRECISION_ACTIVATION_BITS, LayerSpec, layer_specs, set_weight
 from bitbrush.network.unet import UNET
@@ -154,12 +154,9 @@ def test_two_calls_per_step_and_prompt_batch(tiny_pipe: StableDiffusionPipeline)
             progressively(tiny_pipe, calibration(tiny_pipe), session=session)
         planned = planned_timesteps(tiny_pipe, "unet", PLAN)
         assert len(planned) == expected
-        # Both batches are watched, then both go on: 2 x 2 calls at every planned one, the last included. A timestep
-        # that is visited again is not watched again.
-        again = [timestep in planned[:place] for place, timestep in enumerate(planned)]
-        assert sum(again) == expected - PLAN.steps
-        assert visited == [t for t, known in zip(planned, again, strict=True) for _ in range(2 if known else 4)]
-        assert session.costs.calls == 2 * PLAN.steps + sum(again) == progressive_calls(planned)
+        # Both batches are watched, then both go on: 2 x 2 calls at every planned one, the last included.
+        assert visited == [timestep for timestep in planned for _ in range(4)]
+        assert session.costs.calls == 2 * expected <= 2 * PLAN.steps + 2
 
 
 @pytest.mark.parametrize(

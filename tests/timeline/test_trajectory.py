@@ -3,6 +3,7 @@
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from bitbrush.timeline.plan import SamplingPlan
 from bitbrush.timeline.trajectory import (
+    DenoiserCall,
     PromptBatch,
     call_arguments,
     carried,
@@ -347,3 +349,13 @@ def test_what_a_pipeline_does_not_check_itself_is_a_user_error(tiny_pipe: Stable
     plan = SamplingPlan(2, arguments=(("clip_skip", 100),))
     with pytest.raises(ValueError, match=r"cannot be called with the pipeline arguments clip_skip=100 \(IndexError"):
         planned_timesteps(tiny_pipe, "unet", plan)
+
+
+def test_calls_of_one_step_have_the_same_timestep_and_sample() -> None:
+    sample, text = torch.ones(2, 4, 8, 8), torch.zeros(2, 3, 5)
+    call = DenoiserCall((sample,), {"text": text}, 7.0, (7.0, 1.0))
+    other_text = DenoiserCall((sample.clone(),), {"text": text + 1}, 7.0, (7.0, 1.0))
+    assert call.is_of_one_step_with(other_text)
+    assert not call.is_of_one_step_with(replace(call, timestep=1.0))
+    assert not call.is_of_one_step_with(replace(call, args=(sample + 1,)))
+    assert not call.is_of_one_step_with(replace(call, args=(sample[:1],)))

@@ -10,21 +10,19 @@ from collections.abc import Sequence
 from torch import nn
 
 from bitbrush.calibration.kept_steps import step_from_tensors, step_tensors
-from bitbrush.calibration.observe import Calibration, observe_step, quantized_inputs
+from bitbrush.calibration.observe import Calibration, Observations, observe_step, quantized_inputs
 from bitbrush.calibration.one_pass import by_layer
+from bitbrush.network.inputs import InputObserver
 from bitbrush.numerics.affine import QParams
 from bitbrush.session.allocator import trim
 from bitbrush.session.session import Session
 from bitbrush.timeline.schedule import ActivationSchedule
 from bitbrush.timeline.trajectory import DenoiserCall, Trajectory, lockstep, pending
 
+PROGRESSIVE_CALLS = 2
+"""Denoiser calls of :func:`calibrate_progressively` per denoiser call of the pipeline."""
 CALIBRATING = "calibrating"
 """Title of progress reports."""
-
-
-def progressive_calls(timesteps: Sequence[float]) -> int:
-    """Counts the denoiser calls of :func:`calibrate_progressively` for the timesteps of a pipeline's calls."""
-    return len(timesteps) + len(set(timesteps))
 
 
 def calibrate_progressively(
@@ -33,9 +31,11 @@ def calibrate_progressively(
     """Computes one range per layer and timestep, each observed on the output of the already quantized steps.
 
     At every step all batches run once with full-precision activations to observe, then once with the new parameters.
-    The trajectories continue with the second output. Schedulers such as PNDM and Heun call the denoiser twice at a
-    timestep. Its parameters are those of the first call: the steps in between were calibrated on what these gave.
-    Steps in the journal are not observed again.
+    The trajectories continue with the second output. Steps in the journal are not observed again.
+
+    A timestep has one set of parameters. Several calls of it for one sample are parts of a step, e.g. guidance in two
+    calls, and the parameters cover all of them. PNDM and Heun come back to a timestep with another sample. Its
+    parameters stay those of the first visit, since the steps in between were calibrated on what these gave.
 
     Args:
         denoiser: Denoiser with quantized weights.
@@ -46,7 +46,9 @@ def calibrate_progressively(
     Returns:
         Schedules by layer name.
     """
+    observed: Observations = {}
     qparams: dict[float, dict[str, QParams]] = {}
+    before: DenoiserCall | None = None
     active: dict[str, QParams] = {}
     planned = pending(trajectories)[0].planned
     with (
@@ -56,8 +58,15 @@ def calibrate_progressively(
         for number, calls in enumerate(lockstep(trajectories)):
             timestep, piece = calls[0].timestep, f"step-{number:04d}"
             active.clear()
-            if timestep not in qparams:
-                qparams[timestep] = _step_qparams(denoiser, calibration, calls, planned, session, piece)
+            if (tensors := session.journal.read(piece)) is not None:
+                observed[timestep], qparams[timestep] = step_from_tensors(calibration.names, tensors)
+            else:
+                observer = observe_step(denoiser, calibration, calls, session)
+                if timestep not in qparams or (before is not None and before.is_of_one_step_with(calls[0])):
+                    observed.setdefault(timestep, InputObserver()).add(observer)
+                    qparams[timestep] = calibration.qparams(observed[timestep], timestep, planned)
+                session.journal.write(piece, step_tensors(calibration.names, observed[timestep], qparams[timestep]))
+            before = calls[0]
             active.update(qparams[timestep])
             for trajectory, call in zip(trajectories, calls, strict=True):
                 trajectory.answer(call.run(denoiser))
@@ -65,20 +74,3 @@ def calibrate_progressively(
             advance()
             trim()
     return by_layer(qparams)
-
-
-def _step_qparams(
-    denoiser: nn.Module,
-    calibration: Calibration,
-    calls: Sequence[DenoiserCall],
-    planned: Sequence[float],
-    session: Session,
-    piece: str,
-) -> dict[str, QParams]:
-    """Observes the calls of one step and computes every layer's parameters, or reads them from the journal."""
-    if (tensors := session.journal.read(piece)) is not None:
-        return step_from_tensors(calibration.names, tensors)
-    observer = observe_step(denoiser, calibration, calls, session)
-    qparams = calibration.qparams(observer, calls[0].timestep, planned)
-    session.journal.write(piece, step_tensors(calibration.names, qparams))
-    return qparams

@@ -29,7 +29,7 @@ def always(_: QuantizationState) -> bool:
     return True
 
 
-def no_calls(_: QuantizationState, __: Sequence[float]) -> StageCalls:
+def no_calls(_: QuantizationState, __: int) -> StageCalls:
     """Declares a stage without denoiser calls of whole batches."""
     return StageCalls()
 
@@ -47,7 +47,7 @@ class Stage:
         summary: Description in one line for the docs.
         run: Function from the state before the stage to the state after it.
         wanted: Whether the recipe selects the stage; evaluated before any stage for the plan, and again in its turn.
-        calls: Denoiser calls, given the timesteps of the pipeline's own calls.
+        calls: Denoiser calls, given the number of calls of the pipeline itself.
         title: Title of progress reports, one for each call of the pipeline.
         work: Work items of ``run``, if it reports differently.
         changes_network: Whether the stage replaces the denoiser. Recalibration skips such stages, because an artifact's
@@ -60,9 +60,9 @@ class Stage:
     summary: str
     run: Run
     wanted: Callable[[QuantizationState], bool] = always
-    calls: Callable[[QuantizationState, Sequence[float]], StageCalls] = no_calls
+    calls: Callable[[QuantizationState, int], StageCalls] = no_calls
     title: str = ""
-    work: Callable[[QuantizationState, Sequence[float]], tuple[PlannedWork, ...]] | None = None
+    work: Callable[[QuantizationState, int], tuple[PlannedWork, ...]] | None = None
     changes_network: bool = False
     check: Callable[[QuantizationState], None] = accept
     reads_prompts: bool = False
@@ -77,12 +77,10 @@ class Stage:
         """True if the stage makes denoiser calls or reports progress; costs of other stages are negligible."""
         return self.calls is not no_calls or self.work is not None or bool(self.title)
 
-    def planned_work(self, state: QuantizationState, timesteps: Sequence[float]) -> tuple[PlannedWork, ...]:
-        """Lists the work items of progress reports for a pipeline that calls the denoiser at ``timesteps``."""
+    def planned_work(self, state: QuantizationState, of_pipeline: int) -> tuple[PlannedWork, ...]:
+        """Lists the work items of progress reports for a pipeline with ``of_pipeline`` denoiser calls."""
         if self.work is not None:
-            return self.work(state, timesteps)
-        calls = self.calls(state, timesteps)
+            return self.work(state, of_pipeline)
+        calls = self.calls(state, of_pipeline)
         prompts = sum(len(batch.prompts) for batch in calls.batches)
-        return (
-            (PlannedWork(self.title, len(timesteps), prompts * calls.per_batch / len(timesteps)),) if self.title else ()
-        )
+        return (PlannedWork(self.title, of_pipeline, prompts * calls.per_batch / of_pipeline),) if self.title else ()

@@ -100,7 +100,7 @@ def estimate(state: QuantizationState) -> Estimate:
     """
     stages = METHODS[state.recipe.method].planned(state)
     trace = trace_pipeline(state)
-    calls = {stage.name: stage.calls(state, trace.timesteps) for stage in stages}
+    calls = {stage.name: stage.calls(state, len(trace.timesteps)) for stage in stages}
     learned = sum(sample_bytes(state, trace)) if RECORD_TRAJECTORIES in stages else 0
     waiting = _offloaded_bytes(state, trace) if learned else 0
     progressive = CALIBRATE_PROGRESSIVELY in stages

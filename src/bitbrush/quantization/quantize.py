@@ -203,9 +203,9 @@ def run(state: QuantizationState, work: Path | None = None) -> Quantization:
 
 def planned_work(state: QuantizationState) -> list[PlannedWork]:
     """Lists the work items of all planned stages, for progress reports."""
-    timesteps = planned_timesteps(state.pipe, state.family.component, state.recipe.plan, state.batches[0])
+    calls = len(planned_timesteps(state.pipe, state.family.component, state.recipe.plan, state.batches[0]))
     stages = METHODS[state.recipe.method].planned(state)
-    return [work for stage in stages for work in stage.planned_work(state, timesteps)]
+    return [work for stage in stages for work in stage.planned_work(state, calls)]
 
 
 def _opened(work: Path, state: QuantizationState) -> Journal:

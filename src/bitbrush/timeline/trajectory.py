@@ -45,7 +45,18 @@ class DenoiserCall:
     @property
     def rows(self) -> int:
         """Number of samples: the length of the first tensor with more than one dimension, or of a list of tensors."""
-        return next(len(value) for value in (*self.args, *self.kwargs.values()) if _is_batch(value))
+        return len(self._sample)
+
+    @property
+    def _sample(self) -> Tensor | list[Tensor]:
+        sample: Tensor | list[Tensor] = next(value for value in (*self.args, *self.kwargs.values()) if _is_batch(value))
+        return sample
+
+    def is_of_one_step_with(self, other: "DenoiserCall") -> bool:
+        """Returns whether both calls have the same timestep and noisy sample, e.g. as two halves of guidance."""
+        ours, theirs = list(self._sample), list(other._sample)
+        same = len(ours) == len(theirs) and all(map(torch.equal, ours, theirs))
+        return same and self.timestep == other.timestep
 
     @property
     def step(self) -> int:

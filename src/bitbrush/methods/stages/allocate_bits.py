@@ -142,9 +142,9 @@ def _calls_by_segment(timesteps: Sequence[float]) -> list[list[int]]:
     return list(parts.values())
 
 
-def _work(state: QuantizationState, timesteps: Sequence[float]) -> tuple[PlannedWork, ...]:
+def _work(state: QuantizationState, of_pipeline: int) -> tuple[PlannedWork, ...]:
     prompts = len(measured_batch(state.batches).prompts)
-    return sensitivity_works(len(timesteps), prompts=prompts, layers=len(_counted_layers(state)))
+    return sensitivity_works(of_pipeline, prompts=prompts, layers=len(_counted_layers(state)))
 
 
 ALLOCATE_BITS = Stage(
@@ -152,6 +152,6 @@ ALLOCATE_BITS = Stage(
     summary="Weight bits by layer and activation bits by layer and step follow from measured sensitivities.",
     run=allocate_bits,
     wanted=lambda state: _averages(state) != _Averages(None, None),
-    calls=lambda state, timesteps: StageCalls((measured_batch(state.batches),), sensitivity_calls(len(timesteps))),
+    calls=lambda state, of_pipeline: StageCalls((measured_batch(state.batches),), sensitivity_calls(of_pipeline)),
     work=_work,
 )

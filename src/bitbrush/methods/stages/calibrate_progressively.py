@@ -23,7 +23,7 @@ CALIBRATE_PROGRESSIVELY = Stage(
     name="progressive_calibration",
     summary="One range per layer and timestep, each observed on what the quantized steps before produced.",
     run=calibrate_progressively,
-    calls=lambda state, timesteps: StageCalls(state.own_batches, progressive.progressive_calls(timesteps)),
+    calls=lambda state, of_pipeline: StageCalls(state.own_batches, progressive.PROGRESSIVE_CALLS * of_pipeline),
     title=progressive.CALIBRATING,
     check=require_observed_step_sizes,
 )

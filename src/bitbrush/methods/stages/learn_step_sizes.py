@@ -1,6 +1,5 @@
 """Step sizes of static ranges learned on the denoiser's output (LSQ, arXiv 1902.08153; as Q-Diffusion learns them)."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from bitbrush.calibration.step_sizes import EPOCHS, LEARNING_CALLS, LEARNING_TITLE, StepSizeLearner
@@ -30,16 +29,16 @@ def learn_step_sizes(state: QuantizationState) -> QuantizationState:
     return replace(state, activations=schedules, recorded=())
 
 
-def _calls(state: QuantizationState, timesteps: Sequence[float]) -> StageCalls:
-    return StageCalls((state.own_batches[0][: learning_prompts(state)],), LEARNING_CALLS * len(timesteps))
+def _calls(state: QuantizationState, of_pipeline: int) -> StageCalls:
+    return StageCalls((state.own_batches[0][: learning_prompts(state)],), LEARNING_CALLS * of_pipeline)
 
 
 ITERATION_COST = 3
 """Cost of an iteration, forward and backward, in denoiser calls."""
 
 
-def _work(state: QuantizationState, timesteps: Sequence[float]) -> tuple[PlannedWork, ...]:
-    return (PlannedWork(LEARNING_TITLE, EPOCHS * len(timesteps), ITERATION_COST * learning_prompts(state)),)
+def _work(state: QuantizationState, of_pipeline: int) -> tuple[PlannedWork, ...]:
+    return (PlannedWork(LEARNING_TITLE, EPOCHS * of_pipeline, ITERATION_COST * learning_prompts(state)),)
 
 
 LEARN_STEP_SIZES = Stage(

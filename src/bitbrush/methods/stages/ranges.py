@@ -107,7 +107,7 @@ OBSERVE = Stage(
     name="observation",
     summary="Inputs of every layer are observed along full-precision trajectories.",
     run=observe_full_precision,
-    calls=lambda state, timesteps: StageCalls(state.own_batches, OBSERVING_CALLS * len(timesteps)),
+    calls=lambda state, of_pipeline: StageCalls(state.own_batches, OBSERVING_CALLS * of_pipeline),
     title=OBSERVING,
 )
 RANGES_BY_STEP = Stage(

@@ -1,6 +1,5 @@
 """Rounding of weights to integers: to nearest, or learned by block on recorded full-precision trajectories."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from bitbrush.methods.recipe import Rounding
@@ -52,17 +51,17 @@ def _to_round(state: QuantizationState) -> tuple[LayerSpec, ...]:
     return tuple(spec for spec in state.calibration.layers if spec.name not in state.factors)
 
 
-def _recording_calls(state: QuantizationState, timesteps: Sequence[float]) -> StageCalls:
+def _recording_calls(state: QuantizationState, of_pipeline: int) -> StageCalls:
     recorded = [piece.batch for piece in sample_pieces(state.batches, state.session.ranks)]
-    return StageCalls(recorded, RECORDING_CALLS * len(timesteps))
+    return StageCalls(recorded, RECORDING_CALLS * of_pipeline)
 
 
-def _learning_work(state: QuantizationState, timesteps: Sequence[float]) -> tuple[PlannedWork, ...]:
+def _learning_work(state: QuantizationState, of_pipeline: int) -> tuple[PlannedWork, ...]:
     procedure = PROCEDURES.get(state.recipe.rounding)
     if procedure is None:
         return ()
     layers = [spec.name for spec in _to_round(state)]
-    samples = recorded_samples(sample_pieces(state.batches, state.session.ranks), len(timesteps))
+    samples = recorded_samples(sample_pieces(state.batches, state.session.ranks), of_pipeline)
     return (learning_work(state.denoiser, state.family, layers, samples, procedure),)
 
 

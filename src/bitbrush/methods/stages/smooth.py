@@ -44,5 +44,5 @@ SMOOTH = Stage(
     title=CHANNELS_TITLE,
     changes_network=True,
     wanted=lambda state: state.recipe.smoothing is not Smoothing.NONE,
-    calls=lambda state, timesteps: StageCalls(state.own_batches, CHANNEL_CALLS * len(timesteps)),
+    calls=lambda state, of_pipeline: StageCalls(state.own_batches, CHANNEL_CALLS * of_pipeline),
 )
