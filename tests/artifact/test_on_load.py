@@ -11,6 +11,7 @@ from transformers import CLIPTextModel
 
 import bitbrush
 from bitbrush import BitbrushConfig
+from bitbrush.network.own_dtype import set_channels_last_
 from bitbrush.runtime.lowered import lowered_of
 from tests.artifact.test_from_pretrained import image, runtime_of
 
@@ -32,6 +33,12 @@ def quantized(full: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made.save(tmp_path_factory.mktemp("quantized") / "artifact")
 
 
+def channels_last(pipe: Any) -> Any:
+    """Gives the VAE the memory layout that bitbrush.load gives it on onednn; it differs by rounding alone."""
+    set_channels_last_(pipe.vae)
+    return pipe
+
+
 def by_mapping(config: BitbrushConfig) -> PipelineQuantizationConfig:
     return PipelineQuantizationConfig(quant_mapping={"unet": config})
 
@@ -42,13 +49,15 @@ def test_the_images_of_an_artifact_of_the_same_keys(full: Path, quantized: Path,
     pipe = StableDiffusionPipeline.from_pretrained(full, quantization_config=config)
     own = bitbrush.load(quantized, runtime=runtime)
     assert lowered_of(pipe.unet) == lowered_of(own.unet)
+    if lowered_of(own.unet).runtime == "onednn":
+        channels_last(pipe)
     assert torch.equal(image(pipe), image(own))
 
 
 def test_a_backend_by_name(full: Path, quantized: Path) -> None:
     config = PipelineQuantizationConfig(quant_backend="bitbrush", quant_kwargs=KEYS, components_to_quantize="unet")
     pipe = StableDiffusionPipeline.from_pretrained(full, quantization_config=config)
-    assert torch.equal(image(pipe), image(bitbrush.load(quantized)))
+    assert torch.equal(image(channels_last(pipe)), image(bitbrush.load(quantized)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -117,7 +126,7 @@ def test_a_damaged_checkpoint_is_refused(full: Path, tmp_path: Path, tiny_pipe: 
 def test_it_is_saved_as_an_artifact(full: Path, tmp_path: Path) -> None:
     pipe = StableDiffusionPipeline.from_pretrained(full, quantization_config=by_mapping(BitbrushConfig(**KEYS)))
     pipe.save_pretrained(tmp_path / "artifact")
-    assert torch.equal(image(pipe), image(bitbrush.load(tmp_path / "artifact")))
+    assert torch.equal(image(channels_last(pipe)), image(bitbrush.load(tmp_path / "artifact")))
     manifest = bitbrush.read_manifest(tmp_path / "artifact")
     assert manifest["base_model"] == "tiny"
     assert "base_model_digest" not in manifest

@@ -43,7 +43,7 @@ def test_interrupted(run: Callable[..., Result], artifact: Path, monkeypatch: py
     def interrupt(_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bitbrush.artifact.verification.verified_manifest", interrupt)
+    monkeypatch.setattr("bitbrush.artifact.verification.reading", interrupt)
     result = run("inspect", artifact)
     assert result.exit_code == 130
     assert "interrupted; nothing half-written is left behind" in result.stderr

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import bitbrush
 from bitbrush import Quantization
-from bitbrush.network.other_networks import Networks
+from bitbrush.methods.recipe import Networks
 from bitbrush.network.packed_weight import PackedEmbedding, PackedLayer
 from bitbrush.quantization import text_encoders
 from bitbrush.quantization.text_encoders import encoder_specs

@@ -40,7 +40,7 @@ WRONG: tuple[tuple[str, str, str, Any], ...] = (
     ("sd3", "transformer", "pos_embed_max_size", 3),
     ("sd3", "transformer", "joint_attention_dim", 16),
     ("sd3", "transformer", "pooled_projection_dim", 16),
-    ("sd3", "transformer", "caption_projection_dim", 24),
+    ("sd3", "transformer", "caption_projection_dim", 40),
     ("sd3", "text_encoder_2", "hidden_size", 48),
     ("sd3", "vae", "latent_channels", 16),
     ("flux-dev", "transformer", "axes_dims_rope", [2, 2]),
@@ -49,7 +49,7 @@ WRONG: tuple[tuple[str, str, str, Any], ...] = (
     ("flux-dev", "transformer", "axes_dims_rope", [2, 2, 4, 4]),
     ("flux-dev", "transformer", "in_channels", 4),
     ("flux-dev", "transformer", "out_channels", 4),
-    ("flux-dev", "transformer", "pooled_projection_dim", 24),
+    ("flux-dev", "transformer", "pooled_projection_dim", 40),
     ("flux-dev", "text_encoder_2", "d_model", 24),
     ("flux-dev", "scheduler", "num_train_timesteps", 500),
 )

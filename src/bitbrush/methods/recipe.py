@@ -25,7 +25,6 @@ from bitbrush.methods.keys import (
 )
 from bitbrush.methods.registry import METHODS
 from bitbrush.methods.removed import removed_setting, without_removed
-from bitbrush.network.other_networks import Networks
 from bitbrush.numerics.limits import (
     MAX_BITS,
     MAX_COUNT,
@@ -41,6 +40,14 @@ from bitbrush.timeline.plan import PipelineArgument, SamplingPlan, is_prompt_tex
 MIN_ACTIVATION_BITS = 4
 MAX_RANK = 256
 DEFAULT_ACTIVATION_BITS = 8
+
+
+class Networks(StrEnum):
+    """Groups of networks that a recipe may quantize."""
+
+    DENOISER = "denoiser"
+    TEXT_ENCODERS = "text_encoders"
+    VAE = "vae"
 
 
 class Rounding(StrEnum):

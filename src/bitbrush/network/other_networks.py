@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
 import torch
@@ -18,14 +17,6 @@ DECODER = "decoder"
 TABLE_BITS = 8
 CONVOLUTIONS = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 """Convolutions that no runtime multiplies in integers."""
-
-
-class Networks(StrEnum):
-    """Groups of networks that a recipe may quantize."""
-
-    DENOISER = "denoiser"
-    TEXT_ENCODERS = "text_encoders"
-    VAE = "vae"
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from bitbrush.methods import METHODS
+from bitbrush.methods.recipe import Networks
 from bitbrush.methods.stages.allocate_bits import ALLOCATE_BITS
 from bitbrush.methods.stages.calibrate_progressively import CALIBRATE_PROGRESSIVELY
 from bitbrush.methods.stages.learn_step_sizes import LEARN_STEP_SIZES
@@ -21,7 +22,7 @@ from bitbrush.methods.state import QuantizationState
 from bitbrush.network.layers import LayerSpec
 from bitbrush.network.lazy_weights import count_lazy_weights, weight_shape
 from bitbrush.network.narrow import float32_bytes, narrow_bytes, saving_bytes
-from bitbrush.network.other_networks import TABLE_BITS, Networks, table_shapes
+from bitbrush.network.other_networks import TABLE_BITS, table_shapes
 from bitbrush.numerics.histogram import BINS
 from bitbrush.quantization.networks import LATENT_PROMPTS, network_specs
 from bitbrush.quantization.text_encoders import HESSIAN_BYTES

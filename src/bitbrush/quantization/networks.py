@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from bitbrush.methods.recipe import Networks
 from bitbrush.methods.state import QuantizationState
 from bitbrush.network.layers import LayerSpec
 from bitbrush.network.other_networks import (
-    Networks,
     QuantizedNetwork,
     autoencoders,
     integer_part,

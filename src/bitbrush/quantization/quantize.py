@@ -21,7 +21,7 @@ from torch import nn
 from bitbrush.calibration.relaxing import Relaxation, average_bits
 from bitbrush.methods import METHODS
 from bitbrush.methods.method import Outcome, outcome, run_stages
-from bitbrush.methods.recipe import Recipe, WeightAllocation
+from bitbrush.methods.recipe import Networks, Recipe, WeightAllocation
 from bitbrush.methods.stage import Stage
 from bitbrush.methods.state import AllocatedBits, QuantizationState
 from bitbrush.network.families import family_of
@@ -34,7 +34,7 @@ from bitbrush.network.lazy_weights import (
     materialize_,
     shallow_copy,
 )
-from bitbrush.network.other_networks import Networks, QuantizedNetwork, integer_part
+from bitbrush.network.other_networks import QuantizedNetwork, integer_part
 from bitbrush.quantization.networks import network_specs, quantize_decoders, quantize_text_encoders
 from bitbrush.quantization.work import require_same_work, work_facts
 from bitbrush.rounding.nearest import RoundedLayer
