@@ -95,7 +95,7 @@ def prepare(name: str, task: Task, log: Path) -> None:
 
 
 def _command(action: str, name: str, task: Task) -> list[str]:
-    return [sys.executable, "-m", "cpu.worker", action, name, task.model.name, str(task.size), str(task.scratch)]
+    return [sys.executable, "-m", "cpu", action, name, task.model.name, str(task.size), str(task.scratch)]
 
 
 def _environment() -> dict[str, str]:

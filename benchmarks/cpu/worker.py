@@ -1,6 +1,6 @@
 """A subject in a process of its own: loads, says so, and then does one thing for every line it reads.
 
-Started as ``python -m cpu.worker prepare|serve SUBJECT MODEL SIZE SCRATCH``. Lines in and out are JSON objects:
+Started as ``python -m cpu prepare|serve SUBJECT MODEL SIZE SCRATCH``. Lines in and out are JSON objects:
 
     {"call": T}          one denoiser call at timestep T      -> {"seconds": s, "cpu_seconds": s}
     {"generate": N}      N steps with guidance                -> {"seconds": s, "cpu_seconds": s}
@@ -110,7 +110,3 @@ def _status_mib(key: str) -> float:
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     (value,) = [line.split()[1] for line in lines if line.startswith(f"{key}:")]
     return int(value) / 1024
-
-
-if __name__ == "__main__":
-    main()
