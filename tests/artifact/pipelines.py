@@ -385,7 +385,7 @@ def pipeline(case: Case) -> DiffusionPipeline:
 
 
 def quantized(case: Case, pipe: DiffusionPipeline, *, generic: bool = False, **keys: Any) -> Quantization:
-    """By PCR at two steps, or as the case and then the keys (among them the method) say."""
+    """Quantizes by PCR at two steps; the keys of the case, then ``keys``, may change method and steps."""
     arguments = {**case.keys.get("pipeline_arguments", {}), **keys.pop("pipeline_arguments", {})}
     recipe = bitbrush.METHODS[keys.pop("method", "pcr")].recipe(
         {"steps": 2, "num_prompts": 2, **case.keys, **keys, "pipeline_arguments": arguments}

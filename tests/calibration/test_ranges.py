@@ -136,7 +136,7 @@ def test_each_step_is_calibrated_on_what_the_quantized_steps_produced(
     all_qparams = plainly.run(
         planned, lambda name, place: HIGH_PRECISION_ACTIVATION_BITS if name in edges else 7 if place >= 2 else 5
     )
-    # Of a timestep that is visited twice the first visit counts: what came between was calibrated on it.
+    # A timestep that is visited twice keeps the parameters of its first visit.
     expected = dict(reversed([*zip(planned, all_qparams, strict=True)]))
     assert schedules == {n: ActivationSchedule.of({t: g[n] for t, g in expected.items()}) for n in schedules}
 

@@ -40,15 +40,15 @@ def test_quantize(
     refused: Callable[..., str], model: Path, prompts: Path, tmp_path: Path, options: tuple, message: str
 ) -> None:
     given = ("--prompts", prompts, "--num-prompts", 2)
-    told = refused("quantize", model, "-o", tmp_path / "new", *given, *options)
-    assert message.replace("--seed", "seed") in told.replace("--seed", "seed")
+    stderr = refused("quantize", model, "-o", tmp_path / "new", *given, *options)
+    assert message.replace("--seed", "seed") in stderr.replace("--seed", "seed")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("options", "message"), PLAN)
 def test_generate(refused: Callable[..., str], artifact: Path, tmp_path: Path, options: tuple, message: str) -> None:
-    told = refused("generate", artifact, "a cat", "-o", tmp_path / "new", *options)
-    assert message in told
+    stderr = refused("generate", artifact, "a cat", "-o", tmp_path / "new", *options)
+    assert message in stderr
     assert not (tmp_path / "new").exists()
 
 
@@ -139,9 +139,9 @@ def test_places_that_take_no_files(
         (Path("/proc/bitbrush/x.svg"), "/proc is read-only, or not yours to write to; choose another output"),
         (tmp_path / "link" / "x.svg", f"{tmp_path / 'link'} is a link to nothing; choose another output"),
     ):
-        told = refused(line.partition(" ")[0], *words, place)
-        assert str(place) in told
-        assert reason in told
+        stderr = refused(line.partition(" ")[0], *words, place)
+        assert str(place) in stderr
+        assert reason in stderr
     assert str(tmp_path / "link") in refused(line.partition(" ")[0], *words, tmp_path / "link")
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -156,8 +156,8 @@ def test_a_file_replaces_no_folder_and_no_device(
     os.mkfifo(tmp_path / "pipe.svg")
     given = {"model": model, "artifact": artifact, "prompts": prompts, "new": tmp_path / "new"}
     command, _, option = line.partition(" ")
-    told = refused(command, *[given.get(word, word) for word in WRITING[line]], tmp_path / name)
-    assert f"{option or '--output'} is {tmp_path / name}, which is no file to replace" in told
+    stderr = refused(command, *[given.get(word, word) for word in WRITING[line]], tmp_path / name)
+    assert f"{option or '--output'} is {tmp_path / name}, which is no file to replace" in stderr
 
 
 @pytest.mark.parametrize("name", [".", "..", ""])

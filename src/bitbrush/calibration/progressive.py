@@ -34,8 +34,8 @@ def calibrate_progressively(
     The trajectories continue with the second output. Steps in the journal are not observed again.
 
     A timestep has one set of parameters. Several calls of it for one sample are parts of a step, e.g. guidance in two
-    calls, and the parameters cover all of them. PNDM and Heun come back to a timestep with another sample. Its
-    parameters stay those of the first visit, since the steps in between were calibrated on what these gave.
+    calls, and the parameters cover all of them. PNDM and Heun come back to a timestep with another sample. Then
+    it keeps the parameters of the first visit, because the steps in between were calibrated with them.
 
     Args:
         denoiser: Denoiser with quantized weights.

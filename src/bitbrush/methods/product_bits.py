@@ -24,7 +24,7 @@ def average_product_bits(state: QuantizationState, layers: Iterable[QuantizedLay
     """Averages the bits of weights and activations over the multiplications of a whole generation.
 
     An operand counts by the multiplications that it enters: ``sum(products * bits) / sum(products)``. The products of a
-    layer are those of one denoiser call for one prompt, which runs here. Every call of the plan has as many.
+    layer are those of the first denoiser call for one prompt, which runs here. All calls are taken to have as many.
 
     Args:
         state: State whose denoiser, first prompt and plan are used.

@@ -39,6 +39,8 @@ PIXART_CONDITIONS = 128
 """Size of the samples at which PixArt's pipeline gives its denoiser resolution and aspect ratio."""
 MOST = 2**24
 """Bound of settings that have no other."""
+_POSITIONS = "a multiple of patch_size, and pos_embed_max_size patches have positions"
+_HEADS = "num_attention_heads times attention_head_dim"
 Sizes = Iterator["Size"]
 
 
@@ -158,10 +160,6 @@ def _sd3(pipe: Any, name: str, config: Any) -> Sizes:
             f"joint_attention_dim of {name}",
         )
     yield from _t5(pipe, name, "text_encoder_3", "joint_attention_dim", config)
-
-
-_POSITIONS = "a multiple of patch_size, and pos_embed_max_size patches have positions"
-_HEADS = "num_attention_heads times attention_head_dim"
 
 
 def _flux(pipe: Any, name: str, config: Any) -> Sizes:

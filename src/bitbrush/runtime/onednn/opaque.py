@@ -50,6 +50,7 @@ def wrap(memory: Tensor, layout: Layout) -> Tensor:
 
     Raises:
         RuntimeError: torch rejects the layout.
+        ValueError: The memory is too small.
     """
     if memory.nbytes < layout.nbytes:
         raise ValueError(f"packed weights take {layout.nbytes} bytes, and the memory has {memory.nbytes}")
@@ -63,9 +64,7 @@ def wrap(memory: Tensor, layout: Layout) -> Tensor:
     )
     if error:
         raise RuntimeError(f"torch cannot wrap packed weights of shape {layout.shape}")
-    capsule = ctypes.pythonapi.PyCapsule_New
-    capsule.restype, capsule.argtypes = ctypes.py_object, [c_void_p, c_char_p, c_void_p]
-    (packed,) = torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs([capsule(handle, None, None)])
+    (packed,) = torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs([_capsule()(handle, None, None)])
     return packed
 
 
@@ -82,6 +81,13 @@ def is_accessible(pack: Any) -> bool:
         return torch.equal(opaque_bytes(wrap(memory, layout)), memory)
     except (AttributeError, NotImplementedError, RuntimeError):  # of other versions, builds and processors
         return False
+
+
+@cache
+def _capsule() -> Any:
+    """Returns Python's ``PyCapsule_New``, as an object of its own: the attribute of ctypes is everybody's."""
+    prototype = ctypes.PYFUNCTYPE(ctypes.py_object, c_void_p, c_char_p, c_void_p)
+    return prototype(("PyCapsule_New", ctypes.pythonapi))
 
 
 @cache

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from bitbrush.network.families import known_fusions
+from bitbrush.network.fusions import TransformerBlock
 from bitbrush.network.layers import QuantizedLayer
 from bitbrush.runtime.added_modules import adapt_added_modules
 from bitbrush.runtime.forward import compute_in
@@ -50,6 +51,9 @@ class OneDnnRuntime:
         lowering.fuse(described)
         adapt_added_modules(denoiser, CPU, self.dtype)
         denoiser.forward = NonFiniteForward(denoiser)
-        compute_in(denoiser, self.dtype, self.device, self.tools.attention)
+        # Fused blocks have the kernel already, and the mode for other attention slows every operator of torch down.
+        fused = any(isinstance(one, TransformerBlock) for one in described)
+        attention = None if fused else self.tools.attention
+        compute_in(denoiser, self.dtype, self.device, attention)
         keep_freed_memory()
         return executions
